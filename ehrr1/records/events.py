@@ -1,0 +1,21 @@
+"""An event: the rows of one table that share stay and event time, as a reader of the record sees it."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Rows of one table, one stay and one event time, limited to what was known at the cut.
+
+    `rows` holds the values in the order of the table's keys (`schema.TABLES[table].keys`), "" where
+    a value is missing or not yet known. `items` holds each row's item name ("" where the table has
+    none). `time` is None for demographics; `available_time` is when the latest shown row became
+    known.
+    """
+
+    table: str
+    time: datetime | None
+    available_time: datetime | None
+    rows: tuple[tuple[str, ...], ...]
+    items: tuple[str, ...]

@@ -1,0 +1,221 @@
+"""A run is a folder: its path follows from what is asked, and it says what made it.
+
+    <output_root>/<name>[/<variant>]/<stage>/
+        config.yaml       the resolved configuration
+        inputs.json       the runs it read, each with a fingerprint of its result
+        environment.txt   Python, platform and package versions
+        metrics.json      flat, name to number; written last: it marks the run as finished
+
+A finished run is reported and not made again, a half-done one resumes, one made with other
+settings is refused with the difference.
+"""
+
+import fcntl
+import hashlib
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ehrr1.errors import UserError
+from ehrr1.files import read_json, remove, replacing, write_json, write_text
+
+ORDER = ("prepare", "graph", "chains", "adapt", "reason", "rl", "eval")
+"""The curriculum: each stage in the order in which its input is made."""
+
+INPUTS: dict[str, tuple[str, ...]] = {
+    "prepare": (),
+    "export": ("prepare",),
+    "graph": ("prepare",),
+    "chains": ("prepare", "graph"),
+    "adapt": ("prepare",),
+    "reason": ("prepare", "chains", "adapt"),
+    "rl": ("prepare", "reason"),
+    "eval": ("prepare", "adapt"),
+}
+"""What each stage cannot do without."""
+
+OPTIONAL_INPUTS: dict[str, tuple[str, ...]] = {"eval": ("reason", "rl")}
+"""What a stage uses where it is there."""
+
+RESULT_SETTINGS: dict[str, tuple[str, ...]] = {
+    "prepare": ("seed", "data"),
+    "export": (),
+    "graph": ("seed", "graph"),
+    "chains": ("seed", "chains"),
+    "adapt": ("seed", "model", "loss", "adapt", "trainer"),
+    "reason": ("seed", "model", "loss", "reason", "trainer"),
+    "rl": ("seed", "model", "rl", "rollout", "trainer"),
+    "eval": ("seed", "model", "eval"),
+}
+"""The sections of the configuration that change a stage's result."""
+
+ALWAYS_AGAIN = frozenset({"export"})
+"""Stages that only show what is there: they run again and overwrite."""
+
+
+@dataclass
+class Run:
+    """One stage's folder while the stage works in it."""
+
+    folder: Path
+    stage: str
+    inputs: dict[str, Path] = field(default_factory=dict)
+    resuming: bool = False
+
+    def input(self, stage: str) -> Path:
+        """The folder of an earlier, finished stage."""
+        return self.inputs[stage]
+
+
+def home(cfg: DictConfig) -> Path:
+    """The folder that holds the stages of this experiment and variant."""
+    return Path(cfg.output_root) / cfg.name / (cfg.variant or "")
+
+
+def is_finished(folder: Path) -> bool:
+    return (folder / "metrics.json").exists()
+
+
+def find_inputs(cfg: DictConfig, stage: str) -> dict[str, Path]:
+    """The finished folders that `stage` reads: `inputs.<stage>` where given, else beside it.
+
+    Raises UserError that names every missing one and the command that makes it.
+    """
+    found: dict[str, Path] = {}
+    missing = []
+    for name in INPUTS[stage] + OPTIONAL_INPUTS.get(stage, ()):
+        given = cfg.inputs[name]
+        folder = Path(given) if given else home(cfg) / name
+        if is_finished(folder):
+            found[name] = folder
+        elif given or name in INPUTS[stage]:
+            missing.append((name, folder))
+    if missing:
+        first = missing[0][0]
+        places = ", ".join(f"'{name}' (not in {folder})" for name, folder in missing)
+        raise UserError(
+            f"stage={stage} needs the finished stage{'s' * (len(missing) > 1)} {places}: "
+            f"run `python run.py stage={first}` with the same settings first, "
+            f"or point to a finished run by inputs.{first}=DIR"
+        )
+    return found
+
+
+@contextmanager
+def opened(cfg: DictConfig, stage: str, variant_hint: str = "") -> Iterator[Run | None]:
+    """The run folder of `stage`, locked; None where the run is finished already.
+
+    With `overwrite=true` the earlier run is put aside and comes back if the new one fails.
+    Raises UserError for a folder made with other settings or in use by another process.
+    """
+    folder = home(cfg) / stage
+    inputs = find_inputs(cfg, stage)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(folder.with_name(f".{stage}.lock"), folder):
+        previous = folder.with_name(f".{stage}.previous")
+        if previous.exists():
+            remove(folder)
+            previous.rename(folder)
+        begun = (folder / "config.yaml").exists()
+        if begun and not cfg.overwrite and stage not in ALWAYS_AGAIN:
+            _refuse_other_settings(cfg, stage, folder, inputs)
+            if is_finished(folder):
+                yield None
+                return
+        elif folder.exists():
+            folder.rename(previous)
+        run = Run(folder, stage, inputs, resuming=begun and folder.exists())
+        _describe(cfg, run)
+        try:
+            yield run
+        except BaseException:
+            if previous.exists():
+                remove(folder)
+                previous.rename(folder)
+            raise
+        remove(previous)
+
+
+def finish(run: Run, metrics: dict[str, Any]) -> None:
+    """Write `metrics.json`, which marks the run as finished. Values are numbers, names flat."""
+    write_json(run.folder / "metrics.json", metrics)
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "metrics.json")
+
+
+@contextmanager
+def _locked(lock: Path, folder: Path) -> Iterator[None]:
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder} is in use by another process: wait for it, or set variant=NAME"
+            ) from None
+        yield
+
+
+def _describe(cfg: DictConfig, run: Run) -> None:
+    """Write what this run is made from, config last: its presence says that the run has begun."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    fingerprints = {name: _fingerprint(folder) for name, folder in run.inputs.items()}
+    write_json(run.folder / "inputs.json", fingerprints)
+    write_text(run.folder / "environment.txt", _environment())
+    with replacing(run.folder / "config.yaml") as path:
+        OmegaConf.save(cfg, path, resolve=True)
+
+
+def _fingerprint(folder: Path) -> str:
+    """Tells one making of a run from another: the hash of its settings and metrics."""
+    content = (folder / "config.yaml").read_bytes() + (folder / "metrics.json").read_bytes()
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _refuse_other_settings(
+    cfg: DictConfig, stage: str, folder: Path, inputs: dict[str, Path]
+) -> None:
+    before = OmegaConf.load(folder / "config.yaml")
+    differences = []
+    for section in RESULT_SETTINGS[stage]:
+        now = _flat(OmegaConf.to_container(cfg, resolve=True)[section], section)
+        then = _flat(OmegaConf.to_container(before).get(section), section)
+        differences += [
+            f"{key}: {then.get(key)} there, {now.get(key)} now"
+            for key in sorted(now.keys() | then.keys())
+            if now.get(key) != then.get(key)
+        ]
+    recorded = read_json(folder / "inputs.json")
+    differences += [
+        f"its input '{name}' has changed since"
+        for name, path in inputs.items()
+        if recorded.get(name) != _fingerprint(path)
+    ]
+    if differences:
+        raise UserError(
+            f"{folder} was made with other settings ({'; '.join(differences)}): "
+            "set overwrite=true to replace it, or variant=NAME to keep both"
+        )
+
+
+def _flat(value: Any, prefix: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{prefix}.{key}")
+    return flat
+
+
+def _environment() -> str:
+    packages = sorted(f"{d.metadata['Name']}=={d.version}" for d in distributions())
+    lines = [f"python {platform.python_version()}", platform.platform(), " ".join(sys.argv)]
+    return "\n".join(lines + packages) + "\n"

@@ -1,0 +1,86 @@
+"""Reading an answer out of a completion; "cannot be read" is told apart from "wrong"."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+Kind = Literal["decision", "risk"]
+Label = Literal["yes", "no"]
+
+_BULLET = re.compile(r"^[-*•]\s+")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a completion says.
+
+    `think` is the text of the think block (None where there is none, "" where it is empty).
+    `items` are the answer lines in order, stripped of bullets, repeated lines kept (the format
+    reward asks for them; `set_scores` does not mind). `label` is set for risk tasks only.
+    `problem` is None when the answer could be read; otherwise it says why not, and `items` and
+    `label` are empty, so that an unreadable answer scores 0 but is counted on its own.
+    """
+
+    think: str | None
+    items: tuple[str, ...]
+    label: Label | None
+    problem: str | None
+
+
+def read_answer(completion: str, kind: Kind) -> Answer:
+    """Split a completion into its think block and its answer.
+
+    A decision answer is every non-blank line after the think block. A risk answer is exactly one
+    word, yes or no, in any case, with or without punctuation behind it; blank lines around it are
+    fine, and anything else ("not sure, maybe yes") is a problem, not a "no".
+    """
+    think, rest, problem = split_think(completion)
+    if problem is not None:
+        return Answer(think, (), None, problem)
+    items = answer_lines(rest)
+    if not items:
+        return Answer(think, (), None, "empty answer")
+    if kind == "decision":
+        return Answer(think, items, None, None)
+    label = read_label(items)
+    return Answer(think, items if label else (), label, None if label else "neither yes nor no")
+
+
+def split_think(completion: str) -> tuple[str | None, str, str | None]:
+    """Return (think block or None, the text after it, problem or None).
+
+    A block without its opening tag is accepted: some chat templates put `<think>` in the prompt.
+    """
+    opened, closed = completion.count(THINK_OPEN), completion.count(THINK_CLOSE)
+    if opened == 0 and closed == 0:
+        return None, completion, None
+    if closed == 0:
+        return completion.split(THINK_OPEN, 1)[1].strip(), "", "think block is not closed"
+    if opened > 1 or closed > 1:
+        return None, "", "more than one think block"
+    before, rest = completion.split(THINK_CLOSE)
+    if opened == 0:
+        return before.strip(), rest, None
+    if THINK_OPEN not in before:
+        return None, "", "think tags in the wrong order"
+    lead, think = before.split(THINK_OPEN)
+    if lead.strip():
+        return think.strip(), "", "text before the think block"
+    return think.strip(), rest, None
+
+
+def answer_lines(text: str) -> tuple[str, ...]:
+    """The non-blank lines of an answer, without surrounding blanks and list bullets."""
+    lines = (_BULLET.sub("", line.strip()).strip() for line in text.splitlines())
+    return tuple(line for line in lines if line)
+
+
+def read_label(items: tuple[str, ...]) -> Label | None:
+    """The label that a single answer line states, None where it states none."""
+    if len(items) != 1:
+        return None
+    word = items[0].strip("\"'*`").rstrip(".,;:! ").lower()
+    if word == "yes":
+        return "yes"
+    return "no" if word == "no" else None

@@ -1,0 +1,56 @@
+"""The probability of yes, read from next-token log-probabilities."""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+YES_SPELLINGS = ("yes", "Yes", "YES", " yes", " Yes")
+NO_SPELLINGS = ("no", "No", "NO", " no", " No")
+
+
+class Encoder(Protocol):
+    """The part of a Hugging Face tokenizer that is needed here."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
+
+class AnswerTokens(NamedTuple):
+    """Token ids that begin a "yes" and a "no"; the two are disjoint and neither is empty."""
+
+    yes: list[int]
+    no: list[int]
+
+
+def answer_tokens(tokenizer: Encoder) -> AnswerTokens:
+    """The ids of all spellings of yes and no that are one token each.
+
+    A tokenizer that has no one-token spelling of a word lends the first token of its plain
+    spelling. Raises ValueError where the two words begin with the same token, as then one
+    prefill cannot tell them apart.
+    """
+    yes, no = _ids(tokenizer, YES_SPELLINGS), _ids(tokenizer, NO_SPELLINGS)
+    if set(yes) & set(no):
+        raise ValueError("the tokenizer begins yes and no with the same token")
+    return AnswerTokens(yes, no)
+
+
+def _ids(tokenizer: Encoder, spellings: tuple[str, ...]) -> list[int]:
+    encoded = [tokenizer.encode(word, add_special_tokens=False) for word in spellings]
+    whole = sorted({ids[0] for ids in encoded if len(ids) == 1})
+    return whole or [encoded[0][0]]
+
+
+def probability_of_yes(logprobs: NDArray[np.floating], tokens: AnswerTokens) -> NDArray[np.float64]:
+    """P(yes) / (P(yes) + P(no)), each summed over its spellings.
+
+    logprobs: [..., vocabulary], natural logarithms (unnormalised logits do as well, as the
+    normaliser cancels). Returns [...], in [0, 1]. It is always the probability of *yes*, never of
+    the chosen word, so that it can be ranked. Computed in float64 from differences of logarithms:
+    it stays exact where both probabilities are tiny.
+    """
+    values = np.asarray(logprobs, dtype=np.float64)
+    yes = np.logaddexp.reduce(values[..., tokens.yes], axis=-1)
+    no = np.logaddexp.reduce(values[..., tokens.no], axis=-1)
+    difference = np.clip(no - yes, -700.0, 700.0)
+    return np.asarray(1.0 / (1.0 + np.exp(difference)))

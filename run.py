@@ -1,0 +1,72 @@
+"""Compose one configuration and run one stage.
+
+    python run.py                                   the curriculum on a synthetic hospital
+    python run.py experiment=mimic_demo data.root=DIR
+    python run.py stage=rl model=8b                 one stage, another model
+    python run.py --help                            settings and their choices
+"""
+
+import errno
+import os
+import sys
+
+# Hydra otherwise prints its own errors and exits with 1; ours are one line and exit with 2.
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from ehrr1.errors import UserError
+
+CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def compose_and_run(cfg: DictConfig) -> None:
+    from ehrr1.settings import check
+    from ehrr1.stages import execute
+
+    if cfg.variant is None:
+        with open_dict(cfg):
+            cfg.variant = own_variant()
+    check(cfg)
+    execute(cfg)
+
+
+def own_variant() -> str:
+    """The data and model that are not the experiment's own, so that they get their own folder."""
+    chosen = HydraConfig.get().runtime.choices
+    plain = hydra.compose(
+        "config", overrides=[f"experiment={chosen.experiment}"], return_hydra_config=True
+    ).hydra.runtime.choices
+    return "-".join(chosen[group] for group in ("data", "model") if chosen[group] != plain[group])
+
+
+def main() -> int:
+    try:
+        compose_and_run()
+    except UserError as error:
+        return complain(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        return complain(f"{error}; `python run.py --help` lists the settings and their choices")
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        return complain(
+            f"{error.filename or 'the run folder'}: {error.strerror}: free space or rights are "
+            "missing there; set output_root=DIR to write elsewhere. The same command resumes."
+        )
+    return 0
+
+
+def complain(message: str) -> int:
+    """Print one line on stderr; the exit code of an error that a user can mend."""
+    print("run.py: " + " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

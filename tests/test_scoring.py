@@ -1,0 +1,98 @@
+"""Reading answers, set scores, the probability of yes."""
+
+import numpy as np
+import pytest
+
+from ehrr1.scoring.answers import read_answer
+from ehrr1.scoring.risk import AnswerTokens, answer_tokens, probability_of_yes
+from ehrr1.scoring.sets import set_scores
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("yes", "yes"),
+        ("\n\n No.\n", "no"),
+        ("YES!", "yes"),
+        ("<think>\na\n</think>\n\nyes", "yes"),
+        ("<think>\n\n</think>\n\n\n\n- no", "no"),
+        ("a chain</think>no", "no"),
+    ],
+)
+def test_risk_answers_that_can_be_read(text: str, label: str) -> None:
+    answer = read_answer(text, "risk")
+    assert (answer.label, answer.problem) == (label, None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "not sure, maybe yes",
+        "yes\nno",
+        "",
+        "<think>yes",
+        "<think>a</think>",
+        "yes <think>a</think> no",
+        "<think>a</think><think>b</think>yes",
+        "</think>yes<think>",
+        "yesno",
+        "none",
+    ],
+)
+def test_risk_answers_that_cannot_be_read_are_neither_yes_nor_no(text: str) -> None:
+    answer = read_answer(text, "risk")
+    assert answer.label is None and answer.items == () and answer.problem
+
+
+def test_decision_lines_lose_bullets_and_blanks_but_keep_repeats() -> None:
+    answer = read_answer("<think>\nwhy\n</think>\n\n- Heparin\n\n* Aspirin \nHeparin\n", "decision")
+    assert answer.think == "why"
+    assert answer.items == ("Heparin", "Aspirin", "Heparin")
+    assert answer.label is None and answer.problem is None
+
+
+def test_answer_without_think_block() -> None:
+    answer = read_answer("-5 degrees\nB", "decision")
+    assert answer.think is None and answer.items == ("-5 degrees", "B")
+
+
+def test_unclosed_block_is_a_problem_and_keeps_the_thought() -> None:
+    answer = read_answer("<think>\nfar too long", "decision")
+    assert answer.think == "far too long" and answer.items == () and answer.problem
+
+
+def test_set_scores() -> None:
+    assert set_scores(["A ", "b", "b"], ["a", "c", "d"]) == (0.5, 1 / 3, 0.4)
+    assert set_scores([], ["a"]) == (0, 0, 0)
+    assert set_scores(["a"], []) == (0, 0, 0)
+    assert set_scores([" "], []) == (1, 1, 1)
+
+
+class _Tokenizer:
+    """Knows some whole words, spells the rest letter by letter."""
+
+    def __init__(self, words: dict[str, int]) -> None:
+        self.words = words
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        assert not add_special_tokens
+        return [self.words[text]] if text in self.words else [100 + ord(letter) for letter in text]
+
+
+def test_answer_tokens_are_the_whole_word_spellings() -> None:
+    tokens = answer_tokens(_Tokenizer({"yes": 1, "Yes": 2, "no": 3}))
+    assert tokens == ([1, 2], [3])
+    assert answer_tokens(_Tokenizer({})) == ([100 + ord("y")], [100 + ord("n")])
+    with pytest.raises(ValueError, match="same token"):
+        answer_tokens(_Tokenizer({"yes": 1, "no": 1}))
+
+
+def test_probability_of_yes_sums_spellings_and_survives_tiny_values() -> None:
+    probabilities = np.array([[0.1, 0.2, 0.3, 0.4], [0.5, 0.1, 0.2, 0.2]])
+    tokens = AnswerTokens([0, 1], [2])
+    expected = [0.5, 0.75]
+    np.testing.assert_allclose(
+        probability_of_yes(np.log(probabilities), tokens), expected, rtol=1e-12
+    )
+    shifted = np.log(probabilities) - 1000.0
+    np.testing.assert_allclose(probability_of_yes(shifted, tokens), expected, rtol=1e-9)
