@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ehrr1.errors import UserError
 
+EXPECTED = (UserError, OSError, HydraException, OmegaConfBaseException)
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
 
 
@@ -32,8 +33,12 @@ def compose_and_run(cfg: DictConfig) -> None:
     if cfg.variant is None:
         with open_dict(cfg):
             cfg.variant = own_variant()
-    check(cfg)
-    execute(cfg)
+    try:
+        check(cfg)
+        execute(cfg)
+    except EXPECTED as error:
+        # Hydra would print lines of its own about an exception that leaves its job.
+        sys.exit(complain(error))
 
 
 def own_variant() -> str:
@@ -45,28 +50,30 @@ def own_variant() -> str:
     return "-".join(chosen[group] for group in ("data", "model") if chosen[group] != plain[group])
 
 
-def main() -> int:
+def main() -> None:
     try:
         compose_and_run()
-    except UserError as error:
-        return complain(str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        return complain(f"{error}; `python run.py --help` lists the settings and their choices")
-    except OSError as error:
+        sys.exit(complain(error))
+
+
+def complain(error: Exception) -> int:
+    """Print one line on stderr; returns the exit code of an error that a user can mend."""
+    message = str(error)
+    # Hydra's missing-configuration error is an OSError too
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
         if error.errno not in CANNOT_WRITE:
-            raise
-        return complain(
+            raise error
+        message = (
             f"{error.filename or 'the run folder'}: {error.strerror}: free space or rights are "
             "missing there; set output_root=DIR to write elsewhere. The same command resumes."
         )
-    return 0
-
-
-def complain(message: str) -> int:
-    """Print one line on stderr; the exit code of an error that a user can mend."""
+    elif not isinstance(error, UserError):
+        message = message.split("Config search path")[0].rstrip()
+        message += "; `python run.py --help` lists the settings and their choices"
     print("run.py: " + " ".join(message.split()), file=sys.stderr)
     return 2
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -135,9 +135,11 @@ def opened(cfg: DictConfig, stage: str, variant_hint: str = "") -> Iterator[Run 
         _describe(cfg, run)
         try:
             yield run
-        except BaseException:
-            if previous.exists():
+        except BaseException as error:
+            # what a wrong setting or file left behind must not refuse the corrected command
+            if previous.exists() or (isinstance(error, UserError) and not run.resuming):
                 remove(folder)
+            if previous.exists():
                 previous.rename(folder)
             raise
         remove(previous)

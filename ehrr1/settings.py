@@ -39,10 +39,10 @@ class Number:
 class Choice:
     """One of a few words."""
 
-    words: tuple[str, ...]
+    words: tuple[str | None, ...]
 
     def problem(self, value: Any) -> str | None:
-        return None if value in self.words else f"choose one of {', '.join(self.words)}"
+        return None if value in self.words else f"choose one of {', '.join(map(_word, self.words))}"
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,83 @@ class Switch:
         return None if isinstance(value, bool) else "choose true or false"
 
 
+def _word(word: str | None) -> str:
+    return "null" if word is None else word
+
+
+Rule = Number | Choice | Switch
 COUNT = Number(1, whole=True)
 COUNT_OR_ALL = Number(1, whole=True, none=True)
 SHARE = Number(0, 1)
 POSITIVE = Number(0, above=True)
 
-RULES: dict[str, Number | Choice | Switch] = {
+TRAINING: dict[str, Rule] = {
+    "samples_per_task": COUNT_OR_ALL,
+    "eval_samples_per_task": COUNT_OR_ALL,
+    "max_tokens": COUNT,
+    "max_batch_tokens": COUNT,
+    "trees_per_step": COUNT,
+    "epochs": COUNT,
+    "max_steps": COUNT_OR_ALL,
+    "lr": POSITIVE,
+    "warmup": SHARE,
+    "weight_decay": Number(0),
+    "beta2": SHARE,
+    "clip": POSITIVE,
+    "save_seconds": POSITIVE,
+}
+
+RULES: dict[str, Rule] = {
     "seed": Number(0, 2**31 - 1, whole=True),
     "overwrite": Switch(),
     "split": Choice(("train", "validation", "test", "all")),
     "limit": COUNT_OR_ALL,
+    "data.subjects": COUNT_OR_ALL,
+    "data.open": Switch(),
+    "data.protocol": Choice(("strict",)),
+    "data.window_hours": POSITIVE,
+    "data.suite": Choice((None, "paper42", "release45")),
+    "data.split.validation": SHARE,
+    "data.split.test": SHARE,
+    "graph.concepts": Choice(("items",)),
+    "graph.samples_per_task": COUNT_OR_ALL,
+    "graph.validation_samples_per_task": COUNT_OR_ALL,
+    "graph.min_count": COUNT,
+    "graph.min_support": COUNT,
+    "graph.min_lift": Number(0),
+    "graph.top": COUNT,
+    "chains.writer": Choice(("template",)),
+    "chains.coverage": SHARE,
+    "chains.max_evidence": COUNT,
+    "chains.samples_per_task": COUNT_OR_ALL,
+    "loss.on": Choice(("answer", "all")),
+    "loss.record_weight": Number(0),
+    **{f"adapt.{name}": rule for name, rule in TRAINING.items()},
+    **{f"reason.{name}": rule for name, rule in TRAINING.items()},
+    "reason.direct_share": SHARE,
+    "rl.samples_per_task": COUNT_OR_ALL,
+    "rl.steps": COUNT_OR_ALL,
+    "rl.prompts_per_step": COUNT,
+    "rl.group_size": Number(2, whole=True),
+    "rl.lr": POSITIVE,
+    "rl.loss": Choice(("grpo",)),
+    "rl.beta": Number(0),
+    "rl.epsilon": SHARE,
+    "rl.temperature": POSITIVE,
+    "rl.top_p": Number(0, 1, above=True),
+    "rl.top_k": Number(0, whole=True),
+    "rl.max_prompt_tokens": COUNT,
+    "rl.max_completion_tokens": COUNT,
+    "rl.validation_prompts": COUNT,
+    "eval.suite": Choice(("paper42", "release45")),
+    "eval.split": Choice(("validation", "test")),
+    "eval.samples_per_task": COUNT_OR_ALL,
+    "eval.max_prompt_tokens": COUNT,
+    "eval.max_new_tokens.think": COUNT,
+    "eval.max_new_tokens.direct": COUNT,
+    "eval.bootstrap": COUNT,
+    "trainer.accelerator": Choice(("auto", "cpu", "gpu")),
+    "trainer.devices": COUNT,
 }
 
 
@@ -70,9 +137,17 @@ def check(cfg: DictConfig) -> None:
     """Raise one UserError that lists every setting with a value that makes no sense."""
     problems = []
     for name, rule in RULES.items():
-        value = OmegaConf.select(cfg, name)
+        value = OmegaConf.select(cfg, name, throw_on_missing=True)
         problem = rule.problem(value)
         if problem:
             problems.append(f"{name}={value}: {problem}")
+    if cfg.data.name == "mimic" and cfg.data.root is None:
+        problems.append("data.root=null: data=mimic needs the folder with hosp/: data.root=DIR")
+    shares = cfg.data.split
+    if not problems and shares.validation + shares.test >= 1:
+        problems.append(
+            f"data.split={OmegaConf.to_container(shares)}: nothing is left to train on; "
+            "the two shares must add up to less than 1"
+        )
     if problems:
         raise UserError("; ".join(problems))

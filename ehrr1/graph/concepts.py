@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from functools import cache
 from typing import NamedTuple
 
 from ehrr1.records.events import Event
@@ -12,7 +13,7 @@ CLASS_KEYS = {"Ccs Type": "ccs", "Atc Type": "atc"}
 
 
 class Concept(NamedTuple):
-    """A name and where it stands: a table ("labevents") or a table's class ("prescriptions/atc")."""
+    """A name and where it stands: a table ("labevents") or its class ("prescriptions/atc")."""
 
     kind: str
     name: str
@@ -52,6 +53,7 @@ def heading(concept: Concept) -> str:
     return TABLES[concept.kind.split("/")[0]].heading
 
 
+@cache
 def _class_columns(table: str) -> list[tuple[int, str]]:
     return [
         (position, CLASS_KEYS[key])

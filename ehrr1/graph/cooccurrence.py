@@ -23,6 +23,20 @@ class Association(NamedTuple):
     lift: float
 
 
+@dataclass(frozen=True, slots=True)
+class EvidenceRule:
+    """When a history concept h is evidence for a target t.
+
+    n(h) >= min_count, n(t, h) >= min_support, lift(t, h) > min_lift, and among the `top` highest
+    lifts of the target. EHR-R1 uses 5, 1, 5 and 20; a support of 1 can be the sample itself.
+    """
+
+    min_count: int
+    min_support: int
+    min_lift: float
+    top: int
+
+
 @dataclass(frozen=True)
 class Cooccurrence:
     """The counts of one task.
@@ -52,9 +66,9 @@ class Cooccurrence:
         return self.support(target, concept) * self.samples / float(alone)
 
     def associated(
-        self, target: str, concepts: Iterable[Concept], min_count: int, min_lift: float, top: int
+        self, target: str, concepts: Iterable[Concept], rule: EvidenceRule
     ) -> list[Association]:
-        """The `top` of `concepts` with n(h) >= min_count and lift > min_lift, highest lift first.
+        """Those of `concepts` that are evidence for `target`, highest lift first.
 
         Ties go to the larger support, then to the name, so that the same counts always give the
         same evidence. Empty for a target that no training sample has.
@@ -67,11 +81,12 @@ class Cooccurrence:
         joint = _dense_row(self.joint, row)[columns]
         n_history = self.n_history[columns]
         lift = joint * self.samples / (float(self.n_target[row]) * n_history)
+        enough = (n_history >= rule.min_count) & (joint >= rule.min_support)
         found = [
             Association(known[i], int(joint[i]), float(lift[i]))
-            for i in np.flatnonzero((n_history >= min_count) & (lift > min_lift))
+            for i in np.flatnonzero(enough & (lift > rule.min_lift))
         ]
-        return sorted(found, key=lambda a: (-a.lift, -a.support, a.concept))[:top]
+        return sorted(found, key=lambda a: (-a.lift, -a.support, a.concept))[: rule.top]
 
 
 class CooccurrenceCounter:

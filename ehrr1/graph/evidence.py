@@ -1,32 +1,17 @@
 """The thinking graph of one sample: which events speak for which answers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import networkx as nx
 
 from ehrr1.graph.concepts import Concept, occurrences
-from ehrr1.graph.cooccurrence import Cooccurrence
+from ehrr1.graph.cooccurrence import Cooccurrence, EvidenceRule
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
 
 MAX_OCCURRENCES = 2
 """Latest events that a concept is linked to; a heart rate stands in every hour of a record."""
-
-
-@dataclass(frozen=True, slots=True)
-class EvidenceRule:
-    """When a history concept h is evidence for a target t.
-
-    n(h) >= min_count, n(t, h) >= min_support, lift(t, h) > min_lift, and among the `top` highest
-    lifts of the target. EHR-R1 uses 5, 1, 5 and 20.
-    """
-
-    min_count: int
-    min_support: int
-    min_lift: float
-    top: int
 
 
 def evidence_graph(
@@ -47,13 +32,9 @@ def evidence_graph(
     for item in dict.fromkeys(target):
         answer = f"answer:{item}"
         graph.add_node(answer, kind="answer", label=item)
-        found = counts.associated(item, seen, rule.min_count, rule.min_lift, rule.top)
-        for concept, support, lift in found:
-            if support >= rule.min_support:
-                node = _add_concept(graph, concept, seen[concept][-MAX_OCCURRENCES:], context)
-                graph.add_edge(
-                    node, answer, kind="cooccurrence", support=support, lift=round(lift, 4)
-                )
+        for concept, support, lift in counts.associated(item, seen, rule):
+            node = _add_concept(graph, concept, seen[concept][-MAX_OCCURRENCES:], context)
+            graph.add_edge(node, answer, kind="cooccurrence", support=support, lift=round(lift, 4))
     return graph
 
 

@@ -1,11 +1,21 @@
 """Samples: what `stage=prepare` leaves behind, and how later stages read it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
+import polars as pl
+
 from ehrr1.records.events import Event
+from ehrr1.records.store import Store
+from ehrr1.tasks.context import context_events, preamble_length
+
+__all__ = ["Prepared", "Sample", "preamble_length"]
+
+STORE, INDEX, SPLIT = "store", "index.parquet", "split.parquet"
+"""What `stage=prepare` writes into its folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +24,7 @@ class Sample:
 
     `context_id` is equal for samples whose context is the same events: they share one trunk.
     `target` is the answer: distinct item names in order of record, or ("yes",) / ("no",).
+    The fields from `window_start` on say what the context holds (see `tasks.index`).
     """
 
     sample_id: str
@@ -25,6 +36,12 @@ class Sample:
     prediction_time: datetime
     context_id: str
     target: tuple[str, ...]
+    window_start: datetime = datetime.min
+    inclusive: bool = False
+    current_hadm: int | None = None
+    hidden_hadm: int | None = None
+    ed_stay: int | None = None
+    n_context_rows: int = 0
 
 
 class Prepared:
@@ -33,11 +50,40 @@ class Prepared:
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def samples(
-        self, split: str | None = None, tasks: Sequence[str] | None = None
-    ) -> list[Sample]:
-        """The samples of a split ("train", "validation", "test"; None for all), in a fixed order."""
-        raise NotImplementedError
+    @cached_property
+    def store(self) -> Store:
+        return Store(self.folder / STORE)
+
+    @cached_property
+    def splits(self) -> pl.DataFrame:
+        """Columns `subject_id, split`."""
+        return pl.read_parquet(self.folder / SPLIT)
+
+    def index(self, split: str | None = None, tasks: Sequence[str] | None = None) -> pl.DataFrame:
+        """The index of samples as a table (columns: see `tasks.index.build_index`)."""
+        index = pl.scan_parquet(self.folder / INDEX)
+        if split is not None:
+            index = index.filter(pl.col("split") == split)
+        if tasks is not None:
+            index = index.filter(pl.col("task").is_in(list(tasks)))
+        return index.collect()
+
+    def samples(self, split: str | None = None, tasks: Sequence[str] | None = None) -> list[Sample]:
+        """The samples of a split ("train", "validation", "test"; None: all), in a fixed order."""
+        return self.as_samples(self.index(split, tasks))
+
+    def as_samples(self, index: pl.DataFrame) -> list[Sample]:
+        """Rows of the index as samples, in their order."""
+        names = self.store.names
+        answers = zip(index["target"].to_list(), index["target_row"].to_list(), strict=True)
+        columns = {name: index[name].to_list() for name in _FIELDS if name != "target"}
+        columns["target"] = [self._target(codes, note, names) for codes, note in answers]
+        return list(map(Sample, *(columns[name] for name in _FIELDS)))
+
+    def _target(self, codes: list[int], row: int | None, names: list[str]) -> tuple[str, ...]:
+        if row is not None:
+            return (self.store.note(row),)
+        return tuple(names[code] for code in codes)
 
     def context(self, sample: Sample) -> list[Event]:
         """What was known: demographics, earlier stays' summary, admission event, then the window.
@@ -45,4 +91,8 @@ class Prepared:
         Oldest first. The first `preamble_length` events are never cut; later ones are cut oldest
         first when a context is too long (see `prompts`).
         """
-        raise NotImplementedError
+        return context_events(self.store, sample)
+
+
+_FIELDS = tuple(field.name for field in fields(Sample))
+"""The columns of the index that are fields of `Sample`."""

@@ -1,0 +1,89 @@
+"""What a reasoning chain looks like: three sections, cited items, derived answers.
+
+    ## Extraction
+    Glucose | Labotary Test Events | 06:10
+    ## Reasoning
+    Glucose | -> | Insulin | Dextrose 50%
+    ## Final Results
+    Dextrose 50%
+    Insulin
+
+Cells between bars, as in the record's own tables: a name then has the same tokens in the record, in
+the chain and in the answer, and a small model can copy it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from ehrr1.graph.concepts import event_concepts
+from ehrr1.records.events import Event
+from ehrr1.records.schema import TABLES
+from ehrr1.scoring.answers import answer_lines
+
+SECTIONS = ("## Extraction", "## Reasoning", "## Final Results")
+
+BAR = " | "
+ARROW = "->"
+
+
+class Citation(NamedTuple):
+    """An item with the heading and the time of its event, as written."""
+
+    name: str
+    heading: str
+    time: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The parts of a chain. `unread` counts extraction lines that are no citation."""
+
+    citations: tuple[Citation, ...]
+    unread: int
+    results: tuple[str, ...]
+
+
+def parse_chain(text: str) -> Chain | None:
+    """Read a chain; None unless each section stands in it exactly once and in order."""
+    lines = [line.strip() for line in text.splitlines()]
+    if [line for line in lines if line in SECTIONS] != list(SECTIONS):
+        return None
+    first, second, third = (lines.index(section) for section in SECTIONS)
+    extraction = answer_lines("\n".join(lines[first + 1 : second]))
+    cells = [line.rsplit(BAR, 2) for line in extraction]
+    return Chain(
+        citations=tuple(Citation(*parts) for parts in cells if len(parts) == 3),
+        unread=sum(len(parts) < 3 for parts in cells),
+        results=answer_lines("\n".join(lines[third + 1 :])),
+    )
+
+
+def written_time(time: datetime | None, prediction_time: datetime) -> str:
+    """How the template writes a time: the hour where it is unmistakable, else date and hour."""
+    if time is None:
+        return "None"
+    within_a_day = timedelta() <= prediction_time - time < timedelta(days=1)
+    return time.strftime("%H:%M" if within_a_day else "%Y-%m-%d %H:%M")
+
+
+def citable(context: Sequence[Event], prediction_time: datetime) -> set[Citation]:
+    """Every citation that the context supports, in each accepted way to write its time."""
+    found = set()
+    for event in context:
+        times = {written_time(event.time, prediction_time)}
+        if event.time is not None:
+            times |= {str(event.time), event.time.strftime("%Y-%m-%d %H:%M")}
+        place = TABLES[event.table].heading
+        found |= {Citation(c.name, place, time) for c in event_concepts(event) for time in times}
+    return found
+
+
+def faithfulness(chain: Chain, allowed: set[Citation]) -> float:
+    """The share of extraction lines that cite an item of the context at its event and time.
+
+    Lines that cannot be read as a citation count as unfaithful; a chain without any line is 0.
+    """
+    lines = len(chain.citations) + chain.unread
+    return sum(citation in allowed for citation in chain.citations) / max(lines, 1)

@@ -1,0 +1,69 @@
+"""What a model weighs, known before any of it is loaded."""
+
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from ehrr1.errors import UserError
+
+GIB = 2**30
+
+
+def model_config(model: DictConfig, vocab_size: int | None = None) -> PretrainedConfig:
+    """The architecture in `model.config`; `vocab_size` is that of a trained tokenizer."""
+    values: dict[str, Any] = OmegaConf.to_container(model.config, resolve=True)  # type: ignore
+    if vocab_size is not None:
+        values["vocab_size"] = vocab_size
+    elif "vocab_size" not in values:
+        values["vocab_size"] = model.tokenizer.vocab_size
+    kind = values.pop("model_type")
+    try:
+        return AutoConfig.for_model(kind, **values)
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model.config (model_type={kind}): {reason}") from error
+
+
+def parameter_count(model: DictConfig) -> int:
+    """Parameters of the architecture, tied ones once; built on the meta device, nothing loaded."""
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(model_config(model))
+    return sum(parameter.numel() for parameter in built.parameters())
+
+
+def requirements(model: DictConfig) -> str:
+    """One line: parameters, where the weights come from, memory in GiB to hold and to train them.
+
+    Training is counted as in mixed precision with AdamW: 16 bytes a parameter (bf16 weights and
+    gradients, float32 weights and two moments), without activations.
+    """
+    count = parameter_count(model)
+    weights = f"weights of {model.path}" if model.path else "no weights, it starts from nothing"
+    return (
+        f"model={model.name}: {count:,} parameters, {weights}, {2 * count / GIB:.1f} GiB to hold "
+        f"in bf16 and {16 * count / GIB:.1f} GiB to train with AdamW, activations not counted"
+    )
+
+
+def check_memory(model: DictConfig, accelerator: str) -> None:
+    """Raise UserError where one CPU process cannot hold the training of this model.
+
+    The bound is 16 bytes a parameter (float32 weights, gradients and two moments) against the
+    machine's memory; GPUs are left to the user.
+    """
+    if accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available()):
+        return
+    need, have = 16 * parameter_count(model), memory_bytes()
+    if need > have:
+        raise UserError(
+            f"{requirements(model)}: this machine has {have / GIB:.1f} GiB and no GPU; "
+            "train it on a cluster, or choose model=tiny"
+        )
+
+
+def memory_bytes() -> int:
+    """The memory of this machine in bytes."""
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        return int(lines.readline().split()[1]) * 1024

@@ -1,0 +1,45 @@
+"""What a tokenizer is trained on: training patients' records, the questions and the answers."""
+
+from collections.abc import Iterator, Sequence
+
+from ehrr1.prompts.dataset import rank
+from ehrr1.prompts.messages import SYSTEM, answer_text, instruction
+from ehrr1.records.events import Event
+from ehrr1.records.markdown import event_markdown
+from ehrr1.records.schema import TABLES
+from ehrr1.tasks.samples import Prepared, Sample
+
+FIXED_TEXTS = 1000
+"""How often each of our own fixed texts counts: more than any item that is not very frequent."""
+
+ANSWERS = 4
+"""How often an answer counts: an item that is asked for should be one token."""
+
+
+def corpus(
+    prepared: Prepared,
+    samples: Sequence[Sample],
+    fixed: Sequence[str],
+    contexts: int = 1500,
+    seed: int = 0,
+) -> Iterator[str]:
+    """Texts of `samples`: each event of `contexts` contexts once, every answer, every question.
+
+    `fixed` are further texts that the model will read or write (the headings of a chain).
+    """
+    by_context = {sample.context_id: sample for sample in samples}
+    chosen = sorted(by_context, key=lambda context_id: rank(seed, context_id))[:contexts]
+    seen: set[Event] = set()
+    for context_id in chosen:
+        for event in prepared.context(by_context[context_id]):
+            if event not in seen:
+                seen.add(event)
+                yield event_markdown(event) + "\n\n"
+    for sample in samples:
+        yield from [answer_text(sample.target)] * ANSWERS
+    tasks = sorted({sample.task for sample in samples})
+    questions = [instruction(task, think=think) for task in tasks for think in (True, False)]
+    headings = [table.heading for table in TABLES.values()]
+    roles = ["system\n", "user\n", "assistant\n", "\n", "\n\n", "yes", "no"]
+    for text in (SYSTEM, *questions, *headings, *roles, *fixed):
+        yield from [text] * FIXED_TEXTS

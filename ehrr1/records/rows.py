@@ -1,0 +1,313 @@
+"""From a table's file to rows of the store: ids, times, what is shown, and what cannot be used.
+
+Every row read is either kept or reported with a reason; none is lost in silence.
+"""
+
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from ehrr1.errors import UserError
+from ehrr1.records.codes import CODE_COLUMNS, ClassMaps
+from ehrr1.records.reading import Folder, as_id, as_text, as_time, read_columns
+from ehrr1.records.schema import NUMBERS, ORDER, REQUIRED, TABLES, TEXTS
+from ehrr1.records.table import At, Lookup, Table
+
+SEPARATOR = "\x1f"
+"""Stands between the values of a row in the store."""
+
+
+@dataclass
+class Counts:
+    """What became of a table's rows; the reported ones by reason."""
+
+    read: int = 0
+    kept: int = 0
+    reported: dict[str, int] = field(default_factory=dict)
+    assumed: int = 0
+    """Rows whose time of knowledge is the schema's fixed delay, for want of a store time."""
+
+
+@dataclass
+class Source:
+    """The input: its folder, the users' class maps, and the tables that others refer to."""
+
+    folder: Folder
+    maps: ClassMaps
+    parents: dict[str, pl.DataFrame] = field(default_factory=dict)
+    """patients, admissions, edstays and icustays as `read_parent` gives them."""
+    counts: dict[str, Counts] = field(default_factory=dict)
+    """What became of every table's rows, by table."""
+    _dictionaries: dict[tuple[str, str], pl.DataFrame] = field(default_factory=dict)
+
+    def dictionary(self, lookup: Lookup, needed_by: str) -> pl.DataFrame:
+        """The lookup's join columns and `name`, one row a key."""
+        key = lookup.module, lookup.file
+        if key not in self._dictionaries:
+            self._dictionaries[key] = self._read_dictionary(lookup, needed_by)
+        return self._dictionaries[key]
+
+    def _read_dictionary(self, lookup: Lookup, needed_by: str) -> pl.DataFrame:
+        if lookup.optional and self.folder.find(lookup.module, lookup.file) is None:
+            return pl.DataFrame(schema=dict.fromkeys([*lookup.on, lookup.name], pl.String))
+        path = self.folder.require(lookup.module, lookup.file, needed_by)
+        keys = list(lookup.on.values())
+        only = [lookup.only[0]] if lookup.only else []
+        frame = read_columns(path, [*keys, lookup.value, *only])
+        frame = frame.select(as_text(frame[name]).str.strip_chars() for name in frame.columns)
+        if lookup.only:
+            frame = frame.filter(pl.col(lookup.only[0]) == lookup.only[1])
+        return (
+            frame.select(
+                *(pl.col(theirs).alias(ours) for ours, theirs in lookup.on.items()),
+                pl.col(lookup.value).alias(lookup.name),
+            )
+            .sort(pl.all())
+            .unique(list(lookup.on), keep="first")
+        )
+
+
+def read_parent(source: Source, name: str) -> pl.DataFrame:
+    """patients, admissions, edstays or icustays, with the columns that labels need.
+
+    Ids are numbers, times are times; rows without a usable id or repeating one are reported.
+    """
+    table = TABLES[name]
+    frame = _read(source, table)
+    if name in REQUIRED and not frame.height:
+        path = source.folder.require(table.module, name, "every stage")
+        raise UserError(f"{path} has a header but no rows: fetch the file again")
+    frame = report(frame.sort(pl.all()), table, source)
+    source.parents[name] = frame
+    return frame
+
+
+def read_rows(source: Source, table: Table) -> pl.DataFrame:
+    """A table's usable rows as the store keeps them, unsorted."""
+    parent = source.parents.get(table.name)
+    frame = _read(source, table) if parent is None else parent
+    frame = _with_parent_times(frame, table, source)
+    frame = frame.with_columns(_first_time(table.event_time).alias("event_time"))
+    frame = report(frame, table, source)
+    frame = _with_names(frame, table, source)
+    frame = _with_knowledge(frame, table)
+    source.counts[table.name].assumed = int(frame["assumed"].sum())
+    return frame.select(_store_columns(table)).with_columns(_values(frame, table))
+
+
+def _read(source: Source, table: Table) -> pl.DataFrame:
+    path = source.folder.require(table.module, table.name, "every stage")
+    frame = typed(read_columns(path, needed_columns(table)), str(path))
+    source.counts[table.name] = Counts(read=frame.height)
+    return frame
+
+
+def needed_columns(table: Table) -> list[str]:
+    """The columns of the file that anything is made of."""
+    own_times = (*table.event_time, *table.known_at, *table.late_known_at)
+    made = {lookup.name for lookup in table.lookups} | {"class"}
+    shown = [column for columns in table.keys.values() for column in columns]
+    columns = [
+        "subject_id",
+        *(["hadm_id"] if table.hadm else []),
+        *(["stay_id"] if table.stay else []),
+        *(at.column for at in own_times if at.of is None),
+        *(column for column in (*shown, *table.item) if column not in made),
+        *(column for lookup in table.lookups for column in lookup.on),
+        *(CODE_COLUMNS[table.classes] if table.classes else ()),
+        *([table.order_by] if table.order_by else []),
+        *table.extra,
+    ]
+    return list(dict.fromkeys(columns))
+
+
+IDS = frozenset({"subject_id", "hadm_id", "stay_id"})
+TIMES = frozenset(
+    (
+        *("admittime", "dischtime", "deathtime", "intime", "outtime", "transfertime", "charttime"),
+        *("storetime", "starttime", "endtime", "ordertime", "entertime", "chartdate", "storedate"),
+        "dod",
+    )
+)
+
+
+def typed(frame: pl.DataFrame, path: str) -> pl.DataFrame:
+    """Ids as numbers, times as times, everything else as text.
+
+    An id that is there but no whole number is marked in `bad_id`. Raises UserError where a whole
+    column of ids is of that kind: the file is then not what it says.
+    """
+    columns: list[pl.Series] = []
+    bad = pl.Series("bad_id", [False]).new_from_index(0, frame.height)
+    for column in frame.get_columns():
+        name = column.name
+        if name in IDS:
+            ids = as_id(column)
+            there = column.fill_nan(None) if column.dtype.is_float() else column
+            wrong = ids.is_null() & there.is_not_null()
+            if wrong.any():
+                bad = bad | wrong
+                if ids.null_count() == frame.height:
+                    raise UserError(
+                        f"{path}: the column {name} holds no whole numbers: "
+                        "are the columns under the right headings?"
+                    )
+            columns.append(ids)
+        elif name in TIMES:
+            columns.append(as_time(column))
+        else:
+            columns.append(as_text(column))
+    return pl.DataFrame([*columns, bad.alias("bad_id")])
+
+
+def report(frame: pl.DataFrame, table: Table, source: Source) -> pl.DataFrame:
+    """The usable rows; the others are counted by reason. The first reason that holds counts."""
+    reasons = {
+        "no_subject_id": pl.col("subject_id").is_null(),
+        "bad_id": pl.col("bad_id"),
+    }
+    if table.name != "patients":
+        subjects = source.parents["patients"]["subject_id"].implode()
+        reasons["unknown_subject"] = ~pl.col("subject_id").is_in(subjects)
+    if table.unique:
+        reasons["no_id"] = pl.col(table.unique).is_null()
+        reasons["repeated_id"] = ~pl.col(table.unique).is_first_distinct()
+    if "event_time" in frame.columns:
+        reasons["no_time"] = pl.col("event_time").is_null()
+        if any(at.of for at in table.known_at):
+            reasons["no_discharge_time"] = _first_time(table.known_at).is_null()
+    checked = frame.with_columns(
+        pl.coalesce(pl.when(bad).then(pl.lit(name)) for name, bad in reasons.items()).alias("why")
+    )
+    counts = source.counts[table.name]
+    lost = checked["why"].drop_nulls().value_counts()
+    for why, count in lost.iter_rows():
+        counts.reported[why] = counts.reported.get(why, 0) + count
+    usable = checked.filter(pl.col("why").is_null()) if lost.height else checked
+    counts.kept = usable.height
+    return usable.drop("why")
+
+
+def _with_parent_times(frame: pl.DataFrame, table: Table, source: Source) -> pl.DataFrame:
+    """Adds the admission's or ED stay's times as `<parent>.<column>`."""
+    times = (*table.event_time, *table.known_at, *table.late_known_at)
+    for parent in dict.fromkeys(at.of for at in times if at.of):
+        columns = list(dict.fromkeys(at.column for at in times if at.of == parent))
+        names = [f"{parent}.{column}" for column in columns]
+        if parent not in source.parents:
+            absent = (pl.lit(None, pl.Datetime("us")).alias(name) for name in names)
+            frame = frame.with_columns(absent)
+            continue
+        key = "hadm_id" if parent == "admissions" else "stay_id"
+        theirs = source.parents[parent].select(
+            "subject_id", key, *(pl.col(c).alias(n) for c, n in zip(columns, names, strict=True))
+        )
+        frame = frame.join(theirs, on=["subject_id", key], how="left")
+    return frame
+
+
+def _time(at: At) -> pl.Expr:
+    time = pl.col(f"{at.of}.{at.column}" if at.of else at.column)
+    if at.end_of_day:
+        return time.dt.truncate("1d") + pl.duration(days=1)
+    return time + at.plus if at.plus else time
+
+
+def _first_time(times: tuple[At, ...]) -> pl.Expr:
+    return pl.coalesce(_time(at) for at in times)
+
+
+def _with_knowledge(frame: pl.DataFrame, table: Table) -> pl.DataFrame:
+    """Adds `available_time`, `late_time` (null: nothing is late) and `assumed`."""
+    event = pl.col("event_time")
+    known = _first_time(table.known_at) if table.known_at else event
+    available = pl.max_horizontal(event, known.fill_null(event + table.delay))
+    frame = frame.with_columns(
+        available.alias("available_time"), (known.is_null()).alias("assumed")
+    )
+    late = pl.lit(None, pl.Datetime("us"))
+    if table.late_known_at:
+        # Without an end the total stays hidden for good: it cannot be dated.
+        end = pl.max_horizontal(_time(at) for at in table.late_known_at)
+        open_end = _time(table.late_known_at[0]).is_null()
+        late = pl.when(open_end).then(NEVER).otherwise(pl.max_horizontal("available_time", end))
+    return frame.with_columns(late.alias("late_time"))
+
+
+NEVER = pl.datetime(9999, 1, 1, time_unit="us")
+
+
+def _with_names(frame: pl.DataFrame, table: Table, source: Source) -> pl.DataFrame:
+    """Adds the dictionaries' names and the class of the codes."""
+    for lookup in table.lookups:
+        keys = list(lookup.on)
+        frame = frame.with_columns(pl.col(keys).str.strip_chars())
+        frame = frame.join(source.dictionary(lookup, table.name), on=keys, how="left")
+    if table.classes:
+        codes = frame.select(CODE_COLUMNS[table.classes])
+        frame = frame.with_columns(source.maps.classes(table.classes, codes))
+    return frame
+
+
+def _store_columns(table: Table) -> list[pl.Expr]:
+    def id_or_null(there: bool, name: str) -> pl.Expr:
+        return (pl.col(name) if there else pl.lit(None, pl.Int64)).alias(name)
+
+    order = pl.col(table.order_by).cast(pl.Int64, strict=False) if table.order_by else pl.lit(0)
+    return [
+        pl.col("subject_id"),
+        id_or_null(table.hadm, "hadm_id"),
+        id_or_null(table.stay, "stay_id"),
+        pl.lit(ORDER.index(table.name), pl.UInt8).alias("table"),
+        pl.col("event_time"),
+        pl.col("available_time"),
+        pl.col("late_time"),
+        _name(table.item).alias("item"),
+        (pl.col("class") if table.classes else pl.lit(None, pl.String)).alias("class"),
+        order.cast(pl.Int64).alias("order"),
+    ]
+
+
+def _name(columns: tuple[str, ...]) -> pl.Expr:
+    """The first of the columns that has a value, on one line; null where none has."""
+    if not columns:
+        return pl.lit(None, pl.String)
+    name = pl.coalesce(columns).str.strip_chars().str.replace_all(r"[\s\x1f]+", " ")
+    return pl.when(name != "").then(name)
+
+
+def _values(frame: pl.DataFrame, table: Table) -> pl.Series:
+    """The shown values of each row, joined by `SEPARATOR`: one text is read faster than a list."""
+    if not table.keys:
+        return pl.repeat("", frame.height, dtype=pl.String, eager=True).alias("values")
+    shown = frame.select(
+        (pl.coalesce(_shown(column) for column in columns) if columns else pl.lit(""))
+        .fill_null("")
+        .alias(key)
+        for key, columns in table.keys.items()
+    )
+    joined = shown.select(pl.concat_str(pl.all(), separator=SEPARATOR).alias("values"))["values"]
+    separators = joined.str.count_matches(SEPARATOR, literal=True)
+    if (separators != len(table.keys) - 1).any():
+        clean = shown.select(pl.all().str.replace_all(SEPARATOR, " ", literal=True))
+        joined = clean.select(pl.concat_str(pl.all(), separator=SEPARATOR).alias("values"))[
+            "values"
+        ]
+    breaks = r"[\r\n|]" if not TEXTS.intersection(frame.columns) else r"\r"
+    if joined.str.contains(breaks).any():
+        joined = joined.str.replace_all(r"\r\n?", "\n")
+        if breaks != r"\r":
+            joined = joined.str.replace_all(r"\s*\n\s*", " ").str.replace_all(
+                "|", "/", literal=True
+            )
+    return joined
+
+
+def _shown(column: str) -> pl.Expr:
+    """A cell as it is shown: numbers without needless digits, other text without outer spaces."""
+    text = pl.col(column)
+    if column not in NUMBERS:
+        return text if column in TEXTS else text.str.strip_chars()
+    rounded = text.cast(pl.Float64, strict=False).round(4).cast(pl.String)
+    short = pl.when(text.str.len_bytes() > 9).then(rounded.fill_null(text)).otherwise(text)
+    return short.str.replace(r"^(-?\d+)\.0+$", "$1")

@@ -1,0 +1,423 @@
+"""What MIMIC-IV is: one entry a table.
+
+An entry says where the table's file is, when a row happened, when it became *known*, which columns
+a reader of the record sees and which of them only later. Adding a table is one entry here and no
+code elsewhere. Headings and keys are EHR-R1's own (its spelling of "Labotary" included), so that
+records read the same as those its models were trained on.
+"""
+
+from datetime import timedelta
+
+from ehrr1.records.table import At, Lookup, Table
+
+
+def _same(*columns: str) -> dict[str, tuple[str, ...]]:
+    """Keys that are the column's name in title case."""
+    return {column.title(): (column,) for column in columns}
+
+
+CHARTTIME, STARTTIME, STORETIME, INTIME = (
+    (At(column),) for column in ("charttime", "starttime", "storetime", "intime")
+)
+DISCHTIME = (At("dischtime", of="admissions"),)
+END = (At("endtime"), At("storetime"))
+
+LAB_ITEM = (Lookup("hosp", "d_labitems", {"itemid": "itemid"}, "label", "item_name"),)
+ICU_ITEM = (Lookup("icu", "d_items", {"itemid": "itemid"}, "label", "item_name"),)
+ICD = {"icd_code": "icd_code", "icd_version": "icd_version"}
+DIAGNOSIS_TITLE = (Lookup("hosp", "d_icd_diagnoses", ICD, "long_title", "long_title"),)
+PROCEDURE_TITLE = (Lookup("hosp", "d_icd_procedures", ICD, "long_title", "long_title"),)
+EXAM_NAME = (
+    Lookup(
+        "note",
+        "radiology_detail",
+        {"note_id": "note_id"},
+        "field_value",
+        "exam_name",
+        only=("field_name", "exam_name"),
+        optional=True,
+    ),
+)
+ITEM_NAME: dict[str, tuple[str, ...]] = {"Item_Name": ("item_name",)}
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+
+_TABLES = (
+    Table(
+        "patients",
+        "hosp",
+        "Patient Demographics",
+        _same("anchor_age", "gender"),
+        event_time=(),
+        context="always",
+        hadm=False,
+        unique="subject_id",
+        extra=("anchor_year", "dod"),
+    ),
+    Table(
+        "admissions",
+        "hosp",
+        "Admissions",
+        # Admission_Info is drawn from the discharge note by the release: not known at admission.
+        _same("admission_type", "admission_location") | {"Admission_Info": ()},
+        event_time=(At("admittime"),),
+        item=("admission_type",),
+        unique="hadm_id",
+        inpatient=True,
+        extra=("dischtime", "deathtime", "hospital_expire_flag"),
+    ),
+    Table(
+        "transfers",
+        "hosp",
+        "Transfers",
+        _same("eventtype", "careunit"),
+        event_time=INTIME,
+        item=("careunit", "eventtype"),
+        order_by="transfer_id",
+    ),
+    Table(
+        "services",
+        "hosp",
+        "Services",
+        _same("curr_service"),
+        event_time=(At("transfertime"),),
+        item=("curr_service",),
+        inpatient=True,
+    ),
+    Table(
+        "edstays",
+        "ed",
+        "EDstays",
+        _same("gender", "race"),
+        event_time=INTIME,
+        hadm=False,
+        stay=True,
+        unique="stay_id",
+        extra=("hadm_id", "outtime", "disposition"),
+    ),
+    Table(
+        "triage",
+        "ed",
+        "Triage",
+        {"Temperature": ("temperature",), "Heartrate": ("heartrate",), "Resprate": ("resprate",)}
+        | {"O2Sat": ("o2sat",)}
+        | _same("sbp", "dbp", "pain", "acuity", "chiefcomplaint"),
+        event_time=(At("intime", of="edstays", plus=timedelta(seconds=1)),),
+        hadm=False,
+        stay=True,
+    ),
+    Table(
+        "medrecon",
+        "ed",
+        "Medrecon",
+        {"Name": ("name",), "Atc Type": ("class",)},
+        event_time=CHARTTIME,
+        item=("name",),
+        classes="atc",
+        hadm=False,
+        stay=True,
+    ),
+    Table(
+        "pyxis",
+        "ed",
+        "Pyxis",
+        _same("name"),
+        event_time=CHARTTIME,
+        item=("name",),
+        hadm=False,
+        stay=True,
+        order_by="med_rn",
+    ),
+    Table(
+        "vitalsign",
+        "ed",
+        "Vitalsign",
+        {"Temperature": ("temperature",), "Heartrate": ("heartrate",), "Resprate": ("resprate",)}
+        | {"O2Sat": ("o2sat",)}
+        | _same("sbp", "dbp", "pain", "rhythm"),
+        event_time=CHARTTIME,
+        hadm=False,
+        stay=True,
+    ),
+    Table(
+        "diagnosis",
+        "ed",
+        "ED Diagnoses on International Classification of Diseases",
+        {"Icd_Title": ("icd_title",), "Ccs Type": ("class",)},
+        event_time=(At("outtime", of="edstays"),),
+        item=("icd_title",),
+        classes="ccs_diagnoses",
+        hadm=False,
+        stay=True,
+        order_by="seq_num",
+    ),
+    Table(
+        "omr",
+        "hosp",
+        "Online Medical Record",
+        _same("result_name", "result_value"),
+        event_time=(At("chartdate"),),
+        known_at=(At("chartdate", end_of_day=True),),
+        item=("result_name",),
+        hadm=False,
+        order_by="seq_num",
+    ),
+    Table(
+        "poe",
+        "hosp",
+        "Provider Order Entry",
+        _same("order_type", "order_subtype"),
+        event_time=(At("ordertime"),),
+        item=("order_type",),
+        order_by="poe_seq",
+        inpatient=True,
+    ),
+    Table(
+        "pharmacy",
+        "hosp",
+        "Pharmacy",
+        _same("medication", "proc_type", "status"),
+        event_time=(At("entertime"),),
+        context="no",
+        item=("medication",),
+        order_by="pharmacy_id",
+        inpatient=True,
+    ),
+    Table(
+        "prescriptions",
+        "hosp",
+        "Prescriptions",
+        {"Drug": ("drug",), "Atc Type": ("class",)}
+        | _same("prod_strength", "dose_val_rx", "dose_unit_rx"),
+        event_time=STARTTIME,
+        item=("drug",),
+        classes="atc",
+        order_by="pharmacy_id",
+        inpatient=True,
+    ),
+    Table(
+        "emar",
+        "hosp",
+        "Electronic Medicine Administration Record",
+        _same("medication", "event_txt"),
+        event_time=CHARTTIME,
+        known_at=STORETIME,
+        delay=timedelta(minutes=15),
+        item=("medication",),
+        order_by="emar_seq",
+    ),
+    Table(
+        "labevents",
+        "hosp",
+        "Labotary Test Events",
+        # A result in words ("NEG", "HOLD") has no valuenum; what was reported is shown.
+        ITEM_NAME
+        | {"Valuenum": ("valuenum", "value")}
+        | _same("valueuom", "ref_range_lower", "ref_range_upper", "flag", "comments"),
+        event_time=CHARTTIME,
+        known_at=STORETIME,
+        delay=2 * HOUR,
+        item=("item_name",),
+        lookups=LAB_ITEM,
+        order_by="labevent_id",
+    ),
+    Table(
+        "microbiologyevents",
+        "hosp",
+        "Microbiology Test Events",
+        _same("test_name", "dilution_text", "interpretation", "comments", "ab_name"),
+        event_time=(At("charttime"), At("chartdate")),
+        known_at=(At("storetime"), At("storedate", end_of_day=True)),
+        delay=3 * DAY,
+        item=("test_name",),
+        order_by="microevent_id",
+    ),
+    Table(
+        "procedures_icd",
+        "hosp",
+        "Procedures on International Classification of Diseases",
+        {"Procedures": ("long_title",), "Ccs Type": ("class",)},
+        event_time=(At("chartdate"),),
+        known_at=DISCHTIME,
+        context="earlier",
+        item=("long_title",),
+        classes="ccs_procedures",
+        lookups=PROCEDURE_TITLE,
+        order_by="seq_num",
+    ),
+    Table(
+        "hcpcsevents",
+        "hosp",
+        "Healthcare Common Procedure Coding System",
+        _same("short_description"),
+        event_time=(At("chartdate"),),
+        known_at=DISCHTIME,
+        context="no",
+        item=("short_description",),
+        order_by="seq_num",
+    ),
+    Table(
+        "icustays",
+        "icu",
+        "ICUstays",
+        {},
+        event_time=INTIME,
+        stay=True,
+        unique="stay_id",
+        inpatient=True,
+        extra=("outtime",),
+    ),
+    Table(
+        "chartevents",
+        "icu",
+        "Chart Events",
+        ITEM_NAME | {"Valuenum": ("valuenum", "value")} | _same("valueuom", "warning"),
+        event_time=CHARTTIME,
+        known_at=STORETIME,
+        delay=HOUR,
+        item=("item_name",),
+        lookups=ICU_ITEM,
+        stay=True,
+        inpatient=True,
+    ),
+    Table(
+        "datetimeevents",
+        "icu",
+        "Datetime Events",
+        ITEM_NAME,
+        event_time=CHARTTIME,
+        known_at=STORETIME,
+        delay=HOUR,
+        item=("item_name",),
+        lookups=ICU_ITEM,
+        stay=True,
+        inpatient=True,
+    ),
+    Table(
+        "inputevents",
+        "icu",
+        "Input Events",
+        ITEM_NAME | _same("amount", "amountuom", "rate", "rateuom"),
+        event_time=STARTTIME,
+        known_at=STORETIME,
+        delay=HOUR,
+        item=("item_name",),
+        lookups=ICU_ITEM,
+        late=("Amount", "Amountuom"),
+        late_known_at=END,
+        stay=True,
+        order_by="orderid",
+        inpatient=True,
+    ),
+    Table(
+        "ingredientevents",
+        "icu",
+        "Ingredient Events",
+        ITEM_NAME | _same("amount", "amountuom", "rate", "rateuom"),
+        event_time=STARTTIME,
+        known_at=STORETIME,
+        delay=HOUR,
+        item=("item_name",),
+        lookups=ICU_ITEM,
+        late=("Amount", "Amountuom"),
+        late_known_at=END,
+        stay=True,
+        order_by="orderid",
+        inpatient=True,
+    ),
+    Table(
+        "procedureevents",
+        "icu",
+        "Procedure Events",
+        ITEM_NAME | _same("value", "valueuom", "location", "locationcategory"),
+        event_time=STARTTIME,
+        known_at=STORETIME,
+        delay=DAY,
+        item=("item_name",),
+        lookups=ICU_ITEM,
+        late=("Value", "Valueuom"),
+        late_known_at=END,
+        stay=True,
+        order_by="orderid",
+        inpatient=True,
+    ),
+    Table(
+        "outputevents",
+        "icu",
+        "Output Events",
+        ITEM_NAME | _same("value", "valueuom"),
+        event_time=CHARTTIME,
+        known_at=STORETIME,
+        delay=HOUR,
+        item=("item_name",),
+        lookups=ICU_ITEM,
+        stay=True,
+        inpatient=True,
+    ),
+    Table(
+        "radiology",
+        "note",
+        "Radiology Examinations",
+        _same("note_type", "exam_name", "text"),
+        event_time=CHARTTIME,
+        known_at=STORETIME,
+        delay=12 * HOUR,
+        item=("exam_name",),
+        lookups=EXAM_NAME,
+        order_by="note_seq",
+    ),
+    Table(
+        "discharge",
+        "note",
+        "Discharge",
+        _same("note_type", "text"),
+        event_time=CHARTTIME,
+        known_at=STORETIME,
+        delay=3 * DAY,
+        context="earlier",
+        order_by="note_seq",
+    ),
+    Table(
+        "diagnoses_icd",
+        "hosp",
+        "Diagnoses on International Classification of Diseases",
+        {"Diagnoses": ("long_title",), "Ccs Type": ("class",)},
+        event_time=DISCHTIME,
+        known_at=DISCHTIME,
+        context="earlier",
+        item=("long_title",),
+        classes="ccs_diagnoses",
+        lookups=DIAGNOSIS_TITLE,
+        order_by="seq_num",
+    ),
+    Table(
+        "drgcodes",
+        "hosp",
+        "Diagnosis Related Groups",
+        _same("description"),
+        event_time=DISCHTIME,
+        known_at=DISCHTIME,
+        context="no",
+        item=("description",),
+    ),
+)
+
+TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
+"""Every table, in the order in which events of one time stand."""
+
+ORDER: tuple[str, ...] = tuple(TABLES)
+"""A table's place here is its number in the store."""
+
+REQUIRED = ("patients", "admissions")
+"""Without these there is no trajectory; every other table may be missing."""
+
+NUMBERS = frozenset(
+    (
+        *("temperature", "heartrate", "resprate", "o2sat", "sbp", "dbp", "valuenum"),
+        *("pain", "acuity", "ref_range_lower", "ref_range_upper", "amount", "rate", "value"),
+    )
+)
+"""Columns that hold numbers: "60.0" and 60 are shown alike; text in them is kept as it is."""
+
+TEXTS = frozenset({"text"})
+"""Columns of free text: line breaks are kept."""

@@ -1,0 +1,182 @@
+"""The store: every row of every patient, in the order of the trajectory, mapped into memory.
+
+    store/
+        rows.arrow      a row per table row, sorted by patient, event time, table, stay
+        patients.arrow  a row per patient, with the range of its rows
+        names.arrow     the names behind the codes `item` and `class`, in alphabetical order
+
+The files are uncompressed Arrow IPC with one record batch: a patient's rows are read without
+copying the rest, in well under 5 ms.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from ehrr1.files import replacing
+from ehrr1.progress import track
+from ehrr1.records.reading import Folder
+from ehrr1.records.rows import SEPARATOR, Source, read_parent, read_rows
+from ehrr1.records.schema import ORDER, REQUIRED, TABLES
+
+PARENTS = ("patients", "admissions", "edstays", "icustays")
+"""Tables that other tables and the labels refer to; read first."""
+
+SORTED_BY = (
+    *("subject_id", "event_time", "table", "stay_id", "hadm_id"),
+    *("order", "item", "available_time", "content"),
+)
+"""A fixed order whatever the order of the files: the hash of the content breaks the last ties."""
+
+NO_TIME = -62_135_596_800_000_000
+"""Year 1 in microseconds since 1970: stands for null in `late_time`."""
+NO_ID = -1
+NO_CODE = -1
+"""Stand for null in the other number columns of the store."""
+
+
+def build(source: Source, folder: Path) -> list[str]:
+    """Read all tables of `source` and write the store; returns the tables whose file is missing.
+
+    `source.parents` and `source.counts` are filled on the way. Raises UserError for files that
+    cannot be read.
+    """
+    for name in PARENTS:
+        if name in REQUIRED or _is_there(source.folder, name):
+            read_parent(source, name)
+    present = [name for name in ORDER if name != "patients" and _is_there(source.folder, name)]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        reading = pool.map(lambda name: read_rows(source, TABLES[name]), present)
+        frames = list(track(reading, "reading tables", total=len(present)))
+    rows = pl.concat(frames)
+    del frames
+    names = _names(rows)
+    rows = _sorted(_coded(rows, names))
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        _write(rows, temporary / "rows.arrow")
+        _write(_patients(source.parents["patients"], rows), temporary / "patients.arrow")
+        _write(names.to_frame(), temporary / "names.arrow")
+    return [name for name in ORDER if name != "patients" and name not in present]
+
+
+def _is_there(folder: Folder, name: str) -> bool:
+    return folder.find(TABLES[name].module, name) is not None
+
+
+def _names(rows: pl.DataFrame) -> pl.Series:
+    """Every name that an item, a class, a kind of event or an answer can have."""
+    headings = [table.heading for table in TABLES.values()]
+    given = pl.Series("name", [*headings, "yes", "no"])
+    parts = [rows["item"].drop_nulls().unique(), rows["class"].drop_nulls().unique(), given]
+    return pl.concat([part.rename("name") for part in parts]).unique().sort()
+
+
+def _coded(rows: pl.DataFrame, names: pl.Series) -> pl.DataFrame:
+    codes = names.to_frame().with_row_index("code").with_columns(pl.col("code").cast(pl.Int32))
+    for column in ("item", "class"):
+        coded = codes.rename({"name": column, "code": "code_" + column})
+        rows = rows.join(coded, on=column, how="left", maintain_order="left")
+        code = rows["code_" + column].fill_null(NO_CODE).alias(column)
+        rows = rows.drop("code_" + column).with_columns(code)
+    return rows
+
+
+def _sorted(rows: pl.DataFrame) -> pl.DataFrame:
+    content = pl.struct("values", "class", "late_time").hash().alias("content")
+    ordered = rows.with_columns(content).sort(SORTED_BY).drop("order", "content")
+    # Nulls would need a copy when the mapped column is read as numbers.
+    return ordered.with_columns(
+        pl.col("hadm_id", "stay_id").fill_null(NO_ID),
+        pl.col("late_time").fill_null(pl.lit(NO_TIME).cast(pl.Datetime("us"))),
+    )
+
+
+def _patients(patients: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """Patients by id, each with `first` and `last` (exclusive) of its rows."""
+    ids = patients["subject_id"].sort()
+    first = rows["subject_id"].search_sorted(ids, side="left").alias("first")
+    last = rows["subject_id"].search_sorted(ids, side="right").alias("last")
+    columns = ["subject_id", "gender", "anchor_age", "anchor_year"]
+    shown = patients.sort("subject_id").select(columns)
+    numbers = pl.col("anchor_age", "anchor_year").cast(pl.Int64, strict=False)
+    return shown.with_columns(numbers, first.cast(pl.Int64), last.cast(pl.Int64))
+
+
+def _write(frame: pl.DataFrame, path: Path) -> None:
+    """Arrow IPC in one batch, uncompressed, with plain (not view) strings."""
+    frame.rechunk().write_ipc(
+        path,
+        compression="uncompressed",
+        compat_level=pl.CompatLevel.oldest(),
+        record_batch_size=max(frame.height, 1),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """Demographics (None where the file has none) and the range of the patient's rows."""
+
+    gender: str | None
+    anchor_age: int | None
+    anchor_year: int | None
+    first: int
+    last: int
+
+
+class Store:
+    """Reads a built store. Arrays are views of the mapped file; nothing is loaded before use."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        rows = _mapped(folder / "rows.arrow")
+        self._values = _only_chunk(rows, "values")
+        self.table = _numbers(rows, "table", np.uint8)
+        self.event_time = _numbers(rows, "event_time", np.int64)
+        self.available_time = _numbers(rows, "available_time", np.int64)
+        self.late_time = _numbers(rows, "late_time", np.int64)
+        self.hadm_id = _numbers(rows, "hadm_id", np.int64)
+        self.stay_id = _numbers(rows, "stay_id", np.int64)
+        self.item = _numbers(rows, "item", np.int32)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The name behind each code; the last one stands for code -1: no name."""
+        return [*_mapped(self.folder / "names.arrow")["name"].to_pylist(), ""]
+
+    @cached_property
+    def patients(self) -> dict[int, Patient]:
+        """Every patient by subject_id."""
+        rows = _mapped(self.folder / "patients.arrow").to_pylist()
+        return {row.pop("subject_id"): Patient(**row) for row in rows}
+
+    def values(self, positions: np.ndarray) -> list[str]:
+        """The shown values of the rows at these positions, each row's joined by `SEPARATOR`."""
+        return self._values.take(pa.array(positions)).to_pylist()
+
+    def note(self, position: int) -> str:
+        """The text of one row of free text: the last of its values."""
+        return self.values(np.array([position]))[0].rsplit(SEPARATOR, 1)[-1]
+
+
+def _mapped(path: Path) -> pa.Table:
+    with pa.memory_map(str(path)) as file:
+        return pa.ipc.open_file(file).read_all()
+
+
+def _only_chunk(table: pa.Table, name: str) -> pa.Array:
+    column = table[name]
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
+
+
+def _numbers(table: pa.Table, name: str, dtype: type) -> np.ndarray:
+    """A column as a numpy view of the mapped file."""
+    column = _only_chunk(table, name)
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.int64())
+    return column.to_numpy(zero_copy_only=True).astype(dtype, copy=False)

@@ -1,0 +1,87 @@
+"""stage=export: samples as rows that are ready to use, one JSON object a line.
+
+samples.jsonl holds the benchmark's row (`idx, instruction, input, output, candidates, task_info`)
+with `sample_id, subject_id, prediction_time, available_until, messages`. No caps: what a stage
+trains on is its own matter.
+"""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+from omegaconf import DictConfig
+
+from ehrr1.errors import UserError
+from ehrr1.files import write_jsonl
+from ehrr1.progress import track
+from ehrr1.prompts.messages import answer_text, messages
+from ehrr1.records.events import Event
+from ehrr1.records.markdown import record_markdown
+from ehrr1.records.schema import TABLES
+from ehrr1.runs import Run
+from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.samples import Prepared, Sample
+
+CHUNK = 10_000
+"""So many samples are held at a time."""
+
+
+def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
+    """Write samples.jsonl. Metrics: `rows`."""
+    prepared = Prepared(run.input("prepare"))
+    count = write_jsonl(
+        run.folder / "samples.jsonl", rows(prepared, split=cfg.split, limit=cfg.limit)
+    )
+    return {"rows": count}
+
+
+def rows(prepared: Prepared, *, split: str, limit: int | None) -> Iterator[dict[str, Any]]:
+    """The rows of a split ("all" for every one), at most `limit` of them."""
+    index = prepared.index(None if split == "all" else split)
+    if not index.height:
+        raise UserError(
+            f"split={split}: it has no samples; prepare more patients or give the split a larger "
+            "share (data.split)"
+        )
+    index = index.head(limit) if limit is not None else index
+    edges = [*range(0, index.height, CHUNK), index.height]
+    samples = (
+        sample
+        for begin, end in pairwise(edges)
+        for sample in prepared.as_samples(index.slice(begin, end - begin))
+    )
+    last_id, events, record = "", list[Event](), ""
+    for number, sample in enumerate(track(samples, "export", total=index.height)):
+        if sample.context_id != last_id:
+            events = prepared.context(sample)
+            last_id, record = sample.context_id, record_markdown(events)
+        yield row(number, sample, events, record)
+
+
+def row(number: int, sample: Sample, events: list[Event], record: str) -> dict[str, Any]:
+    """One sample as a row of the benchmark; times are ISO 8601."""
+    task = TASKS[sample.task]
+    known = [event.available_time for event in events if event.available_time is not None]
+    chat = messages(sample.task, record, think=task.kind == "decision")
+    output = answer_text(sample.target)
+    label = output if task.kind == "risk" else list(sample.target)
+    return {
+        "idx": number,
+        "sample_id": sample.sample_id,
+        "subject_id": sample.subject_id,
+        "prediction_time": sample.prediction_time.isoformat(),
+        "available_until": max(known).isoformat() if known else None,
+        "instruction": task.instruction,
+        "input": record,
+        "output": output,
+        "candidates": [],
+        "task_info": {
+            "task": sample.task,
+            "event": TABLES[task.anchor_table].heading if task.anchor_table in TABLES else "any",
+            "metric": task.metric,
+            "target_key": task.target_key,
+            "target": list(sample.target),
+            "label": label,
+        },
+        "messages": chat,
+    }

@@ -1,0 +1,82 @@
+"""stage=reason: the model learns to think over evidence before it answers decision tasks.
+
+Starts from the weights of `adapt`. Trains on the kept chains of `chains` (with thinking) and on
+direct samples of all tasks, so that direct answers, those to risk questions above all, stay.
+"""
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from ehrr1.errors import UserError
+from ehrr1.models.loading import export, load_model
+from ehrr1.models.sizes import check_memory
+from ehrr1.prompts.dataset import choose, rank
+from ehrr1.prompts.forest import Question
+from ehrr1.prompts.messages import answer_text
+from ehrr1.prompts.tokenizer import load_tokenizer
+from ehrr1.runs import Run
+from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.samples import Prepared, Sample
+from ehrr1.training.sft import Material, train
+
+
+def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
+    check_memory(cfg.model, cfg.trainer.accelerator)
+    start = run.input("adapt") / "hf"
+    prepared = Prepared(run.input("prepare"))
+    chains = kept_chains(run.input("chains") / "chains.jsonl")
+    training = mixture(prepared.samples("train"), chains, cfg, cfg.reason.samples_per_task)
+    validation = mixture(
+        prepared.samples("validation"), chains, cfg, cfg.reason.eval_samples_per_task
+    )
+    thinking = sum(sample.sample_id in chains for sample in training)
+    if not thinking:
+        raise UserError(
+            f"inputs.chains={run.input('chains')}: no chain of a training sample was kept; "
+            "raise chains.samples_per_task or data.subjects"
+        )
+    tokenizer = load_tokenizer(start)
+    model = load_model(cfg.model, start, tokenizer)
+    material = Material(prepared, training, validation, partial(ask, chains=chains))
+    metrics = train(material, model, tokenizer, run.folder, cfg, "reason")
+    export(model, tokenizer, run.folder / "hf")
+    return metrics | {"samples/think": thinking, "samples/direct": len(training) - thinking}
+
+
+def kept_chains(path: Path) -> dict[str, tuple[str, str]]:
+    """sample_id -> (chain, answer) of the chains that passed the screening."""
+    with path.open(encoding="utf-8") as lines:
+        rows = (json.loads(line) for line in lines)
+        return {row["sample_id"]: (row["chain"], row["answer"]) for row in rows if row["kept"]}
+
+
+def ask(sample: Sample, chains: dict[str, tuple[str, str]]) -> list[Question]:
+    """With thinking where there is a chain, else directly."""
+    if sample.sample_id in chains:
+        chain, answer = chains[sample.sample_id]
+        return [Question(sample.sample_id, sample.task, True, answer, chain)]
+    return [Question(sample.sample_id, sample.task, False, answer_text(sample.target))]
+
+
+def mixture(
+    samples: Sequence[Sample],
+    chains: dict[str, tuple[str, str]],
+    cfg: DictConfig,
+    per_task: int | None,
+) -> list[Sample]:
+    """Samples with a chain, at most `per_task` of each task, and direct ones.
+
+    Direct ones make up `reason.direct_share` of all, where there are enough: drawn by context from
+    the tasks that EHR-Ins trains on, the contexts of chains first, as those are read anyway.
+    """
+    thinking = choose([s for s in samples if s.sample_id in chains], per_task, cfg.seed)
+    share = cfg.reason.direct_share
+    wanted = round(len(thinking) * share / (1 - share))
+    read = {sample.context_id for sample in thinking}
+    direct = [s for s in samples if s.sample_id not in chains and TASKS[s.task].ehr_ins_cap > 0]
+    direct.sort(key=lambda s: (s.context_id not in read, rank(cfg.seed, s.context_id), s.sample_id))
+    return thinking + direct[:wanted]

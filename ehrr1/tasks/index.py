@@ -1,0 +1,237 @@
+"""The index of samples: one row a question, with its prediction time, window and answer.
+
+A decision sample asks for one event (the rows of one table, stay and event time) from what was
+known *before* its event time; a risk sample asks for an outcome from what was known *by* its
+prediction time. Nothing here looks past the prediction time to decide whether a sample exists.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from ehrr1.records.schema import ORDER, TABLES
+from ehrr1.records.store import NO_CODE, NO_ID
+from ehrr1.tasks.catalog import TASKS, Task
+from ehrr1.tasks.labels import SAMPLE_SCHEMA, risk_samples
+
+WINDOW_TABLES = [n for n, name in enumerate(ORDER) if TABLES[name].context == "yes"]
+"""Numbers of the tables whose rows stand in a window."""
+
+
+@dataclass
+class Index:
+    """The samples and what was left out of them."""
+
+    frame: pl.DataFrame
+    excluded: dict[str, int] = field(default_factory=dict)
+    """`<task>/<reason>` -> samples left out."""
+    died_in_window: dict[str, int] = field(default_factory=dict)
+    """Length-of-stay task -> deaths inside its window, which count as released."""
+    positives: dict[str, int] = field(default_factory=dict)
+    """Risk task -> samples whose answer is yes."""
+
+
+def build_index(
+    store: Path,
+    parents: Mapping[str, pl.DataFrame],
+    splits: pl.DataFrame,
+    window: timedelta,
+    tasks: Collection[str],
+) -> Index:
+    """All samples of the tasks, sorted by patient, time and task.
+
+    Columns: `sample_id, task, split, subject_id, hadm_id, stay_id, prediction_time, window_start,
+    inclusive` (the cut holds what became known at the prediction time itself), `current_hadm`
+    (the hospital stay in progress), `hidden_hadm` (an admission that must not show), `ed_stay`,
+    `n_context_rows`, `context_id, target` (codes of names), `target_row` (the note to write).
+    """
+    rows = _rows(store)
+    names = pl.read_ipc(store / "names.arrow")["name"]
+    codes = dict(zip(names.to_list(), range(len(names)), strict=True))
+    decision = _decision_samples(rows, codes, tasks)
+    risk = risk_samples(parents, tasks)
+    excluded = dict(decision.excluded) | risk.excluded
+    answers = pl.when(pl.col("label")).then(codes["yes"]).otherwise(codes["no"])
+    asked = risk.frame.with_columns(
+        answers.cast(pl.Int32).reshape((-1, 1)).arr.to_list().alias("target"),
+        pl.lit(True).alias("inclusive"),
+    )
+    frame = pl.concat([decision.frame, asked], how="diagonal").with_columns(
+        pl.col("window_start").fill_null(pl.col("prediction_time") - window)
+    )
+    frame = _with_context_rows(frame, rows)
+    empty = frame.filter(pl.col("n_context_rows") == 0)["task"].value_counts()
+    excluded |= {f"{task}/no_context": count for task, count in empty.iter_rows()}
+    frame = frame.filter(pl.col("n_context_rows") > 0)
+    frame = _with_current_admission(frame, parents["admissions"])
+    frame = _with_ids(frame).join(splits, on="subject_id", how="left")
+    frame = frame.sort("subject_id", "prediction_time", "task", "sample_id")
+    yes = frame.filter(pl.col("label"))["task"].value_counts()
+    positives = dict.fromkeys(risk.frame["task"].unique(), 0) | dict(yes.iter_rows())
+    return Index(frame.drop("label"), excluded, risk.died_in_window, positives)
+
+
+def _rows(store: Path) -> pl.DataFrame:
+    """What the index needs of the store's rows, with the number of each row's event."""
+    columns = ["subject_id", "stay_id", "hadm_id", "table", "event_time", "available_time"]
+    rows = pl.read_ipc(store / "rows.arrow", columns=[*columns, "item", "class"])
+    stay = pl.when(pl.col("stay_id") != NO_ID).then("stay_id").otherwise("hadm_id")
+    keys = ["subject_id", "event_time", "table", "stay"]
+    rows = rows.with_row_index("row").with_columns(stay.alias("stay"))
+    first = pl.any_horizontal(pl.col(key) != pl.col(key).shift() for key in keys)
+    return rows.with_columns(first.fill_null(True).cum_sum().alias("event"))
+
+
+def _decision_samples(
+    rows: pl.DataFrame, codes: Mapping[str, int], tasks: Collection[str]
+) -> Index:
+    excluded: dict[str, int] = {}
+    empty = {name: kind for name, kind in SAMPLE_SCHEMA.items() if name in _DECISION_COLUMNS}
+    empty |= {"target": pl.List(pl.Int32), "target_row": pl.Int64}
+    parts = [pl.DataFrame(schema=empty)]
+    for task in TASKS.values():
+        if task.kind == "risk" or task.key not in tasks:
+            continue
+        next_event = task.target == "heading"
+        asked = _next_events(rows, codes) if next_event else _events(rows, task)
+        for reason, keep in _filters(task).items():
+            kept = asked.filter(keep)
+            if kept.height < asked.height:
+                excluded[f"{task.key}/{reason}"] = asked.height - kept.height
+            asked = kept
+        parts.append(asked.with_columns(pl.lit(task.key).alias("task")))
+    own = pl.col("task").is_in(["diagnoses_icd", "diagnoses_ccs"])
+    frame = pl.concat(parts, how="diagonal").with_columns(
+        pl.lit(False).alias("inclusive"),
+        # Coded at the very end of the stay: the stay is still the current one.
+        pl.when(own).then(pl.col("hadm_id")).alias("current_hadm"),
+    )
+    return Index(frame, excluded)
+
+
+_DECISION_COLUMNS = ("subject_id", "hadm_id", "stay_id", "prediction_time", "task")
+
+
+def _filters(task: Task) -> dict[str, pl.Expr]:
+    """Reason to leave an event out -> the expression that keeps the others."""
+    if task.target == "text":
+        return {}
+    filters = {"no_target": pl.col("target").list.len() > 0}
+    if task.most_items is not None:
+        limit = task.most_items
+        filters[f"more_than_{limit}_items"] = pl.col("target").list.len() <= limit
+    return filters
+
+
+def _events(rows: pl.DataFrame, task: Task) -> pl.DataFrame:
+    """The events of the task's table with their distinct items (or classes) in order of record."""
+    own = rows.filter(pl.col("table") == ORDER.index(task.anchor_table))
+    name = pl.col("class" if task.target == "class" else "item")
+    target = name.filter(name != NO_CODE).unique(maintain_order=True)
+    if task.target == "text":
+        target, note = pl.lit([], pl.List(pl.Int32)), pl.col("row").first().cast(pl.Int64)
+    else:
+        note = pl.lit(None, pl.Int64)
+    return (
+        own.group_by("event", maintain_order=True)
+        .agg(*_sample_columns(), target.alias("target"), note.alias("target_row"))
+        .drop("event")
+    )
+
+
+def _next_events(rows: pl.DataFrame, codes: Mapping[str, int]) -> pl.DataFrame:
+    """At each time at which something happens to a patient: the kind of its first event."""
+    headings = {n: codes[TABLES[name].heading] for n, name in enumerate(ORDER)}
+    shown = rows.filter(pl.col("table").is_in(WINDOW_TABLES))
+    firsts = shown.unique(["subject_id", "event_time"], keep="first", maintain_order=True)
+    code = pl.col("table").replace_strict(headings, return_dtype=pl.Int32)
+    return firsts.select(
+        *_sample_columns(first=False),
+        code.reshape((-1, 1)).arr.to_list().alias("target"),
+        pl.lit(None, pl.Int64).alias("target_row"),
+    )
+
+
+def _sample_columns(first: bool = True) -> list[pl.Expr]:
+    columns = [
+        pl.col("subject_id"),
+        pl.col("hadm_id").replace(NO_ID, None),
+        pl.col("stay_id").replace(NO_ID, None),
+        pl.col("event_time").alias("prediction_time"),
+    ]
+    return [column.first() for column in columns] if first else columns
+
+
+def _with_context_rows(frame: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """Adds how many rows became known in each sample's window.
+
+    One search in one sorted array of (patient, time) keys: patient number times 2**39 plus
+    seconds, which holds 16 million patients and all years.
+    """
+    subjects = rows["subject_id"].unique().sort()
+
+    def keys(subject: pl.Series, time: pl.Series) -> np.ndarray:
+        number = subjects.search_sorted(subject).cast(pl.Int64).to_numpy()
+        seconds = time.cast(pl.Int64).to_numpy() // 1_000_000
+        return number * 2**39 + seconds + 2**38
+
+    shown = rows.filter(pl.col("table").is_in(WINDOW_TABLES))
+    known = np.sort(keys(shown["subject_id"], shown["available_time"]))
+    first = np.searchsorted(known, keys(frame["subject_id"], frame["window_start"]), "left")
+    cut = keys(frame["subject_id"], frame["prediction_time"])
+    last = np.searchsorted(known, cut + frame["inclusive"].to_numpy(), "left")
+    count = pl.Series("n_context_rows", np.maximum(last - first, 0), dtype=pl.Int32)
+    return frame.with_columns(count)
+
+
+def _with_current_admission(frame: pl.DataFrame, admissions: pl.DataFrame) -> pl.DataFrame:
+    """Fills `current_hadm`: the stay begun before the cut and not over by then, if any.
+
+    Found by time, not by the row's own `hadm_id`, which some rows receive in hindsight.
+    """
+    began = (
+        admissions.filter(pl.col("admittime").is_not_null())
+        .select("subject_id", "admittime", "dischtime", pl.col("hadm_id").alias("in_progress"))
+        .sort("admittime", "in_progress")
+    )
+    parts = []
+    for inclusive in (False, True):
+        part = frame.filter(pl.col("inclusive") == inclusive).sort("prediction_time")
+        parts.append(
+            part.join_asof(
+                began,
+                left_on="prediction_time",
+                right_on="admittime",
+                by="subject_id",
+                allow_exact_matches=inclusive,
+                check_sortedness=False,
+            )
+        )
+    over = pl.col("dischtime") < pl.col("prediction_time")
+    open_stay = pl.when(~over.fill_null(False)).then("in_progress")
+    found = pl.concat(parts).with_columns(pl.col("current_hadm").fill_null(open_stay))
+    return found.drop("admittime", "dischtime", "in_progress")
+
+
+def _with_ids(frame: pl.DataFrame) -> pl.DataFrame:
+    """Adds `sample_id` and `context_id`: what a sample is, and what its context depends on."""
+    time = pl.col("prediction_time").dt.strftime("%Y%m%dT%H%M%S")
+    frame = frame.with_columns(time.alias("time"))
+    stay = pl.coalesce("stay_id", "hadm_id").fill_null(0)
+    sample_id = pl.format("{}/{}/{}/{}", "task", "subject_id", stay, "time")
+    window = (
+        pl.when(pl.col("ed_stay").is_not_null())
+        .then(pl.format("ed{}", "ed_stay"))
+        .when(pl.col("inclusive"))
+        .then(pl.lit("by"))
+        .otherwise(pl.lit("before"))
+    )
+    current = pl.col("current_hadm").fill_null(0)
+    context_id = pl.format("{}/{}/{}/{}", "subject_id", "time", window, current)
+    return frame.with_columns(sample_id.alias("sample_id"), context_id.alias("context_id")).drop(
+        "time"
+    )

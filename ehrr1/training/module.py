@@ -1,0 +1,76 @@
+"""What the supervised and the reinforcement module share: the model, its optimizer, one update."""
+
+from collections.abc import Callable, Sequence
+from math import cos, isfinite, pi
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning import LightningModule
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
+
+from ehrr1.prompts.forest import Forest
+
+
+def warmup_cosine(steps: int, warmup: float) -> Callable[[int], float]:
+    """The learning rate's factor at each step: linear over a share `warmup`, then cosine to 0."""
+    rising = max(round(steps * warmup), 1)
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        return 0.5 * (1 + cos(pi * min((step - rising + 1) / max(steps - rising, 1), 1.0)))
+
+    return factor
+
+
+class ForestModule(LightningModule):
+    """A causal language model that learns from forests, one optimizer step a training step.
+
+    Optimisation is manual: a step's trees may come in several batches, each divided by the whole
+    step's weight. `settings` holds lr, warmup (a share of the steps), weight_decay, beta2, clip.
+    """
+
+    def __init__(self, model: PreTrainedModel, settings: DictConfig, updates: int):
+        super().__init__()
+        self.automatic_optimization = False
+        self.model, self.settings, self.updates = model, settings, updates
+        self.watched: dict[str, float] = {}
+
+    def configure_optimizers(self) -> Any:
+        optimizer = AdamW(
+            self.model.parameters(),
+            lr=self.settings.lr,
+            betas=(0.9, self.settings.beta2),
+            weight_decay=self.settings.weight_decay,
+            fused=True,
+        )
+        schedule = LambdaLR(optimizer, warmup_cosine(self.updates, self.settings.warmup))
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def update(
+        self, forests: Sequence[Forest], loss: Callable[[Forest], Tensor]
+    ) -> dict[str, float]:
+        """One optimizer step on the sum of `loss` over `forests`; returns loss, grad_norm and lr.
+
+        Raises FloatingPointError where the loss is not finite, with the samples it came from.
+        """
+        optimizer: Any = self.optimizers()
+        schedule: Any = self.lr_schedulers()
+        optimizer.zero_grad()
+        total = 0.0
+        for forest in forests:
+            part = loss(forest)
+            if not isfinite(part.item()):
+                names = ", ".join(dict.fromkeys(forest.sample_ids))
+                raise FloatingPointError(f"the loss is {part.item()} for samples {names}")
+            self.manual_backward(part)
+            total += part.item()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        rate = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        schedule.step()
+        return {"loss": total, "grad_norm": norm.item(), "lr": rate}

@@ -1,0 +1,52 @@
+"""One small world for all tests: the real command line on a hospital of a few patients."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CommandLine = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def shared_folder() -> Path | None:
+    """The folder with open data beside the project, where there is one."""
+    folder = Path(os.environ.get("EHRR1_SHARED", ROOT.parent / "shared"))
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def mimic_demo() -> Path:
+    """The open MIMIC-IV demo."""
+    shared = shared_folder()
+    if shared is None:
+        pytest.skip("no open data: set EHRR1_SHARED to a folder with data/mimic-iv-demo")
+    return shared / "data" / "mimic-iv-demo"
+
+
+def run_py(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """`python run.py ARGUMENTS` in a process of its own, as a user types it."""
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+@pytest.fixture(scope="session")
+def command_line() -> CommandLine:
+    return run_py
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished curriculum, `experiment=smoke`: seconds a stage, no claims."""
+    root = tmp_path_factory.mktemp("outputs")
+    done = run_py("experiment=smoke", f"output_root={root}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return root / "smoke"

@@ -1,0 +1,109 @@
+"""The template writer, the reading of chains, and screening."""
+
+from datetime import datetime, timedelta
+
+import networkx as nx
+import pytest
+
+from ehrr1.graph.chain import citable, faithfulness, parse_chain, written_time
+from ehrr1.graph.evidence import evidence_graph
+from ehrr1.graph.screening import screen
+from ehrr1.graph.writer import Draft, choose_steps, write_template
+from tests.test_graph import RULE, counted, event, sample
+
+CONTEXT = [
+    event("labevents", 1, ["K (whole blood)", "Na"]),
+    event("emar", 5, ["Possible drug"]),
+    event("labevents", 9, ["Na"]),
+]
+SAMPLE = sample(1, "emar", "Insulin", "Dextrose 50%", "unsupported")
+COUNTS = counted(
+    [(["Insulin", "Dextrose 50%"], ["K (whole blood)", "Na"])] * 2
+    + [(["Insulin"], ["Na"]), (["unsupported"], []), (["unsupported"], [])]
+)
+
+
+def graph() -> nx.DiGraph:
+    return evidence_graph(CONTEXT, SAMPLE.target, COUNTS, RULE)
+
+
+def test_template_cites_few_items_in_order_of_time_and_derives_only_what_is_supported() -> None:
+    (draft,) = write_template(SAMPLE, CONTEXT, graph(), max_evidence=6)
+    assert draft.chain.splitlines() == [
+        "## Extraction",
+        "K (whole blood) | Labotary Test Events | 01:00",
+        "## Reasoning",
+        "K (whole blood) | -> | Dextrose 50% | Insulin",
+        "## Final Results",
+        "Dextrose 50%",
+        "Insulin",
+    ]
+
+
+def test_set_cover_stops_at_the_limit_and_writes_nothing_without_evidence() -> None:
+    apart = nx.DiGraph()
+    for number in range(3):
+        apart.add_node(f"answer:{number}", kind="answer", label=str(number))
+        apart.add_node(f"c{number}", kind="concept", label=str(number), table="labevents")
+        apart.add_edge(f"c{number}", f"answer:{number}", kind="cooccurrence", support=1, lift=2.0)
+    assert [step.node for step in choose_steps(apart, 2)] == ["c0", "c1"]
+    apart.remove_edges_from(list(apart.edges))
+    assert write_template(SAMPLE, CONTEXT, apart, max_evidence=6) == []
+
+
+def test_times_are_unmistakable() -> None:
+    now = datetime(2150, 3, 4, 20)
+    assert written_time(datetime(2150, 3, 4, 5, 7), now) == "05:07"
+    assert written_time(now - timedelta(days=1), now) == "2150-03-03 20:00"
+    assert written_time(None, now) == "None"
+
+
+def test_template_chain_is_read_back_and_faithful() -> None:
+    (draft,) = write_template(SAMPLE, CONTEXT, graph(), max_evidence=6)
+    chain = parse_chain(draft.chain)
+    assert chain is not None and chain.results == ("Dextrose 50%", "Insulin")
+    allowed = citable(CONTEXT, SAMPLE.prediction_time)
+    assert faithfulness(chain, allowed) == 1.0
+    assert faithfulness(chain, citable(CONTEXT[1:], SAMPLE.prediction_time)) == 0.0
+
+
+def test_what_is_no_chain() -> None:
+    (draft,) = write_template(SAMPLE, CONTEXT, graph(), max_evidence=6)
+    assert parse_chain(draft.chain.replace("## Reasoning", "")) is None
+    assert parse_chain(draft.chain + "\n## Extraction") is None
+    unread = parse_chain(draft.chain.replace("## Reasoning", "some prose\n## Reasoning"))
+    assert unread is not None and unread.unread == 1
+    assert faithfulness(unread, citable(CONTEXT, SAMPLE.prediction_time)) == 0.5
+
+
+def chain(extraction: str, reasoning: str, results: str) -> Draft:
+    text = f"## Extraction\n{extraction}\n## Reasoning\n{reasoning}\n## Final Results\n{results}"
+    return Draft(text, 0, 0)
+
+
+GOOD = ("Na | Labotary Test Events | 09:00", "Na | -> | Insulin", "Insulin\nDextrose 50%")
+
+
+@pytest.mark.parametrize(
+    ("draft", "rules"),
+    [
+        (chain(*GOOD), ()),
+        (chain("- Na | Labotary Test Events | 2150-03-04 09:00:00", *GOOD[1:]), ()),
+        (
+            chain("Possible drug | Electronic Medicine Administration Record | 05:00", *GOOD[1:]),
+            (),
+        ),
+        (Draft("Insulin", 0, 0), ("sections",)),
+        (chain(GOOD[0], "- the ground-truth says so", GOOD[2]), ("betrayal",)),
+        (chain(GOOD[0], "- The correct answer is Insulin", GOOD[2]), ("betrayal",)),
+        (chain(GOOD[0], "- Na is low, though Insulin", GOOD[2]), ("hedging",)),
+        (chain("Na | Labotary Test Events | 09:01", *GOOD[1:]), ("citations",)),
+        (chain("Na | Triage | 09:00", *GOOD[1:]), ("citations",)),
+        (chain("", *GOOD[1:]), ("citations",)),
+        (chain(GOOD[0], GOOD[1], "insulin\nDextrose 50%"), ("spelling",)),
+        (chain(GOOD[0], GOOD[1], "Insulin"), ("coverage",)),
+        (chain(GOOD[0], "- maybe", "Aspirin"), ("hedging", "spelling", "coverage")),
+    ],
+)
+def test_each_rule_of_screening(draft: Draft, rules: tuple[str, ...]) -> None:
+    assert screen(draft, SAMPLE, CONTEXT, coverage=0.6).rejected_by == rules

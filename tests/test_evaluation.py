@@ -1,0 +1,193 @@
+"""Metrics equal scikit-learn, the bootstrap covers the truth, baselines are honest."""
+
+import numpy as np
+import polars as pl
+import pytest
+from numpy.typing import NDArray
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from ehrr1.evaluation.baselines import Boosting, Frequency, bag_of_items, most_frequent
+from ehrr1.evaluation.bootstrap import Resamples, estimate
+from ehrr1.evaluation.metrics import macro, weighted_auprc, weighted_auroc, weighted_mean
+from ehrr1.evaluation.predictions import SCHEMA, frame, prediction_row, risk_row
+from ehrr1.evaluation.report import difference_table, task_table
+from ehrr1.evaluation.scores import one_class, parse_failures, score
+from ehrr1.evaluation.summary import last_model, summarise
+from tests.test_graph import event, sample
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_metrics_equal_scikit_learn_with_ties_and_weights(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    n = int(generator.integers(5, 300))
+    scores = np.round(generator.random(n), int(generator.integers(1, 6)))
+    labels = generator.random(n) < 0.3
+    labels[:2] = [True, False]
+    weights = np.stack([np.ones(n), generator.integers(0, 4, n).astype(float)])
+    weights[1, :2] = 1
+    for weight, auroc, auprc in zip(
+        weights,
+        weighted_auroc(scores, labels, weights),
+        weighted_auprc(scores, labels, weights),
+        strict=True,
+    ):
+        assert auroc == pytest.approx(roc_auc_score(labels, scores, sample_weight=weight), abs=1e-9)
+        expected = average_precision_score(labels, scores, sample_weight=weight)
+        assert auprc == pytest.approx(expected, abs=1e-9)
+
+
+def test_one_class_is_nan_and_leaves_the_macro_mean() -> None:
+    scores, labels = np.array([0.1, 0.2, 0.3]), np.array([True, False, True])
+    weights = np.array([[1.0, 1, 1], [1, 0, 1], [0, 1, 0]])
+    auroc, auprc = (f(scores, labels, weights) for f in (weighted_auroc, weighted_auprc))
+    assert auroc[0] == 0.5 and np.isnan(auroc[1:]).all() and np.isnan(auprc[1:]).all()
+    np.testing.assert_array_equal(macro([auroc, np.array([1.0, 0.7, np.nan])]), [0.75, 0.7, np.nan])
+    assert np.isnan(weighted_mean(np.ones(3), np.zeros((1, 3)))).all()
+
+
+def test_scores_that_are_not_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        weighted_auroc(np.array([np.nan, 1.0]), np.array([True, False]), np.ones((1, 2)))
+
+
+def study(generator: np.random.Generator, patients: int) -> tuple[NDArray, NDArray, NDArray]:
+    """Two to four samples a patient that share the patient's level; the true mean is 0."""
+    size = generator.integers(2, 5, patients)
+    subjects = np.repeat(np.arange(patients), size)
+    level = np.repeat(generator.normal(0, 1, patients), size)
+    return subjects, level + generator.normal(0, 0.5, len(subjects)), level
+
+
+def test_interval_by_patient_covers_the_truth() -> None:
+    generator = np.random.default_rng(0)
+    covered = 0
+    for number in range(300):
+        subjects, values, _ = study(generator, 120)
+        resamples = Resamples.draw(subjects, 300, seed=number)
+        low, high = estimate(weighted_mean(values, resamples.weights(subjects)))[1:]
+        covered += low <= 0 <= high
+    assert 0.91 <= covered / 300 <= 0.985  # by sample instead of by patient it is about 0.75
+
+
+def test_paired_difference_is_narrower_than_its_parts() -> None:
+    subjects, values, level = study(np.random.default_rng(1), 200)
+    weights = Resamples.draw(subjects, 500, seed=0).weights(subjects)
+    first, second = weighted_mean(values + 0.1, weights), weighted_mean(values, weights)
+    difference = estimate(first - second)
+    assert difference == pytest.approx((0.1, 0.1, 0.1))
+    assert estimate(first).high - estimate(first).low > 0.1
+
+
+def test_resamples_are_seeded_and_draw_as_many_patients() -> None:
+    one, two = (Resamples.draw([5, 3, 3, 9], 50, seed=4) for _ in range(2))
+    assert (one.counts == two.counts).all() and one.patients.tolist() == [3, 5, 9]
+    assert (one.counts.sum(axis=1) == 3).all() and (one.counts[0] == 1).all()
+    assert one.weights(np.array([9, 9, 3])).shape == (51, 3)
+
+
+def test_score_names_macros_and_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(2)
+    rows = []
+    for number in range(60):
+        target = "yes" if number % 3 == 0 else "no"
+        risk = sample(number, "Inpatient_Mortality", target, subject=number // 2)
+        rows.append(risk_row(risk, float(generator.random())))
+        rows.append(risk_row(sample(number, "ICU_Stay_7day", "no", subject=number // 2), 0.1))
+        drugs = sample(number, "emar", "A", "B", subject=number // 2)
+        items = ["a", "c"] if number % 2 else []
+        problem = None if number % 2 else "empty answer"
+        rows.append(prediction_row(drugs, mode="direct", items=items, problem=problem))
+    table = frame("adapt", rows)
+    assert table.schema == SCHEMA
+    resamples = Resamples.draw(table["subject_id"], 40, seed=0)
+    found = score(table, resamples, ["Inpatient_Mortality", "ICU_Stay_7day", "emar", "poe"])
+    risk_rows = table.filter(pl.col("task") == "Inpatient_Mortality")
+    expected = roc_auc_score(risk_rows["target"] == "yes", risk_rows["probability"])
+    assert found["risk/auroc/macro"][0] == pytest.approx(expected, abs=1e-9)
+    assert found["emar/f1"][0] == found["decision/f1/macro"][0] == pytest.approx(0.25)
+    assert "ICU_Stay_7day/auroc" not in found and "poe/f1" not in found
+    assert one_class(table) == ["ICU_Stay_7day"]
+    assert parse_failures(table)["parse_failures/emar"] == 30
+    monkeypatch.setattr("ehrr1.evaluation.scores.MAX_ELEMENTS", 100)
+    for name, values in score(table, resamples, ["Inpatient_Mortality", "emar"]).items():
+        np.testing.assert_allclose(values, found[name], rtol=1e-12)
+
+
+def test_frequency_chooses_k_by_training_f1() -> None:
+    assert most_frequent([["a"], ["a"], ["a", "b"], ["c"]]) == ["a"]
+    assert most_frequent([["a", "B"], ["b", "a"], ["c", "a", "b"]]) == ["a", "b"]
+    baseline = Frequency([sample(0, "emar", "A"), sample(1, "emar", "A", "B")])
+    said, unknown = baseline.predict([sample(2, "emar", "B"), sample(3, "poe", "X")])
+    assert said["prediction"] == "a" and unknown["prediction"] == ""
+
+
+def test_bag_counts_items_and_flags_and_reads_numbers() -> None:
+    labs = event("labevents", 3, ["K", "K", "Na"], Flag="abnormal")
+    vitals = event("triage", 4, [""], Heartrate="88", Pain="none")
+    assert bag_of_items([labs, vitals]) == {
+        "labevents": 1,
+        "labevents/K": 2,
+        "labevents/K/abnormal": 2,
+        "labevents/Na": 1,
+        "labevents/Na/abnormal": 1,
+        "triage": 1,
+        "triage.Heartrate": 88.0,
+    }
+
+
+def test_boosting_learns_what_is_there_and_tells_one_class() -> None:
+    generator = np.random.default_rng(0)
+    samples, bags = [], {}
+    for number in range(400):
+        ill = bool(generator.random() < 0.4)
+        items = {"labevents/lactate": float(generator.random() < (0.8 if ill else 0.2))}
+        bags[str(number)] = items | {"labevents/K": 1.0}
+        samples.append(sample(number, "Inpatient_Mortality", "yes" if ill else "no"))
+        samples.append(sample(number, "ICU_Stay_7day", "no"))
+    boosting = Boosting()
+    boosting.fit(samples[:600], bags)
+    table = frame("boosting", boosting.predict(samples[600:], bags))
+    found = score(table, Resamples.draw(range(400), 20, 0), ["Inpatient_Mortality"])
+    assert found["risk/auroc/macro"][0] > 0.7
+    one = table.filter(pl.col("task") == "ICU_Stay_7day")
+    assert one["probability"].unique().to_list() == [0.0]
+
+
+def test_summary_names_models_baselines_differences_and_compares_common_samples() -> None:
+    def answers(model: str, share: float, only: int = 40) -> pl.DataFrame:
+        generator = np.random.default_rng(len(model))
+        rows = []
+        for number in range(40):
+            target = "yes" if number % 2 else "no"
+            risk = sample(number, "Inpatient_Mortality", target)
+            if model != "frequency":
+                rows.append(risk_row(risk, float(generator.random() < share) * (number % 2)))
+            if model != "boosting" and number < only:
+                items = ["A"] if generator.random() < share else []
+                drugs = sample(number, "emar", "A")
+                rows.append(prediction_row(drugs, mode="direct", items=items))
+        return frame(model, rows)
+
+    models = {"untrained": 0.0, "adapt": 0.5, "rl": 1.0, "frequency": 0.1, "boosting": 0.6}
+    tables = [
+        answers(name, share, 10 if name == "untrained" else 40) for name, share in models.items()
+    ]
+    predictions = pl.concat(tables)
+    metrics = summarise(predictions, ["Inpatient_Mortality", "emar", "poe"], 100, seed=0)
+    assert metrics["decision/f1/macro"] == metrics["rl/decision/f1/macro"] == 1.0
+    assert metrics["risk/auroc/macro/low"] <= metrics["risk/auroc/macro"] == 1.0
+    assert metrics["baseline/frequency/emar/f1"] < metrics["adapt/emar/f1"]
+    assert "baseline/boosting/risk/auprc/macro" in metrics and metrics["one_class_tasks"] == 0
+    assert "rl-reason/decision/f1/macro" not in metrics
+    early = predictions.filter(pl.col("model") == "adapt", pl.col("task") == "emar").head(10)
+    expected = (early["prediction"] == "A").mean()
+    assert metrics["adapt-untrained/decision/f1/macro"] == pytest.approx(expected)
+    assert metrics["adapt-untrained/risk/auroc/macro/low"] > 0
+    assert metrics["adapt/parse_failures/emar"] == 0 and last_model(predictions) == "rl"
+    assert summarise(predictions, ["emar"], 100, seed=0) == summarise(
+        predictions, ["emar"], 100, seed=0
+    )
+    tasks = ["Inpatient_Mortality", "emar"]
+    assert task_table(predictions, metrics, tasks[:1], "risk").row_count == 2
+    assert task_table(predictions, metrics, tasks[1:], "decision").row_count == 2
+    assert difference_table(metrics).row_count == 6

@@ -1,0 +1,110 @@
+"""Run folders: reported, resumed, refused, replaced, and put back."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from ehrr1 import runs
+from ehrr1.errors import UserError
+
+
+def settings(root: Path, **changes: object) -> DictConfig:
+    inputs = dict.fromkeys(runs.ORDER)
+    cfg = {"output_root": str(root), "name": "test", "variant": "", "overwrite": False}
+    cfg |= {"seed": 0, "data": {"subjects": 3}, "graph": {"top": 20}, "inputs": inputs}
+    return OmegaConf.create(cfg | changes)
+
+
+def make(cfg: DictConfig, stage: str, content: str = "result") -> Path:
+    with runs.opened(cfg, stage) as run:
+        assert run is not None
+        (run.folder / "result.txt").write_text(content)
+        runs.finish(run, {"content": len(content)})
+    return runs.home(cfg) / stage
+
+
+def test_finished_run_is_reported_not_made_again(tmp_path: Path) -> None:
+    cfg = settings(tmp_path)
+    make(cfg, "prepare")
+    with runs.opened(cfg, "prepare") as run:
+        assert run is None
+
+
+def test_half_done_run_resumes(tmp_path: Path) -> None:
+    cfg = settings(tmp_path)
+    with pytest.raises(KeyboardInterrupt), runs.opened(cfg, "prepare") as run:
+        assert run is not None and not run.resuming
+        (run.folder / "half.txt").write_text("half")
+        raise KeyboardInterrupt
+    with runs.opened(cfg, "prepare") as run:
+        assert run is not None and run.resuming
+        assert (run.folder / "half.txt").read_text() == "half"
+
+
+def test_run_stopped_by_a_wrong_setting_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError), runs.opened(settings(tmp_path), "prepare") as run:
+        assert run is not None
+        raise UserError("data.root=DIR: no such folder")
+    with runs.opened(settings(tmp_path, data={"subjects": 4}), "prepare") as run:
+        assert run is not None and not run.resuming
+
+
+def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
+    make(settings(tmp_path), "prepare")
+    other = settings(tmp_path, data={"subjects": 4})
+    with (
+        pytest.raises(UserError, match=r"data\.subjects: 3 there, 4 now.*overwrite=true"),
+        runs.opened(other, "prepare"),
+    ):
+        pass
+
+
+def test_view_settings_are_not_compared(tmp_path: Path) -> None:
+    make(settings(tmp_path, limit=1), "prepare")
+    with runs.opened(settings(tmp_path, limit=2), "prepare") as run:
+        assert run is None
+
+
+def test_changed_input_is_refused(tmp_path: Path) -> None:
+    cfg = settings(tmp_path)
+    make(cfg, "prepare")
+    make(cfg, "graph")
+    make(settings(tmp_path, overwrite=True), "prepare", "longer result")
+    with pytest.raises(UserError, match="input 'prepare' has changed"), runs.opened(cfg, "graph"):
+        pass
+
+
+def test_overwrite_replaces_only_on_success(tmp_path: Path) -> None:
+    folder = make(settings(tmp_path), "prepare", "first")
+    again = settings(tmp_path, overwrite=True, data={"subjects": 4})
+    with pytest.raises(OSError, match="disk"), runs.opened(again, "prepare") as run:
+        assert run is not None
+        assert not (run.folder / "result.txt").exists()
+        raise OSError("disk")
+    assert (folder / "result.txt").read_text() == "first"
+    make(again, "prepare", "second")
+    assert (folder / "result.txt").read_text() == "second"
+
+
+def test_missing_predecessors_are_named_together(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'prepare'.*'graph'.*stage=prepare.*inputs\.prepare=DIR"):
+        runs.find_inputs(settings(tmp_path), "chains")
+
+
+def test_inputs_may_come_from_elsewhere(tmp_path: Path) -> None:
+    cfg = settings(tmp_path)
+    folder = make(cfg, "prepare")
+    inputs = dict.fromkeys(runs.ORDER) | {"prepare": str(folder)}
+    other = settings(tmp_path, variant="other", inputs=inputs)
+    assert runs.find_inputs(other, "graph") == {"prepare": folder}
+
+
+def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
+    cfg = settings(tmp_path)
+    with runs.opened(cfg, "prepare"):
+        with (
+            pytest.raises(UserError, match="in use by another process"),
+            runs.opened(cfg, "prepare"),
+        ):
+            pass
