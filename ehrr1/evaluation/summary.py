@@ -87,7 +87,7 @@ def difference(one: Replicates, two: Replicates) -> Replicates:
 
 
 def _flat(found: Replicates, prefix: str) -> dict[str, float | int]:
-    """Estimates and intervals; an interval that no replicate tells (one class in all) is left out."""
+    """Estimates and intervals; an interval that no replicate tells (one class) is left out."""
     metrics: dict[str, float | int] = {}
     for name, values in found.items():
         value, low, high = estimate(values)

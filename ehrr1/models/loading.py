@@ -1,10 +1,8 @@
 """Models: from nothing, from a folder, by name; and out again as a Hugging Face folder."""
 
-import urllib.request
 from pathlib import Path
 
 import torch
-from huggingface_hub.constants import ENDPOINT
 from omegaconf import DictConfig
 from transformers import (
     AutoModelForCausalLM,
@@ -15,7 +13,9 @@ from transformers import (
 
 from ehrr1.errors import UserError
 from ehrr1.files import replacing
+from ehrr1.models.attention import FOREST
 from ehrr1.models.sizes import model_config
+from ehrr1.prompts.tokenizer import reachable
 
 
 def load_model(
@@ -36,7 +36,7 @@ def load_model(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             built = AutoModelForCausalLM.from_config(
-                model_config(model, vocabulary), attn_implementation="sdpa", dtype=torch.float32
+                model_config(model, vocabulary), attn_implementation=FOREST, dtype=torch.float32
             )
     else:
         built = _read(start)
@@ -49,12 +49,14 @@ def load_model(
 
 
 def _read(start: Path | str) -> PreTrainedModel:
+    offline = not reachable(start)
     try:
         return AutoModelForCausalLM.from_pretrained(
             start,
-            attn_implementation="sdpa",
+            attn_implementation=FOREST,
             dtype=torch.float32,
-            local_files_only=not Path(start).is_dir() and not hub_answers(),
+            local_files_only=offline,
+            adapter_kwargs={"local_files_only": offline},
         )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -62,15 +64,6 @@ def _read(start: Path | str) -> PreTrainedModel:
             f"model.path={start}: no model can be read there ({reason}); "
             "give a Hugging Face model folder, or a model's name and a network"
         ) from error
-
-
-def hub_answers(timeout: float = 5.0) -> bool:
-    """Whether the model hub can be reached; asked first, as its client retries for a minute."""
-    try:
-        urllib.request.urlopen(ENDPOINT, timeout=timeout).close()
-    except OSError:
-        return False
-    return True
 
 
 def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import torch
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 from pytorch_lightning import LightningDataModule
@@ -209,10 +210,13 @@ def batches(
     """
     forests: list[Forest] = []
     row: list[Tree] = []
-    for tree in sorted(trees, key=len):
-        if row and len(tree) * (len(row) + 1) > max_batch_tokens:
+    stem = leaves = 0
+    for tree in sorted(trees, key=lambda tree: (len(tree.trunk), len(tree))):
+        stem = max(stem, len(tree.trunk))
+        leaves = max(leaves, len(tree) - len(tree.trunk))
+        if row and (stem + leaves) * (len(row) + 1) > max_batch_tokens:
             forests.append(collate(row, record_weight))
-            row = []
+            row, stem, leaves = [], len(tree.trunk), len(tree) - len(tree.trunk)
         row.append(tree)
     return [*forests, collate(row, record_weight)]
 
@@ -243,6 +247,12 @@ class StepData(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         assert self.evaluation is not None
         return DataLoader(self.evaluation, batch_size=None)
+
+    def transfer_batch_to_device(
+        self, batch: list[Any], device: torch.device, dataloader_idx: int
+    ) -> list[Any]:
+        """Forests move; prompts stay, as the rollout moves their tokens."""
+        return [item.to(device) if isinstance(item, Forest) else item for item in batch]
 
 
 def forest_steps(

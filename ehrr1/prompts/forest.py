@@ -149,13 +149,14 @@ class TreeMaker:
 
 @dataclass(frozen=True)
 class Forest:
-    """Trees as one batch of padded rows, with the places where the loss is taken.
+    """Trees as one batch of rows: [trunk, padding, branches, padding], each part equally wide.
 
-    input_ids, position_ids: [rows, length]; mask: [rows, 1, length, length], true where a token
-    sees another. For each of N learnt tokens: `sources` [N] the flat index (row * length + column)
-    of the token that predicts it, `targets` [N] its id, `weights` [N], `owners` [N] the number of
-    its branch, counted over the batch (-1: a token of the record). `tokens` counts real tokens,
-    each trunk once. `sample_ids` names the branches.
+    input_ids, position_ids: [rows, length]; mask: [rows, 1, width of the branches, length], true
+    where a branch's token sees another; trunk tokens see their trunk causally. For each of N
+    learnt tokens: `sources` [N] the flat index (row * length + column) of the token that predicts
+    it, `targets` [N] its id, `weights` [N], `owners` [N] the number of its branch, counted over
+    the batch (-1: a token of the record). `tokens` counts real tokens, each trunk once.
+    `sample_ids` names the branches.
     """
 
     input_ids: Tensor
@@ -183,11 +184,12 @@ class Forest:
 
 
 def collate(trees: Sequence[Tree], record_weight: float = 0.0, pad_id: int = 0) -> Forest:
-    """Lay trees side by side, one a row, padded on the right.
+    """Lay trees side by side, one a row; the branches of all rows begin in the same column.
 
     `record_weight` above 0 also learns each record's tokens, once a tree, with that weight.
     """
-    length = max(len(tree) for tree in trees)
+    stem = max(len(tree.trunk) for tree in trees)
+    length = stem + max(len(tree) - len(tree.trunk) for tree in trees)
     input_ids = torch.full((len(trees), length), pad_id)
     position_ids = torch.zeros((len(trees), length), dtype=torch.long)
     segments = torch.full((len(trees), length), -1)
@@ -198,34 +200,32 @@ def collate(trees: Sequence[Tree], record_weight: float = 0.0, pad_id: int = 0) 
     names: list[str] = []
     for row, tree in enumerate(trees):
         start, trunk = row * length, len(tree.trunk)
-        ids = list(tree.trunk)
-        places = list(range(trunk))
-        parts = [0] * trunk
+        input_ids[row, :trunk] = torch.tensor(tree.trunk, dtype=torch.long)
+        position_ids[row, :trunk] = torch.arange(trunk)
+        segments[row, :trunk] = 0
         if record_weight > 0:
             sources += range(start, start + trunk - 1)
             targets += tree.trunk[1:]
             weights += [record_weight] * (trunk - 1)
             owners += [-1] * (trunk - 1)
+        column = stem
         for number, branch in enumerate(tree.branches, 1):
-            first = len(ids) + len(branch.prompt)
+            end, learnt = column + len(branch), len(branch.completion)
+            input_ids[row, column:end] = torch.tensor(branch.prompt + branch.completion)
+            position_ids[row, column:end] = torch.arange(trunk, trunk + len(branch))
+            segments[row, column:end] = number
             # without a question of its own, a branch's first token is predicted by the trunk
-            before = start + (first - 1 if branch.prompt else trunk - 1)
-            learnt = len(branch.completion)
-            sources += [before, *range(start + first, start + first + learnt - 1)][:learnt]
+            first = start + (end - learnt - 1 if branch.prompt else trunk - 1)
+            sources += [first, *range(start + end - learnt, start + end - 1)][:learnt]
             targets += branch.completion
             weights += [branch.weight] * learnt
             owners += [len(names)] * learnt
             names.append(branch.sample_id)
-            ids += branch.prompt + branch.completion
-            places += range(trunk, trunk + len(branch))
-            parts += [number] * len(branch)
-        input_ids[row, : len(ids)] = torch.tensor(ids)
-        position_ids[row, : len(ids)] = torch.tensor(places)
-        segments[row, : len(ids)] = torch.tensor(parts)
+            column = end
     return Forest(
         input_ids,
         position_ids,
-        dense_mask(segments),
+        branch_mask(segments, stem),
         torch.tensor(sources, dtype=torch.long),
         torch.tensor(targets, dtype=torch.long),
         torch.tensor(weights, dtype=torch.float32),
@@ -235,15 +235,28 @@ def collate(trees: Sequence[Tree], record_weight: float = 0.0, pad_id: int = 0) 
     )
 
 
-def dense_mask(segments: Tensor) -> Tensor:
-    """Who sees whom: [rows, length] segment numbers -> bool [rows, 1, length, length].
+def branch_mask(segments: Tensor, stem: int) -> Tensor:
+    """Whom branch tokens see: segments [rows, length], branches from column `stem` on ->
+    bool [rows, 1, length - stem, length].
 
-    Segment 0 is the trunk, 1.. are branches, -1 is padding. A token sees earlier tokens (and
-    itself) of the trunk and of its own segment; padding sees only padding, so that no row of the
-    softmax is empty.
+    Segment 0 is the trunk, 1.. are branches, -1 is padding. A token sees the trunk, and itself and
+    what is before it of its own branch. Padding sees padding: no row of a softmax is empty.
     """
-    length = segments.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    own = segments[:, :, None] == segments[:, None, :]
-    trunk = (segments[:, None, :] == 0) & (segments[:, :, None] >= 0)
-    return (causal & (own | trunk))[:, None]
+    own = segments[:, stem:, None] == segments[:, None, :]
+    trunk = segments[:, None, :stem] == 0
+    own[:, :, :stem] = trunk & (segments[:, stem:, None] >= 0)
+    width = segments.shape[1] - stem
+    own[:, :, stem:] &= torch.ones(width, width, dtype=torch.bool, device=segments.device).tril()
+    padding = segments[:, stem:, None] < 0
+    own[:, :, stem:] |= padding & torch.eye(width, dtype=torch.bool, device=segments.device)
+    return own[:, None]
+
+
+def dense_mask(mask: Tensor) -> Tensor:
+    """The same for all tokens, the reference for every attention: the mask of the branches
+    [rows, 1, width, length] -> bool [rows, 1, length, length], the trunk causal."""
+    rows, _, width, length = mask.shape
+    dense = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    dense = dense.expand(rows, 1, length, length).clone()
+    dense[:, :, length - width :] = mask
+    return dense

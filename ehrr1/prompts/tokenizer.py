@@ -6,10 +6,12 @@ answer one. What is rare falls back to byte-level BPE, so that every text can be
 """
 
 import json
+import urllib.request
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from huggingface_hub.constants import ENDPOINT
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -34,10 +36,10 @@ CHAT_TEMPLATE = (
     "{%- endif %}"
 )
 
-# Where a text is cut before BPE, in order of preference. Item names, answers and the leading numbers
-# of values stand alone; what surrounds them (bars, units, reference ranges, flags) is taken
-# together, as it recurs. A run of line ends is never divided nor joined with what follows an empty
-# line: events, trunk and branch, which meet there, can therefore be tokenised apart.
+# Where a text is cut before BPE, in order of preference. Item names, answers and the leading
+# numbers of values stand alone; what surrounds them (bars, units, reference ranges, flags) is
+# taken together, as it recurs. A run of line ends is never divided nor joined with what follows an
+# empty line: events, trunk and branch, which meet there, can therefore be tokenised apart.
 _HEADER = r"\|(?: [^|\n\d]+ \|)+\n\|(?: -+ \|)+\n(?:\| )?"
 _KEY = r"- [A-Z]\w*(?: \w+)*:"
 _NEXT_ROW = r"\n+(?:\| )?"
@@ -140,10 +142,24 @@ def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
 def load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase:
     """Read the tokenizer of a Hugging Face folder or, with a network, of a model's name."""
     try:
-        return AutoTokenizer.from_pretrained(source)
+        return AutoTokenizer.from_pretrained(source, local_files_only=not reachable(source))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"model.path={source}: no tokenizer can be read there ({reason}); "
             "give a Hugging Face model folder, or a model's name and a network"
         ) from error
+
+
+def reachable(source: Path | str, timeout: float = 5.0) -> bool:
+    """Whether a folder is there or else the model hub answers.
+
+    Asked before loading by name, as the hub's client retries for a minute.
+    """
+    if Path(source).is_dir():
+        return True
+    try:
+        urllib.request.urlopen(ENDPOINT, timeout=timeout).close()
+    except OSError:
+        return False
+    return True

@@ -134,7 +134,8 @@ def _order_rounds(chunk: Chunk, orders: Draws) -> None:
         keep = 0.8 if offset > 2 else 0.7
         row, code = cells(active[visit], keep, rng)
         orders.put(visit[row], time[row] // 60 * 60, code, True)
-    leaving = inside[v["disch"][inside] - v["admit"][inside] > 4 * HOUR]
+    leaving = inside[~v["died"][inside]]
+    leaving = leaving[v["disch"][leaving] - v["admit"][leaving] > 4 * HOUR]
     orders.put(leaving, v["disch"][leaving] - 5400, _ORDER["ADT orders:Discharge"], True)
 
 

@@ -153,7 +153,7 @@ def _transfers(chunk: Chunk) -> None:
         "hosp/transfers",
         subject_id=v["subject_id"][visit],
         hadm_id=v["hadm_id"][visit],
-        transfer_id=30_000_000 + 9_000_000 + chunk.serials(len(visit), 64),
+        transfer_id=39_000_000 + chunk.serials(len(visit), 32),
         eventtype=pl.Series(list(joined["kind"]), dtype=pl.String),
         careunit=pick(names, joined["unit"]),
         intime=joined["in"],

@@ -21,13 +21,17 @@ def quiet() -> None:
     """Silence what Lightning says about every trainer: devices, tips, data loader workers."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for text in (".*does not have many workers.*", ".*litlogger.*", ".*not resumable.*"):
+    for text in (
+        ".*does not have many workers.*",
+        ".*litlogger.*",
+        ".*not resumable.*",
+        ".*no `validation_step`.*",
+        ".*isinstance.treespec, LeafSpec.*",
+    ):
         warnings.filterwarnings("ignore", text)
 
 
-def make_trainer(
-    settings: DictConfig, folder: Path | None, callbacks: list[Callback]
-) -> Trainer:
+def make_trainer(settings: DictConfig, folder: Path | None, callbacks: list[Callback]) -> Trainer:
     """A Lightning trainer for one pass over the planned steps; TensorBoard goes to `folder`/tb."""
     if settings.devices != 1:
         raise UserError(f"trainer.devices={settings.devices}: training runs on one device; set 1")

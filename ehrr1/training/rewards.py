@@ -13,7 +13,6 @@ from ehrr1.graph.chain import SECTIONS
 from ehrr1.scoring.answers import read_answer
 from ehrr1.scoring.sets import set_scores
 
-
 Reward = Callable[..., list[float | None]]
 """Called with the completions' texts and, as columns, what is known of their samples; one value a
 completion, None where the reward does not apply."""

@@ -1,0 +1,248 @@
+"""Forests are exact, and events, trunk and branch can be tokenised apart."""
+
+import random
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from ehrr1.errors import UserError
+from ehrr1.models.attention import FOREST
+from ehrr1.models.logprobs import token_logprobs
+from ehrr1.prompts.dataset import batches
+from ehrr1.prompts.forest import Branch, Question, Tree, TreeMaker, collate, dense_mask
+from ehrr1.prompts.messages import completion, instruction, messages
+from ehrr1.prompts.tokenizer import END, END_THINK, THINK, load_tokenizer, train_tokenizer
+from ehrr1.records.events import Event
+from ehrr1.records.markdown import event_markdown, record_markdown
+from ehrr1.tasks.catalog import TASKS
+from tests.conftest import shared_folder
+
+SMALL = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+def small_model(kind: str, dtype: torch.dtype) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = Qwen3Config(**SMALL, head_dim=8) if kind == "qwen3" else Qwen2Config(**SMALL)
+    return AutoModelForCausalLM.from_config(config, attn_implementation=FOREST, dtype=dtype)
+
+
+def random_tree(generator: random.Random, trunk: int, branches: int, asked: bool = True) -> Tree:
+    def ids(count: int) -> list[int]:
+        return [generator.randrange(1, 99) for _ in range(count)]
+
+    return Tree(
+        ids(trunk),
+        [
+            Branch(
+                str(n), ids(generator.randint(1, 5)) if asked else [], ids(generator.randint(1, 9))
+            )
+            for n in range(branches)
+        ],
+    )
+
+
+def alone(model: PreTrainedModel, tree: Tree) -> torch.Tensor:
+    """The reference: each branch behind the trunk as a row of its own."""
+    found = []
+    for branch in tree.branches:
+        ids = tree.trunk + branch.prompt + branch.completion
+        logits = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        learnt = len(branch.completion)
+        targets = torch.tensor(branch.completion)
+        found.append(logits[-learnt - 1 : -1].gather(1, targets[:, None])[:, 0])
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "qwen2"])
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-10)])
+def test_forest_equals_single_rows(
+    kind: str, asked: bool, dtype: torch.dtype, tolerance: float
+) -> None:
+    model = small_model(kind, dtype)
+    generator = random.Random(1)
+    trees = [random_tree(generator, trunk, n, asked) for trunk, n in ((7, 1), (40, 5), (23, 16))]
+    if asked:
+        trees.append(random_tree(generator, 0, 2))
+    together = token_logprobs(model, collate(trees)).logprobs
+    reference = torch.cat([alone(model, tree) for tree in trees])
+    assert (together - reference).abs().max() < tolerance
+    # and in several batches, in chunks over the vocabulary
+    parts = torch.cat(
+        [token_logprobs(model, collate([tree]), chunk=300).logprobs for tree in trees]
+    )
+    assert (parts - reference).abs().max() < tolerance
+
+
+def test_gradients_equal_those_of_single_rows_and_of_the_dense_mask() -> None:
+    model = small_model("qwen3", torch.float64)
+    tree = random_tree(random.Random(2), 30, 4)
+    forest = collate([tree])
+
+    def gradients(loss: torch.Tensor) -> torch.Tensor:
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+
+    two_part = gradients(token_logprobs(model, forest).logprobs.sum())
+    single = gradients(alone(model, tree).sum())
+    # Transformers' RMSNorm works in float32 whatever the model's type: no closer than that
+    assert (two_part - single).norm() / single.norm() < 1e-7
+    logits = model(
+        forest.input_ids,
+        attention_mask=dense_mask(forest.mask),
+        position_ids=forest.position_ids,
+    ).logits.flatten(0, 1)[forest.sources]
+    dense = gradients(logits.log_softmax(-1).gather(1, forest.targets[:, None]).sum())
+    assert (two_part - dense).norm() / single.norm() < 1e-7
+
+
+def test_record_is_learnt_once_a_tree() -> None:
+    tree = random_tree(random.Random(3), 20, 6)
+    forest = collate([tree], record_weight=0.25)
+    assert (forest.owners == -1).sum() == 19
+    assert forest.weights[forest.owners == -1].eq(0.25).all()
+    assert forest.targets[:19].tolist() == tree.trunk[1:]
+
+
+def test_batches_stay_within_their_budget_and_lose_nothing() -> None:
+    generator = random.Random(4)
+    trees = [random_tree(generator, generator.randint(1, 60), 3) for _ in range(20)]
+    forests = batches(trees, 200)
+    assert all(forest.input_ids.numel() <= 200 for forest in forests)
+    assert sum(forest.tokens for forest in forests) == sum(map(len, trees))
+    assert sum(len(forest.sample_ids) for forest in forests) == 60
+
+
+def event(table: str, hour: int, rows: list[tuple[str, ...]]) -> Event:
+    time = datetime(2180, 7, 23, hour, 15)
+    return Event(table, time, time, tuple(rows), tuple(row[0] for row in rows))
+
+
+def record() -> list[Event]:
+    demographics = Event("patients", None, None, (("67", "F"),), ("",))
+    note = event(
+        "discharge", 1, [("DS", "Chief Complaint:\nchest pain\n\nHe is 67, well.  \n- no")]
+    )
+    admission = event("admissions", 2, [("URGENT", "EMERGENCY ROOM", "")])
+    window = [event("radiology", 3, [("RR", "CHEST (PORTABLE AP)", "No effusion.\n\nStable.")])]
+    for hour in range(4, 20):
+        window.append(
+            event(
+                "labevents",
+                hour,
+                [
+                    ("Calcium, Total", "9.4", "mg/dL", "8.4", "10.3", "", ""),
+                    ("Potassium", "5.9", "mEq/L", "3.3", "5.1", "abnormal", "HEMOLYZED; 2+ µg"),
+                    ("Note", "", "", "", "", "", "see   text"),
+                ][: 1 + hour % 3],
+            )
+        )
+    return [demographics, note, admission, *window]
+
+
+def trained(size: int = 700) -> PreTrainedTokenizerBase:
+    texts = [event_markdown(one) + "\n\n" for one in record()] * 3
+    return train_tokenizer(texts + ["yes", "no", "Potassium\nCalcium, Total"] * 5, size)
+
+
+def tokenizers() -> list[PreTrainedTokenizerBase]:
+    shared = shared_folder()
+    real = [] if shared is None else [load_tokenizer(shared / "data" / "qwen3-tokenizer")]
+    return [trained(), *real]
+
+
+@pytest.mark.parametrize("think", [True, False])
+def test_parts_tokenised_apart_equal_the_whole_chat(think: bool) -> None:
+    events = record()
+    chain = "## Extraction\nPotassium | Labotary Test Events | 06:15\n## Reasoning\nx | -> | y"
+    question = Question("s", "labevents", think, "Potassium\nTroponin T", chain if think else None)
+    for tokenizer in tokenizers():
+        tree = TreeMaker(tokenizer, 100_000).tree(events, 3, [question])
+        chat = messages("labevents", record_markdown(events), think=think)
+        text = tokenizer.apply_chat_template(
+            chat, tokenize=False, add_generation_prompt=True, enable_thinking=think
+        )
+        prompt = tree.trunk + tree.branches[0].prompt
+        assert prompt == tokenizer(text)["input_ids"]
+        whole = text + completion(question.answer, question.chain) + END
+        assert prompt + tree.branches[0].completion == tokenizer(whole)["input_ids"]
+
+
+def test_tokenizer_is_lossless_and_short(tmp_path: Path) -> None:
+    tokenizer = trained()
+    for text in (
+        "Ärzte | 5.05 mg\n\n\n  x",
+        record_markdown(record()),
+        "- a: b\n- c:\n",
+        "~½ 12345",
+    ):
+        assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert len(tokenizer("Potassium")["input_ids"]) == 1
+    rows = sum(len(one.rows) for one in record())
+    assert len(tokenizer(record_markdown(record()))["input_ids"]) / rows < 11
+    tokenizer.save_pretrained(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert again("Potassium | 5.9")["input_ids"] == tokenizer("Potassium | 5.9")["input_ids"]
+    assert again.decode(again(f"{THINK}a{END_THINK}{END}")["input_ids"], skip_special_tokens=True)
+    assert again.eos_token == END
+
+
+def test_same_texts_give_the_same_tokenizer() -> None:
+    assert trained().get_vocab() == trained().get_vocab()
+
+
+def test_long_records_lose_oldest_events_first() -> None:
+    tokenizer, events = trained(), record()
+    question = Question("s", "labevents", False, "Potassium")
+    whole = TreeMaker(tokenizer, 100_000).tree(events, 3, [question])
+    assert (whole.cut_events, whole.cut_tokens) == (0, 0)
+    limit = len(whole) - 60
+    cut = TreeMaker(tokenizer, limit).tree(events, 3, [question])
+    assert len(cut) <= limit and cut.cut_events > 0
+    assert len(whole.trunk) - len(cut.trunk) == cut.cut_tokens
+    text = tokenizer.decode(cut.trunk)
+    kept = [*events[:3], *events[3 + cut.cut_events :]]
+    assert text.endswith(record_markdown(kept) + "\n\n")
+    assert cut.branches == whole.branches
+
+
+def test_a_long_preamble_loses_the_end_of_its_longest_text() -> None:
+    tokenizer, events = trained(), record()
+    question = Question("s", "labevents", False, "Potassium")
+    maker = TreeMaker(tokenizer, 100_000)
+    fixed = len(maker.tree(events[:3], 3, [question]))
+    cut = TreeMaker(tokenizer, fixed - 5).tree(events, 3, [question])
+    text = tokenizer.decode(cut.trunk)
+    assert len(cut) == fixed - 5
+    assert cut.cut_events == len(events) - 3
+    assert "## Patient Demographics" in text and "EMERGENCY ROOM" in text
+    assert "chest pain" in text and "- no" not in text
+
+
+def test_questions_that_leave_no_room_are_a_user_error() -> None:
+    question = Question("s", "labevents", False, "Potassium\n" * 50)
+    maker = TreeMaker(trained(), 60)
+    assert not maker.fits(question)
+    with pytest.raises(UserError, match="max_tokens=60"):
+        maker.tree(record(), 3, [question])
+
+
+def test_instructions_cost_few_tokens() -> None:
+    texts = [instruction(task, think=False) for task in TASKS] * 5
+    tokenizer = train_tokenizer(texts, 600)
+    assert all(len(tokenizer(text)["input_ids"]) == 1 for text in texts)
