@@ -1,9 +1,9 @@
 """Compose one configuration and run one stage.
 
-    python run.py                                   the curriculum on a synthetic hospital
-    python run.py experiment=mimic_demo data.root=DIR
-    python run.py stage=rl model=8b                 one stage, another model
-    python run.py --help                            settings and their choices
+python run.py                                   the curriculum on a synthetic hospital
+python run.py experiment=mimic_demo data.root=DIR
+python run.py stage=rl model=8b                 one stage, another model
+python run.py --help                            settings and their choices
 """
 
 import errno
@@ -45,7 +45,7 @@ def own_variant() -> str:
     """The data and model that are not the experiment's own, so that they get their own folder."""
     chosen = HydraConfig.get().runtime.choices
     plain = hydra.compose(
-        "config", overrides=[f"experiment={chosen.experiment}"], return_hydra_config=True
+        "config", overrides=[f"experiment={chosen['experiment']}"], return_hydra_config=True
     ).hydra.runtime.choices
     return "-".join(chosen[group] for group in ("data", "model") if chosen[group] != plain[group])
 

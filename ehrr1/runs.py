@@ -185,11 +185,11 @@ def _fingerprint(folder: Path) -> str:
 def _refuse_other_settings(
     cfg: DictConfig, stage: str, folder: Path, inputs: dict[str, Path]
 ) -> None:
-    before = OmegaConf.load(folder / "config.yaml")
+    there: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    wanted: Any = OmegaConf.to_container(cfg, resolve=True)
     differences = []
     for section in RESULT_SETTINGS[stage]:
-        now = _flat(OmegaConf.to_container(cfg, resolve=True)[section], section)
-        then = _flat(OmegaConf.to_container(before).get(section), section)
+        now, then = _flat(wanted[section], section), _flat(there.get(section), section)
         differences += [
             f"{key}: {then.get(key)} there, {now.get(key)} now"
             for key in sorted(now.keys() | then.keys())

@@ -25,9 +25,10 @@ class Number:
     def problem(self, value: Any) -> str | None:
         if value is None and self.none:
             return None
-        kinds: tuple[type, ...] = (int,) if self.whole else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds):
+        fits = isinstance(value, int) or (isinstance(value, float) and not self.whole)
+        if isinstance(value, bool) or not fits:
             return f"a {'whole ' * self.whole}number is needed{' or null' * self.none}"
+        value = float(value)
         if value < self.low or value > self.high or (self.above and value == self.low):
             sign = ">" if self.above else ">="
             upper = f" and <= {self.high:g}" if self.high < float("inf") else ""

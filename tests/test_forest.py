@@ -19,7 +19,7 @@ from ehrr1.models.attention import FOREST
 from ehrr1.models.logprobs import token_logprobs
 from ehrr1.prompts.dataset import batches
 from ehrr1.prompts.forest import Branch, Question, Tree, TreeMaker, collate, dense_mask
-from ehrr1.prompts.messages import completion, instruction, messages
+from ehrr1.prompts.messages import SYSTEM, completion, instruction, messages
 from ehrr1.prompts.tokenizer import END, END_THINK, THINK, load_tokenizer, train_tokenizer
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import event_markdown, record_markdown
@@ -157,7 +157,9 @@ def record() -> list[Event]:
 
 def trained(size: int = 700) -> PreTrainedTokenizerBase:
     texts = [event_markdown(one) + "\n\n" for one in record()] * 3
-    return train_tokenizer(texts + ["yes", "no", "Potassium\nCalcium, Total"] * 5, size)
+    fixed = [SYSTEM, "yes", "no", "Potassium\nCalcium, Total"]
+    fixed += [instruction(task, think=False) for task in TASKS]
+    return train_tokenizer(texts + fixed * 5, size)
 
 
 def tokenizers() -> list[PreTrainedTokenizerBase]:

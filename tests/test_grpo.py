@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ehrr1.models.logprobs import token_logprobs
 from ehrr1.prompts.dataset import StepData, Steps
+from ehrr1.prompts.forest import Branch, Tree, collate
 from ehrr1.rollout.transformers import Completion
 from ehrr1.training import rewards
 from ehrr1.training.fitting import fit
@@ -80,8 +83,13 @@ def prompts(count: int = 4) -> list[Prompt]:
     ]
 
 
-def module(seed: int = 0, updates: int = 10, **changes: Any) -> GRPOModule:
-    model, tokenizer = small()
+Start = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+def module(
+    seed: int = 0, updates: int = 10, start: Start | None = None, **changes: Any
+) -> GRPOModule:
+    model, tokenizer = start or small()
     return GRPOModule(model, tokenizer, rl_settings(**changes), updates, 64, seed)
 
 
@@ -117,34 +125,47 @@ def test_the_sampling_policy_is_the_policy_itself() -> None:
     assert sums["clipped"] == 0
 
 
-def run(folder: Path, steps: int, seed: int = 0, **changes: Any) -> list[dict[str, float]]:
+def run(
+    folder: Path, steps: int, start: Start | None = None, seed: int = 0, **changes: Any
+) -> list[dict[str, float]]:
     plan = [[0, 1, 2, 3]] * steps
     data = StepData(Steps(plan, lambda indices: [prompts()[index] for index in indices]))
-    one = module(seed, steps, **changes)
+    one = module(seed, steps, start, **changes)
     fit(one, data, folder, TRAINER, description="rl", seed=seed, save_seconds=0)
     return [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
 
 
-def test_learns_a_toy_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A letter that few of the first completions hold."""
+WORDS = ("yes", "no", "Potassium", "Sodium", "Heparin", "Insulin", "Urea", "Lactate")
 
-    def has_letter(texts: list[str], **columns: list[Any]) -> list[float | None]:
-        cut = columns["truncated"]
-        return [float("P" in text and not long) for text, long in zip(texts, cut, strict=True)]
 
-    monkeypatch.setitem(rewards.REWARDS, "accuracy", has_letter)
+def speaker() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model that answers any prompt with one of eight words."""
     model, tokenizer = small()
-    with torch.no_grad():  # make the end likely: completions that are cut teach nothing
-        states = model.base_model(torch.randint(5, 250, (8, 32))).last_hidden_state
-        usual = states.mean((0, 1))
-        model.get_output_embeddings().weight[tokenizer.eos_token_id] = 4 * usual / usual.norm() ** 2
-    monkeypatch.setattr("tests.test_grpo.small", lambda: (model, tokenizer))
-    lines = run(tmp_path, 40, lr=3e-3, rewards={"accuracy": 1.0}, group_size=16, beta=0.001)
-    first = sum(line["reward"] for line in lines[:5]) / 5
-    last = sum(line["reward"] for line in lines[-5:]) / 5
-    assert last > first + 0.3, (first, last)
+    answers = [tokenizer(word)["input_ids"] + [tokenizer.eos_token_id] for word in WORDS]
+    trees = [Tree(one.tokens, [Branch("", [], ids) for ids in answers]) for one in prompts()]
+    forest = collate(trees)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = -token_logprobs(model, forest).logprobs.mean()
+        loss.backward()
+        optimizer.step()
+    return model, tokenizer
+
+
+def test_learns_a_toy_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A word that an eighth of the first completions are; the reference keeps its weights."""
+
+    def says_urea(texts: list[str], **columns: list[Any]) -> list[float | None]:
+        return [float(text == "Urea") for text in texts]
+
+    monkeypatch.setitem(rewards.REWARDS, "accuracy", says_urea)
+    lines = run(tmp_path, 60, speaker(), lr=5e-3, rewards={"accuracy": 1.0}, beta=0.001)
+    first = sum(line["reward"] for line in lines[:3]) / 3
+    last = sum(line["reward"] for line in lines[-3:]) / 3
+    assert first < 0.4 and last > 0.95, (first, last)
     assert all(math.isfinite(line["loss"]) for line in lines)
-    assert lines[-1]["kl"] > 0 and abs(lines[0]["kl"]) < 1e-6
+    assert lines[-1]["kl"] > abs(lines[0]["kl"])
     names = "reward/accuracy entropy clipped length truncated parse_failures tokens seconds"
     assert set(names.split()) <= lines[0].keys()
     assert {"timing/generate", "timing/score", "timing/update"} <= lines[0].keys()

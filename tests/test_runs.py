@@ -102,9 +102,6 @@ def test_inputs_may_come_from_elsewhere(tmp_path: Path) -> None:
 
 def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
     cfg = settings(tmp_path)
-    with runs.opened(cfg, "prepare"):
-        with (
-            pytest.raises(UserError, match="in use by another process"),
-            runs.opened(cfg, "prepare"),
-        ):
-            pass
+    in_use = pytest.raises(UserError, match="in use by another process")
+    with runs.opened(cfg, "prepare"), in_use, runs.opened(cfg, "prepare"):
+        pass

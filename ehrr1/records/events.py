@@ -1,4 +1,4 @@
-"""An event: the rows of one table that share stay and event time, as a reader of the record sees it."""
+"""An event: rows of one table that share stay and event time, as a reader of the record sees it."""
 
 from dataclasses import dataclass
 from datetime import datetime
