@@ -215,8 +215,7 @@ def test_long_records_lose_oldest_events_first() -> None:
     assert (whole.cut_events, whole.cut_tokens) == (0, 0)
     limit = len(whole) - 60
     cut = TreeMaker(tokenizer, limit).tree(events, 3, [question])
-    assert len(cut) <= limit and cut.cut_events > 0
-    assert len(whole.trunk) - len(cut.trunk) == cut.cut_tokens
+    assert len(cut) <= limit and cut.cut_events > 0 and cut.cut_tokens == 0
     text = tokenizer.decode(cut.trunk)
     kept = [*events[:3], *events[3 + cut.cut_events :]]
     assert text.endswith(record_markdown(kept) + "\n\n")
@@ -226,14 +225,15 @@ def test_long_records_lose_oldest_events_first() -> None:
 def test_a_long_preamble_loses_the_end_of_its_longest_text() -> None:
     tokenizer, events = trained(), record()
     question = Question("s", "labevents", False, "Potassium")
-    maker = TreeMaker(tokenizer, 100_000)
-    fixed = len(maker.tree(events[:3], 3, [question]))
-    cut = TreeMaker(tokenizer, fixed - 5).tree(events, 3, [question])
+    whole = TreeMaker(tokenizer, 100_000).tree(events[:3], 3, [question])
+    room = len(whole.trunk) - len(TreeMaker(tokenizer, 100_000).tree([], 0, [question]).trunk)
+    limit = len(whole) - room + 3 * (room - 5)
+    cut = TreeMaker(tokenizer, limit).tree(events, 3, [question])
     text = tokenizer.decode(cut.trunk)
-    assert len(cut) == fixed - 5
-    assert cut.cut_events == len(events) - 3
+    assert cut.cut_tokens == 5
     assert "## Patient Demographics" in text and "EMERGENCY ROOM" in text
     assert "chest pain" in text and "- no" not in text
+    assert text.endswith(event_markdown(events[-1]) + "\n\n")
 
 
 def test_questions_that_leave_no_room_are_a_user_error() -> None:

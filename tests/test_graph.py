@@ -9,7 +9,7 @@ import pytest
 from ehrr1.graph.concepts import Concept, event_concepts, heading, occurrences
 from ehrr1.graph.cooccurrence import Cooccurrence, CooccurrenceCounter, EvidenceRule
 from ehrr1.graph.evidence import answers, covered, evidence_graph, from_json, to_json
-from ehrr1.graph.selection import by_context, select
+from ehrr1.tasks.selection import by_context, select
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
 from ehrr1.tasks.samples import Sample

@@ -108,7 +108,7 @@ def test_truncated_and_flat_completions_leave_the_update() -> None:
 
 def test_the_sampling_policy_is_the_policy_itself() -> None:
     """On-policy the ratio is 1, so the loss is minus the mean advantage and nothing is clipped."""
-    one = module(temperature=0.8)
+    one = module(start=speaker(), temperature=0.8)
     groups = one.generate(prompts())
     advantages = torch.tensor([[1.0, -1.0] * 8] * 4)
     forests, scored = one.forests(prompts(), groups, advantages)

@@ -23,6 +23,7 @@ from ehrr1.tasks import labels
 from ehrr1.tasks.catalog import SUITES, TASKS
 from ehrr1.tasks.labels import cohorts, risk_samples
 from ehrr1.tasks.samples import Prepared, Sample, preamble_length
+from ehrr1.tasks.selection import select
 from ehrr1.tasks.splits import split_patients
 from tests.test_records import Metrics, copied, hospital, prepared, read_text, write_tables
 
@@ -511,3 +512,21 @@ def test_the_mimic_demo(mimic_demo: Path, tmp_path: Path) -> None:
         events = world.context(sample)
         known = [e.available_time for e in events if e.available_time is not None]
         assert max(known) <= sample.prediction_time
+
+
+def test_select_keeps_contexts_together_and_balances() -> None:
+    tasks = ("ICU_Stay_7day", "ICU_Stay_14day")
+    index = pl.DataFrame(
+        [(f"{task}/{n}", task, f"c{n // 2}", [int(n < 20)]) for n in range(100) for task in tasks],
+        schema=["sample_id", "task", "context_id", "target"],
+        orient="row",
+    )
+    some = select(index, 10, seed=0)
+    assert some["task"].value_counts().sort("task")["count"].to_list() == [10, 10]
+    assert some["context_id"].n_unique() == 5
+    assert some.equals(select(index, 10, seed=0)) and not some.equals(select(index, 10, seed=1))
+    by_task = select(index, {"ICU_Stay_7day": 3, "ICU_Stay_14day": 5}, seed=0)
+    assert sorted(by_task["task"].value_counts()["count"]) == [3, 5]
+    balanced = select(index, 50, seed=0, balance=True)
+    assert balanced.group_by("task", "target").len()["len"].to_list() == [20] * 4
+    assert select(index, None, seed=0).equals(index)

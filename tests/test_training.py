@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 from ehrr1.models.loading import load_model
 from ehrr1.prompts.dataset import (
     StepData,
-    choose,
     evenly,
     forest_steps,
     plan_evenly,
@@ -92,23 +91,6 @@ def test_samples_of_one_context_are_one_tree_on_disk(tmp_path: Path) -> None:
     assert tokenizer.decode(tree.branches[0].completion) == "no<|im_end|>"
     again, _ = tree_data(tmp_path)
     assert again["trunk"][0] == trees["trunk"][0]
-
-
-def test_choose_keeps_contexts_together_and_balances() -> None:
-    samples = [
-        sample(n, task, f"c{n // 2}", "yes" if n < 20 else "no")
-        for n in range(100)
-        for task in ("ICU_Stay_7day", "ICU_Stay_14day")
-    ]
-    some = choose(samples, 10, seed=0)
-    assert Counter(one.task for one in some) == {"ICU_Stay_7day": 10, "ICU_Stay_14day": 10}
-    assert len({one.context_id for one in some}) == 5
-    assert some == choose(samples, 10, seed=0) != choose(samples, 10, seed=1)
-    balanced = choose(samples, 50, seed=0, balance=True)
-    assert Counter((one.task, one.target[0]) for one in balanced) == {
-        (task, label): 20 for task in ("ICU_Stay_7day", "ICU_Stay_14day") for label in ("yes", "no")
-    }
-    assert choose(samples, None, seed=0) == samples
 
 
 def test_tasks_are_mixed_evenly() -> None:

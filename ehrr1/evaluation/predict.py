@@ -7,7 +7,6 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1.evaluation.predictions import prediction_row, risk_row
-from ehrr1.graph.selection import by_context
 from ehrr1.progress import track
 from ehrr1.prompts.forest import Question, Tree, TreeMaker
 from ehrr1.rollout.scoring import next_token_logprobs
@@ -16,6 +15,7 @@ from ehrr1.scoring.answers import read_answer
 from ehrr1.scoring.risk import answer_tokens, probability_of_yes
 from ehrr1.tasks.context import preamble_length
 from ehrr1.tasks.samples import Prepared, Sample
+from ehrr1.tasks.selection import by_context
 
 Rows = list[dict[str, Any]]
 

@@ -37,30 +37,6 @@ def rank(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest())
 
 
-def choose(
-    samples: Iterable[Sample], per_task: int | None, seed: int, balance: bool = False
-) -> list[Sample]:
-    """At most `per_task` samples of each task (None: all), in the order given.
-
-    They are drawn by context, so that tasks asked of the same records keep sharing them.
-    `balance` draws equally many "yes" and "no" of each risk task, at most `per_task` together.
-    """
-    groups: dict[tuple[str, tuple[str, ...]], list[Sample]] = defaultdict(list)
-    for sample in samples:
-        binary = balance and sample.target in (("yes",), ("no",))
-        label: tuple[str, ...] = sample.target if binary else ()
-        groups[sample.task, label].append(sample)
-    chosen: set[str] = set()
-    for (task, label), group in groups.items():
-        limit = len(group) if per_task is None else per_task
-        if label:
-            fewest = min(len(groups.get((task, (word,)), ())) for word in ("yes", "no"))
-            limit = min(limit // 2, fewest)
-        group.sort(key=lambda sample: (rank(seed, sample.context_id), sample.sample_id))
-        chosen.update(sample.sample_id for sample in group[:limit])
-    return [sample for sample in samples if sample.sample_id in chosen]
-
-
 class Asked(Protocol):
     """A sample or a prompt."""
 

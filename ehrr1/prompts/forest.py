@@ -22,6 +22,13 @@ from ehrr1.records.markdown import event_markdown
 HEAD = f"{START}system\n{SYSTEM}{END}\n{START}user\n"
 ASSISTANT = f"{END}\n{START}assistant\n"
 
+HISTORY_SHARE = 1 / 3
+"""Of the room for a record, what the preamble may take before its longest text loses its end: a
+discharge note of an earlier stay must not push today's events out."""
+
+EVENTS_AT_ONCE = 8
+"""Events tokenised together, newest first, until the room is full."""
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -58,6 +65,7 @@ class Tree:
     branches: list[Branch]
     cut_events: int = 0
     cut_tokens: int = 0
+    """Of the preamble; events that were cut whole are not tokenised."""
 
     def __len__(self) -> int:
         return len(self.trunk) + sum(len(branch) for branch in self.branches)
@@ -75,18 +83,20 @@ class TreeMaker:
     max_tokens: int
     remember: int = 100_000
     _known: dict[Event, list[int]] = field(default_factory=dict, repr=False)
+    _prompts: dict[tuple[str, bool], list[int]] = field(default_factory=dict, repr=False)
 
     def tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def branch(self, question: Question) -> Branch:
-        prompt = instruction(question.task, think=question.think) + ASSISTANT
-        if not question.think:
-            prompt += EMPTY_THOUGHT
+        key = question.task, question.think
+        if key not in self._prompts:
+            prompt = instruction(question.task, think=question.think) + ASSISTANT
+            self._prompts[key] = self.tokens(prompt if question.think else prompt + EMPTY_THOUGHT)
         answer: list[int] = []
         if question.answer is not None:
             answer = self.tokens(completion(question.answer, question.chain) + END)
-        return Branch(question.sample_id, self.tokens(prompt), answer)
+        return Branch(question.sample_id, self._prompts[key], answer)
 
     def fits(self, question: Question) -> bool:
         """Whether question and answer, which are never cut, leave room for a record at all."""
@@ -96,8 +106,9 @@ class TreeMaker:
         """The tree of `questions` on one record, `events` oldest first.
 
         The first `preamble` events (demographics, earlier stays, this admission) are never left
-        out; the others go oldest first. Should the preamble alone be too long, its longest event
-        (the discharge note) loses its end. Raises UserError where not even the questions fit.
+        out; the others go oldest first. A preamble that takes more than `HISTORY_SHARE` of the
+        room loses the end of its longest event (the discharge note). Raises UserError where not
+        even the questions fit.
         """
         branches = [self.branch(question) for question in questions]
         head = self.tokens(HEAD)
@@ -107,23 +118,29 @@ class TreeMaker:
                 f"max_tokens={self.max_tokens}: question and answer of sample "
                 f"{questions[0].sample_id} alone need {self.max_tokens - room}; raise it"
             )
-        texts = self._event_tokens(events)
-        fixed, window = texts[:preamble], texts[preamble:]
-        total = sum(map(len, texts))
-        fixed = self._shortened(fixed, room)
-        left = room - sum(map(len, fixed))
-        first = len(window)
-        while first > 0 and len(window[first - 1]) <= left:
-            first -= 1
-            left -= len(window[first])
-        kept = [*fixed, *window[first:]]
-        trunk = head + [token for text in kept for token in text]
-        return Tree(trunk, branches, first, total - sum(map(len, kept)))
+        fixed = self._event_tokens(events[:preamble])
+        whole = sum(map(len, fixed))
+        fixed = self._shortened(fixed, int(room * HISTORY_SHARE))
+        used = sum(map(len, fixed))
+        newest = self._newest(events[preamble:], room - used)
+        trunk = head + [token for text in (*fixed, *newest) for token in text]
+        return Tree(trunk, branches, len(events) - preamble - len(newest), whole - used)
 
     def prompt(self, events: Sequence[Event], preamble: int, question: Question) -> list[int]:
         """One prompt as a flat list of ids, for generation."""
         tree = self.tree(events, preamble, [replace(question, answer=None, chain=None)])
         return tree.trunk + tree.branches[0].prompt
+
+    def _newest(self, window: Sequence[Event], room: int) -> list[list[int]]:
+        """The tokens of the latest events that fit into `room`, oldest first."""
+        kept: list[list[int]] = []
+        for end in range(len(window), 0, -EVENTS_AT_ONCE):
+            for text in reversed(self._event_tokens(window[max(end - EVENTS_AT_ONCE, 0) : end])):
+                if len(text) > room:
+                    return kept[::-1]
+                kept.append(text)
+                room -= len(text)
+        return kept[::-1]
 
     def _event_tokens(self, events: Sequence[Event]) -> list[list[int]]:
         new = [event for event in events if event not in self._known]

@@ -157,7 +157,12 @@ def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tupl
         best, chosen = logprobs.max(-1)
         return chosen, best
     logprobs = (logits.float() / sampling.temperature).log_softmax(-1)
-    chosen = torch.multinomial(kept(logprobs, sampling).exp(), 1, generator=generator)
+    # the inverse of the cumulative distribution: one random number a row, not one a token
+    cumulative = kept(logprobs, sampling).double().exp().cumsum(-1)
+    level = torch.rand(
+        (len(logits), 1), generator=generator, device=logits.device, dtype=torch.float64
+    )
+    chosen = torch.searchsorted(cumulative, level * cumulative[:, -1:], right=True)
     return chosen.squeeze(1), logprobs.gather(1, chosen).squeeze(1)
 
 

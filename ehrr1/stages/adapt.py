@@ -15,20 +15,20 @@ from ehrr1.graph.chain import ARROW, BAR, SECTIONS
 from ehrr1.models.loading import export, load_model
 from ehrr1.models.sizes import check_memory
 from ehrr1.prompts.corpus import corpus
-from ehrr1.prompts.dataset import choose
 from ehrr1.prompts.forest import Question
 from ehrr1.prompts.messages import answer_text
 from ehrr1.prompts.tokenizer import load_tokenizer, train_tokenizer
 from ehrr1.runs import Run
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
+from ehrr1.tasks.selection import LEARNABLE, select
 from ehrr1.training.sft import Material, train
 
 
 def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
     check_memory(cfg.model, cfg.trainer.accelerator)
     prepared = Prepared(run.input("prepare"))
-    training = training_samples(prepared, cfg.adapt.samples_per_task, cfg.seed)
+    training = training_samples(prepared, cfg.adapt, cfg.seed)
     if not training:
         raise UserError(
             f"data.tasks={cfg.data.tasks}: no training sample in {prepared.folder}; "
@@ -36,9 +36,8 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
         )
     tokenizer = make_tokenizer(cfg, run, prepared, training)
     model = load_model(cfg.model, None, tokenizer, cfg.seed)
-    validation = choose(
-        learnable(prepared.samples("validation")), cfg.adapt.eval_samples_per_task, cfg.seed
-    )
+    held_out = prepared.index("validation", LEARNABLE)
+    validation = prepared.as_samples(select(held_out, cfg.adapt.eval_samples_per_task, cfg.seed))
     material = Material(prepared, training, validation, ask)
     metrics = train(material, model, tokenizer, run.folder, cfg, "adapt")
     export(model, tokenizer, run.folder / "hf")
@@ -50,19 +49,15 @@ def ask(sample: Sample) -> list[Question]:
     return [Question(sample.sample_id, sample.task, False, answer_text(sample.target))]
 
 
-def learnable(samples: Sequence[Sample]) -> list[Sample]:
-    """Samples of tasks that EHR-Ins trains on (not the writing of discharge notes)."""
-    return [sample for sample in samples if TASKS[sample.task].ehr_ins_cap > 0]
-
-
-def training_samples(prepared: Prepared, per_task: int | None, seed: int) -> list[Sample]:
-    """Training samples, at most `per_task` of each task; null: as many as EHR-Ins holds."""
-    samples = learnable(prepared.samples("train"))
-    chosen = []
-    for task in sorted({sample.task for sample in samples}):
-        limit = TASKS[task].ehr_ins_cap if per_task is None else per_task
-        chosen += choose([sample for sample in samples if sample.task == task], limit, seed)
-    return chosen
+def training_samples(prepared: Prepared, settings: DictConfig, seed: int) -> list[Sample]:
+    """Training samples, capped by task; where the settings say null, as EHR-Ins is."""
+    limits = {}
+    for task in LEARNABLE:
+        entry, limit = TASKS[task], settings.samples_per_task
+        if entry.kind == "decision" and settings.decision_samples_per_task is not None:
+            limit = settings.decision_samples_per_task
+        limits[task] = entry.ehr_ins_cap if limit is None else limit
+    return prepared.as_samples(select(prepared.index("train", LEARNABLE), limits, seed))
 
 
 def make_tokenizer(

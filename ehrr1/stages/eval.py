@@ -21,13 +21,13 @@ from ehrr1.evaluation.predictions import frame
 from ehrr1.evaluation.report import show, write_scalars
 from ehrr1.evaluation.summary import MODELS, summarise
 from ehrr1.files import replacing
-from ehrr1.graph.selection import by_context, select
 from ehrr1.models.loading import load_model
 from ehrr1.progress import track
 from ehrr1.prompts.tokenizer import load_tokenizer
 from ehrr1.runs import Run
 from ehrr1.tasks.catalog import SUITES, TASKS
 from ehrr1.tasks.samples import Prepared, Sample
+from ehrr1.tasks.selection import by_context, select
 
 THINKING = frozenset({"reason", "rl"})
 """The stages whose model thinks before it decides."""

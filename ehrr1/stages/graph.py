@@ -14,11 +14,11 @@ from ehrr1.files import write_jsonl
 from ehrr1.graph.concepts import occurrences
 from ehrr1.graph.cooccurrence import Cooccurrence, CooccurrenceCounter, EvidenceRule
 from ehrr1.graph.evidence import covered, evidence_graph, to_json
-from ehrr1.graph.selection import by_context, select
 from ehrr1.progress import track
 from ehrr1.runs import Run
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
+from ehrr1.tasks.selection import by_context, select
 
 
 def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:

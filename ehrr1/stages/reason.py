@@ -5,22 +5,22 @@ direct samples of all tasks, so that direct answers, those to risk questions abo
 """
 
 import json
-from collections.abc import Sequence
 from functools import partial
+from math import ceil
 from pathlib import Path
 
+import polars as pl
 from omegaconf import DictConfig
 
 from ehrr1.errors import UserError
 from ehrr1.models.loading import export, load_model
 from ehrr1.models.sizes import check_memory
-from ehrr1.prompts.dataset import choose, rank
 from ehrr1.prompts.forest import Question
 from ehrr1.prompts.messages import answer_text
 from ehrr1.prompts.tokenizer import load_tokenizer
 from ehrr1.runs import Run
-from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
+from ehrr1.tasks.selection import LEARNABLE, select
 from ehrr1.training.sft import Material, train
 
 
@@ -29,10 +29,8 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
     start = run.input("adapt") / "hf"
     prepared = Prepared(run.input("prepare"))
     chains = kept_chains(run.input("chains") / "chains.jsonl")
-    training = mixture(prepared.samples("train"), chains, cfg, cfg.reason.samples_per_task)
-    validation = mixture(
-        prepared.samples("validation"), chains, cfg, cfg.reason.eval_samples_per_task
-    )
+    training = mixture(prepared, "train", chains, cfg, cfg.reason.samples_per_task)
+    validation = mixture(prepared, "validation", chains, cfg, cfg.reason.eval_samples_per_task)
     thinking = sum(sample.sample_id in chains for sample in training)
     if not thinking:
         raise UserError(
@@ -63,20 +61,21 @@ def ask(sample: Sample, chains: dict[str, tuple[str, str]]) -> list[Question]:
 
 
 def mixture(
-    samples: Sequence[Sample],
+    prepared: Prepared,
+    split: str,
     chains: dict[str, tuple[str, str]],
     cfg: DictConfig,
     per_task: int | None,
 ) -> list[Sample]:
     """Samples with a chain, at most `per_task` of each task, and direct ones.
 
-    Direct ones make up `reason.direct_share` of all, where there are enough: drawn by context from
-    the tasks that EHR-Ins trains on, the contexts of chains first, as those are read anyway.
+    Direct ones make up `reason.direct_share` of all, where there are enough, and are drawn evenly
+    from the tasks that EHR-Ins trains on.
     """
-    thinking = choose([s for s in samples if s.sample_id in chains], per_task, cfg.seed)
+    index = prepared.index(split, LEARNABLE)
+    has_chain = pl.col("sample_id").is_in(list(chains))
+    thinking = select(index.filter(has_chain), per_task, cfg.seed)
     share = cfg.reason.direct_share
-    wanted = round(len(thinking) * share / (1 - share))
-    read = {sample.context_id for sample in thinking}
-    direct = [s for s in samples if s.sample_id not in chains and TASKS[s.task].ehr_ins_cap > 0]
-    direct.sort(key=lambda s: (s.context_id not in read, rank(cfg.seed, s.context_id), s.sample_id))
-    return thinking + direct[:wanted]
+    each = ceil(len(thinking) * share / (1 - share) / len(LEARNABLE))
+    direct = select(index.filter(~has_chain), each, cfg.seed)
+    return prepared.as_samples(pl.concat([thinking, direct]))

@@ -15,12 +15,13 @@ from ehrr1.evaluation.bootstrap import Resamples, estimate
 from ehrr1.files import read_json, write_json
 from ehrr1.models.loading import export, load_model
 from ehrr1.models.sizes import check_memory
-from ehrr1.prompts.dataset import StepData, Steps, choose, evenly, plan_evenly, write_trees
+from ehrr1.prompts.dataset import StepData, Steps, evenly, plan_evenly, write_trees
 from ehrr1.prompts.forest import Question, TreeMaker
 from ehrr1.prompts.tokenizer import load_tokenizer
 from ehrr1.runs import Run
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
+from ehrr1.tasks.selection import LEARNABLE, select
 from ehrr1.training.fitting import fit
 from ehrr1.training.grpo import GRPOModule, Prompt, mean
 from ehrr1.training.rewards import REWARDS
@@ -33,7 +34,8 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
     tokenizer = load_tokenizer(start)
     maker = TreeMaker(tokenizer, cfg.rl.max_prompt_tokens)
     training = make_prompts(prepared, "train", maker, cfg, run.folder, cfg.rl.samples_per_task)
-    validation = make_prompts(prepared, "validation", maker, cfg, run.folder, None)
+    per_task = 2 * cfg.rl.validation_prompts
+    validation = make_prompts(prepared, "validation", maker, cfg, run.folder, per_task)
     validation = evenly(validation, cfg.rl.validation_prompts, cfg.seed)
     if not training or not validation:
         raise UserError(
@@ -92,8 +94,8 @@ def make_prompts(
     per_task: int | None,
 ) -> list[Prompt]:
     """Prompts of a split, risk labels balanced: a policy that always says "no" gains nothing."""
-    usable = [s for s in prepared.samples(split) if TASKS[s.task].ehr_ins_cap > 0]
-    samples = choose(usable, per_task, cfg.seed, balance=True)
+    chosen = select(prepared.index(split, LEARNABLE), per_task, cfg.seed, balance=True)
+    samples = prepared.as_samples(chosen)
     if split == "validation":
         samples = evenly(samples, 2 * cfg.rl.validation_prompts, cfg.seed)
     trees = write_trees(folder / "data" / f"{split}.arrow", prepared, samples, ask, maker)
