@@ -38,6 +38,8 @@ def load_model(
             built = AutoModelForCausalLM.from_config(
                 model_config(model, vocabulary), attn_implementation=FOREST, dtype=torch.float32
             )
+        if "first_queries" in model:
+            _spread_attention(built, model.first_queries)
     else:
         built = _read(start)
     if tokenizer is not None and len(tokenizer) > built.config.vocab_size:
@@ -46,6 +48,17 @@ def load_model(
             f"{len(tokenizer)} tokens of the tokenizer; use the model's own tokenizer"
         )
     return built.train()
+
+
+def _spread_attention(model: PreTrainedModel, gain: float) -> None:
+    """Scale the query norms of a model that starts from nothing, so that it attends evenly.
+
+    Qwen3 normalises queries and keys, so that attention is uneven at random from the first step
+    on. With a small gain each answer begins as the mean of its record, from which the signs that
+    count can be told; the gain is then learnt as every weight is.
+    """
+    for layer in model.model.layers:
+        layer.self_attn.q_norm.weight.data.mul_(gain)
 
 
 def _read(start: Path | str) -> PreTrainedModel:

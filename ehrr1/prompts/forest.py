@@ -39,6 +39,7 @@ class Question:
     think: bool
     answer: str | None = None
     chain: str | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class TreeMaker:
         answer: list[int] = []
         if question.answer is not None:
             answer = self.tokens(completion(question.answer, question.chain) + END)
-        return Branch(question.sample_id, self._prompts[key], answer)
+        return Branch(question.sample_id, self._prompts[key], answer, question.weight)
 
     def fits(self, question: Question) -> bool:
         """Whether question and answer, which are never cut, leave room for a record at all."""

@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from ehrr1 import runs
+from ehrr1.errors import UserError
 
 console = Console(stderr=True)
 
@@ -19,6 +20,7 @@ def execute(cfg: DictConfig) -> None:
 
 
 def _execute_one(cfg: DictConfig, stage: str) -> None:
+    _check_inputs(cfg, stage)
     with runs.opened(cfg, stage) as run:
         folder = runs.home(cfg) / stage
         if run is None:
@@ -32,3 +34,15 @@ def _execute_one(cfg: DictConfig, stage: str) -> None:
         seconds = time.monotonic() - begin
         runs.finish(run, {**metrics, "seconds": round(seconds, 3)})
         console.print(f"[bold]{stage}[/]: done in {seconds:.0f} s")
+
+
+def _check_inputs(cfg: DictConfig, stage: str) -> None:
+    """Raise UserError for missing inputs; a training stage adds what its model would need."""
+    try:
+        runs.find_inputs(cfg, stage)
+    except UserError as error:
+        if stage not in ("adapt", "reason", "rl"):
+            raise
+        from ehrr1.models.sizes import requirements
+
+        raise UserError(f"{error}. {requirements(cfg.model)}") from None

@@ -5,6 +5,7 @@ training patients' records first. Leaves hf/, train.jsonl, tb/ and checkpoints/ 
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
@@ -38,15 +39,19 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
     model = load_model(cfg.model, None, tokenizer, cfg.seed)
     held_out = prepared.index("validation", LEARNABLE)
     validation = prepared.as_samples(select(held_out, cfg.adapt.eval_samples_per_task, cfg.seed))
-    material = Material(prepared, training, validation, ask)
+    material = Material(
+        prepared, training, validation, partial(ask, risk_weight=cfg.loss.risk_weight)
+    )
     metrics = train(material, model, tokenizer, run.folder, cfg, "adapt")
     export(model, tokenizer, run.folder / "hf")
     return metrics | {"vocabulary": len(tokenizer)}
 
 
-def ask(sample: Sample) -> list[Question]:
+def ask(sample: Sample, risk_weight: float) -> list[Question]:
     """Each sample once, answered without thinking."""
-    return [Question(sample.sample_id, sample.task, False, answer_text(sample.target))]
+    weight = risk_weight if TASKS[sample.task].kind == "risk" else 1.0
+    answer = answer_text(sample.target)
+    return [Question(sample.sample_id, sample.task, False, answer, weight=weight)]
 
 
 def training_samples(prepared: Prepared, settings: DictConfig, seed: int) -> list[Sample]:

@@ -16,9 +16,9 @@ from ehrr1.errors import UserError
 from ehrr1.models.loading import export, load_model
 from ehrr1.models.sizes import check_memory
 from ehrr1.prompts.forest import Question
-from ehrr1.prompts.messages import answer_text
 from ehrr1.prompts.tokenizer import load_tokenizer
 from ehrr1.runs import Run
+from ehrr1.stages.adapt import ask as ask_directly
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import LEARNABLE, select
 from ehrr1.training.sft import Material, train
@@ -39,7 +39,12 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
         )
     tokenizer = load_tokenizer(start)
     model = load_model(cfg.model, start, tokenizer)
-    material = Material(prepared, training, validation, partial(ask, chains=chains))
+    material = Material(
+        prepared,
+        training,
+        validation,
+        partial(ask, chains=chains, risk_weight=cfg.loss.risk_weight),
+    )
     metrics = train(material, model, tokenizer, run.folder, cfg, "reason")
     export(model, tokenizer, run.folder / "hf")
     return metrics | {"samples/think": thinking, "samples/direct": len(training) - thinking}
@@ -52,12 +57,12 @@ def kept_chains(path: Path) -> dict[str, tuple[str, str]]:
         return {row["sample_id"]: (row["chain"], row["answer"]) for row in rows if row["kept"]}
 
 
-def ask(sample: Sample, chains: dict[str, tuple[str, str]]) -> list[Question]:
-    """With thinking where there is a chain, else directly."""
+def ask(sample: Sample, chains: dict[str, tuple[str, str]], risk_weight: float) -> list[Question]:
+    """With thinking where there is a chain, else directly as in `adapt`."""
     if sample.sample_id in chains:
         chain, answer = chains[sample.sample_id]
         return [Question(sample.sample_id, sample.task, True, answer, chain)]
-    return [Question(sample.sample_id, sample.task, False, answer_text(sample.target))]
+    return ask_directly(sample, risk_weight)
 
 
 def mixture(
