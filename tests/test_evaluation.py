@@ -70,7 +70,7 @@ def test_interval_by_patient_covers_the_truth() -> None:
 
 
 def test_paired_difference_is_narrower_than_its_parts() -> None:
-    subjects, values, level = study(np.random.default_rng(1), 200)
+    subjects, values, _ = study(np.random.default_rng(1), 200)
     weights = Resamples.draw(subjects, 500, seed=0).weights(subjects)
     first, second = weighted_mean(values + 0.1, weights), weighted_mean(values, weights)
     difference = estimate(first - second)

@@ -9,10 +9,10 @@ import pytest
 from ehrr1.graph.concepts import Concept, event_concepts, heading, occurrences
 from ehrr1.graph.cooccurrence import Cooccurrence, CooccurrenceCounter, EvidenceRule
 from ehrr1.graph.evidence import answers, covered, evidence_graph, from_json, to_json
-from ehrr1.tasks.selection import by_context, select
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
 from ehrr1.tasks.samples import Sample
+from ehrr1.tasks.selection import by_context, select
 
 RULE = EvidenceRule(min_count=2, min_support=1, min_lift=1.2, top=3)
 

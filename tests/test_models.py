@@ -58,10 +58,10 @@ def test_weights_that_cannot_be_had_are_a_user_error(
     monkeypatch.setattr(loading, "reachable", lambda source: Path(source).is_dir())
     settings = model_settings("8b")
     settings.path = "nobody/has-this-model"
-    with pytest.raises(UserError, match="model.path=nobody/has-this-model"):
+    with pytest.raises(UserError, match=r"model\.path=nobody/has-this-model"):
         load_model(settings)
     settings.path = str(tmp_path)
-    with pytest.raises(UserError, match="model.path"):
+    with pytest.raises(UserError, match=r"model\.path"):
         load_model(settings)
     with pytest.raises(UserError, match="no tokenizer"):
         load_tokenizer(tmp_path)

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def test_schedule_warms_up_and_falls_to_nothing() -> None:
     factor = warmup_cosine(100, 0.1)
     values = [factor(step) for step in range(101)]
     assert values[0] == pytest.approx(0.1) and values[9] == 1.0 and max(values) == 1.0
-    assert all(a >= b for a, b in zip(values[9:], values[10:], strict=False))
+    assert all(a >= b for a, b in pairwise(values[9:]))
     assert values[-1] < 1e-3
 
 

@@ -1,5 +1,6 @@
 """Models: from nothing, from a folder, by name; and out again as a Hugging Face folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -39,7 +40,7 @@ def load_model(
                 model_config(model, vocabulary), attn_implementation=FOREST, dtype=torch.float32
             )
         if "first_queries" in model:
-            _spread_attention(built, model.first_queries)
+            _set_first_queries(built, model.first_queries)
     else:
         built = _read(start)
     if tokenizer is not None and len(tokenizer) > built.config.vocab_size:
@@ -50,14 +51,15 @@ def load_model(
     return built.train()
 
 
-def _spread_attention(model: PreTrainedModel, gain: float) -> None:
-    """Scale the query norms of a model that starts from nothing, so that it attends evenly.
+def _set_first_queries(model: PreTrainedModel, gains: Sequence[float]) -> None:
+    """Scale each layer's query norm in a model that starts from nothing.
 
-    Qwen3 normalises queries and keys, so that attention is uneven at random from the first step
-    on. With a small gain each answer begins as the mean of its record, from which the signs that
-    count can be told; the gain is then learnt as every weight is.
+    Qwen3 normalises queries and keys, so that the first attention of every layer is random and of
+    the same sharpness. A sharp first layer finds single tokens early, above all which question was
+    asked; an even second one begins with the mean of the record, from which the signs that count
+    can be told. The gains are then learnt as every weight is.
     """
-    for layer in model.model.layers:
+    for layer, gain in zip(model.model.layers, gains, strict=True):
         layer.self_attn.q_norm.weight.data.mul_(gain)
 
 
