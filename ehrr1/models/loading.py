@@ -55,9 +55,9 @@ def _set_first_queries(model: PreTrainedModel, gains: Sequence[float]) -> None:
     """Scale each layer's query norm in a model that starts from nothing.
 
     Qwen3 normalises queries and keys, so that the first attention of every layer is random and of
-    the same sharpness. A sharp first layer finds single tokens early, above all which question was
-    asked; an even second one begins with the mean of the record, from which the signs that count
-    can be told. The gains are then learnt as every weight is.
+    the same sharpness. An even layer (a gain below 1) begins with the mean of the record, from
+    which the signs that count can be told; a sharp one finds single tokens earlier, such as the
+    question. The gains are then learnt as every weight is.
     """
     for layer, gain in zip(model.model.layers, gains, strict=True):
         layer.self_attn.q_norm.weight.data.mul_(gain)
