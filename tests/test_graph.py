@@ -137,8 +137,8 @@ def test_evidence_uses_only_what_the_context_shows() -> None:
 
 def test_selection_is_seeded_capped_nested_and_shares_contexts() -> None:
     index = pl.DataFrame(
-        [(f"{task}/{i}", task, str(i)) for i in range(50) for task in ("emar", "poe")],
-        schema=["sample_id", "task", "context_id"],
+        [(f"{task}/{i}", task, str(i), [i]) for i in range(50) for task in ("emar", "poe")],
+        schema=["sample_id", "task", "context_id", "target"],
         orient="row",
     )
     chosen = select(index, 10, seed=1)
