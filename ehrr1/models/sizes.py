@@ -13,7 +13,7 @@ GIB = 2**30
 
 def model_config(model: DictConfig, vocab_size: int | None = None) -> PretrainedConfig:
     """The architecture in `model.config`; `vocab_size` is that of a trained tokenizer."""
-    values: dict[str, Any] = OmegaConf.to_container(model.config, resolve=True)  # type: ignore
+    values: Any = OmegaConf.to_container(model.config, resolve=True)
     if vocab_size is not None:
         values["vocab_size"] = vocab_size
     elif "vocab_size" not in values:
