@@ -16,6 +16,7 @@ from transformers import (
 
 from ehrr1.errors import UserError
 from ehrr1.models.attention import FOREST
+from ehrr1.models.last_layer import shorten_last_layer
 from ehrr1.models.logprobs import token_logprobs
 from ehrr1.prompts.dataset import batches
 from ehrr1.prompts.forest import Branch, Question, Tree, TreeMaker, collate, dense_mask
@@ -70,12 +71,15 @@ def alone(model: PreTrainedModel, tree: Tree) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "qwen2"])
+@pytest.mark.parametrize("short", [True, False], ids=["short_last_layer", "whole_last_layer"])
 @pytest.mark.parametrize("asked", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-10)])
 def test_forest_equals_single_rows(
-    kind: str, asked: bool, dtype: torch.dtype, tolerance: float
+    kind: str, short: bool, asked: bool, dtype: torch.dtype, tolerance: float
 ) -> None:
     model = small_model(kind, dtype)
+    if short:
+        shorten_last_layer(model)
     generator = random.Random(1)
     trees = [random_tree(generator, trunk, n, asked) for trunk, n in ((7, 1), (40, 5), (23, 16))]
     if asked:
@@ -99,6 +103,9 @@ def test_gradients_equal_those_of_single_rows_and_of_the_dense_mask() -> None:
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
 
     two_part = gradients(token_logprobs(model, forest).logprobs.sum())
+    shorten_last_layer(model)
+    short = gradients(token_logprobs(model, forest).logprobs.sum())
+    assert (two_part - short).norm() / two_part.norm() < 1e-7
     single = gradients(alone(model, tree).sum())
     # Transformers' RMSNorm works in float32 whatever the model's type: no closer than that
     assert (two_part - single).norm() / single.norm() < 1e-7
@@ -109,6 +116,21 @@ def test_gradients_equal_those_of_single_rows_and_of_the_dense_mask() -> None:
     ).logits.flatten(0, 1)[forest.sources]
     dense = gradients(logits.log_softmax(-1).gather(1, forest.targets[:, None]).sum())
     assert (two_part - dense).norm() / single.norm() < 1e-7
+
+
+def test_a_record_costs_its_last_layer_keys_and_values_only() -> None:
+    """A trunk's token passes no feed-forward part of the last layer, and all of the others."""
+    model = small_model("qwen3", torch.float32)
+    shorten_last_layer(model)
+    seen: list[int] = []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(lambda mlp, given, out: seen.append(out.shape[1]))
+    tree = random_tree(random.Random(3), 30, 4)
+    token_logprobs(model, collate([tree]))
+    assert seen == [len(tree), len(tree) - 30]
+    seen.clear()
+    token_logprobs(model, collate([tree], record_weight=1.0))
+    assert seen == [len(tree), len(tree)]
 
 
 def test_record_is_learnt_once_a_tree() -> None:

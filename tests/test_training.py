@@ -27,7 +27,7 @@ from ehrr1.prompts.forest import Question, TreeMaker, collate
 from ehrr1.tasks.samples import Sample
 from ehrr1.training.callbacks import last_checkpoint
 from ehrr1.training.fitting import evaluate, fit
-from ehrr1.training.module import warmup_cosine
+from ehrr1.training.module import make_optimizers, warmup_cosine
 from ehrr1.training.sft import SupervisedModule
 from tests.conftest import ROOT
 from tests.test_forest import record, trained
@@ -123,8 +123,10 @@ def test_schedule_warms_up_and_falls_to_nothing() -> None:
     assert values[-1] < 1e-3
 
 
-def train(folder: Path, trees: Dataset, tokenizer: Any, batch: int = 100_000) -> SupervisedModule:
-    config = settings(max_batch_tokens=batch)
+def train(
+    folder: Path, trees: Dataset, tokenizer: Any, batch: int = 100_000, optimizer: str = "adamw"
+) -> SupervisedModule:
+    config = settings(max_batch_tokens=batch, optimizer=optimizer)
     plan = plan_steps(trees["length"], 4, 4, None, 0)
     model_config = model_settings("tiny")
     model_config.config.update(hidden_size=32, intermediate_size=48, head_dim=8)
@@ -156,11 +158,12 @@ def test_learns_logs_and_does_not_depend_on_batches(tmp_path: Path) -> None:
     assert first["grad_norm"] == pytest.approx(lines[0]["grad_norm"], rel=1e-5)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_resume_repeats_the_uninterrupted_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
     trees, tokenizer = tree_data(tmp_path)
-    whole = train(tmp_path / "whole", trees, tokenizer)
+    whole = train(tmp_path / "whole", trees, tokenizer, optimizer=optimizer)
     step = SupervisedModule.training_step
     calls = 0
 
@@ -173,14 +176,14 @@ def test_resume_repeats_the_uninterrupted_run(
 
     monkeypatch.setattr(SupervisedModule, "training_step", failing)
     with pytest.raises(KeyError):
-        train(tmp_path / "broken", trees, tokenizer)
+        train(tmp_path / "broken", trees, tokenizer, optimizer=optimizer)
     checkpoint, done = last_checkpoint(tmp_path / "broken" / "checkpoints")
     assert done == 5 and checkpoint is not None
     (checkpoint.parent / ".step=00000009.ckpt.partial-1").write_bytes(b"half")
     # a step that was logged but not saved is done again, and logged once
     with (tmp_path / "broken" / "train.jsonl").open("a") as file:
         file.write(json.dumps({"step": 6, "loss": -1}) + "\n")
-    resumed = train(tmp_path / "broken", trees, tokenizer)
+    resumed = train(tmp_path / "broken", trees, tokenizer, optimizer=optimizer)
     lines, reference = lines_of(tmp_path / "broken"), lines_of(tmp_path / "whole")
     assert [line["resumed_from"] for line in lines] == [0] * 5 + [5] * 7
     for name in ("step", "loss", "lr", "grad_norm", "tokens", "samples"):
@@ -188,10 +191,23 @@ def test_resume_repeats_the_uninterrupted_run(
     assert resumed.validation_loss == whole.validation_loss
     # finished already: nothing is trained, the weights are those of the end
     calls = 5
-    again = train(tmp_path / "broken", trees, tokenizer)
+    again = train(tmp_path / "broken", trees, tokenizer, optimizer=optimizer)
     assert all(
         torch.equal(a, b) for a, b in zip(again.parameters(), whole.parameters(), strict=True)
     )
+
+
+def test_muon_takes_the_matrices_of_the_layers() -> None:
+    model, _ = small()
+    adamw, muon = make_optimizers(model, settings(optimizer="muon"))
+    sizes = [
+        sum(p.numel() for group in one.param_groups for p in group["params"])
+        for one in (adamw, muon)
+    ]
+    assert sum(sizes) == sum(p.numel() for p in model.parameters())
+    layer = model.model.layers[0]
+    matrices = sum(p.numel() for p in layer.parameters() if p.ndim == 2)
+    assert sizes[1] == matrices * len(model.model.layers)
 
 
 def test_a_loss_that_is_not_finite_names_the_samples(tmp_path: Path) -> None:

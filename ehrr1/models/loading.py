@@ -15,6 +15,7 @@ from transformers import (
 from ehrr1.errors import UserError
 from ehrr1.files import replacing
 from ehrr1.models.attention import FOREST
+from ehrr1.models.last_layer import shorten_last_layer
 from ehrr1.models.sizes import model_config
 from ehrr1.prompts.tokenizer import reachable
 
@@ -48,6 +49,7 @@ def load_model(
             f"model.path={start}: its {built.config.vocab_size} embeddings are fewer than the "
             f"{len(tokenizer)} tokens of the tokenizer; use the model's own tokenizer"
         )
+    shorten_last_layer(built)
     return built.train()
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from ehrr1.models.last_layer import predicts_from_branches
 from ehrr1.prompts.forest import Forest
 
 CHUNK = 2**25
@@ -31,6 +32,7 @@ def hidden_states(model: PreTrainedModel, forest: Forest) -> Tensor:
         attention_mask=forest.mask,
         position_ids=forest.position_ids,
         use_cache=False,
+        branches_only=predicts_from_branches(forest),
     )
     return output.last_hidden_state.flatten(0, 1)[forest.sources]
 

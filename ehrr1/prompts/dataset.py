@@ -1,6 +1,7 @@
 """Tokenised trees on disk, and the order in which training reads them."""
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,11 +13,15 @@ from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import Dataset as MapDataset
 
 from ehrr1.files import replacing
 from ehrr1.progress import track
 from ehrr1.prompts.forest import Branch, Forest, Question, Tree, TreeMaker, collate
 from ehrr1.tasks.samples import Prepared, Sample, preamble_length
+
+PART, MAX_WORKERS = 64, 8
+"""Contexts tokenised at a time by one of at most so many processes."""
 
 FEATURES = Features(
     {
@@ -104,14 +109,50 @@ def write_trees(
         contexts: dict[str, list[Sample]] = defaultdict(list)
         for sample in samples:
             contexts[sample.context_id].append(sample)
+        groups = list(contexts.values())
+        parts = [groups[first : first + PART] for first in range(0, len(groups), PART)]
+        work = DataLoader(
+            _Tokenised(parts, lambda group: _trees(prepared, group, ask, maker, max_branches)),
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=min(os.cpu_count() or 1, MAX_WORKERS) if len(parts) > MAX_WORKERS else 0,
+            worker_init_fn=_one_thread,
+        )
+        rows = iter(work)  # processes start here, before the progress bar's thread does
         with replacing(path) as temporary:
             writer = ArrowWriter(path=str(temporary), features=FEATURES)
-            for group in track(contexts.values(), "tokenising records"):
-                for tree in _trees(prepared, group, ask, maker, max_branches):
-                    writer.write(_row(tree))
+            for part in track(rows, "tokenising records", total=len(parts)):
+                for row in part:
+                    writer.write(row)
             writer.finalize()
             writer.close()
     return Dataset.from_file(str(path))
+
+
+class _Tokenised(MapDataset[Any]):
+    """The rows of each part, made where they are asked for."""
+
+    def __init__(
+        self,
+        parts: Sequence[Sequence[Sequence[Sample]]],
+        trees: Callable[[Sequence[Sample]], Iterator[Tree]],
+    ):
+        self.parts, self.trees = parts, trees
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: int) -> list[dict[str, object]]:
+        return [_row(tree) for group in self.parts[index] for tree in self.trees(group)]
+
+
+def _as_it_is(part: Any) -> Any:
+    return part
+
+
+def _one_thread(worker: int) -> None:
+    """The tokenizer's own threads do not live on in a forked process."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def _trees(

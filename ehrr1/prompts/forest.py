@@ -157,7 +157,7 @@ class TreeMaker:
     def _shortened(self, fixed: list[list[int]], room: int) -> list[list[int]]:
         """Cut the longest text's end, then the next longest's, until all fit into `room`."""
         fixed = list(fixed)
-        end = self.tokens("\n\n")
+        end = self.tokens("\n\n") if sum(map(len, fixed)) > room else []
         while (excess := sum(map(len, fixed)) - room) > 0:
             longest = max(range(len(fixed)), key=lambda index: len(fixed[index]))
             keep = max(len(fixed[longest]) - excess - len(end), 0)

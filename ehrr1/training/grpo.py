@@ -148,9 +148,10 @@ class GRPOModule(ForestModule):
                 name = f"{prompt.sample_id}#{number}"
                 scored[name] = Scored(completion, advantage)
                 weight = 1 / (len(completion.tokens) * counted)
-                branches.append(Branch(name, [], completion.tokens, weight))
+                # the last token of the prompt predicts: see models/last_layer.py
+                branches.append(Branch(name, prompt.tokens[-1:], completion.tokens, weight))
             if branches:
-                trees.append(Tree(prompt.tokens, branches))
+                trees.append(Tree(prompt.tokens[:-1], branches))
         return (batches(trees, self.settings.max_batch_tokens) if trees else []), scored
 
     def loss(self, forest: Forest, scored: dict[str, Scored], sums: dict[str, float]) -> Tensor:

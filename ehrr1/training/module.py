@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning import LightningModule
 from torch import Tensor
-from torch.optim import AdamW
+from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
@@ -27,11 +27,44 @@ def warmup_cosine(steps: int, warmup: float) -> Callable[[int], float]:
     return factor
 
 
+def make_optimizers(model: PreTrainedModel, settings: DictConfig) -> list[Optimizer]:
+    """AdamW or, with `optimizer: muon`, Muon (Jordan et al., 2024) for the layers' matrices.
+
+    Muon's steps are scaled to the size of AdamW's (Liu et al., arXiv 2502.16982), so that one
+    learning rate serves both; embeddings, head and norms stay with AdamW.
+    """
+    layers = {id(p) for p in model.base_model.layers.parameters() if p.ndim == 2}
+    matrices = [p for p in model.parameters() if id(p) in layers and settings.optimizer == "muon"]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    adamw = AdamW(
+        rest,
+        lr=settings.lr,
+        betas=(0.9, settings.beta2),
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    if not matrices:
+        return [adamw]
+    muon = Muon(
+        matrices,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [adamw, muon]
+
+
+def _listed(one_or_many: Any) -> list[Any]:
+    return one_or_many if isinstance(one_or_many, list) else [one_or_many]
+
+
 class ForestModule(LightningModule):
     """A causal language model that learns from forests, one optimizer step a training step.
 
     Optimisation is manual: a step's trees may come in several batches, each divided by the whole
-    step's weight. `settings` holds lr, warmup (a share of the steps), weight_decay, beta2, clip.
+    step's weight. `settings` holds optimizer, lr, warmup (a share of the steps), weight_decay,
+    beta2, clip.
     """
 
     def __init__(self, model: PreTrainedModel, settings: DictConfig, updates: int):
@@ -41,15 +74,11 @@ class ForestModule(LightningModule):
         self.watched: dict[str, float] = {}
 
     def configure_optimizers(self) -> Any:
-        optimizer = AdamW(
-            self.model.parameters(),
-            lr=self.settings.lr,
-            betas=(0.9, self.settings.beta2),
-            weight_decay=self.settings.weight_decay,
-            fused=True,
-        )
-        schedule = LambdaLR(optimizer, warmup_cosine(self.updates, self.settings.warmup))
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        factor = warmup_cosine(self.updates, self.settings.warmup)
+        return [
+            {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, factor)}
+            for optimizer in make_optimizers(self.model, self.settings)
+        ]
 
     def update(
         self, forests: Sequence[Forest], loss: Callable[[Forest], Tensor]
@@ -58,9 +87,10 @@ class ForestModule(LightningModule):
 
         Raises FloatingPointError where the loss is not finite, with the samples it came from.
         """
-        optimizer: Any = self.optimizers()
-        schedule: Any = self.lr_schedulers()
-        optimizer.zero_grad()
+        optimizers: list[Any] = _listed(self.optimizers())
+        schedules: list[Any] = _listed(self.lr_schedulers())
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         total = 0.0
         for forest in forests:
             part = loss(forest)
@@ -70,7 +100,11 @@ class ForestModule(LightningModule):
             self.manual_backward(part)
             total += part.item()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        rate = optimizer.param_groups[0]["lr"]
-        optimizer.step()
-        schedule.step()
+        rate = optimizers[0].param_groups[0]["lr"]
+        optimizers[0].step()
+        for optimizer in optimizers[1:]:
+            # past Lightning's wrapper, which would count a second step
+            optimizer.optimizer.step()
+        for schedule in schedules:
+            schedule.step()
         return {"loss": total, "grad_norm": norm.item(), "lr": rate}
