@@ -9,7 +9,7 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
@@ -33,6 +33,12 @@ class Record:
         return torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
 
 
+def decoder_layers(model: PreTrainedModel) -> Any:
+    """The layers in order, however the model names its body; they are typed as any module is."""
+    body: Any = model.base_model
+    return body.layers
+
+
 def predicts_from_branches(forest: Forest) -> bool:
     """Whether no learnt token is predicted by a trunk's token."""
     length = forest.input_ids.shape[1]
@@ -47,7 +53,7 @@ def shorten_last_layer(model: PreTrainedModel) -> None:
     is not `KNOWN` compute everything, as before.
     """
     if model.config.model_type in KNOWN:
-        layer = model.base_model.layers[-1]
+        layer: Any = decoder_layers(model)[-1]
         layer.forward = MethodType(_forward, layer)
 
 
@@ -86,9 +92,10 @@ def _forward(
     return torch.cat([trunk, done], dim=1)
 
 
-def keys_and_values(attention: nn.Module, states: Tensor, cos: Tensor, sin: Tensor) -> Record:
+def keys_and_values(attention: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Record:
     """What a layer's attention keeps of normalised `states` [rows, length, hidden]."""
-    shape = (*states.shape[:2], -1, attention.head_dim)
+    heads = attention.k_proj.out_features // attention.head_dim
+    shape = (*states.shape[:2], heads, attention.head_dim)
     keys = attention.k_proj(states).view(shape)
     if isinstance(attention, Qwen3Attention):
         keys = attention.k_norm(keys)

@@ -1,6 +1,5 @@
 """Models: from nothing, from a folder, by name; and out again as a Hugging Face folder."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from ehrr1.files import replacing
 from ehrr1.models.attention import FOREST
 from ehrr1.models.last_layer import shorten_last_layer
 from ehrr1.models.sizes import model_config
+from ehrr1.models.start import pass_on
 from ehrr1.prompts.tokenizer import reachable
 
 
@@ -40,8 +40,8 @@ def load_model(
             built = AutoModelForCausalLM.from_config(
                 model_config(model, vocabulary), attn_implementation=FOREST, dtype=torch.float32
             )
-        if "first_queries" in model:
-            _set_first_queries(built, model.first_queries)
+            if "start" in model:
+                pass_on(built, model.start)
     else:
         built = _read(start)
     if tokenizer is not None and len(tokenizer) > built.config.vocab_size:
@@ -51,18 +51,6 @@ def load_model(
         )
     shorten_last_layer(built)
     return built.train()
-
-
-def _set_first_queries(model: PreTrainedModel, gains: Sequence[float]) -> None:
-    """Scale each layer's query norm in a model that starts from nothing.
-
-    Qwen3 normalises queries and keys, so that the first attention of every layer is random and of
-    the same sharpness. An even layer (a gain below 1) begins with the mean of the record, from
-    which the signs that count can be told; a sharp one finds single tokens earlier, such as the
-    question. The gains are then learnt as every weight is.
-    """
-    for layer, gain in zip(model.model.layers, gains, strict=True):
-        layer.self_attn.q_norm.weight.data.mul_(gain)
 
 
 def _read(start: Path | str) -> PreTrainedModel:

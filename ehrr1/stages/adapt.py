@@ -7,14 +7,16 @@ training patients' records first. Leaves hf/, train.jsonl, tb/ and checkpoints/ 
 from collections.abc import Sequence
 from functools import partial
 
+from datasets import Dataset
 from omegaconf import DictConfig
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1.errors import UserError
 from ehrr1.files import replacing
 from ehrr1.graph.chain import ARROW, BAR, SECTIONS
 from ehrr1.models.loading import export, load_model
 from ehrr1.models.sizes import check_memory
+from ehrr1.models.start import embed_by_cooccurrence
 from ehrr1.prompts.corpus import corpus
 from ehrr1.prompts.forest import Question
 from ehrr1.prompts.messages import answer_text
@@ -42,9 +44,18 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
     material = Material(
         prepared, training, validation, partial(ask, risk_weight=cfg.loss.risk_weight)
     )
-    metrics = train(material, model, tokenizer, run.folder, cfg, "adapt")
+    begin = partial(embed, model, cfg) if cfg.model.path is None and "start" in cfg.model else None
+    metrics = train(material, model, tokenizer, run.folder, cfg, "adapt", begin)
     export(model, tokenizer, run.folder / "hf")
     return metrics | {"vocabulary": len(tokenizer)}
+
+
+def embed(model: PreTrainedModel, cfg: DictConfig, trees: Dataset) -> None:
+    """Embeddings from which tokens of training records and their answers go together."""
+    records = []
+    for trunk, completions in zip(trees["trunk"], trees["completions"], strict=True):
+        records.append(set(trunk).union(*completions))
+    embed_by_cooccurrence(model, records, cfg.model.start.cooccurrence, cfg.seed)
 
 
 def ask(sample: Sample, risk_weight: float) -> list[Question]:

@@ -12,6 +12,7 @@ from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
+from ehrr1.models.last_layer import decoder_layers
 from ehrr1.prompts.forest import Forest
 
 
@@ -33,7 +34,7 @@ def make_optimizers(model: PreTrainedModel, settings: DictConfig) -> list[Optimi
     Muon's steps are scaled to the size of AdamW's (Liu et al., arXiv 2502.16982), so that one
     learning rate serves both; embeddings, head and norms stay with AdamW.
     """
-    layers = {id(p) for p in model.base_model.layers.parameters() if p.ndim == 2}
+    layers = {id(p) for p in decoder_layers(model).parameters() if p.ndim == 2}
     matrices = [p for p in model.parameters() if id(p) in layers and settings.optimizer == "muon"]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,9 +71,11 @@ def train(
     folder: Path,
     cfg: DictConfig,
     stage: str,
+    begin: Callable[[Dataset], None] | None = None,
 ) -> dict[str, float | int]:
     """Tokenise, train and evaluate under the section `cfg.<stage>`; `model` is changed in place.
 
+    `begin` may change the model by the tokenised training trees before anything is learnt.
     Returns train/loss/first and last, eval/loss (answers only) and counts of what was read.
     """
     settings = cfg[stage]
@@ -89,6 +92,8 @@ def train(
             f"{stage}.max_tokens={settings.max_tokens}: no training sample fits; raise it, or "
             "prepare more data (data.subjects, data.tasks)"
         )
+    if begin is not None:
+        begin(trees)
     plan = plan_steps(
         trees["length"],
         settings.trees_per_step,
