@@ -94,6 +94,33 @@ def train(
         )
     if begin is not None:
         begin(trees)
+    data = _steps(trees, held_out, settings, cfg)
+    plan = data.training.plan
+    module = SupervisedModule(model, settings, len(plan))
+    fit(
+        module,
+        data,
+        folder,
+        cfg.trainer,
+        description=stage,
+        seed=cfg.seed,
+        save_seconds=settings.save_seconds,
+    )
+    metrics = _counts(trees) | {
+        "steps": len(plan),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+    metrics["train/loss/first"], metrics["train/loss/last"] = first_and_last_loss(
+        folder / "train.jsonl"
+    )
+    if len(held_out):
+        evaluate(module, data, cfg.trainer)
+        metrics["eval/loss"] = module.validation_loss
+    return metrics
+
+
+def _steps(trees: Dataset, held_out: Dataset, settings: DictConfig, cfg: DictConfig) -> StepData:
+    """Training steps in planned order, and the held-out trees once."""
     plan = plan_steps(
         trees["length"],
         settings.trees_per_step,
@@ -105,32 +132,16 @@ def train(
     record_weight = cfg.loss.record_weight if cfg.loss.on == "all" else 0.0
     size = settings.trees_per_step
     rest = [list(range(i, min(i + size, len(held_out)))) for i in range(0, len(held_out), size)]
-    data = StepData(
+    return StepData(
         forest_steps(trees, plan, settings.max_batch_tokens, record_weight),
         forest_steps(held_out, rest, settings.max_batch_tokens),
     )
-    module = SupervisedModule(model, settings, len(plan))
-    fit(
-        module,
-        data,
-        folder,
-        cfg.trainer,
-        description=stage,
-        seed=cfg.seed,
-        save_seconds=settings.save_seconds,
-    )
-    metrics: dict[str, float | int] = {
-        "steps": len(plan),
+
+
+def _counts(trees: Dataset) -> dict[str, float | int]:
+    return {
         "trees": len(trees),
         "samples": sum(map(len, trees["sample_ids"])),
         "cut_events": sum(trees["cut_events"]),
         "cut_tokens": sum(trees["cut_tokens"]),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
-    metrics["train/loss/first"], metrics["train/loss/last"] = first_and_last_loss(
-        folder / "train.jsonl"
-    )
-    if rest:
-        evaluate(module, data, cfg.trainer)
-        metrics["eval/loss"] = module.validation_loss
-    return metrics
