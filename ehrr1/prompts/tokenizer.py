@@ -60,8 +60,10 @@ PIECES = "|".join(
         rf"|{_KEY}(?: (?![\d ])[^\n]{{1,60}}(?=\n))?))+(?:\n\n+| (?=\d))?",
         # a heading up to its time
         r"^#+ [^\[\n\d]+(?:\[(?!\d))?\[?",
-        # a whole cell, line or value that begins with a letter
-        r"(?:^|(?<=\| )|(?<=: ))\p{L}[^|\n]{0,400}?(?= \||\n|\Z)",
+        # a whole cell, line, value or question that begins with a letter
+        r"(?:^|(?<=\| )|(?<=: ))\p{L}[^|\n]{0,400}?(?= \||\n| /(?:no_)?think$|\Z)",
+        # the thinking switch, apart from its question: the question is learnt from direct answers
+        r" /(?:no_)?think$",
         # numbers in small parts, so that values that are near each other share some
         r"\.\d{1,2}|\d{1,3}",
         # words and the rest

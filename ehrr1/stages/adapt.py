@@ -21,6 +21,7 @@ from ehrr1.prompts.corpus import corpus
 from ehrr1.prompts.forest import Question
 from ehrr1.prompts.messages import answer_text
 from ehrr1.prompts.tokenizer import load_tokenizer, train_tokenizer
+from ehrr1.records.schema import TABLES
 from ehrr1.runs import Run
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
@@ -51,10 +52,11 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
 
 
 def embed(model: PreTrainedModel, cfg: DictConfig, trees: Dataset) -> None:
-    """Embeddings from which tokens of training records and their answers go together."""
+    """Embeddings from which tokens of training records, questions and answers go together."""
     records = []
-    for trunk, completions in zip(trees["trunk"], trees["completions"], strict=True):
-        records.append(set(trunk).union(*completions))
+    for tree in trees.select_columns(["trunk", "prompts", "completions"]):
+        trunk = set(tree["trunk"])
+        records += [trunk.union(*both) for both in zip(tree["prompts"], tree["completions"])]
     embed_by_cooccurrence(model, records, cfg.model.start.cooccurrence, cfg.seed)
 
 
@@ -84,8 +86,9 @@ def make_tokenizer(
         return load_tokenizer(cfg.model.path)
     folder = run.folder / "tokenizer"
     if not folder.exists():
-        headings = ["\n".join(SECTIONS) + "\n", f"{BAR}{ARROW}{BAR}"]
-        texts = corpus(prepared, training, headings, seed=cfg.seed)
+        parts = ["\n".join(SECTIONS) + "\n", f"{BAR}{ARROW}{BAR}"]
+        parts += [f"{BAR}{table.heading}{BAR}0" for table in TABLES.values()]  # as chains cite it
+        texts = corpus(prepared, training, parts, seed=cfg.seed)
         tokenizer = train_tokenizer(texts, cfg.model.tokenizer.vocab_size)
         with replacing(folder) as temporary:
             tokenizer.save_pretrained(temporary)
