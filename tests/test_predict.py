@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ehrr1.evaluation.predict import Predictor, batches
 from ehrr1.evaluation.predictions import SCHEMA, frame
 from ehrr1.models.loading import load_model
+from ehrr1.prompts.forest import TreeMaker
 from ehrr1.prompts.tokenizer import train_tokenizer
 from ehrr1.records.events import Event
 from ehrr1.tasks.samples import Prepared, Sample
@@ -63,7 +64,7 @@ def model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 def predictor(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int
 ) -> Predictor:
-    return Predictor(model, tokenizer, Records(), 2000, batch_tokens, batch_size=4)
+    return Predictor(model, TreeMaker(tokenizer, 2000), Records(), batch_tokens, batch_size=4)
 
 
 def test_batches_take_every_item_once_longest_first_within_the_limits() -> None:

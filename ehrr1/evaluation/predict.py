@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from ehrr1.evaluation.predictions import prediction_row, risk_row
 from ehrr1.progress import track
@@ -24,14 +24,14 @@ Rows = list[dict[str, Any]]
 class Predictor:
     """One model with what it reads.
 
-    `max_tokens` bounds a record with its question, `batch_tokens` the padded prompt tokens of one
-    forward pass, `batch_size` the answers written side by side.
+    `maker` has the model's tokenizer and bounds a record with its question; models that share a
+    tokenizer may share it, as it remembers events. `batch_tokens` bounds the padded prompt tokens
+    of one forward pass, `batch_size` the answers written side by side.
     """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    maker: TreeMaker
     prepared: Prepared
-    max_tokens: int
     batch_tokens: int
     batch_size: int = 128
 
@@ -40,10 +40,9 @@ class Predictor:
 
         The questions on one context are the branches of one tree: its trunk is computed once.
         """
-        words = answer_tokens(self.tokenizer)
-        maker = TreeMaker(self.tokenizer, self.max_tokens)
+        words = answer_tokens(self.maker.tokenizer)
         groups = list(by_context(samples).values())
-        trees = [self._tree(maker, group) for group in groups]
+        trees = [self._tree(group) for group in groups]
         rows: Rows = []
         # batch by batch: the log-probabilities of all trees over a large vocabulary would not fit
         for batch in track(list(batches(trees, self.batch_tokens)), description):
@@ -63,27 +62,27 @@ class Predictor:
         description: str = "decisions",
     ) -> Rows:
         """The greedy answer to each sample, after thinking or directly."""
-        maker = TreeMaker(self.tokenizer, self.max_tokens)
-        prompts = [self._prompt(maker, sample, think) for sample in samples]
-        rollout = TransformersRollout(self.model, self.tokenizer, self.batch_size)
+        tokenizer = self.maker.tokenizer
+        prompts = [self._prompt(sample, think) for sample in samples]
+        rollout = TransformersRollout(self.model, tokenizer, self.batch_size)
         rows: Rows = []
         for batch in track(list(batches(prompts, self.batch_tokens, self.batch_size)), description):
             some = [prompts[index] for index in batch]
             groups = rollout.generate(some, max_new_tokens=max_new_tokens, temperature=0.0)
             written = [group[0].tokens for group in groups]
-            texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+            texts = tokenizer.batch_decode(written, skip_special_tokens=True)
             rows += [_decision_row(samples[i], t, think) for i, t in zip(batch, texts, strict=True)]
         return rows
 
-    def _tree(self, maker: TreeMaker, group: Sequence[Sample]) -> Tree:
+    def _tree(self, group: Sequence[Sample]) -> Tree:
         context = self.prepared.context(group[0])
         questions = [Question(sample.sample_id, sample.task, think=False) for sample in group]
-        return maker.tree(context, preamble_length(context), questions)
+        return self.maker.tree(context, preamble_length(context), questions)
 
-    def _prompt(self, maker: TreeMaker, sample: Sample, think: bool) -> list[int]:
+    def _prompt(self, sample: Sample, think: bool) -> list[int]:
         context = self.prepared.context(sample)
         question = Question(sample.sample_id, sample.task, think)
-        return maker.prompt(context, preamble_length(context), question)
+        return self.maker.prompt(context, preamble_length(context), question)
 
 
 def batches(

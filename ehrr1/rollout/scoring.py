@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ehrr1.models.logprobs import hidden_states
 from ehrr1.progress import track
 from ehrr1.prompts.forest import Branch, Tree, collate
 
@@ -46,11 +47,6 @@ def _batch(model: PreTrainedModel, trees: Sequence[Tree]) -> Sequence[Tensor]:
         for tree in trees
     ]
     forest = collate(marked).to(model.device)
-    states = model.base_model(
-        input_ids=forest.input_ids,
-        attention_mask=forest.mask,
-        position_ids=forest.position_ids,
-        use_cache=False,
-    ).last_hidden_state.flatten(0, 1)[forest.sources]
+    states = hidden_states(model, forest)
     logprobs = model.get_output_embeddings()(states).float().log_softmax(-1)
     return logprobs.split([len(tree.branches) for tree in trees])

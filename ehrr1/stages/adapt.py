@@ -56,7 +56,8 @@ def embed(model: PreTrainedModel, cfg: DictConfig, trees: Dataset) -> None:
     records = []
     for tree in trees.select_columns(["trunk", "prompts", "completions"]):
         trunk = set(tree["trunk"])
-        records += [trunk.union(*both) for both in zip(tree["prompts"], tree["completions"])]
+        branches = zip(tree["prompts"], tree["completions"], strict=True)
+        records += [trunk.union(question, answer) for question, answer in branches]
     embed_by_cooccurrence(model, records, cfg.model.start.cooccurrence, cfg.seed)
 
 

@@ -23,6 +23,7 @@ from ehrr1.evaluation.summary import MODELS, summarise
 from ehrr1.files import replacing
 from ehrr1.models.loading import load_model
 from ehrr1.progress import track
+from ehrr1.prompts.forest import TreeMaker
 from ehrr1.prompts.tokenizer import load_tokenizer
 from ehrr1.runs import Run
 from ehrr1.tasks.catalog import SUITES, TASKS
@@ -78,6 +79,7 @@ def predict_all(cfg: DictConfig, run: Run, prepared: Prepared, index: pl.DataFra
     samples = prepared.as_samples(index)
     pool = prepared.index("train", index["task"].unique().to_list())
     train = prepared.as_samples(select(pool, cfg.eval.baselines.samples_per_task, cfg.seed))
+    makers: dict[bytes, TreeMaker] = {}
     parts = []
     for name in (*(m for m in MODELS if m == "untrained" or m in run.inputs), "boosting"):
         part = run.folder / "parts" / f"{name}.parquet"
@@ -85,7 +87,7 @@ def predict_all(cfg: DictConfig, run: Run, prepared: Prepared, index: pl.DataFra
             rows = (
                 boost(cfg, prepared, train, samples)
                 if name == "boosting"
-                else ask(cfg, run, prepared, index, name)
+                else ask(cfg, run, prepared, index, name, makers)
             )
             with replacing(part) as path:
                 frame(name, rows).write_parquet(path)
@@ -94,22 +96,29 @@ def predict_all(cfg: DictConfig, run: Run, prepared: Prepared, index: pl.DataFra
     return pl.concat([*parts, frame("frequency", frequency)])
 
 
-def ask(cfg: DictConfig, run: Run, prepared: Prepared, index: pl.DataFrame, name: str) -> Rows:
-    """One stage's model: risk directly, decisions in the mode that it was trained for."""
+def ask(
+    cfg: DictConfig,
+    run: Run,
+    prepared: Prepared,
+    index: pl.DataFrame,
+    name: str,
+    makers: dict[bytes, TreeMaker],
+) -> Rows:
+    """One stage's model: risk directly, decisions in the mode that it was trained for.
+
+    `makers` are those of the models before it, by the content of the tokenizer's file: stages of
+    one curriculum have the same tokenizer, and what it made of an event need not be made again.
+    """
     settings = cfg.eval
     source = run.input("adapt" if name == "untrained" else name) / "hf"
     tokenizer = load_tokenizer(source)
+    maker = TreeMaker(tokenizer, settings.max_prompt_tokens)
+    maker = makers.setdefault((source / "tokenizer.json").read_bytes(), maker)
     if name == "untrained":
         model = load_model(cfg.model, None, tokenizer, seed=cfg.seed)
     else:
         model = load_model(cfg.model, source, tokenizer)
-    predictor = Predictor(
-        on_device(model, cfg),
-        tokenizer,
-        prepared,
-        settings.max_prompt_tokens,
-        settings.batch_tokens,
-    )
+    predictor = Predictor(on_device(model, cfg), maker, prepared, settings.batch_tokens)
     risk = of_kind(prepared.as_samples(index), "risk")
     if name == "untrained":
         index = select(index, settings.untrained_samples_per_task, cfg.seed)
