@@ -266,7 +266,17 @@ def test_questions_that_leave_no_room_are_a_user_error() -> None:
         maker.tree(record(), 3, [question])
 
 
-def test_instructions_cost_few_tokens() -> None:
-    texts = [instruction(task, think=False) for task in TASKS] * 5
+def test_a_question_is_one_token_with_and_without_thinking() -> None:
+    texts = [instruction(task, think=think) for task in TASKS for think in (True, False)] * 5
     tokenizer = train_tokenizer(texts, 600)
-    assert all(len(tokenizer(text)["input_ids"]) == 1 for text in texts)
+    for task in TASKS:
+        think, direct = (tokenizer(instruction(task, think=t))["input_ids"] for t in (True, False))
+        assert think[0] == direct[0] and think[1] != direct[1]
+        assert len(think) == len(direct) == 2
+
+
+def test_the_heading_of_a_citation_is_one_token() -> None:
+    heading = " | Diagnoses on International Classification of Diseases | "
+    tokenizer = train_tokenizer(["Sodium", heading + "0"] * 5, 400)
+    tokens = tokenizer.tokenize(f"Sodium{heading}2138-05-11 15:09")
+    assert tokens[1].replace("Ġ", " ") == heading
