@@ -1,6 +1,7 @@
 """Forests are exact, and events, trunk and branch can be tokenised apart."""
 
 import random
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
@@ -181,7 +182,7 @@ def trained(size: int = 700) -> PreTrainedTokenizerBase:
     texts = [event_markdown(one) + "\n\n" for one in record()] * 3
     fixed = [SYSTEM, "yes", "no", "Potassium\nCalcium, Total"]
     fixed += [instruction(task, think=False) for task in TASKS]
-    return train_tokenizer(texts + fixed * 5, size)
+    return train_tokenizer(Counter(texts + fixed * 5), size)
 
 
 def tokenizers() -> list[PreTrainedTokenizerBase]:
@@ -268,7 +269,7 @@ def test_questions_that_leave_no_room_are_a_user_error() -> None:
 
 def test_a_question_is_one_token_with_and_without_thinking() -> None:
     texts = [instruction(task, think=think) for task in TASKS for think in (True, False)] * 5
-    tokenizer = train_tokenizer(texts, 600)
+    tokenizer = train_tokenizer(Counter(texts), 600)
     for task in TASKS:
         think, direct = (tokenizer(instruction(task, think=t))["input_ids"] for t in (True, False))
         assert think[0] == direct[0] and think[1] != direct[1]
@@ -277,6 +278,6 @@ def test_a_question_is_one_token_with_and_without_thinking() -> None:
 
 def test_the_heading_of_a_citation_is_one_token() -> None:
     heading = " | Diagnoses on International Classification of Diseases | "
-    tokenizer = train_tokenizer(["Sodium", heading + "0"] * 5, 400)
+    tokenizer = train_tokenizer({"Sodium": 5, heading + "0": 5}, 400)
     tokens = tokenizer.tokenize(f"Sodium{heading}2138-05-11 15:09")
     assert tokens[1].replace("Ġ", " ") == heading

@@ -53,7 +53,7 @@ class Records(Prepared):
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
-    return train_tokenizer(["Potassium yes no\nSodium\n", "## Labotary Test Events\n"] * 5, 400)
+    return train_tokenizer({"Potassium yes no\nSodium\n": 5, "## Labotary Test Events\n": 5}, 400)
 
 
 @pytest.fixture(scope="module")

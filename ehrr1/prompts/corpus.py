@@ -1,10 +1,10 @@
 """What a tokenizer is trained on: training patients' records, the questions and the answers."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 
 from ehrr1.prompts.dataset import rank
 from ehrr1.prompts.messages import SYSTEM, answer_text, instruction
-from ehrr1.records.events import Event
 from ehrr1.records.markdown import event_markdown
 from ehrr1.records.schema import TABLES
 from ehrr1.tasks.samples import Prepared, Sample
@@ -22,24 +22,22 @@ def corpus(
     fixed: Sequence[str],
     contexts: int = 1500,
     seed: int = 0,
-) -> Iterator[str]:
-    """Texts of `samples`: each event of `contexts` contexts once, every answer, every question.
+) -> Counter[str]:
+    """Texts of `samples` and how often each counts: the events of `contexts` contexts, each once,
+    every answer, every question.
 
     `fixed` are further texts that the model will read or write (the headings of a chain).
     """
     by_context = {sample.context_id: sample for sample in samples}
     chosen = sorted(by_context, key=lambda context_id: rank(seed, context_id))[:contexts]
-    seen: set[Event] = set()
-    for context_id in chosen:
-        for event in prepared.context(by_context[context_id]):
-            if event not in seen:
-                seen.add(event)
-                yield event_markdown(event) + "\n\n"
+    events = {event for name in chosen for event in prepared.context(by_context[name])}
+    texts = Counter(event_markdown(event) + "\n\n" for event in events)
     for sample in samples:
-        yield from [answer_text(sample.target)] * ANSWERS
+        texts[answer_text(sample.target)] += ANSWERS
     tasks = sorted({sample.task for sample in samples})
     questions = [instruction(task, think=think) for task in tasks for think in (True, False)]
     headings = [table.heading for table in TABLES.values()]
     roles = ["system\n", "user\n", "assistant\n", "\n", "\n\n", "yes", "no"]
     for text in (SYSTEM, *questions, *headings, *roles, *fixed):
-        yield from [text] * FIXED_TEXTS
+        texts[text] += FIXED_TEXTS
+    return texts

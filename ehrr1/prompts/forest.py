@@ -85,9 +85,17 @@ class TreeMaker:
     remember: int = 100_000
     _known: dict[Event, list[int]] = field(default_factory=dict, repr=False)
     _prompts: dict[tuple[str, bool], list[int]] = field(default_factory=dict, repr=False)
+    _texts: dict[str, list[int]] = field(default_factory=dict, repr=False)
 
     def tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _remembered(self, text: str) -> list[int]:
+        if text not in self._texts:
+            if len(self._texts) >= self.remember:
+                self._texts.clear()
+            self._texts[text] = self.tokens(text)
+        return self._texts[text]
 
     def branch(self, question: Question) -> Branch:
         key = question.task, question.think
@@ -96,12 +104,12 @@ class TreeMaker:
             self._prompts[key] = self.tokens(prompt if question.think else prompt + EMPTY_THOUGHT)
         answer: list[int] = []
         if question.answer is not None:
-            answer = self.tokens(completion(question.answer, question.chain) + END)
+            answer = self._remembered(completion(question.answer, question.chain) + END)
         return Branch(question.sample_id, self._prompts[key], answer, question.weight)
 
     def fits(self, question: Question) -> bool:
         """Whether question and answer, which are never cut, leave room for a record at all."""
-        return len(self.branch(question)) + len(self.tokens(HEAD)) < self.max_tokens
+        return len(self.branch(question)) + len(self._remembered(HEAD)) < self.max_tokens
 
     def tree(self, events: Sequence[Event], preamble: int, questions: Sequence[Question]) -> Tree:
         """The tree of `questions` on one record, `events` oldest first.
@@ -112,7 +120,7 @@ class TreeMaker:
         even the questions fit.
         """
         branches = [self.branch(question) for question in questions]
-        head = self.tokens(HEAD)
+        head = self._remembered(HEAD)
         room = self.max_tokens - len(head) - max(len(branch) for branch in branches)
         if room < 0:
             raise UserError(

@@ -8,7 +8,7 @@ answer one. What is rare falls back to byte-level BPE, so that every text can be
 import json
 import urllib.request
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub.constants import ENDPOINT
@@ -82,10 +82,11 @@ def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int, whole_share: float = 0.85
+    texts: Mapping[str, int], vocab_size: int, whole_share: float = 0.85
 ) -> PreTrainedTokenizerFast:
     """Learn a vocabulary of at most `vocab_size` tokens from records, questions and answers.
 
+    `texts` says how often each text counts.
     `whole_share` of it goes to the most frequent pieces as they stand (an item name, a table's
     header, a number), without the chain of partial merges that BPE would spend on each; the rest
     is byte-level BPE learnt on the pieces that remain. The tokens are in order of frequency, ties
@@ -101,8 +102,9 @@ def train_tokenizer(
         )
     cut = pre_tokenizer()
     counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(piece for piece, _ in cut.pre_tokenize_str(text))
+    for text, times in texts.items():
+        for piece, _ in cut.pre_tokenize_str(text):
+            counts[piece] += times
     ranked = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))
     frequent = [(piece, count) for piece, count in ranked if len(piece) > 1 and count > 1]
     whole = [piece for piece, _ in frequent[: int(room * whole_share)]]
