@@ -86,11 +86,11 @@ def train_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Learn a vocabulary of at most `vocab_size` tokens from records, questions and answers.
 
-    `texts` says how often each text counts.
-    `whole_share` of it goes to the most frequent pieces as they stand (an item name, a table's
-    header, a number), without the chain of partial merges that BPE would spend on each; the rest
-    is byte-level BPE learnt on the pieces that remain. The tokens are in order of frequency, ties
-    in order of spelling, so that the same texts give the same vocabulary.
+    `texts` says how often each text counts. `whole_share` of the vocabulary goes to the most
+    frequent pieces as they stand (an item name, a table's header, a number), without the chain of
+    partial merges that BPE would spend on each; the rest is byte-level BPE learnt on the pieces
+    that remain. The tokens are in order of frequency, ties in order of spelling, so that the same
+    texts give the same vocabulary.
     """
     special = [END_OF_TEXT, START, END, THINK, END_THINK]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
