@@ -21,9 +21,6 @@ from transformers import PreTrainedModel
 
 from ehrr1.models.last_layer import decoder_layers
 
-MAX_RECORDS = 30_000
-"""Records that the co-occurrence is counted on: more of them change little."""
-
 SEEN_OFTEN = 20
 """Records that a token must be in to count for the scale of what tokens say."""
 
@@ -58,8 +55,7 @@ def embed_by_cooccurrence(
     tables: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
     embeddings, head = (table.weight.data for table in tables)
     size, width = embeddings.shape
-    every = -(-len(records) // MAX_RECORDS)
-    directions, told = token_vectors(records[::every], size, width, seed)
+    directions, told = token_vectors(records, size, width, seed)
     generator = torch.Generator().manual_seed(seed)
     turn, _ = torch.linalg.qr(torch.randn(width, width, generator=generator))
     common = torch.nn.functional.normalize(torch.randn(width, generator=generator), dim=0)

@@ -4,8 +4,9 @@ Starts from `model.path` or, where that is null, from nothing: then a tokenizer 
 training patients' records first. Leaves hf/, train.jsonl, tb/ and checkpoints/ in the run folder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 
 from datasets import Dataset
 from omegaconf import DictConfig
@@ -27,6 +28,9 @@ from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import LEARNABLE, select
 from ehrr1.training.sft import Material, train
+
+COUNTED = 30_000
+"""Branches, evenly spaced, that co-occurrence is counted on: a bound on time and memory."""
 
 
 def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
@@ -53,12 +57,16 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
 
 def embed(model: PreTrainedModel, cfg: DictConfig, trees: Dataset) -> None:
     """Embeddings from which tokens of training records, questions and answers go together."""
-    records = []
-    for tree in trees.select_columns(["trunk", "prompts", "completions"]):
-        trunk = set(tree["trunk"])
-        branches = zip(tree["prompts"], tree["completions"], strict=True)
-        records += [trunk.union(question, answer) for question, answer in branches]
+    every = -(-sum(map(len, trees["sample_ids"])) // COUNTED)
+    records = list(islice(branch_tokens(trees), 0, None, every))
     embed_by_cooccurrence(model, records, cfg.model.start.cooccurrence, cfg.seed)
+
+
+def branch_tokens(trees: Dataset) -> Iterator[set[int]]:
+    """The tokens of each branch with its record's."""
+    for tree in trees.select_columns(["trunk", "prompts", "completions"]):
+        for question, answer in zip(tree["prompts"], tree["completions"], strict=True):
+            yield {*tree["trunk"], *question, *answer}
 
 
 def ask(sample: Sample, risk_weight: float) -> list[Question]:
