@@ -14,7 +14,7 @@ from ehrr1.tasks.context import context_events, preamble_length
 
 __all__ = ["Prepared", "Sample", "preamble_length"]
 
-STORE, INDEX, SPLIT = "store", "index.parquet", "split.parquet"
+STORE, INDEX, SPLIT, NAMES = "store", "index.parquet", "split.parquet", "names.parquet"
 """What `stage=prepare` writes into its folder."""
 
 
@@ -59,6 +59,12 @@ class Prepared:
         """Columns `subject_id, split`."""
         return pl.read_parquet(self.folder / SPLIT)
 
+    @cached_property
+    def names(self) -> list[str]:
+        """The name behind each code of the index's column `target`."""
+        names: list[str] = pl.read_parquet(self.folder / NAMES)["name"].to_list()
+        return names
+
     def index(self, split: str | None = None, tasks: Sequence[str] | None = None) -> pl.DataFrame:
         """The index of samples as a table (columns: see `tasks.index.build_index`)."""
         index = pl.scan_parquet(self.folder / INDEX)
@@ -74,15 +80,17 @@ class Prepared:
 
     def as_samples(self, index: pl.DataFrame) -> list[Sample]:
         """Rows of the index as samples, in their order."""
-        names = self.store.names
-        answers = zip(index["target"].to_list(), index["target_row"].to_list(), strict=True)
+        answers = zip(
+            *(index[c].to_list() for c in ("subject_id", "target", "target_row")), strict=True
+        )
         columns = {name: index[name].to_list() for name in _FIELDS if name != "target"}
-        columns["target"] = [self._target(codes, note, names) for codes, note in answers]
+        columns["target"] = [self._target(*answer) for answer in answers]
         return list(map(Sample, *(columns[name] for name in _FIELDS)))
 
-    def _target(self, codes: list[int], row: int | None, names: list[str]) -> tuple[str, ...]:
+    def _target(self, subject_id: int, codes: list[int], row: int | None) -> tuple[str, ...]:
         if row is not None:
-            return (self.store.note(row),)
+            return (self.store.find(subject_id)[0].note(row),)
+        names = self.names
         return tuple(names[code] for code in codes)
 
     def context(self, sample: Sample) -> list[Event]:
