@@ -7,6 +7,7 @@ cannot be read is a `UserError` that names the file, the cause and the remedy.
 import csv
 import gzip
 import zlib
+from datetime import datetime
 from pathlib import Path
 
 import polars as pl
@@ -23,6 +24,10 @@ TIME_FORMATS = (
     "%Y-%m-%d %H:%M",
     "%Y-%m-%dT%H:%M:%S%.f",
 )
+
+EARLIEST, LATEST = datetime(1800, 1, 1), datetime(2500, 1, 1)
+"""Times outside are typing errors (year 0, 0214, 9999): MIMIC-IV's shifted years lie around 2150,
+and a day after the year 9999 has no place in Python's times."""
 
 
 class Folder:
@@ -140,7 +145,10 @@ def as_id(column: pl.Series) -> pl.Series:
 def as_time(column: pl.Series) -> pl.Series:
     """Times in microseconds; null where there is none or where it cannot be read."""
     if column.dtype == pl.Date or column.dtype == pl.Datetime:
-        return column.cast(pl.Datetime("us")).dt.replace_time_zone(None)
+        if column.dtype == pl.Datetime:
+            # The clock on the wall, as the tables have it; a cast alone would go to UTC.
+            column = column.dt.replace_time_zone(None)
+        return _plausible(column.cast(pl.Datetime("us"), strict=False))
     text = as_text(column)
     times = text.str.to_datetime(TIME_FORMATS[0], strict=False, time_unit="us")
     for form in TIME_FORMATS[1:]:
@@ -148,4 +156,9 @@ def as_time(column: pl.Series) -> pl.Series:
             break
         more = text.str.strip_chars().str.to_datetime(form, strict=False, time_unit="us")
         times = times.fill_null(more)
-    return times
+    return _plausible(times)
+
+
+def _plausible(times: pl.Series) -> pl.Series:
+    there = times.is_between(EARLIEST, LATEST)
+    return pl.select(pl.when(there).then(times).alias(times.name)).to_series()
