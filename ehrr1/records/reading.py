@@ -89,7 +89,7 @@ def read_columns(path: Path, columns: list[str]) -> pl.DataFrame:
             "or mend it; its published checksum tells whether it is whole"
         ) from error
     for name, kind in read.schema.items():
-        if kind.is_nested() or kind == pl.Binary:
+        if kind.is_nested() or kind in (pl.Binary, pl.Duration, pl.Object):
             raise UserError(f"{path}: the column {name} holds {kind}; text or numbers are needed")
     return read
 
@@ -130,14 +130,17 @@ def as_text(column: pl.Series) -> pl.Series:
 
 def as_id(column: pl.Series) -> pl.Series:
     """Whole numbers; null where there is none, or another number."""
-    if column.dtype.is_float():
-        numbers = column.cast(pl.Int64, strict=False)
-        return numbers.set(numbers.cast(pl.Float64) != column, None)
-    if column.dtype.is_numeric():
+    if column.dtype.is_integer():
         return column.cast(pl.Int64, strict=False)
-    numbers = column.cast(pl.Int64, strict=False)
+    if column.dtype.is_numeric():
+        numbers = column.cast(pl.Int64, strict=False)
+        return numbers.set(numbers.cast(pl.Float64) != column.cast(pl.Float64), None)
+    if column.dtype.is_temporal() or column.dtype == pl.Boolean:
+        return pl.repeat(None, len(column), dtype=pl.Int64, eager=True).alias(column.name)
+    text = as_text(column)
+    numbers = text.cast(pl.Int64, strict=False)
     if numbers.null_count() > column.null_count():
-        tidy = as_text(column).str.strip_chars().str.strip_suffix(".0")
+        tidy = text.str.strip_chars().str.strip_suffix(".0")
         numbers = tidy.cast(pl.Int64, strict=False)
     return numbers
 
