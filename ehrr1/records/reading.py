@@ -25,6 +25,12 @@ TIME_FORMATS = (
     "%Y-%m-%dT%H:%M:%S%.f",
 )
 
+READ_ERRORS = (
+    *(pl.exceptions.PolarsError, pl.exceptions.PanicException),
+    *(OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error),
+)
+"""What a broken file raises; a panic of Polars is no `Exception` and would pass all handlers."""
+
 EARLIEST, LATEST = datetime(1800, 1, 1), datetime(2500, 1, 1)
 """Times outside are typing errors (year 0, 0214, 9999): MIMIC-IV's shifted years lie around 2150,
 and a day after the year 9999 has no place in Python's times."""
@@ -81,7 +87,7 @@ def read_columns(path: Path, columns: list[str]) -> pl.DataFrame:
             frame = pl.scan_csv(path, infer_schema_length=0)
         actual = _match(path, header, columns)
         read = frame.select(pl.col(actual[name]).alias(name) for name in columns).collect()
-    except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except READ_ERRORS as error:
         # Polars quotes what it cannot parse: patient text stays out of messages.
         cause = (str(error).strip() or type(error).__name__).splitlines()[0].partition("`")[0]
         raise UserError(
