@@ -48,19 +48,27 @@ class Folder:
                 f"data.root={root}: there is no such folder; give the folder that holds hosp/"
             )
         self.root = root
-        self._files: dict[tuple[str, str], Path] = {}
-        for module in root.iterdir():
+        self._files: dict[tuple[str, str], list[Path]] = {}
+        for module in sorted(root.iterdir()):
             if module.is_dir():
-                for file in module.iterdir():
-                    self._files[module.name.lower(), file.name.lower()] = file
+                for file in sorted(module.iterdir()):
+                    key = module.name.lower(), file.name.lower()
+                    self._files.setdefault(key, []).append(file)
 
     def find(self, module: str, name: str) -> Path | None:
-        """The file of a table, or None."""
-        for suffix in SUFFIXES:
-            path = self._files.get((module, name + suffix))
-            if path is not None:
-                return path
-        return None
+        """The file of a table, or None.
+
+        Raises UserError where there are two: nobody can tell whether the second holds the same
+        rows or others, and to pass over it in silence would lose them.
+        """
+        found = [path for end in SUFFIXES for path in self._files.get((module, name + end), [])]
+        found += [path for path in self._files.get((module, name), []) if path.is_dir()]
+        if len(found) > 1:
+            raise UserError(
+                f"data.root={self.root}: the table {module}/{name} is there twice, as {found[0]} "
+                f"and as {found[1]}: keep one of them"
+            )
+        return found[0] if found else None
 
     def require(self, module: str, name: str, needed_by: str) -> Path:
         path = self.find(module, name)
@@ -78,6 +86,11 @@ def read_columns(path: Path, columns: list[str]) -> pl.DataFrame:
     CSV cells are text, empty ones null; Parquet keeps its types. Raises UserError for a file that
     is empty, broken, not UTF-8, or lacks a column.
     """
+    if path.is_dir() and path.suffix not in (".csv", ".gz"):
+        parts = sorted(part for part in path.iterdir() if part.name.lower().endswith(SUFFIXES))
+        if not parts:
+            raise UserError(f"{path} is a folder without a .csv.gz, .csv or .parquet file")
+        return pl.concat((read_columns(part, columns) for part in parts), how="vertical_relaxed")
     try:
         if path.suffix == ".parquet":
             frame = pl.scan_parquet(path)
