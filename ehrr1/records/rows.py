@@ -38,6 +38,8 @@ class Source:
     """patients, admissions, edstays and icustays as `read_parent` gives them."""
     counts: dict[str, Counts] = field(default_factory=dict)
     """What became of every table's rows, by table."""
+    chosen: pl.Series | None = None
+    """The only patients to read, where the user chose some; rows of others are reported."""
     _dictionaries: dict[tuple[str, str], pl.DataFrame] = field(default_factory=dict)
 
     def dictionary(self, lookup: Lookup, needed_by: str) -> pl.DataFrame:
@@ -78,6 +80,11 @@ def read_parent(source: Source, name: str) -> pl.DataFrame:
         path = source.folder.require(table.module, name, "every stage")
         raise UserError(f"{path} has a header but no rows: fetch the file again")
     frame = report(frame.sort(pl.all()), table, source)
+    if name == "patients" and source.chosen is not None and not frame.height:
+        raise UserError(
+            f"data.subjects_file: none of its {len(source.chosen):,} patients is in "
+            f"{source.folder.root}: are they ids of these tables?"
+        )
     source.parents[name] = frame
     return frame
 
@@ -166,6 +173,8 @@ def report(frame: pl.DataFrame, table: Table, source: Source) -> pl.DataFrame:
         "no_subject_id": pl.col("subject_id").is_null(),
         "bad_id": pl.col("bad_id"),
     }
+    if source.chosen is not None:
+        reasons["not_chosen"] = ~pl.col("subject_id").is_in(source.chosen.implode())
     if table.name != "patients":
         subjects = source.parents["patients"]["subject_id"].implode()
         reasons["unknown_subject"] = ~pl.col("subject_id").is_in(subjects)

@@ -30,7 +30,9 @@ from ehrr1.records.schema import TABLES
 from ehrr1.runs import Run
 from ehrr1.tasks.catalog import SUITES, TASKS
 from ehrr1.tasks.index import Index, build_index
+from ehrr1.tasks.labels import LabelOptions
 from ehrr1.tasks.samples import INDEX, SPLIT, STORE
+from ehrr1.tasks.sampling import BALANCED, draw, left_out, read_limits, read_subjects
 from ehrr1.tasks.splits import split_patients
 
 console = Console(stderr=True)
@@ -48,20 +50,27 @@ def run(cfg: DictConfig, run: Run) -> Metrics:
     """Read every table, build store, splits and index. Metrics: counts per table and task."""
     tasks = chosen_tasks(cfg)
     check(cfg)
+    limits = sample_limits(cfg)
+    chosen = read_subjects(Path(cfg.data.subjects_file)) if cfg.data.subjects_file else None
     metrics: Metrics = {}
     with timed(metrics, "hospital"):
         root, maps = hospital(cfg, run.folder)
-    source = Source(Folder(root), ClassMaps(maps))
+    source = Source(Folder(root), ClassMaps(maps), chosen=chosen)
     with timed(metrics, "store"):
         missing = store.build(source, run.folder / STORE)
     with timed(metrics, "index"):
         subjects = source.parents["patients"]["subject_id"]
+        metrics |= unknown_subjects(cfg, chosen, subjects)
         shares = cfg.data.split
         splits = split_patients(
             subjects, validation=shares.validation, test=shares.test, seed=cfg.seed
         )
         window = timedelta(hours=cfg.data.window_hours)
-        index = build_index(run.folder / STORE, source.parents, splits, window, tasks)
+        options = LabelOptions(**cfg.data.labels)
+        index = build_index(run.folder / STORE, source.parents, splits, window, tasks, options)
+        everything = index.frame
+        index.frame = draw(everything, limits, cfg.data.balance, cfg.seed)
+        index.sampled_out = left_out(everything, index.frame)
         write(splits, run.folder / SPLIT)
         write(index.frame, run.folder / INDEX)
     write_json(run.folder / "reported.json", {n: c.reported for n, c in source.counts.items()})
@@ -117,6 +126,33 @@ def check(cfg: DictConfig) -> None:
         raise UserError("; ".join(problems))
 
 
+def sample_limits(cfg: DictConfig) -> dict[str, int | None]:
+    """Samples of each task in each split at most; None: all.
+
+    `data.force_task_num` for every task, else what `data.sampling` says.
+    """
+    data = cfg.data
+    if data.force_task_num is not None:
+        return dict.fromkeys(TASKS, data.force_task_num)
+    limits = read_limits(Path(data.sampling)) if data.sampling else dict.fromkeys(TASKS)
+    if data.balance == "weights" and all(limits[task] is None for task in BALANCED):
+        raise UserError(
+            "data.balance=weights: nothing is drawn where all samples are taken; give numbers by "
+            "data.force_task_num=N or data.sampling=FILE.json"
+        )
+    return limits
+
+
+def unknown_subjects(cfg: DictConfig, chosen: pl.Series | None, subjects: pl.Series) -> Metrics:
+    """How many of the chosen patients are not in the tables; UserError where none is."""
+    if chosen is None:
+        return {}
+    unknown = len(chosen) - len(subjects)
+    if unknown:
+        console.print(f"data.subjects_file: {unknown:,} of {len(chosen):,} are not in the tables")
+    return {"unknown_subjects": unknown}
+
+
 def hospital(cfg: DictConfig, folder: Path) -> tuple[Path, dict[str, Path | None]]:
     """The folder with the tables and the class maps; writes the synthetic hospital if asked."""
     maps = {kind: Path(path) if path else None for kind, path in cfg.data.maps.items()}
@@ -158,11 +194,13 @@ def table_metrics(counts: dict[str, Counts], missing: list[str], subjects: int) 
 
 def sample_metrics(index: Index) -> Metrics:
     counts = dict(index.frame["task"].value_counts().iter_rows())
+    answers = index.frame.drop_nulls("label").group_by("task").agg(pl.col("label").sum())
     return {
         **{f"samples/{task}": counts.get(task, 0) for task in TASKS},
-        **{f"positives/{task}": count for task, count in index.positives.items()},
+        **{f"positives/{task}": count for task, count in sorted(answers.iter_rows())},
         **{f"excluded/{reason}": count for reason, count in index.excluded.items()},
         **{f"died_in_window/{task}": count for task, count in index.died_in_window.items()},
+        **{f"sampled_out/{task}": count for task, count in index.sampled_out.items()},
     }
 
 
@@ -182,4 +220,6 @@ def show(source: Source, missing: list[str], index: Index) -> None:
         lost = ", ".join(LOST_TASKS[kind])
         console.print(f"data.maps.{kind} is not given: no samples of the tasks {lost}")
     tasks = index.frame["task"].n_unique()
-    console.print(f"{index.frame.height:,} samples of {tasks} tasks")
+    out = sum(index.sampled_out.values())
+    not_drawn = f", {out:,} not drawn (data.sampling, data.balance)" if out else ""
+    console.print(f"{index.frame.height:,} samples of {tasks} tasks{not_drawn}")

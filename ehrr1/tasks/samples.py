@@ -42,6 +42,8 @@ class Sample:
     hidden_hadm: int | None = None
     ed_stay: int | None = None
     n_context_rows: int = 0
+    balanced: bool = False
+    """Drawn for balance, not at natural prevalence: tells no AUPRC."""
 
 
 class Prepared:
