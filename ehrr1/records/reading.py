@@ -67,26 +67,39 @@ def read_columns(path: Path, columns: list[str]) -> pl.DataFrame:
     CSV cells are text, empty ones null; Parquet keeps its types. Raises UserError for a file that
     is empty, broken, not UTF-8, or lacks a column.
     """
+    actual = _match(path, read_header(path), columns)
     try:
-        if path.suffix == ".parquet":
-            frame = pl.scan_parquet(path)
-            header = frame.collect_schema().names()
-        else:
-            header = _csv_header(path)
-            frame = pl.scan_csv(path, infer_schema_length=0)
-        actual = _match(path, header, columns)
+        parquet = path.suffix == ".parquet"
+        frame = pl.scan_parquet(path) if parquet else pl.scan_csv(path, infer_schema_length=0)
         read = frame.select(pl.col(actual[name]).alias(name) for name in columns).collect()
-    except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        # Polars quotes what it cannot parse: patient text stays out of messages.
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0].partition("`")[0]
-        raise UserError(
-            f"{path} cannot be read ({cause.strip()}): fetch the file again, "
-            "or mend it; its published checksum tells whether it is whole"
-        ) from error
+    except UNREADABLE as error:
+        raise _broken(path, error) from error
     for name, kind in read.schema.items():
         if kind.is_nested() or kind == pl.Binary:
             raise UserError(f"{path}: the column {name} holds {kind}; text or numbers are needed")
     return read
+
+
+def read_header(path: Path) -> list[str]:
+    """The file's headings as they are written. Raises UserError as `read_columns` does."""
+    try:
+        if path.suffix == ".parquet":
+            return pl.scan_parquet(path).collect_schema().names()
+        return _csv_header(path)
+    except UNREADABLE as error:
+        raise _broken(path, error) from error
+
+
+UNREADABLE = (pl.exceptions.PolarsError, OSError, EOFError, zlib.error, UnicodeDecodeError)
+
+
+def _broken(path: Path, error: Exception) -> UserError:
+    # Polars quotes what it cannot parse: patient text stays out of messages.
+    cause = (str(error).strip() or type(error).__name__).splitlines()[0].partition("`")[0]
+    return UserError(
+        f"{path} cannot be read ({cause.strip()}): fetch the file again, "
+        "or mend it; its published checksum tells whether it is whole"
+    )
 
 
 def _csv_header(path: Path) -> list[str]:

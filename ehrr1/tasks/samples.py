@@ -82,6 +82,12 @@ class Prepared:
         columns["target"] = [self._target(codes, note, names) for codes, note in answers]
         return list(map(Sample, *(columns[name] for name in _FIELDS)))
 
+    def answers(self, index: pl.DataFrame) -> pl.DataFrame:
+        """The answers of these rows of the index: `sample` (the row's number), `item` (a name)."""
+        pairs = index.select("target").with_row_index("sample").explode("target").drop_nulls()
+        names = pl.Series("item", self.store.names, dtype=pl.String)
+        return pairs.select("sample", names.gather(pairs["target"]))
+
     def _target(self, codes: list[int], row: int | None, names: list[str]) -> tuple[str, ...]:
         if row is not None:
             return (self.store.note(row),)

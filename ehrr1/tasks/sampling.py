@@ -106,8 +106,10 @@ def draw(index: pl.DataFrame, limits: Limits, balance: Balance, seed: int) -> pl
 
 def left_out(index: pl.DataFrame, drawn: pl.DataFrame) -> dict[str, int]:
     """Task -> samples of `index` that are not in `drawn`; tasks that lost none are not named."""
-    lost = index.join(drawn, on="sample_id", how="anti")["task"].value_counts()
-    return dict(lost.sort("task").iter_rows())
+    kept = dict(drawn["task"].value_counts().iter_rows())
+    counts = index["task"].value_counts().sort("task").iter_rows()
+    lost = {task: count - kept.get(task, 0) for task, count in counts}
+    return {task: count for task, count in lost.items() if count}
 
 
 def _by_weight(rows: pl.DataFrame, limits: Limits, seed: int) -> pl.DataFrame:
