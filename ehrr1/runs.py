@@ -32,6 +32,7 @@ ORDER = ("prepare", "graph", "chains", "adapt", "reason", "rl", "eval")
 INPUTS: dict[str, tuple[str, ...]] = {
     "prepare": (),
     "export": ("prepare",),
+    "card": ("prepare",),
     "graph": ("prepare",),
     "chains": ("prepare", "graph"),
     "adapt": ("prepare",),
@@ -47,6 +48,7 @@ OPTIONAL_INPUTS: dict[str, tuple[str, ...]] = {"eval": ("reason", "rl")}
 RESULT_SETTINGS: dict[str, tuple[str, ...]] = {
     "prepare": ("seed", "data"),
     "export": (),
+    "card": (),
     "graph": ("seed", "graph"),
     "chains": ("seed", "chains"),
     "adapt": ("seed", "model", "loss", "adapt", "trainer"),
@@ -56,7 +58,7 @@ RESULT_SETTINGS: dict[str, tuple[str, ...]] = {
 }
 """The sections of the configuration that change a stage's result."""
 
-ALWAYS_AGAIN = frozenset({"export"})
+ALWAYS_AGAIN = frozenset({"export", "card"})
 """Stages that only show what is there: they run again and overwrite."""
 
 

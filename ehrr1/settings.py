@@ -141,6 +141,8 @@ RULES: dict[str, Rule] = {
     "eval.max_new_tokens.think": COUNT,
     "eval.max_new_tokens.direct": COUNT,
     "eval.bootstrap": COUNT,
+    "card.samples_per_task": COUNT,
+    "card.max_tokens": COUNT,
     "trainer.accelerator": Choice(("auto", "cpu", "gpu")),
     "trainer.devices": COUNT,
 }
