@@ -31,6 +31,7 @@ ORDER = ("prepare", "graph", "chains", "adapt", "reason", "rl", "eval")
 INPUTS: dict[str, tuple[str, ...]] = {
     "prepare": (),
     "export": ("prepare",),
+    "card": ("prepare",),
     "graph": ("prepare",),
     "chains": ("prepare", "graph"),
     "adapt": ("prepare",),
@@ -46,6 +47,7 @@ OPTIONAL_INPUTS: dict[str, tuple[str, ...]] = {"eval": ("reason", "rl")}
 RESULT_SETTINGS: dict[str, tuple[str, ...]] = {
     "prepare": ("seed", "data"),
     "export": (),
+    "card": (),
     "graph": ("seed", "graph"),
     "chains": ("seed", "chains"),
     "adapt": ("seed", "model", "loss", "adapt", "trainer"),
@@ -58,7 +60,7 @@ RESULT_SETTINGS: dict[str, tuple[str, ...]] = {
 NOT_COMPARED = frozenset({"data.shard", "data.shards"})
 """Settings of those sections that say who does the work, not what comes of it."""
 
-ALWAYS_AGAIN = frozenset({"export"})
+ALWAYS_AGAIN = frozenset({"export", "card"})
 """Stages that only show what is there: they run again and overwrite."""
 
 

@@ -1,12 +1,14 @@
 """stage=export: samples as rows that are ready to use, one JSON object a line.
 
 samples.jsonl holds the benchmark's row (`idx, instruction, input, output, candidates, task_info`)
-with `sample_id, subject_id, prediction_time, available_until, messages`. No caps: what a stage
-trains on is its own matter.
+with `sample_id, subject_id, prediction_time, available_until, messages`. `candidates` of a decision
+task are its answer among similar items, for models that were not trained on the task. No caps: what
+a stage trains on is its own matter.
 """
 
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -19,6 +21,7 @@ from ehrr1.records.events import Event
 from ehrr1.records.markdown import record_markdown
 from ehrr1.records.schema import TABLES
 from ehrr1.runs import Run
+from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 
@@ -29,13 +32,16 @@ CHUNK = 10_000
 def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
     """Write samples.jsonl. Metrics: `rows`."""
     prepared = Prepared(run.input("prepare"))
-    count = write_jsonl(
-        run.folder / "samples.jsonl", rows(prepared, split=cfg.split, limit=cfg.limit)
-    )
+    folder = Path(cfg.similar_items) if cfg.similar_items else None
+    candidates = Candidates(prepared, cfg.seed, folder)
+    found = rows(prepared, candidates, split=cfg.split, limit=cfg.limit)
+    count = write_jsonl(run.folder / "samples.jsonl", found)
     return {"rows": count}
 
 
-def rows(prepared: Prepared, *, split: str, limit: int | None) -> Iterator[dict[str, Any]]:
+def rows(
+    prepared: Prepared, candidates: Candidates, *, split: str, limit: int | None
+) -> Iterator[dict[str, Any]]:
     """The rows of a split ("all" for every one), at most `limit` of them."""
     index = prepared.index(None if split == "all" else split)
     if not index.height:
@@ -55,10 +61,12 @@ def rows(prepared: Prepared, *, split: str, limit: int | None) -> Iterator[dict[
         if sample.context_id != last_id:
             events = prepared.context(sample)
             last_id, record = sample.context_id, record_markdown(events)
-        yield row(number, sample, events, record)
+        yield row(number, sample, events, record, candidates(sample))
 
 
-def row(number: int, sample: Sample, events: list[Event], record: str) -> dict[str, Any]:
+def row(
+    number: int, sample: Sample, events: list[Event], record: str, candidates: list[str]
+) -> dict[str, Any]:
     """One sample as a row of the benchmark; times are ISO 8601."""
     task = TASKS[sample.task]
     known = [event.available_time for event in events if event.available_time is not None]
@@ -74,7 +82,7 @@ def row(number: int, sample: Sample, events: list[Event], record: str) -> dict[s
         "instruction": task.instruction,
         "input": record,
         "output": output,
-        "candidates": [],
+        "candidates": candidates,
         "task_info": {
             "task": sample.task,
             "event": TABLES[task.anchor_table].heading if task.anchor_table in TABLES else "any",

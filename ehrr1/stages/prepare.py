@@ -33,7 +33,9 @@ from ehrr1.runs import Run
 from ehrr1.tasks import build
 from ehrr1.tasks.catalog import SUITES, TASKS
 from ehrr1.tasks.index import Index, build_index
+from ehrr1.tasks.labels import LabelOptions
 from ehrr1.tasks.samples import SPLIT
+from ehrr1.tasks.sampling import BALANCED, Draw, read_limits, read_subjects
 from ehrr1.tasks.splits import split_patients
 
 console = Console(stderr=True)
@@ -59,9 +61,10 @@ def run(cfg: DictConfig, run: Run) -> Metrics:
     with timed(metrics, "shards"):
         build_missing(cfg, run, source)
     with timed(metrics, "merge"):
-        rows, samples = build.merge(run.folder, source.shards)
+        rows, samples = build.merge(run.folder, source.shards, draw_of(cfg))
         write(splits_of(cfg, source), run.folder / SPLIT)
     write_json(run.folder / "reported.json", reported(rows))
+    metrics |= unknown_subjects(source)
     metrics |= table_metrics(rows, source.tables, len(source.subjects))
     metrics |= {f"samples/{task}": samples[f"samples/{task}"] for task in TASKS}
     metrics |= {name: count for name, count in sorted(samples.items())}
@@ -88,8 +91,11 @@ def opened_source(cfg: DictConfig, folder: Path) -> MimicFolder:
     """The input, its patients read; the synthetic hospital is written first if it is asked for."""
     check(cfg)
     chosen_tasks(cfg)
+    draw_of(cfg)
     root, maps = hospital(cfg, folder)
-    return MimicFolder(Folder(root), ClassMaps(maps), cfg.data.patients_per_shard)
+    file = cfg.data.subjects_file
+    chosen = read_subjects(Path(file)) if file else None
+    return MimicFolder(Folder(root), ClassMaps(maps), cfg.data.patients_per_shard, chosen)
 
 
 def build_missing(cfg: DictConfig, run: Run, source: MimicFolder, share: int | None = None) -> None:
@@ -102,9 +108,10 @@ def build_missing(cfg: DictConfig, run: Run, source: MimicFolder, share: int | N
     tasks = chosen_tasks(cfg)
     splits = splits_of(cfg, source)
     window = timedelta(hours=cfg.data.window_hours)
+    options = LabelOptions(**cfg.data.labels)
 
     def index(rows: pl.DataFrame, names: pl.Series, parents: dict[str, pl.DataFrame]) -> Index:
-        return build_index(rows, names, parents, splits, window, tasks)
+        return build_index(rows, names, parents, splits, window, tasks, options)
 
     build.build_shards(source, numbers, run.folder, index)
 
@@ -156,6 +163,31 @@ def check(cfg: DictConfig) -> None:
             problems.append(f"data.maps.{kind}={path}: there is no such file")
     if problems:
         raise UserError("; ".join(problems))
+
+
+def draw_of(cfg: DictConfig) -> Draw:
+    """Which samples are kept: `data.force_task_num` of every task, else by `data.sampling`."""
+    data = cfg.data
+    limits: dict[str, int | None] = dict.fromkeys(TASKS, data.force_task_num)
+    if data.force_task_num is None and data.sampling:
+        limits = read_limits(Path(data.sampling))
+    if data.balance == "weights" and all(limits[task] is None for task in BALANCED):
+        raise UserError(
+            "data.balance=weights: nothing is drawn where all samples are taken; give numbers by "
+            "data.force_task_num=N or data.sampling=FILE.json"
+        )
+    return Draw(limits, data.balance, cfg.seed)
+
+
+def unknown_subjects(source: MimicFolder) -> Metrics:
+    """How many of the chosen patients are not in the tables."""
+    if source.chosen is None:
+        return {}
+    unknown = len(source.chosen) - len(source.subjects)
+    if unknown:
+        told = f"{unknown:,} of {len(source.chosen):,}"
+        console.print(f"data.subjects_file: {told} are not in the tables")
+    return {"unknown_subjects": unknown}
 
 
 def hospital(cfg: DictConfig, folder: Path) -> tuple[Path, dict[str, Path | None]]:
@@ -230,4 +262,6 @@ def show(rows: Rows, metrics: Metrics, missing_maps: list[Classes]) -> None:
         lost = ", ".join(LOST_TASKS[kind])
         console.print(f"data.maps.{kind} is not given: no samples of the tasks {lost}")
     samples = [metrics[f"samples/{task}"] for task in TASKS]
-    console.print(f"{sum(samples):,} samples of {sum(map(bool, samples))} tasks")
+    out = sum(count for name, count in metrics.items() if name.startswith("sampled_out/"))
+    not_drawn = f", {out:,} not drawn (data.sampling, data.balance)" if out else ""
+    console.print(f"{sum(samples):,} samples of {sum(map(bool, samples))} tasks{not_drawn}")

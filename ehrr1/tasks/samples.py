@@ -42,6 +42,8 @@ class Sample:
     hidden_hadm: int | None = None
     ed_stay: int | None = None
     n_context_rows: int = 0
+    balanced: bool = False
+    """Drawn for balance, not at natural prevalence: tells no AUPRC."""
 
 
 class Prepared:
@@ -86,6 +88,12 @@ class Prepared:
         columns = {name: index[name].to_list() for name in _FIELDS if name != "target"}
         columns["target"] = [self._target(*answer) for answer in answers]
         return list(map(Sample, *(columns[name] for name in _FIELDS)))
+
+    def answers(self, index: pl.DataFrame) -> pl.DataFrame:
+        """The answers of these rows of the index: `sample` (the row's number), `item` (a name)."""
+        pairs = index.select("target").with_row_index("sample").explode("target").drop_nulls()
+        names = pl.Series("item", self.names, dtype=pl.String)
+        return pairs.select("sample", names.gather(pairs["target"]))
 
     def _target(self, subject_id: int, codes: list[int], row: int | None) -> tuple[str, ...]:
         if row is not None:
