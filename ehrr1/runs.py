@@ -31,6 +31,7 @@ ORDER = ("prepare", "graph", "chains", "adapt", "reason", "rl", "eval")
 
 INPUTS: dict[str, tuple[str, ...]] = {
     "prepare": (),
+    "audit": ("prepare",),
     "export": ("prepare",),
     "graph": ("prepare",),
     "chains": ("prepare", "graph"),
@@ -46,6 +47,7 @@ OPTIONAL_INPUTS: dict[str, tuple[str, ...]] = {"eval": ("reason", "rl")}
 
 RESULT_SETTINGS: dict[str, tuple[str, ...]] = {
     "prepare": ("seed", "data"),
+    "audit": ("seed", "audit"),
     "export": (),
     "graph": ("seed", "graph"),
     "chains": ("seed", "chains"),
@@ -56,7 +58,7 @@ RESULT_SETTINGS: dict[str, tuple[str, ...]] = {
 }
 """The sections of the configuration that change a stage's result."""
 
-ALWAYS_AGAIN = frozenset({"export"})
+ALWAYS_AGAIN = frozenset({"audit", "export"})
 """Stages that only show what is there: they run again and overwrite."""
 
 
@@ -112,7 +114,8 @@ def find_inputs(cfg: DictConfig, stage: str) -> dict[str, Path]:
 def opened(cfg: DictConfig, stage: str, variant_hint: str = "") -> Iterator[Run | None]:
     """The run folder of `stage`, locked; None where the run is finished already.
 
-    With `overwrite=true` the earlier run is put aside and comes back if the new one fails.
+    With `overwrite=true` the earlier run is put aside and comes back if the new one fails before
+    it is finished.
     Raises UserError for a folder made with other settings or in use by another process.
     """
     folder = home(cfg) / stage
@@ -136,6 +139,10 @@ def opened(cfg: DictConfig, stage: str, variant_hint: str = "") -> Iterator[Run 
         try:
             yield run
         except BaseException as error:
+            # an audit that finds a leak fails when it is done: its files say where
+            if is_finished(folder):
+                remove(previous)
+                raise
             # what a wrong setting or file left behind must not refuse the corrected command
             if previous.exists() or (isinstance(error, UserError) and not run.resuming):
                 remove(folder)

@@ -93,6 +93,7 @@ RULES: dict[str, Rule] = {
     "data.suite": Choice((None, "paper42", "release45")),
     "data.split.validation": SHARE,
     "data.split.test": SHARE,
+    "audit.text_samples_per_task": COUNT_OR_ALL,
     "graph.concepts": Choice(("items",)),
     "graph.samples_per_task": COUNT_OR_ALL,
     "graph.validation_samples_per_task": COUNT_OR_ALL,

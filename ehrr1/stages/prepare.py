@@ -30,7 +30,7 @@ from ehrr1.records.schema import TABLES
 from ehrr1.runs import Run
 from ehrr1.tasks.catalog import SUITES, TASKS
 from ehrr1.tasks.index import Index, build_index
-from ehrr1.tasks.samples import INDEX, SPLIT, STORE
+from ehrr1.tasks.samples import INDEX, PARENTS, SPLIT, STORE
 from ehrr1.tasks.splits import split_patients
 
 console = Console(stderr=True)
@@ -54,6 +54,8 @@ def run(cfg: DictConfig, run: Run) -> Metrics:
     source = Source(Folder(root), ClassMaps(maps))
     with timed(metrics, "store"):
         missing = store.build(source, run.folder / STORE)
+        for name, frame in source.parents.items():
+            write(frame, run.folder / STORE / PARENTS / f"{name}.parquet")
     with timed(metrics, "index"):
         subjects = source.parents["patients"]["subject_id"]
         shares = cfg.data.split

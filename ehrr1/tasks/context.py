@@ -60,6 +60,18 @@ def context_events(store: Store, cut: Cut) -> list[Event]:
     ]
 
 
+def shown_positions(store: Store, patient: Patient, cut: Cut) -> np.ndarray:
+    """Positions of all rows of the context, for `stage=audit`, which judges them by itself."""
+    limit = _micros(cut.prediction_time) + cut.inclusive
+    return np.concatenate(_positions(store, patient, cut, limit))
+
+
+def shown_cells(store: Store, positions: np.ndarray, cut: Cut) -> list[tuple[str, ...]]:
+    """The values of these rows as a context of `cut` shows them, in their order."""
+    limit = _micros(cut.prediction_time) + cut.inclusive
+    return [cells for event in _events(store, positions, limit) for cells in event.rows]
+
+
 def preamble_length(events: Sequence[Event]) -> int:
     """How many of the first events are never cut: all up to the admission event, if one follows."""
     for length, event in enumerate(events):

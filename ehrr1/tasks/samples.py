@@ -17,6 +17,9 @@ __all__ = ["Prepared", "Sample", "preamble_length"]
 STORE, INDEX, SPLIT = "store", "index.parquet", "split.parquet"
 """What `stage=prepare` writes into its folder."""
 
+PARENTS = "parents"
+"""The folder below the store with the tables that labels refer to, as Parquet."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -53,6 +56,12 @@ class Prepared:
     @cached_property
     def store(self) -> Store:
         return Store(self.folder / STORE)
+
+    @cached_property
+    def parents(self) -> dict[str, pl.DataFrame]:
+        """patients, admissions, edstays, icustays (those that were there), for the labels."""
+        paths = sorted((self.folder / STORE / PARENTS).glob("*.parquet"))
+        return {path.stem: pl.read_parquet(path) for path in paths}
 
     @cached_property
     def splits(self) -> pl.DataFrame:
