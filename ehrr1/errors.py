@@ -1,4 +1,4 @@
-"""Errors that a user can cause (one line each, exit code 2), and the audit's verdict (exit code 1)."""
+"""Errors that a user can cause (one line, exit code 2); the audit's verdict (exit code 1)."""
 
 
 class UserError(Exception):

@@ -1,7 +1,6 @@
 """What an audit shows: a table in the terminal and a figure."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -24,42 +23,55 @@ TABLES_NAMED = 3
 
 
 def show(audit: Audit) -> None:
-    """Print the table and, below it, what is not by task."""
+    """Print what leaks, then what else was asked of each task, then what is not by task."""
     console = Console()
     console.width = max(console.width, MIN_WIDTH)
-    console.print(task_table(audit))
+    console.print(leak_table(audit))
+    console.print(check_table(audit))
     for line in notes(audit):
         console.print(line, highlight=False)
 
 
-def task_table(audit: Audit) -> Table:
-    """A row a task; what was nowhere found or asked has no columns."""
-    table = Table(title=f"audit of {audit.samples:,} samples, data.protocol={audit.protocol}")
+def leak_table(audit: Audit) -> Table:
+    """A row a task: leaking samples, hours ahead, tables responsible."""
+    table = Table(title=f"known only after the prediction time, data.protocol={audit.protocol}")
     table.add_column("task", no_wrap=True)
-    headings = ["samples", "leaking"]
-    headings += ["%", "hours ahead: median", "max"] if audit.leaking else []
-    if audit.labels is not None:
-        headings += ["labels changed", "asked here only", "there only"]
-    for heading in (*headings, "answer stands: all", "any"):
+    for heading in ("samples", "leaking", "%", "hours ahead: median", "max"):
         table.add_column(heading, justify="right")
-    if audit.leaking:
-        table.add_column("tables (samples)")
+    table.add_column("tables (samples)", no_wrap=True)
     for row in audit.tasks.iter_rows(named=True):
-        table.add_row(*_cells(audit, row))
+        leaking = row["leaking"]
+        table.add_row(
+            row["task"],
+            f"{row['samples']:,}",
+            f"[bold red]{leaking:,}[/]" if leaking else "0",
+            f"{100 * leaking / row['samples']:.1f}",
+            *(_hours(row[name]) for name in ("median", "most")),
+            _responsible(audit.tables.filter(pl.col("task") == row["task"])),
+        )
     return table
 
 
-def _cells(audit: Audit, row: dict[str, Any]) -> list[str]:
-    task, leaking = row["task"], row["leaking"]
-    tables = audit.tables.filter(pl.col("task") == task)
-    cells = [task, f"{row['samples']:,}", f"[bold red]{leaking:,}[/]" if leaking else "0"]
-    if audit.leaking:
-        cells.append(f"{100 * leaking / row['samples']:.1f}")
-        cells += [_hours(row[name]) for name in ("median", "most")]
-    if audit.labels is not None:
-        cells += _label_cells(audit.labels.filter(pl.col("task") == task).to_dicts())
-    cells += _answer_cells(audit.texts.answers.filter(pl.col("task") == task).to_dicts())
-    return [*cells, _responsible(tables)] if audit.leaking else cells
+def check_table(audit: Audit) -> Table:
+    """A row a task: risk labels beside the other protocol's, answers that stand in the context."""
+    table = Table(title=f"labels beside data.protocol={OTHER[audit.protocol]}; answers in contexts")
+    table.add_column("task", no_wrap=True)
+    for heading in (
+        *("asked by both", "labels changed", "to yes", "asked here only", "there only"),
+        *("contexts read", "all of the answer stands", "some of it"),
+    ):
+        table.add_column(heading, justify="right")
+    labels = {} if audit.labels is None else _by_task(audit.labels)
+    answers = _by_task(audit.texts.answers)
+    for task in audit.tasks["task"]:
+        if task in labels or task in answers:
+            table.add_row(task, *labels.get(task, [""] * 5), *answers.get(task, []))
+    return table
+
+
+def _by_task(frame: pl.DataFrame) -> dict[str, list[str]]:
+    """Task -> the counts of its row as text."""
+    return {task: [f"{count:,}" for count in counts] for task, *counts in frame.iter_rows()}
 
 
 def _hours(hours: float | None) -> str:
@@ -71,18 +83,6 @@ def _responsible(tables: pl.DataFrame) -> str:
     words = [f"{name} {count:,}" for name, count in named]
     more = tables.height - len(words)
     return ", ".join([*words, f"{more} more"] if more > 0 else words)
-
-
-def _label_cells(rows: list[dict[str, int]]) -> list[str]:
-    for row in rows:
-        return [f"{row['changed']} of {row['both']}", str(row["only_here"]), str(row["only_there"])]
-    return ["", "", ""]
-
-
-def _answer_cells(rows: list[dict[str, int]]) -> list[str]:
-    for row in rows:
-        return [f"{row['all']} of {row['examined']}", str(row["any"])]
-    return ["", ""]
 
 
 def notes(audit: Audit) -> list[str]:
@@ -112,12 +112,12 @@ def notes(audit: Audit) -> list[str]:
 # --- the figure -------------------------------------------------------------------------------
 
 INK, SOFT, GRID = "#1f2933", "#66727f", "#dde2e7"
-LEAK, ANSWER_ALL, ANSWER_ANY = "#b5372b", "#1f5f8b", "#a9cce3"
+LEAK, ANSWER_ALL, ANSWER_ANY, LABEL = "#b5372b", "#1f5f8b", "#a9cce3", "#d9902f"
 
 
 def draw(audit: Audit, path: Path) -> None:
     """Write the figure as PNG: by task the share of leaking samples, the hours ahead, the tables
-    responsible, and the answers that stand in the context."""
+    responsible, the answers that stand in the context, the labels that change."""
     tasks = audit.tasks["task"].to_list()
     guilty = [name for name in ORDER if name in audit.tables["table"].unique().to_list()]
     widths = [2.6, 2.6, max(1.5, 0.24 * len(guilty)), 2.6] if audit.leaking else [4, 4]
@@ -127,7 +127,7 @@ def draw(audit: Audit, path: Path) -> None:
     if audit.leaking:
         _ahead(panels[1], audit.tasks)
         _guilt(panels[2], audit, tasks, guilty)
-    _standing(panels[-1], audit.texts.answers, tasks)
+    _standing(panels[-1], audit, tasks)
     panels[0].set_yticks(range(len(tasks)), tasks, fontsize=8, color=INK)
     panels[0].set_ylim(len(tasks) - 0.4, -0.6)
     figure.suptitle(
@@ -168,6 +168,7 @@ def _ahead(axes: Axes, tasks: pl.DataFrame) -> None:
     axes.plot(median, places, "o", color=LEAK, markersize=4)
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
 
 
 def _guilt(axes: Axes, audit: Audit, tasks: list[str], guilty: list[str]) -> None:
@@ -186,12 +187,21 @@ def _guilt(axes: Axes, audit: Audit, tasks: list[str], guilty: list[str]) -> Non
     bar.outline.set_visible(False)
 
 
-def _standing(axes: Axes, answers: pl.DataFrame, tasks: list[str]) -> None:
-    _plain(axes, "answer stands in the context, %")
+def _standing(axes: Axes, audit: Audit, tasks: list[str]) -> None:
+    """Decision tasks: answers that stand in the context. Risk tasks: labels that change."""
+    _plain(axes, "answers in the context, labels, %")
+    answers = audit.texts.answers
     places = [tasks.index(task) for task in answers["task"]]
-    for name, color, word in (("any", ANSWER_ANY, "part of it"), ("all", ANSWER_ALL, "all of it")):
+    words = ("any", ANSWER_ANY, "some of the answer stands"), ("all", ANSWER_ALL, "all of it")
+    for name, color, word in words:
         shares = 100 * (answers[name] / answers["examined"]).to_numpy()
         axes.barh(places, shares, height=0.66, color=color, label=word)
+    if audit.labels is not None:
+        asked = audit.labels.filter(pl.col("both") > 0)
+        places = [tasks.index(task) for task in asked["task"]]
+        shares = 100 * (asked["changed"] / asked["both"]).to_numpy()
+        word = f"label changes under {OTHER[audit.protocol]}"
+        axes.barh(places, shares, height=0.66, color=LABEL, label=word)
     axes.set_xlim(0, 100)
     axes.set_xticks([0, 50, 100])
     axes.legend(fontsize=7, frameon=False, labelcolor=SOFT, loc="lower right")

@@ -86,7 +86,7 @@ def compared_labels(prepared: Prepared, index: pl.DataFrame, protocol: str) -> p
     if labels_of is None:
         return None
     here = checks.index_labels(prepared, index)
-    there = labels_of(prepared.parents, here["task"].unique().to_list())
+    there = labels_of(prepared, here["task"].unique().to_list())
     return checks.label_changes(here, there)
 
 

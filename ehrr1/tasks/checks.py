@@ -3,7 +3,7 @@ several splits, answers that stand in their context."""
 
 import hashlib
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,16 +18,18 @@ from ehrr1.tasks.leaks import View, in_chunks, in_order
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import RISK, by_context, select
 
-LabelsOf = Callable[[Mapping[str, pl.DataFrame], Collection[str]], pl.DataFrame]
-"""Of parents and tasks; columns `task, subject_id, hadm_id, stay_id, label` (true: yes)."""
+LabelsOf = Callable[[Prepared, Collection[str]], pl.DataFrame]
+"""The risk candidates of these tasks that a protocol asks, from the tables of a prepared folder:
+columns `task, subject_id, hadm_id, stay_id, label` (true: yes)."""
 
 LEAST_ROWS = 20
 """Shorter records are equal by chance."""
 
 
-def strict_labels(parents: Mapping[str, pl.DataFrame], tasks: Collection[str]) -> pl.DataFrame:
+def strict_labels(prepared: Prepared, tasks: Collection[str]) -> pl.DataFrame:
+    """By the rules of `tasks.labels`."""
     columns = ["task", "subject_id", "hadm_id", "stay_id", "label"]
-    return risk_samples(parents, tasks).frame.select(columns)
+    return risk_samples(prepared.parents, tasks).frame.select(columns)
 
 
 LABELS: dict[str, LabelsOf] = {"strict": strict_labels}

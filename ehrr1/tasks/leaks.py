@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from ehrr1.progress import track
-from ehrr1.records.rows import SEPARATOR
+from ehrr1.records.events import Event
 from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.store import Patient, Store
 from ehrr1.tasks import context
@@ -21,6 +21,7 @@ from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 
 Cells = list[tuple[str, ...]]
+"""A row's values in the order of its table's keys."""
 
 HOUR = 3_600_000_000
 """In microseconds, the unit of the store's times."""
@@ -34,20 +35,20 @@ CHUNK = 10_000
 
 @dataclass(frozen=True)
 class View:
-    """What one protocol shows of a patient's rows; two functions of the code under audit."""
+    """What one protocol shows of a patient's rows: two functions of the code under audit."""
 
     positions: Callable[[Store, Patient, Sample], np.ndarray]
     """The positions of all rows that the sample's context shows."""
-    cells: Callable[[Store, np.ndarray, Sample], Cells]
-    """The values of the rows at these positions as that context shows them, in their order."""
+    events: Callable[[Store, Patient, Sample, np.ndarray], list[Event]]
+    """The rows at these positions as that context shows them, in their order; demographics too."""
+
+    def cells(self, rows: Store, patient: Patient, sample: Sample, positions: np.ndarray) -> Cells:
+        """What stands in each of these rows."""
+        events = self.events(rows, patient, sample, positions)
+        return [row for event in events if event.table != "patients" for row in event.rows]
 
 
-def stored_cells(rows: Store, positions: np.ndarray, sample: Sample) -> Cells:
-    """All values as they stand in the store: the cells of a protocol that hides no column."""
-    return [tuple(values.split(SEPARATOR)) for values in rows.values(positions)]
-
-
-VIEWS = {"strict": View(context.shown_positions, context.shown_cells)}
+VIEWS = {"strict": View(context.shown_positions, context.shown_events)}
 """By `data.protocol`."""
 
 
@@ -105,7 +106,7 @@ def sample_leaks(
     now = int(np.datetime64(sample.prediction_time, "us").astype(np.int64))
     limit = now + (TASKS[sample.task].kind == "risk")
     later, known = known_later(
-        store, positions, limit, lambda some: view.cells(store, some, sample)
+        store, positions, limit, lambda some: view.cells(store, patient, sample, some)
     )
     if not len(later):
         return []
