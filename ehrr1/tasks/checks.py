@@ -11,11 +11,14 @@ import polars as pl
 
 from ehrr1.progress import track
 from ehrr1.records.markdown import record_markdown
-from ehrr1.records.store import Patient, Store
+from ehrr1.records.store import NO_ID, Patient, Store
 from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.index import store_rows
 from ehrr1.tasks.labels import risk_samples
 from ehrr1.tasks.leaks import View, in_chunks, in_order
-from ehrr1.tasks.samples import Prepared, Sample
+from ehrr1.tasks.paper_events import DISCHARGE, event_list, record_rows
+from ehrr1.tasks.paper_labels import risk_candidates
+from ehrr1.tasks.samples import STORE, Prepared, Sample
 from ehrr1.tasks.selection import RISK, by_context, select
 
 LabelsOf = Callable[[Prepared, Collection[str]], pl.DataFrame]
@@ -28,11 +31,20 @@ LEAST_ROWS = 20
 
 def strict_labels(prepared: Prepared, tasks: Collection[str]) -> pl.DataFrame:
     """By the rules of `tasks.labels`."""
-    columns = ["task", "subject_id", "hadm_id", "stay_id", "label"]
-    return risk_samples(prepared.parents, tasks).frame.select(columns)
+    return risk_samples(prepared.parents, tasks).frame
 
 
-LABELS: dict[str, LabelsOf] = {"strict": strict_labels}
+def paper_labels(prepared: Prepared, tasks: Collection[str]) -> pl.DataFrame:
+    """By the release's rules, before its filters on the length of records and contexts."""
+    rows, parents = store_rows(prepared.folder / STORE), prepared.parents
+    notes = bool((rows["table"] == DISCHARGE).any())
+    events = event_list(record_rows(rows), parents)
+    asked = risk_candidates(events, parents, tasks, notes=notes).filter(pl.col("why").is_null())
+    ids = events.select("subject_id", pl.col("hadm_id", "stay_id").replace(NO_ID, None))
+    return pl.concat([asked.select("task", "label"), ids[asked["number"]]], how="horizontal")
+
+
+LABELS: dict[str, LabelsOf] = {"strict": strict_labels, "paper": paper_labels}
 """By `data.protocol`."""
 
 OTHER = {"strict": "paper", "paper": "strict"}

@@ -16,7 +16,7 @@ from ehrr1.progress import track
 from ehrr1.records.events import Event
 from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.store import Patient, Store
-from ehrr1.tasks import context
+from ehrr1.tasks import context, paper_context
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 
@@ -48,7 +48,16 @@ class View:
         return [row for event in events if event.table != "patients" for row in event.rows]
 
 
-VIEWS = {"strict": View(context.shown_positions, context.shown_events)}
+def _paper_events(
+    rows: Store, patient: Patient, sample: Sample, positions: np.ndarray
+) -> list[Event]:
+    return paper_context.shown_events(rows, patient, positions)
+
+
+VIEWS = {
+    "strict": View(context.shown_positions, context.shown_events),
+    "paper": View(paper_context.shown_positions, _paper_events),
+}
 """By `data.protocol`."""
 
 
