@@ -106,6 +106,11 @@ def notes(audit: Audit) -> list[str]:
     if audit.assumed:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in sorted(audit.assumed.items()))
         lines.append(f"rests on assumed times of knowledge for: {shares}")
+        if audit.surely_leaking < audit.leaking:
+            lines.append(
+                f"without the tables whose times are all assumed {audit.surely_leaking:,} samples "
+                "leak"
+            )
     return lines
 
 
@@ -167,7 +172,7 @@ def _ahead(axes: Axes, tasks: pl.DataFrame) -> None:
     axes.plot(most, places, "|", color=LEAK, markersize=7)
     axes.plot(median, places, "o", color=LEAK, markersize=4)
     axes.set_xscale("symlog", linthresh=1)
-    axes.set_xlim(left=0)
+    axes.set_xlim(left=-0.2)
     axes.xaxis.set_major_formatter("{x:,.0f}")
 
 

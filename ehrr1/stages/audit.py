@@ -62,6 +62,8 @@ def examine(
     judged = time.monotonic()
     texts = checks.read_texts(prepared, index, view, text_samples_per_task, seed)
     read = time.monotonic()
+    assumed = assumed_shares(prepared.folder)
+    wholly_assumed = [table for table, share in assumed.items() if share == 1]
     audit = Audit(
         protocol=protocol,
         contexts=found.contexts,
@@ -72,7 +74,8 @@ def examine(
         splits=checks.split_patients(prepared, index),
         records=checks.same_records(prepared),
         texts=texts,
-        assumed=assumed_shares(prepared.folder),
+        assumed=assumed,
+        surely_leaking=leaks.leaking_without(found, wholly_assumed),
     )
     return audit, {
         "seconds/leaks": round(judged - begin, 3),
@@ -119,6 +122,7 @@ def flat(audit: Audit) -> Metrics:
         "samples": audit.samples,
         "contexts": audit.contexts,
         "leaking_samples": audit.leaking,
+        "leaking_samples_without_assumed": audit.surely_leaking,
         "patients_in_several_splits": audit.splits.height,
         "same_records_in_several_splits": len(audit.records),
         "contexts_not_as_judged": len(audit.texts.unlike),
@@ -151,7 +155,7 @@ def as_json(audit: Audit) -> dict[str, Any]:
     for row in tasks.values():
         row["hours_ahead"] = {"median": row.pop("median"), "max": row.pop("most")}
         row["tables"] = {}
-    for row in audit.tables.to_dicts():
+    for row in audit.tables.rename({"most": "hours_ahead_max"}).to_dicts():
         tasks[row.pop("task")]["tables"][row.pop("table")] = row
     for task, names in audit.examples.items():
         tasks[task]["examples"] = names
@@ -165,6 +169,7 @@ def as_json(audit: Audit) -> dict[str, Any]:
         "samples": audit.samples,
         "contexts": audit.contexts,
         "leaking_samples": audit.leaking,
+        "leaking_samples_without_assumed": audit.surely_leaking,
         "tasks": tasks,
         "patients_in_several_splits": audit.splits.to_dicts(),
         "same_records_in_several_splits": audit.records,

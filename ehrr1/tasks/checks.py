@@ -198,6 +198,8 @@ class Audit:
     texts: Texts
     assumed: dict[str, float]
     """Share of a table's rows whose time of knowledge is assumed, where there are any."""
+    surely_leaking: int
+    """Samples that leak even without the tables all of whose times are assumed."""
 
     @property
     def samples(self) -> int:

@@ -6,7 +6,7 @@ time for a risk sample, strictly before it for a decision sample. A total that i
 interval is over was known too late as well, even where the rest of its row was not.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -186,6 +186,12 @@ def by_table(leaks: Leaks) -> pl.DataFrame:
         pl.col("ahead").max().alias("most"),
     )
     return in_order(tables, "leaking", "table")
+
+
+def leaking_without(leaks: Leaks, tables: Collection[str]) -> int:
+    """Samples that leak by other tables than these."""
+    found = leaks.found.filter(~pl.col("table").is_in(list(tables)))
+    return leaks.samples.filter(pl.col("context").is_in(found["context"].implode())).height
 
 
 def examples(leaks: Leaks, most: int) -> dict[str, list[str]]:
