@@ -23,10 +23,11 @@ Where the facts leave something open:
   `dischtime`, about the last 24 h up to it; the range ends with the last event of the stay that is
   no coded diagnosis. A stay without a note among others that have one is not asked about.
 - The list's length, demographics included, is what "at most 1,200 events" counts.
-- As in the release the admission has to come *after* the first event of the range in tasks on ICD
-  and CCS codes of hospital stays; a target before the admission event (a procedure dated to 00:00
-  of the day of admission) has no admission event and stays in.
-- The last discharge note is shown only if the latest one so far is of another admission.
+- For tasks on ICD and CCS codes of hospital stays the admission event may be the range's first
+  event (the release's code leaves these few out). A target that comes before its admission event
+  (a procedure dated to 00:00 of the day of admission) has none and stays in, as in the release.
+- The last discharge note stands before the context only if the latest one so far is of another
+  admission, as in the release: once a stay has its own note, no earlier one is shown.
 - `prediction_time` is the target's start (decision), the ED out time, 24 h after the start of the
   stay, the discharge note's start (else `dischtime`): what the question pretends to know at most.
 - `target` holds codes of names as in the strict index; next_event's are headings.
@@ -138,7 +139,7 @@ def _placed(asked: pl.DataFrame, events: pl.DataFrame, height: int) -> pl.DataFr
 def _reasons() -> dict[str, pl.Expr]:
     """Reason to leave a candidate out -> whether it holds; the first counts."""
     length = pl.col("period_end") - pl.col("period_begin")
-    outside = pl.col("admissions_id") <= pl.col("period_begin")
+    outside = pl.col("admissions_id") < pl.col("period_begin")
     return {
         f"patient_over_{MOST_EVENTS}_events": pl.col("length") > MOST_EVENTS,
         "no_outtime": pl.col("why") == "no_outtime",
