@@ -59,7 +59,7 @@ def build_index(
     `n_context_rows`, `context_id, target` (codes of names), `target_row` (the note to write),
     `label` (of risk tasks: whether the answer is yes).
     """
-    rows = _rows(store_rows)
+    rows = numbered_events(store_rows)
     codes = dict(zip(names.to_list(), range(len(names)), strict=True))
     decision = _decision_samples(rows, codes, tasks)
     risk = risk_samples(parents, tasks, options)
@@ -82,7 +82,7 @@ def build_index(
     return Index(frame, excluded, risk.died_in_window)
 
 
-def _rows(rows: pl.DataFrame) -> pl.DataFrame:
+def numbered_events(rows: pl.DataFrame) -> pl.DataFrame:
     """What the index needs of the store's rows, with the number of each row's event."""
     columns = ["subject_id", "stay_id", "hadm_id", "table", "event_time", "available_time"]
     rows = rows.select(*columns, "item", "class").with_row_index("row")
