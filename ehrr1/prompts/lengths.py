@@ -1,11 +1,10 @@
 """How long prompts are, in tokens of a given tokenizer or in words and characters.
 
-A prompt is what a model is given: the system's sentence, the record and the question. The three are
-measured apart and added; the dozen markers of a chat template are not counted.
+A prompt is what a model is given: the system's sentence, the record and the question. The record
+and the rest are measured apart and added; the dozen markers of a chat template are not counted.
 """
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -18,14 +17,20 @@ from ehrr1.records.markdown import record_markdown
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared
 
-Measure = Callable[[str], int]
+Measure = Callable[[Sequence[str]], list[int]]
+BATCH = 64
+"""Records that are held and measured at a time."""
 
 
 def measures(tokenizer: Path | None) -> dict[str, Measure]:
-    """Unit -> how many of them a text has. `tokenizer` is a Hugging Face folder; neither torch nor
-    transformers is needed. Raises UserError where it holds no tokenizer.json that can be read."""
+    """Unit -> how many of them each text has. `tokenizer` is a Hugging Face folder; neither torch
+    nor transformers is needed. Raises UserError where it holds no tokenizer.json that can be read.
+    """
     if tokenizer is None:
-        return {"words": lambda text: len(text.split()), "characters": len}
+        return {
+            "words": lambda texts: [len(text.split()) for text in texts],
+            "characters": lambda texts: [len(text) for text in texts],
+        }
     try:
         model = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
     except Exception as error:  # the library raises nothing more special
@@ -33,30 +38,42 @@ def measures(tokenizer: Path | None) -> dict[str, Measure]:
             f"card.tokenizer={tokenizer}: no tokenizer can be read there ({error}); give a folder "
             "that holds tokenizer.json, or null for words and characters"
         ) from error
-    return {"tokens": lambda text: len(model.encode(text, add_special_tokens=False))}
+
+    def tokens(texts: Sequence[str]) -> list[int]:
+        return [len(found) for found in model.encode_batch_fast(texts, add_special_tokens=False)]
+
+    return {"tokens": tokens}
 
 
 def prompt_lengths(
     prepared: Prepared, index: pl.DataFrame, measures: dict[str, Measure]
 ) -> pl.DataFrame:
-    """`split, task` and a column a unit: the length of each sample's prompt.
+    """`split, task` and a column a unit: the length of each sample's prompt, in the index's order.
 
-    A context is rendered once for all samples that follow each other with it.
+    A context is rendered and measured once for all samples that have it.
     """
+    contexts = index.unique("context_id", keep="first", maintain_order=True)
+    tasks = index.select("task").unique(maintain_order=True)
+    questions = [_around(task) for task in tasks["task"]]
+    found: dict[str, list[int]] = {f"record {unit}": [] for unit in measures}
+    for first in track(range(0, contexts.height, BATCH), "lengths"):
+        some = prepared.as_samples(contexts.slice(first, BATCH))
+        records = [record_markdown(prepared.context(sample)) for sample in some]
+        for unit, count in measures.items():
+            found[f"record {unit}"] += count(records)
+    lengths = pl.DataFrame(found, schema=dict.fromkeys(found, pl.Int64))
+    asked = tasks.with_columns(
+        pl.Series(unit, count(questions), dtype=pl.Int64) for unit, count in measures.items()
+    )
+    return (
+        index.select("split", "task", "context_id")
+        .join(contexts.select("context_id").hstack(lengths), on="context_id", maintain_order="left")
+        .join(asked, on="task", maintain_order="left")
+        .select("split", "task", *(pl.col(unit) + pl.col(f"record {unit}") for unit in measures))
+    )
 
-    @cache
-    def asked(unit: str, task: str) -> int:
-        think = TASKS[task].kind == "decision"
-        return sum(map(measures[unit], (SYSTEM, f"\n\n{instruction(task, think=think)}")))
 
-    rows = []
-    last_id, own = "", dict.fromkeys(measures, 0)
-    ordered = prepared.as_samples(index.sort("subject_id", "context_id", maintain_order=True))
-    for sample in track(ordered, "lengths"):
-        if sample.context_id != last_id:
-            record = record_markdown(prepared.context(sample))
-            last_id, own = sample.context_id, {u: count(record) for u, count in measures.items()}
-        lengths = [own[unit] + asked(unit, sample.task) for unit in measures]
-        rows.append((sample.split, sample.task, *lengths))
-    schema = {"split": pl.String, "task": pl.String, **dict.fromkeys(measures, pl.Int64)}
-    return pl.DataFrame(rows, schema=schema, orient="row")
+def _around(task: str) -> str:
+    """What stands before and behind the record."""
+    think = TASKS[task].kind == "decision"
+    return f"{SYSTEM}\n\n{instruction(task, think=think)}"
