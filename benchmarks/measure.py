@@ -59,9 +59,7 @@ def run(command: Sequence[str | Path], log: Path, env: dict[str, str] | None = N
     watch.stop()
     if process.returncode:
         tail = log.read_text(encoding="utf-8", errors="replace")[-2000:]
-        raise SystemExit(
-            f"{' '.join(map(str, command))}\nended with {process.returncode}:\n{tail}"
-        )
+        raise SystemExit(f"{' '.join(map(str, command))}\nended with {process.returncode}:\n{tail}")
     return Cost(
         round(seconds, 3), round(usage.ru_maxrss * 1024 / 1e6, 1), watch.tree_mb, watch.largest
     )
@@ -105,7 +103,7 @@ class _Watch(threading.Thread):
 def interleaved(
     contenders: dict[str, Callable[[int], Cost]], rounds: int, warm_up: bool = True
 ) -> dict[str, list[Cost]]:
-    """Run the contenders in turn, `rounds` times; a first round that is not counted warms caches."""
+    """Run the contenders in turn, `rounds` times; a first round, not counted, warms caches."""
     costs: dict[str, list[Cost]] = {name: [] for name in contenders}
     for number in range(1 - warm_up, rounds + 1):
         for name, contender in contenders.items():

@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.measure import machine, markdown, parser, report
+from benchmarks.shown import find
 from ehrr1.records.markdown import record_markdown
 from ehrr1.records.store import Patient, Store
 from ehrr1.tasks.catalog import TASKS
@@ -33,11 +34,6 @@ from ehrr1.tasks.samples import Prepared, Sample
 
 LIMIT_MS = 5.0
 NUMBERS = ("table", "event_time", "available_time", "late_time", "hadm_id", "stay_id", "item")
-
-
-def find(store: Store, subject_id: int) -> tuple[Store, Patient]:
-    """The arrays that hold the patient's rows, and their range."""
-    return store, store.patients[subject_id]
 
 
 def copy_rows(rows: Store, patient: Patient) -> int:
