@@ -88,7 +88,7 @@ RULES: dict[str, Rule] = {
     "limit": COUNT_OR_ALL,
     "data.subjects": COUNT_OR_ALL,
     "data.open": Switch(),
-    "data.protocol": Choice(("strict",)),
+    "data.protocol": Choice(("strict", "paper")),
     "data.window_hours": POSITIVE,
     "data.suite": Choice((None, "paper42", "release45")),
     "data.split.validation": SHARE,

@@ -30,6 +30,7 @@ from ehrr1.records.schema import TABLES
 from ehrr1.runs import Run
 from ehrr1.tasks.catalog import SUITES, TASKS
 from ehrr1.tasks.index import Index, build_index
+from ehrr1.tasks.paper import WINDOW_HOURS, build_paper_index
 from ehrr1.tasks.samples import INDEX, SPLIT, STORE
 from ehrr1.tasks.splits import split_patients
 
@@ -60,8 +61,11 @@ def run(cfg: DictConfig, run: Run) -> Metrics:
         splits = split_patients(
             subjects, validation=shares.validation, test=shares.test, seed=cfg.seed
         )
-        window = timedelta(hours=cfg.data.window_hours)
-        index = build_index(run.folder / STORE, source.parents, splits, window, tasks)
+        if cfg.data.protocol == "paper":
+            index = build_paper_index(run.folder / STORE, source.parents, splits, tasks)
+        else:
+            window = timedelta(hours=cfg.data.window_hours)
+            index = build_index(run.folder / STORE, source.parents, splits, window, tasks)
         write(splits, run.folder / SPLIT)
         write(index.frame, run.folder / INDEX)
     write_json(run.folder / "reported.json", {n: c.reported for n, c in source.counts.items()})
@@ -98,8 +102,8 @@ def check(cfg: DictConfig) -> None:
     data = cfg.data
     if OmegaConf.is_missing(data, "root"):
         raise UserError("data.root is not set: give the folder that holds MIMIC-IV's hosp/")
-    if data.protocol != "strict":
-        problems.append(f"data.protocol={data.protocol}: only strict is there")
+    if data.protocol not in ("strict", "paper"):
+        problems.append(f"data.protocol={data.protocol}: choose one of strict, paper")
     if not data.window_hours > 0:
         problems.append(f"data.window_hours={data.window_hours}: it must be above 0")
     shares = data.split.validation, data.split.test
@@ -113,6 +117,11 @@ def check(cfg: DictConfig) -> None:
     for kind, path in data.maps.items():
         if path is not None and not Path(path).is_file():
             problems.append(f"data.maps.{kind}={path}: there is no such file")
+    if data.protocol == "paper" and data.window_hours != WINDOW_HOURS:
+        problems.append(
+            f"data.window_hours={data.window_hours}: the release's window is {WINDOW_HOURS} hours; "
+            "leave it out, or choose data.protocol=strict"
+        )
     if problems:
         raise UserError("; ".join(problems))
 

@@ -49,7 +49,7 @@ def build_index(
     (the hospital stay in progress), `hidden_hadm` (an admission that must not show), `ed_stay`,
     `n_context_rows`, `context_id, target` (codes of names), `target_row` (the note to write).
     """
-    rows = _rows(store)
+    rows = store_rows(store)
     names = pl.read_ipc(store / "names.arrow")["name"]
     codes = dict(zip(names.to_list(), range(len(names)), strict=True))
     decision = _decision_samples(rows, codes, tasks)
@@ -75,7 +75,7 @@ def build_index(
     return Index(frame.drop("label"), excluded, risk.died_in_window, positives)
 
 
-def _rows(store: Path) -> pl.DataFrame:
+def store_rows(store: Path) -> pl.DataFrame:
     """What the index needs of the store's rows, with the number of each row's event."""
     columns = ["subject_id", "stay_id", "hadm_id", "table", "event_time", "available_time"]
     rows = pl.read_ipc(store / "rows.arrow", columns=[*columns, "item", "class"])

@@ -1,7 +1,7 @@
 """Samples: what `stage=prepare` leaves behind, and how later stages read it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +10,7 @@ import polars as pl
 
 from ehrr1.records.events import Event
 from ehrr1.records.store import Store
+from ehrr1.tasks import paper_context
 from ehrr1.tasks.context import context_events, preamble_length
 
 __all__ = ["Prepared", "Sample", "preamble_length"]
@@ -24,7 +25,8 @@ class Sample:
 
     `context_id` is equal for samples whose context is the same events: they share one trunk.
     `target` is the answer: distinct item names in order of record, or ("yes",) / ("no",).
-    The fields from `window_start` on say what the context holds (see `tasks.index`).
+    The fields from `window_start` on say what the context holds (see `tasks.index`), those from
+    `period_begin` on what it holds under `data.protocol=paper` (see `tasks.paper`).
     """
 
     sample_id: str
@@ -42,6 +44,11 @@ class Sample:
     hidden_hadm: int | None = None
     ed_stay: int | None = None
     n_context_rows: int = 0
+    period_begin: int = 0
+    period_end: int = 0
+    """Positions in the release's list of events; 0: a sample of the strict protocol."""
+    admissions_id: int | None = None
+    last_discharge_id: int | None = None
 
 
 class Prepared:
@@ -76,7 +83,10 @@ class Prepared:
         """Rows of the index as samples, in their order."""
         names = self.store.names
         answers = zip(index["target"].to_list(), index["target_row"].to_list(), strict=True)
-        columns = {name: index[name].to_list() for name in _FIELDS if name != "target"}
+        columns = {
+            name: index[name].to_list() if name in index.columns else [default] * index.height
+            for name, default in _FIELDS.items()
+        }
         columns["target"] = [self._target(codes, note, names) for codes, note in answers]
         return list(map(Sample, *(columns[name] for name in _FIELDS)))
 
@@ -89,10 +99,17 @@ class Prepared:
         """What was known: demographics, earlier stays' summary, admission event, then the window.
 
         Oldest first. The first `preamble_length` events are never cut; later ones are cut oldest
-        first when a context is too long (see `prompts`).
+        first when a context is too long (see `prompts`). Under `data.protocol=paper` it is what
+        the release shows.
         """
-        return context_events(self.store, sample)
+        if not sample.period_end:
+            return context_events(self.store, sample)
+        patient = self.store.patients[sample.subject_id]
+        positions = paper_context.shown_positions(self.store, patient, sample)
+        return paper_context.shown_events(self.store, patient, positions)
 
 
-_FIELDS = tuple(field.name for field in fields(Sample))
-"""The columns of the index that are fields of `Sample`."""
+_FIELDS = {
+    field.name: None if field.default is MISSING else field.default for field in fields(Sample)
+}
+"""Fields of `Sample` -> what stands for a column that the index of this protocol has not."""
