@@ -15,7 +15,7 @@ from ehrr1.records.rows import SEPARATOR
 from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.store import NO_ID, Patient, Store
 from ehrr1.records.table import At, Lookup, Table
-from ehrr1.tasks import context
+from ehrr1.tasks import context, paper_context
 from ehrr1.tasks.samples import Prepared, Sample
 
 SAME = ["subject_id", "hadm_id", "stay_id", "time", "item"]
@@ -33,8 +33,8 @@ def shown(prepared: Prepared, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     A total is shown where the context, as it is written, has a value in a column that is one.
     """
     rows, patient = find(prepared.store, sample.subject_id)
-    limit = context._micros(sample.prediction_time) + sample.inclusive
-    positions = np.concatenate(context._positions(rows, patient, sample, limit))
+    protocol = paper_context if sample.period_end else context
+    positions = protocol.shown_positions(rows, patient, sample)
     cells = [row for event in prepared.context(sample)[1:] for row in event.rows]
     tables = rows.table[positions].tolist()
     total = [
