@@ -1,12 +1,10 @@
 """How do time and memory of stage=prepare grow with the number of patients?
 
     python -m benchmarks.growth FOLDER [--sizes 1000 4000 16000] [--runs 5] [--json FILE]
-                                [-- SETTING=VALUE ...]
 
 Synthetic hospitals (`ehrr1.records.synthetic.write_hospital`, seed 0) of so many patients are
 written to FOLDER/<patients> once and used again. Whole processes of `python run.py stage=prepare
 data.root=FOLDER/<patients>` are timed in turn, imports included; a first round is not counted.
-Settings after `--` go to every run.
 
 The full MIMIC-IV 3.1 is extrapolated by rows: the straight line through the two largest hospitals'
 (rows read, median seconds), prolonged to the 798 million rows of the tables that we read: hosp/ and
@@ -77,8 +75,8 @@ PUBLISHED = "32 min, 20.3 GB (MEDS-Extract 0.7.0 with MIMIC-IV-MEDS, 20 cores, h
 class Growth:
     """Runs stage=prepare on hospitals of several sizes."""
 
-    def __init__(self, folder: Path, work: Path, settings: list[str]):
-        self.folder, self.work, self.settings = folder.resolve(), work, settings
+    def __init__(self, folder: Path, work: Path):
+        self.folder, self.work = folder.resolve(), work
         self.rows: dict[int, int] = {}
 
     def write(self, patients: int) -> None:
@@ -90,7 +88,7 @@ class Growth:
 
     def prepare(self, patients: int, number: int) -> Cost:
         output = self.work / f"{patients}-{number}"
-        command = [sys.executable, "run.py", "stage=prepare", *self.settings]
+        command = [sys.executable, "run.py", "stage=prepare"]
         command += [f"data.root={self.folder / str(patients)}", f"output_root={output}"]
         cost = run(command, self.work / "log")
         (metrics,) = output.rglob("metrics.json")
@@ -109,13 +107,12 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("folder", type=Path, metavar="FOLDER", help="holds the hospitals")
     arguments.add_argument("--sizes", type=int, nargs="+", default=[1000, 4000, 16000])
-    arguments.add_argument("settings", nargs="*", metavar="SETTING=VALUE")
     given = arguments.parse_args()
     if len(given.sizes) < 2 or sorted(given.sizes) != given.sizes:
         arguments.error("--sizes: at least two, the smallest first")
     on = machine()
     with tempfile.TemporaryDirectory(dir=given.folder.parent) as work:
-        growth = Growth(given.folder, Path(work), given.settings)
+        growth = Growth(given.folder, Path(work))
         for patients in given.sizes:
             growth.write(patients)
         costs = interleaved(
