@@ -281,7 +281,8 @@ def _with_knowledge(frame: pl.DataFrame, table: Table) -> pl.DataFrame:
     """Adds `available_time`, `late_time` (null: nothing is late) and `assumed`."""
     event = pl.col("event_time")
     known = _first_time(table.known_at) if table.known_at else event
-    available = pl.max_horizontal(event, known.fill_null(event + table.delay))
+    day_over = (_time(at) for at in table.not_before)
+    available = pl.max_horizontal(event, known.fill_null(event + table.delay), *day_over)
     frame = frame.with_columns(
         available.alias("available_time"), (known.is_null()).alias("assumed")
     )
