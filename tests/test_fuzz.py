@@ -44,9 +44,9 @@ def rows_of(name: str) -> Rows:
 
 def world_of(name: str) -> dict[str, Rows]:
     """The table, those it refers to, and their dictionaries."""
-    tables = {place(own): rows_of(own) for own in (*PARENTS, "diagnoses_icd", name)}
+    stays = {"ed": "edstays", "icu": "icustays"}.get(TABLES[name].module, name)
+    tables = {place(own): rows_of(own) for own in ("patients", "admissions", stays, name)}
     needed = {f"{look.module}/{look.file}" for look in TABLES[name].lookups}
-    needed.add("hosp/d_icd_diagnoses")
     return tables | {own: rows for own, rows in DICTIONARIES.items() if own in needed}
 
 
@@ -67,7 +67,7 @@ def stored(world: Prepared, table: str) -> Stored:
 
 def prepare(root: Path, run: Path, **more: Any) -> tuple[Prepared, Metrics]:
     # One task of each kind: the index must bear what was kept, too.
-    return prepared(root, run, tasks=["diagnoses_icd", "Inpatient_Mortality"], **more)
+    return prepared(root, run, tasks=["labevents", "Inpatient_Mortality"], **more)
 
 
 def problem_of_message(message: str, file: str) -> str | None:
