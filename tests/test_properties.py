@@ -212,8 +212,8 @@ def prepare(folder: Path, tables: Tables, name: str = "one") -> Prepared:
 
 
 def prepare_folder(folder: Path, root: Path, name: str) -> Prepared:
-    (path,) = write_csv(folder, {"maps/atc": MAPS["atc"]}).glob("maps/atc.csv")
-    maps: dict[str, Any] = {"atc": str(path), "ccs_diagnoses": None, "ccs_procedures": None}
+    write_csv(folder, {f"maps/{kind}": rows for kind, rows in MAPS.items()})
+    maps: dict[str, Any] = {kind: str(folder / "maps" / f"{kind}.csv") for kind in MAPS}
     return prepared(root, folder / f"{name}.run", maps=maps)[0]
 
 
