@@ -26,9 +26,8 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.measure import machine, markdown, parser, report
-from benchmarks.shown import find
 from ehrr1.records.markdown import record_markdown
-from ehrr1.records.store import Patient, Store
+from ehrr1.records.store import Patient, Shard
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 
@@ -36,7 +35,7 @@ LIMIT_MS = 5.0
 NUMBERS = ("table", "event_time", "available_time", "late_time", "hadm_id", "stay_id", "item")
 
 
-def copy_rows(rows: Store, patient: Patient) -> int:
+def copy_rows(rows: Shard, patient: Patient) -> int:
     """Copy everything that the store has of a patient; returns the number of rows."""
     for name in NUMBERS:
         getattr(rows, name)[patient.first : patient.last].copy()
@@ -60,7 +59,7 @@ def access_ms(prepared: Prepared, subjects: list[int]) -> list[float]:
     found = []
     for subject in subjects:
         begin = time.perf_counter()
-        copy_rows(*find(prepared.store, subject))
+        copy_rows(*prepared.store.find(subject))
         found.append((time.perf_counter() - begin) * 1000)
     return found
 

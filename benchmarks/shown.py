@@ -13,7 +13,7 @@ import polars as pl
 from ehrr1.records.reading import Folder
 from ehrr1.records.rows import SEPARATOR
 from ehrr1.records.schema import ORDER, TABLES
-from ehrr1.records.store import NO_ID, Patient, Store
+from ehrr1.records.store import NO_ID
 from ehrr1.records.table import At, Lookup, Table
 from ehrr1.tasks import context, paper_context
 from ehrr1.tasks.samples import Prepared, Sample
@@ -22,17 +22,12 @@ SAME = ["subject_id", "hadm_id", "stay_id", "time", "item"]
 LATE = [TABLES[name].late_positions for name in ORDER]
 
 
-def find(store: Store, subject_id: int) -> tuple[Store, Patient]:
-    """The arrays that hold the patient's rows, and their range."""
-    return store, store.patients[subject_id]
-
-
 def shown(prepared: Prepared, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     """Places of the shown rows among the patient's rows, and whether each shows a total.
 
     A total is shown where the context, as it is written, has a value in a column that is one.
     """
-    rows, patient = find(prepared.store, sample.subject_id)
+    rows, patient = prepared.store.find(sample.subject_id)
     protocol = paper_context if sample.period_end else context
     positions = protocol.shown_positions(rows, patient, sample)
     cells = [row for event in prepared.context(sample)[1:] for row in event.rows]
@@ -49,7 +44,7 @@ def stored_rows(prepared: Prepared, subjects: list[int]) -> pl.DataFrame:
     values`; times in microseconds, `place` among the patient's rows."""
     parts = []
     for subject in subjects:
-        rows, patient = find(prepared.store, subject)
+        rows, patient = prepared.store.find(subject)
         here = slice(patient.first, patient.last)
         parts.append(
             pl.DataFrame(

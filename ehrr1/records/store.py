@@ -102,7 +102,8 @@ def _coded(rows: pl.DataFrame, names: pl.Series) -> pl.DataFrame:
 
 
 def _sorted(rows: pl.DataFrame) -> pl.DataFrame:
-    content = pl.struct("values", "class", "late_time").hash().alias("content")
+    # Classes stand in the values; by number, a new name anywhere would change the order here.
+    content = pl.struct("values", "late_time").hash().alias("content")
     ordered = rows.with_columns(content).sort(SORTED_BY).drop("order", "content")
     # Nulls would need a copy when the mapped column is read as numbers.
     return ordered.with_columns(
