@@ -529,3 +529,18 @@ def test_select_keeps_contexts_together_and_balances() -> None:
     balanced = select(index, 50, seed=0, balance=True)
     assert balanced.group_by("task", "target").len()["len"].to_list() == [20] * 4
     assert select(index, None, seed=0).equals(index)
+
+
+def test_what_is_not_chosen_need_not_be_read() -> None:
+    task = pl.Series(["ICU_Stay_7day", "labevents", "emar"])
+    number = pl.int_range(30_000, eager=True)
+    index = pl.DataFrame({"task": task.gather(number % 3), "number": number}).select(
+        "task",
+        pl.format("{}", "number").alias("sample_id"),
+        pl.format("c{}", pl.col("number") // 6).alias("context_id"),
+        (pl.col("number") % 7).reshape((-1, 1)).arr.to_list().alias("target"),
+    )
+    for asked in (10, 700, 10**9, {"ICU_Stay_7day": 9, "labevents": None, "emar": 0}, None):
+        for balance in (False, True):
+            lazily = select(index.lazy(), asked, seed=0, balance=balance)
+            assert lazily.equals(select(index, asked, seed=0, balance=balance))

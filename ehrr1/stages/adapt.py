@@ -44,7 +44,7 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
         )
     tokenizer = make_tokenizer(cfg, run, prepared, training)
     model = load_model(cfg.model, None, tokenizer, cfg.seed)
-    held_out = prepared.index("validation", LEARNABLE)
+    held_out = prepared.scan("validation", LEARNABLE)
     validation = prepared.as_samples(select(held_out, cfg.adapt.eval_samples_per_task, cfg.seed))
     material = Material(
         prepared, training, validation, partial(ask, risk_weight=cfg.loss.risk_weight)
@@ -84,7 +84,7 @@ def training_samples(prepared: Prepared, settings: DictConfig, seed: int) -> lis
         if entry.kind == "decision" and settings.decision_samples_per_task is not None:
             limit = settings.decision_samples_per_task
         limits[task] = entry.ehr_ins_cap if limit is None else limit
-    return prepared.as_samples(select(prepared.index("train", LEARNABLE), limits, seed))
+    return prepared.as_samples(select(prepared.scan("train", LEARNABLE), limits, seed))
 
 
 def make_tokenizer(

@@ -69,7 +69,7 @@ def choose_samples(cfg: DictConfig, prepared: Prepared, tasks: Sequence[str]) ->
     counts = {"risk": cfg.eval.samples_per_task, "decision": cfg.eval.decision_samples_per_task}
     chosen = []
     for kind, count in counts.items():
-        pool = prepared.index(cfg.eval.split, [task for task in tasks if TASKS[task].kind == kind])
+        pool = prepared.scan(cfg.eval.split, [task for task in tasks if TASKS[task].kind == kind])
         chosen.append(select(pool, count or cfg.eval.samples_per_task, cfg.seed))
     return pl.concat(chosen)
 
@@ -77,7 +77,7 @@ def choose_samples(cfg: DictConfig, prepared: Prepared, tasks: Sequence[str]) ->
 def predict_all(cfg: DictConfig, run: Run, prepared: Prepared, index: pl.DataFrame) -> pl.DataFrame:
     """The predictions of every finished stage's model and of the baselines on `index`."""
     samples = prepared.as_samples(index)
-    pool = prepared.index("train", index["task"].unique().to_list())
+    pool = prepared.scan("train", index["task"].unique().to_list())
     train = prepared.as_samples(select(pool, cfg.eval.baselines.samples_per_task, cfg.seed))
     makers: dict[bytes, TreeMaker] = {}
     parts = []

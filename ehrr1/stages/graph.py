@@ -43,7 +43,7 @@ def chosen(
     prepared: Prepared, split: str, tasks: Sequence[str], per_task: int | None, seed: int
 ) -> list[Sample]:
     """A seeded choice of a split's samples."""
-    return prepared.as_samples(select(prepared.index(split, tasks), per_task, seed))
+    return prepared.as_samples(select(prepared.scan(split, tasks), per_task, seed))
 
 
 class Tally:

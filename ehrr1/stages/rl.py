@@ -94,7 +94,7 @@ def make_prompts(
     per_task: int | None,
 ) -> list[Prompt]:
     """Prompts of a split, risk labels balanced: a policy that always says "no" gains nothing."""
-    chosen = select(prepared.index(split, LEARNABLE), per_task, cfg.seed, balance=True)
+    chosen = select(prepared.scan(split, LEARNABLE), per_task, cfg.seed, balance=True)
     samples = prepared.as_samples(chosen)
     if split == "validation":
         samples = evenly(samples, 2 * cfg.rl.validation_prompts, cfg.seed)

@@ -81,12 +81,16 @@ class Prepared:
 
     def index(self, split: str | None = None, tasks: Sequence[str] | None = None) -> pl.DataFrame:
         """The index of samples as a table (columns: see `tasks.index.build_index`)."""
+        return self.scan(split, tasks).collect()
+
+    def scan(self, split: str | None = None, tasks: Sequence[str] | None = None) -> pl.LazyFrame:
+        """The index, not read yet: what `selection.select` does not choose stays on the disk."""
         index = pl.scan_parquet(self.folder / INDEX)
         if split is not None:
             index = index.filter(pl.col("split") == split)
         if tasks is not None:
             index = index.filter(pl.col("task").is_in(list(tasks)))
-        return index.collect()
+        return index
 
     def samples(self, split: str | None = None, tasks: Sequence[str] | None = None) -> list[Sample]:
         """The samples of a split ("train", "validation", "test"; None: all), in a fixed order."""

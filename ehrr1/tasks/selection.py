@@ -18,9 +18,13 @@ def rank(seed: int) -> pl.Expr:
     return pl.col("context_id").hash(seed)
 
 
+Limits = int | Mapping[str, int | None] | None
+"""Rows of each task at most; None: all."""
+
+
 def select(
-    index: pl.DataFrame,
-    per_task: int | Mapping[str, int | None] | None,
+    index: pl.DataFrame | pl.LazyFrame,
+    per_task: Limits,
     seed: int,
     balance: bool = False,
 ) -> pl.DataFrame:
@@ -30,11 +34,16 @@ def select(
     context choose the same ones: their trunks are then computed once. The rank knows nothing of
     the answer: prevalence stays what it is. A smaller choice is part of a larger one. `balance`
     draws equally many "yes" and "no" of each risk task, at most `per_task` together.
+
+    Of a LazyFrame only the rows with the lowest ranks are read: the index of the full MIMIC-IV is
+    larger than most memories.
     """
-    if per_task is None and not balance:
-        return index
     risk = pl.col("task").is_in(RISK)
     stratum = pl.when(risk & balance).then(pl.col("target").list.first()).otherwise(-1)
+    if isinstance(index, pl.LazyFrame):
+        index = _lowest(index, per_task, rank(seed), stratum)
+    if per_task is None and not balance:
+        return index
     ranked = (
         index.with_row_index("place")
         .with_columns(stratum.alias("stratum"), rank(seed).alias("rank"))
@@ -55,6 +64,34 @@ def select(
     return (
         ranked.filter((pl.col("nth") < limit) | limit.is_null()).sort("place").select(index.columns)
     )
+
+
+def _lowest(index: pl.LazyFrame, per_task: Limits, rank: pl.Expr, stratum: pl.Expr) -> pl.DataFrame:
+    """Of each task and stratum all rows that can be among its first `per_task` by rank.
+
+    Ranks are uniform over 64 bits: a share of n rows, with room, has the lowest of them. Where
+    chance gives fewer than asked for, everything is read.
+    """
+    if per_task is None:
+        return index.collect()
+    keys = ["task", "stratum"]
+    index = index.with_row_index("place").with_columns(stratum.alias("stratum"))
+    sizes = index.group_by(keys).len("size").collect()
+    limit = pl.lit(per_task, pl.Int64)
+    if isinstance(per_task, Mapping):
+        limit = pl.col("task").replace_strict(dict(per_task), return_dtype=pl.Int64)
+    needed = pl.min_horizontal("size", limit.fill_null(pl.col("size")))
+    sizes = sizes.with_columns(needed.alias("needed"))
+    share = (pl.col("needed") + 8 * pl.col("needed").sqrt() + 50) / pl.col("size")
+    bound = (share.clip(upper_bound=1) * (2.0**64 - 2**11)).cast(pl.UInt64)
+    all_of_it = pl.col("needed") == pl.col("size")
+    bounds = sizes.select(*keys, pl.when(~all_of_it).then(bound).alias("bound"))
+    near = pl.col("bound").is_null() | (rank <= pl.col("bound"))
+    found = index.join(bounds.lazy(), on=keys).filter(near).drop("bound").collect()
+    counts = sizes.join(found.group_by(keys).len("found"), on=keys, how="left")
+    if (counts["found"].fill_null(0) < counts["needed"]).any():
+        found = index.collect()
+    return found.sort("place").drop("place", "stratum")
 
 
 def by_context(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
