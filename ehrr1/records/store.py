@@ -12,7 +12,6 @@ The files are uncompressed Arrow IPC with one record batch: a patient's rows are
 copying the rest, in well under 5 ms. A shard is written atomically and knows nothing of the others.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +21,7 @@ import polars as pl
 import pyarrow as pa
 
 from ehrr1.files import read_json, write_json
-from ehrr1.progress import track
+from ehrr1.progress import in_threads
 from ehrr1.records.rows import SEPARATOR, STORE_SCHEMA
 from ehrr1.records.schema import TABLES
 from ehrr1.records.source import Shards, Source
@@ -61,9 +60,7 @@ def read_all(source: Source, spool: Spool) -> None:
         for frame in source.rows(table):
             spool.add(frame)
 
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        for _ in track(pool.map(read, source.tables), "reading tables", total=len(source.tables)):
-            pass
+    in_threads(read, source.tables, "reading tables", 2)
 
 
 def write_shard(

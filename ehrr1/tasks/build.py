@@ -11,7 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from ehrr1.files import read_json, remove, replacing, write_json
-from ehrr1.progress import track
+from ehrr1.progress import in_threads
 from ehrr1.records.source import Shards, Source
 from ehrr1.records.spool import Spool
 from ehrr1.records.store import read_all, shard_folder, write_shard, write_shards
@@ -23,6 +23,9 @@ SAMPLES = "samples.arrow"
 """Of one shard: its part of the index, the answers coded by its own names."""
 COUNTS = "counts.json"
 """Of one shard: what became of its rows, and of its samples."""
+
+AT_A_TIME = 2
+"""So many shards are in memory; much of what is done to one keeps a single core busy."""
 
 BuildIndex = Callable[[pl.DataFrame, pl.Series, dict[str, pl.DataFrame]], Index]
 """A shard's rows, names and parents -> its samples."""
@@ -44,7 +47,8 @@ def build_shards(source: Source, numbers: list[int], folder: Path, build_index: 
     source.want(numbers)
     with Spool(store / f".spool-{numbers[0]:04d}") as spool:
         read_all(source, spool)
-        for number in track(numbers, "writing shards"):
+
+        def build(number: int) -> None:
             with replacing(shard_folder(store, number)) as temporary:
                 own = {name: of_shard(frame, number) for name, frame in source.parents.items()}
                 rows, names = write_shard(temporary, spool.take(number), own)
@@ -52,6 +56,8 @@ def build_shards(source: Source, numbers: list[int], folder: Path, build_index: 
                 index.frame.write_ipc(temporary / SAMPLES, compression="lz4")
                 counts = {"rows": source.counts[number], "samples": index.counts}
                 write_json(temporary / COUNTS, counts)
+
+        in_threads(build, numbers, "writing shards", AT_A_TIME)
 
 
 def of_shard(frame: pl.DataFrame, number: int) -> pl.DataFrame:
