@@ -291,11 +291,16 @@ def _with_knowledge(frame: pl.DataFrame, table: Table) -> pl.DataFrame:
         # Without an end the total stays hidden for good: it cannot be dated.
         end = pl.max_horizontal(_time(at) for at in table.late_known_at)
         open_end = _time(table.late_known_at[0]).is_null()
-        late = pl.when(open_end).then(NEVER).otherwise(pl.max_horizontal("available_time", end))
+        late = (
+            pl.when(open_end)
+            .then(pl.lit(NEVER).cast(pl.Datetime("us")))
+            .otherwise(pl.max_horizontal("available_time", end))
+        )
     return frame.with_columns(late.alias("late_time"))
 
 
-NEVER = pl.datetime(9999, 1, 1, time_unit="us")
+NEVER = 253_370_764_800_000_000
+"""Year 9999 in microseconds since 1970: the late time of a total whose interval has no end."""
 
 
 def _with_names(frame: pl.DataFrame, table: Table, source: MimicFolder) -> pl.DataFrame:

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from ehrr1.records.events import Event
-from ehrr1.records.rows import SEPARATOR
+from ehrr1.records.rows import NEVER, SEPARATOR
 from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.store import NO_ID, NO_TIME, Patient, Shard, Store
 
@@ -149,7 +149,8 @@ def grouped_events(
         return []
     table, late = rows.table[positions], rows.late_time[positions]
     still_late = np.zeros(len(late), dtype=bool) if limit is None else late >= limit
-    shown_at = np.where(still_late, NO_TIME, late)
+    # A total without an end was never known: nobody can say until when an event was available.
+    shown_at = np.where(still_late | (late == NEVER), NO_TIME, late)
     available = np.maximum(rows.available_time[positions], shown_at)
     known_at = np.maximum.reduceat(available, starts)
 

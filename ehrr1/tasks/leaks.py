@@ -14,6 +14,7 @@ import polars as pl
 
 from ehrr1.progress import track
 from ehrr1.records.events import Event
+from ehrr1.records.rows import NEVER
 from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.store import Patient, Shard, Store
 from ehrr1.tasks import context, paper_context
@@ -25,9 +26,6 @@ Cells = list[tuple[str, ...]]
 
 HOUR = 3_600_000_000
 """In microseconds, the unit of the store's times."""
-
-NEVER = 253_370_764_800_000_000
-"""Year 9999: the `late_time` of a total whose interval has no end; it has no hours ahead."""
 
 CHUNK = 10_000
 """So many contexts are held at a time."""
