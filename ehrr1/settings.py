@@ -86,6 +86,7 @@ RULES: dict[str, Rule] = {
     "overwrite": Switch(),
     "split": Choice(("train", "validation", "test", "all")),
     "limit": COUNT_OR_ALL,
+    "layout": Choice(("rows", "meds", "release")),
     "data.subjects": COUNT_OR_ALL,
     "data.open": Switch(),
     "data.protocol": Choice(("strict",)),

@@ -33,7 +33,7 @@ def folder(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def exported(prepare: Path, out: Path, split: str, limit: int | None) -> list[dict[str, Any]]:
     out.mkdir(exist_ok=True)
-    cfg = OmegaConf.create({"split": split, "limit": limit})
+    cfg = OmegaConf.create({"split": split, "limit": limit, "layout": "rows"})
     metrics = export.run(cfg, Run(out, "export", {"prepare": prepare}))
     rows = [json.loads(line) for line in (out / "samples.jsonl").open(encoding="utf-8")]
     assert metrics == {"rows": len(rows)}

@@ -1,4 +1,7 @@
-"""stage=export: samples as rows that are ready to use, one JSON object a line.
+"""stage=export: what was prepared, for other tools.
+
+layout=rows      samples.jsonl: samples that are ready to use, one JSON object a line
+layout=meds      meds/: the whole cohort in the Medical Event Data Standard (`export_meds`)
 
 samples.jsonl holds the benchmark's row (`idx, instruction, input, output, candidates, task_info`)
 with `sample_id, subject_id, prediction_time, available_until, messages`. No caps: what a stage
@@ -19,6 +22,7 @@ from ehrr1.records.events import Event
 from ehrr1.records.markdown import record_markdown
 from ehrr1.records.schema import TABLES
 from ehrr1.runs import Run
+from ehrr1.stages import export_meds
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 
@@ -27,8 +31,10 @@ CHUNK = 10_000
 
 
 def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
-    """Write samples.jsonl. Metrics: `rows`."""
+    """Write the layout. Metrics: `rows`, and what the layout adds."""
     prepared = Prepared(run.input("prepare"))
+    if cfg.layout == "meds":
+        return export_meds.write(prepared, run.folder / "meds")
     count = write_jsonl(
         run.folder / "samples.jsonl", rows(prepared, split=cfg.split, limit=cfg.limit)
     )

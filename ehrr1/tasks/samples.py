@@ -59,6 +59,12 @@ class Prepared:
         """Columns `subject_id, split`."""
         return pl.read_parquet(self.folder / SPLIT)
 
+    @cached_property
+    def parents(self) -> dict[str, pl.DataFrame]:
+        """patients, admissions and, where there are any, edstays and icustays, one row each."""
+        files = sorted((self.folder / STORE / "parents").glob("*.parquet"))
+        return {file.stem: pl.read_parquet(file) for file in files}
+
     def index(self, split: str | None = None, tasks: Sequence[str] | None = None) -> pl.DataFrame:
         """The index of samples as a table (columns: see `tasks.index.build_index`)."""
         index = pl.scan_parquet(self.folder / INDEX)
