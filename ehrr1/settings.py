@@ -152,6 +152,8 @@ def check(cfg: DictConfig) -> None:
             problems.append(f"{name}={value}: {problem}")
     if cfg.data.name == "mimic" and cfg.data.root is None:
         problems.append("data.root=null: data=mimic needs the folder with hosp/: data.root=DIR")
+    if cfg.data.name == "benchmark" and cfg.data.path is None:
+        problems.append("data.path=null: data=benchmark needs its file: data.path=FILE.jsonl")
     shares = cfg.data.split
     if not problems and shares.validation + shares.test >= 1:
         problems.append(

@@ -68,7 +68,7 @@ def row(number: int, sample: Sample, events: list[Event], record: str) -> dict[s
     """One sample as a row of the benchmark; times are ISO 8601."""
     task = TASKS[sample.task]
     known = [event.available_time for event in events if event.available_time is not None]
-    chat = messages(sample.task, record, think=task.kind == "decision")
+    chat = messages(sample.task, record, think=task.kind == "decision", own=sample.instruction)
     output = answer_text(sample.target)
     label = output if task.kind == "risk" else list(sample.target)
     return {
@@ -77,10 +77,10 @@ def row(number: int, sample: Sample, events: list[Event], record: str) -> dict[s
         "subject_id": sample.subject_id,
         "prediction_time": sample.prediction_time.isoformat(),
         "available_until": max(known).isoformat() if known else None,
-        "instruction": task.instruction,
+        "instruction": sample.instruction or task.instruction,
         "input": record,
         "output": output,
-        "candidates": [],
+        "candidates": list(sample.candidates),
         "task_info": {
             "task": sample.task,
             "event": TABLES[task.anchor_table].heading if task.anchor_table in TABLES else "any",

@@ -28,6 +28,7 @@ from ehrr1.records.reading import Folder
 from ehrr1.records.rows import Counts, Source
 from ehrr1.records.schema import TABLES
 from ehrr1.runs import Run
+from ehrr1.stages import prepare_benchmark
 from ehrr1.tasks.catalog import SUITES, TASKS
 from ehrr1.tasks.index import Index, build_index
 from ehrr1.tasks.samples import INDEX, SPLIT, STORE
@@ -46,6 +47,8 @@ Metrics = dict[str, float | int]
 
 def run(cfg: DictConfig, run: Run) -> Metrics:
     """Read every table, build store, splits and index. Metrics: counts per table and task."""
+    if cfg.data.name == "benchmark":
+        return prepare_benchmark.run(cfg, run)
     tasks = chosen_tasks(cfg)
     check(cfg)
     metrics: Metrics = {}

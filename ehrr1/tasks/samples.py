@@ -7,14 +7,16 @@ from functools import cached_property
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 
 from ehrr1.records.events import Event
+from ehrr1.records.markdown import events_of
 from ehrr1.records.store import Store
 from ehrr1.tasks.context import context_events, preamble_length
 
 __all__ = ["Prepared", "Sample", "preamble_length"]
 
-STORE, INDEX, SPLIT = "store", "index.parquet", "split.parquet"
+STORE, INDEX, SPLIT, TEXTS = "store", "index.parquet", "split.parquet", "texts.arrow"
 """What `stage=prepare` writes into its folder."""
 
 
@@ -42,6 +44,12 @@ class Sample:
     hidden_hadm: int | None = None
     ed_stay: int | None = None
     n_context_rows: int = 0
+    instruction: str | None = None
+    """The question in the words that the sample came with; None: the task's own."""
+    candidates: tuple[str, ...] = ()
+    """Answers to choose from, the right ones among them, for models not trained on the task."""
+    text_row: int | None = None
+    """Where the context stands in `texts.arrow`, for samples that came with one."""
 
 
 class Prepared:
@@ -53,6 +61,12 @@ class Prepared:
     @cached_property
     def store(self) -> Store:
         return Store(self.folder / STORE)
+
+    @cached_property
+    def texts(self) -> pa.ChunkedArray:
+        """The contexts of samples that came with theirs (`tasks.benchmark`), mapped into memory."""
+        with pa.memory_map(str(self.folder / TEXTS)) as file:
+            return pa.ipc.open_file(file).read_all()["text"]
 
     @cached_property
     def splits(self) -> pl.DataFrame:
@@ -80,11 +94,20 @@ class Prepared:
 
     def as_samples(self, index: pl.DataFrame) -> list[Sample]:
         """Rows of the index as samples, in their order."""
+        given = [name for name in _FIELDS if name in index.columns]
+        columns = {name: index[name].to_list() for name in given}
+        columns["target"] = self._targets(index)
+        if "candidates" in columns:
+            columns["candidates"] = list(map(tuple, columns["candidates"]))
+        rows = zip(*columns.values(), strict=True)
+        return [Sample(**dict(zip(columns, row, strict=True))) for row in rows]
+
+    def _targets(self, index: pl.DataFrame) -> list[tuple[str, ...]]:
+        if index.schema["target"] == pl.List(pl.String):
+            return list(map(tuple, index["target"].to_list()))
         names = self.store.names
         answers = zip(index["target"].to_list(), index["target_row"].to_list(), strict=True)
-        columns = {name: index[name].to_list() for name in _FIELDS if name != "target"}
-        columns["target"] = [self._target(codes, note, names) for codes, note in answers]
-        return list(map(Sample, *(columns[name] for name in _FIELDS)))
+        return [self._target(codes, note, names) for codes, note in answers]
 
     def _target(self, codes: list[int], row: int | None, names: list[str]) -> tuple[str, ...]:
         if row is not None:
@@ -97,6 +120,8 @@ class Prepared:
         Oldest first. The first `preamble_length` events are never cut; later ones are cut oldest
         first when a context is too long (see `prompts`).
         """
+        if sample.text_row is not None:
+            return events_of(self.texts[sample.text_row].as_py())
         return context_events(self.store, sample)
 
 
