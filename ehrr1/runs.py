@@ -56,8 +56,15 @@ RESULT_SETTINGS: dict[str, tuple[str, ...]] = {
 }
 """The sections of the configuration that change a stage's result."""
 
+NOT_COMPARED = frozenset({"data.shard", "data.shards"})
+"""Settings of those sections that say who does the work, not what comes of it."""
+
 ALWAYS_AGAIN = frozenset({"export"})
 """Stages that only show what is there: they run again and overwrite."""
+
+
+class FolderInUseError(UserError):
+    """Another process works in the folder."""
 
 
 @dataclass
@@ -145,6 +152,28 @@ def opened(cfg: DictConfig, stage: str, variant_hint: str = "") -> Iterator[Run 
         remove(previous)
 
 
+@contextmanager
+def joined(cfg: DictConfig, stage: str, member: int) -> Iterator[Run | None]:
+    """The folder of a stage that several processes make together; this one is `member`.
+
+    None where the run is finished. Raises UserError as `opened` does; nothing is ever removed.
+    """
+    folder = home(cfg) / stage
+    inputs = find_inputs(cfg, stage)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    own = folder.with_name(f".{stage}-{member}.lock")
+    with _locked(folder.with_name(f".{stage}.lock"), folder, shared=True), _locked(own, folder):
+        begun = (folder / "config.yaml").exists()
+        if begun:
+            _refuse_other_settings(cfg, stage, folder, inputs)
+        if is_finished(folder):
+            yield None
+            return
+        run = Run(folder, stage, inputs, resuming=begun)
+        _describe(cfg, run)
+        yield run
+
+
 def finish(run: Run, metrics: dict[str, Any]) -> None:
     """Write `metrics.json`, which marks the run as finished. Values are numbers, names flat."""
     write_json(run.folder / "metrics.json", metrics)
@@ -155,12 +184,12 @@ def metrics_of(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _locked(lock: Path, folder: Path) -> Iterator[None]:
+def _locked(lock: Path, folder: Path, shared: bool = False) -> Iterator[None]:
     with lock.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
+            raise FolderInUseError(
                 f"{folder} is in use by another process: wait for it, or set variant=NAME"
             ) from None
         yield
@@ -192,7 +221,7 @@ def _refuse_other_settings(
         now, then = _flat(wanted[section], section), _flat(there.get(section), section)
         differences += [
             f"{key}: {then.get(key)} there, {now.get(key)} now"
-            for key in sorted(now.keys() | then.keys())
+            for key in sorted((now.keys() | then.keys()) - NOT_COMPARED)
             if now.get(key) != then.get(key)
         ]
     recorded = read_json(folder / "inputs.json")

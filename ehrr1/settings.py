@@ -91,6 +91,9 @@ RULES: dict[str, Rule] = {
     "data.open": Switch(),
     "data.protocol": Choice(("strict",)),
     "data.window_hours": POSITIVE,
+    "data.patients_per_shard": COUNT,
+    "data.shard": Number(0, whole=True, none=True),
+    "data.shards": COUNT,
     "data.suite": Choice((None, "paper42", "release45")),
     "data.split.validation": SHARE,
     "data.split.test": SHARE,
@@ -154,6 +157,17 @@ def check(cfg: DictConfig) -> None:
         problems.append("data.root=null: data=mimic needs the folder with hosp/: data.root=DIR")
     if cfg.data.name == "benchmark" and cfg.data.path is None:
         problems.append("data.path=null: data=benchmark needs its file: data.path=FILE.jsonl")
+    shard, shards = cfg.data.shard, cfg.data.shards
+    if not problems and shard is not None and shard >= shards:
+        problems.append(
+            f"data.shard={shard}: it must be below data.shards={shards}; set data.shards to the "
+            "number of processes that share the work"
+        )
+    if shard is not None and cfg.overwrite:
+        problems.append(
+            "overwrite=true with data.shard would remove what other processes build: remove the "
+            "folder by hand"
+        )
     shares = cfg.data.split
     if not problems and shares.validation + shares.test >= 1:
         problems.append(

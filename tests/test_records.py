@@ -13,12 +13,10 @@ from omegaconf import OmegaConf
 from polars.testing import assert_frame_equal
 
 from ehrr1.errors import UserError
-from ehrr1.records import store
 from ehrr1.records.codes import ClassMaps
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import record_markdown
-from ehrr1.records.reading import Folder
-from ehrr1.records.rows import Source, needed_columns
+from ehrr1.records.rows import needed_columns
 from ehrr1.records.schema import TABLES
 from ehrr1.records.synthetic import write_hospital
 from ehrr1.runs import Run
@@ -87,9 +85,22 @@ def write_tables(root: Path, tables: dict[str, Sequence[dict[str, object]]]) -> 
     return root
 
 
+def store_rows(folder: Path) -> pl.DataFrame:
+    """All rows of a prepared folder's store, with their names in place of codes."""
+    parts = []
+    for shard in sorted((folder / "store").glob("0*")):
+        names = pl.read_ipc(shard / "names.arrow")["name"]
+        code = pl.col("item", "class")
+        named = pl.read_ipc(shard / "rows.arrow").with_columns(
+            pl.when(code >= 0).then(code).replace_strict(range(len(names)), names, default=None)
+        )
+        parts.append(named)
+    return pl.concat(parts)
+
+
 def same_records(one: Path, other: Path) -> None:
-    for name in ("store/rows.arrow", "store/names.arrow", "store/patients.arrow"):
-        assert_frame_equal(pl.read_ipc(one / name), pl.read_ipc(other / name))
+    assert_frame_equal(store_rows(one), store_rows(other))
+    assert_frame_equal(*(pl.read_parquet(folder / "names.parquet") for folder in (one, other)))
     indices = (pl.read_parquet(folder / "index.parquet") for folder in (one, other))
     assert_frame_equal(*indices)
 
@@ -102,7 +113,7 @@ def test_every_row_is_kept_or_reported(hospital: Path, tmp_path: Path) -> None:
         assert metrics[f"rows/{name}"] == height > 0, name
         kept_and_reported = metrics[f"rows_kept/{name}"] + metrics[f"rows_reported/{name}"]
         assert kept_and_reported == height, name
-    assert pl.read_ipc(tmp_path / "store" / "rows.arrow").height == sum(
+    assert store_rows(tmp_path).height == sum(
         int(metrics[f"rows_kept/{name}"]) for name in TABLES if name != "patients"
     )
 
@@ -136,7 +147,7 @@ def test_unusable_rows_are_reported_with_their_reason(hospital: Path, tmp_path: 
         "unknown_subject": 1,
     }
     assert reported.icustays == {"repeated_id": 1}
-    values = pl.read_ipc(tmp_path / "run" / "store" / "rows.arrow")["values"]
+    values = store_rows(tmp_path / "run")["values"]
     assert values.str.contains("\x1fhigh\x1f", literal=True).any()
 
 
@@ -303,12 +314,11 @@ def test_classes_of_both_code_versions_and_of_float_codes(tmp_path: Path) -> Non
 
 
 def test_one_patient_is_read_without_the_others(hospital: Path, tmp_path: Path) -> None:
-    source = Source(Folder(hospital), ClassMaps({}))
-    store.build(source, tmp_path / "store")
-    built = store.Store(tmp_path / "store")
-    rows = pl.read_ipc(tmp_path / "store" / "rows.arrow")
-    for subject, patient in random.Random(0).sample(sorted(built.patients.items()), 5):
-        own = rows[patient.first : patient.last]
+    built = prepared(hospital, tmp_path, patients_per_shard=15)[0].store
+    rows = store_rows(tmp_path)
+    for subject in random.Random(0).sample(sorted(set(rows["subject_id"])), 5):
+        shard, patient = built.find(subject)
+        own = pl.read_ipc(shard.folder / "rows.arrow")[patient.first : patient.last]
         assert set(own["subject_id"]) <= {subject}
         assert own.height == rows.filter(subject_id=subject).height
         assert own["event_time"].is_sorted()

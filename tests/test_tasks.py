@@ -17,7 +17,7 @@ from ehrr1.prompts.messages import answer_text, completion, instruction, message
 from ehrr1.records.codes import ClassMaps
 from ehrr1.records.events import Event
 from ehrr1.records.reading import Folder
-from ehrr1.records.rows import Source, read_parent
+from ehrr1.records.rows import MimicFolder
 from ehrr1.records.schema import TABLES
 from ehrr1.tasks import labels
 from ehrr1.tasks.catalog import SUITES, TASKS
@@ -449,9 +449,8 @@ def test_prediction_times_do_not_depend_on_outcomes(hospital: Path, tmp_path: Pa
     times = []
     frames = []
     for root in (hospital, copied(hospital, tmp_path / "hospital", swapped)):
-        source = Source(Folder(root), ClassMaps({}))
-        for name in ("patients", "admissions", "edstays", "icustays"):
-            read_parent(source, name)
+        source = MimicFolder(Folder(root), ClassMaps({}), patients_per_shard=1000)
+        source.want([0])
         key = ["subject_id", "hadm_id", "stay_id", "prediction_time", "window_start"]
         times.append(
             {

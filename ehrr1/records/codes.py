@@ -68,7 +68,7 @@ class ClassMaps:
                 if kind == "atc"
                 else (["icd_code", "icd_version"], "long_title")
             )
-            frame = read_columns(path, [*code, title])
+            frame = read_columns([path], [*code, title])
             named = frame.rename({"ndc_code": "ndc"}) if kind == "atc" else frame
             self._read[kind] = (
                 pl.DataFrame({"code": _key(kind, named), "class": as_text(frame[title])})

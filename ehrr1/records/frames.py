@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import polars as pl
 
+from ehrr1.records.rows import STORE_SCHEMA
 from ehrr1.records.store import NO_ID, NO_TIME, Store
 
 ROWS_AT_ONCE = 500_000
@@ -14,15 +15,16 @@ ROWS_AT_ONCE = 500_000
 def store_frames(store: Store, rows_at_once: int = ROWS_AT_ONCE) -> Iterator[pl.DataFrame]:
     """All rows in the order of the store, in frames that hold whole patients.
 
-    Columns as `rows.read_rows` gives them: `subject_id, hadm_id, stay_id, table, event_time,
-    available_time, late_time, item, class, order, values`; ids, `late_time` and names that are
+    Columns as `rows.STORE_SCHEMA` has them; ids, `late_time` and names that are
     not there are null. `order` is the row's place among the patient's rows: it keeps rows of one
     time in their order when the store is built from them again.
     """
-    rows = pl.scan_ipc(store.folder / "rows.arrow")
-    names = pl.Series("name", store.names[:-1], dtype=pl.String)
-    for first, last in _ranges([p.last for p in store.patients.values()], rows_at_once):
-        yield decoded(rows.slice(first, last - first).collect(), names)
+    for number in range(len(store.shards)):
+        shard = store.shard(number)
+        rows = pl.scan_ipc(shard.folder / "rows.arrow")
+        names = pl.Series("name", shard.names[:-1], dtype=pl.String)
+        for first, last in _ranges([p.last for p in shard.patients.values()], rows_at_once):
+            yield decoded(rows.slice(first, last - first).collect(), names)
 
 
 def _ranges(ends: list[int], rows_at_once: int) -> Iterator[tuple[int, int]]:
@@ -50,7 +52,4 @@ def decoded(rows: pl.DataFrame, names: pl.Series) -> pl.DataFrame:
         named("item"),
         named("class"),
         pl.int_range(pl.len()).over("subject_id").cast(pl.Int64).alias("order"),
-    ).select(
-        *("subject_id", "hadm_id", "stay_id", "table", "event_time", "available_time"),
-        *("late_time", "item", "class", "order", "values"),
-    )
+    ).select(*STORE_SCHEMA)

@@ -7,6 +7,7 @@ cannot be read is a `UserError` that names the file, the cause and the remedy.
 import csv
 import gzip
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
@@ -15,6 +16,12 @@ from ehrr1.errors import UserError
 
 SUFFIXES = (".csv.gz", ".csv", ".parquet")
 """Looked for in this order; the first is how the tables are published."""
+
+BATCH_ROWS = 500_000
+"""So many rows of a file are held at a time."""
+
+READ_ERRORS = (pl.exceptions.PolarsError, OSError, EOFError, zlib.error, UnicodeDecodeError)
+"""What a broken file raises."""
 
 TIME_FORMATS = (
     "%Y-%m-%d %H:%M:%S",
@@ -28,7 +35,8 @@ TIME_FORMATS = (
 class Folder:
     """A folder that holds MIMIC-IV's modules (`hosp`, `icu`, `ed`, `note`; any case).
 
-    Raises UserError where the folder is missing or holds no module.
+    A table is one file, or a folder of that name with the table's rows in several files.
+    Raises UserError where the folder is missing.
     """
 
     def __init__(self, root: Path):
@@ -37,56 +45,81 @@ class Folder:
                 f"data.root={root}: there is no such folder; give the folder that holds hosp/"
             )
         self.root = root
-        self._files: dict[tuple[str, str], Path] = {}
+        self._paths: dict[tuple[str, str], Path] = {}
         for module in root.iterdir():
             if module.is_dir():
-                for file in module.iterdir():
-                    self._files[module.name.lower(), file.name.lower()] = file
+                for path in module.iterdir():
+                    self._paths[module.name.lower(), path.name.lower()] = path
 
-    def find(self, module: str, name: str) -> Path | None:
-        """The file of a table, or None."""
+    def find(self, module: str, name: str) -> list[Path]:
+        """The files of a table, in order of their names; none where the table is not there."""
         for suffix in SUFFIXES:
-            path = self._files.get((module, name + suffix))
+            path = self._paths.get((module, name + suffix))
             if path is not None:
-                return path
-        return None
+                return [path]
+        folder = self._paths.get((module, name))
+        if folder is None or not folder.is_dir():
+            return []
+        return sorted(path for path in folder.iterdir() if path.name.lower().endswith(SUFFIXES))
 
-    def require(self, module: str, name: str, needed_by: str) -> Path:
-        path = self.find(module, name)
-        if path is None:
+    def require(self, module: str, name: str, needed_by: str) -> list[Path]:
+        paths = self.find(module, name)
+        if not paths:
             raise UserError(
                 f"data.root={self.root}: {module}/{name} (.csv.gz, .csv or .parquet) is missing, "
                 f"and {needed_by} needs it: put the file there"
             )
-        return path
+        return paths
 
 
-def read_columns(path: Path, columns: list[str]) -> pl.DataFrame:
-    """The named columns of a file, in that order; column names may differ in case.
+def read_columns(paths: list[Path], columns: list[str]) -> pl.DataFrame:
+    """The named columns of a table's files as `read_batches` gives them, all in memory."""
+    return pl.concat(read_batches(paths, columns), how="vertical_relaxed")
 
-    CSV cells are text, empty ones null; Parquet keeps its types. Raises UserError for a file that
-    is empty, broken, not UTF-8, or lacks a column.
+
+def read_batches(paths: list[Path], columns: list[str]) -> Iterator[pl.DataFrame]:
+    """The named columns of a table's files, in that order, `BATCH_ROWS` rows at a time or fewer.
+
+    Column names may differ in case. CSV cells are text, empty ones null; Parquet keeps its types.
+    Memory stays bounded whatever the size of the files; a file without rows gives one empty batch.
+    Raises UserError for a file that is empty, broken, not UTF-8, or lacks a column.
     """
-    try:
-        if path.suffix == ".parquet":
-            frame = pl.scan_parquet(path)
-            header = frame.collect_schema().names()
-        else:
-            header = _csv_header(path)
-            frame = pl.scan_csv(path, infer_schema_length=0)
-        actual = _match(path, header, columns)
-        read = frame.select(pl.col(actual[name]).alias(name) for name in columns).collect()
-    except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        # Polars quotes what it cannot parse: patient text stays out of messages.
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0].partition("`")[0]
-        raise UserError(
-            f"{path} cannot be read ({cause.strip()}): fetch the file again, "
-            "or mend it; its published checksum tells whether it is whole"
-        ) from error
-    for name, kind in read.schema.items():
+    for path in paths:
+        frames = _batches(path, columns)
+        while True:
+            try:
+                frame = next(frames, None)
+            except READ_ERRORS as error:
+                # Polars quotes what it cannot parse: patient text stays out of messages.
+                cause = (str(error).strip() or type(error).__name__).splitlines()[0].partition("`")
+                raise UserError(
+                    f"{path} cannot be read ({cause[0].strip()}): fetch the file again, "
+                    "or mend it; its published checksum tells whether it is whole"
+                ) from error
+            if frame is None:
+                break
+            yield frame
+
+
+def _batches(path: Path, columns: list[str]) -> Iterator[pl.DataFrame]:
+    if path.suffix == ".parquet":
+        frame = pl.scan_parquet(path)
+        header = frame.collect_schema().names()
+    else:
+        header = _csv_header(path)
+        frame = pl.scan_csv(path, infer_schema_length=0)
+    actual = _match(path, header, columns)
+    wanted = frame.select(pl.col(actual[name]).alias(name) for name in columns)
+    schema = wanted.collect_schema()
+    for name, kind in schema.items():
         if kind.is_nested() or kind == pl.Binary:
             raise UserError(f"{path}: the column {name} holds {kind}; text or numbers are needed")
-    return read
+    empty = True
+    for batch in wanted.collect_batches(chunk_size=BATCH_ROWS, lazy=True):
+        empty = False
+        yield batch
+    if empty:
+        yield pl.DataFrame(schema=schema)
 
 
 def _csv_header(path: Path) -> list[str]:

@@ -3,42 +3,107 @@
 Every row read is either kept or reported with a reason; none is lost in silence.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
 
 import polars as pl
 
 from ehrr1.errors import UserError
 from ehrr1.records.codes import CODE_COLUMNS, ClassMaps
-from ehrr1.records.reading import Folder, as_id, as_text, as_time, read_columns
-from ehrr1.records.schema import NUMBERS, ORDER, REQUIRED, TABLES, TEXTS
+from ehrr1.records.reading import Folder, as_id, as_text, as_time, read_batches, read_columns
+from ehrr1.records.schema import NUMBERS, ORDER, TABLES, TEXTS
+from ehrr1.records.source import Shards, Source
 from ehrr1.records.table import At, Lookup, Table
 
 SEPARATOR = "\x1f"
 """Stands between the values of a row in the store."""
 
+PARENTS = ("admissions", "edstays", "icustays")
+"""Tables beside patients that other tables and the labels refer to."""
 
-@dataclass
-class Counts:
-    """What became of a table's rows; the reported ones by reason."""
+STORE_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    **dict.fromkeys(("subject_id", "hadm_id", "stay_id"), pl.Int64),
+    "table": pl.UInt8,
+    **dict.fromkeys(("event_time", "available_time", "late_time"), pl.Datetime("us")),
+    **dict.fromkeys(("item", "class"), pl.String),
+    "order": pl.Int64,
+    "values": pl.String,
+}
+"""A row of the store: whose it is, its table's number in `schema.ORDER`, its times (`late_time`:
+when the late columns are known, null where none are late), its names, its place among the rows of
+an event, and its shown values joined by `SEPARATOR`."""
 
-    read: int = 0
-    kept: int = 0
-    reported: dict[str, int] = field(default_factory=dict)
-    assumed: int = 0
-    """Rows whose time of knowledge is the schema's fixed delay, for want of a store time."""
 
+class MimicFolder(Source):
+    """MIMIC-IV's own tables in a folder, and the users' class maps.
 
-@dataclass
-class Source:
-    """The input: its folder, the users' class maps, and the tables that others refer to."""
+    Raises UserError where patients or admissions are missing or cannot be read.
+    """
 
-    folder: Folder
-    maps: ClassMaps
-    parents: dict[str, pl.DataFrame] = field(default_factory=dict)
-    """patients, admissions, edstays and icustays as `read_parent` gives them."""
-    counts: dict[str, Counts] = field(default_factory=dict)
-    """What became of every table's rows, by table."""
-    _dictionaries: dict[tuple[str, str], pl.DataFrame] = field(default_factory=dict)
+    def __init__(self, folder: Folder, maps: ClassMaps, patients_per_shard: int):
+        super().__init__()
+        self.folder = folder
+        self.maps = maps
+        self._dictionaries: dict[tuple[str, str], pl.DataFrame] = {}
+        self._patients = self._read_whole("patients")
+        self.subjects = self._patients["subject_id"].drop_nulls().unique().sort()
+        if not len(self.subjects):
+            path = folder.require("hosp", "patients", "every stage")[0]
+            raise UserError(f"{path} holds no patient: fetch the file again")
+        self.shards = Shards.divide(self.subjects, patients_per_shard)
+        there = [name for name in ORDER if folder.find(TABLES[name].module, name)]
+        folder.require("hosp", "admissions", "every stage")
+        self.tables = [name for name in there if name != "patients"]
+
+    def want(self, shards: Collection[int]) -> None:
+        self.wanted = frozenset(shards)
+        self._keep_parent("patients", self._patients)
+        for name in PARENTS:
+            if name in self.tables:
+                self._keep_parent(name, self._read_whole(name))
+
+    def _read_whole(self, name: str) -> pl.DataFrame:
+        """A parent table, sorted, with `repeated`: an earlier row has the same id."""
+        table = TABLES[name]
+        paths = self.folder.require(table.module, name, "every stage")
+        frame = typed(read_columns(paths, needed_columns(table)), str(paths[0]))
+        if name in ("patients", "admissions") and not frame.height:
+            raise UserError(f"{paths[0]} has a header but no rows: fetch the file again")
+        frame = frame.sort(pl.all())
+        return frame.with_columns(
+            (~pl.col(str(table.unique)).is_first_distinct()).alias("repeated")
+        )
+
+    def _keep_parent(self, name: str, frame: pl.DataFrame) -> None:
+        frame = self.route(frame)
+        self.count(name, "read", frame["shard"])
+        if name == "patients":
+            # The others are checked against the patients' ids.
+            self.parents["patients"] = frame
+        frame = report(frame, TABLES[name], self)
+        self.parents[name] = frame.drop("repeated")
+        if name == "patients":
+            self.count(name, "kept", frame["shard"])
+
+    def rows(self, table: str) -> Iterator[pl.DataFrame]:
+        entry = TABLES[table]
+        if table in self.parents:
+            yield self._as_rows(self.parents[table], entry)
+            return
+        paths = self.folder.find(entry.module, table)
+        for batch in read_batches(paths, needed_columns(entry)):
+            frame = self.route(typed(batch, str(paths[0])))
+            self.count(table, "read", frame["shard"])
+            yield self._as_rows(frame, entry)
+
+    def _as_rows(self, frame: pl.DataFrame, table: Table) -> pl.DataFrame:
+        frame = _with_parent_times(frame, table, self)
+        frame = frame.with_columns(_first_time(table.event_time).alias("event_time"))
+        frame = report(frame, table, self)
+        frame = _with_names(frame, table, self)
+        frame = _with_knowledge(frame, table)
+        self.count(table.name, "kept", frame["shard"])
+        self.count(table.name, "assumed", frame["shard"].filter(frame["assumed"]))
+        return frame.select(*_store_columns(table), _values(frame, table), pl.col("shard"))
 
     def dictionary(self, lookup: Lookup, needed_by: str) -> pl.DataFrame:
         """The lookup's join columns and `name`, one row a key."""
@@ -48,58 +113,23 @@ class Source:
         return self._dictionaries[key]
 
     def _read_dictionary(self, lookup: Lookup, needed_by: str) -> pl.DataFrame:
-        if lookup.optional and self.folder.find(lookup.module, lookup.file) is None:
+        if lookup.optional and not self.folder.find(lookup.module, lookup.file):
             return pl.DataFrame(schema=dict.fromkeys([*lookup.on, lookup.name], pl.String))
-        path = self.folder.require(lookup.module, lookup.file, needed_by)
+        paths = self.folder.require(lookup.module, lookup.file, needed_by)
         keys = list(lookup.on.values())
         only = [lookup.only[0]] if lookup.only else []
-        frame = read_columns(path, [*keys, lookup.value, *only])
+        frame = read_columns(paths, [*keys, lookup.value, *only])
         frame = frame.select(as_text(frame[name]).str.strip_chars() for name in frame.columns)
         if lookup.only:
             frame = frame.filter(pl.col(lookup.only[0]) == lookup.only[1])
         return (
             frame.select(
                 *(pl.col(theirs).alias(ours) for ours, theirs in lookup.on.items()),
-                pl.col(lookup.value).alias(lookup.name),
+                one_line(pl.col(lookup.value)).alias(lookup.name),
             )
             .sort(pl.all())
             .unique(list(lookup.on), keep="first")
         )
-
-
-def read_parent(source: Source, name: str) -> pl.DataFrame:
-    """patients, admissions, edstays or icustays, with the columns that labels need.
-
-    Ids are numbers, times are times; rows without a usable id or repeating one are reported.
-    """
-    table = TABLES[name]
-    frame = _read(source, table)
-    if name in REQUIRED and not frame.height:
-        path = source.folder.require(table.module, name, "every stage")
-        raise UserError(f"{path} has a header but no rows: fetch the file again")
-    frame = report(frame.sort(pl.all()), table, source)
-    source.parents[name] = frame
-    return frame
-
-
-def read_rows(source: Source, table: Table) -> pl.DataFrame:
-    """A table's usable rows as the store keeps them, unsorted."""
-    parent = source.parents.get(table.name)
-    frame = _read(source, table) if parent is None else parent
-    frame = _with_parent_times(frame, table, source)
-    frame = frame.with_columns(_first_time(table.event_time).alias("event_time"))
-    frame = report(frame, table, source)
-    frame = _with_names(frame, table, source)
-    frame = _with_knowledge(frame, table)
-    source.counts[table.name].assumed = int(frame["assumed"].sum())
-    return frame.select(_store_columns(table)).with_columns(_values(frame, table))
-
-
-def _read(source: Source, table: Table) -> pl.DataFrame:
-    path = source.folder.require(table.module, table.name, "every stage")
-    frame = typed(read_columns(path, needed_columns(table)), str(path))
-    source.counts[table.name] = Counts(read=frame.height)
-    return frame
 
 
 def needed_columns(table: Table) -> list[str]:
@@ -169,23 +199,21 @@ def report(frame: pl.DataFrame, table: Table, source: Source) -> pl.DataFrame:
     if table.name != "patients":
         subjects = source.parents["patients"]["subject_id"].implode()
         reasons["unknown_subject"] = ~pl.col("subject_id").is_in(subjects)
-    if table.unique:
-        reasons["no_id"] = pl.col(table.unique).is_null()
-        reasons["repeated_id"] = ~pl.col(table.unique).is_first_distinct()
+    if "repeated" in frame.columns:
+        reasons["no_id"] = pl.col(str(table.unique)).is_null()
+        reasons["repeated_id"] = pl.col("repeated")
     if "event_time" in frame.columns:
         reasons["no_time"] = pl.col("event_time").is_null()
         if any(at.of for at in table.known_at):
             reasons["no_discharge_time"] = _first_time(table.known_at).is_null()
-    checked = frame.with_columns(
+    why = frame.select(
         pl.coalesce(pl.when(bad).then(pl.lit(name)) for name, bad in reasons.items()).alias("why")
-    )
-    counts = source.counts[table.name]
-    lost = checked["why"].drop_nulls().value_counts()
-    for why, count in lost.iter_rows():
-        counts.reported[why] = counts.reported.get(why, 0) + count
-    usable = checked.filter(pl.col("why").is_null()) if lost.height else checked
-    counts.kept = usable.height
-    return usable.drop("why")
+    )["why"]
+    if why.null_count() == frame.height:
+        return frame
+    for reason in sorted(why.drop_nulls().unique()):
+        source.count(table.name, f"reported/{reason}", frame["shard"].filter(why == reason))
+    return frame.filter(why.is_null())
 
 
 def _with_parent_times(frame: pl.DataFrame, table: Table, source: Source) -> pl.DataFrame:
@@ -237,7 +265,7 @@ def _with_knowledge(frame: pl.DataFrame, table: Table) -> pl.DataFrame:
 NEVER = pl.datetime(9999, 1, 1, time_unit="us")
 
 
-def _with_names(frame: pl.DataFrame, table: Table, source: Source) -> pl.DataFrame:
+def _with_names(frame: pl.DataFrame, table: Table, source: MimicFolder) -> pl.DataFrame:
     """Adds the dictionaries' names and the class of the codes."""
     for lookup in table.lookups:
         keys = list(lookup.on)
@@ -262,17 +290,25 @@ def _store_columns(table: Table) -> list[pl.Expr]:
         pl.col("event_time"),
         pl.col("available_time"),
         pl.col("late_time"),
-        _name(table.item).alias("item"),
+        _name(table).alias("item"),
         (pl.col("class") if table.classes else pl.lit(None, pl.String)).alias("class"),
         order.cast(pl.Int64).alias("order"),
     ]
 
 
-def _name(columns: tuple[str, ...]) -> pl.Expr:
-    """The first of the columns that has a value, on one line; null where none has."""
-    if not columns:
+def _name(table: Table) -> pl.Expr:
+    """The first of the item's columns that has a value, on one line; null where none has."""
+    if not table.item:
         return pl.lit(None, pl.String)
-    name = pl.coalesce(columns).str.strip_chars().str.replace_all(r"[\s\x1f]+", " ")
+    looked_up = {lookup.name for lookup in table.lookups}
+    if looked_up.issuperset(table.item):
+        return pl.coalesce(table.item)
+    return one_line(pl.coalesce(table.item))
+
+
+def one_line(text: pl.Expr) -> pl.Expr:
+    """A name without line breaks, outer or repeated spaces; null where nothing is left."""
+    name = text.str.strip_chars().str.replace_all(r"[\s\x1f]+", " ")
     return pl.when(name != "").then(name)
 
 

@@ -1,16 +1,17 @@
 """The store: every row of every patient, in the order of the trajectory, mapped into memory.
 
     store/
-        rows.arrow      a row per table row, sorted by patient, event time, table, stay
-        patients.arrow  a row per patient, with the range of its rows
-        names.arrow     the names behind the codes `item` and `class`, in alphabetical order
-        parents/        patients, admissions, edstays and icustays as `rows.read_parent` gives them
+        shards.json          the lowest subject_id of each shard
+        0000/                the patients of one range of ids
+            rows.arrow       a row per table row, sorted by patient, event time, table, stay
+            patients.arrow   a row per patient, with the range of its rows
+            names.arrow      the names behind the codes `item` and `class`, in alphabetical order
+            parent-*.arrow   patients, admissions, edstays, icustays, as labels need them
 
 The files are uncompressed Arrow IPC with one record batch: a patient's rows are read without
-copying the rest, in well under 5 ms.
+copying the rest, in well under 5 ms. A shard is written atomically and knows nothing of the others.
 """
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,14 +20,12 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from ehrr1.files import replacing
+from ehrr1.files import read_json, write_json
 from ehrr1.progress import track
-from ehrr1.records.reading import Folder
-from ehrr1.records.rows import SEPARATOR, Source, read_parent, read_rows
-from ehrr1.records.schema import ORDER, REQUIRED, TABLES
-
-PARENTS = ("patients", "admissions", "edstays", "icustays")
-"""Tables that other tables and the labels refer to; read first."""
+from ehrr1.records.rows import SEPARATOR, STORE_SCHEMA
+from ehrr1.records.schema import TABLES
+from ehrr1.records.source import Shards, Source
+from ehrr1.records.spool import Spool
 
 SORTED_BY = (
     *("subject_id", "event_time", "table", "stay_id", "hadm_id"),
@@ -40,37 +39,44 @@ NO_ID = -1
 NO_CODE = -1
 """Stand for null in the other number columns of the store."""
 
+SHARDS = "shards.json"
 
-def build(source: Source, folder: Path) -> list[str]:
-    """Read all tables of `source` and write the store; returns the tables whose file is missing.
 
-    `source.parents` and `source.counts` are filled on the way. Raises UserError for files that
-    cannot be read.
+def shard_folder(store: Path, number: int) -> Path:
+    return store / f"{number:04d}"
+
+
+def write_shards(store: Path, shards: Shards) -> None:
+    write_json(store / SHARDS, {"firsts": shards.firsts})
+
+
+def read_all(source: Source, spool: Spool) -> None:
+    """Read every table of `source` once into the spool."""
+    for table in track(source.tables, "reading tables"):
+        for frame in source.rows(table):
+            spool.add(frame)
+
+
+def write_shard(
+    folder: Path, frames: list[pl.DataFrame], parents: dict[str, pl.DataFrame]
+) -> tuple[pl.DataFrame, pl.Series]:
+    """Write a shard's files into `folder`; returns its rows, sorted and coded, and its names.
+
+    `frames` hold the shard's rows (`rows.STORE_SCHEMA`); the list is emptied. `parents` are the
+    shard's own.
     """
-    for name in PARENTS:
-        if name in REQUIRED or _is_there(source.folder, name):
-            read_parent(source, name)
-    present = [name for name in ORDER if name != "patients" and _is_there(source.folder, name)]
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        reading = pool.map(lambda name: read_rows(source, TABLES[name]), present)
-        frames = list(track(reading, "reading tables", total=len(present)))
+    frames.append(pl.DataFrame(schema=STORE_SCHEMA))
     rows = pl.concat(frames)
-    del frames
+    frames.clear()
     names = _names(rows)
     rows = _sorted(_coded(rows, names))
-    with replacing(folder) as temporary:
-        temporary.mkdir()
-        _write(rows, temporary / "rows.arrow")
-        _write(_patients(source.parents["patients"], rows), temporary / "patients.arrow")
-        _write(names.to_frame(), temporary / "names.arrow")
-        (temporary / "parents").mkdir()
-        for name, parent in source.parents.items():
-            parent.write_parquet(temporary / "parents" / f"{name}.parquet")
-    return [name for name in ORDER if name != "patients" and name not in present]
-
-
-def _is_there(folder: Folder, name: str) -> bool:
-    return folder.find(TABLES[name].module, name) is not None
+    folder.mkdir(parents=True)
+    _write(rows, folder / "rows.arrow")
+    _write(_patients(parents["patients"], rows), folder / "patients.arrow")
+    _write(names.to_frame(), folder / "names.arrow")
+    for name, parent in parents.items():
+        _write(parent.drop("shard", "bad_id"), folder / f"parent-{name}.arrow")
+    return rows, names
 
 
 def _names(rows: pl.DataFrame) -> pl.Series:
@@ -82,13 +88,8 @@ def _names(rows: pl.DataFrame) -> pl.Series:
 
 
 def _coded(rows: pl.DataFrame, names: pl.Series) -> pl.DataFrame:
-    codes = names.to_frame().with_row_index("code").with_columns(pl.col("code").cast(pl.Int32))
-    for column in ("item", "class"):
-        coded = codes.rename({"name": column, "code": "code_" + column})
-        rows = rows.join(coded, on=column, how="left", maintain_order="left")
-        code = rows["code_" + column].fill_null(NO_CODE).alias(column)
-        rows = rows.drop("code_" + column).with_columns(code)
-    return rows
+    coded = pl.col("item", "class").cast(pl.Enum(names)).to_physical().cast(pl.Int32)
+    return rows.with_columns(coded.fill_null(NO_CODE))
 
 
 def _sorted(rows: pl.DataFrame) -> pl.DataFrame:
@@ -133,13 +134,14 @@ class Patient:
     last: int
 
 
-class Store:
-    """Reads a built store. Arrays are views of the mapped file; nothing is loaded before use."""
+class Shard:
+    """Some patients' rows. Arrays are views of the mapped file; nothing is loaded before use."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         rows = _mapped(folder / "rows.arrow")
         self._values = _only_chunk(rows, "values")
+        self.subject_id = _numbers(rows, "subject_id", np.int64)
         self.table = _numbers(rows, "table", np.uint8)
         self.event_time = _numbers(rows, "event_time", np.int64)
         self.available_time = _numbers(rows, "available_time", np.int64)
@@ -155,7 +157,7 @@ class Store:
 
     @cached_property
     def patients(self) -> dict[int, Patient]:
-        """Every patient by subject_id."""
+        """The shard's patients by subject_id."""
         rows = _mapped(self.folder / "patients.arrow").to_pylist()
         return {row.pop("subject_id"): Patient(**row) for row in rows}
 
@@ -166,6 +168,36 @@ class Store:
     def note(self, position: int) -> str:
         """The text of one row of free text: the last of its values."""
         return self.values(np.array([position]))[0].rsplit(SEPARATOR, 1)[-1]
+
+
+class Store:
+    """Finds a patient's shard; shards are opened when they are first asked for."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.shards = Shards(tuple(read_json(folder / SHARDS)["firsts"]))
+        self._firsts = np.array(self.shards.firsts)
+        self._open: dict[int, Shard] = {}
+
+    def shard(self, number: int) -> Shard:
+        if number not in self._open:
+            self._open[number] = Shard(shard_folder(self.folder, number))
+        return self._open[number]
+
+    def find(self, subject_id: int) -> tuple[Shard, Patient]:
+        """The shard that holds a patient, and where; KeyError for an unknown one."""
+        number = int(np.searchsorted(self._firsts, subject_id, side="right")) - 1
+        shard = self.shard(max(number, 0))
+        return shard, shard.patients[subject_id]
+
+    def parent(self, name: str) -> pl.DataFrame | None:
+        """A parent table of all patients; None where the input has none."""
+        paths = [
+            shard_folder(self.folder, number) / f"parent-{name}.arrow"
+            for number in range(len(self.shards))
+        ]
+        there = [pl.read_ipc(path) for path in paths if path.exists()]
+        return pl.concat(there) if there else None
 
 
 def _mapped(path: Path) -> pa.Table:

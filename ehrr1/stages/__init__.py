@@ -2,6 +2,7 @@
 
 import importlib
 import time
+from contextlib import suppress
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -21,6 +22,9 @@ def execute(cfg: DictConfig) -> None:
 
 def _execute_one(cfg: DictConfig, stage: str) -> None:
     _check_inputs(cfg, stage)
+    if stage == "prepare" and cfg.data.shard is not None:
+        _prepare_share(cfg)
+        return
     with runs.opened(cfg, stage) as run:
         folder = runs.home(cfg) / stage
         if run is None:
@@ -34,6 +38,24 @@ def _execute_one(cfg: DictConfig, stage: str) -> None:
         seconds = time.monotonic() - begin
         runs.finish(run, {**metrics, "seconds": round(seconds, 3)})
         console.print(f"[bold]{stage}[/]: done in {seconds:.0f} s")
+
+
+def _prepare_share(cfg: DictConfig) -> None:
+    """Build one share of the store; whoever finds all shards built merges them."""
+    from ehrr1.stages import prepare
+
+    folder, share = runs.home(cfg) / "prepare", f"{cfg.data.shard} of {cfg.data.shards}"
+    with runs.joined(cfg, "prepare", cfg.data.shard) as run:
+        if run is None:
+            console.print(f"[bold]prepare[/]: finished already, in {folder}")
+            return
+        left = prepare.build_share(cfg, run)
+    console.print(f"[bold]prepare[/]: share {share} is built; {left} shards are missing")
+    if not left:
+        with suppress(runs.FolderInUseError):  # another share is finishing and will merge
+            whole = cfg.copy()
+            whole.data.shard = None
+            _execute_one(whole, "prepare")
 
 
 def _check_inputs(cfg: DictConfig, stage: str) -> None:

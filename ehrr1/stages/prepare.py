@@ -1,14 +1,16 @@
 """stage=prepare: raw tables become a store of trajectories and an index of samples.
 
 hospital/       the synthetic hospital, where data.root is null
-store/          every row, sorted, with the time at which it became known
+store/          every row, sorted, with the time at which it became known, in shards of patients
 index.parquet   a row a sample: its prediction time, window and answer
+names.parquet   the names behind the index's answers
 split.parquet   subject_id, split
 reported.json   table -> reason -> rows that could not be used
 """
 
 import resource
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,17 +23,18 @@ from rich.table import Column
 from rich.table import Table as RichTable
 
 from ehrr1.errors import UserError
-from ehrr1.files import replacing, write_json
-from ehrr1.records import store
+from ehrr1.files import locked, replacing, write_json
 from ehrr1.records.codes import LOST_TASKS, ClassMaps
 from ehrr1.records.reading import Folder
-from ehrr1.records.rows import Counts, Source
+from ehrr1.records.rows import MimicFolder
 from ehrr1.records.schema import TABLES
+from ehrr1.records.table import Classes
 from ehrr1.runs import Run
 from ehrr1.stages import prepare_benchmark
+from ehrr1.tasks import build
 from ehrr1.tasks.catalog import SUITES, TASKS
 from ehrr1.tasks.index import Index, build_index
-from ehrr1.tasks.samples import INDEX, SPLIT, STORE
+from ehrr1.tasks.samples import SPLIT
 from ehrr1.tasks.splits import split_patients
 
 console = Console(stderr=True)
@@ -43,39 +46,77 @@ SYNTHETIC_MAPS = {
 }
 
 Metrics = dict[str, float | int]
+Rows = dict[str, Counter[str]]
+"""Table -> what became of its rows (`records.source.Counts`)."""
+
+REPORTED = "reported/"
 
 
 def run(cfg: DictConfig, run: Run) -> Metrics:
-    """Read every table, build store, splits and index. Metrics: counts per table and task."""
+    """Read every table, build the store and the index. Metrics: counts per table and task."""
     if cfg.data.name == "benchmark":
         return prepare_benchmark.run(cfg, run)
-    tasks = chosen_tasks(cfg)
-    check(cfg)
     metrics: Metrics = {}
     with timed(metrics, "hospital"):
-        root, maps = hospital(cfg, run.folder)
-    source = Source(Folder(root), ClassMaps(maps))
-    with timed(metrics, "store"):
-        missing = store.build(source, run.folder / STORE)
-    with timed(metrics, "index"):
-        subjects = source.parents["patients"]["subject_id"]
-        shares = cfg.data.split
-        splits = split_patients(
-            subjects, validation=shares.validation, test=shares.test, seed=cfg.seed
-        )
-        window = timedelta(hours=cfg.data.window_hours)
-        index = build_index(run.folder / STORE, source.parents, splits, window, tasks)
-        write(splits, run.folder / SPLIT)
-        write(index.frame, run.folder / INDEX)
-    write_json(run.folder / "reported.json", {n: c.reported for n, c in source.counts.items()})
-    metrics |= table_metrics(source.counts, missing, len(subjects))
-    metrics |= sample_metrics(index)
+        source = opened_source(cfg, run.folder)
+    with timed(metrics, "shards"):
+        build_missing(cfg, run, source)
+    with timed(metrics, "merge"):
+        rows, samples = build.merge(run.folder, source.shards)
+        write(splits_of(cfg, source), run.folder / SPLIT)
+    write_json(run.folder / "reported.json", reported(rows))
+    metrics |= table_metrics(rows, source.tables, len(source.subjects))
+    metrics |= {f"samples/{task}": samples[f"samples/{task}"] for task in TASKS}
+    metrics |= {name: count for name, count in sorted(samples.items())}
     metrics |= {f"missing_maps/{kind}": 1 for kind in source.maps.missing}
     metrics["peak_memory_gib"] = round(
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3
     )
-    show(source, missing, index)
+    show(rows, metrics, source.maps.missing)
     return metrics
+
+
+def build_share(cfg: DictConfig, run: Run) -> int:
+    """Build this process's share of the store, every `data.shards`-th shard from `data.shard` on.
+
+    Returns how many shards are missing then. The shares together are the store that one process
+    would build.
+    """
+    source = opened_source(cfg, run.folder)
+    build_missing(cfg, run, source, share=cfg.data.shard)
+    return len(build.missing_shards(run.folder, source))
+
+
+def opened_source(cfg: DictConfig, folder: Path) -> MimicFolder:
+    """The input, its patients read; the synthetic hospital is written first if it is asked for."""
+    check(cfg)
+    chosen_tasks(cfg)
+    root, maps = hospital(cfg, folder)
+    return MimicFolder(Folder(root), ClassMaps(maps), cfg.data.patients_per_shard)
+
+
+def build_missing(cfg: DictConfig, run: Run, source: MimicFolder, share: int | None = None) -> None:
+    """Build the shards that are not there; of a share only those that are its own."""
+    numbers = [
+        number
+        for number in build.missing_shards(run.folder, source)
+        if share is None or number % cfg.data.shards == share
+    ]
+    tasks = chosen_tasks(cfg)
+    splits = splits_of(cfg, source)
+    window = timedelta(hours=cfg.data.window_hours)
+
+    def index(rows: pl.DataFrame, names: pl.Series, parents: dict[str, pl.DataFrame]) -> Index:
+        return build_index(rows, names, parents, splits, window, tasks)
+
+    build.build_shards(source, numbers, run.folder, index)
+
+
+def splits_of(cfg: DictConfig, source: MimicFolder) -> pl.DataFrame:
+    shares = cfg.data.split
+    return split_patients(
+        source.subjects, validation=shares.validation, test=shares.test, seed=cfg.seed
+    )
 
 
 def chosen_tasks(cfg: DictConfig) -> tuple[str, ...]:
@@ -128,8 +169,9 @@ def hospital(cfg: DictConfig, folder: Path) -> tuple[Path, dict[str, Path | None
     from ehrr1.records.synthetic import write_hospital
 
     root = folder / "hospital"
-    if not root.exists():
-        write_hospital(root, cfg.data.subjects, cfg.seed)
+    with locked(folder / ".hospital.lock"):  # shares may ask for it at the same time
+        if not root.exists():
+            write_hospital(root, cfg.data.subjects, cfg.seed)
     own = {kind: root / "maps" / f"{name}.csv" for kind, name in SYNTHETIC_MAPS.items()}
     return root, {kind: maps[kind] or path for kind, path in own.items()}
 
@@ -146,43 +188,49 @@ def timed(metrics: Metrics, step: str) -> Iterator[None]:
     metrics[f"seconds/{step}"] = round(time.monotonic() - begin, 3)
 
 
-def table_metrics(counts: dict[str, Counts], missing: list[str], subjects: int) -> Metrics:
-    """rows read = rows kept + rows reported, for every table; missing tables read none."""
-    metrics: Metrics = {"subjects": subjects}
-    for name in TABLES:
-        count = counts.get(name, Counts())
-        metrics[f"rows/{name}"] = count.read
-        metrics[f"rows_kept/{name}"] = count.kept
-        metrics[f"rows_reported/{name}"] = sum(count.reported.values())
-        if count.assumed:
-            metrics[f"availability_assumed/{name}"] = count.assumed
-    return metrics | {f"missing_tables/{name}": 1 for name in missing}
-
-
-def sample_metrics(index: Index) -> Metrics:
-    counts = dict(index.frame["task"].value_counts().iter_rows())
+def reported(rows: Rows) -> dict[str, dict[str, int]]:
+    """Table -> reason -> rows that could not be used."""
     return {
-        **{f"samples/{task}": counts.get(task, 0) for task in TASKS},
-        **{f"positives/{task}": count for task, count in index.positives.items()},
-        **{f"excluded/{reason}": count for reason, count in index.excluded.items()},
-        **{f"died_in_window/{task}": count for task, count in index.died_in_window.items()},
+        name: {
+            outcome.removeprefix(REPORTED): count
+            for outcome, count in sorted(rows[name].items())
+            if outcome.startswith(REPORTED)
+        }
+        for name in TABLES
+        if name in rows
     }
 
 
-def show(source: Source, missing: list[str], index: Index) -> None:
+def table_metrics(rows: Rows, tables: list[str], subjects: int) -> Metrics:
+    """rows read = rows kept + rows reported, for every table; missing tables read none."""
+    metrics: Metrics = {"subjects": subjects}
+    lost = reported(rows)
+    for name in TABLES:
+        outcomes = rows.get(name, Counter())
+        metrics[f"rows/{name}"] = outcomes["read"]
+        metrics[f"rows_kept/{name}"] = outcomes["kept"]
+        metrics[f"rows_reported/{name}"] = sum(lost.get(name, {}).values())
+        if outcomes["assumed"]:
+            metrics[f"availability_assumed/{name}"] = outcomes["assumed"]
+    there = {"patients", *tables}
+    return metrics | {f"missing_tables/{name}": 1 for name in TABLES if name not in there}
+
+
+def show(rows: Rows, metrics: Metrics, missing_maps: list[Classes]) -> None:
     """What was read and what it costs that something is not there."""
     table = RichTable("table", *(Column(name, justify="right") for name in ("rows", "kept")))
     table.add_column("reported")
     table.add_column("availability assumed", justify="right")
-    for name, count in source.counts.items():
-        lost = ", ".join(f"{reason} {n:,}" for reason, n in sorted(count.reported.items()))
-        assumed = f"{count.assumed:,}" if count.assumed else ""
-        table.add_row(name, f"{count.read:,}", f"{count.kept:,}", lost, assumed)
+    for name, reasons in reported(rows).items():
+        lost = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items())
+        read, kept, assumed = (rows[name][outcome] for outcome in ("read", "kept", "assumed"))
+        table.add_row(name, f"{read:,}", f"{kept:,}", lost, f"{assumed:,}" if assumed else "")
     console.print(table)
+    missing = [name.partition("/")[2] for name in metrics if name.startswith("missing_tables/")]
     if missing:
         console.print(f"not in the folder: {', '.join(missing)}; their tasks have no samples")
-    for kind in source.maps.missing:
+    for kind in missing_maps:
         lost = ", ".join(LOST_TASKS[kind])
         console.print(f"data.maps.{kind} is not given: no samples of the tasks {lost}")
-    tasks = index.frame["task"].n_unique()
-    console.print(f"{index.frame.height:,} samples of {tasks} tasks")
+    samples = [metrics[f"samples/{task}"] for task in TASKS]
+    console.print(f"{sum(samples):,} samples of {sum(map(bool, samples))} tasks")

@@ -15,7 +15,7 @@ import numpy as np
 from ehrr1.records.events import Event
 from ehrr1.records.rows import SEPARATOR
 from ehrr1.records.schema import ORDER, TABLES
-from ehrr1.records.store import NO_ID, NO_TIME, Patient, Store
+from ehrr1.records.store import NO_ID, NO_TIME, Patient, Shard, Store
 
 EPOCH = datetime(1970, 1, 1)
 MICROSECOND = timedelta(microseconds=1)
@@ -50,13 +50,13 @@ class Cut(Protocol):
 
 def context_events(store: Store, cut: Cut) -> list[Event]:
     """The events that `cut` may know. Reads the patient's rows only; a few milliseconds at most."""
-    patient = store.patients[cut.subject_id]
+    shard, patient = store.find(cut.subject_id)
     limit = _micros(cut.prediction_time) + cut.inclusive
-    preamble, window = _positions(store, patient, cut, limit)
+    preamble, window = _positions(shard, patient, cut, limit)
     return [
         _demographics(patient, cut.prediction_time),
-        *_events(store, preamble, limit),
-        *_events(store, window, limit),
+        *_events(shard, preamble, limit),
+        *_events(shard, window, limit),
     ]
 
 
@@ -73,31 +73,31 @@ def _micros(time: datetime) -> int:
 
 
 def _positions(
-    store: Store, patient: Patient, cut: Cut, limit: int
+    shard: Shard, patient: Patient, cut: Cut, limit: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Row positions of the preamble and of the window; `limit` is the first unknown microsecond."""
     first = patient.first
     # A row is never known before its event: later events need not be looked at.
-    last = first + int(np.searchsorted(store.event_time[first : patient.last], limit))
-    available = store.available_time[first:last]
-    table = store.table[first:last]
+    last = first + int(np.searchsorted(shard.event_time[first : patient.last], limit))
+    available = shard.available_time[first:last]
+    table = shard.table[first:last]
     known = available < limit
     if cut.hidden_hadm is not None:
-        known &= ~(INPATIENT[table] & (store.hadm_id[first:last] == cut.hidden_hadm))
+        known &= ~(INPATIENT[table] & (shard.hadm_id[first:last] == cut.hidden_hadm))
     if cut.ed_stay is not None:
-        known &= ~((table == DIAGNOSIS) & (store.stay_id[first:last] == cut.ed_stay))
+        known &= ~((table == DIAGNOSIS) & (shard.stay_id[first:last] == cut.ed_stay))
     in_window = known & (available >= _micros(cut.window_start)) & IN_WINDOW[table]
     rare = first + np.flatnonzero(known & IN_PREAMBLE[table])
-    preamble = _preamble(store, rare, in_window[rare - first], cut.current_hadm)
+    preamble = _preamble(shard, rare, in_window[rare - first], cut.current_hadm)
     window = first + np.flatnonzero(in_window)
     return preamble, window[~np.isin(window, preamble)] if len(preamble) else window
 
 
 def _preamble(
-    store: Store, rare: np.ndarray, in_window: np.ndarray, current: int | None
+    shard: Shard, rare: np.ndarray, in_window: np.ndarray, current: int | None
 ) -> np.ndarray:
     """Of each table the rows of the latest earlier stay; the admission in progress comes last."""
-    table, hadm, stay = store.table[rare], store.hadm_id[rare], store.stay_id[rare]
+    table, hadm, stay = shard.table[rare], shard.hadm_id[rare], shard.stay_id[rare]
     parts = []
     for number in EARLIER:
         own = np.flatnonzero((table == number) & (hadm != (current or NO_ID)))
@@ -119,27 +119,27 @@ def _demographics(patient: Patient, time: datetime) -> Event:
     return Event("patients", None, None, ((age, patient.gender or ""),), ("",))
 
 
-def _events(store: Store, positions: np.ndarray, limit: int) -> list[Event]:
+def _events(shard: Shard, positions: np.ndarray, limit: int) -> list[Event]:
     """Groups rows of one table, stay and event time; blanks what was known later."""
     if not len(positions):
         return []
-    table, time = store.table[positions], store.event_time[positions]
-    stay, hadm = store.stay_id[positions], store.hadm_id[positions]
+    table, time = shard.table[positions], shard.event_time[positions]
+    stay, hadm = shard.stay_id[positions], shard.hadm_id[positions]
     owner = np.where(stay != NO_ID, stay, hadm)
-    late = store.late_time[positions]
+    late = shard.late_time[positions]
     still_late = late >= limit
     shown_at = np.where(still_late, NO_TIME, late)
-    available = np.maximum(store.available_time[positions], shown_at)
+    available = np.maximum(shard.available_time[positions], shown_at)
     same = (table[1:] == table[:-1]) & (time[1:] == time[:-1]) & (owner[1:] == owner[:-1])
     starts = np.flatnonzero(np.concatenate([[True], ~same]))
     known_at = np.maximum.reduceat(available, starts)
 
-    values = [text.split(SEPARATOR) for text in store.values(positions)]
+    values = [text.split(SEPARATOR) for text in shard.values(positions)]
     for position in np.flatnonzero(still_late).tolist():
         for place in _LATE[table[position]]:
             values[position][place] = ""
-    names = store.names
-    items = [names[code] for code in store.item[positions].tolist()]
+    names = shard.names
+    items = [names[code] for code in shard.item[positions].tolist()]
     rows = [tuple(cells) for cells in values]
     ends = [*starts[1:].tolist(), len(rows)]
     return [

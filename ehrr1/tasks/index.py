@@ -8,7 +8,6 @@ prediction time. Nothing here looks past the prediction time to decide whether a
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -34,23 +33,36 @@ class Index:
     positives: dict[str, int] = field(default_factory=dict)
     """Risk task -> samples whose answer is yes."""
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """All counts by the name of their metric; those of several shards can be added up."""
+        samples = dict(self.frame["task"].value_counts().iter_rows())
+        return {
+            **{f"samples/{task}": count for task, count in samples.items()},
+            **{f"positives/{task}": count for task, count in self.positives.items()},
+            **{f"excluded/{reason}": count for reason, count in self.excluded.items()},
+            **{f"died_in_window/{task}": count for task, count in self.died_in_window.items()},
+        }
+
 
 def build_index(
-    store: Path,
+    store_rows: pl.DataFrame,
+    names: pl.Series,
     parents: Mapping[str, pl.DataFrame],
     splits: pl.DataFrame,
     window: timedelta,
     tasks: Collection[str],
 ) -> Index:
-    """All samples of the tasks, sorted by patient, time and task.
+    """All samples of the tasks on a shard's patients, sorted by patient, time and task.
+
+    `store_rows` and `names` are the shard's, as `records.store.write_shard` returns them.
 
     Columns: `sample_id, task, split, subject_id, hadm_id, stay_id, prediction_time, window_start,
     inclusive` (the cut holds what became known at the prediction time itself), `current_hadm`
     (the hospital stay in progress), `hidden_hadm` (an admission that must not show), `ed_stay`,
     `n_context_rows`, `context_id, target` (codes of names), `target_row` (the note to write).
     """
-    rows = _rows(store)
-    names = pl.read_ipc(store / "names.arrow")["name"]
+    rows = _rows(store_rows)
     codes = dict(zip(names.to_list(), range(len(names)), strict=True))
     decision = _decision_samples(rows, codes, tasks)
     risk = risk_samples(parents, tasks)
@@ -75,13 +87,13 @@ def build_index(
     return Index(frame.drop("label"), excluded, risk.died_in_window, positives)
 
 
-def _rows(store: Path) -> pl.DataFrame:
+def _rows(rows: pl.DataFrame) -> pl.DataFrame:
     """What the index needs of the store's rows, with the number of each row's event."""
     columns = ["subject_id", "stay_id", "hadm_id", "table", "event_time", "available_time"]
-    rows = pl.read_ipc(store / "rows.arrow", columns=[*columns, "item", "class"])
+    rows = rows.select(*columns, "item", "class").with_row_index("row")
     stay = pl.when(pl.col("stay_id") != NO_ID).then("stay_id").otherwise("hadm_id")
     keys = ["subject_id", "event_time", "table", "stay"]
-    rows = rows.with_row_index("row").with_columns(stay.alias("stay"))
+    rows = rows.with_columns(stay.alias("stay"))
     first = pl.any_horizontal(pl.col(key) != pl.col(key).shift() for key in keys)
     return rows.with_columns(first.fill_null(True).cum_sum().alias("event"))
 

@@ -1,7 +1,7 @@
 """Samples: what `stage=prepare` leaves behind, and how later stages read it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +11,14 @@ import pyarrow as pa
 
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import events_of
+from ehrr1.records.rows import PARENTS
 from ehrr1.records.store import Store
 from ehrr1.tasks.context import context_events, preamble_length
 
 __all__ = ["Prepared", "Sample", "preamble_length"]
 
-STORE, INDEX, SPLIT, TEXTS = "store", "index.parquet", "split.parquet", "texts.arrow"
+STORE, INDEX, SPLIT, NAMES = "store", "index.parquet", "split.parquet", "names.parquet"
+TEXTS = "texts.arrow"
 """What `stage=prepare` writes into its folder."""
 
 
@@ -76,8 +78,15 @@ class Prepared:
     @cached_property
     def parents(self) -> dict[str, pl.DataFrame]:
         """patients, admissions and, where there are any, edstays and icustays, one row each."""
-        files = sorted((self.folder / STORE / "parents").glob("*.parquet"))
-        return {file.stem: pl.read_parquet(file) for file in files}
+        names = ("patients", *PARENTS)
+        found = {name: self.store.parent(name) for name in names}
+        return {name: parent for name, parent in found.items() if parent is not None}
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The name behind each code of the index's column `target`."""
+        names: list[str] = pl.read_parquet(self.folder / NAMES)["name"].to_list()
+        return names
 
     def index(self, split: str | None = None, tasks: Sequence[str] | None = None) -> pl.DataFrame:
         """The index of samples as a table (columns: see `tasks.index.build_index`)."""
@@ -94,24 +103,24 @@ class Prepared:
 
     def as_samples(self, index: pl.DataFrame) -> list[Sample]:
         """Rows of the index as samples, in their order."""
-        given = [name for name in _FIELDS if name in index.columns]
-        columns = {name: index[name].to_list() for name in given}
+        columns = {
+            name: index[name].to_list() if name in index.columns else [default] * index.height
+            for name, default in _FIELDS.items()
+        }
         columns["target"] = self._targets(index)
-        if "candidates" in columns:
-            columns["candidates"] = list(map(tuple, columns["candidates"]))
-        rows = zip(*columns.values(), strict=True)
-        return [Sample(**dict(zip(columns, row, strict=True))) for row in rows]
+        columns["candidates"] = list(map(tuple, columns["candidates"]))
+        return list(map(Sample, *(columns[name] for name in _FIELDS)))
 
     def _targets(self, index: pl.DataFrame) -> list[tuple[str, ...]]:
         if index.schema["target"] == pl.List(pl.String):
             return list(map(tuple, index["target"].to_list()))
-        names = self.store.names
-        answers = zip(index["target"].to_list(), index["target_row"].to_list(), strict=True)
-        return [self._target(codes, note, names) for codes, note in answers]
+        columns = (index[c].to_list() for c in ("subject_id", "target", "target_row"))
+        return [self._target(*answer) for answer in zip(*columns, strict=True)]
 
-    def _target(self, codes: list[int], row: int | None, names: list[str]) -> tuple[str, ...]:
+    def _target(self, subject_id: int, codes: list[int], row: int | None) -> tuple[str, ...]:
         if row is not None:
-            return (self.store.note(row),)
+            return (self.store.find(subject_id)[0].note(row),)
+        names = self.names
         return tuple(names[code] for code in codes)
 
     def context(self, sample: Sample) -> list[Event]:
@@ -125,5 +134,7 @@ class Prepared:
         return context_events(self.store, sample)
 
 
-_FIELDS = tuple(field.name for field in fields(Sample))
-"""The columns of the index that are fields of `Sample`."""
+_FIELDS = {
+    field.name: None if field.default is MISSING else field.default for field in fields(Sample)
+}
+"""Fields of `Sample` -> what stands for a column that an index of this kind does not have."""

@@ -1,0 +1,77 @@
+"""Where rows come from, and what became of them: the bookkeeping that all inputs share.
+
+Patients are divided into shards by ranges of `subject_id`. A source reads its tables once and gives
+the rows of the shards that are wanted; it counts every row by shard, table and outcome, so that
+shards can be built by different processes and their counts added up.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import polars as pl
+
+Counts = dict[str, Counter[str]]
+"""Table -> outcome -> rows. `read` = `kept` + all that begin with `reported/`; `assumed`: kept rows
+whose time of knowledge is the schema's fixed delay, for want of a store time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """Ranges of patients: shard k holds the ids from `firsts[k]` up to, not with, `firsts[k + 1]`.
+
+    Rows without a patient, or with an id below all others, are counted in shard 0.
+    """
+
+    firsts: tuple[int, ...]
+
+    @classmethod
+    def divide(cls, subjects: pl.Series, patients_per_shard: int) -> "Shards":
+        """Shards of equally many patients (the last may hold fewer)."""
+        return cls(tuple(subjects.unique().sort().gather_every(patients_per_shard)))
+
+    def __len__(self) -> int:
+        return len(self.firsts)
+
+    def number(self, subjects: pl.Series) -> pl.Series:
+        """The shard of each `subject_id`."""
+        edges = pl.Series(self.firsts[1:], dtype=pl.Int64)
+        return edges.search_sorted(subjects.fill_null(self.firsts[0]), side="right").cast(pl.UInt32)
+
+
+class Source:
+    """One input, read once: its patients, the tables that others refer to, and its rows.
+
+    `parents` holds patients and, where they are there, admissions, edstays and icustays (ids as
+    numbers, times as times) of the wanted shards; `subjects` all patients.
+    """
+
+    subjects: pl.Series
+    shards: Shards
+    tables: list[str]
+    """The tables that are there, but patients, in the order of the schema."""
+
+    def __init__(self) -> None:
+        self.parents: dict[str, pl.DataFrame] = {}
+        self.counts: defaultdict[int, Counts] = defaultdict(lambda: defaultdict(Counter))
+        self.wanted: frozenset[int] = frozenset()
+
+    def want(self, shards: Collection[int]) -> None:
+        """Choose the shards that are read; reads their `parents`."""
+        raise NotImplementedError
+
+    def rows(self, table: str) -> Iterator[pl.DataFrame]:
+        """The usable rows of a table in bounded frames: the store's columns and `shard`."""
+        raise NotImplementedError
+
+    def route(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Adds `shard`; rows of unwanted shards are left out."""
+        frame = frame.with_columns(self.shards.number(frame["subject_id"]).alias("shard"))
+        if len(self.wanted) == len(self.shards):
+            return frame
+        return frame.filter(pl.col("shard").is_in(sorted(self.wanted)))
+
+    def count(self, table: str, outcome: str, shards: pl.Series) -> None:
+        """Add one row of `outcome` for each entry of `shards`."""
+        for shard, number in shards.value_counts().iter_rows():
+            self.counts[shard][table][outcome] += number

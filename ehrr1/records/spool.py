@@ -1,0 +1,55 @@
+"""Rows on their way from tables to shards: in memory while they are few, else on disk.
+
+A table is read once, in whatever order its rows stand; a shard needs all rows of its patients. Rows
+wait here, divided by shard, and leave the memory whenever they take more than `LIMIT_BYTES`.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+
+import polars as pl
+
+from ehrr1.files import remove
+
+LIMIT_BYTES = 384 << 20
+
+
+class Spool:
+    """Frames with a column `shard` go in, a shard's rows come out; `folder` is its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._held: defaultdict[int, list[pl.DataFrame]] = defaultdict(list)
+        self._held_bytes = 0
+        self._files: defaultdict[int, list[Path]] = defaultdict(list)
+        remove(folder)
+
+    def add(self, frame: pl.DataFrame) -> None:
+        for (shard,), rows in frame.partition_by("shard", as_dict=True, include_key=False).items():
+            self._held[int(str(shard))].append(rows)
+        self._held_bytes += int(frame.estimated_size())
+        if self._held_bytes > LIMIT_BYTES:
+            self._flush()
+
+    def take(self, shard: int) -> list[pl.DataFrame]:
+        """All rows of a shard; they are gone from the spool afterwards."""
+        files = self._files.pop(shard, [])
+        frames = [pl.read_ipc(path) for path in files]
+        for path in files:
+            path.unlink()
+        return frames + self._held.pop(shard, [])
+
+    def __enter__(self) -> "Spool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        remove(self.folder)
+
+    def _flush(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for shard, frames in self._held.items():
+            path = self.folder / f"{shard:04d}-{len(self._files[shard]):04d}.arrow"
+            pl.concat(frames).write_ipc(path, compression="lz4")
+            self._files[shard].append(path)
+        self._held.clear()
+        self._held_bytes = 0

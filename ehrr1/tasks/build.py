@@ -1,0 +1,98 @@
+"""Store and index, shard by shard: what `stage=prepare` writes below its folder.
+
+A shard is whole when its folder is there: a run that was killed goes on with the others, and
+several processes may each build some. `merge` then joins the shards' samples into one index.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ehrr1.files import read_json, remove, replacing, write_json
+from ehrr1.progress import track
+from ehrr1.records.source import Shards, Source
+from ehrr1.records.spool import Spool
+from ehrr1.records.store import read_all, shard_folder, write_shard, write_shards
+from ehrr1.tasks.index import Index
+from ehrr1.tasks.samples import INDEX, NAMES, STORE
+
+COUNTS = "counts.json"
+"""Of one shard: what became of its rows, and of its samples."""
+
+BuildIndex = Callable[[pl.DataFrame, pl.Series, dict[str, pl.DataFrame]], Index]
+"""A shard's rows, names and parents -> its samples."""
+
+
+def missing_shards(folder: Path, source: Source) -> list[int]:
+    """The shards that are not there yet."""
+    store = folder / STORE
+    return [
+        number for number in range(len(source.shards)) if not shard_folder(store, number).exists()
+    ]
+
+
+def build_shards(source: Source, numbers: list[int], folder: Path, build_index: BuildIndex) -> None:
+    """Read the input once and write the shards `numbers` with their samples and counts."""
+    if not numbers:
+        return
+    store = folder / STORE
+    source.want(numbers)
+    with Spool(store / f".spool-{numbers[0]:04d}") as spool:
+        read_all(source, spool)
+        for number in track(numbers, "writing shards"):
+            with replacing(shard_folder(store, number)) as temporary:
+                own = {name: of_shard(frame, number) for name, frame in source.parents.items()}
+                rows, names = write_shard(temporary, spool.take(number), own)
+                index = build_index(rows, names, own)
+                index.frame.write_parquet(temporary / INDEX, compression="lz4")
+                counts = {"rows": source.counts[number], "samples": index.counts}
+                write_json(temporary / COUNTS, counts)
+
+
+def of_shard(frame: pl.DataFrame, number: int) -> pl.DataFrame:
+    return frame.filter(pl.col("shard") == number)
+
+
+def merge(folder: Path, shards: Shards) -> tuple[dict[str, Counter[str]], Counter[str]]:
+    """Join the shards' samples into one index, with one list of names for their answers.
+
+    Returns what was counted: table -> outcome -> rows, and `<kind>/<task>[/<reason>]` -> samples.
+    """
+    folders = [shard_folder(folder / STORE, number) for number in range(len(shards))]
+    write_shards(folder / STORE, shards)
+    own = [pl.read_ipc(path / "names.arrow")["name"] for path in folders]
+    names = pl.concat(own).unique().sort()
+    with replacing(folder / NAMES) as temporary:
+        names.to_frame().write_parquet(temporary)
+    with replacing(folder / INDEX) as temporary:
+        _write_index(temporary, folders, [names.search_sorted(mine) for mine in own])
+    for left_behind in (folder / STORE).glob(".*"):
+        remove(left_behind)
+    rows: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    samples: Counter[str] = Counter()
+    for path in folders:
+        counts = read_json(path / COUNTS)
+        samples.update(counts["samples"])
+        for table, outcomes in counts["rows"].items():
+            rows[table].update(outcomes)
+    return rows, samples
+
+
+def _write_index(path: Path, folders: list[Path], codes: list[pl.Series]) -> None:
+    """One file, a shard after the other: patients stay in order, memory in bounds."""
+    writer: pq.ParquetWriter | None = None
+    for folder, code in zip(folders, codes, strict=True):
+        table = pq.read_table(folder / INDEX)
+        own = table["target"].combine_chunks()
+        values = pa.array(code.to_numpy()[own.values.to_numpy()], pa.int32())
+        target = type(own).from_arrays(own.offsets, values)
+        table = table.set_column(table.column_names.index("target"), "target", target)
+        if writer is None:
+            writer = pq.ParquetWriter(path, table.schema, compression="lz4")
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
