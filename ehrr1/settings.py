@@ -155,6 +155,8 @@ def check(cfg: DictConfig) -> None:
             problems.append(f"{name}={value}: {problem}")
     if cfg.data.name == "mimic" and cfg.data.root is None:
         problems.append("data.root=null: data=mimic needs the folder with hosp/: data.root=DIR")
+    if cfg.data.name in ("meds", "release") and cfg.data.root is None:
+        problems.append(f"data.root=null: data={cfg.data.name} needs its folder: data.root=DIR")
     if cfg.data.name == "benchmark" and cfg.data.path is None:
         problems.append("data.path=null: data=benchmark needs its file: data.path=FILE.jsonl")
     shard, shards = cfg.data.shard, cfg.data.shards

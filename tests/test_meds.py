@@ -1,6 +1,7 @@
-"""MEDS out: the standard's schemas, nothing lost, nothing told early."""
+"""MEDS out: the standard's schemas, nothing lost, nothing told early. MEDS in: nothing changed."""
 
 import json
+import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,18 @@ import pytest
 from omegaconf import OmegaConf
 from polars.testing import assert_frame_equal
 
+from ehrr1.errors import UserError
 from ehrr1.files import write_json
 from ehrr1.records import meds
 from ehrr1.records.frames import store_frames
+from ehrr1.records.markdown import record_markdown
 from ehrr1.records.rows import SEPARATOR
-from ehrr1.records.schema import ORDER
+from ehrr1.records.schema import MIMIC_TABLES, ORDER
 from ehrr1.runs import Run
 from ehrr1.stages import export, export_meds
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared
-from tests.test_records import hospital, prepared
+from tests.test_records import hospital, prepared, same_records
 
 __all__ = ["hospital"]  # a fixture
 
@@ -180,3 +183,103 @@ def test_labels_are_the_samples(exported: Path, world: Prepared) -> None:
         said = ["yes" if a is True else "no" if a is False else a for a in answers]
         assert said == [sample.target[0] for sample in samples]
     assert not (exported / "task_labels" / "labevents").exists()
+
+
+# --- in ----------------------------------------------------------------------------------------
+
+
+def test_our_export_comes_back_as_it_was(exported: Path, world: Prepared, tmp_path: Path) -> None:
+    back, metrics = prepared(exported, tmp_path, name="meds", split={"validation": 0, "test": 0.5})
+    same_records(world.folder, back.folder)
+    assert back.samples() == world.samples()
+    for sample in back.samples()[::500]:
+        assert back.context(sample) == world.context(sample)
+    was = json.loads((world.folder / "metrics.json").read_text())
+    for name in MIMIC_TABLES:
+        assert metrics[f"rows_kept/{name}"] == metrics[f"rows/{name}"] == was[f"rows/{name}"]
+
+
+def test_shards_of_meds_change_nothing(exported: Path, world: Prepared, tmp_path: Path) -> None:
+    back, _ = prepared(exported, tmp_path, name="meds", patients_per_shard=7)
+    assert len(back.store.shards) == 6
+    assert back.samples() == world.samples()
+
+
+T = datetime(2150, 1, 1, 12)
+EVENTS = [
+    (1, None, "GENDER//F", None, None, None),
+    (1, datetime(2090, 5, 5), "MEDS_BIRTH", None, None, None),
+    (1, T - timedelta(hours=2), "LAB//50912//mg/dL", 1.25, None, 22),
+    (1, T - timedelta(hours=1), "NOTE", None, "calm |\nawake", 22),
+    (1, T, "LAB//50912//mg/dL", 2.0, None, 22),
+    (1, T + timedelta(hours=1), "MEDS_DEATH", None, None, None),
+    (2, T - timedelta(days=3), "LAB//1", 7.0, None, None),
+    (2, None, "RACE//X", None, None, None),
+    (2, T, "", None, None, None),
+]
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """A small MEDS dataset as another tool would write it."""
+    root = tmp_path / "foreign"
+    names = ["subject_id", "time", "code", "numeric_value", "text_value", "hadm_id"]
+    types = [pl.Int64, pl.Datetime("us"), pl.String, pl.Float32, pl.String, pl.Int64]
+    events = pl.DataFrame(EVENTS, dict(zip(names, types, strict=True)), orient="row")
+    write_parquet(events.filter(pl.col("subject_id") == 1), root / "data" / "train" / "0.parquet")
+    write_parquet(
+        events.filter(pl.col("subject_id") == 2), root / "data" / "held_out" / "0.parquet"
+    )
+    codes = pl.DataFrame({"code": ["LAB//50912//mg/dL", "NOTE"], "description": ["Creatinine", ""]})
+    write_parquet(codes, root / "metadata" / "codes.parquet")
+    splits = pl.DataFrame({"subject_id": [1, 2], "split": ["train", "held_out"]})
+    write_parquet(splits, root / "metadata" / "subject_splits.parquet")
+    labels = pl.DataFrame({"subject_id": [1, 2, 9], "prediction_time": [T, T, T]})
+    labels = labels.with_columns(pl.Series("boolean_value", [True, False, True]))
+    write_parquet(labels, root / "task_labels" / "ICU_Mortality_7day" / "0.parquet")
+    write_parquet(labels, root / "task_labels" / "their_own.parquet")
+    return root
+
+
+def write_parquet(frame: pl.DataFrame, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame.write_parquet(path)
+
+
+def test_others_meds_is_one_table_with_their_labels(foreign: Path, tmp_path: Path) -> None:
+    world, metrics = prepared(foreign, tmp_path / "prepare", name="meds")
+    assert metrics["rows/meds"] == 9 and metrics["rows_kept/meds"] == 5
+    reported = json.loads((tmp_path / "prepare" / "reported.json").read_text())["meds"]
+    assert reported == {"age_and_sex": 2, "no_time": 1, "no_code": 1}
+    (sample,) = world.samples()  # of the other patient nothing is known in the window
+    assert metrics["excluded/ICU_Mortality_7day/no_context"] == 1
+    assert sample.split == "train" and sample.target == ("yes",) and sample.inclusive
+    assert record_markdown(world.context(sample)) == (
+        "## Patient Demographics [None]\n- Anchor_Age: 60\n- Gender: F\n\n"
+        "## Medical Events [2150-01-01 10:00:00]\n- Item: Creatinine\n- Value: 1.25\n\n"
+        "## Medical Events [2150-01-01 11:00:00]\n- Item: NOTE\n- Value: calm / awake\n\n"
+        "## Medical Events [2150-01-01 12:00:00]\n- Item: Creatinine\n- Value: 2"
+    )
+
+
+def test_wrong_folders_are_named(foreign: Path, tmp_path: Path) -> None:
+    def refused(match: str) -> None:
+        with pytest.raises(UserError, match=match):
+            prepared(foreign, tmp_path / "prepare", name="meds")
+
+    labels = foreign / "task_labels" / "ICU_Mortality_7day" / "0.parquet"
+    whole = pl.read_parquet(labels)
+    write_parquet(whole.drop("boolean_value"), labels)
+    refused("lacks boolean_value")
+    write_parquet(whole, labels)
+    splits = foreign / "metadata" / "subject_splits.parquet"
+    write_parquet(pl.DataFrame({"subject_id": [1], "split": ["dev"]}), splits)
+    refused(r"unknown: dev; patients without one: 1")
+    splits.unlink()
+    data = foreign / "data" / "train" / "0.parquet"
+    write_parquet(pl.read_parquet(data).drop("code"), data)
+    refused("lacks the column code")
+    data.write_bytes(b"no parquet")
+    refused("cannot be read")
+    shutil.rmtree(foreign / "data")
+    refused(r"no data/\*\*/\*.parquet")

@@ -11,7 +11,7 @@ reported.json   table -> reason -> rows that could not be used
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -25,15 +25,18 @@ from rich.table import Table as RichTable
 from ehrr1.errors import UserError
 from ehrr1.files import locked, replacing, write_json
 from ehrr1.records.codes import LOST_TASKS, ClassMaps
+from ehrr1.records.meds_source import MedsFolder
 from ehrr1.records.reading import Folder
 from ehrr1.records.rows import MimicFolder
-from ehrr1.records.schema import TABLES
+from ehrr1.records.schema import MIMIC_TABLES, TABLES
+from ehrr1.records.source import Source
 from ehrr1.records.table import Classes
 from ehrr1.runs import Run
 from ehrr1.stages import prepare_benchmark
 from ehrr1.tasks import build
 from ehrr1.tasks.catalog import SUITES, TASKS
 from ehrr1.tasks.index import Index, build_index
+from ehrr1.tasks.label_files import label_index, read_labels
 from ehrr1.tasks.samples import SPLIT
 from ehrr1.tasks.splits import split_patients
 
@@ -68,11 +71,12 @@ def run(cfg: DictConfig, run: Run) -> Metrics:
     metrics |= table_metrics(rows, source.tables, len(source.subjects))
     metrics |= {f"samples/{task}": samples[f"samples/{task}"] for task in TASKS}
     metrics |= {name: count for name, count in sorted(samples.items())}
-    metrics |= {f"missing_maps/{kind}": 1 for kind in source.maps.missing}
+    missing_maps = source.maps.missing if isinstance(source, MimicFolder) else []
+    metrics |= {f"missing_maps/{kind}": 1 for kind in missing_maps}
     metrics["peak_memory_gib"] = round(
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3
     )
-    show(rows, metrics, source.maps.missing)
+    show(rows, metrics, missing_maps)
     return metrics
 
 
@@ -87,15 +91,17 @@ def build_share(cfg: DictConfig, run: Run) -> int:
     return len(build.missing_shards(run.folder, source))
 
 
-def opened_source(cfg: DictConfig, folder: Path) -> MimicFolder:
+def opened_source(cfg: DictConfig, folder: Path) -> Source:
     """The input, its patients read; the synthetic hospital is written first if it is asked for."""
     check(cfg)
     chosen_tasks(cfg)
+    if cfg.data.name == "meds":
+        return MedsFolder(Path(cfg.data.root), cfg.data.patients_per_shard)
     root, maps = hospital(cfg, folder)
     return MimicFolder(Folder(root), ClassMaps(maps), cfg.data.patients_per_shard)
 
 
-def build_missing(cfg: DictConfig, run: Run, source: MimicFolder, share: int | None = None) -> None:
+def build_missing(cfg: DictConfig, run: Run, source: Source, share: int | None = None) -> None:
     """Build the shards that are not there; of a share only those that are its own."""
     numbers = [
         number
@@ -109,10 +115,31 @@ def build_missing(cfg: DictConfig, run: Run, source: MimicFolder, share: int | N
     def index(rows: pl.DataFrame, names: pl.Series, parents: dict[str, pl.DataFrame]) -> Index:
         return build_index(rows, names, parents, splits, window, tasks)
 
-    build.build_shards(source, numbers, run.folder, index)
+    by: build.BuildIndex = index
+    if isinstance(source, MedsFolder) and not source.own:
+        by = by_labels(source, splits, window, tasks)
+    build.build_shards(source, numbers, run.folder, by)
 
 
-def splits_of(cfg: DictConfig, source: MimicFolder) -> pl.DataFrame:
+def by_labels(
+    source: MedsFolder, splits: pl.DataFrame, window: timedelta, tasks: Collection[str]
+) -> build.BuildIndex:
+    """The index of MEDS that others made: its label files are the samples."""
+    labels = read_labels(source.root / "task_labels", tasks)
+    if labels.unknown:
+        console.print(f"task_labels: no risk tasks of ours: {', '.join(labels.unknown)}")
+
+    def index(rows: pl.DataFrame, names: pl.Series, parents: dict[str, pl.DataFrame]) -> Index:
+        subjects = parents["patients"]["subject_id"]
+        return label_index(rows, names, parents["admissions"], subjects, splits, window, labels)
+
+    return index
+
+
+def splits_of(cfg: DictConfig, source: Source) -> pl.DataFrame:
+    """The input's own splits where it has them, else patients drawn by `data.split`."""
+    if isinstance(source, MedsFolder) and source.splits is not None:
+        return source.splits
     shares = cfg.data.split
     return split_patients(
         source.subjects, validation=shares.validation, test=shares.test, seed=cfg.seed
@@ -205,7 +232,7 @@ def table_metrics(rows: Rows, tables: list[str], subjects: int) -> Metrics:
     """rows read = rows kept + rows reported, for every table; missing tables read none."""
     metrics: Metrics = {"subjects": subjects}
     lost = reported(rows)
-    for name in TABLES:
+    for name in (*MIMIC_TABLES, *(name for name in rows if name not in MIMIC_TABLES)):
         outcomes = rows.get(name, Counter())
         metrics[f"rows/{name}"] = outcomes["read"]
         metrics[f"rows_kept/{name}"] = outcomes["kept"]
@@ -213,7 +240,7 @@ def table_metrics(rows: Rows, tables: list[str], subjects: int) -> Metrics:
         if outcomes["assumed"]:
             metrics[f"availability_assumed/{name}"] = outcomes["assumed"]
     there = {"patients", *tables}
-    return metrics | {f"missing_tables/{name}": 1 for name in TABLES if name not in there}
+    return metrics | {f"missing_tables/{name}": 1 for name in MIMIC_TABLES if name not in there}
 
 
 def show(rows: Rows, metrics: Metrics, missing_maps: list[Classes]) -> None:
