@@ -17,7 +17,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +246,8 @@ def _flat(value: Any, prefix: str) -> dict[str, Any]:
 
 
 def _environment() -> str:
-    packages = sorted(f"{d.metadata['Name']}=={d.version}" for d in distributions())
+    # the folders' names say it all: parsing every package's metadata takes a third of a second
+    installed = {info.stem for path in sys.path for info in Path(path).glob("*.dist-info")}
+    packages = sorted("==".join(name.rsplit("-", 1)) for name in installed)
     lines = [f"python {platform.python_version()}", platform.platform(), " ".join(sys.argv)]
     return "\n".join(lines + packages) + "\n"

@@ -122,14 +122,13 @@ class MimicFolder(Source):
         frame = frame.select(as_text(frame[name]).str.strip_chars() for name in frame.columns)
         if lookup.only:
             frame = frame.filter(pl.col(lookup.only[0]) == lookup.only[1])
-        return (
-            frame.select(
-                *(pl.col(theirs).alias(ours) for ours, theirs in lookup.on.items()),
-                one_line(pl.col(lookup.value)).alias(lookup.name),
-            )
-            .sort(pl.all())
-            .unique(list(lookup.on), keep="first")
+        named = frame.select(
+            *(pl.col(theirs).alias(ours) for ours, theirs in lookup.on.items()),
+            one_line(pl.col(lookup.value)).alias(lookup.name),
         )
+        if named.select(list(lookup.on)).is_unique().all():
+            return named
+        return named.sort(pl.all()).unique(list(lookup.on), keep="first")
 
 
 def needed_columns(table: Table) -> list[str]:

@@ -8,6 +8,7 @@ shards can be built by different processes and their counts added up.
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from threading import Lock
 
 import polars as pl
 
@@ -55,6 +56,7 @@ class Source:
         self.parents: dict[str, pl.DataFrame] = {}
         self.counts: defaultdict[int, Counts] = defaultdict(lambda: defaultdict(Counter))
         self.wanted: frozenset[int] = frozenset()
+        self._lock = Lock()
 
     def want(self, shards: Collection[int]) -> None:
         """Choose the shards that are read; reads their `parents`."""
@@ -72,6 +74,7 @@ class Source:
         return frame.filter(pl.col("shard").is_in(sorted(self.wanted)))
 
     def count(self, table: str, outcome: str, shards: pl.Series) -> None:
-        """Add one row of `outcome` for each entry of `shards`."""
-        for shard, number in shards.value_counts().iter_rows():
-            self.counts[shard][table][outcome] += number
+        """Add one row of `outcome` for each entry of `shards`; threads may count at one time."""
+        with self._lock:
+            for shard, number in shards.value_counts().iter_rows():
+                self.counts[shard][table][outcome] += number

@@ -6,6 +6,7 @@ wait here, divided by shard, and leave the memory whenever they take more than `
 
 from collections import defaultdict
 from pathlib import Path
+from threading import Lock
 
 import polars as pl
 
@@ -21,15 +22,19 @@ class Spool:
         self.folder = folder
         self._held: defaultdict[int, list[pl.DataFrame]] = defaultdict(list)
         self._held_bytes = 0
+        self._lock = Lock()
         self._files: defaultdict[int, list[Path]] = defaultdict(list)
         remove(folder)
 
     def add(self, frame: pl.DataFrame) -> None:
-        for (shard,), rows in frame.partition_by("shard", as_dict=True, include_key=False).items():
-            self._held[int(str(shard))].append(rows)
-        self._held_bytes += int(frame.estimated_size())
-        if self._held_bytes > LIMIT_BYTES:
-            self._flush()
+        """Take in rows; threads may add at the same time."""
+        parts = frame.partition_by("shard", as_dict=True, include_key=False)
+        with self._lock:
+            for (shard,), rows in parts.items():
+                self._held[int(str(shard))].append(rows)
+            self._held_bytes += int(frame.estimated_size())
+            if self._held_bytes > LIMIT_BYTES:
+                self._flush()
 
     def take(self, shard: int) -> list[pl.DataFrame]:
         """All rows of a shard; they are gone from the spool afterwards."""

@@ -86,7 +86,7 @@ def _write_index(path: Path, folders: list[Path], codes: list[pl.Series]) -> Non
     """One file, a shard after the other: patients stay in order, memory in bounds."""
     writer: pq.ParquetWriter | None = None
     for folder, code in zip(folders, codes, strict=True):
-        table = pq.read_table(folder / INDEX)
+        table = pq.ParquetFile(folder / INDEX).read()  # read_table would import pandas
         own = table["target"].combine_chunks()
         values = pa.array(code.to_numpy()[own.values.to_numpy()], pa.int32())
         target = type(own).from_arrays(own.offsets, values)
