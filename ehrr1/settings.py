@@ -89,7 +89,7 @@ RULES: dict[str, Rule] = {
     "layout": Choice(("rows", "meds", "release")),
     "data.subjects": COUNT_OR_ALL,
     "data.open": Switch(),
-    "data.protocol": Choice(("strict",)),
+    "data.protocol": Choice(("strict", "paper")),
     "data.window_hours": POSITIVE,
     "data.patients_per_shard": COUNT,
     "data.shard": Number(0, whole=True, none=True),

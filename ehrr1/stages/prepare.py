@@ -37,6 +37,7 @@ from ehrr1.tasks import build
 from ehrr1.tasks.catalog import SUITES, TASKS
 from ehrr1.tasks.index import Index, build_index
 from ehrr1.tasks.label_files import label_index, read_labels
+from ehrr1.tasks.paper import WINDOW_HOURS, build_paper_index
 from ehrr1.tasks.samples import SPLIT
 from ehrr1.tasks.splits import split_patients
 
@@ -112,7 +113,11 @@ def build_missing(cfg: DictConfig, run: Run, source: Source, share: int | None =
     splits = splits_of(cfg, source)
     window = timedelta(hours=cfg.data.window_hours)
 
+    notes = "discharge" in source.tables
+
     def index(rows: pl.DataFrame, names: pl.Series, parents: dict[str, pl.DataFrame]) -> Index:
+        if cfg.data.protocol == "paper":
+            return build_paper_index(rows, names, parents, splits, tasks, notes=notes)
         return build_index(rows, names, parents, splits, window, tasks)
 
     by: build.BuildIndex = index
@@ -169,8 +174,8 @@ def check(cfg: DictConfig) -> None:
     data = cfg.data
     if OmegaConf.is_missing(data, "root"):
         raise UserError("data.root is not set: give the folder that holds MIMIC-IV's hosp/")
-    if data.protocol != "strict":
-        problems.append(f"data.protocol={data.protocol}: only strict is there")
+    if data.protocol not in ("strict", "paper"):
+        problems.append(f"data.protocol={data.protocol}: choose one of strict, paper")
     if not data.window_hours > 0:
         problems.append(f"data.window_hours={data.window_hours}: it must be above 0")
     shares = data.split.validation, data.split.test
@@ -184,6 +189,11 @@ def check(cfg: DictConfig) -> None:
     for kind, path in data.maps.items():
         if path is not None and not Path(path).is_file():
             problems.append(f"data.maps.{kind}={path}: there is no such file")
+    if data.protocol == "paper" and data.window_hours != WINDOW_HOURS:
+        problems.append(
+            f"data.window_hours={data.window_hours}: the release's window is {WINDOW_HOURS} hours; "
+            "leave it out, or choose data.protocol=strict"
+        )
     if problems:
         raise UserError("; ".join(problems))
 

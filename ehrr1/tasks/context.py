@@ -51,13 +51,27 @@ class Cut(Protocol):
 def context_events(store: Store, cut: Cut) -> list[Event]:
     """The events that `cut` may know. Reads the patient's rows only; a few milliseconds at most."""
     shard, patient = store.find(cut.subject_id)
-    limit = _micros(cut.prediction_time) + cut.inclusive
-    preamble, window = _positions(shard, patient, cut, limit)
-    return [
-        _demographics(patient, cut.prediction_time),
-        *_events(shard, preamble, limit),
-        *_events(shard, window, limit),
-    ]
+    return shown_events(shard, patient, cut, shown_positions(shard, patient, cut))
+
+
+def shown_positions(rows: Shard, patient: Patient, cut: Cut) -> np.ndarray:
+    """The positions in `rows` of what `cut` may know: the preamble, then the window."""
+    return np.concatenate(_positions(rows, patient, cut, _limit(cut)))
+
+
+def shown_events(rows: Shard, patient: Patient, cut: Cut, positions: np.ndarray) -> list[Event]:
+    """The rows at `positions` as events, after the demographics.
+
+    An event's rows share table, stay and event time; what was known later is blank. No event of
+    the preamble goes on in the window: an event of the tables of both is in one of them as a whole.
+    """
+    table, time = rows.table[positions], rows.event_time[positions]
+    stay, hadm = rows.stay_id[positions], rows.hadm_id[positions]
+    owner = np.where(stay != NO_ID, stay, hadm)
+    same = (table[1:] == table[:-1]) & (time[1:] == time[:-1]) & (owner[1:] == owner[:-1])
+    starts = np.flatnonzero(np.concatenate([[True], ~same])[: len(positions)])
+    demographics = _demographics(patient, cut.prediction_time)
+    return [demographics, *grouped_events(rows, positions, starts, _limit(cut))]
 
 
 def preamble_length(events: Sequence[Event]) -> int:
@@ -66,6 +80,11 @@ def preamble_length(events: Sequence[Event]) -> int:
         if event.table not in PREAMBLE_TABLES:
             return length + (event.table == "admissions")
     return len(events)
+
+
+def _limit(cut: Cut) -> int:
+    """The first microsecond that is not known."""
+    return _micros(cut.prediction_time) + cut.inclusive
 
 
 def _micros(time: datetime) -> int:
@@ -119,36 +138,36 @@ def _demographics(patient: Patient, time: datetime) -> Event:
     return Event("patients", None, None, ((age, patient.gender or ""),), ("",))
 
 
-def _events(shard: Shard, positions: np.ndarray, limit: int) -> list[Event]:
-    """Groups rows of one table, stay and event time; blanks what was known later."""
+def grouped_events(
+    rows: Shard, positions: np.ndarray, starts: np.ndarray, limit: int | None = None
+) -> list[Event]:
+    """Events of the rows at `positions`, a new one at each of `starts` (places in `positions`).
+
+    What became known at `limit` (microseconds) or later is blank; without a limit nothing is.
+    """
     if not len(positions):
         return []
-    table, time = shard.table[positions], shard.event_time[positions]
-    stay, hadm = shard.stay_id[positions], shard.hadm_id[positions]
-    owner = np.where(stay != NO_ID, stay, hadm)
-    late = shard.late_time[positions]
-    still_late = late >= limit
+    table, late = rows.table[positions], rows.late_time[positions]
+    still_late = np.zeros(len(late), dtype=bool) if limit is None else late >= limit
     shown_at = np.where(still_late, NO_TIME, late)
-    available = np.maximum(shard.available_time[positions], shown_at)
-    same = (table[1:] == table[:-1]) & (time[1:] == time[:-1]) & (owner[1:] == owner[:-1])
-    starts = np.flatnonzero(np.concatenate([[True], ~same]))
+    available = np.maximum(rows.available_time[positions], shown_at)
     known_at = np.maximum.reduceat(available, starts)
 
-    values = [text.split(SEPARATOR) for text in shard.values(positions)]
+    values = [text.split(SEPARATOR) for text in rows.values(positions)]
     for position in np.flatnonzero(still_late).tolist():
         for place in _LATE[table[position]]:
             values[position][place] = ""
-    names = shard.names
-    items = [names[code] for code in shard.item[positions].tolist()]
-    rows = [tuple(cells) for cells in values]
-    ends = [*starts[1:].tolist(), len(rows)]
+    names = rows.names
+    items = [names[code] for code in rows.item[positions].tolist()]
+    cells = [tuple(row) for row in values]
+    ends = [*starts[1:].tolist(), len(cells)]
     return [
-        Event(_NAMES[number], start_time, available_time, tuple(rows[a:b]), tuple(items[a:b]))
+        Event(_NAMES[number], start_time, available_time, tuple(cells[a:b]), tuple(items[a:b]))
         if _HAS_KEYS[number]
         else Event(_NAMES[number], start_time, available_time, ((),) * (b - a), ("",) * (b - a))
         for number, start_time, available_time, a, b in zip(
             table[starts].tolist(),
-            _datetimes(time[starts]),
+            _datetimes(rows.event_time[positions[starts]]),
             _datetimes(known_at),
             starts.tolist(),
             ends,

@@ -62,7 +62,7 @@ def build_index(
     (the hospital stay in progress), `hidden_hadm` (an admission that must not show), `ed_stay`,
     `n_context_rows`, `context_id, target` (codes of names), `target_row` (the note to write).
     """
-    rows = _rows(store_rows)
+    rows = event_rows(store_rows)
     codes = dict(zip(names.to_list(), range(len(names)), strict=True))
     decision = _decision_samples(rows, codes, tasks)
     risk = risk_samples(parents, tasks)
@@ -98,7 +98,7 @@ def completed(
     return frame.sort("subject_id", "prediction_time", "task", "sample_id"), excluded
 
 
-def _rows(rows: pl.DataFrame) -> pl.DataFrame:
+def event_rows(rows: pl.DataFrame) -> pl.DataFrame:
     """What the index needs of the store's rows, with the number of each row's event."""
     columns = ["subject_id", "stay_id", "hadm_id", "table", "event_time", "available_time"]
     rows = rows.select(*columns, "item", "class").with_row_index("row")

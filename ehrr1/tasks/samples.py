@@ -13,6 +13,7 @@ from ehrr1.records.events import Event
 from ehrr1.records.markdown import events_of
 from ehrr1.records.rows import PARENTS
 from ehrr1.records.store import Store
+from ehrr1.tasks import paper_context
 from ehrr1.tasks.context import context_events, preamble_length
 
 __all__ = ["Prepared", "Sample", "preamble_length"]
@@ -28,7 +29,8 @@ class Sample:
 
     `context_id` is equal for samples whose context is the same events: they share one trunk.
     `target` is the answer: distinct item names in order of record, or ("yes",) / ("no",).
-    The fields from `window_start` on say what the context holds (see `tasks.index`).
+    The fields from `window_start` on say what the context holds (see `tasks.index`), those from
+    `period_begin` on what it holds under `data.protocol=paper` (see `tasks.paper`).
     """
 
     sample_id: str
@@ -52,6 +54,11 @@ class Sample:
     """Answers to choose from, the right ones among them, for models not trained on the task."""
     text_row: int | None = None
     """Where the context stands in `texts.arrow`, for samples that came with one."""
+    period_begin: int = 0
+    period_end: int = 0
+    """Positions in the release's list of events; 0: a sample of the strict protocol."""
+    admissions_id: int | None = None
+    last_discharge_id: int | None = None
 
 
 class Prepared:
@@ -127,11 +134,16 @@ class Prepared:
         """What was known: demographics, earlier stays' summary, admission event, then the window.
 
         Oldest first. The first `preamble_length` events are never cut; later ones are cut oldest
-        first when a context is too long (see `prompts`).
+        first when a context is too long (see `prompts`). Under `data.protocol=paper` it is what
+        the release shows.
         """
         if sample.text_row is not None:
             return events_of(self.texts[sample.text_row].as_py())
-        return context_events(self.store, sample)
+        if not sample.period_end:
+            return context_events(self.store, sample)
+        shard, patient = self.store.find(sample.subject_id)
+        positions = paper_context.shown_positions(shard, patient, sample)
+        return paper_context.shown_events(shard, patient, positions)
 
 
 _FIELDS = {

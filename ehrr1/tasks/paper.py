@@ -1,0 +1,247 @@
+"""The release's index of samples (`data.protocol=paper`), rule by rule, so that results can be set
+beside published ones. It leaks: `docs/tasks.md`, "The paper protocol", says how.
+
+A patient's record is a list of events: demographics (0), then groups of *consecutive rows of one
+table* in the order of the store. An event starts with its first row, has that row's admission, and
+goes on as long as no row of another table comes between. A sample is a range
+`[period_begin, period_end)` of the list; everything in it is shown. "Same admission" compares
+`hadm_id`, null being equal to null; an ED visit has the `hadm_id` that it was given in hindsight.
+
+Decision: the event at `period_end` is the target; the range begins with the earliest event of the
+same admission that starts less than 24 h before it. Risk: from the anchor event (ED stay,
+admission, ICU stay) to the last event before the ED out time, or to the last of the same admission
+within 24 h; readmission: from the earliest event of the stay in the 24 h before its discharge note
+to that note, which is shown.
+
+Filters, each counted under `excluded/<task>/<reason>` (the first that holds): see `_reasons`.
+
+Where the facts leave something open:
+- The order of events of one time is the store's; the release's follows its files' order on disk.
+- Coded discharge diagnoses have no time in the release and stand at the end of their stay; ours
+  stand at `dischtime`. As in the release they never begin or end a range.
+- Without a `note` module (no discharge note in the rows) the readmission tasks are asked at
+  `dischtime`, about the last 24 h up to it; the range ends with the last event of the stay that is
+  no coded diagnosis. A stay without a note among others that have one is not asked about.
+- The list's length, demographics included, is what "at most 1,200 events" counts.
+- For tasks on ICD and CCS codes of hospital stays the admission event may be the range's first
+  event (the release's code leaves these few out). A target that comes before its admission event
+  (a procedure dated to 00:00 of the day of admission) has none and stays in, as in the release.
+- The last discharge note stands before the context only if the latest one so far is of another
+  admission, as in the release: once a stay has its own note, no earlier one is shown.
+- `prediction_time` is the target's start (decision), the ED out time, 24 h after the start of the
+  stay, the discharge note's start (else `dischtime`): what the question pretends to know at most.
+- `target` holds codes of names as in the strict index; next_event's are headings.
+"""
+
+from collections.abc import Collection, Mapping
+
+import polars as pl
+
+from ehrr1.records.schema import ORDER, TABLES
+from ehrr1.records.store import NO_CODE, NO_ID
+from ehrr1.tasks.catalog import TASKS, Task
+from ehrr1.tasks.index import Index, event_rows
+from ehrr1.tasks.paper_context import ADMISSION_HIDDEN, NOTE_HIDDEN
+from ehrr1.tasks.paper_events import Frames, event_list, record_rows
+from ehrr1.tasks.paper_labels import risk_candidates
+
+MOST_EVENTS = 1200
+"""A patient with more events has no samples (which looks at the patient's future)."""
+FEW_EVENTS, MANY_EVENTS = 10, 100
+"""A context has more than the first and fewer than the second."""
+WINDOW_HOURS = 24
+CODED = ("procedures_icd", "procedures_ccs", "diagnoses_icd", "diagnoses_ccs")
+"""Tasks whose range must hold the admission event."""
+
+COLUMNS = (
+    *("sample_id", "task", "split", "subject_id", "hadm_id", "stay_id", "event"),
+    *("period_begin", "period_end", "admissions_id", "last_discharge_id", "prediction_time"),
+    *("inclusive", "n_context_rows", "context_id", "target", "target_row"),
+)
+"""The release's columns and what our later stages need."""
+
+
+def build_paper_index(
+    store_rows: pl.DataFrame,
+    names: pl.Series,
+    parents: Frames,
+    splits: pl.DataFrame,
+    tasks: Collection[str],
+    *,
+    notes: bool,
+) -> Index:
+    """The index of a shard; `paper_index` says what it holds.
+
+    `store_rows` and `names` are the shard's, as `records.store.write_shard` returns them.
+    """
+    codes = dict(zip(names.to_list(), range(len(names)), strict=True))
+    return paper_index(event_rows(store_rows), parents, codes, splits, tasks, notes=notes)
+
+
+def paper_index(
+    rows: pl.DataFrame,
+    parents: Frames,
+    codes: Mapping[str, int],
+    splits: pl.DataFrame,
+    tasks: Collection[str],
+    *,
+    notes: bool,
+) -> Index:
+    """The samples of the patients in `rows`, sorted by patient, time and task (see `COLUMNS`).
+
+    `rows` are all rows of these patients as `index.event_rows` gives them, `codes` the code of each
+    name, `parents` as in `build_index`; `notes` says whether the files have discharge notes.
+    `inclusive` is true for risk samples, as in the strict index: known *by* the prediction time.
+    """
+    record = record_rows(rows)
+    events = event_list(record, parents)
+    risk = risk_candidates(events, parents, tasks, notes=notes)
+    asked = pl.concat([_decision_candidates(events, tasks), risk], how="diagonal_relaxed")
+    asked, excluded = _kept(_placed(asked, events, record.height), _reasons())
+    asked, without_target = _kept(_with_targets(asked, record, codes), _target_reasons())
+    frame = _with_ids(asked).join(splits, on="subject_id", how="left")
+    frame = frame.sort("subject_id", "prediction_time", "task", "sample_id")
+    yes = frame.filter(pl.col("label"))["task"].value_counts()
+    positives = dict.fromkeys(risk["task"].unique(), 0) | dict(yes.iter_rows())
+    return Index(frame.select(COLUMNS), excluded | without_target, positives=positives)
+
+
+def _decision_candidates(events: pl.DataFrame, tasks: Collection[str]) -> pl.DataFrame:
+    """A row a decision task and event that it may ask for: what comes before it is the range."""
+    parts = []
+    for task in TASKS.values():
+        if task.kind == "decision" and task.key in tasks:
+            own = events
+            if task.anchor_table in ORDER:
+                own = events.filter(pl.col("table") == ORDER.index(task.anchor_table))
+            parts.append(own.select(pl.lit(task.key).alias("task"), "number", "begin", "start"))
+    empty = events.select(pl.lit("").alias("task"), "number", "begin", "start").clear()
+    return pl.concat([empty, *parts]).select(
+        *("task", "number", "begin"),
+        pl.col("number").alias("end"),
+        pl.col("start").alias("prediction_time"),
+        pl.lit(False).alias("inclusive"),
+        pl.lit(None, pl.Boolean).alias("label"),
+        pl.lit(None, pl.String).alias("why"),
+    )
+
+
+def _placed(asked: pl.DataFrame, events: pl.DataFrame, height: int) -> pl.DataFrame:
+    """Adds what the release's index row says, from the event asked about and the range's ends."""
+    columns = ["subject_id", "hadm_id", "stay_id", "table", "length"]
+    own = events.select(*columns, "admissions_id", "last_discharge_id")[asked["number"]]
+    there = asked["begin"] >= 0
+    begin = asked["begin"].clip(lower_bound=0)
+    end = pl.select(pl.when(there).then(asked["end"]).otherwise(begin)).to_series()
+    position, first_row = events["position"][begin], events["at"].extend_constant(height, 1)
+    return pl.concat([asked, own], how="horizontal").with_columns(
+        position.cast(pl.Int32).alias("period_begin"),
+        (position + end - begin).cast(pl.Int32).alias("period_end"),
+        (first_row[end] - first_row[begin]).cast(pl.Int32).alias("n_context_rows"),
+    )
+
+
+def _reasons() -> dict[str, pl.Expr]:
+    """Reason to leave a candidate out -> whether it holds; the first counts."""
+    length = pl.col("period_end") - pl.col("period_begin")
+    outside = pl.col("admissions_id") < pl.col("period_begin")
+    return {
+        f"patient_over_{MOST_EVENTS}_events": pl.col("length") > MOST_EVENTS,
+        "no_outtime": pl.col("why") == "no_outtime",
+        "no_dischtime": pl.col("why") == "no_dischtime",
+        "no_context": pl.col("begin") < 0,
+        "left_by_then": pl.col("why") == "left_by_then",
+        f"at_most_{FEW_EVENTS}_events": length <= FEW_EVENTS,
+        f"at_least_{MANY_EVENTS}_events": length >= MANY_EVENTS,
+        "admission_not_in_window": pl.col("task").is_in(CODED) & outside,
+    }
+
+
+def _target_reasons() -> dict[str, pl.Expr]:
+    items = pl.col("target").list.len()
+    limits = {task.key: task.most_items for task in TASKS.values() if task.most_items is not None}
+    too_many = {
+        f"more_than_{limit}_items": (pl.col("task") == task) & (items > limit)
+        for task, limit in limits.items()
+    }
+    return {"no_target": (items == 0) & pl.col("target_row").is_null(), **too_many}
+
+
+def _kept(
+    frame: pl.DataFrame, reasons: Mapping[str, pl.Expr]
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The rows for which no reason holds; of the others how many, by `<task>/<reason>`."""
+    first = pl.coalesce(
+        pl.when(holds.fill_null(False)).then(pl.lit(name)) for name, holds in reasons.items()
+    )
+    checked = frame.with_columns(first.alias("left_out"))
+    counts = checked.filter(pl.col("left_out").is_not_null()).group_by("task", "left_out").len()
+    excluded = {
+        f"{task}/{reason}": count for task, reason, count in counts.sort(pl.all()).iter_rows()
+    }
+    return checked.filter(pl.col("left_out").is_null()).drop("left_out"), excluded
+
+
+def _with_targets(
+    asked: pl.DataFrame, record: pl.DataFrame, codes: Mapping[str, int]
+) -> pl.DataFrame:
+    """Adds `target` (distinct codes, in order of record) and `target_row` (the note to write)."""
+    answer = pl.when(pl.col("label")).then(codes["yes"]).otherwise(codes["no"])
+    parts = [
+        asked.filter(pl.col("label").is_not_null()).with_columns(
+            _one(answer).alias("target"), pl.lit(None, pl.Int64).alias("target_row")
+        )
+    ]
+    for task in asked.filter(pl.col("label").is_null())["task"].unique().sort():
+        own = asked.filter(pl.col("task") == task)
+        parts.append(_with_target(own, TASKS[task], record, codes))
+    return pl.concat(parts)
+
+
+def _one(code: pl.Expr) -> pl.Expr:
+    return code.cast(pl.Int32).reshape((-1, 1)).arr.to_list()
+
+
+def _with_target(
+    own: pl.DataFrame, task: Task, record: pl.DataFrame, codes: Mapping[str, int]
+) -> pl.DataFrame:
+    if task.target == "heading":
+        headings = {n: codes[TABLES[name].heading] for n, name in enumerate(ORDER)}
+        code = pl.col("table").replace_strict(headings, return_dtype=pl.Int32)
+        return own.with_columns(
+            _one(code).alias("target"), pl.lit(None, pl.Int64).alias("target_row")
+        )
+    rows = record.filter(pl.col("table") == ORDER.index(task.anchor_table))
+    name = pl.col("class" if task.target == "class" else "item")
+    target, note = name.filter(name != NO_CODE).unique(maintain_order=True), pl.lit(None, pl.Int64)
+    if task.target == "text":
+        # An event of several notes is no target.
+        target = pl.lit([], pl.List(pl.Int32))
+        note = pl.when(pl.len() == 1).then(pl.col("row").first()).cast(pl.Int64)
+    targets = (
+        rows.join(own.select("number"), on="number", how="semi", maintain_order="left")
+        .group_by("number")
+        .agg(target.alias("target"), note.alias("target_row"))
+    )
+    return own.join(targets, on="number", how="left", maintain_order="left")
+
+
+def _with_ids(asked: pl.DataFrame) -> pl.DataFrame:
+    """Adds `sample_id`, `context_id` (equal for equal contexts) and the release's `event`."""
+    names = dict(enumerate(ORDER))
+    period = pl.format("{}-{}", "period_begin", "period_end")
+    shown = pl.col("admissions_id").fill_null(0)
+    admission = pl.when(pl.col("task") == ADMISSION_HIDDEN).then(0).otherwise(shown)
+    notes = pl.when(pl.col("task").is_in(list(NOTE_HIDDEN))).then(pl.lit("/no-note"))
+    context = pl.concat_str(
+        pl.format(
+            "{}/{}/{}/{}", "subject_id", period, admission, pl.col("last_discharge_id").fill_null(0)
+        ),
+        notes.otherwise(pl.lit("")),
+    )
+    return asked.with_columns(
+        pl.format("{}/{}/{}", "task", "subject_id", period).alias("sample_id"),
+        context.alias("context_id"),
+        pl.col("table").replace_strict(names, return_dtype=pl.String).alias("event"),
+        pl.col("hadm_id", "stay_id").replace(NO_ID, None),
+    )

@@ -1,0 +1,85 @@
+"""The context of a sample of `data.protocol=paper`: what the release shows, leaks and all.
+
+The event list of a patient is the record grouped as the release groups it: *consecutive rows of
+one table* are one event, however long they go on; demographics are event 0. A sample names the
+events `[period_begin, period_end)`. All their rows are shown with all their columns: totals of
+intervals that still run, results before they were stored, pharmacy, the admission's orders in an
+emergency visit. Before them stand demographics (with the age at the anchor, not at the time), the
+last discharge note of another admission, and the admission event; admission events are shown there
+only. For diagnosis tasks discharge notes of the window are hidden.
+
+Two departures from the release: its record also has `hcpcsevents` and `drgcodes`, as events that
+print nothing; ours has none of them. It prints missing values as `None` or `nan`; ours are empty.
+"""
+
+from typing import Protocol
+
+import numpy as np
+
+from ehrr1.records.events import Event
+from ehrr1.records.schema import ORDER
+from ehrr1.records.store import Patient, Shard
+from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.context import grouped_events
+
+NOT_IN_RECORD = tuple(ORDER.index(name) for name in ("hcpcsevents", "drgcodes"))
+ADMISSIONS, DISCHARGE = ORDER.index("admissions"), ORDER.index("discharge")
+
+NOTE_HIDDEN = frozenset(
+    task.key for task in TASKS.values() if task.anchor_table in ("diagnoses_icd", "diagnosis")
+)
+"""Tasks whose window does not show discharge notes."""
+ADMISSION_HIDDEN = "admissions"
+"""The task that asks for the admission does not show it."""
+
+
+class Period(Protocol):
+    """What a context of this protocol depends on; `samples.Sample` has it."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def period_begin(self) -> int: ...
+    @property
+    def period_end(self) -> int: ...
+    @property
+    def admissions_id(self) -> int | None: ...
+    @property
+    def last_discharge_id(self) -> int | None: ...
+
+
+def event_numbers(table: np.ndarray) -> np.ndarray:
+    """Each row's event in one patient's list, from 1; 0 for rows that are not in the record.
+
+    `table` holds the numbers of the patient's rows' tables, in the order of the store.
+    """
+    numbers = np.zeros(len(table), dtype=np.int64)
+    inside = np.flatnonzero(~np.isin(table, NOT_IN_RECORD))
+    own = table[inside]
+    numbers[inside] = 1 + np.concatenate([[0], np.cumsum(own[1:] != own[:-1])])[: len(own)]
+    return numbers
+
+
+def shown_positions(rows: Shard, patient: Patient, sample: Period) -> np.ndarray:
+    """The positions in `rows` of all rows shown for `sample`, in the order in which they stand."""
+    table = rows.table[patient.first : patient.last]
+    numbers = event_numbers(table)
+    window = (numbers >= sample.period_begin) & (numbers < sample.period_end) & (numbers > 0)
+    window &= table != ADMISSIONS
+    if sample.task in NOTE_HIDDEN:
+        window &= table != DISCHARGE
+    parts = [np.flatnonzero(window)]
+    if sample.admissions_id is not None and sample.task != ADMISSION_HIDDEN:
+        parts.insert(0, np.flatnonzero(numbers == sample.admissions_id))
+    if sample.last_discharge_id is not None:
+        parts.insert(0, np.flatnonzero(numbers == sample.last_discharge_id))
+    return patient.first + np.concatenate(parts)
+
+
+def shown_events(rows: Shard, patient: Patient, positions: np.ndarray) -> list[Event]:
+    """The rows at `positions` as events of the patient's list, after the demographics."""
+    numbers = event_numbers(rows.table[patient.first : patient.last])[positions - patient.first]
+    age = "" if patient.anchor_age is None else str(patient.anchor_age)
+    demographics = Event("patients", None, None, ((age, patient.gender or ""),), ("",))
+    starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+    return [demographics, *grouped_events(rows, positions, starts)]
