@@ -8,6 +8,7 @@ import csv
 import gzip
 import zlib
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 import polars as pl
@@ -20,9 +21,6 @@ SUFFIXES = (".csv.gz", ".csv", ".parquet")
 BATCH_ROWS = 500_000
 """So many rows of a file are held at a time."""
 
-READ_ERRORS = (pl.exceptions.PolarsError, OSError, EOFError, zlib.error, UnicodeDecodeError)
-"""What a broken file raises."""
-
 TIME_FORMATS = (
     "%Y-%m-%d %H:%M:%S",
     "%Y-%m-%d",
@@ -30,6 +28,16 @@ TIME_FORMATS = (
     "%Y-%m-%d %H:%M",
     "%Y-%m-%dT%H:%M:%S%.f",
 )
+
+READ_ERRORS = (
+    *(pl.exceptions.PolarsError, pl.exceptions.PanicException),
+    *(OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error),
+)
+"""What a broken file raises; a panic of Polars is no `Exception` and would pass all handlers."""
+
+EARLIEST, LATEST = datetime(1800, 1, 1), datetime(2500, 1, 1)
+"""Times outside are typing errors (year 0, 0214, 9999): MIMIC-IV's shifted years lie around 2150,
+and a day after the year 9999 has no place in Python's times."""
 
 
 class Folder:
@@ -45,22 +53,32 @@ class Folder:
                 f"data.root={root}: there is no such folder; give the folder that holds hosp/"
             )
         self.root = root
-        self._paths: dict[tuple[str, str], Path] = {}
-        for module in root.iterdir():
+        self._paths: dict[tuple[str, str], list[Path]] = {}
+        for module in sorted(root.iterdir()):
             if module.is_dir():
-                for path in module.iterdir():
-                    self._paths[module.name.lower(), path.name.lower()] = path
+                for path in sorted(module.iterdir()):
+                    key = module.name.lower(), path.name.lower()
+                    self._paths.setdefault(key, []).append(path)
 
     def find(self, module: str, name: str) -> list[Path]:
-        """The files of a table, in order of their names; none where the table is not there."""
-        for suffix in SUFFIXES:
-            path = self._paths.get((module, name + suffix))
-            if path is not None:
-                return [path]
-        folder = self._paths.get((module, name))
-        if folder is None or not folder.is_dir():
-            return []
-        return sorted(path for path in folder.iterdir() if path.name.lower().endswith(SUFFIXES))
+        """The files of a table, in order of their names; none where the table is not there.
+
+        Raises UserError where it is there twice: nobody can tell whether the second holds the same
+        rows or others, and to pass over it in silence would lose them.
+        """
+        found = [path for end in SUFFIXES for path in self._paths.get((module, name + end), [])]
+        found += [path for path in self._paths.get((module, name), []) if path.is_dir()]
+        if len(found) > 1:
+            raise UserError(
+                f"data.root={self.root}: the table {module}/{name} is there twice, as {found[0]} "
+                f"and as {found[1]}: keep one of them"
+            )
+        if not found or found[0].name.lower() != name:
+            return found
+        parts = sorted(part for part in found[0].iterdir() if part.name.endswith(SUFFIXES))
+        if not parts:
+            raise UserError(f"{found[0]} is a folder without a .csv.gz, .csv or .parquet file")
+        return parts
 
     def require(self, module: str, name: str, needed_by: str) -> list[Path]:
         paths = self.find(module, name)
@@ -112,7 +130,7 @@ def _batches(path: Path, columns: list[str]) -> Iterator[pl.DataFrame]:
     wanted = frame.select(pl.col(actual[name]).alias(name) for name in columns)
     schema = wanted.collect_schema()
     for name, kind in schema.items():
-        if kind.is_nested() or kind == pl.Binary:
+        if kind.is_nested() or kind in (pl.Binary, pl.Duration, pl.Object):
             raise UserError(f"{path}: the column {name} holds {kind}; text or numbers are needed")
     empty = True
     for batch in wanted.collect_batches(chunk_size=BATCH_ROWS, lazy=True):
@@ -158,14 +176,17 @@ def as_text(column: pl.Series) -> pl.Series:
 
 def as_id(column: pl.Series) -> pl.Series:
     """Whole numbers; null where there is none, or another number."""
-    if column.dtype.is_float():
-        numbers = column.cast(pl.Int64, strict=False)
-        return numbers.set(numbers.cast(pl.Float64) != column, None)
-    if column.dtype.is_numeric():
+    if column.dtype.is_integer():
         return column.cast(pl.Int64, strict=False)
-    numbers = column.cast(pl.Int64, strict=False)
+    if column.dtype.is_numeric():
+        numbers = column.cast(pl.Int64, strict=False)
+        return numbers.set(numbers.cast(pl.Float64) != column.cast(pl.Float64), None)
+    if column.dtype.is_temporal() or column.dtype == pl.Boolean:
+        return pl.repeat(None, len(column), dtype=pl.Int64, eager=True).alias(column.name)
+    text = as_text(column)
+    numbers = text.cast(pl.Int64, strict=False)
     if numbers.null_count() > column.null_count():
-        tidy = as_text(column).str.strip_chars().str.strip_suffix(".0")
+        tidy = text.str.strip_chars().str.strip_suffix(".0")
         numbers = tidy.cast(pl.Int64, strict=False)
     return numbers
 
@@ -173,7 +194,10 @@ def as_id(column: pl.Series) -> pl.Series:
 def as_time(column: pl.Series) -> pl.Series:
     """Times in microseconds; null where there is none or where it cannot be read."""
     if column.dtype == pl.Date or column.dtype == pl.Datetime:
-        return column.cast(pl.Datetime("us")).dt.replace_time_zone(None)
+        if column.dtype == pl.Datetime:
+            # The clock on the wall, as the tables have it; a cast alone would go to UTC.
+            column = column.dt.replace_time_zone(None)
+        return _plausible(column.cast(pl.Datetime("us"), strict=False))
     text = as_text(column)
     times = text.str.to_datetime(TIME_FORMATS[0], strict=False, time_unit="us")
     for form in TIME_FORMATS[1:]:
@@ -181,4 +205,9 @@ def as_time(column: pl.Series) -> pl.Series:
             break
         more = text.str.strip_chars().str.to_datetime(form, strict=False, time_unit="us")
         times = times.fill_null(more)
-    return times
+    return _plausible(times)
+
+
+def _plausible(times: pl.Series) -> pl.Series:
+    there = times.is_between(EARLIEST, LATEST)
+    return pl.select(pl.when(there).then(times).alias(times.name)).to_series()

@@ -163,30 +163,45 @@ TIMES = frozenset(
 def typed(frame: pl.DataFrame, path: str) -> pl.DataFrame:
     """Ids as numbers, times as times, everything else as text.
 
-    An id that is there but no whole number is marked in `bad_id`. Raises UserError where a whole
-    column of ids is of that kind: the file is then not what it says.
+    A row with an id or a time that is there but cannot be read is marked in `bad_id` or `bad_time`:
+    an unreadable time of death or of storing must not pass for a missing one. Raises UserError
+    where a whole column is of that kind: the file is then not what it says.
     """
     columns: list[pl.Series] = []
-    bad = pl.Series("bad_id", [False]).new_from_index(0, frame.height)
+    no = pl.Series([False]).new_from_index(0, frame.height)
+    bad = {"bad_id": no, "bad_time": no}
     for column in frame.get_columns():
         name = column.name
-        if name in IDS:
-            ids = as_id(column)
-            there = column.fill_nan(None) if column.dtype.is_float() else column
-            wrong = ids.is_null() & there.is_not_null()
-            if wrong.any():
-                bad = bad | wrong
-                if ids.null_count() == frame.height:
-                    raise UserError(
-                        f"{path}: the column {name} holds no whole numbers: "
-                        "are the columns under the right headings?"
-                    )
-            columns.append(ids)
-        elif name in TIMES:
-            columns.append(as_time(column))
-        else:
+        if name not in IDS and name not in TIMES:
             columns.append(as_text(column))
-    return pl.DataFrame([*columns, bad.alias("bad_id")])
+            continue
+        kind, found = ("bad_id", as_id(column)) if name in IDS else ("bad_time", as_time(column))
+        if name in IDS and name != "subject_id":
+            found = found.set(found < 0, None)  # the store keeps -1 for "none"
+        wrong = _unreadable(column, found)
+        if wrong.any():
+            bad[kind] = bad[kind] | wrong
+            if found.null_count() == frame.height:
+                raise UserError(f"{path}: the column {name} holds no {_EXPECTED[kind]}")
+        columns.append(found)
+    return pl.DataFrame([*columns, *(marks.alias(kind) for kind, marks in bad.items())])
+
+
+_EXPECTED = {
+    "bad_id": "whole numbers: are the columns under the right headings?",
+    "bad_time": "times such as 2150-07-23 14:00:00: are the columns under the right headings?",
+}
+
+
+def _unreadable(column: pl.Series, found: pl.Series) -> pl.Series:
+    """Cells that say something of which nothing was `found`; blank ones say nothing."""
+    if found.null_count() == column.null_count():
+        return pl.Series([False])
+    there = column.fill_nan(None) if column.dtype.is_float() else column
+    wrong = found.is_null() & there.is_not_null()
+    if column.dtype == pl.String:
+        wrong &= column.str.strip_chars().fill_null("") != ""
+    return wrong
 
 
 def report(frame: pl.DataFrame, table: Table, source: Source) -> pl.DataFrame:
@@ -205,6 +220,7 @@ def report(frame: pl.DataFrame, table: Table, source: Source) -> pl.DataFrame:
         reasons["no_time"] = pl.col("event_time").is_null()
         if any(at.of for at in table.known_at):
             reasons["no_discharge_time"] = _first_time(table.known_at).is_null()
+    reasons["bad_time"] = pl.col("bad_time")
     why = frame.select(
         pl.coalesce(pl.when(bad).then(pl.lit(name)) for name, bad in reasons.items()).alias("why")
     )["why"]

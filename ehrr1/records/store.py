@@ -84,7 +84,7 @@ def write_shard(
     _write(_patients(parents["patients"], rows), folder / "patients.arrow")
     _write(names.to_frame(), folder / "names.arrow")
     for name, parent in parents.items():
-        _write(parent.drop("shard", "bad_id"), folder / f"parent-{name}.arrow")
+        _write(parent.drop("shard", "bad_id", "bad_time"), folder / f"parent-{name}.arrow")
     return rows, names
 
 

@@ -1,0 +1,138 @@
+"""Broken tables: each ends in one clear line, or in rows that are counted and reported.
+
+Every table, dictionary and class map is damaged in many ways (`fuzz_damages`), one at a time, and
+`stage=prepare` is run on it. What must come of it is the same for all: a `UserError` that names the
+file and quotes nothing of it, or rows read = rows kept + rows reported, as many read as were
+written, exactly the broken ones reported, and the healthy ones in the store as they were.
+"""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ehrr1.errors import UserError
+from ehrr1.records.schema import ORDER, TABLES
+from ehrr1.tasks.samples import Prepared
+from tests.fuzz_damages import Damage, Sheet, damages
+from tests.small_tables import DICTIONARIES, HOUR, START, Rows, place, row, write_csv
+from tests.test_records import Metrics, prepared
+
+PATIENTS = 3
+PARENTS = ("patients", "admissions", "edstays", "icustays")
+CODED = {
+    "atc": "medrecon",
+    "ccs_diagnoses": "diagnoses_icd",
+    "ccs_procedures": "procedures_icd",
+}
+"""A table that needs each class map."""
+
+Stored = Counter[tuple[object, ...]]
+
+
+def rows_of(name: str) -> Rows:
+    """One row a patient in the tables that others refer to, two in the others."""
+    every = 1 if name in PARENTS else 2
+    times = (START + number * HOUR for number in range(PATIENTS * every))
+    return [row(name, n, n // every, time) for n, time in enumerate(times)]
+
+
+def world_of(name: str) -> dict[str, Rows]:
+    """The table, those it refers to, and their dictionaries."""
+    tables = {place(own): rows_of(own) for own in (*PARENTS, "diagnoses_icd", name)}
+    needed = {f"{look.module}/{look.file}" for look in TABLES[name].lookups}
+    needed.add("hosp/d_icd_diagnoses")
+    return tables | {own: rows for own, rows in DICTIONARIES.items() if own in needed}
+
+
+def stored(world: Prepared, table: str) -> Stored:
+    """The rows of a table in the store, with all that is kept of them."""
+    found: Stored = Counter()
+    rows = world.store.shard(0)
+    for subject, patient in rows.patients.items():
+        own = np.arange(patient.first, patient.last)
+        own = own[rows.table[own] == ORDER.index(table)]
+        times = (rows.event_time, rows.available_time, rows.late_time)
+        numbers = (*times, rows.hadm_id, rows.stay_id)
+        columns = [array[own].tolist() for array in numbers]
+        items = [rows.names[code] for code in rows.item[own]]
+        found.update(zip([subject] * len(own), *columns, items, rows.values(own), strict=True))
+    return found
+
+
+def prepare(root: Path, run: Path, **more: Any) -> tuple[Prepared, Metrics]:
+    # One task of each kind: the index must bear what was kept, too.
+    return prepared(root, run, tasks=["diagnoses_icd", "Inpatient_Mortality"], **more)
+
+
+def problem_of_message(message: str, file: str) -> str | None:
+    """A message is one line, names the file, and quotes no cell."""
+    if "\n" in message or file not in message:
+        return f"does not name {file} in one line: {message}"
+    if "#" in message or any(f"0000{n}" in message for n in range(10)):
+        return f"quotes a cell: {message}"
+    return None
+
+
+def problem_of_counts(metrics: Metrics, written: dict[str, int]) -> str | None:
+    for name, count in written.items():
+        read = metrics[f"rows/{name}"]
+        if read != count:
+            return f"{name}: {count} rows written, {read} read"
+        if read != metrics[f"rows_kept/{name}"] + metrics[f"rows_reported/{name}"]:
+            return f"{name}: read is not kept plus reported"
+    return None
+
+
+def problem(
+    damage: Damage, name: str, root: Path, run: Path, written: dict[str, int], healthy: Stored
+) -> str | None:
+    """What is wrong with what came of a damaged table; None where all is as it must be."""
+    try:
+        world, metrics = prepare(root, run)
+    except UserError as error:
+        if damage.reported is not None:
+            return f"refused: {error}"
+        return problem_of_message(str(error), name)
+    if damage.reported is None:
+        return f"not refused, reported {metrics[f'rows_reported/{name}']}"
+    if metrics[f"rows_reported/{name}"] != damage.reported:
+        return f"{metrics[f'rows_reported/{name}']} rows reported, not {damage.reported}"
+    gone = healthy - stored(world, name) if name != "patients" else Counter()
+    if gone.total() > damage.touched:
+        return f"{gone.total()} healthy rows are not in the store as they were"
+    return problem_of_counts(metrics, written | {name: written[name] + damage.added})
+
+
+def cases(name: str) -> list[Damage]:
+    return damages(Sheet(name, rows_of(name)), ORDER.index(name))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_damaged_tables(name: str, tmp_path: Path) -> None:
+    world = world_of(name)
+    root = write_csv(tmp_path / "world", world)
+    healthy, metrics = prepare(root, tmp_path / "healthy")
+    written = {own.split("/")[1]: len(rows) for own, rows in world.items() if "/d_" not in own}
+    written.pop("radiology_detail", None)
+    assert problem_of_counts(metrics, written) is None
+    assert not any(metrics[f"rows_reported/{own}"] for own in written)
+    rows = stored(healthy, name)
+    assert rows.total() == (0 if name == "patients" else written[name])
+    path = root / place(name)
+    problems = []
+    for number, damage in enumerate(cases(name)):
+        remove(path)
+        damage.write(path, Sheet(name, world[place(name)]))
+        found = problem(damage, name, root, tmp_path / str(number), written, rows)
+        problems += [f"{damage.name}: {found}"] if found else []
+    assert not problems, "\n".join(problems)
+
+
+def remove(path: Path) -> None:
+    """All files of a table."""
+    for own in path.parent.glob(f"{path.name}.*"):
+        shutil.rmtree(own) if own.is_dir() and not own.is_symlink() else own.unlink()
