@@ -41,7 +41,6 @@ NO_ADMISSIONS: Types = {
     **dict.fromkeys(("subject_id", "hadm_id"), pl.Int64),
     **dict.fromkeys(("admittime", "dischtime", "deathtime"), pl.Datetime("us")),
     "hospital_expire_flag": pl.String,
-    "bad_id": pl.Boolean,
 }
 
 
@@ -161,7 +160,7 @@ class MedsFolder(Source):
         path = self._parents / f"{name}.parquet"
         if not path.is_file():
             return None
-        return _read(path).with_columns(pl.lit(False).alias("bad_id"))
+        return _read(path)
 
     def _own_tables(self) -> list[str]:
         found: set[str] = set()
@@ -188,7 +187,6 @@ class MedsFolder(Source):
             pl.when(year.is_not_null()).then(pl.lit("0")).alias("anchor_age"),
             year.cast(pl.String).alias("anchor_year"),
             pl.lit(None, pl.Datetime("us")).alias("dod"),
-            pl.lit(False).alias("bad_id"),
         )
 
     def _descriptions(self) -> pl.DataFrame:

@@ -2,6 +2,7 @@
 
 layout=rows      samples.jsonl: samples that are ready to use, one JSON object a line
 layout=meds      meds/: the whole cohort in the Medical Event Data Standard (`export_meds`)
+layout=release   release/: the files of the EHR-R1 release (`export_release`)
 
 samples.jsonl holds the benchmark's row (`idx, instruction, input, output, candidates, task_info`)
 with `sample_id, subject_id, prediction_time, available_until, messages`. No caps: what a stage
@@ -9,6 +10,7 @@ trains on is its own matter.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +24,7 @@ from ehrr1.records.events import Event
 from ehrr1.records.markdown import record_markdown
 from ehrr1.records.schema import TABLES
 from ehrr1.runs import Run
-from ehrr1.stages import export_meds
+from ehrr1.stages import export_meds, export_release
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 
@@ -35,6 +37,9 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
     prepared = Prepared(run.input("prepare"))
     if cfg.layout == "meds":
         return export_meds.write(prepared, run.folder / "meds")
+    if cfg.layout == "release":
+        bench = partial(rows, prepared, split="test", limit=None)
+        return export_release.write(prepared, run.folder / "release", bench)
     count = write_jsonl(
         run.folder / "samples.jsonl", rows(prepared, split=cfg.split, limit=cfg.limit)
     )

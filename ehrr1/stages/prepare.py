@@ -9,7 +9,10 @@ reported.json   table -> reason -> rows that could not be used
 """
 
 import resource
+import shutil
+import tarfile
 import time
+import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -23,10 +26,12 @@ from rich.table import Column
 from rich.table import Table as RichTable
 
 from ehrr1.errors import UserError
-from ehrr1.files import locked, replacing, write_json
+from ehrr1.files import locked, remove, replacing, write_json
+from ehrr1.records import release
 from ehrr1.records.codes import LOST_TASKS, ClassMaps
 from ehrr1.records.meds_source import MedsFolder
 from ehrr1.records.reading import Folder
+from ehrr1.records.release_source import ReleaseFolder
 from ehrr1.records.rows import MimicFolder
 from ehrr1.records.schema import MIMIC_TABLES, TABLES
 from ehrr1.records.source import Source
@@ -38,6 +43,7 @@ from ehrr1.tasks.catalog import SUITES, TASKS
 from ehrr1.tasks.index import Index, build_index
 from ehrr1.tasks.label_files import label_index, read_labels
 from ehrr1.tasks.paper import WINDOW_HOURS, build_paper_index
+from ehrr1.tasks.release_index import read_release_index, release_index, release_splits
 from ehrr1.tasks.samples import SPLIT
 from ehrr1.tasks.splits import split_patients
 
@@ -54,6 +60,8 @@ Rows = dict[str, Counter[str]]
 """Table -> what became of its rows (`records.source.Counts`)."""
 
 REPORTED = "reported/"
+
+UNPACKED = ".release"
 
 
 def run(cfg: DictConfig, run: Run) -> Metrics:
@@ -72,7 +80,10 @@ def run(cfg: DictConfig, run: Run) -> Metrics:
     metrics |= table_metrics(rows, source.tables, len(source.subjects))
     metrics |= {f"samples/{task}": samples[f"samples/{task}"] for task in TASKS}
     metrics |= {name: count for name, count in sorted(samples.items())}
-    missing_maps = source.maps.missing if isinstance(source, MimicFolder) else []
+    missing_maps = [] if isinstance(source, MedsFolder) else source.maps.missing
+    if isinstance(source, ReleaseFolder):
+        keep_similar_items(source.root, run.folder)
+        remove(run.folder / UNPACKED)
     metrics |= {f"missing_maps/{kind}": 1 for kind in missing_maps}
     metrics["peak_memory_gib"] = round(
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3
@@ -92,12 +103,15 @@ def build_share(cfg: DictConfig, run: Run) -> int:
     return len(build.missing_shards(run.folder, source))
 
 
-def opened_source(cfg: DictConfig, folder: Path) -> Source:
+def opened_source(cfg: DictConfig, folder: Path) -> MimicFolder | MedsFolder | ReleaseFolder:
     """The input, its patients read; the synthetic hospital is written first if it is asked for."""
     check(cfg)
     chosen_tasks(cfg)
     if cfg.data.name == "meds":
         return MedsFolder(Path(cfg.data.root), cfg.data.patients_per_shard)
+    if cfg.data.name == "release":
+        root = unpacked(Path(cfg.data.root), folder)
+        return ReleaseFolder(root, cfg.data.patients_per_shard)
     root, maps = hospital(cfg, folder)
     return MimicFolder(Folder(root), ClassMaps(maps), cfg.data.patients_per_shard)
 
@@ -123,6 +137,8 @@ def build_missing(cfg: DictConfig, run: Run, source: Source, share: int | None =
     by: build.BuildIndex = index
     if isinstance(source, MedsFolder) and not source.own:
         by = by_labels(source, splits, window, tasks)
+    if isinstance(source, ReleaseFolder):
+        by = by_position(source, splits, tasks)
     build.build_shards(source, numbers, run.folder, by)
 
 
@@ -141,14 +157,65 @@ def by_labels(
     return index
 
 
+def by_position(
+    source: ReleaseFolder, splits: pl.DataFrame, tasks: Collection[str]
+) -> build.BuildIndex:
+    """The index of the release's folder: its own index files."""
+    asked = read_release_index(source.root)
+    number = source.shards.number(asked["subject_id"])
+
+    def index(rows: pl.DataFrame, names: pl.Series, parents: dict[str, pl.DataFrame]) -> Index:
+        subjects = parents["patients"]["subject_id"]
+        shard = source.shards.number(subjects)[0]
+        own = {s: source.positions[s] for s in subjects.to_list() if s in source.positions}
+        return release_index(rows, names, asked.filter(number == shard), splits, own, tasks)
+
+    return index
+
+
 def splits_of(cfg: DictConfig, source: Source) -> pl.DataFrame:
     """The input's own splits where it has them, else patients drawn by `data.split`."""
     if isinstance(source, MedsFolder) and source.splits is not None:
         return source.splits
     shares = cfg.data.split
-    return split_patients(
-        source.subjects, validation=shares.validation, test=shares.test, seed=cfg.seed
-    )
+    test = 0.0 if isinstance(source, ReleaseFolder) else shares.test
+    drawn = split_patients(source.subjects, validation=shares.validation, test=test, seed=cfg.seed)
+    if isinstance(source, ReleaseFolder):
+        return release_splits(read_release_index(source.root), source.subjects, drawn)
+    return drawn
+
+
+def unpacked(path: Path, folder: Path) -> Path:
+    """The release's folder; a .tar.gz is unpacked into `folder` until the store is built."""
+    if not path.name.endswith((".tar.gz", ".tgz")):
+        return path
+    target = folder / UNPACKED
+    with locked(folder / ".release.lock"):  # shares may ask for it at the same time
+        if not target.exists():
+            unpack(path, target)
+    found = next(target.rglob(release.FOLDER), None)
+    return target if found is None else found.parent
+
+
+def unpack(path: Path, target: Path) -> None:
+    """Unpack a .tar.gz; UserError where it is none. Nothing can be written outside `target`."""
+    try:
+        with replacing(target) as temporary, tarfile.open(path, "r:gz") as archive:
+            archive.extractall(temporary, filter="data")
+    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None and path.is_file():
+            raise  # a full disk is no fault of the archive
+        raise UserError(
+            f"data.root={path}: it cannot be unpacked ({type(error).__name__}): fetch it again"
+        ) from error
+
+
+def keep_similar_items(root: Path, folder: Path) -> None:
+    """The release's lists of similar items, for `stage=export` to choose candidates from."""
+    lists = root / "cache" / "similar_item"
+    if lists.is_dir():
+        with replacing(folder / "similar_item") as temporary:
+            shutil.copytree(lists, temporary)
 
 
 def chosen_tasks(cfg: DictConfig) -> tuple[str, ...]:

@@ -118,6 +118,17 @@ class Prepared:
         columns["candidates"] = list(map(tuple, columns["candidates"]))
         return list(map(Sample, *(columns[name] for name in _FIELDS)))
 
+    def answers(self, index: pl.DataFrame) -> pl.DataFrame:
+        """The answers of these rows of the index: `sample` (the row's number), `item` (a name)."""
+        pairs = index.select("target").with_row_index("sample").explode("target").drop_nulls()
+        names = pl.Series("item", self.names, dtype=pl.String)
+        return pairs.select("sample", names.gather(pairs["target"]))
+
+    @cached_property
+    def index_columns(self) -> list[str]:
+        """What the index says of each sample; the protocols differ in it."""
+        return list(pl.read_parquet_schema(self.folder / INDEX))
+
     def _targets(self, index: pl.DataFrame) -> list[tuple[str, ...]]:
         if index.schema["target"] == pl.List(pl.String):
             return list(map(tuple, index["target"].to_list()))
