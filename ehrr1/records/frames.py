@@ -8,7 +8,7 @@ import polars as pl
 from ehrr1.records.rows import STORE_SCHEMA
 from ehrr1.records.store import NO_ID, NO_TIME, Store
 
-ROWS_AT_ONCE = 500_000
+ROWS_AT_ONCE = 250_000
 """So many rows are held at a time; a patient with more rows is held whole."""
 
 

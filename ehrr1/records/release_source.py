@@ -27,7 +27,7 @@ from ehrr1.records.schema import FOREIGN, MIMIC_TABLES, ORDER, TABLES
 from ehrr1.records.source import Shards, Source
 from ehrr1.records.table import Table
 
-FILES_AT_ONCE = 200
+FILES_AT_ONCE = 20
 EVENT = 2**24
 """`order` of a row: its event's position times this, plus its place in the event."""
 

@@ -26,6 +26,7 @@ from ehrr1.records.reading import SUFFIXES
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared
 
+ROWS_AT_ONCE = 100_000
 SAMPLES_AT_ONCE = 100_000
 
 INDEX_COLUMNS = (
@@ -63,7 +64,7 @@ def _write_patients(prepared: Prepared, folder: Path) -> int:
     folder.mkdir(parents=True)
     patients, visits = prepared.parents["patients"], prepared.parents.get("edstays")
     written: set[int] = set()
-    for rows in track(store_frames(prepared.store), "patients"):
+    for rows in track(store_frames(prepared.store, ROWS_AT_ONCE), "patients"):
         own = patients.filter(pl.col("subject_id").is_in(rows["subject_id"].unique().implode()))
         for subject, events in release.event_rows(rows, own, visits):
             events.write_parquet(folder / f"{subject}.parquet", compression="zstd")
