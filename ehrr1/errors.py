@@ -1,4 +1,4 @@
-"""Errors that a user can cause: one line each, exit code 2."""
+"""Errors that a user can cause (one line, exit code 2); the audit's verdict (exit code 1)."""
 
 
 class UserError(Exception):
@@ -6,4 +6,11 @@ class UserError(Exception):
 
     The message is one line: the setting and its value, what is wrong, and what to do. `run.py`
     prints it without a traceback and exits with 2.
+    """
+
+
+class LeakError(AssertionError):
+    """A context shows what was not known, where that must not be: a bug of this program.
+
+    `stage=audit` writes its files and then raises it: a traceback, exit code 1.
     """

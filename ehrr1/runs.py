@@ -30,7 +30,9 @@ ORDER = ("prepare", "graph", "chains", "adapt", "reason", "rl", "eval")
 
 INPUTS: dict[str, tuple[str, ...]] = {
     "prepare": (),
+    "audit": ("prepare",),
     "export": ("prepare",),
+    "card": ("prepare",),
     "graph": ("prepare",),
     "chains": ("prepare", "graph"),
     "adapt": ("prepare",),
@@ -45,7 +47,9 @@ OPTIONAL_INPUTS: dict[str, tuple[str, ...]] = {"eval": ("reason", "rl")}
 
 RESULT_SETTINGS: dict[str, tuple[str, ...]] = {
     "prepare": ("seed", "data"),
+    "audit": ("seed", "audit"),
     "export": (),
+    "card": (),
     "graph": ("seed", "graph"),
     "chains": ("seed", "chains"),
     "adapt": ("seed", "model", "loss", "adapt", "trainer"),
@@ -58,7 +62,7 @@ RESULT_SETTINGS: dict[str, tuple[str, ...]] = {
 NOT_COMPARED = frozenset({"data.shard", "data.shards"})
 """Settings of those sections that say who does the work, not what comes of it."""
 
-ALWAYS_AGAIN = frozenset({"export"})
+ALWAYS_AGAIN = frozenset({"audit", "card", "export"})
 """Stages that only show what is there: they run again and overwrite."""
 
 
@@ -118,7 +122,8 @@ def find_inputs(cfg: DictConfig, stage: str) -> dict[str, Path]:
 def opened(cfg: DictConfig, stage: str, variant_hint: str = "") -> Iterator[Run | None]:
     """The run folder of `stage`, locked; None where the run is finished already.
 
-    With `overwrite=true` the earlier run is put aside and comes back if the new one fails.
+    With `overwrite=true` the earlier run is put aside and comes back if the new one fails before
+    it is finished.
     Raises UserError for a folder made with other settings or in use by another process.
     """
     folder = home(cfg) / stage
@@ -142,6 +147,10 @@ def opened(cfg: DictConfig, stage: str, variant_hint: str = "") -> Iterator[Run 
         try:
             yield run
         except BaseException as error:
+            # an audit that finds a leak fails when it is done: its files say where
+            if is_finished(folder):
+                remove(previous)
+                raise
             # what a wrong setting or file left behind must not refuse the corrected command
             if previous.exists() or (isinstance(error, UserError) and not run.resuming):
                 remove(folder)

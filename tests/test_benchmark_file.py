@@ -101,7 +101,9 @@ def test_rows_become_samples(tmp_path: Path) -> None:
 def test_export_gives_the_rows_again_with_their_own_question(tmp_path: Path) -> None:
     given = [row(0), risk(1, "yes")]
     world, _ = prepared(write(tmp_path / "b.jsonl", *given), tmp_path / "prepare")
-    cfg = OmegaConf.create({"split": "test", "limit": None, "layout": "rows"})
+    cfg = OmegaConf.create(
+        {"split": "test", "limit": None, "layout": "rows", "seed": 0, "similar_items": None}
+    )
     (tmp_path / "export").mkdir()
     export.run(cfg, Run(tmp_path / "export", "export", {"prepare": world.folder}))
     lines = (tmp_path / "export" / "samples.jsonl").read_text().splitlines()

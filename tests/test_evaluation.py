@@ -1,5 +1,7 @@
 """Metrics equal scikit-learn, the bootstrap covers the truth, baselines are honest."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -13,6 +15,7 @@ from ehrr1.evaluation.predictions import SCHEMA, frame, prediction_row, risk_row
 from ehrr1.evaluation.report import difference_table, task_table
 from ehrr1.evaluation.scores import one_class, parse_failures, score
 from ehrr1.evaluation.summary import last_model, summarise
+from ehrr1.tasks.catalog import TASKS
 from tests.test_graph import event, sample
 
 
@@ -111,6 +114,19 @@ def test_score_names_macros_and_failures(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("ehrr1.evaluation.scores.MAX_ELEMENTS", 100)
     for name, values in score(table, resamples, ["Inpatient_Mortality", "emar"]).items():
         np.testing.assert_allclose(values, found[name], rtol=1e-12)
+
+
+def test_balanced_sets_have_no_auprc() -> None:
+    rows = []
+    for number in range(40):
+        for task in ("Inpatient_Mortality", "ICU_Stay_7day"):
+            asked = sample(number, task, "yes" if number % 3 else "no", subject=number)
+            asked = replace(asked, balanced=task == "ICU_Stay_7day")
+            rows.append(risk_row(asked, number / 40))
+    table = frame("adapt", rows)
+    found = score(table, Resamples.draw(table["subject_id"], 5, seed=0), list(TASKS))
+    assert "ICU_Stay_7day/auroc" in found and "ICU_Stay_7day/auprc" not in found
+    assert found["risk/auprc/macro"][0] == found["Inpatient_Mortality/auprc"][0]
 
 
 def test_frequency_chooses_k_by_training_f1() -> None:

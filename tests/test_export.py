@@ -16,6 +16,7 @@ from ehrr1.prompts.messages import answer_text
 from ehrr1.records.markdown import record_markdown
 from ehrr1.runs import Run
 from ehrr1.stages import export
+from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.catalog import TASKS
 from tests.test_records import hospital, prepared
 
@@ -33,7 +34,9 @@ def folder(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def exported(prepare: Path, out: Path, split: str, limit: int | None) -> list[dict[str, Any]]:
     out.mkdir(exist_ok=True)
-    cfg = OmegaConf.create({"split": split, "limit": limit, "layout": "rows"})
+    cfg = OmegaConf.create(
+        {"seed": 0, "split": split, "limit": limit, "layout": "rows", "similar_items": None}
+    )
     metrics = export.run(cfg, Run(out, "export", {"prepare": prepare}))
     rows = [json.loads(line) for line in (out / "samples.jsonl").open(encoding="utf-8")]
     assert metrics == {"rows": len(rows)}
@@ -44,6 +47,7 @@ def test_rows_are_the_benchmarks(folder: Path, tmp_path: Path) -> None:
     rows = exported(folder, tmp_path, "test", None)
     world = export.Prepared(folder)
     samples = world.samples("test")
+    candidates = Candidates(world, seed=0)
     assert [row["sample_id"] for row in rows] == [sample.sample_id for sample in samples]
     assert [row["idx"] for row in rows] == list(range(len(rows)))
     assert {row["task_info"]["task"] for row in rows} >= {"ED_Hospitalization", "emar"}
@@ -55,7 +59,8 @@ def test_rows_are_the_benchmarks(folder: Path, tmp_path: Path) -> None:
         assert row["instruction"] == task.instruction
         assert row["input"] == record_markdown(world.context(sample))
         assert row["output"] == answer_text(sample.target)
-        assert row["candidates"] == []
+        assert row["candidates"] == candidates(sample)
+        assert bool(row["candidates"]) == (task.kind == "decision" and task.target != "text")
         assert row["task_info"]["metric"] == task.metric
         assert row["messages"][1]["content"].startswith(row["input"] + "\n\n" + row["instruction"])
         assert row["messages"][1]["content"].endswith(

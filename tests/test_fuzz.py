@@ -17,8 +17,8 @@ import pytest
 from ehrr1.errors import UserError
 from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.tasks.samples import Prepared
-from tests.fuzz_damages import Damage, Sheet, damages
-from tests.small_tables import DICTIONARIES, HOUR, START, Rows, place, row, write_csv
+from tests.fuzz_damages import BROKEN_FILES, Damage, Sheet, damages, file_damages
+from tests.small_tables import DICTIONARIES, HOUR, MAPS, START, Rows, place, row, write_csv
 from tests.test_records import Metrics, prepared
 
 PATIENTS = 3
@@ -30,6 +30,8 @@ CODED = {
 }
 """A table that needs each class map."""
 
+DEATHS = {"patients": "dod", "admissions": "deathtime"}
+
 Stored = Counter[tuple[object, ...]]
 
 
@@ -37,14 +39,18 @@ def rows_of(name: str) -> Rows:
     """One row a patient in the tables that others refer to, two in the others."""
     every = 1 if name in PARENTS else 2
     times = (START + number * HOUR for number in range(PATIENTS * every))
-    return [row(name, n, n // every, time) for n, time in enumerate(times)]
+    rows = [row(name, n, n // every, time) for n, time in enumerate(times)]
+    if name in DEATHS:
+        # Of a column with nothing but one broken time the whole file is refused.
+        rows[0][DEATHS[name]] = "2150-01-06"
+    return rows
 
 
 def world_of(name: str) -> dict[str, Rows]:
     """The table, those it refers to, and their dictionaries."""
-    tables = {place(own): rows_of(own) for own in (*PARENTS, "diagnoses_icd", name)}
+    stays = {"ed": "edstays", "icu": "icustays"}.get(TABLES[name].module, name)
+    tables = {place(own): rows_of(own) for own in ("patients", "admissions", stays, name)}
     needed = {f"{look.module}/{look.file}" for look in TABLES[name].lookups}
-    needed.add("hosp/d_icd_diagnoses")
     return tables | {own: rows for own, rows in DICTIONARIES.items() if own in needed}
 
 
@@ -65,7 +71,7 @@ def stored(world: Prepared, table: str) -> Stored:
 
 def prepare(root: Path, run: Path, **more: Any) -> tuple[Prepared, Metrics]:
     # One task of each kind: the index must bear what was kept, too.
-    return prepared(root, run, tasks=["diagnoses_icd", "Inpatient_Mortality"], **more)
+    return prepared(root, run, tasks=["labevents", "Inpatient_Mortality"], **more)
 
 
 def problem_of_message(message: str, file: str) -> str | None:
@@ -108,7 +114,9 @@ def problem(
 
 
 def cases(name: str) -> list[Damage]:
-    return damages(Sheet(name, rows_of(name)), ORDER.index(name))
+    """A third of all damages, another third for the next table."""
+    turn = ORDER.index(name)
+    return damages(Sheet(name, rows_of(name)), turn)[turn % 3 :: 3]
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -136,3 +144,65 @@ def remove(path: Path) -> None:
     """All files of a table."""
     for own in path.parent.glob(f"{path.name}.*"):
         shutil.rmtree(own) if own.is_dir() and not own.is_symlink() else own.unlink()
+
+
+def refusals(name: str, rows: Rows) -> list[Damage]:
+    """Ways to break a dictionary or a class map."""
+    return [damage for turn in (0, 1) for damage in file_damages(Sheet(name, rows), turn)][::4]
+
+
+def problems_of_refusals(name: str, path: Path, rows: Rows, run: Any) -> str:
+    found = []
+    for damage in refusals(name, rows):
+        remove(path)
+        damage.write(path, Sheet(name, rows))
+        try:
+            run()
+        except UserError as error:
+            problem = problem_of_message(str(error), name)
+            found += [f"{damage.name}: {problem}"] if problem else []
+        else:
+            found.append(f"{damage.name}: not refused")
+    return "\n".join(found)
+
+
+@pytest.mark.parametrize("name", DICTIONARIES)
+def test_damaged_dictionaries(name: str, tmp_path: Path) -> None:
+    module, file = name.split("/")
+    needed_by = next(
+        own
+        for own, table in TABLES.items()
+        if any((look.module, look.file) == (module, file) for look in table.lookups)
+    )
+    root = write_csv(tmp_path / "world", world_of(needed_by))
+    problems = problems_of_refusals(
+        file, root / name, DICTIONARIES[name], lambda: prepare(root, tmp_path / "run")
+    )
+    assert not problems, problems
+
+
+@pytest.mark.parametrize("kind", MAPS)
+def test_damaged_class_maps(kind: str, tmp_path: Path) -> None:
+    root = write_csv(tmp_path / "world", world_of(CODED[kind]))
+    path = write_csv(tmp_path, {f"maps/{kind}": MAPS[kind]}) / "maps" / kind
+
+    def run() -> None:
+        (own, *_) = sorted(path.parent.glob(f"{kind}.*"))
+        maps = dict.fromkeys(MAPS, None) | {kind: str(own)}
+        prepare(root, tmp_path / "run", maps=maps)
+
+    problems = problems_of_refusals(kind, path, MAPS[kind], run)
+    assert [line.split(":")[0] for line in problems.splitlines()] in ([], ["in two files"]), (
+        problems
+    )
+
+
+def test_there_are_at_least_300_different_cases() -> None:
+    tables = [(name, damage.name) for name in TABLES for damage in cases(name)]
+    others = {name.split("/")[-1]: rows for name, rows in (DICTIONARIES | MAPS).items()}
+    more = [(name, d.name) for name, rows in others.items() for d in refusals(name, rows)]
+    assert len(set(tables)) == len(tables) > 300
+    assert len(set(more)) > 60
+    # Each way to break a file is tried on several tables.
+    kinds = Counter(name for _, name in tables)
+    assert all(kinds[name] > 2 for name in BROKEN_FILES), kinds

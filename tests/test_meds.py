@@ -69,7 +69,7 @@ def exported(world: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("export")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export_meds, "ROWS_AT_ONCE", 5_000)
-        cfg = OmegaConf.create({"layout": "meds"})
+        cfg = OmegaConf.create({"layout": "meds", "seed": 0, "similar_items": None})
         metrics = export.run(cfg, Run(out, "export", {"prepare": world.folder}))
     events = pl.read_parquet(out / "meds" / "data" / "**" / "*.parquet")
     assert metrics["rows"] == events.height and metrics["subjects"] == 40

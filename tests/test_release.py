@@ -35,7 +35,7 @@ def world(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 @pytest.fixture(scope="module")
 def exported(world: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("export")
-    cfg = OmegaConf.create({"layout": "release"})
+    cfg = OmegaConf.create({"layout": "release", "seed": 0, "similar_items": None})
     metrics = export.run(cfg, Run(out, "export", {"prepare": world.folder}))
     assert metrics["patients"] == 40 == len(list(out.glob("release/patients_ehr/*.parquet")))
     assert metrics["rows/ehr_ins"] == world.index("train").height
@@ -83,7 +83,8 @@ def test_the_files_are_the_releases(exported: Path, world: Prepared) -> None:
     risk = pl.read_csv(bench / "ehr_bench_risk_prediction.csv", infer_schema_length=0)
     rows = (bench / "ehr_bench.jsonl").read_text().splitlines()
     assert len(rows) == decision.height + risk.height == world.index("test").height > 0
-    assert (exported / "cache" / "item_set" / "labevents.csv").exists()
+    for name in ("item_set", "similar_item"):
+        assert (exported / "cache" / name / "labevents.csv").exists()
     names = {path.stem for path in (exported / "index_mapping").iterdir()}
     assert {"d_labitems", "d_ccs_procedures", "d_atc_prescriptions"} <= names
     codes = pl.read_csv(exported / "index_mapping" / "d_atc_prescriptions.csv")
@@ -226,6 +227,6 @@ def test_wrong_folders_are_named(authors: Path, tmp_path: Path, world: Prepared)
 
 def test_strict_contexts_have_no_positions(hospital: Path, tmp_path: Path) -> None:
     strict, _ = prepared(hospital, tmp_path / "strict", tasks=["transfers"])
-    cfg = OmegaConf.create({"layout": "release"})
+    cfg = OmegaConf.create({"layout": "release", "seed": 0, "similar_items": None})
     with pytest.raises(UserError, match=r"data\.protocol=paper"):
         export.run(cfg, Run(tmp_path, "export", {"prepare": strict.folder}))

@@ -18,6 +18,7 @@ SCHEMA = pl.Schema(
         "probability": pl.Float64,  # of yes; null for decision tasks
         "prediction": pl.String,  # answer lines; yes or no at 0.5 for risk tasks
         "target": pl.String,
+        "balanced": pl.Boolean,  # not at natural prevalence: no AUPRC is told
         "problem": pl.String,  # why the answer could not be read; null where it could
     }
 )
@@ -41,6 +42,7 @@ def prediction_row(
         "probability": probability,
         "prediction": "\n".join(items),
         "target": "\n".join(sample.target),
+        "balanced": sample.balanced,
         "problem": problem,
     }
 

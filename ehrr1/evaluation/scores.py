@@ -24,7 +24,8 @@ def score(predictions: pl.DataFrame, resamples: Resamples, tasks: Sequence[str])
 
     Names: `<task>/f1|precision|recall` and `decision/f1/macro` (also precision and recall);
     `<task>/auroc|auprc` and `risk/auroc/macro`, `risk/auprc/macro`. A risk task with one class is
-    left out, also of the macro mean (see `one_class`). Tasks without predictions are left out.
+    left out, also of the macro mean (see `one_class`). Tasks without predictions are left out, and
+    a balanced task has no AUPRC: it depends on the prevalence, which was made up.
     """
     found: Replicates = {}
     for task in tasks:
@@ -74,7 +75,7 @@ def _risk(rows: pl.DataFrame, resamples: Resamples) -> Replicates:
         for weights in _weight_blocks(rows, resamples)
     ]
     auroc, auprc = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    return {"auroc": auroc, "auprc": auprc}
+    return {"auroc": auroc} if rows["balanced"].any() else {"auroc": auroc, "auprc": auprc}
 
 
 def _decision(rows: pl.DataFrame, resamples: Resamples) -> Replicates:

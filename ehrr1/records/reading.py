@@ -108,25 +108,16 @@ def read_batches(paths: list[Path], columns: list[str]) -> Iterator[pl.DataFrame
             try:
                 frame = next(frames, None)
             except READ_ERRORS as error:
-                # Polars quotes what it cannot parse: patient text stays out of messages.
-                cause = (str(error).strip() or type(error).__name__).splitlines()[0].partition("`")
-                raise UserError(
-                    f"{path} cannot be read ({cause[0].strip()}): fetch the file again, "
-                    "or mend it; its published checksum tells whether it is whole"
-                ) from error
+                raise _broken(path, error) from error
             if frame is None:
                 break
             yield frame
 
 
 def _batches(path: Path, columns: list[str]) -> Iterator[pl.DataFrame]:
-    if path.suffix == ".parquet":
-        frame = pl.scan_parquet(path)
-        header = frame.collect_schema().names()
-    else:
-        header = _csv_header(path)
-        frame = pl.scan_csv(path, infer_schema_length=0)
-    actual = _match(path, header, columns)
+    parquet = path.suffix == ".parquet"
+    actual = _match(path, read_header(path), columns)
+    frame = pl.scan_parquet(path) if parquet else pl.scan_csv(path, infer_schema_length=0)
     wanted = frame.select(pl.col(actual[name]).alias(name) for name in columns)
     schema = wanted.collect_schema()
     for name, kind in schema.items():
@@ -138,6 +129,25 @@ def _batches(path: Path, columns: list[str]) -> Iterator[pl.DataFrame]:
         yield batch
     if empty:
         yield pl.DataFrame(schema=schema)
+
+
+def read_header(path: Path) -> list[str]:
+    """The file's headings as they are written. Raises UserError as `read_columns` does."""
+    try:
+        if path.suffix == ".parquet":
+            return pl.scan_parquet(path).collect_schema().names()
+        return _csv_header(path)
+    except READ_ERRORS as error:
+        raise _broken(path, error) from error
+
+
+def _broken(path: Path, error: BaseException) -> UserError:
+    # Polars quotes what it cannot parse: patient text stays out of messages.
+    cause = (str(error).strip() or type(error).__name__).splitlines()[0].partition("`")[0]
+    return UserError(
+        f"{path} cannot be read ({cause.strip()}): fetch the file again, "
+        "or mend it; its published checksum tells whether it is whole"
+    )
 
 
 def _csv_header(path: Path) -> list[str]:

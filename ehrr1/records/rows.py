@@ -36,10 +36,17 @@ an event, and its shown values joined by `SEPARATOR`."""
 class MimicFolder(Source):
     """MIMIC-IV's own tables in a folder, and the users' class maps.
 
+    `chosen` are the only patients to read, where the user chose some; rows of others are reported.
     Raises UserError where patients or admissions are missing or cannot be read.
     """
 
-    def __init__(self, folder: Folder, maps: ClassMaps, patients_per_shard: int):
+    def __init__(
+        self,
+        folder: Folder,
+        maps: ClassMaps,
+        patients_per_shard: int,
+        chosen: pl.Series | None = None,
+    ):
         super().__init__()
         self.folder = folder
         self.maps = maps
@@ -49,6 +56,14 @@ class MimicFolder(Source):
         if not len(self.subjects):
             path = folder.require("hosp", "patients", "every stage")[0]
             raise UserError(f"{path} holds no patient: fetch the file again")
+        self.chosen = chosen
+        if chosen is not None:
+            self.subjects = self.subjects.filter(self.subjects.is_in(chosen.implode()))
+            if not len(self.subjects):
+                raise UserError(
+                    f"data.subjects_file: none of its {len(chosen):,} patients is in "
+                    f"{folder.root}: are they ids of these tables?"
+                )
         self.shards = Shards.divide(self.subjects, patients_per_shard)
         there = [name for name in ORDER if folder.find(TABLES[name].module, name)]
         folder.require("hosp", "admissions", "every stage")
@@ -204,12 +219,14 @@ def _unreadable(column: pl.Series, found: pl.Series) -> pl.Series:
     return wrong
 
 
-def report(frame: pl.DataFrame, table: Table, source: Source) -> pl.DataFrame:
+def report(frame: pl.DataFrame, table: Table, source: MimicFolder) -> pl.DataFrame:
     """The usable rows; the others are counted by reason. The first reason that holds counts."""
     reasons = {
         "no_subject_id": pl.col("subject_id").is_null(),
         "bad_id": pl.col("bad_id"),
     }
+    if source.chosen is not None:
+        reasons["not_chosen"] = ~pl.col("subject_id").is_in(source.chosen.implode())
     if table.name != "patients":
         subjects = source.parents["patients"]["subject_id"].implode()
         reasons["unknown_subject"] = ~pl.col("subject_id").is_in(subjects)
@@ -264,7 +281,8 @@ def _with_knowledge(frame: pl.DataFrame, table: Table) -> pl.DataFrame:
     """Adds `available_time`, `late_time` (null: nothing is late) and `assumed`."""
     event = pl.col("event_time")
     known = _first_time(table.known_at) if table.known_at else event
-    available = pl.max_horizontal(event, known.fill_null(event + table.delay))
+    day_over = (_time(at) for at in table.not_before)
+    available = pl.max_horizontal(event, known.fill_null(event + table.delay), *day_over)
     frame = frame.with_columns(
         available.alias("available_time"), (known.is_null()).alias("assumed")
     )

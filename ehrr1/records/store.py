@@ -112,7 +112,8 @@ def _coded(rows: pl.DataFrame, names: pl.Series) -> pl.DataFrame:
 
 
 def _sorted(rows: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
-    content = pl.struct("values", "class", "late_time").hash().alias("content")
+    # Classes stand in the values; by number, a new name anywhere would change the order here.
+    content = pl.struct("values", "late_time").hash().alias("content")
     ordered = rows.with_columns(content).sort(by).drop("order", "content")
     # Nulls would need a copy when the mapped column is read as numbers.
     return ordered.with_columns(
@@ -180,6 +181,13 @@ class Shard:
         rows = _mapped(self.folder / "patients.arrow").to_pylist()
         return {row.pop("subject_id"): Patient(**row) for row in rows}
 
+    @property
+    def parents(self) -> dict[str, pl.DataFrame]:
+        """patients, admissions, edstays, icustays of these patients (those that the input has)."""
+        prefix = "parent-"
+        paths = sorted(self.folder.glob(f"{prefix}*.arrow"))
+        return {path.stem.removeprefix(prefix): pl.read_ipc(path) for path in paths}
+
     def values(self, positions: np.ndarray) -> list[str]:
         """The shown values of the rows at these positions, each row's joined by `SEPARATOR`."""
         return self._values.take(pa.array(positions)).to_pylist()
@@ -209,14 +217,11 @@ class Store:
         shard = self.shard(max(number, 0))
         return shard, shard.patients[subject_id]
 
-    def parent(self, name: str) -> pl.DataFrame | None:
-        """A parent table of all patients; None where the input has none."""
-        paths = [
-            shard_folder(self.folder, number) / f"parent-{name}.arrow"
-            for number in range(len(self.shards))
-        ]
-        there = [pl.read_ipc(path) for path in paths if path.exists()]
-        return pl.concat(there) if there else None
+    @property
+    def parents(self) -> dict[str, pl.DataFrame]:
+        """patients, admissions, edstays, icustays of all patients (those that the input has)."""
+        parts = [self.shard(number).parents for number in range(len(self.shards))]
+        return {name: pl.concat(part[name] for part in parts) for name in parts[0]}
 
 
 def _mapped(path: Path) -> pa.Table:

@@ -49,6 +49,8 @@ class Table:
     """The first that is there is the event's time."""
     known_at: tuple[At, ...] = ()
     """The first that is there says when the row became known; empty: at its event time."""
+    not_before: tuple[At, ...] = ()
+    """Known no sooner than these: what is dated by a day is not known before the day is over."""
     delay: timedelta = timedelta(0)
     """Assumed between event and knowledge where `known_at` has no value (counted)."""
     context: Context = "yes"

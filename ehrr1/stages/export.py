@@ -5,13 +5,15 @@ layout=meds      meds/: the whole cohort in the Medical Event Data Standard (`ex
 layout=release   release/: the files of the EHR-R1 release (`export_release`)
 
 samples.jsonl holds the benchmark's row (`idx, instruction, input, output, candidates, task_info`)
-with `sample_id, subject_id, prediction_time, available_until, messages`. No caps: what a stage
-trains on is its own matter.
+with `sample_id, subject_id, prediction_time, available_until, messages`. `candidates` of a decision
+task are its answer among similar items, for models that were not trained on the task. No caps: what
+a stage trains on is its own matter.
 """
 
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
@@ -25,8 +27,9 @@ from ehrr1.records.markdown import record_markdown
 from ehrr1.records.schema import TABLES
 from ehrr1.runs import Run
 from ehrr1.stages import export_meds, export_release
+from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.catalog import TASKS
-from ehrr1.tasks.samples import Prepared, Sample
+from ehrr1.tasks.samples import SIMILAR, Prepared, Sample
 
 CHUNK = 10_000
 """So many samples are held at a time."""
@@ -35,18 +38,22 @@ CHUNK = 10_000
 def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
     """Write the layout. Metrics: `rows`, and what the layout adds."""
     prepared = Prepared(run.input("prepare"))
+    brought = prepared.folder / SIMILAR
+    folder = Path(cfg.similar_items) if cfg.similar_items else brought if brought.exists() else None
     if cfg.layout == "meds":
         return export_meds.write(prepared, run.folder / "meds")
+    candidates = Candidates(prepared, cfg.seed, folder)
     if cfg.layout == "release":
-        bench = partial(rows, prepared, split="test", limit=None)
+        bench = partial(rows, prepared, candidates, split="test", limit=None)
         return export_release.write(prepared, run.folder / "release", bench)
-    count = write_jsonl(
-        run.folder / "samples.jsonl", rows(prepared, split=cfg.split, limit=cfg.limit)
-    )
+    found = rows(prepared, candidates, split=cfg.split, limit=cfg.limit)
+    count = write_jsonl(run.folder / "samples.jsonl", found)
     return {"rows": count}
 
 
-def rows(prepared: Prepared, *, split: str, limit: int | None) -> Iterator[dict[str, Any]]:
+def rows(
+    prepared: Prepared, candidates: Candidates, *, split: str, limit: int | None
+) -> Iterator[dict[str, Any]]:
     """The rows of a split ("all" for every one), at most `limit` of them."""
     index = prepared.index(None if split == "all" else split)
     if not index.height:
@@ -66,10 +73,14 @@ def rows(prepared: Prepared, *, split: str, limit: int | None) -> Iterator[dict[
         if sample.context_id != last_id:
             events = prepared.context(sample)
             last_id, record = sample.context_id, record_markdown(events)
-        yield row(number, sample, events, record)
+        came_with_text = sample.text_row is not None
+        chosen = list(sample.candidates) if came_with_text else candidates(sample)
+        yield row(number, sample, events, record, chosen)
 
 
-def row(number: int, sample: Sample, events: list[Event], record: str) -> dict[str, Any]:
+def row(
+    number: int, sample: Sample, events: list[Event], record: str, candidates: list[str]
+) -> dict[str, Any]:
     """One sample as a row of the benchmark; times are ISO 8601."""
     task = TASKS[sample.task]
     known = [event.available_time for event in events if event.available_time is not None]
@@ -85,7 +96,7 @@ def row(number: int, sample: Sample, events: list[Event], record: str) -> dict[s
         "instruction": sample.instruction or task.instruction,
         "input": record,
         "output": output,
-        "candidates": list(sample.candidates),
+        "candidates": candidates,
         "task_info": {
             "task": sample.task,
             "event": TABLES[task.anchor_table].heading if task.anchor_table in TABLES else "any",

@@ -23,8 +23,10 @@ from ehrr1.progress import track
 from ehrr1.records import release
 from ehrr1.records.frames import store_frames
 from ehrr1.records.reading import SUFFIXES
+from ehrr1.tasks.candidates import COUNTED, neighbours_of
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared
+from ehrr1.tasks.selection import select
 
 ROWS_AT_ONCE = 100_000
 SAMPLES_AT_ONCE = 100_000
@@ -109,15 +111,21 @@ def _write_index(prepared: Prepared, index: pl.DataFrame, path: Path) -> None:
 
 
 def _write_cache(prepared: Prepared, folder: Path) -> None:
-    """What the training split's decisions answer: every item, the most frequent first."""
-    (folder / "item_set").mkdir(parents=True)
+    """What the training split's decisions answer: every item, the most frequent first, and for
+    each the items that stand in the same answers, as a JSON list, the nearest first."""
+    for name in ("item_set", "similar_item"):
+        (folder / name).mkdir(parents=True)
     for task in (task for task, entry in TASKS.items() if entry.kind == "decision"):
-        index = prepared.index("train", [task])
+        index = select(prepared.index("train", [task]), COUNTED, seed=0)
         if TASKS[task].target == "text" or not index.height:
             continue
         answers = prepared.answers(index)
         items = answers["item"].value_counts().sort(["count", "item"], descending=[True, False])
         items.write_csv(folder / "item_set" / f"{task}.csv")
+        similar = neighbours_of(answers)
+        lists = [json.dumps(near, ensure_ascii=False) for near in similar.values()]
+        table = pl.DataFrame({"item": list(similar), "similar_items": lists})
+        table.write_csv(folder / "similar_item" / f"{task}.csv")
 
 
 def _write_mappings(prepare: Path, folder: Path) -> None:

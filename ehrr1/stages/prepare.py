@@ -9,12 +9,9 @@ reported.json   table -> reason -> rows that could not be used
 """
 
 import resource
-import shutil
-import tarfile
 import time
-import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -27,7 +24,6 @@ from rich.table import Table as RichTable
 
 from ehrr1.errors import UserError
 from ehrr1.files import locked, remove, replacing, write_json
-from ehrr1.records import release
 from ehrr1.records.codes import LOST_TASKS, ClassMaps
 from ehrr1.records.meds_source import MedsFolder
 from ehrr1.records.reading import Folder
@@ -38,13 +34,21 @@ from ehrr1.records.source import Source
 from ehrr1.records.table import Classes
 from ehrr1.runs import Run
 from ehrr1.stages import prepare_benchmark
+from ehrr1.stages.prepare_inputs import (
+    UNPACKED,
+    by_labels,
+    by_position,
+    keep_similar_items,
+    unpacked,
+)
 from ehrr1.tasks import build
 from ehrr1.tasks.catalog import SUITES, TASKS
 from ehrr1.tasks.index import Index, build_index
-from ehrr1.tasks.label_files import label_index, read_labels
-from ehrr1.tasks.paper import WINDOW_HOURS, build_paper_index
-from ehrr1.tasks.release_index import read_release_index, release_index, release_splits
+from ehrr1.tasks.labels import LabelOptions
+from ehrr1.tasks.paper import WINDOW_HOURS, paper_index
+from ehrr1.tasks.release_index import read_release_index, release_splits
 from ehrr1.tasks.samples import SPLIT
+from ehrr1.tasks.sampling import BALANCED, Draw, read_limits, read_subjects
 from ehrr1.tasks.splits import split_patients
 
 console = Console(stderr=True)
@@ -61,8 +65,6 @@ Rows = dict[str, Counter[str]]
 
 REPORTED = "reported/"
 
-UNPACKED = ".release"
-
 
 def run(cfg: DictConfig, run: Run) -> Metrics:
     """Read every table, build the store and the index. Metrics: counts per table and task."""
@@ -74,9 +76,11 @@ def run(cfg: DictConfig, run: Run) -> Metrics:
     with timed(metrics, "shards"):
         build_missing(cfg, run, source)
     with timed(metrics, "merge"):
-        rows, samples = build.merge(run.folder, source.shards)
+        rows, samples = build.merge(run.folder, source.shards, draw_of(cfg))
         write(splits_of(cfg, source), run.folder / SPLIT)
     write_json(run.folder / "reported.json", reported(rows))
+    if isinstance(source, MimicFolder):
+        metrics |= unknown_subjects(source)
     metrics |= table_metrics(rows, source.tables, len(source.subjects))
     metrics |= {f"samples/{task}": samples[f"samples/{task}"] for task in TASKS}
     metrics |= {name: count for name, count in sorted(samples.items())}
@@ -107,13 +111,16 @@ def opened_source(cfg: DictConfig, folder: Path) -> MimicFolder | MedsFolder | R
     """The input, its patients read; the synthetic hospital is written first if it is asked for."""
     check(cfg)
     chosen_tasks(cfg)
+    draw_of(cfg)
     if cfg.data.name == "meds":
         return MedsFolder(Path(cfg.data.root), cfg.data.patients_per_shard)
     if cfg.data.name == "release":
         root = unpacked(Path(cfg.data.root), folder)
         return ReleaseFolder(root, cfg.data.patients_per_shard)
     root, maps = hospital(cfg, folder)
-    return MimicFolder(Folder(root), ClassMaps(maps), cfg.data.patients_per_shard)
+    file = cfg.data.subjects_file
+    chosen = read_subjects(Path(file)) if file else None
+    return MimicFolder(Folder(root), ClassMaps(maps), cfg.data.patients_per_shard, chosen)
 
 
 def build_missing(cfg: DictConfig, run: Run, source: Source, share: int | None = None) -> None:
@@ -126,13 +133,13 @@ def build_missing(cfg: DictConfig, run: Run, source: Source, share: int | None =
     tasks = chosen_tasks(cfg)
     splits = splits_of(cfg, source)
     window = timedelta(hours=cfg.data.window_hours)
-
+    options = LabelOptions(**cfg.data.labels)
     notes = "discharge" in source.tables
 
     def index(rows: pl.DataFrame, names: pl.Series, parents: dict[str, pl.DataFrame]) -> Index:
         if cfg.data.protocol == "paper":
-            return build_paper_index(rows, names, parents, splits, tasks, notes=notes)
-        return build_index(rows, names, parents, splits, window, tasks)
+            return paper_index(rows, names, parents, splits, tasks, notes=notes)
+        return build_index(rows, names, parents, splits, window, tasks, options)
 
     by: build.BuildIndex = index
     if isinstance(source, MedsFolder) and not source.own:
@@ -140,37 +147,6 @@ def build_missing(cfg: DictConfig, run: Run, source: Source, share: int | None =
     if isinstance(source, ReleaseFolder):
         by = by_position(source, splits, tasks)
     build.build_shards(source, numbers, run.folder, by)
-
-
-def by_labels(
-    source: MedsFolder, splits: pl.DataFrame, window: timedelta, tasks: Collection[str]
-) -> build.BuildIndex:
-    """The index of MEDS that others made: its label files are the samples."""
-    labels = read_labels(source.root / "task_labels", tasks)
-    if labels.unknown:
-        console.print(f"task_labels: no risk tasks of ours: {', '.join(labels.unknown)}")
-
-    def index(rows: pl.DataFrame, names: pl.Series, parents: dict[str, pl.DataFrame]) -> Index:
-        subjects = parents["patients"]["subject_id"]
-        return label_index(rows, names, parents["admissions"], subjects, splits, window, labels)
-
-    return index
-
-
-def by_position(
-    source: ReleaseFolder, splits: pl.DataFrame, tasks: Collection[str]
-) -> build.BuildIndex:
-    """The index of the release's folder: its own index files."""
-    asked = read_release_index(source.root)
-    number = source.shards.number(asked["subject_id"])
-
-    def index(rows: pl.DataFrame, names: pl.Series, parents: dict[str, pl.DataFrame]) -> Index:
-        subjects = parents["patients"]["subject_id"]
-        shard = source.shards.number(subjects)[0]
-        own = {s: source.positions[s] for s in subjects.to_list() if s in source.positions}
-        return release_index(rows, names, asked.filter(number == shard), splits, own, tasks)
-
-    return index
 
 
 def splits_of(cfg: DictConfig, source: Source) -> pl.DataFrame:
@@ -183,39 +159,6 @@ def splits_of(cfg: DictConfig, source: Source) -> pl.DataFrame:
     if isinstance(source, ReleaseFolder):
         return release_splits(read_release_index(source.root), source.subjects, drawn)
     return drawn
-
-
-def unpacked(path: Path, folder: Path) -> Path:
-    """The release's folder; a .tar.gz is unpacked into `folder` until the store is built."""
-    if not path.name.endswith((".tar.gz", ".tgz")):
-        return path
-    target = folder / UNPACKED
-    with locked(folder / ".release.lock"):  # shares may ask for it at the same time
-        if not target.exists():
-            unpack(path, target)
-    found = next(target.rglob(release.FOLDER), None)
-    return target if found is None else found.parent
-
-
-def unpack(path: Path, target: Path) -> None:
-    """Unpack a .tar.gz; UserError where it is none. Nothing can be written outside `target`."""
-    try:
-        with replacing(target) as temporary, tarfile.open(path, "r:gz") as archive:
-            archive.extractall(temporary, filter="data")
-    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
-        if isinstance(error, OSError) and error.errno is not None and path.is_file():
-            raise  # a full disk is no fault of the archive
-        raise UserError(
-            f"data.root={path}: it cannot be unpacked ({type(error).__name__}): fetch it again"
-        ) from error
-
-
-def keep_similar_items(root: Path, folder: Path) -> None:
-    """The release's lists of similar items, for `stage=export` to choose candidates from."""
-    lists = root / "cache" / "similar_item"
-    if lists.is_dir():
-        with replacing(folder / "similar_item") as temporary:
-            shutil.copytree(lists, temporary)
 
 
 def chosen_tasks(cfg: DictConfig) -> tuple[str, ...]:
@@ -263,6 +206,31 @@ def check(cfg: DictConfig) -> None:
         )
     if problems:
         raise UserError("; ".join(problems))
+
+
+def draw_of(cfg: DictConfig) -> Draw:
+    """Which samples are kept: `data.force_task_num` of every task, else by `data.sampling`."""
+    data = cfg.data
+    limits: dict[str, int | None] = dict.fromkeys(TASKS, data.force_task_num)
+    if data.force_task_num is None and data.sampling:
+        limits = read_limits(Path(data.sampling))
+    if data.balance == "weights" and all(limits[task] is None for task in BALANCED):
+        raise UserError(
+            "data.balance=weights: nothing is drawn where all samples are taken; give numbers by "
+            "data.force_task_num=N or data.sampling=FILE.json"
+        )
+    return Draw(limits, data.balance, cfg.seed)
+
+
+def unknown_subjects(source: MimicFolder) -> Metrics:
+    """How many of the chosen patients are not in the tables."""
+    if source.chosen is None:
+        return {}
+    unknown = len(source.chosen) - len(source.subjects)
+    if unknown:
+        told = f"{unknown:,} of {len(source.chosen):,}"
+        console.print(f"data.subjects_file: {told} are not in the tables")
+    return {"unknown_subjects": unknown}
 
 
 def hospital(cfg: DictConfig, folder: Path) -> tuple[Path, dict[str, Path | None]]:
@@ -337,4 +305,6 @@ def show(rows: Rows, metrics: Metrics, missing_maps: list[Classes]) -> None:
         lost = ", ".join(LOST_TASKS[kind])
         console.print(f"data.maps.{kind} is not given: no samples of the tasks {lost}")
     samples = [metrics[f"samples/{task}"] for task in TASKS]
-    console.print(f"{sum(samples):,} samples of {sum(map(bool, samples))} tasks")
+    out = sum(count for name, count in metrics.items() if name.startswith("sampled_out/"))
+    not_drawn = f", {out:,} not drawn (data.sampling, data.balance)" if out else ""
+    console.print(f"{sum(samples):,} samples of {sum(map(bool, samples))} tasks{not_drawn}")

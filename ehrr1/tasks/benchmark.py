@@ -101,7 +101,7 @@ def _row(line: bytes, number: int) -> dict[str, Any]:
     given = _object(line)
     info = given.get("task_info")
     task = info.get("task") if isinstance(info, dict) else None
-    if not isinstance(task, str):
+    if not isinstance(info, dict) or not isinstance(task, str):
         raise UnusableError("no_task")
     if task not in TASKS:
         raise UnusableError("unknown_task")
@@ -118,7 +118,7 @@ def _row(line: bytes, number: int) -> dict[str, Any]:
         "subject_id": subject if _is_id(subject) else -1 - number,
         "prediction_time": _time(given, [event.time for event in events]),
         "n_context_rows": len(events),
-        "target": _answer(_text(given, "output"), task),
+        "target": _in_order(_answer(_text(given, "output"), task), info.get("target")),
         "instruction": question,
         "candidates": candidates,
         "input": text,
@@ -161,6 +161,13 @@ def _answer(output: str, task: str) -> list[str]:
     if answer not in ("yes", "no"):
         raise UnusableError("answer_not_yes_or_no")
     return [answer]
+
+
+def _in_order(answer: list[str], target: object) -> list[str]:
+    """The answer in the order of `task_info.target`, where that names the same items."""
+    if isinstance(target, list) and sorted(map(str, target)) == sorted(answer):
+        return list(map(str, target))
+    return answer
 
 
 def _time(given: dict[str, Any], times: list[datetime | None]) -> datetime:

@@ -5,7 +5,7 @@ several processes may each build some. `merge` then joins the shards' samples in
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import polars as pl
@@ -26,6 +26,7 @@ from ehrr1.records.store import (
 )
 from ehrr1.tasks.index import Index
 from ehrr1.tasks.samples import INDEX, NAMES, STORE
+from ehrr1.tasks.sampling import Draw
 
 COUNTS = "counts.json"
 """Of one shard: what became of its rows, and of its samples."""
@@ -65,7 +66,7 @@ def of_shard(frame: pl.DataFrame, number: int) -> pl.DataFrame:
     return frame.filter(pl.col("shard") == number)
 
 
-def merge(folder: Path, shards: Shards) -> tuple[dict[str, Counter[str]], Counter[str]]:
+def merge(folder: Path, shards: Shards, draw: Draw) -> tuple[dict[str, Counter[str]], Counter[str]]:
     """Join the shards' samples into one index, with one list of names for their answers.
 
     Returns what was counted: table -> outcome -> rows, and `<kind>/<task>[/<reason>]` -> samples.
@@ -76,12 +77,13 @@ def merge(folder: Path, shards: Shards) -> tuple[dict[str, Counter[str]], Counte
     names = pl.concat(own).unique().sort()
     with replacing(folder / NAMES) as temporary:
         names.to_frame().write_parquet(temporary)
+    samples: Counter[str] = Counter()
     with replacing(folder / INDEX) as temporary:
-        _write_index(temporary, folders, [names.search_sorted(mine) for mine in own])
+        parts = map(_index, folders, (names.search_sorted(mine) for mine in own))
+        _write_index(temporary, _drawn(parts, draw, samples), samples)
     for left_behind in (folder / STORE).glob(".*"):
         remove(left_behind)
     rows: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    samples: Counter[str] = Counter()
     for path in folders:
         counts = read_json(path / COUNTS)
         samples.update(counts["samples"])
@@ -90,15 +92,48 @@ def merge(folder: Path, shards: Shards) -> tuple[dict[str, Counter[str]], Counte
     return rows, samples
 
 
-def _write_index(path: Path, folders: list[Path], codes: list[pl.Series]) -> None:
-    """One file, a shard after the other: patients stay in order, memory in bounds."""
+def _index(folder: Path, codes: pl.Series) -> pl.DataFrame:
+    """A shard's samples, their answers coded by the names of all shards."""
+    table = pq.ParquetFile(folder / INDEX).read()  # read_table would import pandas
+    own = table["target"].combine_chunks()
+    values = pa.array(codes.to_numpy()[own.values.to_numpy()], pa.int32())
+    target = type(own).from_arrays(own.offsets, values)
+    table = table.set_column(table.column_names.index("target"), "target", target)
+    return pl.DataFrame(table).with_columns(pl.lit(False).alias("balanced"))
+
+
+def _drawn(
+    parts: Iterable[pl.DataFrame], draw: Draw, samples: Counter[str]
+) -> Iterator[pl.DataFrame]:
+    """The samples that `draw` takes; the others are counted."""
+    if draw.takes_all:
+        yield from parts
+        return
+    held = []
+    for part in parts:
+        samples.update(_per_task(part, "sampled_out"))
+        held.append(draw(part) if draw.by_rank else part)
+    drawn = draw(pl.concat(held))
+    samples.subtract(_per_task(drawn, "sampled_out"))
+    for name in [name for name, count in samples.items() if not count]:
+        del samples[name]
+    yield drawn
+
+
+def _per_task(index: pl.DataFrame, kind: str) -> dict[str, int]:
+    counts = index["task"].value_counts().sort("task").iter_rows()
+    return {f"{kind}/{task}": count for task, count in counts}
+
+
+def _write_index(path: Path, parts: Iterator[pl.DataFrame], samples: Counter[str]) -> None:
+    """One file, a part after the other: patients stay in order, memory in bounds. Counts them."""
     writer: pq.ParquetWriter | None = None
-    for folder, code in zip(folders, codes, strict=True):
-        table = pq.ParquetFile(folder / INDEX).read()  # read_table would import pandas
-        own = table["target"].combine_chunks()
-        values = pa.array(code.to_numpy()[own.values.to_numpy()], pa.int32())
-        target = type(own).from_arrays(own.offsets, values)
-        table = table.set_column(table.column_names.index("target"), "target", target)
+    for part in parts:
+        samples.update(_per_task(part, "samples"))
+        asked = part.filter(pl.col("label").is_not_null())
+        samples.update(dict.fromkeys(_per_task(asked, "positives"), 0))
+        samples.update(_per_task(part.filter(pl.col("label")), "positives"))
+        table = part.to_arrow(compat_level=pl.CompatLevel.oldest())
         if writer is None:
             writer = pq.ParquetWriter(path, table.schema, compression="lz4")
         writer.write_table(table)

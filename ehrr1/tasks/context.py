@@ -50,8 +50,8 @@ class Cut(Protocol):
 
 def context_events(store: Store, cut: Cut) -> list[Event]:
     """The events that `cut` may know. Reads the patient's rows only; a few milliseconds at most."""
-    shard, patient = store.find(cut.subject_id)
-    return shown_events(shard, patient, cut, shown_positions(shard, patient, cut))
+    rows, patient = store.find(cut.subject_id)
+    return shown_events(rows, patient, cut, shown_positions(rows, patient, cut))
 
 
 def shown_positions(rows: Shard, patient: Patient, cut: Cut) -> np.ndarray:
@@ -92,31 +92,31 @@ def _micros(time: datetime) -> int:
 
 
 def _positions(
-    shard: Shard, patient: Patient, cut: Cut, limit: int
+    rows: Shard, patient: Patient, cut: Cut, limit: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Row positions of the preamble and of the window; `limit` is the first unknown microsecond."""
     first = patient.first
     # A row is never known before its event: later events need not be looked at.
-    last = first + int(np.searchsorted(shard.event_time[first : patient.last], limit))
-    available = shard.available_time[first:last]
-    table = shard.table[first:last]
+    last = first + int(np.searchsorted(rows.event_time[first : patient.last], limit))
+    available = rows.available_time[first:last]
+    table = rows.table[first:last]
     known = available < limit
     if cut.hidden_hadm is not None:
-        known &= ~(INPATIENT[table] & (shard.hadm_id[first:last] == cut.hidden_hadm))
+        known &= ~(INPATIENT[table] & (rows.hadm_id[first:last] == cut.hidden_hadm))
     if cut.ed_stay is not None:
-        known &= ~((table == DIAGNOSIS) & (shard.stay_id[first:last] == cut.ed_stay))
+        known &= ~((table == DIAGNOSIS) & (rows.stay_id[first:last] == cut.ed_stay))
     in_window = known & (available >= _micros(cut.window_start)) & IN_WINDOW[table]
     rare = first + np.flatnonzero(known & IN_PREAMBLE[table])
-    preamble = _preamble(shard, rare, in_window[rare - first], cut.current_hadm)
+    preamble = _preamble(rows, rare, in_window[rare - first], cut.current_hadm)
     window = first + np.flatnonzero(in_window)
     return preamble, window[~np.isin(window, preamble)] if len(preamble) else window
 
 
 def _preamble(
-    shard: Shard, rare: np.ndarray, in_window: np.ndarray, current: int | None
+    rows: Shard, rare: np.ndarray, in_window: np.ndarray, current: int | None
 ) -> np.ndarray:
     """Of each table the rows of the latest earlier stay; the admission in progress comes last."""
-    table, hadm, stay = shard.table[rare], shard.hadm_id[rare], shard.stay_id[rare]
+    table, hadm, stay = rows.table[rare], rows.hadm_id[rare], rows.stay_id[rare]
     parts = []
     for number in EARLIER:
         own = np.flatnonzero((table == number) & (hadm != (current or NO_ID)))

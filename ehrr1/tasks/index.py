@@ -15,7 +15,7 @@ import polars as pl
 from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.store import NO_CODE, NO_ID
 from ehrr1.tasks.catalog import TASKS, Task
-from ehrr1.tasks.labels import SAMPLE_SCHEMA, risk_samples
+from ehrr1.tasks.labels import DEFAULT, SAMPLE_SCHEMA, LabelOptions, risk_samples
 
 WINDOW_TABLES = [n for n, name in enumerate(ORDER) if TABLES[name].context == "yes"]
 """Numbers of the tables whose rows stand in a window."""
@@ -30,16 +30,11 @@ class Index:
     """`<task>/<reason>` -> samples left out."""
     died_in_window: dict[str, int] = field(default_factory=dict)
     """Length-of-stay task -> deaths inside its window, which count as released."""
-    positives: dict[str, int] = field(default_factory=dict)
-    """Risk task -> samples whose answer is yes."""
 
     @property
     def counts(self) -> dict[str, int]:
-        """All counts by the name of their metric; those of several shards can be added up."""
-        samples = dict(self.frame["task"].value_counts().iter_rows())
+        """What was left out, by the name of its metric; those of several shards can be added up."""
         return {
-            **{f"samples/{task}": count for task, count in samples.items()},
-            **{f"positives/{task}": count for task, count in self.positives.items()},
             **{f"excluded/{reason}": count for reason, count in self.excluded.items()},
             **{f"died_in_window/{task}": count for task, count in self.died_in_window.items()},
         }
@@ -52,6 +47,7 @@ def build_index(
     splits: pl.DataFrame,
     window: timedelta,
     tasks: Collection[str],
+    options: LabelOptions = DEFAULT,
 ) -> Index:
     """All samples of the tasks on a shard's patients, sorted by patient, time and task.
 
@@ -60,12 +56,13 @@ def build_index(
     Columns: `sample_id, task, split, subject_id, hadm_id, stay_id, prediction_time, window_start,
     inclusive` (the cut holds what became known at the prediction time itself), `current_hadm`
     (the hospital stay in progress), `hidden_hadm` (an admission that must not show), `ed_stay`,
-    `n_context_rows`, `context_id, target` (codes of names), `target_row` (the note to write).
+    `n_context_rows`, `context_id, target` (codes of names), `target_row` (the note to write),
+    `label` (of risk tasks: whether the answer is yes).
     """
-    rows = event_rows(store_rows)
+    rows = numbered_events(store_rows)
     codes = dict(zip(names.to_list(), range(len(names)), strict=True))
     decision = _decision_samples(rows, codes, tasks)
-    risk = risk_samples(parents, tasks)
+    risk = risk_samples(parents, tasks, options)
     excluded = dict(decision.excluded) | risk.excluded
     answers = pl.when(pl.col("label")).then(codes["yes"]).otherwise(codes["no"])
     asked = risk.frame.with_columns(
@@ -77,9 +74,7 @@ def build_index(
     )
     frame, without_context = completed(frame, rows, parents["admissions"], splits)
     excluded |= without_context
-    yes = frame.filter(pl.col("label"))["task"].value_counts()
-    positives = dict.fromkeys(risk.frame["task"].unique(), 0) | dict(yes.iter_rows())
-    return Index(frame.drop("label"), excluded, risk.died_in_window, positives)
+    return Index(frame, excluded, risk.died_in_window)
 
 
 def completed(
@@ -98,7 +93,7 @@ def completed(
     return frame.sort("subject_id", "prediction_time", "task", "sample_id"), excluded
 
 
-def event_rows(rows: pl.DataFrame) -> pl.DataFrame:
+def numbered_events(rows: pl.DataFrame) -> pl.DataFrame:
     """What the index needs of the store's rows, with the number of each row's event."""
     columns = ["subject_id", "stay_id", "hadm_id", "table", "event_time", "available_time"]
     rows = rows.select(*columns, "item", "class").with_row_index("row")

@@ -14,7 +14,7 @@ import polars as pl
 
 from ehrr1.errors import UserError
 from ehrr1.tasks.catalog import TASKS
-from ehrr1.tasks.index import Index, completed, event_rows
+from ehrr1.tasks.index import Index, completed, numbered_events
 from ehrr1.tasks.labels import SAMPLE_SCHEMA
 
 COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
@@ -89,7 +89,5 @@ def label_index(
         pl.lit(True).alias("inclusive"),
         pl.lit(None, pl.Int64).alias("target_row"),
     ).with_columns((pl.col("prediction_time") - window).alias("window_start"))
-    frame, without_context = completed(asked, event_rows(store_rows), admissions, splits)
-    yes = frame.filter(pl.col("label"))["task"].value_counts()
-    positives = dict.fromkeys(frame["task"].unique(), 0) | dict(yes.iter_rows())
-    return Index(frame.drop("label"), excluded | without_context, positives=positives)
+    frame, without_context = completed(asked, numbered_events(store_rows), admissions, splits)
+    return Index(frame, excluded | without_context)

@@ -9,19 +9,37 @@ not seen again counts as "no".
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Literal
 
 import polars as pl
 
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 
-ED_DELAY = HOUR
-"""ED tasks are asked so long after arrival."""
+ED_DELAY = {"hour": HOUR, "triage": timedelta(seconds=1)}
+"""ED tasks are asked so long after arrival; triage is known one second after it (`schema`)."""
+PLANNED = ("ELECTIVE", "SURGICAL SAME DAY ADMISSION")
+"""Types of admissions that were arranged beforehand."""
 STAY_DELAY = DAY
 """Tasks about a hospital or ICU stay are asked so long after its start."""
 
 T = pl.col("prediction_time")
 Frames = Mapping[str, pl.DataFrame]
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """What users may choose of the rules (`data.labels`)."""
+
+    ed_time: Literal["hour", "triage"] = "hour"
+    """When ED visits are asked about: `ED_DELAY` after arrival."""
+    died_in_stay: Literal["released", "exclude"] = "released"
+    """Whether a death inside a length-of-stay window counts as released or is left out."""
+    planned: Literal["count", "exclude"] = "count"
+    """Whether a planned admission (`PLANNED`) is a readmission; `exclude` looks past it."""
+
+
+DEFAULT = LabelOptions()
 
 
 @dataclass(frozen=True)
@@ -81,7 +99,7 @@ RULES: dict[str, Rule] = {
         {
             "no_outtime": pl.col("outtime").is_null(),
             "not_sent_home": (pl.col("disposition") != "HOME").fill_null(True)
-            | pl.col("hadm_id").is_not_null(),
+            | _before(pl.col("admittime"), T),
             "died_by_then": _DIED,
         },
         ("edstays",),
@@ -93,6 +111,7 @@ RULES: dict[str, Rule] = {
             {
                 "no_dischtime": pl.col("dischtime").is_null(),
                 "died_in_hospital": pl.col("hospital_death").is_not_null() | _DIED,
+                "admitted_by_then": _before(pl.col("overlapping_admittime"), T),
                 "died_in_window": _within("death_time", days) & ~_within("next_admittime", days),
             },
         )
@@ -148,13 +167,15 @@ class RiskSamples:
     """Length-of-stay task -> deaths inside its window that count as released."""
 
 
-def risk_samples(parents: Frames, tasks: Collection[str]) -> RiskSamples:
+def risk_samples(
+    parents: Frames, tasks: Collection[str], options: LabelOptions = DEFAULT
+) -> RiskSamples:
     """The risk samples of `tasks`.
 
     `parents` are patients, admissions, edstays and icustays (the last two may be missing), frames
-    as `records.rows.read_parent` gives them.
+    as `records.rows.MimicFolder` has them.
     """
-    candidates = cohorts(parents)
+    candidates = cohorts(parents, options)
     parts: list[pl.DataFrame] = [pl.DataFrame(schema=SAMPLE_SCHEMA)]
     excluded: dict[str, int] = {}
     died: dict[str, int] = {}
@@ -170,20 +191,26 @@ def risk_samples(parents: Frames, tasks: Collection[str]) -> RiskSamples:
         asked = checked.filter(pl.col("reason").is_null())
         if task in DIED_IN_STAY:
             limit = pl.col("admittime") + DIED_IN_STAY[task] * DAY
-            died[task] = asked.filter(pl.col("hospital_death") <= limit).height
+            in_window = _before(pl.col("hospital_death"), limit)
+            count = asked.filter(in_window).height
+            if options.died_in_stay == "exclude":
+                asked = asked.filter(~in_window)
+                excluded[f"{task}/died_in_window"] = count
+            else:
+                died[task] = count
         named = asked.with_columns(pl.lit(task).alias("task"), rule.label.alias("label"))
         parts.append(named.select(*SAMPLE_SCHEMA))
     return RiskSamples(pl.concat(parts), excluded, died)
 
 
-def cohorts(parents: Frames) -> dict[str, pl.DataFrame]:
+def cohorts(parents: Frames, options: LabelOptions = DEFAULT) -> dict[str, pl.DataFrame]:
     """Every candidate of each cohort with its prediction time and what the rules look at."""
     admissions = _with_deaths(parents["admissions"], parents["patients"])
-    cohorts = {"admission": _admission(admissions), "discharge": _discharge(admissions)}
+    cohorts = {"admission": _admission(admissions), "discharge": _discharge(admissions, options)}
     if "edstays" in parents:
         visits = _ed_visits(parents, admissions)
         cohorts["ed_leaving"] = _timed_ed(visits, pl.col("outtime"))
-        cohorts["ed_visit"] = _timed_ed(visits, pl.col("intime") + ED_DELAY)
+        cohorts["ed_visit"] = _timed_ed(visits, pl.col("intime") + ED_DELAY[options.ed_time])
     if "icustays" in parents:
         cohorts["icu_stay"] = _icu_stays(parents["icustays"], admissions)
     return cohorts
@@ -213,8 +240,12 @@ def _admission(admissions: pl.DataFrame) -> pl.DataFrame:
     return _sampled(admissions, pl.col("admittime") + STAY_DELAY)
 
 
-def _discharge(admissions: pl.DataFrame) -> pl.DataFrame:
-    following = _next(admissions, "dischtime", admissions, "admittime", "next_admittime")
+def _discharge(admissions: pl.DataFrame, options: LabelOptions) -> pl.DataFrame:
+    later = admissions
+    if options.planned == "exclude":
+        later = admissions.filter(~pl.col("admission_type").is_in(PLANNED).fill_null(False))
+    following = _next(admissions, "dischtime", later, "admittime", "next_admittime")
+    following = _next(following, "admittime", admissions, "admittime", "overlapping_admittime")
     return _sampled(following, pl.col("dischtime"))
 
 

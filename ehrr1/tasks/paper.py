@@ -40,7 +40,7 @@ import polars as pl
 from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.store import NO_CODE, NO_ID
 from ehrr1.tasks.catalog import TASKS, Task
-from ehrr1.tasks.index import Index, event_rows
+from ehrr1.tasks.index import Index, numbered_events
 from ehrr1.tasks.paper_context import ADMISSION_HIDDEN, NOTE_HIDDEN
 from ehrr1.tasks.paper_events import Frames, event_list, record_rows
 from ehrr1.tasks.paper_labels import risk_candidates
@@ -56,12 +56,12 @@ CODED = ("procedures_icd", "procedures_ccs", "diagnoses_icd", "diagnoses_ccs")
 COLUMNS = (
     *("sample_id", "task", "split", "subject_id", "hadm_id", "stay_id", "event"),
     *("period_begin", "period_end", "admissions_id", "last_discharge_id", "prediction_time"),
-    *("inclusive", "n_context_rows", "context_id", "target", "target_row"),
+    *("inclusive", "n_context_rows", "context_id", "target", "target_row", "label"),
 )
 """The release's columns and what our later stages need."""
 
 
-def build_paper_index(
+def paper_index(
     store_rows: pl.DataFrame,
     names: pl.Series,
     parents: Frames,
@@ -70,30 +70,14 @@ def build_paper_index(
     *,
     notes: bool,
 ) -> Index:
-    """The index of a shard; `paper_index` says what it holds.
+    """The samples of a shard's patients, sorted by patient, time and task (see `COLUMNS`).
 
-    `store_rows` and `names` are the shard's, as `records.store.write_shard` returns them.
+    `store_rows`, `names` and `parents` are as in `build_index`; `notes` says whether the files have
+    discharge notes. `inclusive` is true for risk samples, as in the strict index: known *by* the
+    prediction time.
     """
     codes = dict(zip(names.to_list(), range(len(names)), strict=True))
-    return paper_index(event_rows(store_rows), parents, codes, splits, tasks, notes=notes)
-
-
-def paper_index(
-    rows: pl.DataFrame,
-    parents: Frames,
-    codes: Mapping[str, int],
-    splits: pl.DataFrame,
-    tasks: Collection[str],
-    *,
-    notes: bool,
-) -> Index:
-    """The samples of the patients in `rows`, sorted by patient, time and task (see `COLUMNS`).
-
-    `rows` are all rows of these patients as `index.event_rows` gives them, `codes` the code of each
-    name, `parents` as in `build_index`; `notes` says whether the files have discharge notes.
-    `inclusive` is true for risk samples, as in the strict index: known *by* the prediction time.
-    """
-    record = record_rows(rows)
+    record = record_rows(numbered_events(store_rows))
     events = event_list(record, parents)
     risk = risk_candidates(events, parents, tasks, notes=notes)
     asked = pl.concat([_decision_candidates(events, tasks), risk], how="diagonal_relaxed")
@@ -101,9 +85,7 @@ def paper_index(
     asked, without_target = _kept(_with_targets(asked, record, codes), _target_reasons())
     frame = with_ids(asked).join(splits, on="subject_id", how="left")
     frame = frame.sort("subject_id", "prediction_time", "task", "sample_id")
-    yes = frame.filter(pl.col("label"))["task"].value_counts()
-    positives = dict.fromkeys(risk["task"].unique(), 0) | dict(yes.iter_rows())
-    return Index(frame.select(COLUMNS), excluded | without_target, positives=positives)
+    return Index(frame.select(COLUMNS), excluded | without_target)
 
 
 def _decision_candidates(events: pl.DataFrame, tasks: Collection[str]) -> pl.DataFrame:

@@ -132,13 +132,9 @@ def release_index(
     )
     frame = with_ids(frame).unique("sample_id", keep="first", maintain_order=True)
     frame = frame.sort("subject_id", "prediction_time", "task", "sample_id")
-    yes = names.search_sorted("yes")
-    risk = frame.filter(pl.col("inclusive"))
-    positives = dict.fromkeys(risk["task"].unique(), 0)
-    positives |= dict(
-        risk.filter(pl.col("target").list.first() == yes)["task"].value_counts().iter_rows()
-    )
-    return Index(frame.select(COLUMNS), dict(excluded), positives=positives)
+    yes = pl.col("target").list.first() == names.search_sorted("yes")
+    frame = frame.with_columns(pl.when(pl.col("inclusive")).then(yes).alias("label"))
+    return Index(frame.select(COLUMNS), dict(excluded))
 
 
 def _event_list(rows: pl.DataFrame) -> pl.DataFrame:

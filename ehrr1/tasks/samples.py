@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import events_of
-from ehrr1.records.rows import PARENTS
 from ehrr1.records.store import Store
 from ehrr1.tasks import paper_context
 from ehrr1.tasks.context import context_events, preamble_length
@@ -19,7 +18,7 @@ from ehrr1.tasks.context import context_events, preamble_length
 __all__ = ["Prepared", "Sample", "preamble_length"]
 
 STORE, INDEX, SPLIT, NAMES = "store", "index.parquet", "split.parquet", "names.parquet"
-TEXTS = "texts.arrow"
+TEXTS, SIMILAR = "texts.arrow", "similar_item"
 """What `stage=prepare` writes into its folder."""
 
 
@@ -54,6 +53,8 @@ class Sample:
     """Answers to choose from, the right ones among them, for models not trained on the task."""
     text_row: int | None = None
     """Where the context stands in `texts.arrow`, for samples that came with one."""
+    balanced: bool = False
+    """Drawn for balance, not at natural prevalence: tells no AUPRC."""
     period_begin: int = 0
     period_end: int = 0
     """Positions in the release's list of events; 0: a sample of the strict protocol."""
@@ -84,10 +85,8 @@ class Prepared:
 
     @cached_property
     def parents(self) -> dict[str, pl.DataFrame]:
-        """patients, admissions and, where there are any, edstays and icustays, one row each."""
-        names = ("patients", *PARENTS)
-        found = {name: self.store.parent(name) for name in names}
-        return {name: parent for name, parent in found.items() if parent is not None}
+        """patients, admissions, edstays, icustays (those that were there), for the labels."""
+        return self.store.parents
 
     @cached_property
     def names(self) -> list[str]:
@@ -152,9 +151,9 @@ class Prepared:
             return events_of(self.texts[sample.text_row].as_py())
         if not sample.period_end:
             return context_events(self.store, sample)
-        shard, patient = self.store.find(sample.subject_id)
-        positions = paper_context.shown_positions(shard, patient, sample)
-        return paper_context.shown_events(shard, patient, positions)
+        rows, patient = self.store.find(sample.subject_id)
+        positions = paper_context.shown_positions(rows, patient, sample)
+        return paper_context.shown_events(rows, patient, positions)
 
 
 _FIELDS = {

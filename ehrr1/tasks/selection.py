@@ -13,9 +13,14 @@ LEARNABLE = tuple(task for task, entry in TASKS.items() if entry.ehr_ins_cap > 0
 RISK = tuple(task for task, entry in TASKS.items() if entry.kind == "risk")
 
 
+def rank(seed: int) -> pl.Expr:
+    """A seeded order of contexts, uniform over 64 bits, that knows nothing of the answers."""
+    return pl.col("context_id").hash(seed)
+
+
 def select(
     index: pl.DataFrame,
-    per_task: int | Mapping[str, int] | None,
+    per_task: int | Mapping[str, int | None] | None,
     seed: int,
     balance: bool = False,
 ) -> pl.DataFrame:
@@ -29,18 +34,18 @@ def select(
     if per_task is None and not balance:
         return index
     risk = pl.col("task").is_in(RISK)
-    label = pl.when(risk & balance).then(pl.col("target").list.first()).otherwise(-1)
+    stratum = pl.when(risk & balance).then(pl.col("target").list.first()).otherwise(-1)
     ranked = (
         index.with_row_index("place")
-        .with_columns(label.alias("label"), pl.col("context_id").hash(seed).alias("rank"))
+        .with_columns(stratum.alias("stratum"), rank(seed).alias("rank"))
         .sort("rank", "sample_id")
-        .with_columns(pl.int_range(pl.len()).over("task", "label").alias("nth"))
+        .with_columns(pl.int_range(pl.len()).over("task", "stratum").alias("nth"))
     )
     limit = pl.lit(per_task, pl.Int64)
     if isinstance(per_task, Mapping):
         limit = pl.col("task").replace_strict(dict(per_task), return_dtype=pl.Int64)
     if balance:
-        sizes = ranked.group_by("task", "label").len()
+        sizes = ranked.group_by("task", "stratum").len()
         fewest = sizes.group_by("task").agg(
             pl.when(pl.len() > 1).then(pl.col("len").min()).otherwise(0).alias("fewest")
         )

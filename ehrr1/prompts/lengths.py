@@ -1,0 +1,79 @@
+"""How long prompts are, in tokens of a given tokenizer or in words and characters.
+
+A prompt is what a model is given: the system's sentence, the record and the question. The record
+and the rest are measured apart and added; the dozen markers of a chat template are not counted.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import polars as pl
+from tokenizers import Tokenizer
+
+from ehrr1.errors import UserError
+from ehrr1.progress import track
+from ehrr1.prompts.messages import SYSTEM, instruction
+from ehrr1.records.markdown import record_markdown
+from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.samples import Prepared
+
+Measure = Callable[[Sequence[str]], list[int]]
+BATCH = 64
+"""Records that are held and measured at a time."""
+
+
+def measures(tokenizer: Path | None) -> dict[str, Measure]:
+    """Unit -> how many of them each text has. `tokenizer` is a Hugging Face folder; neither torch
+    nor transformers is needed. Raises UserError where it holds no tokenizer.json that can be read.
+    """
+    if tokenizer is None:
+        return {
+            "words": lambda texts: [len(text.split()) for text in texts],
+            "characters": lambda texts: [len(text) for text in texts],
+        }
+    try:
+        model = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    except Exception as error:  # the library raises nothing more special
+        raise UserError(
+            f"card.tokenizer={tokenizer}: no tokenizer can be read there ({error}); give a folder "
+            "that holds tokenizer.json, or null for words and characters"
+        ) from error
+
+    def tokens(texts: Sequence[str]) -> list[int]:
+        return [len(found) for found in model.encode_batch_fast(texts, add_special_tokens=False)]
+
+    return {"tokens": tokens}
+
+
+def prompt_lengths(
+    prepared: Prepared, index: pl.DataFrame, measures: dict[str, Measure]
+) -> pl.DataFrame:
+    """`split, task` and a column a unit: the length of each sample's prompt, in the index's order.
+
+    A context is rendered and measured once for all samples that have it.
+    """
+    contexts = index.unique("context_id", keep="first", maintain_order=True)
+    tasks = index.select("task").unique(maintain_order=True)
+    questions = [_around(task) for task in tasks["task"]]
+    found: dict[str, list[int]] = {f"record {unit}": [] for unit in measures}
+    for first in track(range(0, contexts.height, BATCH), "lengths"):
+        some = prepared.as_samples(contexts.slice(first, BATCH))
+        records = [record_markdown(prepared.context(sample)) for sample in some]
+        for unit, count in measures.items():
+            found[f"record {unit}"] += count(records)
+    lengths = pl.DataFrame(found, schema=dict.fromkeys(found, pl.Int64))
+    asked = tasks.with_columns(
+        pl.Series(unit, count(questions), dtype=pl.Int64) for unit, count in measures.items()
+    )
+    return (
+        index.select("split", "task", "context_id")
+        .join(contexts.select("context_id").hstack(lengths), on="context_id", maintain_order="left")
+        .join(asked, on="task", maintain_order="left")
+        .select("split", "task", *(pl.col(unit) + pl.col(f"record {unit}") for unit in measures))
+    )
+
+
+def _around(task: str) -> str:
+    """What stands before and behind the record."""
+    think = TASKS[task].kind == "decision"
+    return f"{SYSTEM}\n\n{instruction(task, think=think)}"

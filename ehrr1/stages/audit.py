@@ -1,0 +1,179 @@
+"""stage=audit: what contexts show too early, labels that hang on the protocol, splits, answers.
+
+audit.json   every count by task and table, with examples (docs/audit.md)
+audit.png    the same as a picture
+
+It judges any prepared index. Under `strict` nothing may leak: the stage then writes its files and
+fails with a LeakError (exit code 1), for that is a bug of this program and no setting mends it.
+"""
+
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from omegaconf import DictConfig, OmegaConf
+
+from ehrr1.errors import LeakError, UserError
+from ehrr1.evaluation.audit_report import draw, show
+from ehrr1.files import read_json, replacing, write_json
+from ehrr1.runs import Run, finish
+from ehrr1.tasks import checks, leaks
+from ehrr1.tasks.checks import Audit
+from ehrr1.tasks.samples import Prepared
+
+EXAMPLES = 5
+"""So many leaking samples of a task are named in audit.json."""
+
+Metrics = dict[str, float | int]
+
+
+def run(cfg: DictConfig, run: Run) -> Metrics:
+    """Audit the prepared index. Metrics: `leaking_samples/<task>`, `label_changes/<task>`, ..."""
+    prepared = Prepared(run.input("prepare"))
+    protocol = OmegaConf.load(prepared.folder / "config.yaml").data.protocol
+    audit, seconds = examine(prepared, protocol, cfg.audit.text_samples_per_task, cfg.seed)
+    write_json(run.folder / "audit.json", as_json(audit))
+    with replacing(run.folder / "audit.png") as path:
+        draw(audit, path)
+    show(audit)
+    metrics = flat(audit) | seconds
+    verdict = problem(audit, run.folder)
+    if verdict:
+        finish(run, metrics)
+        raise LeakError(verdict)
+    return metrics
+
+
+def examine(
+    prepared: Prepared, protocol: str, text_samples_per_task: int | None, seed: int
+) -> tuple[Audit, Metrics]:
+    """Everything that is counted, and the seconds of the two long steps."""
+    index = prepared.index()
+    if not index.height:
+        raise UserError(
+            f"{prepared.folder} has no samples to audit: prepare more patients (data.subjects, "
+            "data.root) or more tasks (data.tasks)"
+        )
+    view = leaks.VIEWS[protocol]
+    begin = time.monotonic()
+    found = leaks.find_leaks(prepared, index, view)
+    judged = time.monotonic()
+    texts = checks.read_texts(prepared, index, view, text_samples_per_task, seed)
+    read = time.monotonic()
+    assumed = assumed_shares(prepared.folder)
+    wholly_assumed = [table for table, share in assumed.items() if share == 1]
+    audit = Audit(
+        protocol=protocol,
+        contexts=found.contexts,
+        tasks=leaks.by_task(found),
+        tables=leaks.by_table(found),
+        examples=leaks.examples(found, EXAMPLES),
+        labels=compared_labels(prepared, index, protocol),
+        splits=checks.split_patients(prepared, index),
+        records=checks.same_records(prepared),
+        texts=texts,
+        assumed=assumed,
+        surely_leaking=leaks.leaking_without(found, wholly_assumed),
+    )
+    return audit, {
+        "seconds/leaks": round(judged - begin, 3),
+        "seconds/texts": round(read - judged, 3),
+    }
+
+
+def compared_labels(prepared: Prepared, index: pl.DataFrame, protocol: str) -> pl.DataFrame | None:
+    """The index's labels beside those of the other protocol; None where that is not there."""
+    labels_of = checks.LABELS.get(checks.OTHER[protocol])
+    if labels_of is None:
+        return None
+    here = checks.index_labels(prepared, index)
+    there = labels_of(prepared, here["task"].unique().to_list())
+    return checks.label_changes(here, there)
+
+
+def assumed_shares(prepare: Path) -> dict[str, float]:
+    """Of each table the share of rows whose time of knowledge is the schema's delay."""
+    counts = read_json(prepare / "metrics.json")
+    prefix = "availability_assumed/"
+    tables = [name.removeprefix(prefix) for name in counts if name.startswith(prefix)]
+    return {name: counts[prefix + name] / counts[f"rows_kept/{name}"] for name in tables}
+
+
+def problem(audit: Audit, folder: Path) -> str | None:
+    """What must not be: a leak under strict, or a context with other rows than were judged."""
+    if audit.texts.unlike:
+        return (
+            f"{len(audit.texts.unlike)} of {audit.texts.contexts:,} rendered contexts hold other "
+            f"rows than the audit judged, so that its counts are void: see {folder}/audit.json"
+        )
+    if audit.protocol == "strict" and audit.leaking:
+        return (
+            f"{audit.leaking:,} of {audit.samples:,} samples show what was known only after their "
+            f"prediction time, under data.protocol=strict: a bug; see {folder}/audit.json"
+        )
+    return None
+
+
+def flat(audit: Audit) -> Metrics:
+    """The counts as flat numbers for metrics.json."""
+    metrics: Metrics = {
+        "samples": audit.samples,
+        "contexts": audit.contexts,
+        "leaking_samples": audit.leaking,
+        "leaking_samples_without_assumed": audit.surely_leaking,
+        "patients_in_several_splits": audit.splits.height,
+        "same_records_in_several_splits": len(audit.records),
+        "contexts_not_as_judged": len(audit.texts.unlike),
+        "contexts_read": audit.texts.contexts,
+        "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
+    }
+    for row in audit.tasks.iter_rows(named=True):
+        task = row["task"]
+        metrics[f"samples/{task}"] = row["samples"]
+        metrics[f"leaking_samples/{task}"] = row["leaking"]
+        if row["most"] is not None:
+            metrics[f"hours_ahead/{task}/median"] = round(row["median"], 4)
+            metrics[f"hours_ahead/{task}/max"] = round(row["most"], 4)
+    for table, count in audit.tables.group_by("table").agg(pl.col("leaking").sum()).iter_rows():
+        metrics[f"leaking_by_table/{table}"] = count
+    for row in audit.texts.answers.iter_rows(named=True):
+        for name in ("examined", "all", "any"):
+            metrics[f"answer_in_context/{row['task']}/{name}"] = row[name]
+    if audit.labels is not None:
+        for row in audit.labels.iter_rows(named=True):
+            metrics[f"label_changes/{row['task']}"] = row["changed"]
+            for name in ("both", "only_here", "only_there"):
+                metrics[f"asked_{name}/{row['task']}"] = row[name]
+    return metrics
+
+
+def as_json(audit: Audit) -> dict[str, Any]:
+    """All of it, task by task."""
+    tasks = {row.pop("task"): row for row in audit.tasks.to_dicts()}
+    for row in tasks.values():
+        row["hours_ahead"] = {"median": row.pop("median"), "max": row.pop("most")}
+        row["tables"] = {}
+    for row in audit.tables.rename({"most": "hours_ahead_max"}).to_dicts():
+        tasks[row.pop("task")]["tables"][row.pop("table")] = row
+    for task, names in audit.examples.items():
+        tasks[task]["examples"] = names
+    for row in audit.texts.answers.to_dicts():
+        tasks[row.pop("task")]["answer_in_context"] = row
+    for row in audit.labels.to_dicts() if audit.labels is not None else []:
+        tasks[row.pop("task")]["labels"] = row
+    return {
+        "protocol": audit.protocol,
+        "labels_compared_with": None if audit.labels is None else checks.OTHER[audit.protocol],
+        "samples": audit.samples,
+        "contexts": audit.contexts,
+        "leaking_samples": audit.leaking,
+        "leaking_samples_without_assumed": audit.surely_leaking,
+        "tasks": tasks,
+        "patients_in_several_splits": audit.splits.to_dicts(),
+        "same_records_in_several_splits": audit.records,
+        "contexts_read": audit.texts.contexts,
+        "contexts_not_as_judged": audit.texts.unlike,
+        "availability_assumed": audit.assumed,
+    }

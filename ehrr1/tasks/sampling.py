@@ -1,0 +1,197 @@
+"""Which samples of the index `stage=prepare` keeps: numbers a task, balance, and chosen patients.
+
+Pure functions on the index; the files that users give are read and checked here too. A number holds
+for each split by itself. Balancing changes the training split only: validation and test keep their
+natural prevalence, whatever is asked. Rows that were drawn for balance are marked in `balanced`, so
+that no AUPRC is told of them.
+"""
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+from ehrr1.errors import UserError
+from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.selection import RISK, rank, select
+
+Balance = Literal["none", "weights", "force"]
+Limits = Mapping[str, int | None]
+"""Task -> samples of it in each split at most; None: all."""
+
+BALANCED = (*RISK, "chartevents", "emar", "next_event")
+"""Tasks with few or very unequal labels; of the others EHR-R1 balances none."""
+
+ALL = -1
+"""Stands for all samples in a file of numbers."""
+
+
+def read_limits(path: Path) -> dict[str, int | None]:
+    """Numbers a task from a JSON object `{task: n}`; -1 is all, as for a task that is not named.
+
+    Raises UserError for a file that is none, names that are no tasks and numbers that are none.
+    """
+    given = _json(path, "data.sampling")
+    if not isinstance(given, dict):
+        raise UserError(f'data.sampling={path}: a JSON object {{"task": number}} is needed')
+    problems = [f"{name} is no task" for name in given if name not in TASKS]
+    problems += [
+        f"{name}: {number} is no whole number of at least 0, or {ALL} for all"
+        for name, number in given.items()
+        if isinstance(number, bool) or not isinstance(number, int) or number < ALL
+    ]
+    if problems:
+        raise UserError(f"data.sampling={path}: {'; '.join(problems)}")
+    return {task: None if (n := given.get(task, ALL)) == ALL else n for task in TASKS}
+
+
+def read_subjects(path: Path) -> pl.Series:
+    """Distinct patients of a file, sorted: an id a line, a .csv with `subject_id`, a .json list.
+
+    A first line `subject_id` is a heading in every kind of text. Raises UserError for a file that
+    is not there, holds no ids, or holds anything else.
+    """
+    if path.suffix == ".json":
+        cells = _json(path, "data.subjects_file")
+        if not isinstance(cells, list):
+            raise UserError(f"data.subjects_file={path}: a JSON list of subject_ids is needed")
+    else:
+        cells = _column(path)
+    ids = [int(text) for cell in cells if (text := str(cell).strip()).isascii() and text.isdigit()]
+    if len(ids) < len(cells):
+        raise UserError(
+            f"data.subjects_file={path}: {len(cells) - len(ids)} of {len(cells)} entries are no "
+            "subject_id (a whole number): one a line, a .csv with the column subject_id, or a "
+            ".json list"
+        )
+    if not ids:
+        raise UserError(f"data.subjects_file={path}: it names no patient")
+    return pl.Series("subject_id", ids, dtype=pl.Int64).unique().sort()
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What is asked for: at most so many samples a task, balanced or not, by a seed."""
+
+    limits: Limits
+    balance: Balance
+    seed: int
+
+    @property
+    def takes_all(self) -> bool:
+        return self.balance == "none" and all(limit is None for limit in self.limits.values())
+
+    @property
+    def by_rank(self) -> bool:
+        """Whether the draw of several shards is a draw from the draws of each."""
+        return self.balance == "none"
+
+    def __call__(self, index: pl.DataFrame) -> pl.DataFrame:
+        return draw(index, self.limits, self.balance, self.seed)
+
+
+def draw(index: pl.DataFrame, limits: Limits, balance: Balance, seed: int) -> pl.DataFrame:
+    """At most `limits` samples of each task and split, in the index's order, with `balanced`.
+
+    Reads `task, split, context_id, sample_id, target` (lists of codes or names). Every draw goes
+    by the rank of `selection`: samples of one context stay together, and a smaller draw is part of
+    a larger one. In the training split and for the tasks of `BALANCED`
+
+    - "weights" draws by 1 / the mean frequency of a sample's labels, without replacement;
+    - "force" takes equally many of each label: of a risk task as many "yes" as "no", of a decision
+      task label by label in turn until the number is reached (a sample counts for its rarest
+      label, and a label with few samples gives all it has).
+    """
+    index = index.with_row_index("position")
+    to_balance = (
+        (pl.col("split") == "train") & pl.col("task").is_in(BALANCED) & pl.lit(balance != "none")
+    ).alias("balanced")
+    index = index.with_columns(to_balance)
+    everything = all(limit is None for limit in limits.values())
+    parts = []
+    for (_, balanced), rows in index.group_by("split", "balanced", maintain_order=True):
+        if not balanced:
+            parts.append(select(rows, None if everything else limits, seed))
+        elif balance == "weights":
+            parts.append(_by_weight(rows, limits, seed))
+        else:
+            risk = pl.col("task").is_in(RISK)
+            parts.append(select(rows.filter(risk), limits, seed, balance=True))
+            parts.append(_in_turn(rows.filter(~risk), limits, seed))
+    drawn = pl.concat(parts) if parts else index
+    return drawn.sort("position").drop("position")
+
+
+def _by_weight(rows: pl.DataFrame, limits: Limits, seed: int) -> pl.DataFrame:
+    """Draws without replacement by weight: the lowest of -log(u) / w (Efraimidis and Spirakis)."""
+    uniform = (rank(seed).cast(pl.Float64) + 0.5) / 2.0**64
+    frequency = _labels(rows).group_by("position").agg(pl.col("frequency").mean())
+    ranked = rows.join(frequency, on="position", how="left").with_columns(
+        (-uniform.log() * pl.col("frequency")).alias("key")
+    )
+    return _first(ranked.sort("key", "sample_id"), limits, rows.columns)
+
+
+def _in_turn(rows: pl.DataFrame, limits: Limits, seed: int) -> pl.DataFrame:
+    """One sample of each label after the other, so that labels are as equal as they can be."""
+    by_rarity = _labels(rows).sort("position", "frequency", "target")
+    rarest = by_rarity.group_by("position").agg(pl.col("target").first().alias("rarest"))
+    ranked = (
+        rows.join(rarest, on="position", how="left")
+        .with_columns(rank(seed).alias("key"))
+        .sort("key", "sample_id")
+        .with_columns(pl.int_range(pl.len()).over("task", "rarest").alias("turn"))
+    )
+    return _first(ranked.sort("turn", "key", "sample_id"), limits, rows.columns)
+
+
+def _first(ordered: pl.DataFrame, limits: Limits, columns: list[str]) -> pl.DataFrame:
+    limit = pl.col("task").replace_strict(dict(limits), return_dtype=pl.Int64)
+    nth = pl.int_range(pl.len()).over("task")
+    return ordered.filter(limit.is_null() | (nth < limit)).select(columns)
+
+
+def _labels(rows: pl.DataFrame) -> pl.DataFrame:
+    """A row a sample and label, with the share of the task's samples that have the label."""
+    pairs = rows.select("position", "task", "target").explode("target").unique(maintain_order=True)
+    samples = rows.group_by("task").len("samples")
+    counts = pairs.group_by("task", "target").len("having")
+    return (
+        pairs.join(counts, on=["task", "target"])
+        .join(samples, on="task")
+        .with_columns((pl.col("having") / pl.col("samples")).alias("frequency"))
+    )
+
+
+def _json(path: Path, setting: str) -> object:
+    try:
+        return json.loads(_text(path, setting))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{setting}={path}: it is no JSON ({error}): mend the file") from None
+
+
+def _text(path: Path, setting: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{setting}={path}: it cannot be read ({error}): name a text file"
+        ) from None
+
+
+def _column(path: Path) -> list[str]:
+    """The column `subject_id` of a table, or the only column of a file without a heading."""
+    lines = [row for row in csv.reader(_text(path, "data.subjects_file").splitlines()) if any(row)]
+    heading = [name.strip().lower() for name in lines[0]] if lines else []
+    if "subject_id" in heading:
+        place = heading.index("subject_id")
+        return [row[place] if place < len(row) else "" for row in lines[1:]]
+    if any(len(row) > 1 for row in lines):
+        raise UserError(
+            f"data.subjects_file={path}: several columns and none of the name subject_id: name it"
+        )
+    return [row[0] for row in lines]
