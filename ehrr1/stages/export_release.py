@@ -7,6 +7,7 @@ release/
     ehr_bench/ehr_bench_{decision_making,risk_prediction}.csv   the test split's
     ehr_bench/ehr_bench.jsonl              the test split's, ready to use
     cache/item_set/<task>.csv              every answer of the task's training samples
+    cache/similar_item/<task>.csv          answers that stand together, nearest first
     index_mapping/d_*.csv                  titles and classes of codes, where the input has them
 """
 
