@@ -120,12 +120,14 @@ class MimicFolder(Source):
         self.count(table.name, "assumed", frame["shard"].filter(frame["assumed"]))
         return frame.select(*_store_columns(table), shown_values(frame, table), pl.col("shard"))
 
-    def dictionary(self, lookup: Lookup, needed_by: str) -> pl.DataFrame:
-        """The lookup's join columns and `name`, one row a key."""
-        key = lookup.module, lookup.file
-        if key not in self._dictionaries:
-            self._dictionaries[key] = self._read_dictionary(lookup, needed_by)
-        return self._dictionaries[key]
+    def named(self, lookup: Lookup, keys: pl.DataFrame, needed_by: str) -> pl.DataFrame:
+        """Distinct `keys` (columns `lookup.on`) with the names that the dictionary has for them."""
+        place = lookup.module, lookup.file
+        if place not in self._dictionaries:
+            self._dictionaries[place] = self._read_dictionary(lookup, needed_by)
+        found = self._dictionaries[place].join(keys, on=list(lookup.on), how="semi")
+        found = found.with_columns(one_line(pl.col(lookup.name)))
+        return found.sort(pl.all()).unique(list(lookup.on), keep="first")
 
     def _read_dictionary(self, lookup: Lookup, needed_by: str) -> pl.DataFrame:
         if lookup.optional and not self.folder.find(lookup.module, lookup.file):
@@ -134,16 +136,14 @@ class MimicFolder(Source):
         keys = list(lookup.on.values())
         only = [lookup.only[0]] if lookup.only else []
         frame = read_columns(paths, [*keys, lookup.value, *only])
-        frame = frame.select(as_text(frame[name]).str.strip_chars() for name in frame.columns)
+        frame = frame.select(as_text(column) for column in frame.get_columns())
+        frame = frame.with_columns(pl.col(*keys, *only).str.strip_chars())
         if lookup.only:
             frame = frame.filter(pl.col(lookup.only[0]) == lookup.only[1])
-        named = frame.select(
+        return frame.select(
             *(pl.col(theirs).alias(ours) for ours, theirs in lookup.on.items()),
-            one_line(pl.col(lookup.value)).alias(lookup.name),
+            pl.col(lookup.value).alias(lookup.name),
         )
-        if named.select(list(lookup.on)).is_unique().all():
-            return named
-        return named.sort(pl.all()).unique(list(lookup.on), keep="first")
 
 
 def needed_columns(table: Table) -> list[str]:
@@ -303,7 +303,8 @@ def _with_names(frame: pl.DataFrame, table: Table, source: MimicFolder) -> pl.Da
     for lookup in table.lookups:
         keys = list(lookup.on)
         frame = frame.with_columns(pl.col(keys).str.strip_chars())
-        frame = frame.join(source.dictionary(lookup, table.name), on=keys, how="left")
+        named = source.named(lookup, frame.select(keys).unique(), table.name)
+        frame = frame.join(named, on=keys, how="left")
     if table.classes:
         codes = frame.select(CODE_COLUMNS[table.classes])
         frame = frame.with_columns(source.maps.classes(table.classes, codes))
@@ -350,9 +351,7 @@ def shown_values(frame: pl.DataFrame, table: Table) -> pl.Series:
     if not table.keys:
         return pl.repeat("", frame.height, dtype=pl.String, eager=True).alias("values")
     shown = frame.select(
-        (pl.coalesce(_shown(column) for column in columns) if columns else pl.lit(""))
-        .fill_null("")
-        .alias(key)
+        (_first_shown(columns) if columns else pl.lit("")).fill_null("").alias(key)
         for key, columns in table.keys.items()
     )
     joined = shown.select(pl.concat_str(pl.all(), separator=SEPARATOR).alias("values"))["values"]
@@ -372,11 +371,14 @@ def shown_values(frame: pl.DataFrame, table: Table) -> pl.Series:
     return joined
 
 
-def _shown(column: str) -> pl.Expr:
-    """A cell as it is shown: numbers without needless digits, other text without outer spaces."""
-    text = pl.col(column)
-    if column not in NUMBERS:
-        return text if column in TEXTS else text.str.strip_chars()
+def _first_shown(columns: tuple[str, ...]) -> pl.Expr:
+    """The first cell that has a value, as it is shown.
+
+    Numbers stand without needless digits, other text but free text without outer spaces.
+    """
+    text = pl.coalesce(columns)
+    if not NUMBERS.issuperset(columns):
+        return text if TEXTS.issuperset(columns) else text.str.strip_chars()
     rounded = text.cast(pl.Float64, strict=False).round(4).cast(pl.String)
     short = pl.when(text.str.len_bytes() > 9).then(rounded.fill_null(text)).otherwise(text)
     return short.str.replace(r"^(-?\d+)\.0+$", "$1")

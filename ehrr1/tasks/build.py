@@ -5,12 +5,10 @@ several processes may each build some. `merge` then joins the shards' samples in
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ehrr1.files import read_json, remove, replacing, write_json
 from ehrr1.progress import track
@@ -28,6 +26,8 @@ from ehrr1.tasks.index import Index
 from ehrr1.tasks.samples import INDEX, NAMES, STORE
 from ehrr1.tasks.sampling import Draw
 
+SAMPLES = "samples.arrow"
+"""Of one shard: its part of the index, the answers coded by its own names."""
 COUNTS = "counts.json"
 """Of one shard: what became of its rows, and of its samples."""
 
@@ -57,7 +57,7 @@ def build_shards(source: Source, numbers: list[int], folder: Path, build_index: 
                 order = AS_LISTED if source.listed else SORTED_BY
                 rows, names = write_shard(temporary, spool.take(number), own, order)
                 index = build_index(rows, names, own)
-                index.frame.write_parquet(temporary / INDEX, compression="lz4")
+                index.frame.write_ipc(temporary / SAMPLES, compression="lz4")
                 counts = {"rows": source.counts[number], "samples": index.counts}
                 write_json(temporary / COUNTS, counts)
 
@@ -77,10 +77,12 @@ def merge(folder: Path, shards: Shards, draw: Draw) -> tuple[dict[str, Counter[s
     names = pl.concat(own).unique().sort()
     with replacing(folder / NAMES) as temporary:
         names.to_frame().write_parquet(temporary)
-    samples: Counter[str] = Counter()
+    parts = [_part(path, mine, names) for path, mine in zip(folders, own, strict=True)]
     with replacing(folder / INDEX) as temporary:
-        parts = map(_index, folders, (names.search_sorted(mine) for mine in own))
-        _write_index(temporary, _drawn(parts, draw, samples), samples)
+        drawn, not_drawn = _drawn(parts, draw)
+        drawn.sink_parquet(temporary, compression="lz4")
+    samples = _counted(folder / INDEX)
+    samples.update(not_drawn)
     for left_behind in (folder / STORE).glob(".*"):
         remove(left_behind)
     rows: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -92,50 +94,41 @@ def merge(folder: Path, shards: Shards, draw: Draw) -> tuple[dict[str, Counter[s
     return rows, samples
 
 
-def _index(folder: Path, codes: pl.Series) -> pl.DataFrame:
+def _part(folder: Path, own: pl.Series, names: pl.Series) -> pl.LazyFrame:
     """A shard's samples, their answers coded by the names of all shards."""
-    table = pq.ParquetFile(folder / INDEX).read()  # read_table would import pandas
-    own = table["target"].combine_chunks()
-    values = pa.array(codes.to_numpy()[own.values.to_numpy()], pa.int32())
-    target = type(own).from_arrays(own.offsets, values)
-    table = table.set_column(table.column_names.index("target"), "target", target)
-    return pl.DataFrame(table).with_columns(pl.lit(False).alias("balanced"))
+    part = pl.scan_ipc(folder / SAMPLES).with_columns(pl.lit(False).alias("balanced"))
+    if len(own) == len(names):
+        return part
+    code = pl.element().replace_strict(range(len(own)), names.search_sorted(own))
+    return part.with_columns(pl.col("target").list.eval(code.cast(pl.Int32)))
 
 
-def _drawn(
-    parts: Iterable[pl.DataFrame], draw: Draw, samples: Counter[str]
-) -> Iterator[pl.DataFrame]:
-    """The samples that `draw` takes; the others are counted."""
+def _drawn(parts: list[pl.LazyFrame], draw: Draw) -> tuple[pl.LazyFrame, Counter[str]]:
+    """The samples that `draw` takes, and how many of each task it does not take."""
     if draw.takes_all:
-        yield from parts
-        return
+        return pl.concat(parts), Counter()
+    lost: Counter[str] = Counter()
     held = []
-    for part in parts:
-        samples.update(_per_task(part, "sampled_out"))
+    for part in map(pl.LazyFrame.collect, parts):
+        lost.update(_per_task(part))
+        # The lowest ranks of all are among the lowest of each shard.
         held.append(draw(part) if draw.by_rank else part)
     drawn = draw(pl.concat(held))
-    samples.subtract(_per_task(drawn, "sampled_out"))
-    for name in [name for name, count in samples.items() if not count]:
-        del samples[name]
-    yield drawn
+    lost.subtract(_per_task(drawn))
+    return drawn.lazy(), Counter({f"sampled_out/{task}": n for task, n in lost.items() if n})
 
 
-def _per_task(index: pl.DataFrame, kind: str) -> dict[str, int]:
-    counts = index["task"].value_counts().sort("task").iter_rows()
-    return {f"{kind}/{task}": count for task, count in counts}
+def _per_task(index: pl.DataFrame) -> dict[str, int]:
+    return dict(index["task"].value_counts().iter_rows())
 
 
-def _write_index(path: Path, parts: Iterator[pl.DataFrame], samples: Counter[str]) -> None:
-    """One file, a part after the other: patients stay in order, memory in bounds. Counts them."""
-    writer: pq.ParquetWriter | None = None
-    for part in parts:
-        samples.update(_per_task(part, "samples"))
-        asked = part.filter(pl.col("label").is_not_null())
-        samples.update(dict.fromkeys(_per_task(asked, "positives"), 0))
-        samples.update(_per_task(part.filter(pl.col("label")), "positives"))
-        table = part.to_arrow(compat_level=pl.CompatLevel.oldest())
-        if writer is None:
-            writer = pq.ParquetWriter(path, table.schema, compression="lz4")
-        writer.write_table(table)
-    if writer is not None:
-        writer.close()
+def _counted(index: Path) -> Counter[str]:
+    """`samples/<task>` and, of risk tasks, `positives/<task>`."""
+    answers = (pl.col("label").count().alias("asked"), pl.col("label").sum().alias("yes"))
+    counts = pl.scan_parquet(index).group_by("task").agg(pl.len(), *answers).collect().sort("task")
+    found: Counter[str] = Counter()
+    for task, samples, asked, yes in counts.iter_rows():
+        found[f"samples/{task}"] = samples
+        if asked:
+            found[f"positives/{task}"] = yes
+    return found
