@@ -162,6 +162,9 @@ def test_a_file_without_usable_rows_is_refused(tmp_path: Path, content: str) -> 
 def test_the_command_line_asks_for_the_file(command_line: CommandLine, tmp_path: Path) -> None:
     done = command_line("stage=prepare", "data=benchmark", f"output_root={tmp_path}")
     assert done.returncode == 2 and "data.path=FILE.jsonl" in done.stderr
+    for name in ("meds", "release"):
+        done = command_line("stage=prepare", f"data={name}", f"output_root={tmp_path}")
+        assert done.returncode == 2 and f"data={name} needs its folder" in done.stderr
 
 
 def test_a_trained_model_is_scored_on_a_file(

@@ -16,6 +16,7 @@ from ehrr1.records.release import COLUMNS
 from ehrr1.records.release_source import new_positions
 from ehrr1.runs import Run
 from ehrr1.stages import export
+from ehrr1.stages.audit import examine, flat
 from ehrr1.tasks.samples import Prepared, Sample
 from tests.test_records import Metrics, data_config, hospital, prepared
 
@@ -97,6 +98,14 @@ def test_it_comes_back_as_it_was(exported: Path, world: Prepared, tmp_path: Path
     assert back.splits.sort("subject_id").equals(world.splits.sort("subject_id"))
     assert metrics["rows_kept/labevents"] == metrics["rows/labevents"] > 0
     assert not [name for name in metrics if name.startswith(("excluded/", "availability_assumed"))]
+
+
+def test_the_audit_finds_the_same_leaks(exported: Path, world: Prepared, tmp_path: Path) -> None:
+    back, metrics = read_back(exported, tmp_path / "back")
+    write_json(back.folder / "metrics.json", metrics)
+    was, now = (flat(examine(one, "paper", 2, 0)[0]) for one in (world, back))
+    leaks = {name: count for name, count in was.items() if name.startswith("leaking_samples")}
+    assert leaks == {name: now[name] for name in leaks} and sum(leaks.values()) > 0
 
 
 def test_an_archive_is_read_as_its_folder_is(
