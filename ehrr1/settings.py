@@ -86,6 +86,7 @@ RULES: dict[str, Rule] = {
     "overwrite": Switch(),
     "split": Choice(("train", "validation", "test", "all")),
     "limit": COUNT_OR_ALL,
+    "layout": Choice(("rows", "meds", "release")),
     "data.subjects": COUNT_OR_ALL,
     "data.open": Switch(),
     "data.protocol": Choice(("strict", "paper")),
@@ -162,6 +163,10 @@ def check(cfg: DictConfig) -> None:
             problems.append(f"{name}={value}: {problem}")
     if cfg.data.name == "mimic" and cfg.data.root is None:
         problems.append("data.root=null: data=mimic needs the folder with hosp/: data.root=DIR")
+    if cfg.data.name in ("meds", "release") and cfg.data.root is None:
+        problems.append(f"data.root=null: data={cfg.data.name} needs its folder: data.root=DIR")
+    if cfg.data.name == "benchmark" and cfg.data.path is None:
+        problems.append("data.path=null: data=benchmark needs its file: data.path=FILE.jsonl")
     shard, shards = cfg.data.shard, cfg.data.shards
     if not problems and shard is not None and shard >= shards:
         problems.append(

@@ -34,7 +34,9 @@ def folder(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def exported(prepare: Path, out: Path, split: str, limit: int | None) -> list[dict[str, Any]]:
     out.mkdir(exist_ok=True)
-    cfg = OmegaConf.create({"seed": 0, "split": split, "limit": limit, "similar_items": None})
+    cfg = OmegaConf.create(
+        {"seed": 0, "split": split, "limit": limit, "layout": "rows", "similar_items": None}
+    )
     metrics = export.run(cfg, Run(out, "export", {"prepare": prepare}))
     rows = [json.loads(line) for line in (out / "samples.jsonl").open(encoding="utf-8")]
     assert metrics == {"rows": len(rows)}

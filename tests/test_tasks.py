@@ -18,7 +18,7 @@ from ehrr1.records.codes import ClassMaps
 from ehrr1.records.events import Event
 from ehrr1.records.reading import Folder
 from ehrr1.records.rows import MimicFolder
-from ehrr1.records.schema import TABLES
+from ehrr1.records.schema import MIMIC_TABLES, TABLES
 from ehrr1.tasks import labels
 from ehrr1.tasks.catalog import SUITES, TASKS
 from ehrr1.tasks.labels import cohorts, risk_samples
@@ -501,7 +501,7 @@ def test_the_mimic_demo(mimic_demo: Path, tmp_path: Path) -> None:
     assert metrics["subjects"] == 100 and metrics["rows/chartevents"] == 668_862
     assert all(
         metrics[f"rows/{n}"] == metrics[f"rows_kept/{n}"] + metrics[f"rows_reported/{n}"]
-        for n in TABLES
+        for n in MIMIC_TABLES
     )
     assert metrics["availability_assumed/labevents"] == 992
     assert metrics["samples/radiology"] == metrics["missing_maps/atc"] - 1 == 0

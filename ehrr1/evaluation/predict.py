@@ -76,13 +76,17 @@ class Predictor:
 
     def _tree(self, group: Sequence[Sample]) -> Tree:
         context = self.prepared.context(group[0])
-        questions = [Question(sample.sample_id, sample.task, think=False) for sample in group]
+        questions = [_question(sample, think=False) for sample in group]
         return self.maker.tree(context, preamble_length(context), questions)
 
     def _prompt(self, sample: Sample, think: bool) -> list[int]:
         context = self.prepared.context(sample)
-        question = Question(sample.sample_id, sample.task, think)
+        question = _question(sample, think)
         return self.maker.prompt(context, preamble_length(context), question)
+
+
+def _question(sample: Sample, think: bool) -> Question:
+    return Question(sample.sample_id, sample.task, think, instruction=sample.instruction)
 
 
 def batches(

@@ -32,7 +32,10 @@ EVENTS_AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked of a record; `answer` None where a model is to give it."""
+    """What is asked of a record; `answer` None where a model is to give it.
+
+    `instruction` is the sample's own wording, None for the task's.
+    """
 
     sample_id: str
     task: str
@@ -40,6 +43,7 @@ class Question:
     answer: str | None = None
     chain: str | None = None
     weight: float = 1.0
+    instruction: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,7 @@ class TreeMaker:
     max_tokens: int
     remember: int = 100_000
     _known: dict[Event, list[int]] = field(default_factory=dict, repr=False)
-    _prompts: dict[tuple[str, bool], list[int]] = field(default_factory=dict, repr=False)
+    _prompts: dict[str, list[int]] = field(default_factory=dict, repr=False)
     _texts: dict[str, list[int]] = field(default_factory=dict, repr=False)
 
     def tokens(self, text: str) -> list[int]:
@@ -98,9 +102,9 @@ class TreeMaker:
         return self._texts[text]
 
     def branch(self, question: Question) -> Branch:
-        key = question.task, question.think
+        key = instruction(question.task, think=question.think, own=question.instruction)
         if key not in self._prompts:
-            prompt = instruction(question.task, think=question.think) + ASSISTANT
+            prompt = key + ASSISTANT
             self._prompts[key] = self.tokens(prompt if question.think else prompt + EMPTY_THOUGHT)
         answer: list[int] = []
         if question.answer is not None:

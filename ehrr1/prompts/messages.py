@@ -18,16 +18,18 @@ EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 """Closes thinking in the prompt of a direct answer."""
 
 
-def instruction(task: str, *, think: bool) -> str:
-    """The task's question with the thinking switch."""
-    return f"{TASKS[task].instruction} {THINK if think else NO_THINK}"
+def instruction(task: str, *, think: bool, own: str | None = None) -> str:
+    """The task's question, or the sample's `own` words, with the thinking switch."""
+    return f"{own or TASKS[task].instruction} {THINK if think else NO_THINK}"
 
 
-def messages(task: str, record: str, *, think: bool) -> list[dict[str, str]]:
+def messages(
+    task: str, record: str, *, think: bool, own: str | None = None
+) -> list[dict[str, str]]:
     """The chat of one sample: the record comes first, so that questions on it share their start."""
     return [
         {"role": "system", "content": SYSTEM},
-        {"role": "user", "content": f"{record}\n\n{instruction(task, think=think)}"},
+        {"role": "user", "content": f"{record}\n\n{instruction(task, think=think, own=own)}"},
     ]
 
 

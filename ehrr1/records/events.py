@@ -11,7 +11,7 @@ class Event:
     `rows` holds the values in the order of the table's keys (`schema.TABLES[table].keys`), "" where
     a value is missing or not yet known. `items` holds each row's item name ("" where the table has
     none). `time` is None for demographics; `available_time` is when the latest shown row became
-    known.
+    known. `text` is the Markdown of an event that came as text: it has no rows then.
     """
 
     table: str
@@ -19,3 +19,4 @@ class Event:
     available_time: datetime | None
     rows: tuple[tuple[str, ...], ...]
     items: tuple[str, ...]
+    text: str | None = None

@@ -118,7 +118,7 @@ class MimicFolder(Source):
         frame = _with_knowledge(frame, table)
         self.count(table.name, "kept", frame["shard"])
         self.count(table.name, "assumed", frame["shard"].filter(frame["assumed"]))
-        return frame.select(*_store_columns(table), _values(frame, table), pl.col("shard"))
+        return frame.select(*_store_columns(table), shown_values(frame, table), pl.col("shard"))
 
     def named(self, lookup: Lookup, keys: pl.DataFrame, needed_by: str) -> pl.DataFrame:
         """Distinct `keys` (columns `lookup.on`) with the names that the dictionary has for them."""
@@ -329,13 +329,13 @@ def _store_columns(table: Table) -> list[pl.Expr]:
         pl.col("event_time"),
         pl.col("available_time"),
         pl.col("late_time"),
-        _name(table).alias("item"),
+        item_name(table).alias("item"),
         (pl.col("class") if table.classes else pl.lit(None, pl.String)).alias("class"),
         order.cast(pl.Int64).alias("order"),
     ]
 
 
-def _name(table: Table) -> pl.Expr:
+def item_name(table: Table) -> pl.Expr:
     """The first of the item's columns that has a value, on one line; null where none has."""
     if not table.item:
         return pl.lit(None, pl.String)
@@ -351,7 +351,7 @@ def one_line(text: pl.Expr) -> pl.Expr:
     return pl.when(name != "").then(name)
 
 
-def _values(frame: pl.DataFrame, table: Table) -> pl.Series:
+def shown_values(frame: pl.DataFrame, table: Table) -> pl.Series:
     """The shown values of each row, joined by `SEPARATOR`: one text is read faster than a list."""
     if not table.keys:
         return pl.repeat("", frame.height, dtype=pl.String, eager=True).alias("values")

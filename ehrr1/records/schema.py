@@ -404,7 +404,19 @@ _TABLES = (
     ),
 )
 
-TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
+FOREIGN = Table(
+    "meds",
+    "meds",
+    "Medical Events",
+    {"Item": ("item",), "Value": ("value",)},
+    event_time=(At("time"),),
+    item=("item",),
+)
+"""Not of MIMIC-IV: events of MEDS folders that others made (`records.meds_source`)."""
+
+MIMIC_TABLES = tuple(table.name for table in _TABLES)
+
+TABLES: dict[str, Table] = {table.name: table for table in (*_TABLES, FOREIGN)}
 """Every table, in the order in which events of one time stand."""
 
 ORDER: tuple[str, ...] = tuple(TABLES)

@@ -52,6 +52,9 @@ class Source:
     tables: list[str]
     """The tables that are there, but patients, in the order of the schema."""
 
+    listed = False
+    """Whether the rows come as a list of events, whose order they keep."""
+
     def __init__(self) -> None:
         self.parents: dict[str, pl.DataFrame] = {}
         self.counts: defaultdict[int, Counts] = defaultdict(lambda: defaultdict(Counter))

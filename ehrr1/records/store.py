@@ -12,6 +12,7 @@ The files are uncompressed Arrow IPC with one record batch: a patient's rows are
 copying the rest, in well under 5 ms. A shard is written atomically and knows nothing of the others.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,9 @@ SORTED_BY = (
     *("order", "item", "available_time", "content"),
 )
 """A fixed order whatever the order of the files: the hash of the content breaks the last ties."""
+
+AS_LISTED = ("subject_id", "order")
+"""The order of an input that is a list of events already."""
 
 NO_TIME = -62_135_596_800_000_000
 """Year 1 in microseconds since 1970: stands for null in `late_time`."""
@@ -64,7 +68,10 @@ def read_all(source: Source, spool: Spool) -> None:
 
 
 def write_shard(
-    folder: Path, frames: list[pl.DataFrame], parents: dict[str, pl.DataFrame]
+    folder: Path,
+    frames: list[pl.DataFrame],
+    parents: dict[str, pl.DataFrame],
+    by: Sequence[str] = SORTED_BY,
 ) -> tuple[pl.DataFrame, pl.Series]:
     """Write a shard's files into `folder`; returns its rows, sorted and coded, and its names.
 
@@ -75,13 +82,16 @@ def write_shard(
     rows = pl.concat(frames)
     frames.clear()
     names = _names(rows)
-    rows = _sorted(_coded(rows, names))
+    rows = _sorted(_coded(rows, names), by)
     folder.mkdir(parents=True)
     _write(rows, folder / "rows.arrow")
     _write(_patients(parents["patients"], rows), folder / "patients.arrow")
     _write(names.to_frame(), folder / "names.arrow")
     for name, parent in parents.items():
-        _write(parent.drop("shard", "bad_id", "bad_time"), folder / f"parent-{name}.arrow")
+        _write(
+            parent.drop("shard", "bad_id", "bad_time", strict=False),
+            folder / f"parent-{name}.arrow",
+        )
     return rows, names
 
 
@@ -98,10 +108,10 @@ def _coded(rows: pl.DataFrame, names: pl.Series) -> pl.DataFrame:
     return rows.with_columns(coded.fill_null(NO_CODE))
 
 
-def _sorted(rows: pl.DataFrame) -> pl.DataFrame:
+def _sorted(rows: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
     # Classes stand in the values; by number, a new name anywhere would change the order here.
     content = pl.struct("values", "late_time").hash().alias("content")
-    ordered = rows.with_columns(content).sort(SORTED_BY).drop("order", "content")
+    ordered = rows.with_columns(content).sort(by).drop("order", "content")
     # Nulls would need a copy when the mapped column is read as numbers.
     return ordered.with_columns(
         pl.col("hadm_id", "stay_id").fill_null(NO_ID),

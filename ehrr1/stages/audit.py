@@ -21,7 +21,7 @@ from ehrr1.files import read_json, replacing, write_json
 from ehrr1.runs import Run, finish
 from ehrr1.tasks import checks, leaks
 from ehrr1.tasks.checks import Audit
-from ehrr1.tasks.samples import Prepared
+from ehrr1.tasks.samples import STORE, Prepared
 
 EXAMPLES = 5
 """So many leaking samples of a task are named in audit.json."""
@@ -32,6 +32,11 @@ Metrics = dict[str, float | int]
 def run(cfg: DictConfig, run: Run) -> Metrics:
     """Audit the prepared index. Metrics: `leaking_samples/<task>`, `label_changes/<task>`, ..."""
     prepared = Prepared(run.input("prepare"))
+    if not (prepared.folder / STORE).exists():
+        raise UserError(
+            f"{prepared.folder} has no records to audit: rows of data=benchmark bring their "
+            "contexts as text; audit what they were made from (data=mimic, data=release)"
+        )
     protocol = OmegaConf.load(prepared.folder / "config.yaml").data.protocol
     audit, seconds = examine(prepared, protocol, cfg.audit.text_samples_per_task, cfg.seed)
     write_json(run.folder / "audit.json", as_json(audit))
@@ -84,9 +89,11 @@ def examine(
 
 
 def compared_labels(prepared: Prepared, index: pl.DataFrame, protocol: str) -> pl.DataFrame | None:
-    """The index's labels beside those of the other protocol; None where that is not there."""
+    """The index's labels beside those of the other protocol; None where that is not there, or
+    where the input does not tell the stays that labels are made of (the release, others' MEDS)."""
     labels_of = checks.LABELS.get(checks.OTHER[protocol])
-    if labels_of is None:
+    stays = prepared.parents.get("admissions")
+    if labels_of is None or stays is None or stays.is_empty():
         return None
     here = checks.index_labels(prepared, index)
     there = labels_of(prepared, here["task"].unique().to_list())

@@ -81,7 +81,9 @@ def predict_all(cfg: DictConfig, run: Run, prepared: Prepared, index: pl.DataFra
     train = prepared.as_samples(select(pool, cfg.eval.baselines.samples_per_task, cfg.seed))
     makers: dict[bytes, TreeMaker] = {}
     parts = []
-    for name in (*(m for m in MODELS if m == "untrained" or m in run.inputs), "boosting"):
+    models = [m for m in MODELS if m == "untrained" or m in run.inputs]
+    # baselines learn from the training split, which a benchmark file does not have
+    for name in [*models, "boosting"] if train else models:
         part = run.folder / "parts" / f"{name}.parquet"
         if not part.exists():
             rows = (
@@ -92,6 +94,8 @@ def predict_all(cfg: DictConfig, run: Run, prepared: Prepared, index: pl.DataFra
             with replacing(part) as path:
                 frame(name, rows).write_parquet(path)
         parts.append(pl.read_parquet(part))
+    if not train:
+        return pl.concat(parts)
     frequency = Frequency(of_kind(train, "decision")).predict(of_kind(samples, "decision"))
     return pl.concat([*parts, frame("frequency", frequency)])
 

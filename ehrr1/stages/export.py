@@ -1,4 +1,8 @@
-"""stage=export: samples as rows that are ready to use, one JSON object a line.
+"""stage=export: what was prepared, for other tools.
+
+layout=rows      samples.jsonl: samples that are ready to use, one JSON object a line
+layout=meds      meds/: the whole cohort in the Medical Event Data Standard (`export_meds`)
+layout=release   release/: the files of the EHR-R1 release (`export_release`)
 
 samples.jsonl holds the benchmark's row (`idx, instruction, input, output, candidates, task_info`)
 with `sample_id, subject_id, prediction_time, available_until, messages`. `candidates` of a decision
@@ -7,6 +11,7 @@ a stage trains on is its own matter.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,19 +26,26 @@ from ehrr1.records.events import Event
 from ehrr1.records.markdown import record_markdown
 from ehrr1.records.schema import TABLES
 from ehrr1.runs import Run
+from ehrr1.stages import export_meds, export_release
 from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.catalog import TASKS
-from ehrr1.tasks.samples import Prepared, Sample
+from ehrr1.tasks.samples import SIMILAR, Prepared, Sample
 
 CHUNK = 10_000
 """So many samples are held at a time."""
 
 
 def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
-    """Write samples.jsonl. Metrics: `rows`."""
+    """Write the layout. Metrics: `rows`, and what the layout adds."""
     prepared = Prepared(run.input("prepare"))
-    folder = Path(cfg.similar_items) if cfg.similar_items else None
+    brought = prepared.folder / SIMILAR
+    folder = Path(cfg.similar_items) if cfg.similar_items else brought if brought.exists() else None
+    if cfg.layout == "meds":
+        return export_meds.write(prepared, run.folder / "meds")
     candidates = Candidates(prepared, cfg.seed, folder)
+    if cfg.layout == "release":
+        bench = partial(rows, prepared, candidates, split="test", limit=None)
+        return export_release.write(prepared, run.folder / "release", bench)
     found = rows(prepared, candidates, split=cfg.split, limit=cfg.limit)
     count = write_jsonl(run.folder / "samples.jsonl", found)
     return {"rows": count}
@@ -61,7 +73,9 @@ def rows(
         if sample.context_id != last_id:
             events = prepared.context(sample)
             last_id, record = sample.context_id, record_markdown(events)
-        yield row(number, sample, events, record, candidates(sample))
+        came_with_text = sample.text_row is not None
+        chosen = list(sample.candidates) if came_with_text else candidates(sample)
+        yield row(number, sample, events, record, chosen)
 
 
 def row(
@@ -70,7 +84,7 @@ def row(
     """One sample as a row of the benchmark; times are ISO 8601."""
     task = TASKS[sample.task]
     known = [event.available_time for event in events if event.available_time is not None]
-    chat = messages(sample.task, record, think=task.kind == "decision")
+    chat = messages(sample.task, record, think=task.kind == "decision", own=sample.instruction)
     output = answer_text(sample.target)
     label = output if task.kind == "risk" else list(sample.target)
     return {
@@ -79,7 +93,7 @@ def row(
         "subject_id": sample.subject_id,
         "prediction_time": sample.prediction_time.isoformat(),
         "available_until": max(known).isoformat() if known else None,
-        "instruction": task.instruction,
+        "instruction": sample.instruction or task.instruction,
         "input": record,
         "output": output,
         "candidates": candidates,

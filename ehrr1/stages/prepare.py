@@ -23,18 +23,30 @@ from rich.table import Column
 from rich.table import Table as RichTable
 
 from ehrr1.errors import UserError
-from ehrr1.files import locked, replacing, write_json
+from ehrr1.files import locked, remove, replacing, write_json
 from ehrr1.records.codes import LOST_TASKS, ClassMaps
+from ehrr1.records.meds_source import MedsFolder
 from ehrr1.records.reading import Folder
+from ehrr1.records.release_source import ReleaseFolder
 from ehrr1.records.rows import MimicFolder
-from ehrr1.records.schema import TABLES
+from ehrr1.records.schema import MIMIC_TABLES, TABLES
+from ehrr1.records.source import Source
 from ehrr1.records.table import Classes
 from ehrr1.runs import Run
+from ehrr1.stages import prepare_benchmark
+from ehrr1.stages.prepare_inputs import (
+    UNPACKED,
+    by_labels,
+    by_position,
+    keep_similar_items,
+    unpacked,
+)
 from ehrr1.tasks import build
 from ehrr1.tasks.catalog import SUITES, TASKS
 from ehrr1.tasks.index import Index, build_index
 from ehrr1.tasks.labels import LabelOptions
 from ehrr1.tasks.paper import WINDOW_HOURS, paper_index
+from ehrr1.tasks.release_index import read_release_index, release_splits
 from ehrr1.tasks.samples import SPLIT
 from ehrr1.tasks.sampling import BALANCED, Draw, read_limits, read_subjects
 from ehrr1.tasks.splits import split_patients
@@ -56,6 +68,8 @@ REPORTED = "reported/"
 
 def run(cfg: DictConfig, run: Run) -> Metrics:
     """Read every table, build the store and the index. Metrics: counts per table and task."""
+    if cfg.data.name == "benchmark":
+        return prepare_benchmark.run(cfg, run)
     metrics: Metrics = {}
     with timed(metrics, "hospital"):
         source = opened_source(cfg, run.folder)
@@ -65,15 +79,20 @@ def run(cfg: DictConfig, run: Run) -> Metrics:
         rows, samples = build.merge(run.folder, source.shards, draw_of(cfg))
         write(splits_of(cfg, source), run.folder / SPLIT)
     write_json(run.folder / "reported.json", reported(rows))
-    metrics |= unknown_subjects(source)
+    if isinstance(source, MimicFolder):
+        metrics |= unknown_subjects(source)
     metrics |= table_metrics(rows, source.tables, len(source.subjects))
     metrics |= {f"samples/{task}": samples[f"samples/{task}"] for task in TASKS}
     metrics |= {name: count for name, count in sorted(samples.items())}
-    metrics |= {f"missing_maps/{kind}": 1 for kind in source.maps.missing}
+    missing_maps = [] if isinstance(source, MedsFolder) else source.maps.missing
+    if isinstance(source, ReleaseFolder):
+        keep_similar_items(source.root, run.folder)
+        remove(run.folder / UNPACKED)
+    metrics |= {f"missing_maps/{kind}": 1 for kind in missing_maps}
     metrics["peak_memory_gib"] = round(
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3
     )
-    show(rows, metrics, source.maps.missing)
+    show(rows, metrics, missing_maps)
     return metrics
 
 
@@ -88,18 +107,23 @@ def build_share(cfg: DictConfig, run: Run) -> int:
     return len(build.missing_shards(run.folder, source))
 
 
-def opened_source(cfg: DictConfig, folder: Path) -> MimicFolder:
+def opened_source(cfg: DictConfig, folder: Path) -> MimicFolder | MedsFolder | ReleaseFolder:
     """The input, its patients read; the synthetic hospital is written first if it is asked for."""
     check(cfg)
     chosen_tasks(cfg)
     draw_of(cfg)
+    if cfg.data.name == "meds":
+        return MedsFolder(Path(cfg.data.root), cfg.data.patients_per_shard)
+    if cfg.data.name == "release":
+        root = unpacked(Path(cfg.data.root), folder)
+        return ReleaseFolder(root, cfg.data.patients_per_shard)
     root, maps = hospital(cfg, folder)
     file = cfg.data.subjects_file
     chosen = read_subjects(Path(file)) if file else None
     return MimicFolder(Folder(root), ClassMaps(maps), cfg.data.patients_per_shard, chosen)
 
 
-def build_missing(cfg: DictConfig, run: Run, source: MimicFolder, share: int | None = None) -> None:
+def build_missing(cfg: DictConfig, run: Run, source: Source, share: int | None = None) -> None:
     """Build the shards that are not there; of a share only those that are its own."""
     numbers = [
         number
@@ -117,14 +141,24 @@ def build_missing(cfg: DictConfig, run: Run, source: MimicFolder, share: int | N
             return paper_index(rows, names, parents, splits, tasks, notes=notes)
         return build_index(rows, names, parents, splits, window, tasks, options)
 
-    build.build_shards(source, numbers, run.folder, index)
+    by: build.BuildIndex = index
+    if isinstance(source, MedsFolder) and not source.own:
+        by = by_labels(source, splits, window, tasks)
+    if isinstance(source, ReleaseFolder):
+        by = by_position(source, splits, tasks)
+    build.build_shards(source, numbers, run.folder, by)
 
 
-def splits_of(cfg: DictConfig, source: MimicFolder) -> pl.DataFrame:
+def splits_of(cfg: DictConfig, source: Source) -> pl.DataFrame:
+    """The input's own splits where it has them, else patients drawn by `data.split`."""
+    if isinstance(source, MedsFolder) and source.splits is not None:
+        return source.splits
     shares = cfg.data.split
-    return split_patients(
-        source.subjects, validation=shares.validation, test=shares.test, seed=cfg.seed
-    )
+    test = 0.0 if isinstance(source, ReleaseFolder) else shares.test
+    drawn = split_patients(source.subjects, validation=shares.validation, test=test, seed=cfg.seed)
+    if isinstance(source, ReleaseFolder):
+        return release_splits(read_release_index(source.root), source.subjects, drawn)
+    return drawn
 
 
 def chosen_tasks(cfg: DictConfig) -> tuple[str, ...]:
@@ -243,7 +277,7 @@ def table_metrics(rows: Rows, tables: list[str], subjects: int) -> Metrics:
     """rows read = rows kept + rows reported, for every table; missing tables read none."""
     metrics: Metrics = {"subjects": subjects}
     lost = reported(rows)
-    for name in TABLES:
+    for name in (*MIMIC_TABLES, *(name for name in rows if name not in MIMIC_TABLES)):
         outcomes = rows.get(name, Counter())
         metrics[f"rows/{name}"] = outcomes["read"]
         metrics[f"rows_kept/{name}"] = outcomes["kept"]
@@ -251,7 +285,7 @@ def table_metrics(rows: Rows, tables: list[str], subjects: int) -> Metrics:
         if outcomes["assumed"]:
             metrics[f"availability_assumed/{name}"] = outcomes["assumed"]
     there = {"patients", *tables}
-    return metrics | {f"missing_tables/{name}": 1 for name in TABLES if name not in there}
+    return metrics | {f"missing_tables/{name}": 1 for name in MIMIC_TABLES if name not in there}
 
 
 def show(rows: Rows, metrics: Metrics, missing_maps: list[Classes]) -> None:

@@ -72,14 +72,25 @@ def build_index(
     frame = pl.concat([decision.frame, asked], how="diagonal").with_columns(
         pl.col("window_start").fill_null(pl.col("prediction_time") - window)
     )
+    frame, without_context = completed(frame, rows, parents["admissions"], splits)
+    excluded |= without_context
+    return Index(frame, excluded, risk.died_in_window)
+
+
+def completed(
+    frame: pl.DataFrame, rows: pl.DataFrame, admissions: pl.DataFrame, splits: pl.DataFrame
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """Adds to samples what follows from the record: context rows, the admission in progress, ids.
+
+    Samples without any row in their window are left out and counted.
+    """
     frame = _with_context_rows(frame, rows)
     empty = frame.filter(pl.col("n_context_rows") == 0)["task"].value_counts()
-    excluded |= {f"{task}/no_context": count for task, count in empty.iter_rows()}
+    excluded = {f"{task}/no_context": count for task, count in empty.iter_rows()}
     frame = frame.filter(pl.col("n_context_rows") > 0)
-    frame = _with_current_admission(frame, parents["admissions"])
+    frame = _with_current_admission(frame, admissions)
     frame = _with_ids(frame).join(splits, on="subject_id", how="left")
-    frame = frame.sort("subject_id", "prediction_time", "task", "sample_id")
-    return Index(frame, excluded, risk.died_in_window)
+    return frame.sort("subject_id", "prediction_time", "task", "sample_id"), excluded
 
 
 def numbered_events(rows: pl.DataFrame) -> pl.DataFrame:

@@ -83,7 +83,7 @@ def paper_index(
     asked = pl.concat([_decision_candidates(events, tasks), risk], how="diagonal_relaxed")
     asked, excluded = _kept(_placed(asked, events, record.height), _reasons())
     asked, without_target = _kept(_with_targets(asked, record, codes), _target_reasons())
-    frame = _with_ids(asked).join(splits, on="subject_id", how="left")
+    frame = with_ids(asked).join(splits, on="subject_id", how="left")
     frame = frame.sort("subject_id", "prediction_time", "task", "sample_id")
     return Index(frame.select(COLUMNS), excluded | without_target)
 
@@ -208,7 +208,7 @@ def _with_target(
     return own.join(targets, on="number", how="left", maintain_order="left")
 
 
-def _with_ids(asked: pl.DataFrame) -> pl.DataFrame:
+def with_ids(asked: pl.DataFrame) -> pl.DataFrame:
     """Adds `sample_id`, `context_id` (equal for equal contexts) and the release's `event`."""
     names = dict(enumerate(ORDER))
     period = pl.format("{}-{}", "period_begin", "period_end")

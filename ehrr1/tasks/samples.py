@@ -7,8 +7,10 @@ from functools import cached_property
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 
 from ehrr1.records.events import Event
+from ehrr1.records.markdown import events_of
 from ehrr1.records.store import Store
 from ehrr1.tasks import paper_context
 from ehrr1.tasks.context import context_events, preamble_length
@@ -16,6 +18,7 @@ from ehrr1.tasks.context import context_events, preamble_length
 __all__ = ["Prepared", "Sample", "preamble_length"]
 
 STORE, INDEX, SPLIT, NAMES = "store", "index.parquet", "split.parquet", "names.parquet"
+TEXTS, SIMILAR = "texts.arrow", "similar_item"
 """What `stage=prepare` writes into its folder."""
 
 
@@ -44,6 +47,12 @@ class Sample:
     hidden_hadm: int | None = None
     ed_stay: int | None = None
     n_context_rows: int = 0
+    instruction: str | None = None
+    """The question in the words that the sample came with; None: the task's own."""
+    candidates: tuple[str, ...] = ()
+    """Answers to choose from, the right ones among them, for models not trained on the task."""
+    text_row: int | None = None
+    """Where the context stands in `texts.arrow`, for samples that came with one."""
     balanced: bool = False
     """Drawn for balance, not at natural prevalence: tells no AUPRC."""
     period_begin: int = 0
@@ -64,14 +73,20 @@ class Prepared:
         return Store(self.folder / STORE)
 
     @cached_property
-    def parents(self) -> dict[str, pl.DataFrame]:
-        """patients, admissions, edstays, icustays (those that were there), for the labels."""
-        return self.store.parents
+    def texts(self) -> pa.ChunkedArray:
+        """The contexts of samples that came with theirs (`tasks.benchmark`), mapped into memory."""
+        with pa.memory_map(str(self.folder / TEXTS)) as file:
+            return pa.ipc.open_file(file).read_all()["text"]
 
     @cached_property
     def splits(self) -> pl.DataFrame:
         """Columns `subject_id, split`."""
         return pl.read_parquet(self.folder / SPLIT)
+
+    @cached_property
+    def parents(self) -> dict[str, pl.DataFrame]:
+        """patients, admissions, edstays, icustays (those that were there), for the labels."""
+        return self.store.parents
 
     @cached_property
     def names(self) -> list[str]:
@@ -98,14 +113,12 @@ class Prepared:
 
     def as_samples(self, index: pl.DataFrame) -> list[Sample]:
         """Rows of the index as samples, in their order."""
-        answers = zip(
-            *(index[c].to_list() for c in ("subject_id", "target", "target_row")), strict=True
-        )
         columns = {
             name: index[name].to_list() if name in index.columns else [default] * index.height
             for name, default in _FIELDS.items()
         }
-        columns["target"] = [self._target(*answer) for answer in answers]
+        columns["target"] = self._targets(index)
+        columns["candidates"] = list(map(tuple, columns["candidates"]))
         return list(map(Sample, *(columns[name] for name in _FIELDS)))
 
     def answers(self, index: pl.DataFrame) -> pl.DataFrame:
@@ -113,6 +126,17 @@ class Prepared:
         pairs = index.select("target").with_row_index("sample").explode("target").drop_nulls()
         names = pl.Series("item", self.names, dtype=pl.String)
         return pairs.select("sample", names.gather(pairs["target"]))
+
+    @cached_property
+    def index_columns(self) -> list[str]:
+        """What the index says of each sample; the protocols differ in it."""
+        return list(pl.read_parquet_schema(self.folder / INDEX))
+
+    def _targets(self, index: pl.DataFrame) -> list[tuple[str, ...]]:
+        if index.schema["target"] == pl.List(pl.String):
+            return list(map(tuple, index["target"].to_list()))
+        columns = (index[c].to_list() for c in ("subject_id", "target", "target_row"))
+        return [self._target(*answer) for answer in zip(*columns, strict=True)]
 
     def _target(self, subject_id: int, codes: list[int], row: int | None) -> tuple[str, ...]:
         if row is not None:
@@ -127,6 +151,8 @@ class Prepared:
         first when a context is too long (see `prompts`). Under `data.protocol=paper` it is what
         the release shows.
         """
+        if sample.text_row is not None:
+            return events_of(self.texts[sample.text_row].as_py())
         if not sample.period_end:
             return context_events(self.store, sample)
         rows, patient = self.store.find(sample.subject_id)
@@ -137,4 +163,4 @@ class Prepared:
 _FIELDS = {
     field.name: None if field.default is MISSING else field.default for field in fields(Sample)
 }
-"""Fields of `Sample` -> what stands for a column that the index of this protocol has not."""
+"""Fields of `Sample` -> what stands for a column that an index of this kind does not have."""

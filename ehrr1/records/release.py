@@ -1,0 +1,98 @@
+"""The release's `patients_ehr`: one Parquet file a patient, a row an event of its list.
+
+Columns `file_name` (the table), `starttime, endtime, hadm_id, items`; `items` is a JSON list of
+rows whose values are all texts, "nan" where one is missing. Event 0 is the patient's demographics,
+without a time. To what a row shows ours adds what the release's rows do not tell, so that the store
+can be built from them again: `event_time, available_time, late_time, hadm_id, stay_id, item`.
+"""
+
+from collections.abc import Iterator
+
+import polars as pl
+
+from ehrr1.records.rows import SEPARATOR
+from ehrr1.records.schema import MIMIC_TABLES, ORDER, TABLES
+
+FOLDER = "patients_ehr"
+COLUMNS = ("file_name", "starttime", "endtime", "hadm_id", "items")
+MISSING = "nan"
+NOT_SHOWN = ("hcpcsevents", "drgcodes")
+"""Tables that are not in the release's record."""
+LISTED = tuple(name for name in MIMIC_TABLES if name not in (*NOT_SHOWN, "patients"))
+
+TIMES = ("event_time", "available_time", "late_time")
+IDS = ("hadm_id", "stay_id")
+
+
+def event_rows(
+    rows: pl.DataFrame, patients: pl.DataFrame, visits: pl.DataFrame | None
+) -> Iterator[tuple[int, pl.DataFrame]]:
+    """Each patient of `patients` with the list of events, from `rows` of `frames.store_frames`.
+
+    Consecutive rows of one table are one event. `patients` has `anchor_age, anchor_year, gender`;
+    `visits` (edstays, None: none) gives an ED visit its admission, as the release does.
+    """
+    shown = rows.filter(pl.col("table").is_in([ORDER.index(name) for name in LISTED]))
+    begins = pl.any_horizontal(pl.col(c) != pl.col(c).shift() for c in ("subject_id", "table"))
+    shown = shown.with_row_index("row").with_columns(
+        begins.fill_null(True).cum_sum().alias("number")
+    )
+    if visits is not None:
+        given = visits.select("subject_id", "stay_id", pl.col("hadm_id").alias("given"))
+        shown = shown.join(given, on=["subject_id", "stay_id"], how="left", maintain_order="left")
+    else:
+        shown = shown.with_columns(pl.lit(None, pl.Int64).alias("given"))
+    own = pl.when(pl.col("table") == ORDER.index("edstays")).then("given").otherwise("hadm_id")
+    parts = [_as_json(part, ORDER[number]) for (number,), part in shown.group_by("table")]
+    coded = pl.concat([shown.clear().with_columns(_nothing()), *parts]).sort("row")
+    events = coded.group_by("number", maintain_order=True).agg(
+        pl.col("subject_id").first(),
+        pl.col("table")
+        .first()
+        .replace_strict(dict(enumerate(ORDER)), return_dtype=pl.String)
+        .alias("file_name"),
+        pl.col("event_time").first().alias("starttime"),
+        pl.col("event_time").max().alias("endtime"),
+        own.first().alias("hadm_id"),
+        pl.format("[{}]", pl.col("json").str.join(", ")).alias("items"),
+    )
+    lists = events.drop("number").partition_by("subject_id", as_dict=True, include_key=False)
+    for patient in patients.iter_slices(1):
+        subject = patient["subject_id"].item()
+        parts = [_demographics(patient), *([lists[subject,]] if (subject,) in lists else [])]
+        yield subject, pl.concat([part.select(COLUMNS) for part in parts])
+
+
+def _nothing() -> pl.Expr:
+    return pl.lit(None, pl.String).alias("json")
+
+
+def _as_json(rows: pl.DataFrame, name: str) -> pl.DataFrame:
+    """Adds `json`: each row of one table as an object of texts."""
+    cells = pl.col("values").str.split(SEPARATOR)
+    shown = {
+        key.lower(): cells.list.get(place, null_on_oob=True)
+        for place, key in enumerate(TABLES[name].keys)
+    }
+    own = {
+        **{column: pl.col(column).dt.to_string("%Y-%m-%d %H:%M:%S%.f") for column in TIMES},
+        **{column: pl.col(column).cast(pl.String) for column in IDS},
+        "item": pl.col("item"),
+    }
+    texts = [
+        pl.when(text != "").then(text).fill_null(MISSING).alias(key)
+        for key, text in (shown | own).items()
+    ]
+    return rows.with_columns(pl.struct(texts).struct.json_encode().alias("json"))
+
+
+def _demographics(patient: pl.DataFrame) -> pl.DataFrame:
+    names = ("anchor_age", "gender", "anchor_year")
+    texts = [pl.col(name).cast(pl.String).fill_null(MISSING) for name in names]
+    return patient.select(
+        pl.lit("patients").alias("file_name"),
+        pl.lit(None, pl.Datetime("us")).alias("starttime"),
+        pl.lit(None, pl.Datetime("us")).alias("endtime"),
+        pl.lit(None, pl.Int64).alias("hadm_id"),
+        pl.format("[{}]", pl.struct(texts).struct.json_encode()).alias("items"),
+    )

@@ -1,0 +1,150 @@
+"""stage=export layout=release: the files of the EHR-R1 release, from `data.protocol=paper`.
+
+release/
+    patients_ehr/<subject_id>.parquet      a patient's list of events
+    ehr_ins/ehr_ins.csv                    the training split's samples by position in that list
+    ehr_ins/ehr_ins_validation.csv         the validation split's; the release has none
+    ehr_bench/ehr_bench_{decision_making,risk_prediction}.csv   the test split's
+    ehr_bench/ehr_bench.jsonl              the test split's, ready to use
+    cache/item_set/<task>.csv              every answer of the task's training samples
+    cache/similar_item/<task>.csv          answers that stand together, nearest first
+    index_mapping/d_*.csv                  titles and classes of codes, where the input has them
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from omegaconf import OmegaConf
+
+from ehrr1.errors import UserError
+from ehrr1.files import replacing, write_jsonl
+from ehrr1.progress import track
+from ehrr1.records import release
+from ehrr1.records.frames import store_frames
+from ehrr1.records.reading import SUFFIXES
+from ehrr1.tasks.candidates import COUNTED, neighbours_of
+from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.samples import Prepared
+from ehrr1.tasks.selection import select
+
+ROWS_AT_ONCE = 100_000
+SAMPLES_AT_ONCE = 100_000
+
+INDEX_COLUMNS = (
+    *("subject_id", "hadm_id", "task", "event", "period_begin", "period_end", "admissions_id"),
+    *("last_discharge_id", "target"),
+)
+"""The release's; ours adds `prediction_time` and `stay_id`, which it does not tell."""
+
+MAPS = {
+    "atc": "d_atc_prescriptions",
+    "ccs_diagnoses": "d_ccs_diagnoses",
+    "ccs_procedures": "d_ccs_procedures",
+}
+
+
+def write(prepared: Prepared, folder: Path, bench: Any) -> dict[str, float | int]:
+    """Write `folder`; `bench` gives the rows of the benchmark's JSONL. Metrics: patients, rows."""
+    if "period_begin" not in prepared.index_columns:
+        raise UserError(
+            "layout=release: the release's files name contexts by position, which only "
+            "data.protocol=paper does: run stage=prepare data.protocol=paper first"
+        )
+    with replacing(folder) as temporary:
+        metrics: dict[str, float | int] = {}
+        metrics["patients"] = _write_patients(prepared, temporary / release.FOLDER)
+        metrics |= _write_indices(prepared, temporary)
+        _write_cache(prepared, temporary / "cache")
+        _write_mappings(prepared.folder, temporary / "index_mapping")
+        if prepared.index("test").height:
+            metrics["rows"] = write_jsonl(temporary / "ehr_bench" / "ehr_bench.jsonl", bench())
+    return metrics
+
+
+def _write_patients(prepared: Prepared, folder: Path) -> int:
+    folder.mkdir(parents=True)
+    patients, visits = prepared.parents["patients"], prepared.parents.get("edstays")
+    written: set[int] = set()
+    for rows in track(store_frames(prepared.store, ROWS_AT_ONCE), "patients"):
+        own = patients.filter(pl.col("subject_id").is_in(rows["subject_id"].unique().implode()))
+        for subject, events in release.event_rows(rows, own, visits):
+            events.write_parquet(folder / f"{subject}.parquet", compression="zstd")
+            written.add(subject)
+    rest = patients.filter(~pl.col("subject_id").is_in(list(written)))
+    for subject, events in release.event_rows(rows.clear(), rest, None):
+        events.write_parquet(folder / f"{subject}.parquet", compression="zstd")
+    return len(written) + rest.height
+
+
+def _write_indices(prepared: Prepared, folder: Path) -> dict[str, float | int]:
+    """The samples of every split by position; answers are JSON lists."""
+    kinds = {
+        kind: [task for task, entry in TASKS.items() if entry.kind == kind]
+        for kind in ("decision", "risk")
+    }
+    files = {
+        "ehr_ins/ehr_ins.csv": ("train", None),
+        "ehr_ins/ehr_ins_validation.csv": ("validation", None),
+        "ehr_bench/ehr_bench_decision_making.csv": ("test", kinds["decision"]),
+        "ehr_bench/ehr_bench_risk_prediction.csv": ("test", kinds["risk"]),
+    }
+    counts: dict[str, float | int] = {}
+    for name, (split, tasks) in files.items():
+        index = prepared.index(split, tasks)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        _write_index(prepared, index, folder / name)
+        counts[f"rows/{Path(name).stem}"] = index.height
+    return counts
+
+
+def _write_index(prepared: Prepared, index: pl.DataFrame, path: Path) -> None:
+    columns = [*INDEX_COLUMNS, "prediction_time", "stay_id"]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        for number in range(0, max(index.height, 1), SAMPLES_AT_ONCE):
+            part = index.slice(number, SAMPLES_AT_ONCE)
+            answers = [
+                json.dumps(list(s.target), ensure_ascii=False) for s in prepared.as_samples(part)
+            ]
+            part = part.with_columns(pl.Series("target", answers, dtype=pl.String))
+            file.write(part.select(columns).write_csv(include_header=number == 0))
+
+
+def _write_cache(prepared: Prepared, folder: Path) -> None:
+    """What the training split's decisions answer: every item, the most frequent first, and for
+    each the items that stand in the same answers, as a JSON list, the nearest first."""
+    for name in ("item_set", "similar_item"):
+        (folder / name).mkdir(parents=True)
+    for task in (task for task, entry in TASKS.items() if entry.kind == "decision"):
+        index = select(prepared.index("train", [task]), COUNTED, seed=0)
+        if TASKS[task].target == "text" or not index.height:
+            continue
+        answers = prepared.answers(index)
+        items = answers["item"].value_counts().sort(["count", "item"], descending=[True, False])
+        items.write_csv(folder / "item_set" / f"{task}.csv")
+        similar = neighbours_of(answers)
+        lists = [json.dumps(near, ensure_ascii=False) for near in similar.values()]
+        table = pl.DataFrame({"item": list(similar), "similar_items": lists})
+        table.write_csv(folder / "similar_item" / f"{task}.csv")
+
+
+def _write_mappings(prepare: Path, folder: Path) -> None:
+    """The dictionaries and maps that `prepare` read, as CSV; those that are gone are left out."""
+    data = OmegaConf.load(prepare / "config.yaml").data
+    root = Path(data.root) if data.root else prepare / "hospital"
+    found = {
+        path.name.split(".")[0]: path
+        for folder_ in ("hosp", "icu", "index_mapping", "maps")
+        for path in sorted((root / folder_).glob("d_*"))
+        if path.name.endswith(SUFFIXES)
+    }
+    found |= {MAPS[kind]: Path(path) for kind, path in data.maps.items() if path}
+    folder.mkdir(parents=True)
+    for name, path in found.items():
+        read = pl.read_parquet if path.suffix == ".parquet" else _read_csv
+        read(path).write_csv(folder / f"{name}.csv")
+
+
+def _read_csv(path: Path) -> pl.DataFrame:
+    return pl.read_csv(path, infer_schema_length=0)

@@ -1,0 +1,93 @@
+"""Labels that came with MEDS data: yes/no samples of the risk tasks that are ours by name.
+
+A file is `task_labels/<task>.parquet` or `task_labels/<task>/**/*.parquet`, in MEDS' label schema:
+`subject_id, prediction_time, boolean_value`. A sample may know what was known *by* its time.
+"""
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import polars as pl
+
+from ehrr1.errors import UserError
+from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.index import Index, completed, numbered_events
+from ehrr1.tasks.labels import SAMPLE_SCHEMA
+
+COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
+    "subject_id": pl.Int64,
+    "prediction_time": pl.Datetime("us"),
+    "boolean_value": pl.Boolean,
+}
+
+
+@dataclass
+class Labels:
+    """Rows of `subject_id, prediction_time, label, task`, and the names that are no risk task."""
+
+    frame: pl.DataFrame
+    unknown: list[str] = field(default_factory=list)
+
+
+def read_labels(root: Path, tasks: Collection[str]) -> Labels:
+    """The labels of `tasks` below `root`; UserError for a file without the schema's columns."""
+    empty = pl.DataFrame(schema={n: SAMPLE_SCHEMA[n] for n in ("subject_id", "prediction_time")})
+    parts = [empty.with_columns(pl.lit(None, pl.Boolean).alias("label"), pl.lit("").alias("task"))]
+    unknown = set()
+    for path in sorted(root.rglob("*.parquet")):
+        task = path.relative_to(root).parts[0].removesuffix(".parquet")
+        if task not in TASKS or TASKS[task].kind != "risk":
+            unknown.add(task)
+        elif task in tasks:
+            parts.append(_read(path).with_columns(pl.lit(task).alias("task")))
+    return Labels(pl.concat(parts), sorted(unknown))
+
+
+def _read(path: Path) -> pl.DataFrame:
+    try:
+        schema = pl.read_parquet_schema(path)
+        missing = [name for name in COLUMNS if name not in schema]
+        if missing:
+            raise UserError(
+                f"{path} lacks {', '.join(missing)}: labels of a risk task need "
+                f"{', '.join(COLUMNS)}"
+            )
+        frame = pl.read_parquet(path, columns=list(COLUMNS))
+        return frame.select(pl.col(n).cast(k) for n, k in COLUMNS.items()).rename(
+            {"boolean_value": "label"}
+        )
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}): it is no file of MEDS labels"
+        ) from error
+
+
+def label_index(
+    store_rows: pl.DataFrame,
+    names: pl.Series,
+    admissions: pl.DataFrame,
+    subjects: pl.Series,
+    splits: pl.DataFrame,
+    window: timedelta,
+    labels: Labels,
+) -> Index:
+    """The samples of the labels of a shard's patients; columns as `tasks.index.build_index`."""
+    codes = dict(zip(names.to_list(), range(len(names)), strict=True))
+    own = labels.frame.filter(pl.col("subject_id").is_in(subjects.implode()))
+    keys = ["subject_id", "prediction_time", "task"]
+    usable = own.drop_nulls().unique().unique(keys, keep="none", maintain_order=True)
+    lost = Counter(own["task"].to_list()) - Counter(usable["task"].to_list())
+    excluded = {f"{task}/empty_or_repeated_label": count for task, count in lost.items()}
+    answer = pl.when(pl.col("label")).then(codes["yes"]).otherwise(codes["no"])
+    absent = [n for n in SAMPLE_SCHEMA if n not in usable.columns]
+    asked = usable.with_columns(
+        *(pl.lit(None, SAMPLE_SCHEMA[name]).alias(name) for name in absent),
+        answer.cast(pl.Int32).reshape((-1, 1)).arr.to_list().alias("target"),
+        pl.lit(True).alias("inclusive"),
+        pl.lit(None, pl.Int64).alias("target_row"),
+    ).with_columns((pl.col("prediction_time") - window).alias("window_start"))
+    frame, without_context = completed(asked, numbered_events(store_rows), admissions, splits)
+    return Index(frame, excluded | without_context)

@@ -1,0 +1,183 @@
+"""data=benchmark: rows that are ready to use, and rows that are not."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from omegaconf import OmegaConf
+
+from ehrr1.errors import UserError
+from ehrr1.prompts.messages import messages
+from ehrr1.records.markdown import events_of, record_markdown
+from ehrr1.runs import Run
+from ehrr1.stages import export, prepare
+from ehrr1.tasks.samples import Prepared, preamble_length
+from tests.conftest import CommandLine
+
+RECORD = """## Patient Demographics [None]
+- Anchor_Age: 61
+- Gender: F
+
+## Admissions [2150-01-01 08:00:00]
+- Admission_Type: URGENT
+- Admission_Location: nan
+
+## Labotary Test Events [2150-01-01 09:30:00]
+| Item_Name | Valuenum |
+| ------ | ------ |
+| Creatinine | 1.0 |
+| Sodium | None |
+
+## Something of the authors' own [2150-01-01 25:00:00]
+- Key: a
+
+b"""
+
+
+def row(idx: int, **changes: Any) -> dict[str, Any]:
+    info = {
+        **{"task": "labevents", "event": "Labotary Test Events", "metric": "f1"},
+        **{"target_key": "item_name", "target": ["Lactate", "pH"], "label": ["Lactate", "pH"]},
+    }
+    whole = {
+        "idx": idx,
+        "instruction": "Which tests does the authors' sentence ask for?",
+        "input": RECORD,
+        "output": "Lactate\npH",
+        "candidates": ["Lactate", "pH", "Glucose"],
+        "task_info": info,
+    }
+    return whole | changes
+
+
+def risk(idx: int, answer: str, **changes: Any) -> dict[str, Any]:
+    info = {"task": "ICU_Mortality_7day", "target": [answer], "label": answer}
+    return row(idx, output=answer, task_info=info, candidates=[], **changes)
+
+
+def write(path: Path, *rows: dict[str, Any] | str | bytes) -> Path:
+    with path.open("wb") as file:
+        for item in rows:
+            line = json.dumps(item) if isinstance(item, dict) else item
+            file.write((line.encode() if isinstance(line, str) else line) + b"\n")
+    return path
+
+
+def prepared(path: Path, folder: Path) -> tuple[Prepared, dict[str, float | int]]:
+    folder.mkdir()
+    cfg = OmegaConf.create({"data": {"name": "benchmark", "path": str(path)}})
+    return Prepared(folder), prepare.run(cfg, Run(folder, "prepare"))
+
+
+def test_a_record_as_text_is_cut_into_events_and_back() -> None:
+    events = events_of(RECORD)
+    assert record_markdown(events) == RECORD
+    assert [event.table for event in events] == ["patients", "admissions", "labevents", ""]
+    assert preamble_length(events) == 2
+    times = [None, datetime(2150, 1, 1, 8), datetime(2150, 1, 1, 9, 30), None]
+    assert [event.time for event in events] == times
+    assert record_markdown(events_of("no heading\n\nat all")) == "no heading\n\nat all"
+
+
+def test_rows_become_samples(tmp_path: Path) -> None:
+    rows = [row(0), risk(1, "Yes"), risk(2, "no", subject_id=7, prediction_time="2150-01-02")]
+    world, metrics = prepared(write(tmp_path / "b.jsonl", *rows), tmp_path / "prepare")
+    assert metrics["rows/benchmark"] == metrics["rows_kept/benchmark"] == 3
+    assert metrics["samples/ICU_Mortality_7day"] == 2 and metrics["subjects"] == 3
+    decision, yes, no = world.samples("test")
+    assert decision.target == ("Lactate", "pH") and yes.target == ("yes",) and no.target == ("no",)
+    assert decision.candidates == ("Lactate", "pH", "Glucose") and no.candidates == ()
+    assert decision.context_id == yes.context_id == no.context_id
+    assert len({sample.subject_id for sample in (decision, yes, no)}) == 3 and no.subject_id == 7
+    assert decision.prediction_time == datetime(2150, 1, 1, 9, 30)
+    assert no.prediction_time == datetime(2150, 1, 2)
+    assert record_markdown(world.context(decision)) == RECORD
+    assert world.samples("train") == []
+
+
+def test_export_gives_the_rows_again_with_their_own_question(tmp_path: Path) -> None:
+    given = [row(0), risk(1, "yes")]
+    world, _ = prepared(write(tmp_path / "b.jsonl", *given), tmp_path / "prepare")
+    cfg = OmegaConf.create(
+        {"split": "test", "limit": None, "layout": "rows", "seed": 0, "similar_items": None}
+    )
+    (tmp_path / "export").mkdir()
+    export.run(cfg, Run(tmp_path / "export", "export", {"prepare": world.folder}))
+    lines = (tmp_path / "export" / "samples.jsonl").read_text().splitlines()
+    for back, row_ in zip(map(json.loads, lines), given, strict=True):
+        for name in ("instruction", "input", "output", "candidates"):
+            assert back[name] == row_[name], name
+        for name in ("task", "target", "label"):
+            assert back["task_info"][name] == row_["task_info"][name], name
+        assert back["messages"] == messages(
+            row_["task_info"]["task"],
+            RECORD,
+            think=row_["output"] != "yes",
+            own=row_["instruction"],
+        )
+    again, _ = prepared(tmp_path / "export" / "samples.jsonl", tmp_path / "again")
+    columns = ["sample_id", "task", "subject_id", "prediction_time", "target", "instruction"]
+    assert again.index()[columns].equals(world.index()[columns])
+
+
+UNUSABLE: dict[str, dict[str, Any] | str | bytes] = {
+    "not_json": "{",
+    "not_utf8": b'{"idx": "\xff"}',
+    "no_object": "[]",
+    "no_task": row(1, task_info={}),
+    "unknown_task": row(1, task_info={"task": "Readmission_31day"}),
+    "no_input": row(1, input=" "),
+    "no_instruction": row(1, instruction=None),
+    "no_output": row(1, output=""),
+    "answer_not_yes_or_no": risk(1, "maybe"),
+    "bad_candidates": row(1, candidates=[1]),
+    "bad_prediction_time": row(1, prediction_time="soon"),
+    "repeated_id": row(0),
+}
+
+
+def test_every_row_is_kept_or_reported(tmp_path: Path) -> None:
+    path = write(tmp_path / "b.jsonl", row(0), "", *UNUSABLE.values(), row(2, input="\ud800"))
+    world, metrics = prepared(path, tmp_path / "prepare")
+    reported = json.loads((world.folder / "reported.json").read_text())["benchmark"]
+    assert reported == dict.fromkeys(UNUSABLE, 1) | {"not_utf8": 2}
+    assert metrics["rows/benchmark"] == 2 + len(UNUSABLE)
+    assert metrics["rows_reported/benchmark"] == 1 + len(UNUSABLE)
+    assert metrics["rows_kept/benchmark"] == 1 == len(world.samples())
+
+
+@pytest.mark.parametrize("content", ["", "{}", "\n"])
+def test_a_file_without_usable_rows_is_refused(tmp_path: Path, content: str) -> None:
+    path = write(tmp_path / "b.jsonl", content)
+    with pytest.raises(UserError, match=r"data.path=.*no usable row"):
+        prepared(path, tmp_path / "prepare")
+    assert list((tmp_path / "prepare").iterdir()) == []
+    with pytest.raises(UserError, match="no such file"):
+        prepared(tmp_path / "none.jsonl", tmp_path / "other")
+
+
+def test_the_command_line_asks_for_the_file(command_line: CommandLine, tmp_path: Path) -> None:
+    done = command_line("stage=prepare", "data=benchmark", f"output_root={tmp_path}")
+    assert done.returncode == 2 and "data.path=FILE.jsonl" in done.stderr
+    for name in ("meds", "release"):
+        done = command_line("stage=prepare", f"data={name}", f"output_root={tmp_path}")
+        assert done.returncode == 2 and f"data={name} needs its folder" in done.stderr
+
+
+def test_a_trained_model_is_scored_on_a_file(
+    smoke: Path, command_line: CommandLine, tmp_path: Path
+) -> None:
+    rows = [row(i, output="Lactate") for i in range(3)]
+    rows += [risk(10 + i, "yes" if i % 2 else "no") for i in range(4)]
+    path = write(tmp_path / "b.jsonl", *rows)
+    common = ["experiment=smoke", "data=benchmark", f"data.path={path}", f"output_root={tmp_path}"]
+    done = command_line("stage=prepare", *common)
+    assert done.returncode == 0, done.stderr[-2000:]
+    done = command_line("stage=eval", *common, f"inputs.adapt={smoke / 'adapt'}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    predictions = pl.read_parquet(tmp_path / "smoke" / "benchmark" / "eval" / "predictions.parquet")
+    assert set(predictions["model"]) == {"untrained", "adapt"}
+    assert predictions.filter(pl.col("model") == "adapt").height == 7
