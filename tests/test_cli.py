@@ -126,7 +126,7 @@ def refused(command_line: CommandLine, *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["stage=rx"], ["stage/rx", "adapt chains curriculum"]),
+        (["stage=rx"], ["stage/rx", "adapt audit card chains curriculum"]),
         (["model=9b"], ["model/9b", "1.7b 72b 8b tiny"]),
         (["experiment=nope"], ["experiment/nope", "mimic_demo"]),
         (["rl.nope=1"], ["rl.nope"]),
