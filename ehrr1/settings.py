@@ -167,6 +167,15 @@ def check(cfg: DictConfig) -> None:
         problems.append(f"data.root=null: data={cfg.data.name} needs its folder: data.root=DIR")
     if cfg.data.name == "benchmark" and cfg.data.path is None:
         problems.append("data.path=null: data=benchmark needs its file: data.path=FILE.jsonl")
+    if cfg.data.name == "benchmark" and not isinstance(cfg.data.balanced, bool):
+        problems.append(f"data.balanced={cfg.data.balanced}: choose true or false")
+    if cfg.data.name == "benchmark" and cfg.data.shard is not None:
+        problems.append(f"data.shard={cfg.data.shard}: a benchmark file is read at once; leave out")
+    if cfg.data.name in ("meds", "release", "benchmark") and cfg.data.subjects_file is not None:
+        problems.append(
+            f"data.subjects_file={cfg.data.subjects_file}: patients are chosen with data=mimic or "
+            f"data=synthetic, not with data={cfg.data.name}; leave it out"
+        )
     shard, shards = cfg.data.shard, cfg.data.shards
     if not problems and shard is not None and shard >= shards:
         problems.append(

@@ -20,7 +20,7 @@ from ehrr1.records.rows import needed_columns
 from ehrr1.records.schema import MIMIC_TABLES, TABLES
 from ehrr1.records.synthetic import write_hospital
 from ehrr1.runs import Run
-from ehrr1.stages import prepare
+from ehrr1.stages import prepare, prepare_inputs
 from ehrr1.tasks.samples import Prepared
 from tests.conftest import ROOT
 
@@ -39,7 +39,7 @@ def data_config(root: Path, **settings: Any) -> dict[str, Any]:
     data = OmegaConf.load(ROOT / "conf" / "data" / "synthetic.yaml")
     maps = {
         kind: str(path)
-        for kind, name in prepare.SYNTHETIC_MAPS.items()
+        for kind, name in prepare_inputs.SYNTHETIC_MAPS.items()
         if (path := root / "maps" / f"{name}.csv").exists()
     }
     return dict(OmegaConf.merge(data, {"root": str(root), "maps": maps}, settings))

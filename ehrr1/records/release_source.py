@@ -25,7 +25,7 @@ from ehrr1.records.reading import as_id, as_text, as_time, read_columns
 from ehrr1.records.rows import item_name, shown_values
 from ehrr1.records.schema import FOREIGN, MIMIC_TABLES, ORDER, TABLES
 from ehrr1.records.source import Shards, Source
-from ehrr1.records.table import Table
+from ehrr1.records.table import Classes, Table
 
 FILES_AT_ONCE = 20
 EVENT = 2**24
@@ -63,6 +63,10 @@ class ReleaseFolder(Source):
         }
         paths = {kind: self._mapping(name) for kind, name in names.items()}
         self.maps = ClassMaps(paths)
+
+    @property
+    def missing_maps(self) -> list[Classes]:
+        return self.maps.missing
 
     def want(self, shards: Collection[int]) -> None:
         self.wanted = frozenset(shards)

@@ -12,7 +12,7 @@ from ehrr1.records.codes import CODE_COLUMNS, ClassMaps
 from ehrr1.records.reading import Folder, as_id, as_text, as_time, read_batches, read_columns
 from ehrr1.records.schema import NUMBERS, ORDER, TABLES, TEXTS
 from ehrr1.records.source import Shards, Source
-from ehrr1.records.table import At, Lookup, Table
+from ehrr1.records.table import At, Classes, Lookup, Table
 
 SEPARATOR = "\x1f"
 """Stands between the values of a row in the store."""
@@ -68,6 +68,10 @@ class MimicFolder(Source):
         there = [name for name in ORDER if folder.find(TABLES[name].module, name)]
         folder.require("hosp", "admissions", "every stage")
         self.tables = [name for name in there if name != "patients"]
+
+    @property
+    def missing_maps(self) -> list[Classes]:
+        return self.maps.missing
 
     def want(self, shards: Collection[int]) -> None:
         self.wanted = frozenset(shards)

@@ -12,6 +12,8 @@ from threading import Lock
 
 import polars as pl
 
+from ehrr1.records.table import Classes
+
 Counts = dict[str, Counter[str]]
 """Table -> outcome -> rows. `read` = `kept` + all that begin with `reported/`; `assumed`: kept rows
 whose time of knowledge is the schema's fixed delay, for want of a store time."""
@@ -54,6 +56,14 @@ class Source:
 
     listed = False
     """Whether the rows come as a list of events, whose order they keep."""
+
+    chosen: pl.Series | None = None
+    """The only patients to read, where the user chose some."""
+
+    @property
+    def missing_maps(self) -> list[Classes]:
+        """The classes of codes that nothing maps."""
+        return []
 
     def __init__(self) -> None:
         self.parents: dict[str, pl.DataFrame] = {}

@@ -11,9 +11,8 @@ reported.json   table -> reason -> rows that could not be used
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 
 import polars as pl
@@ -23,41 +22,22 @@ from rich.table import Column
 from rich.table import Table as RichTable
 
 from ehrr1.errors import UserError
-from ehrr1.files import locked, remove, replacing, write_json
-from ehrr1.records.codes import LOST_TASKS, ClassMaps
-from ehrr1.records.meds_source import MedsFolder
-from ehrr1.records.reading import Folder
-from ehrr1.records.release_source import ReleaseFolder
-from ehrr1.records.rows import MimicFolder
+from ehrr1.files import replacing, write_json
+from ehrr1.records.codes import LOST_TASKS
 from ehrr1.records.schema import MIMIC_TABLES, TABLES
 from ehrr1.records.source import Source
 from ehrr1.records.table import Classes
 from ehrr1.runs import Run
 from ehrr1.stages import prepare_benchmark
-from ehrr1.stages.prepare_inputs import (
-    UNPACKED,
-    by_labels,
-    by_position,
-    keep_similar_items,
-    unpacked,
-)
+from ehrr1.stages import prepare_inputs as inputs
+from ehrr1.stages.prepare_inputs import AnySource
 from ehrr1.tasks import build
 from ehrr1.tasks.catalog import SUITES, TASKS
-from ehrr1.tasks.index import Index, build_index
-from ehrr1.tasks.labels import LabelOptions
-from ehrr1.tasks.paper import WINDOW_HOURS, paper_index
-from ehrr1.tasks.release_index import read_release_index, release_splits
+from ehrr1.tasks.paper import WINDOW_HOURS
 from ehrr1.tasks.samples import SPLIT
-from ehrr1.tasks.sampling import BALANCED, Draw, read_limits, read_subjects
-from ehrr1.tasks.splits import split_patients
+from ehrr1.tasks.sampling import BALANCED, Draw, read_limits
 
 console = Console(stderr=True)
-
-SYNTHETIC_MAPS = {
-    "atc": "d_atc_prescriptions",
-    "ccs_diagnoses": "d_ccs_diagnoses",
-    "ccs_procedures": "d_ccs_procedures",
-}
 
 Metrics = dict[str, float | int]
 Rows = dict[str, Counter[str]]
@@ -77,22 +57,18 @@ def run(cfg: DictConfig, run: Run) -> Metrics:
         build_missing(cfg, run, source)
     with timed(metrics, "merge"):
         rows, samples = build.merge(run.folder, source.shards, draw_of(cfg))
-        write(splits_of(cfg, source), run.folder / SPLIT)
+        write(inputs.splits_of(cfg, source), run.folder / SPLIT)
+        inputs.close(source, run.folder)
     write_json(run.folder / "reported.json", reported(rows))
-    if isinstance(source, MimicFolder):
-        metrics |= unknown_subjects(source)
+    metrics |= unknown_subjects(source)
     metrics |= table_metrics(rows, source.tables, len(source.subjects))
     metrics |= {f"samples/{task}": samples[f"samples/{task}"] for task in TASKS}
     metrics |= {name: count for name, count in sorted(samples.items())}
-    missing_maps = [] if isinstance(source, MedsFolder) else source.maps.missing
-    if isinstance(source, ReleaseFolder):
-        keep_similar_items(source.root, run.folder)
-        remove(run.folder / UNPACKED)
-    metrics |= {f"missing_maps/{kind}": 1 for kind in missing_maps}
+    metrics |= {f"missing_maps/{kind}": 1 for kind in source.missing_maps}
     metrics["peak_memory_gib"] = round(
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3
     )
-    show(rows, metrics, missing_maps)
+    show(rows, metrics, source.missing_maps)
     return metrics
 
 
@@ -107,58 +83,24 @@ def build_share(cfg: DictConfig, run: Run) -> int:
     return len(build.missing_shards(run.folder, source))
 
 
-def opened_source(cfg: DictConfig, folder: Path) -> MimicFolder | MedsFolder | ReleaseFolder:
-    """The input, its patients read; the synthetic hospital is written first if it is asked for."""
+def opened_source(cfg: DictConfig, folder: Path) -> AnySource:
+    """The input, its patients read, after all settings of `data` were checked."""
     check(cfg)
     chosen_tasks(cfg)
     draw_of(cfg)
-    if cfg.data.name == "meds":
-        return MedsFolder(Path(cfg.data.root), cfg.data.patients_per_shard)
-    if cfg.data.name == "release":
-        root = unpacked(Path(cfg.data.root), folder)
-        return ReleaseFolder(root, cfg.data.patients_per_shard)
-    root, maps = hospital(cfg, folder)
-    file = cfg.data.subjects_file
-    chosen = read_subjects(Path(file)) if file else None
-    return MimicFolder(Folder(root), ClassMaps(maps), cfg.data.patients_per_shard, chosen)
+    return inputs.opened(cfg, folder)
 
 
-def build_missing(cfg: DictConfig, run: Run, source: Source, share: int | None = None) -> None:
+def build_missing(cfg: DictConfig, run: Run, source: AnySource, share: int | None = None) -> None:
     """Build the shards that are not there; of a share only those that are its own."""
     numbers = [
         number
         for number in build.missing_shards(run.folder, source)
         if share is None or number % cfg.data.shards == share
     ]
-    tasks = chosen_tasks(cfg)
-    splits = splits_of(cfg, source)
-    window = timedelta(hours=cfg.data.window_hours)
-    options = LabelOptions(**cfg.data.labels)
-    notes = "discharge" in source.tables
-
-    def index(rows: pl.DataFrame, names: pl.Series, parents: dict[str, pl.DataFrame]) -> Index:
-        if cfg.data.protocol == "paper":
-            return paper_index(rows, names, parents, splits, tasks, notes=notes)
-        return build_index(rows, names, parents, splits, window, tasks, options)
-
-    by: build.BuildIndex = index
-    if isinstance(source, MedsFolder) and not source.own:
-        by = by_labels(source, splits, window, tasks)
-    if isinstance(source, ReleaseFolder):
-        by = by_position(source, splits, tasks)
-    build.build_shards(source, numbers, run.folder, by)
-
-
-def splits_of(cfg: DictConfig, source: Source) -> pl.DataFrame:
-    """The input's own splits where it has them, else patients drawn by `data.split`."""
-    if isinstance(source, MedsFolder) and source.splits is not None:
-        return source.splits
-    shares = cfg.data.split
-    test = 0.0 if isinstance(source, ReleaseFolder) else shares.test
-    drawn = split_patients(source.subjects, validation=shares.validation, test=test, seed=cfg.seed)
-    if isinstance(source, ReleaseFolder):
-        return release_splits(read_release_index(source.root), source.subjects, drawn)
-    return drawn
+    splits = inputs.splits_of(cfg, source)
+    index = inputs.index_of(cfg, source, splits, chosen_tasks(cfg))
+    build.build_shards(source, numbers, run.folder, index)
 
 
 def chosen_tasks(cfg: DictConfig) -> tuple[str, ...]:
@@ -222,7 +164,7 @@ def draw_of(cfg: DictConfig) -> Draw:
     return Draw(limits, data.balance, cfg.seed)
 
 
-def unknown_subjects(source: MimicFolder) -> Metrics:
+def unknown_subjects(source: Source) -> Metrics:
     """How many of the chosen patients are not in the tables."""
     if source.chosen is None:
         return {}
@@ -231,21 +173,6 @@ def unknown_subjects(source: MimicFolder) -> Metrics:
         told = f"{unknown:,} of {len(source.chosen):,}"
         console.print(f"data.subjects_file: {told} are not in the tables")
     return {"unknown_subjects": unknown}
-
-
-def hospital(cfg: DictConfig, folder: Path) -> tuple[Path, dict[str, Path | None]]:
-    """The folder with the tables and the class maps; writes the synthetic hospital if asked."""
-    maps = {kind: Path(path) if path else None for kind, path in cfg.data.maps.items()}
-    if cfg.data.root is not None:
-        return Path(cfg.data.root), maps
-    from ehrr1.records.synthetic import write_hospital
-
-    root = folder / "hospital"
-    with locked(folder / ".hospital.lock"):  # shares may ask for it at the same time
-        if not root.exists():
-            write_hospital(root, cfg.data.subjects, cfg.seed)
-    own = {kind: root / "maps" / f"{name}.csv" for kind, name in SYNTHETIC_MAPS.items()}
-    return root, {kind: maps[kind] or path for kind, path in own.items()}
 
 
 def write(frame: pl.DataFrame, path: Path) -> None:
@@ -288,7 +215,7 @@ def table_metrics(rows: Rows, tables: list[str], subjects: int) -> Metrics:
     return metrics | {f"missing_tables/{name}": 1 for name in MIMIC_TABLES if name not in there}
 
 
-def show(rows: Rows, metrics: Metrics, missing_maps: list[Classes]) -> None:
+def show(rows: Rows, metrics: Metrics, missing_maps: Sequence[Classes]) -> None:
     """What was read and what it costs that something is not there."""
     table = RichTable("table", *(Column(name, justify="right") for name in ("rows", "kept")))
     table.add_column("reported")

@@ -25,7 +25,8 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
     found = read_benchmark(Path(cfg.data.path), run.folder / TEXTS)
     subjects = found.index["subject_id"].unique().sort()
     splits = pl.DataFrame({"subject_id": subjects}).with_columns(pl.lit("test").alias("split"))
-    for frame, name in ((found.index, INDEX), (splits, SPLIT)):
+    index = found.index.with_columns(pl.lit(cfg.data.balanced).alias("balanced"))
+    for frame, name in ((index, INDEX), (splits, SPLIT)):
         with replacing(run.folder / name) as path:
             frame.write_parquet(path)
     write_json(run.folder / "reported.json", {"benchmark": dict(found.reported)})

@@ -1,4 +1,8 @@
-"""What `stage=prepare` needs for inputs that bring samples of their own (`data=meds|release`)."""
+"""The inputs of `stage=prepare`: how each kind is opened, split by patient, and asked about.
+
+`data=mimic` and the synthetic hospital are tables, asked about by `data.protocol`; so is our own
+export as MEDS. Others' MEDS and the EHR-R1 release bring their own samples.
+"""
 
 import shutil
 import tarfile
@@ -8,23 +12,106 @@ from datetime import timedelta
 from pathlib import Path
 
 import polars as pl
+from omegaconf import DictConfig
 from rich.console import Console
 
 from ehrr1.errors import UserError
-from ehrr1.files import locked, replacing
+from ehrr1.files import locked, remove, replacing
 from ehrr1.records import release
+from ehrr1.records.codes import ClassMaps
 from ehrr1.records.meds_source import MedsFolder
+from ehrr1.records.reading import Folder
 from ehrr1.records.release_source import ReleaseFolder
+from ehrr1.records.rows import MimicFolder
 from ehrr1.tasks import build
-from ehrr1.tasks.index import Index
+from ehrr1.tasks.index import Index, build_index
 from ehrr1.tasks.label_files import label_index, read_labels
-from ehrr1.tasks.release_index import read_release_index, release_index
+from ehrr1.tasks.labels import LabelOptions
+from ehrr1.tasks.paper import paper_index
+from ehrr1.tasks.release_index import read_release_index, release_index, release_splits
 from ehrr1.tasks.samples import SIMILAR
+from ehrr1.tasks.sampling import read_subjects
+from ehrr1.tasks.splits import split_patients
 
 console = Console(stderr=True)
 
+AnySource = MimicFolder | MedsFolder | ReleaseFolder
+
+SYNTHETIC_MAPS = {
+    "atc": "d_atc_prescriptions",
+    "ccs_diagnoses": "d_ccs_diagnoses",
+    "ccs_procedures": "d_ccs_procedures",
+}
+
 UNPACKED = ".release"
 """Where an archive is unpacked, below the folder of `prepare`."""
+
+
+def opened(cfg: DictConfig, folder: Path) -> AnySource:
+    """The input, its patients read; the synthetic hospital is written first if it is asked for."""
+    if cfg.data.name == "meds":
+        return MedsFolder(Path(cfg.data.root), cfg.data.patients_per_shard)
+    if cfg.data.name == "release":
+        root = unpacked(Path(cfg.data.root), folder)
+        return ReleaseFolder(root, cfg.data.patients_per_shard)
+    root, maps = hospital(cfg, folder)
+    file = cfg.data.subjects_file
+    chosen = read_subjects(Path(file)) if file else None
+    return MimicFolder(Folder(root), ClassMaps(maps), cfg.data.patients_per_shard, chosen)
+
+
+def splits_of(cfg: DictConfig, source: AnySource) -> pl.DataFrame:
+    """The input's own splits where it has them, else patients drawn by `data.split`."""
+    if isinstance(source, MedsFolder) and source.splits is not None:
+        return source.splits
+    shares = cfg.data.split
+    test = 0.0 if isinstance(source, ReleaseFolder) else shares.test
+    drawn = split_patients(source.subjects, validation=shares.validation, test=test, seed=cfg.seed)
+    if isinstance(source, ReleaseFolder):
+        return release_splits(read_release_index(source.root), source.subjects, drawn)
+    return drawn
+
+
+def index_of(
+    cfg: DictConfig, source: AnySource, splits: pl.DataFrame, tasks: Collection[str]
+) -> build.BuildIndex:
+    """What makes a shard's samples: the input's own, where it brings some, else by the protocol."""
+    window = timedelta(hours=cfg.data.window_hours)
+    if isinstance(source, ReleaseFolder):
+        return by_position(source, splits, tasks)
+    if isinstance(source, MedsFolder) and not source.own:
+        return by_labels(source, splits, window, tasks)
+    options = LabelOptions(**cfg.data.labels)
+    notes = "discharge" in source.tables
+
+    def index(rows: pl.DataFrame, names: pl.Series, parents: dict[str, pl.DataFrame]) -> Index:
+        if cfg.data.protocol == "paper":
+            return paper_index(rows, names, parents, splits, tasks, notes=notes)
+        return build_index(rows, names, parents, splits, window, tasks, options)
+
+    return index
+
+
+def close(source: AnySource, folder: Path) -> None:
+    """Keep of the input what later stages read, and remove what was only unpacked."""
+    if isinstance(source, ReleaseFolder):
+        keep_similar_items(source.root, folder)
+        remove(folder / UNPACKED)
+
+
+def hospital(cfg: DictConfig, folder: Path) -> tuple[Path, dict[str, Path | None]]:
+    """The folder with the tables and the class maps; writes the synthetic hospital if asked."""
+    maps = {kind: Path(path) if path else None for kind, path in cfg.data.maps.items()}
+    if cfg.data.root is not None:
+        return Path(cfg.data.root), maps
+    from ehrr1.records.synthetic import write_hospital
+
+    root = folder / "hospital"
+    with locked(folder / ".hospital.lock"):  # shares may ask for it at the same time
+        if not root.exists():
+            write_hospital(root, cfg.data.subjects, cfg.seed)
+    own = {kind: root / "maps" / f"{name}.csv" for kind, name in SYNTHETIC_MAPS.items()}
+    return root, {kind: maps[kind] or path for kind, path in own.items()}
 
 
 def by_labels(
