@@ -307,6 +307,12 @@ def test_classes_of_both_code_versions_and_of_float_codes(tmp_path: Path) -> Non
         "Disorders of lipid metabolism",
         None,
     ]
+    assert ClassMaps({}, ccsr=True).classes("ccs_diagnoses", codes).to_list() == [
+        "CIR007",
+        "CIR007",
+        "END010",
+        None,
+    ]
     (tmp_path / "atc.csv").write_text("ndc_code,atc_name\n2821501.0,INSULINS\n")
     drugs = pl.DataFrame({"ndc": ["00002821501", "2821501.0", "0", None]})
     classes = ClassMaps({"atc": tmp_path / "atc.csv"}).classes("atc", drugs)

