@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from ehrr1.records.events import Event
-from ehrr1.records.schema import TABLES, TEXTS
+from ehrr1.records.schema import TABLES
+from ehrr1.records.table import TEXTS
 
 _HEADINGS = {name: table.heading for name, table in TABLES.items()}
 _TABLES = {heading: name for name, heading in _HEADINGS.items()}

@@ -15,8 +15,8 @@ import polars as pl
 import pyarrow as pa
 
 from ehrr1.records.rows import SEPARATOR
-from ehrr1.records.schema import ORDER, TABLES, TEXTS
-from ehrr1.records.table import Table
+from ehrr1.records.schema import ORDER, TABLES
+from ehrr1.records.table import TEXTS, Table
 
 VERSION = "0.4.1"
 """The version of the standard's schemas that the files follow."""

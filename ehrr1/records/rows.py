@@ -10,9 +10,9 @@ import polars as pl
 from ehrr1.errors import UserError
 from ehrr1.records.codes import CODE_COLUMNS, ClassMaps
 from ehrr1.records.reading import Folder, as_id, as_text, as_time, read_batches, read_columns
-from ehrr1.records.schema import NUMBERS, ORDER, TABLES, TEXTS
+from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.source import Shards, Source
-from ehrr1.records.table import At, Classes, Lookup, Table
+from ehrr1.records.table import NUMBERS, TEXTS, At, Classes, Lookup, Table
 
 SEPARATOR = "\x1f"
 """Stands between the values of a row in the store."""

@@ -8,7 +8,8 @@ records read the same as those its models were trained on.
 
 from datetime import timedelta
 
-from ehrr1.records.table import At, Lookup, Table
+from ehrr1.records.lookups import DIAGNOSIS_TITLE, EXAM_NAME, ICU_ITEM, LAB_ITEM, PROCEDURE_TITLE
+from ehrr1.records.table import At, Table
 
 
 def _same(*columns: str) -> dict[str, tuple[str, ...]]:
@@ -22,25 +23,36 @@ CHARTTIME, STARTTIME, STORETIME, INTIME = (
 DISCHTIME = (At("dischtime", of="admissions"),)
 END = (At("endtime"), At("storetime"))
 
-LAB_ITEM = (Lookup("hosp", "d_labitems", {"itemid": "itemid"}, "label", "item_name"),)
-ICU_ITEM = (Lookup("icu", "d_items", {"itemid": "itemid"}, "label", "item_name"),)
-ICD = {"icd_code": "icd_code", "icd_version": "icd_version"}
-DIAGNOSIS_TITLE = (Lookup("hosp", "d_icd_diagnoses", ICD, "long_title", "long_title"),)
-PROCEDURE_TITLE = (Lookup("hosp", "d_icd_procedures", ICD, "long_title", "long_title"),)
-EXAM_NAME = (
-    Lookup(
-        "note",
-        "radiology_detail",
-        {"note_id": "note_id"},
-        "field_value",
-        "exam_name",
-        only=("field_name", "exam_name"),
-        optional=True,
-    ),
-)
 ITEM_NAME: dict[str, tuple[str, ...]] = {"Item_Name": ("item_name",)}
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
+
+VITALS = {
+    **{"Temperature": ("temperature",), "Heartrate": ("heartrate",), "Resprate": ("resprate",)},
+    **{"O2Sat": ("o2sat",)},
+    **_same("sbp", "dbp", "pain"),
+}
+
+
+def _intake(name: str, heading: str) -> Table:
+    """What a patient is given over an interval: the rate is known at once, the amount at its end."""
+    return Table(
+        name,
+        "icu",
+        heading,
+        ITEM_NAME | _same("amount", "amountuom", "rate", "rateuom"),
+        event_time=STARTTIME,
+        known_at=STORETIME,
+        delay=HOUR,
+        item=("item_name",),
+        lookups=ICU_ITEM,
+        late=("Amount", "Amountuom"),
+        late_known_at=END,
+        stay=True,
+        order_by="orderid",
+        inpatient=True,
+    )
+
 
 _TABLES = (
     Table(
@@ -99,9 +111,7 @@ _TABLES = (
         "triage",
         "ed",
         "Triage",
-        {"Temperature": ("temperature",), "Heartrate": ("heartrate",), "Resprate": ("resprate",)}
-        | {"O2Sat": ("o2sat",)}
-        | _same("sbp", "dbp", "pain", "acuity", "chiefcomplaint"),
+        VITALS | _same("acuity", "chiefcomplaint"),
         event_time=(At("intime", of="edstays", plus=timedelta(seconds=1)),),
         hadm=False,
         stay=True,
@@ -132,9 +142,7 @@ _TABLES = (
         "vitalsign",
         "ed",
         "Vitalsign",
-        {"Temperature": ("temperature",), "Heartrate": ("heartrate",), "Resprate": ("resprate",)}
-        | {"O2Sat": ("o2sat",)}
-        | _same("sbp", "dbp", "pain", "rhythm"),
+        VITALS | _same("rhythm"),
         event_time=CHARTTIME,
         hadm=False,
         stay=True,
@@ -295,38 +303,8 @@ _TABLES = (
         stay=True,
         inpatient=True,
     ),
-    Table(
-        "inputevents",
-        "icu",
-        "Input Events",
-        ITEM_NAME | _same("amount", "amountuom", "rate", "rateuom"),
-        event_time=STARTTIME,
-        known_at=STORETIME,
-        delay=HOUR,
-        item=("item_name",),
-        lookups=ICU_ITEM,
-        late=("Amount", "Amountuom"),
-        late_known_at=END,
-        stay=True,
-        order_by="orderid",
-        inpatient=True,
-    ),
-    Table(
-        "ingredientevents",
-        "icu",
-        "Ingredient Events",
-        ITEM_NAME | _same("amount", "amountuom", "rate", "rateuom"),
-        event_time=STARTTIME,
-        known_at=STORETIME,
-        delay=HOUR,
-        item=("item_name",),
-        lookups=ICU_ITEM,
-        late=("Amount", "Amountuom"),
-        late_known_at=END,
-        stay=True,
-        order_by="orderid",
-        inpatient=True,
-    ),
+    _intake("inputevents", "Input Events"),
+    _intake("ingredientevents", "Ingredient Events"),
     Table(
         "procedureevents",
         "icu",
@@ -424,14 +402,3 @@ ORDER: tuple[str, ...] = tuple(TABLES)
 
 REQUIRED = ("patients", "admissions")
 """Without these there is no trajectory; every other table may be missing."""
-
-NUMBERS = frozenset(
-    (
-        *("temperature", "heartrate", "resprate", "o2sat", "sbp", "dbp", "valuenum"),
-        *("pain", "acuity", "ref_range_lower", "ref_range_upper", "amount", "rate", "value"),
-    )
-)
-"""Columns that hold numbers: "60.0" and 60 are shown alike; text in them is kept as it is."""
-
-TEXTS = frozenset({"text"})
-"""Columns of free text: line breaks are kept."""

@@ -5,6 +5,7 @@ the rows of the shards that are wanted; it counts every row by shard, table and 
 shards can be built by different processes and their counts added up.
 """
 
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Shards:
         return edges.search_sorted(subjects.fill_null(self.firsts[0]), side="right").cast(pl.UInt32)
 
 
-class Source:
+class Source(ABC):
     """One input, read once: its patients, the tables that others refer to, and its rows.
 
     `parents` holds patients and, where they are there, admissions, edstays and icustays (ids as
@@ -71,13 +72,13 @@ class Source:
         self.wanted: frozenset[int] = frozenset()
         self._lock = Lock()
 
+    @abstractmethod
     def want(self, shards: Collection[int]) -> None:
         """Choose the shards that are read; reads their `parents`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def rows(self, table: str) -> Iterator[pl.DataFrame]:
         """The usable rows of a table in bounded frames: the store's columns and `shard`."""
-        raise NotImplementedError
 
     def route(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Adds `shard`; rows of unwanted shards are left out."""

@@ -78,3 +78,15 @@ class Table:
     def late_positions(self) -> tuple[int, ...]:
         """Where the late keys stand among the keys."""
         return tuple(position for position, key in enumerate(self.keys) if key in self.late)
+
+
+NUMBERS = frozenset(
+    (
+        *("temperature", "heartrate", "resprate", "o2sat", "sbp", "dbp", "valuenum"),
+        *("pain", "acuity", "ref_range_lower", "ref_range_upper", "amount", "rate", "value"),
+    )
+)
+"""Columns that hold numbers: "60.0" and 60 are shown alike; text in them is kept as it is."""
+
+TEXTS = frozenset({"text"})
+"""Columns of free text: line breaks are kept."""
