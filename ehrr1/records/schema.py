@@ -35,7 +35,7 @@ VITALS = {
 
 
 def _intake(name: str, heading: str) -> Table:
-    """What a patient is given over an interval: the rate is known at once, the amount at its end."""
+    """What is given over an interval: the rate is known at once, the amount when it is over."""
     return Table(
         name,
         "icu",
