@@ -16,8 +16,8 @@ from rich.console import Console
 from ehrr1.files import read_json, write_text
 from ehrr1.prompts.lengths import measures, prompt_lengths
 from ehrr1.records.codes import LOST_TASKS
-from ehrr1.records.schema import TABLES
-from ehrr1.runs import Run, metrics_of
+from ehrr1.records.schema import MIMIC_TABLES, TABLES
+from ehrr1.runs import NOT_COMPARED, Run, metrics_of
 from ehrr1.tasks.candidates import COUNTED
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.labels import RULES
@@ -26,6 +26,8 @@ from ehrr1.tasks.selection import select
 from ehrr1.tasks.splits import SPLITS
 
 console = Console(stderr=True)
+
+COUNTED_COLUMNS = ("task", "split", "subject_id", "label", "n_context_rows", "balanced")
 
 Counts = Mapping[str, float | int]
 FILES = ("root", "subjects_file", "sampling", "maps")
@@ -40,8 +42,8 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
     units = measures(Path(settings.tokenizer) if settings.tokenizer else None)
     folder = run.input("prepare")
     prepared, counts = Prepared(folder), metrics_of(folder)
-    index = prepared.index()
-    drawn = drawn_samples(index, settings.samples_per_task, cfg.seed)
+    index = prepared.scan().select(COUNTED_COLUMNS).collect()
+    drawn = drawn_samples(prepared, settings.samples_per_task, cfg.seed)
     lengths = prompt_lengths(prepared, drawn, units)
     cut = settings.max_tokens if settings.tokenizer else None
     data = OmegaConf.load(folder / "config.yaml").data
@@ -52,7 +54,7 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
         *tables_section(counts, read_json(folder / "reported.json")),
         *missing_section(counts),
         *samples_section(index),
-        *answers_section(prepared, index, cfg.seed),
+        *answers_section(prepared, cfg.seed),
         *rows_section(index),
         *lengths_section(lengths, list(units), cut, settings.samples_per_task),
         *left_out_section(counts),
@@ -62,10 +64,9 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
     return {"samples": index.height, "measured": lengths.height}
 
 
-def drawn_samples(index: pl.DataFrame, per_task: int, seed: int) -> pl.DataFrame:
+def drawn_samples(prepared: Prepared, per_task: int, seed: int) -> pl.DataFrame:
     """At most `per_task` samples of each task and split, by the rank of `selection`."""
-    parts = [select(index.filter(pl.col("split") == split), per_task, seed) for split in SPLITS]
-    return pl.concat(parts)
+    return pl.concat(select(prepared.scan(split), per_task, seed) for split in SPLITS)
 
 
 def settings_section(data: Any) -> list[str]:
@@ -73,6 +74,8 @@ def settings_section(data: Any) -> list[str]:
     plain: Any = OmegaConf.to_container(data)
     rows = []
     for name, value in plain.items():
+        if f"data.{name}" in NOT_COMPARED:
+            continue
         for key, one in (value or {"": None}).items() if name in GROUPS else [("", value)]:
             shown = "null" if one is None else "given" if name in FILES else str(one)
             rows.append((f"{name}.{key}".rstrip("."), shown))
@@ -93,7 +96,8 @@ def tables_section(counts: Counts, reported: Mapping[str, Mapping[str, int]]) ->
     """Rows of every table: read = kept + reported; times of knowledge that are assumed."""
     kinds = ("rows", "rows_kept", "rows_reported", "availability_assumed")
     rows = []
-    for name in sorted(TABLES):
+    names = [name for name in TABLES if name in MIMIC_TABLES or counts.get(f"rows/{name}")]
+    for name in sorted(names):
         numbers = [int(counts.get(f"{kind}/{name}", 0)) for kind in kinds]
         reasons = sorted(reported.get(name, {}).items())
         rows.append((name, *map(_n, numbers), ", ".join(f"{why} {_n(n)}" for why, n in reasons)))
@@ -109,7 +113,9 @@ def tables_section(counts: Counts, reported: Mapping[str, Mapping[str, int]]) ->
 
 def missing_section(counts: Counts) -> list[str]:
     """Tables and maps that are not there, each with what that costs."""
-    rows = [(name, lost_by_table(name)) for name in TABLES if f"missing_tables/{name}" in counts]
+    rows = [
+        (name, lost_by_table(name)) for name in MIMIC_TABLES if f"missing_tables/{name}" in counts
+    ]
     rows += [
         (f"data.maps.{kind}", f"no samples of {', '.join(tasks)}")
         for kind, tasks in LOST_TASKS.items()
@@ -152,14 +158,15 @@ def samples_section(index: pl.DataFrame) -> list[str]:
     return parts
 
 
-def answers_section(prepared: Prepared, index: pl.DataFrame, seed: int) -> list[str]:
+def answers_section(prepared: Prepared, seed: int) -> list[str]:
     """What the answers of decision tasks hold, in the training split."""
     rows = []
     for task, entry in TASKS.items():
-        own = index.filter((pl.col("split") == "train") & (pl.col("task") == task))
-        if entry.kind == "risk" or entry.target == "text" or own.is_empty():
+        if entry.kind == "risk" or entry.target == "text":
             continue
-        chosen = select(own, COUNTED, seed)
+        chosen = select(prepared.scan("train", [task]), COUNTED, seed)
+        if chosen.is_empty():
+            continue
         items = prepared.answers(chosen)["item"].value_counts().sort("count", "item")
         most, count = items.row(-1)
         size = chosen["target"].list.len()
