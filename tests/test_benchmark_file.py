@@ -66,9 +66,12 @@ def write(path: Path, *rows: dict[str, Any] | str | bytes) -> Path:
     return path
 
 
-def prepared(path: Path, folder: Path) -> tuple[Prepared, dict[str, float | int]]:
+def prepared(
+    path: Path, folder: Path, balanced: bool = False
+) -> tuple[Prepared, dict[str, float | int]]:
     folder.mkdir()
-    cfg = OmegaConf.create({"data": {"name": "benchmark", "path": str(path)}})
+    data = {"name": "benchmark", "path": str(path), "balanced": balanced}
+    cfg = OmegaConf.create({"data": data})
     return Prepared(folder), prepare.run(cfg, Run(folder, "prepare"))
 
 
@@ -95,7 +98,9 @@ def test_rows_become_samples(tmp_path: Path) -> None:
     assert decision.prediction_time == datetime(2150, 1, 1, 9, 30)
     assert no.prediction_time == datetime(2150, 1, 2)
     assert record_markdown(world.context(decision)) == RECORD
-    assert world.samples("train") == []
+    assert world.samples("train") == [] and not no.balanced
+    drawn, _ = prepared(tmp_path / "b.jsonl", tmp_path / "balanced", balanced=True)
+    assert all(sample.balanced for sample in drawn.samples())
 
 
 def test_export_gives_the_rows_again_with_their_own_question(tmp_path: Path) -> None:
