@@ -129,6 +129,11 @@ def by_labels(
     labels = read_labels(source.root / "task_labels", tasks)
     if labels.unknown:
         console.print(f"task_labels: no risk tasks of ours: {', '.join(labels.unknown)}")
+    if labels.frame.is_empty():
+        console.print(
+            f"{source.root}/task_labels holds no labels of our risk tasks, so there will be no "
+            "samples: put task_labels/<task>.parquet there (docs/formats.md)"
+        )
 
     def index(rows: pl.DataFrame, names: pl.Series, parents: dict[str, pl.DataFrame]) -> Index:
         subjects = parents["patients"]["subject_id"]
