@@ -54,6 +54,23 @@ def _intake(name: str, heading: str) -> Table:
     )
 
 
+def _charted(name: str, heading: str, keys: dict[str, tuple[str, ...]]) -> Table:
+    """What is charted at the bedside at one time, and stored soon after."""
+    return Table(
+        name,
+        "icu",
+        heading,
+        keys,
+        event_time=CHARTTIME,
+        known_at=STORETIME,
+        delay=HOUR,
+        item=("item_name",),
+        lookups=ICU_ITEM,
+        stay=True,
+        inpatient=True,
+    )
+
+
 _TABLES = (
     Table(
         "patients",
@@ -277,32 +294,12 @@ _TABLES = (
         inpatient=True,
         extra=("outtime",),
     ),
-    Table(
+    _charted(
         "chartevents",
-        "icu",
         "Chart Events",
         ITEM_NAME | {"Valuenum": ("valuenum", "value")} | _same("valueuom", "warning"),
-        event_time=CHARTTIME,
-        known_at=STORETIME,
-        delay=HOUR,
-        item=("item_name",),
-        lookups=ICU_ITEM,
-        stay=True,
-        inpatient=True,
     ),
-    Table(
-        "datetimeevents",
-        "icu",
-        "Datetime Events",
-        ITEM_NAME,
-        event_time=CHARTTIME,
-        known_at=STORETIME,
-        delay=HOUR,
-        item=("item_name",),
-        lookups=ICU_ITEM,
-        stay=True,
-        inpatient=True,
-    ),
+    _charted("datetimeevents", "Datetime Events", ITEM_NAME),
     _intake("inputevents", "Input Events"),
     _intake("ingredientevents", "Ingredient Events"),
     Table(
@@ -321,19 +318,7 @@ _TABLES = (
         order_by="orderid",
         inpatient=True,
     ),
-    Table(
-        "outputevents",
-        "icu",
-        "Output Events",
-        ITEM_NAME | _same("value", "valueuom"),
-        event_time=CHARTTIME,
-        known_at=STORETIME,
-        delay=HOUR,
-        item=("item_name",),
-        lookups=ICU_ITEM,
-        stay=True,
-        inpatient=True,
-    ),
+    _charted("outputevents", "Output Events", ITEM_NAME | _same("value", "valueuom")),
     Table(
         "radiology",
         "note",

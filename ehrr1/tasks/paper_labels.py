@@ -162,11 +162,7 @@ def _icu_stays(events: pl.DataFrame, parents: Frames) -> pl.DataFrame:
 def _visits(events: pl.DataFrame, parents: Frames) -> pl.DataFrame:
     """ED stays: to the last event of the patient, of any admission, before the out time."""
     stays = parents["edstays"].select("stay_id", "outtime")
-    anchors = _anchors(events, EDSTAYS).join(stays, on="stay_id", how="left").sort("number")
-    number, end = (
-        anchors["number"].to_numpy(),
-        seconds(anchors["outtime"].fill_null(anchors["start"])),
-    )
+    anchors, number, end = _with_end(_anchors(events, EDSTAYS), stays)
     last = Timeline.of(events).last_before(number, end)
     last = np.where(last > number, last, -1)
     no_end = _reason("no_outtime", pl.col("outtime").is_null())
@@ -195,17 +191,24 @@ def _notes(events: pl.DataFrame) -> pl.DataFrame:
 def _discharges(events: pl.DataFrame, parents: Frames) -> pl.DataFrame:
     """Where there are no notes: the stay's events in the 24 h up to `dischtime`."""
     stays = parents["admissions"].select("hadm_id", "dischtime")
-    anchors = _anchors(events, ADMISSIONS).join(stays, on="hadm_id", how="left").sort("number")
-    number, end = (
-        anchors["number"].to_numpy(),
-        seconds(anchors["dischtime"].fill_null(anchors["start"])),
-    )
+    anchors, number, end = _with_end(_anchors(events, ADMISSIONS), stays)
     own = Timeline.of(events, "hadm_id")
     begin, last = own.first_after(number, end - DAY_SECONDS), own.last_before(number, end + 1)
     no_discharge = _reason("no_dischtime", pl.col("dischtime").is_null())
     time = pl.col("dischtime").alias("prediction_time")
     anchors = _with_range(anchors.with_columns(time), events, begin, last, no_discharge)
     return _next(anchors, events, ADMISSIONS, "admission_start", same=False)
+
+
+def _with_end(
+    anchors: pl.DataFrame, stays: pl.DataFrame
+) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:
+    """Anchors with the ends of their stays (`stays`: an id, a time), in order of the event list;
+    their numbers there, and the ends in seconds (a stay without an end ends where it starts)."""
+    key, end = stays.columns
+    anchors = anchors.join(stays, on=key, how="left").sort("number")
+    ends = seconds(anchors[end].fill_null(anchors["start"]))
+    return anchors, anchors["number"].to_numpy(), ends
 
 
 def _with_death(anchors: pl.DataFrame, parents: Frames) -> pl.DataFrame:
