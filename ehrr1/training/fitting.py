@@ -42,7 +42,7 @@ def make_trainer(settings: DictConfig, folder: Path | None, callbacks: list[Call
         accelerator=settings.accelerator,
         devices=settings.devices,
         precision=settings.precision,
-        strategy=settings.strategy,
+        strategy="auto",
         max_epochs=1,
         logger=logger,
         callbacks=callbacks,
