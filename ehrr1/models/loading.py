@@ -13,7 +13,7 @@ from transformers import (
 
 from ehrr1.errors import UserError
 from ehrr1.files import replacing
-from ehrr1.models.attention import FOREST
+from ehrr1.models.attention import choose
 from ehrr1.models.last_layer import shorten_last_layer
 from ehrr1.models.sizes import model_config
 from ehrr1.models.start import pass_on
@@ -38,12 +38,14 @@ def load_model(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             built = AutoModelForCausalLM.from_config(
-                model_config(model, vocabulary), attn_implementation=FOREST, dtype=torch.float32
+                model_config(model, vocabulary),
+                attn_implementation=choose(model.attention),
+                dtype=torch.float32,
             )
             if "start" in model:
                 pass_on(built, model.start)
     else:
-        built = _read(start)
+        built = _read(start, choose(model.attention))
     if tokenizer is not None and len(tokenizer) > built.config.vocab_size:
         raise UserError(
             f"model.path={start}: its {built.config.vocab_size} embeddings are fewer than the "
@@ -53,12 +55,12 @@ def load_model(
     return built.train()
 
 
-def _read(start: Path | str) -> PreTrainedModel:
+def _read(start: Path | str, attention: str) -> PreTrainedModel:
     offline = not reachable(start)
     try:
         return AutoModelForCausalLM.from_pretrained(
             start,
-            attn_implementation=FOREST,
+            attn_implementation=attention,
             dtype=torch.float32,
             local_files_only=offline,
             adapter_kwargs={"local_files_only": offline},

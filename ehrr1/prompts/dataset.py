@@ -17,7 +17,8 @@ from torch.utils.data import Dataset as MapDataset
 
 from ehrr1.files import replacing
 from ehrr1.progress import track
-from ehrr1.prompts.forest import Branch, Forest, Question, Tree, TreeMaker, collate
+from ehrr1.prompts.forest import Forest, collate, pack
+from ehrr1.prompts.trees import Branch, Question, Tree, TreeMaker
 from ehrr1.tasks.samples import Prepared, Sample, preamble_length
 
 PART, MAX_WORKERS = 64, 8
@@ -218,24 +219,10 @@ def plan_steps(
     return steps[:total]
 
 
-def batches(
-    trees: Sequence[Tree], max_batch_tokens: int, record_weight: float = 0.0
-) -> list[Forest]:
-    """One optimizer step's trees as forests of at most `max_batch_tokens`, padding included.
-
-    Trees of like length come together; one tree that is longer stands alone.
-    """
-    forests: list[Forest] = []
-    row: list[Tree] = []
-    stem = leaves = 0
-    for tree in sorted(trees, key=lambda tree: (len(tree.trunk), len(tree))):
-        stem = max(stem, len(tree.trunk))
-        leaves = max(leaves, len(tree) - len(tree.trunk))
-        if row and (stem + leaves) * (len(row) + 1) > max_batch_tokens:
-            forests.append(collate(row, record_weight))
-            row, stem, leaves = [], len(tree.trunk), len(tree) - len(tree.trunk)
-        row.append(tree)
-    return [*forests, collate(row, record_weight)]
+def rows(trees: Sequence[Tree], max_tokens: int, record_weight: float = 0.0) -> list[Forest]:
+    """One optimizer step's trees as rows of at most `max_tokens`, for a single process."""
+    [own] = pack([len(tree) for tree in trees], max_tokens)
+    return [collate([trees[index] for index in row], record_weight) for row in own]
 
 
 class Steps(IterableDataset[Any]):
@@ -282,6 +269,6 @@ def forest_steps(
 
     def read(indices: Sequence[int]) -> list[Forest]:
         trees = [read_tree(dataset, index) for index in indices]
-        return batches(trees, max_batch_tokens, record_weight)
+        return rows(trees, max_batch_tokens, record_weight)
 
     return Steps(plan, read)

@@ -19,9 +19,9 @@ from ehrr1.models.loading import export, load_model
 from ehrr1.models.sizes import check_memory
 from ehrr1.models.start import embed_by_cooccurrence
 from ehrr1.prompts.corpus import corpus
-from ehrr1.prompts.forest import Question
 from ehrr1.prompts.messages import answer_text
 from ehrr1.prompts.tokenizer import load_tokenizer, train_tokenizer
+from ehrr1.prompts.trees import Question
 from ehrr1.records.schema import TABLES
 from ehrr1.runs import Run
 from ehrr1.tasks.catalog import TASKS

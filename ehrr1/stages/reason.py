@@ -15,8 +15,8 @@ from omegaconf import DictConfig
 from ehrr1.errors import UserError
 from ehrr1.models.loading import export, load_model
 from ehrr1.models.sizes import check_memory
-from ehrr1.prompts.forest import Question
 from ehrr1.prompts.tokenizer import load_tokenizer
+from ehrr1.prompts.trees import Question
 from ehrr1.runs import Run
 from ehrr1.stages.adapt import ask as ask_directly
 from ehrr1.tasks.samples import Prepared, Sample

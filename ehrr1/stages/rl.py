@@ -16,8 +16,8 @@ from ehrr1.files import read_json, write_json
 from ehrr1.models.loading import export, load_model
 from ehrr1.models.sizes import check_memory
 from ehrr1.prompts.dataset import StepData, Steps, evenly, plan_evenly, write_trees
-from ehrr1.prompts.forest import Question, TreeMaker
 from ehrr1.prompts.tokenizer import load_tokenizer
+from ehrr1.prompts.trees import Question, TreeMaker
 from ehrr1.runs import Run
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample

@@ -19,8 +19,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1.models.logprobs import token_logprobs
-from ehrr1.prompts.dataset import batches
-from ehrr1.prompts.forest import Branch, Forest, Tree
+from ehrr1.prompts.dataset import rows
+from ehrr1.prompts.forest import Forest
+from ehrr1.prompts.trees import Branch, Tree
 from ehrr1.rollout.transformers import Completion, TransformersRollout
 from ehrr1.training.losses import group_advantages, grpo_loss
 from ehrr1.training.module import ForestModule
@@ -152,7 +153,7 @@ class GRPOModule(ForestModule):
                 branches.append(Branch(name, prompt.tokens[-1:], completion.tokens, weight))
             if branches:
                 trees.append(Tree(prompt.tokens[:-1], branches))
-        return (batches(trees, self.settings.max_batch_tokens) if trees else []), scored
+        return (rows(trees, self.settings.max_batch_tokens) if trees else []), scored
 
     def loss(self, forest: Forest, scored: dict[str, Scored], sums: dict[str, float]) -> Tensor:
         """The loss of one batch; adds what is watched to `sums`, over learnt tokens."""

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ehrr1.errors import UserError
 from ehrr1.models.logprobs import token_logprobs
 from ehrr1.prompts.dataset import StepData, forest_steps, plan_steps, write_trees
-from ehrr1.prompts.forest import Forest, Question, TreeMaker
+from ehrr1.prompts.forest import Forest
+from ehrr1.prompts.trees import Question, TreeMaker
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.training.fitting import evaluate, first_and_last_loss, fit
 from ehrr1.training.losses import supervised_loss
