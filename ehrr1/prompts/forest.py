@@ -35,8 +35,8 @@ class Forest:
     tokens: `sources` [N] the place of the token that predicts it, `targets` [N] its id, `weights`
     [N], `owners` [N] the number of its branch, counted over the row (-1: a token of the record).
     `from_branches`: no learnt token is predicted by a trunk's. `tokens` counts real tokens, each
-    trunk once. `sample_ids` names the branches. A row without trees is one token of nothing, for
-    processes that have less to do than others.
+    trunk once. `sample_ids` and `tasks` are the branches'. A row without trees is one token of
+    nothing, for processes that have less to do than others.
     """
 
     input_ids: Tensor
@@ -49,6 +49,7 @@ class Forest:
     from_branches: bool
     tokens: int
     sample_ids: list[str]
+    tasks: list[str]
 
     @property
     def stem(self) -> int:
@@ -109,6 +110,7 @@ def collate(trees: Sequence[Tree], record_weight: float = 0.0) -> Forest:
         from_branches=min(learnt.sources, default=stem) >= stem,
         tokens=sum(map(len, trees)) if real else 0,
         sample_ids=[branch.sample_id for tree in trees for branch in tree.branches] if real else [],
+        tasks=[branch.task for tree in trees for branch in tree.branches],
     )
 
 

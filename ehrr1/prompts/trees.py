@@ -53,6 +53,7 @@ class Branch:
     prompt: list[int]
     completion: list[int]
     weight: float = 1.0
+    task: str = ""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -105,7 +106,9 @@ class TreeMaker:
         answer: list[int] = []
         if question.answer is not None:
             answer = self._remembered(completion(question.answer, question.chain) + END)
-        return Branch(question.sample_id, self._prompts[key], answer, question.weight)
+        return Branch(
+            question.sample_id, self._prompts[key], answer, question.weight, question.task
+        )
 
     def fits(self, question: Question) -> bool:
         """Whether question and answer, which are never cut, leave room for a record at all."""
