@@ -22,6 +22,7 @@ from ehrr1 import parallel
 from ehrr1.errors import UserError
 from ehrr1.files import replacing
 from ehrr1.models.attention import choose
+from ehrr1.models.gguf import start_of
 from ehrr1.models.last_layer import shorten_last_layer
 from ehrr1.models.sizes import model_config
 from ehrr1.models.start import pass_on
@@ -46,7 +47,7 @@ def load_model(
     the vocabulary of `tokenizer`. With `sharding` no process ever holds all of it (but of a model
     from nothing, which is small). Raises UserError for weights that cannot be read.
     """
-    start = source or model.path
+    start = start_of(model, source)
     if start is None:
         built = _random(model, tokenizer, seed, dtype)
     elif sharding is None:
@@ -74,7 +75,7 @@ def read_config(
     model: DictConfig, source: Path | None = None, vocabulary: int | None = None
 ) -> PretrainedConfig:
     """The architecture of what `load_model` would load."""
-    start = source or model.path
+    start = start_of(model, source)
     if start is None:
         return model_config(model, vocabulary)
     try:
