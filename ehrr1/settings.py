@@ -54,11 +54,21 @@ class Switch:
         return None if isinstance(value, bool) else "choose true or false"
 
 
+@dataclass(frozen=True)
+class Devices:
+    """How many processes: a number, or `auto`."""
+
+    def problem(self, value: Any) -> str | None:
+        if value == "auto" or COUNT.problem(value) is None:
+            return None
+        return "a whole number is needed, or auto for one a GPU"
+
+
 def _word(word: str | None) -> str:
     return "null" if word is None else word
 
 
-Rule = Number | Choice | Switch
+Rule = Number | Choice | Switch | Devices
 COUNT = Number(1, whole=True)
 COUNT_OR_ALL = Number(1, whole=True, none=True)
 SHARE = Number(0, 1)
@@ -148,8 +158,14 @@ RULES: dict[str, Rule] = {
     "eval.bootstrap": COUNT,
     "card.samples_per_task": COUNT,
     "card.max_tokens": COUNT,
+    "trainer.strategy": Choice(("single", "ddp", "zero1", "zero2", "zero3")),
+    "trainer.offload": Switch(),
     "trainer.accelerator": Choice(("auto", "cpu", "gpu")),
-    "trainer.devices": COUNT,
+    "trainer.devices": Devices(),
+    "trainer.nodes": COUNT,
+    "trainer.precision": Choice(("32-true", "bf16-mixed")),
+    "trainer.activation_checkpointing": Switch(),
+    "model.attention": Choice(("auto", "sdpa", "flex", "varlen", "dense")),
 }
 
 
@@ -193,5 +209,24 @@ def check(cfg: DictConfig) -> None:
             f"data.split={OmegaConf.to_container(shares)}: nothing is left to train on; "
             "the two shares must add up to less than 1"
         )
+    problems += _adapters(cfg.model.lora)
     if problems:
         raise UserError("; ".join(problems))
+
+
+def _adapters(lora: DictConfig | None) -> list[str]:
+    """What is wrong with `model.lora`, which is null or has four settings."""
+    if lora is None:
+        return []
+    rules: dict[str, Rule] = {"r": COUNT, "alpha": POSITIVE, "dropout": SHARE}
+    missing = sorted({*rules, "targets"} - set(lora))
+    if missing:
+        return [
+            f"model.lora={dict(lora)}: {', '.join(missing)} missing; for example "
+            "model.lora='{r: 16, alpha: 32, dropout: 0.0, targets: [q_proj, v_proj]}'"
+        ]
+    return [
+        f"model.lora.{name}={lora[name]}: {problem}"
+        for name, rule in rules.items()
+        if (problem := rule.problem(lora[name]))
+    ]

@@ -11,9 +11,9 @@ from transformers import (
 )
 
 from ehrr1.errors import UserError
-from ehrr1.prompts.dataset import rows
 from ehrr1.prompts.forest import collate
 from ehrr1.prompts.messages import EMPTY_THOUGHT, SYSTEM, completion, instruction, messages
+from ehrr1.prompts.steps import rows
 from ehrr1.prompts.tokenizer import END, END_THINK, THINK, load_tokenizer, train_tokenizer
 from ehrr1.prompts.trees import Branch, Question, Tree, TreeMaker
 from ehrr1.records.events import Event
