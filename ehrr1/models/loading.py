@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.initialization import no_init_weights
 
 from ehrr1 import parallel
 from ehrr1.errors import UserError
@@ -147,7 +148,7 @@ def _read_divided(
     """Build under ZeRO-3, then fill the parameters one by one: process 0 reads each from its
     safetensors file and the others get their parts, so that none holds more than one whole."""
     folder = parallel.from_first(lambda: _folder(start))
-    with sharding():
+    with sharding(), no_init_weights():
         built = AutoModelForCausalLM.from_config(
             AutoConfig.from_pretrained(folder), attn_implementation=attention, dtype=dtype
         )
@@ -169,7 +170,7 @@ def fill(model: PreTrainedModel, folder: Path) -> None:
 
     Raises UserError where the files lack a parameter.
     """
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
     wanted = dict(model.named_parameters())
     files = sorted(folder.glob("*.safetensors"))
@@ -179,7 +180,7 @@ def fill(model: PreTrainedModel, folder: Path) -> None:
                 if name not in wanted:
                     continue  # the head of a model whose embeddings are tied
                 parameter = wanted.pop(name)
-                with GatheredParameters([parameter], modifier_rank=0):
+                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                     if parallel.rank() == 0:
                         parameter.data.copy_(tensors.get_tensor(name))
     if wanted:

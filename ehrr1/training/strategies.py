@@ -7,6 +7,7 @@ On a CPU the same code runs with gloo, for tests and laptops.
 
 import argparse
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -27,6 +28,10 @@ from torch import Tensor
 from ehrr1 import parallel
 from ehrr1.models.loading import Sharding
 from ehrr1.prompts.forest import Forest
+
+if not torch.cuda.is_available():
+    # read by the first `import deepspeed`, which comes later than this
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def on_gpu(trainer: DictConfig) -> bool:
