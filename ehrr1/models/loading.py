@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,17 @@ def add_adapters(model: PreTrainedModel, lora: DictConfig) -> Any:
     # checkpointed layers pass a gradient on only if their input has one
     model.enable_input_require_grads()
     return adapted
+
+
+def fuse_kernels(model: PreTrainedModel) -> None:
+    """On a GPU norms, rotary positions and feed-forward gates by Liger's kernels, where it is
+    installed; the loss is our own (`models/logprobs.py`)."""
+    if find_spec("liger_kernel") is not None:
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+        _apply_liger_kernel_to_instance(
+            model=model, cross_entropy=False, fused_linear_cross_entropy=False
+        )
 
 
 def _random(

@@ -38,12 +38,8 @@ COUNTED = 30_000
 
 def check(cfg: DictConfig, inputs: dict[str, Path]) -> None:
     """Raise UserError for everything that cannot work, before anything is read."""
-    if cfg.model.path is None:
-        check_training(cfg, "adapt")
-    else:
-        check_training(
-            cfg, "adapt", read_config(cfg.model), load_tokenizer(model_folder(cfg.model.path))
-        )
+    own = None if cfg.model.tokenizer.train else load_tokenizer(model_folder(cfg.model.path))
+    check_training(cfg, "adapt", read_config(cfg.model), own)
 
 
 def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:

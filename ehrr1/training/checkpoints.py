@@ -4,7 +4,9 @@ A checkpoint is `checkpoints/step=<steps done>.ckpt`: a file of Lightning's, or 
 of DeepSpeed's in which every process has its part. It holds all that a resumed run needs.
 """
 
+import errno
 import json
+import os
 import re
 import signal
 import time
@@ -105,9 +107,10 @@ class Checkpoints(Callback):
 
 
 def _full(error: RuntimeError, path: Path) -> Exception:
-    """PyTorch's writer says of a full disk that it wrote less than it wanted."""
-    if "file write failed" in str(error) or "failed writing file" in str(error):
-        return OSError(28, "No space left on device", str(path))
+    """PyTorch's file writer says of a full disk only that it stands at another place than it
+    should."""
+    if "inline_container" in str(error) or "PytorchStreamWriter" in str(error):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     return error
 
 

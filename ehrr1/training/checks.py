@@ -15,22 +15,21 @@ from ehrr1.training.strategies import is_zero, on_gpu
 def check_training(
     cfg: DictConfig,
     stage: str,
-    config: PretrainedConfig | None = None,
+    config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
     """Raise UserError with every setting of a training stage that cannot work.
 
-    `config` is the model that the stage starts from and `tokenizer` its own, None where they are
-    not there yet (a model from nothing).
+    `config` is the model that the stage starts from and `tokenizer` its own, None where it will
+    be trained.
     """
     problems = [*_devices(cfg.trainer), *_strategy(cfg, stage), *_steps(cfg, stage)]
-    if config is not None:
-        problems += _model(cfg, stage, config)
-    elif cfg.model.lora is not None:
+    problems += _model(cfg, stage, config)
+    if cfg.model.lora is not None and tokenizer is None:
         problems.append(
             "model.lora with model.path=null: adapters on random weights learn nothing; set null"
         )
-    if config is not None and tokenizer is not None and len(tokenizer) > config.vocab_size:
+    if tokenizer is not None and len(tokenizer) > config.vocab_size:
         problems.append(
             f"model.path={cfg.model.path}: its tokenizer has {len(tokenizer)} tokens, the model "
             f"{config.vocab_size} embeddings; use the model's own tokenizer"

@@ -14,7 +14,7 @@ from ehrr1 import parallel
 from ehrr1.errors import UserError
 from ehrr1.files import read_json, write_json
 from ehrr1.models.gguf import start_of
-from ehrr1.models.loading import Sharding, add_adapters, load_model, read_config
+from ehrr1.models.loading import Sharding, add_adapters, fuse_kernels, load_model, read_config
 from ehrr1.models.logprobs import token_logprobs
 from ehrr1.models.sizes import count_parameters
 from ehrr1.prompts.dataset import write_trees
@@ -27,7 +27,7 @@ from ehrr1.training.checkpoints import consolidate, write_base
 from ehrr1.training.fitting import fit, log_summary
 from ehrr1.training.losses import supervised_loss
 from ehrr1.training.module import Build, ForestModule
-from ehrr1.training.strategies import is_zero
+from ehrr1.training.strategies import is_zero, on_gpu
 
 
 class SupervisedModule(ForestModule):
@@ -109,6 +109,8 @@ def builder(
             add_adapters(model, cfg.model.lora)
         if cfg.trainer.activation_checkpointing:
             model.gradient_checkpointing_enable()
+        if on_gpu(cfg.trainer):
+            fuse_kernels(model)
         return model
 
     return build

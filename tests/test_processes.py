@@ -1,0 +1,247 @@
+"""Training in one process and in several, by every strategy, through the command line: one
+trajectory, one resume, one kind of folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT, CommandLine
+
+TRAJECTORY = Path(__file__).parent / "trajectory.json"
+"""The losses and gradient norms of `experiment=smoke stage=adapt adapt.max_steps=12`, seed 0, one
+process, as committed. `python -m tests.test_processes PREPARED` prints it anew."""
+
+LOSS, NORM = 1e-5, 1e-4
+"""How far, relatively, another strategy or machine may be off: sums in another order."""
+
+STEPS = 12
+ARGUMENTS = ("experiment=smoke", f"adapt.max_steps={STEPS}")
+SEVERAL_ROWS = "adapt.max_batch_tokens=900"  # in place of one or two a step
+EXACT = "trainer.precision=32-true"
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def train(smoke: Path, tmp_path_factory: pytest.TempPathFactory, command_line: CommandLine) -> Any:
+    root = tmp_path_factory.mktemp("processes")
+
+    def run(name: str, *arguments: str) -> Path:
+        done = command_line(*given(smoke, root, name), *arguments)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return root / "smoke" / name / "adapt"
+
+    return run
+
+
+def given(smoke: Path, root: Path, name: str) -> list[str]:
+    inputs = [f"inputs.prepare={smoke / 'prepare'}", f"output_root={root}", f"variant={name}"]
+    return [*ARGUMENTS, "stage=adapt", *inputs]
+
+
+def assert_same_trajectory(folder: Path) -> None:
+    for found, expected in zip(lines_of(folder), json.loads(TRAJECTORY.read_text()), strict=True):
+        assert found["loss"] == pytest.approx(expected["loss"], rel=LOSS), found["step"]
+        assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=NORM), found["step"]
+        for name in ("step", "tokens", "samples"):
+            assert found[name] == expected[name]
+
+
+STRATEGIES = {
+    "single": [],
+    "several_rows": [SEVERAL_ROWS],
+    "unpacked": ["adapt.max_batch_tokens=1"],  # every tree is a row of its own
+    "checkpointed": ["trainer.activation_checkpointing=true"],
+    "dense": ["model.attention=dense"],
+    "ddp": ["trainer=ddp", "trainer.devices=2", EXACT, SEVERAL_ROWS],
+    "zero1": ["trainer=zero1", "trainer.devices=2", EXACT, SEVERAL_ROWS],
+    "zero2": ["trainer=zero2", "trainer.devices=2", EXACT],
+    "zero3": ["trainer=zero3", "trainer.devices=2", EXACT, SEVERAL_ROWS],
+    "zero3_offload": ["trainer=zero3_offload", "trainer.devices=1", EXACT, SEVERAL_ROWS],
+}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_has_the_committed_trajectory(name: str, train: Any) -> None:
+    folder = train(name, *STRATEGIES[name])
+    assert_same_trajectory(folder)
+    found = json.loads((folder / "metrics.json").read_text())
+    assert found["eval/loss"] > 0 and found["train/tokens_per_second"] > 0
+    # hf/ of every strategy holds the weights that the plain run ends with
+    weights = load_file(folder / "hf" / "model.safetensors")
+    expected = load_file(train("single") / "hf" / "model.safetensors")
+    assert weights.keys() == expected.keys()
+    for name, value in weights.items():
+        assert torch.allclose(value, expected[name], atol=2e-5), name
+
+
+def start(arguments: list[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), *arguments],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_steps(folder: Path, count: int) -> None:
+    log, deadline = folder / "train.jsonl", time.monotonic() + 300
+    while not (log.exists() and len(log.read_text().splitlines()) >= count):
+        assert time.monotonic() < deadline, "the run does not start"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "told"),
+    [("single", signal.SIGUSR1), ("zero3", signal.SIGTERM), ("zero2", signal.SIGKILL)],
+)
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
+    strategy: str, told: signal.Signals, smoke: Path, tmp_path: Path, command_line: CommandLine
+) -> None:
+    """SIGTERM and SIGUSR1 save first; SIGKILL of the starting process ends the others too. The
+    losses that follow are the uninterrupted run's, bit for bit."""
+    processes = "1" if strategy == "single" else "2"
+    setting = [f"trainer={strategy}", f"trainer.devices={processes}", EXACT]
+    setting += ["adapt.max_steps=60", "adapt.epochs=5", "adapt.save_seconds=0.3"]
+    whole = [*given(smoke, tmp_path, "whole"), *setting]
+    broken = [*given(smoke, tmp_path, "broken"), *setting]
+    folder = tmp_path / "smoke" / "broken" / "adapt"
+    process = start(broken)
+    wait_for_steps(folder, 15)
+    process.send_signal(told)
+    _, said = process.communicate(timeout=120)
+    done = len(lines_of(folder))
+    assert 15 <= done < 60
+    if told == signal.SIGKILL:
+        assert process.returncode == -told
+    else:
+        assert process.returncode == 128 + told
+        assert f"stopped by {told.name} after {done} steps, all saved" in said
+        assert (folder / "checkpoints" / f"step={done:08d}.ckpt").exists()
+        # hf/ of a stopped run, by a command
+        made = command_line("stage=consolidate", f"run={folder}")
+        assert made.returncode == 0 and f"after {done} steps" in made.stderr, made.stderr
+        assert (folder / "hf" / "model.safetensors").exists()
+    deadline = time.monotonic() + 60
+    for arguments in (broken, whole):
+        again = command_line(*arguments)
+        while "in use by another process" in again.stderr and time.monotonic() < deadline:
+            again = command_line(*arguments)  # the killed group is not gone yet
+        assert again.returncode == 0, again.stderr[-3000:]
+    found, expected = lines_of(folder), lines_of(folder.parent.parent / "whole" / "adapt")
+    for name in ("step", "loss", "lr", "grad_norm", "tokens", "samples"):
+        assert [line[name] for line in found] == [line[name] for line in expected], name
+    assert 0 < found[-1]["resumed_from"] <= done
+    losses = [
+        json.loads((path / "metrics.json").read_text())["eval/loss"]
+        for path in (folder, folder.parent.parent / "whole" / "adapt")
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_torchrun_starts_the_same_run(smoke: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = [*given(smoke, tmp_path, "torchrun"), "trainer=zero2", "trainer.devices=2", EXACT]
+    done = subprocess.run(
+        [*command, str(ROOT / "run.py"), *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_trajectory(tmp_path / "smoke" / "torchrun" / "adapt")
+
+
+def test_a_group_of_another_size_is_refused(smoke: Path, tmp_path: Path) -> None:
+    """Two SLURM tasks with one device each would train twice into one folder."""
+    environment = os.environ | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}
+    command = [sys.executable, str(ROOT / "run.py"), *given(smoke, tmp_path, "twice")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert "trainer.devices=1" in done.stderr and "started 2" in done.stderr
+    assert not (tmp_path / "smoke" / "twice" / "adapt").exists()
+
+
+def test_all_that_cannot_work_is_said_at_once(
+    smoke: Path, tmp_path: Path, command_line: CommandLine
+) -> None:
+    done = command_line(
+        *given(smoke, tmp_path, "wrong"), "trainer=zero2", "trainer.devices=64",
+        "adapt.trees_per_step=3", "adapt.optimizer=muon", "adapt.max_tokens=9000",
+        "model.lora={r: 4, alpha: 8, dropout: 0.0, targets: [q_proj]}",
+    )  # fmt: skip
+    assert done.returncode == 2
+    [complaint] = [line for line in done.stderr.splitlines() if line.startswith("run.py: ")]
+    for words in (
+        "trainer.devices=64: this machine has",
+        "adapt.trees_per_step=3: 64 processes",
+        "adapt.optimizer=muon with trainer.strategy=zero2",
+        "model.lora with model.path=null",
+        "adapt.max_tokens=9000: model=tiny reads at most 8192",
+    ):
+        assert words in complaint
+    assert not (tmp_path / "smoke" / "wrong" / "adapt").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system can only be mounted as root")
+@pytest.mark.parametrize("strategy", ["single", "zero2"])
+def test_a_full_disk_leaves_the_last_good_checkpoint(
+    strategy: str, smoke: Path, tmp_path: Path, command_line: CommandLine
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = {"single": "2200k", "zero2": "3m"}[strategy]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        processes = "1" if strategy == "single" else "2"
+        done = command_line(
+            *given(smoke, disk, "full"), "adapt.save_seconds=0.001",
+            f"trainer={strategy}", f"trainer.devices={processes}", EXACT,
+        )  # fmt: skip
+        assert done.returncode == 2, done.stderr[-3000:]
+        assert "No space left on device" in done.stderr and "output_root" in done.stderr
+        kept = list((disk / "smoke" / "full" / "adapt" / "checkpoints").glob("step=*.ckpt"))
+        assert len(kept) == 1
+        done = command_line("stage=consolidate", f"run={kept[0].parent.parent}")
+        assert "No space" in done.stderr or done.returncode == 0, done.stderr
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_consolidate_says_what_is_missing(tmp_path: Path, command_line: CommandLine) -> None:
+    for arguments, words in (
+        (["stage=consolidate"], "run=DIR"),
+        (["stage=consolidate", "run=nowhere"], "run=nowhere: no such folder"),
+        (["stage=consolidate", f"run={tmp_path}"], "no checkpoint"),
+    ):
+        done = command_line(*arguments)
+        assert done.returncode == 2 and words in done.stderr
+
+
+def main() -> None:
+    """Print the trajectory of a run on the smoke experiment's prepared folder."""
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as root:
+        prepared = Path(sys.argv[1])
+        command = [sys.executable, str(ROOT / "run.py")]
+        subprocess.run([*command, *given(prepared.parent, Path(root), "now")], check=True, cwd=ROOT)
+        lines = lines_of(Path(root) / "smoke" / "now" / "adapt")
+    names = ("step", "loss", "grad_norm", "tokens", "samples")
+    rows = [json.dumps({name: line[name] for name in names}) for line in lines]
+    print("[\n" + ",\n".join(rows) + "\n]")
+
+
+if __name__ == "__main__":
+    main()
