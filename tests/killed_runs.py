@@ -1,9 +1,10 @@
-"""Kill a training run at random moments, again and again: `python -m tests.killed_runs ROUNDS ARGUMENTS`.
+"""Kill a training run at random moments: `python -m tests.killed_runs ROUNDS ARGUMENTS`.
 
-Each round is a process of its own that runs what `run.py ARGUMENTS` runs; it is forked from this one,
-which has imported everything and computed nothing, so that a round takes a second and not ten. It is
-killed (SIGKILL) at a random moment; after ROUNDS kills the run is left to end. Prints, as JSON lines,
-the checkpoint that was there after each kill and the partial ones beside it.
+Each round is a process of its own that runs what `run.py ARGUMENTS` runs; it is forked from this
+one, which has imported everything and computed nothing, so that a round takes a second and not ten.
+It is killed (SIGKILL) at a random moment, every other time as soon as a checkpoint is written.
+After ROUNDS kills the run is left to end. Prints, as JSON lines, the steps of the checkpoint that
+was there after each kill, and the partial ones beside it.
 """
 
 import json
@@ -36,12 +37,14 @@ def main() -> None:
             execute(cfg)
             os._exit(0)
         wait_for_more(folder, steps, generator.uniform(0.0, 0.6))
+        if kills % 2:
+            wait_for_writing(folder / "checkpoints")
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status):
             raise SystemExit(f"the run ended before it could be killed: status {status}")
         kills += 1
-        found, step = last_checkpoint(folder / "checkpoints")
+        _, step = last_checkpoint(folder / "checkpoints")
         partial = [path.name for path in (folder / "checkpoints").glob(".step=*")]
         print(json.dumps({"step": step, "lines": lines(folder), "partial": partial}), flush=True)
     execute(cfg)
@@ -61,6 +64,12 @@ def wait_for_more(folder: Path, before: int, seconds: float) -> None:
             break
         time.sleep(0.005)
     time.sleep(seconds)
+
+
+def wait_for_writing(checkpoints: Path) -> None:
+    deadline = time.monotonic() + 5
+    while not any(checkpoints.glob(".step=*")) and time.monotonic() < deadline:
+        pass
 
 
 if __name__ == "__main__":

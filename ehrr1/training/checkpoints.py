@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
@@ -45,6 +46,16 @@ def last_checkpoint(folder: Path) -> tuple[Path | None, int]:
         if (match := NAME.fullmatch(path.name))
     }
     return (found[max(found)], max(found)) if found else (None, 0)
+
+
+class PlainFile(TorchCheckpointIO):
+    """Writes where it is told to. Lightning's own holds the file in memory first, then writes it to
+    the system's temporary folder, where a killed run leaves it."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        torch.save(checkpoint, path)
 
 
 class Checkpoints(Callback):

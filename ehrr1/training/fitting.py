@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from ehrr1 import parallel
 from ehrr1.prompts.steps import StepData
 from ehrr1.training.callbacks import Seeds, TrainLog
-from ehrr1.training.checkpoints import Checkpoints, last_checkpoint
+from ehrr1.training.checkpoints import Checkpoints, PlainFile, last_checkpoint
 from ehrr1.training.module import ForestModule
 from ehrr1.training.strategies import environment, make_strategy, on_gpu
 
@@ -50,7 +50,7 @@ def make_trainer(
         num_nodes=trainer.nodes,
         precision=trainer.precision,
         strategy=make_strategy(trainer, clip),
-        plugins=[environment()],
+        plugins=[environment(), PlainFile()],
         max_epochs=1,
         logger=TensorBoardLogger(folder, name="tb", version=""),
         callbacks=callbacks,
