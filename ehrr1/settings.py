@@ -14,20 +14,23 @@ from ehrr1.errors import UserError
 
 @dataclass(frozen=True)
 class Number:
-    """A number from `low` to `high`; `above` excludes `low` itself, `none` allows null."""
+    """A number from `low` to `high`; `above` excludes `low` itself, `none` allows null, `word` one
+    word instead."""
 
     low: float = 0
     high: float = float("inf")
     whole: bool = False
     above: bool = False
     none: bool = False
+    word: str | None = None
 
     def problem(self, value: Any) -> str | None:
-        if value is None and self.none:
+        if (value is None and self.none) or (value == self.word and value is not None):
             return None
         fits = isinstance(value, int) or (isinstance(value, float) and not self.whole)
         if isinstance(value, bool) or not fits:
-            return f"a {'whole ' * self.whole}number is needed{' or null' * self.none}"
+            other = " or null" * self.none + (f" or {self.word}" if self.word else "")
+            return f"a {'whole ' * self.whole}number is needed{other}"
         value = float(value)
         if value < self.low or value > self.high or (self.above and value == self.low):
             sign = ">" if self.above else ">="
@@ -149,7 +152,26 @@ RULES: dict[str, Rule] = {
     "card.samples_per_task": COUNT,
     "card.max_tokens": COUNT,
     "trainer.accelerator": Choice(("auto", "cpu", "gpu")),
-    "trainer.devices": COUNT,
+    "trainer.strategy": Choice(("single", "ddp", "zero1", "zero2", "zero3")),
+    "trainer.offload": Switch(),
+    "trainer.devices": Number(1, whole=True, word="auto"),
+    "trainer.nodes": COUNT,
+    "trainer.activation_checkpointing": Switch(),
+    "cluster.gpus": COUNT,
+    "cluster.gpus_per_node": COUNT,
+    "cluster.gpu_memory_gib": POSITIVE,
+    "cluster.reserved_gib": Number(0),
+    "cluster.cpu_memory_gib": Number(0, above=True, none=True),
+    "cluster.peak_tflops": POSITIVE,
+    "plan.stage": Choice(("adapt", "reason", "rl")),
+    "plan.micro_batch": COUNT,
+    "plan.questions": COUNT,
+    "plan.answer_tokens.adapt": COUNT,
+    "plan.answer_tokens.reason": COUNT,
+    "plan.fill": Number(0, 1, above=True),
+    "plan.samples": COUNT_OR_ALL,
+    "plan.utilisation": Number(0, 1, above=True),
+    "plan.generation_utilisation": Number(0, 1, above=True),
 }
 
 
