@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from ehrr1.errors import UserError
+from ehrr1.errors import StoppedError, UserError
 
 EXPECTED = (UserError, OSError, HydraException, OmegaConfBaseException)
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
@@ -37,6 +37,9 @@ def compose_and_run(cfg: DictConfig) -> None:
     try:
         check(cfg)
         execute(cfg)
+    except StoppedError as error:
+        print(f"run.py: {error}; the same command resumes", file=sys.stderr)
+        sys.exit(error.exit_code)
     except EXPECTED as error:
         # Hydra would print lines of its own about an exception that leaves its job.
         sys.exit(complain(error))

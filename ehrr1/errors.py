@@ -1,5 +1,7 @@
 """Errors that a user can cause (one line, exit code 2); the audit's verdict (exit code 1)."""
 
+import signal
+
 
 class UserError(Exception):
     """A setting, file or folder is wrong.
@@ -14,3 +16,11 @@ class LeakError(AssertionError):
 
     `stage=audit` writes its files and then raises it: a traceback, exit code 1.
     """
+
+
+class StoppedError(Exception):
+    """A signal told the process to stop, and it has saved; the same command resumes."""
+
+    def __init__(self, number: int, steps: int):
+        super().__init__(f"stopped by {signal.Signals(number).name} after {steps} steps, all saved")
+        self.exit_code = 128 + number

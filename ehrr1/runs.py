@@ -184,6 +184,13 @@ def joined(cfg: DictConfig, stage: str, member: int) -> Iterator[Run | None]:
         yield run
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """The lock of a run's folder; raises FolderInUseError where another process works in it."""
+    with _locked(folder.with_name(f".{folder.name}.lock"), folder):
+        yield
+
+
 def finish(run: Run, metrics: dict[str, Any]) -> None:
     """Write `metrics.json`, which marks the run as finished. Values are numbers, names flat."""
     write_json(run.folder / "metrics.json", metrics)

@@ -6,42 +6,20 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
-    Qwen2Config,
-    Qwen3Config,
 )
 
 from ehrr1.errors import UserError
-from ehrr1.models.attention import FOREST
-from ehrr1.models.last_layer import shorten_last_layer
-from ehrr1.models.logprobs import token_logprobs
-from ehrr1.prompts.dataset import batches
-from ehrr1.prompts.forest import Branch, Question, Tree, TreeMaker, collate, dense_mask
+from ehrr1.prompts.dataset import rows
+from ehrr1.prompts.forest import collate
 from ehrr1.prompts.messages import SYSTEM, completion, instruction, messages
 from ehrr1.prompts.tokenizer import END, END_THINK, THINK, load_tokenizer, train_tokenizer
+from ehrr1.prompts.trees import Branch, Question, Tree, TreeMaker
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import event_markdown, record_markdown
 from ehrr1.tasks.catalog import TASKS
 from tests.conftest import shared_folder
-
-SMALL = {
-    "vocab_size": 99,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-
-
-def small_model(kind: str, dtype: torch.dtype) -> PreTrainedModel:
-    torch.manual_seed(0)
-    config = Qwen3Config(**SMALL, head_dim=8) if kind == "qwen3" else Qwen2Config(**SMALL)
-    return AutoModelForCausalLM.from_config(config, attn_implementation=FOREST, dtype=dtype)
 
 
 def random_tree(generator: random.Random, trunk: int, branches: int, asked: bool = True) -> Tree:
@@ -59,81 +37,6 @@ def random_tree(generator: random.Random, trunk: int, branches: int, asked: bool
     )
 
 
-def alone(model: PreTrainedModel, tree: Tree) -> torch.Tensor:
-    """The reference: each branch behind the trunk as a row of its own."""
-    found = []
-    for branch in tree.branches:
-        ids = tree.trunk + branch.prompt + branch.completion
-        logits = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-        learnt = len(branch.completion)
-        targets = torch.tensor(branch.completion)
-        found.append(logits[-learnt - 1 : -1].gather(1, targets[:, None])[:, 0])
-    return torch.cat(found)
-
-
-@pytest.mark.parametrize("kind", ["qwen3", "qwen2"])
-@pytest.mark.parametrize("short", [True, False], ids=["short_last_layer", "whole_last_layer"])
-@pytest.mark.parametrize("asked", [True, False])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-10)])
-def test_forest_equals_single_rows(
-    kind: str, short: bool, asked: bool, dtype: torch.dtype, tolerance: float
-) -> None:
-    model = small_model(kind, dtype)
-    if short:
-        shorten_last_layer(model)
-    generator = random.Random(1)
-    trees = [random_tree(generator, trunk, n, asked) for trunk, n in ((7, 1), (40, 5), (23, 16))]
-    if asked:
-        trees.append(random_tree(generator, 0, 2))
-    together = token_logprobs(model, collate(trees)).logprobs
-    reference = torch.cat([alone(model, tree) for tree in trees])
-    assert (together - reference).abs().max() < tolerance
-    # and in several batches, in chunks over the vocabulary
-    parts = torch.cat(
-        [token_logprobs(model, collate([tree]), chunk=300).logprobs for tree in trees]
-    )
-    assert (parts - reference).abs().max() < tolerance
-
-
-def test_gradients_equal_those_of_single_rows_and_of_the_dense_mask() -> None:
-    model = small_model("qwen3", torch.float64)
-    tree = random_tree(random.Random(2), 30, 4)
-    forest = collate([tree])
-
-    def gradients(loss: torch.Tensor) -> torch.Tensor:
-        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
-
-    two_part = gradients(token_logprobs(model, forest).logprobs.sum())
-    shorten_last_layer(model)
-    short = gradients(token_logprobs(model, forest).logprobs.sum())
-    assert (two_part - short).norm() / two_part.norm() < 1e-7
-    single = gradients(alone(model, tree).sum())
-    # Transformers' RMSNorm works in float32 whatever the model's type: no closer than that
-    assert (two_part - single).norm() / single.norm() < 1e-7
-    logits = model(
-        forest.input_ids,
-        attention_mask=dense_mask(forest.mask),
-        position_ids=forest.position_ids,
-    ).logits.flatten(0, 1)[forest.sources]
-    dense = gradients(logits.log_softmax(-1).gather(1, forest.targets[:, None]).sum())
-    assert (two_part - dense).norm() / single.norm() < 1e-7
-
-
-def test_a_record_costs_its_last_layer_keys_and_values_only() -> None:
-    """A trunk's token passes no feed-forward part of the last layer, and all of the others."""
-    model = small_model("qwen3", torch.float32)
-    shorten_last_layer(model)
-    seen: list[int] = []
-    for layer in model.model.layers:
-        layer.mlp.register_forward_hook(lambda mlp, given, out: seen.append(out.shape[1]))
-    tree = random_tree(random.Random(3), 30, 4)
-    token_logprobs(model, collate([tree]))
-    assert seen == [len(tree), len(tree) - 30]
-    seen.clear()
-    token_logprobs(model, collate([tree], record_weight=1.0))
-    assert seen == [len(tree), len(tree)]
-
-
 def test_record_is_learnt_once_a_tree() -> None:
     tree = random_tree(random.Random(3), 20, 6)
     forest = collate([tree], record_weight=0.25)
@@ -142,11 +45,11 @@ def test_record_is_learnt_once_a_tree() -> None:
     assert forest.targets[:19].tolist() == tree.trunk[1:]
 
 
-def test_batches_stay_within_their_budget_and_lose_nothing() -> None:
+def test_rows_stay_within_their_budget_and_lose_nothing() -> None:
     generator = random.Random(4)
     trees = [random_tree(generator, generator.randint(1, 60), 3) for _ in range(20)]
-    forests = batches(trees, 200)
-    assert all(forest.input_ids.numel() <= 200 for forest in forests)
+    forests = rows(trees, 200)
+    assert all(forest.input_ids.numel() == forest.tokens <= 200 for forest in forests)
     assert sum(forest.tokens for forest in forests) == sum(map(len, trees))
     assert sum(len(forest.sample_ids) for forest in forests) == 60
 

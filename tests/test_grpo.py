@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1.models.logprobs import token_logprobs
 from ehrr1.prompts.dataset import StepData, Steps
-from ehrr1.prompts.forest import Branch, Tree, collate
+from ehrr1.prompts.forest import collate
+from ehrr1.prompts.trees import Branch, Tree
 from ehrr1.rollout.transformers import Completion
 from ehrr1.training import rewards
 from ehrr1.training.fitting import fit
@@ -21,9 +22,7 @@ from ehrr1.training.losses import group_advantages, grpo_loss, kl_k3
 from tests.conftest import ROOT
 from tests.test_models import small
 
-TRAINER = OmegaConf.create(
-    {"accelerator": "cpu", "devices": 1, "precision": "32-true", "strategy": "auto"}
-)
+TRAINER = OmegaConf.create({"accelerator": "cpu", "devices": 1, "precision": "32-true"})
 
 
 def rl_settings(**changes: Any) -> DictConfig:

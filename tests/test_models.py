@@ -16,8 +16,8 @@ from ehrr1.errors import UserError
 from ehrr1.models import loading
 from ehrr1.models.loading import export, load_model
 from ehrr1.models.sizes import check_memory, parameter_count, requirements
-from ehrr1.prompts.forest import Branch, Tree
 from ehrr1.prompts.tokenizer import load_tokenizer, train_tokenizer
+from ehrr1.prompts.trees import Branch, Tree
 from ehrr1.rollout.scoring import next_token_logprobs
 from ehrr1.rollout.transformers import Sampling, TransformersRollout, kept
 from tests.conftest import ROOT

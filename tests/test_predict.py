@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ehrr1.evaluation.predict import Predictor, batches
 from ehrr1.evaluation.predictions import SCHEMA, frame
 from ehrr1.models.loading import load_model
-from ehrr1.prompts.forest import TreeMaker
 from ehrr1.prompts.tokenizer import train_tokenizer
+from ehrr1.prompts.trees import TreeMaker
 from ehrr1.records.events import Event
 from ehrr1.tasks.samples import Prepared, Sample
 from tests.test_graph import event, sample
@@ -20,6 +20,7 @@ MODEL = OmegaConf.create(
     {
         "name": "mini",
         "path": None,
+        "attention": "sdpa",
         "config": {
             "model_type": "qwen3",
             "hidden_size": 32,

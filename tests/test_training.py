@@ -23,7 +23,8 @@ from ehrr1.prompts.dataset import (
     read_tree,
     write_trees,
 )
-from ehrr1.prompts.forest import Question, TreeMaker, collate
+from ehrr1.prompts.forest import collate
+from ehrr1.prompts.trees import Question, TreeMaker
 from ehrr1.tasks.samples import Sample
 from ehrr1.training.callbacks import last_checkpoint
 from ehrr1.training.fitting import evaluate, fit

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from ehrr1.evaluation.predictions import prediction_row, risk_row
 from ehrr1.progress import track
-from ehrr1.prompts.forest import Question, Tree, TreeMaker
+from ehrr1.prompts.trees import Question, Tree, TreeMaker
 from ehrr1.rollout.scoring import next_token_logprobs
 from ehrr1.rollout.transformers import TransformersRollout
 from ehrr1.scoring.answers import read_answer

@@ -1,66 +1,332 @@
-"""Attention over a forest in two parts, registered with Transformers as "forest".
+"""Attention over a forest: four ways to compute the same, registered with Transformers.
 
-Trunk tokens attend causally to their trunk; branch tokens to their trunk and their own branch,
-which the forest's mask says. It equals one attention under the dense mask (`dense_mask`), but the
-trunk needs no mask and skips the half above the diagonal. Other calls (generation with a cache)
-are plain scaled dot-product attention.
+A trunk's token attends causally to its trunk; a branch's token to its trunk and, causally, to its
+own branch (`prompts/forest.py`). Which way is `model.attention`:
+
+    sdpa     in two parts, on CPU and GPU: each trunk causal, without a mask; then its branches,
+             some at a time, against trunk and themselves
+    flex     PyTorch's FlexAttention with a block mask, on GPU
+    varlen   flash-attn's kernel for sequences of several lengths, on GPU: a branch is a sequence of
+             queries whose keys are [trunk; branch], causal from the bottom right. Merging trunk and
+             branch by their log-sum-exp would be wrong: flash-attn's gradient ignores it
+    dense    one mask over all tokens: the reference for the others, and slow
+
+Calls without a forest (generation with a cache) are plain scaled dot-product attention.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-FOREST = "forest"
+from ehrr1.prompts.forest import Shape
+
+BUNCH = 256
+"""Branch tokens that one masked call of `sdpa` computes together, unless one branch is longer: more
+would compute more pairs of branches that do not see each other, fewer would call more often."""
 
 
-def forest_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **others: Any,
-) -> tuple[Tensor, None]:
-    """query [rows, heads, length, size], mask [rows, 1, branches' length, length] ->
-    [rows, length, heads, size]. A mask of another shape is one of Transformers' own."""
-    length = query.shape[2]
-    if attention_mask is None or not is_forest(attention_mask, length, key.shape[2]):
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, **others
+def choose(attention: str) -> str:
+    """The name under which Transformers knows `model.attention`; `auto` is the fastest here."""
+    if attention == "auto":
+        if not torch.cuda.is_available():
+            attention = "sdpa"
+        else:
+            attention = "varlen" if find_spec("flash_attn") else "flex"
+    return f"forest_{attention}"
+
+
+def prepare(model: PreTrainedModel, shapes: Sequence[Shape], device: torch.device) -> Any:
+    """What the model's attention must know of a forest, made once for all layers."""
+    return PREPARE[model.config._attn_implementation](shapes, device)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Of each token its tree [L], its branch in the tree (0: the trunk) [L], and its place [L]."""
+
+    tree: Tensor
+    branch: Tensor
+    place: Tensor
+
+
+def places(shapes: Sequence[Shape], device: torch.device) -> Places:
+    parts = [(number, 0, shape.trunk) for number, shape in enumerate(shapes)]
+    parts += [
+        (number, branch, length)
+        for number, shape in enumerate(shapes)
+        for branch, length in enumerate(shape.branches, 1)
+    ]
+    tree, branch, lengths = (
+        torch.tensor(column, device=device) for column in zip(*parts, strict=True)
+    )
+    return Places(
+        tree.repeat_interleave(lengths),
+        branch.repeat_interleave(lengths),
+        torch.arange(int(lengths.sum()), device=device),
+    )
+
+
+def sees(where: Places, query: Tensor, key: Tensor) -> Tensor:
+    """Whether the token at place `query` sees that at place `key`: the definition of a forest."""
+    same_branch = where.branch[key] == where.branch[query]
+    trunk_or_own = (where.branch[key] == 0) | same_branch
+    return (where.tree[query] == where.tree[key]) & trunk_or_own & (key <= query)
+
+
+# dense ------------------------------------------------------------------------------------------
+
+
+def dense_mask(shapes: Sequence[Shape], device: torch.device) -> Tensor:
+    """bool [1, 1, L, L]: whom each token sees."""
+    where = places(shapes, device)
+    return sees(where, where.place[:, None], where.place[None, :])[None, None]
+
+
+def dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None) -> Tensor:
+    mask = mask[:, :, -query.shape[2] :]
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=scale, enable_gqa=True
+    )
+
+
+# sdpa, in two parts -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Bunch:
+    """Branches of one tree that are computed together: how many tokens they have, which tree it is,
+    and whom they see of [trunk; bunch], bool [1, 1, length, trunk + length]."""
+
+    tree: int
+    length: int
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TwoParts:
+    trunks: list[int]
+    bunches: list[Bunch]
+
+
+def two_parts(shapes: Sequence[Shape], device: torch.device) -> TwoParts:
+    bunches = [
+        Bunch(number, sum(some), bunch_mask(shape.trunk, some).to(device))
+        for number, shape in enumerate(shapes)
+        for some in bunched(shape.branches)
+    ]
+    return TwoParts([shape.trunk for shape in shapes], bunches)
+
+
+def bunched(branches: Sequence[int]) -> list[list[int]]:
+    """Branch lengths in runs of at most `BUNCH` tokens; a longer branch is a run of its own."""
+    runs: list[list[int]] = []
+    for length in branches:
+        if not runs or sum(runs[-1]) + length > BUNCH:
+            runs.append([])
+        runs[-1].append(length)
+    return runs
+
+
+def bunch_mask(trunk: int, branches: Sequence[int]) -> Tensor:
+    own = torch.block_diag(*(torch.ones(n, n, dtype=torch.bool).tril() for n in branches))
+    seen = torch.ones(len(own), trunk, dtype=torch.bool)
+    return torch.cat([seen, own.bool()], dim=1)[None, None]
+
+
+def sdpa(query: Tensor, key: Tensor, value: Tensor, parts: TwoParts, scale: float | None) -> Tensor:
+    groups = query.shape[1] // key.shape[1]
+    sizes = [*parts.trunks, *(bunch.length for bunch in parts.bunches)]
+    keys = repeat_kv(key, groups).split(sizes, 2)
+    values = repeat_kv(value, groups).split(sizes, 2)
+    trunks = len(parts.trunks)
+    # of the last layer only the branches may be asked (models/last_layer.py)
+    whole = query.shape[2] == key.shape[2]
+    queries = query.split(sizes if whole else sizes[trunks:], 2)
+    found = [
+        scaled_dot_product_attention(*one, is_causal=True, scale=scale)
+        for one in zip(queries[:trunks], keys, values, strict=False)
+        if whole and one[0].shape[2]
+    ]
+    for number, bunch in enumerate(parts.bunches, trunks):
+        found.append(
+            scaled_dot_product_attention(
+                queries[number if whole else number - trunks],
+                torch.cat([keys[bunch.tree], keys[number]], 2),
+                torch.cat([values[bunch.tree], values[number]], 2),
+                attn_mask=bunch.mask,
+                scale=scale,
+            )
         )
-    key = repeat_kv(key, module.num_key_value_groups)
-    value = repeat_kv(value, module.num_key_value_groups)
-    trunk = length - attention_mask.shape[2]
-    stem = scaled_dot_product_attention(
-        query[:, :, :trunk],
-        key[:, :, :trunk],
-        value[:, :, :trunk],
-        is_causal=True,
-        dropout_p=dropout,
-        scale=scaling,
+    return torch.cat(found, 2)
+
+
+# flex -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BlockMasks:
+    """For queries of all tokens, and for those of branches only."""
+
+    whole: Any
+    branches: Any
+
+
+def block_masks(shapes: Sequence[Shape], device: torch.device) -> BlockMasks:
+    where = places(shapes, device)
+    length, stem = len(where.place), sum(shape.trunk for shape in shapes)
+
+    def mask(first: int) -> Any:
+        return create_block_mask(
+            lambda batch, head, query, key: sees(where, query + first, key),
+            None, None, length - first, length, device=str(device),
+        )  # fmt: skip
+
+    return BlockMasks(mask(0), mask(stem) if stem else None)
+
+
+def flex(
+    query: Tensor, key: Tensor, value: Tensor, masks: BlockMasks, scale: float | None
+) -> Tensor:
+    mask = masks.whole if query.shape[2] == key.shape[2] else masks.branches
+    found = _flex(query.device)(query, key, value, block_mask=mask, scale=scale, enable_gqa=True)
+    assert isinstance(found, Tensor)
+    return found
+
+
+_compiled: Callable[..., Any] | None = None
+
+
+def _flex(device: torch.device) -> Callable[..., Any]:
+    """Compiled on a GPU, where the block mask saves work; on CPU as it stands, for tests."""
+    global _compiled
+    if device.type != "cuda":
+        return flex_attention
+    if _compiled is None:
+        _compiled = torch.compile(flex_attention, dynamic=True)
+    return _compiled
+
+
+# varlen -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Queries and keys as sequences of several lengths: where each begins [sequences + 1, int32],
+    the longest, and the place of each key [keys]."""
+
+    queries: Tensor
+    keys: Tensor
+    longest_query: int
+    longest_key: int
+    places: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class BothSequences:
+    """For queries of all tokens, and for those of branches only."""
+
+    whole: Sequences
+    branches: Sequences
+
+
+def sequences(shapes: Sequence[Shape], device: torch.device) -> BothSequences:
+    queries = [shape.trunk for shape in shapes]
+    start = sum(queries)
+    trunks = torch.arange(start).split(queries)
+    keys = list(trunks)
+    for shape, trunk in zip(shapes, trunks, strict=True):
+        for length in shape.branches:
+            queries.append(length)
+            keys.append(torch.cat([trunk, torch.arange(start, start + length)]))
+            start += length
+    first = len(shapes)
+    return BothSequences(
+        _sequences(queries, keys, device), _sequences(queries[first:], keys[first:], device)
     )
-    leaves = scaled_dot_product_attention(
-        query[:, :, trunk:],
-        key,
-        value,
-        attn_mask=attention_mask,
-        dropout_p=dropout,
-        scale=scaling,
+
+
+def _sequences(queries: list[int], keys: list[Tensor], device: torch.device) -> Sequences:
+    def begins(lengths: list[int]) -> Tensor:
+        return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+
+    key_lengths = [len(one) for one in keys]
+    return Sequences(
+        begins(queries),
+        begins(key_lengths),
+        max(queries),
+        max(key_lengths),
+        torch.cat(keys).to(device),
     )
-    return torch.cat([stem, leaves], dim=2).transpose(1, 2).contiguous(), None
 
 
-def is_forest(mask: Tensor, length: int, keys: int) -> bool:
-    """Whether a mask covers the branches only: fewer queries than there are, and no cache."""
-    return mask.shape[3] == keys == length and mask.shape[2] < length
+def varlen(
+    query: Tensor, key: Tensor, value: Tensor, both: BothSequences, scale: float | None
+) -> Tensor:
+    from flash_attn import flash_attn_varlen_func
+
+    one = both.whole if query.shape[2] == key.shape[2] else both.branches
+    found = flash_attn_varlen_func(
+        query[0].transpose(0, 1),
+        key[0].transpose(0, 1)[one.places],
+        value[0].transpose(0, 1)[one.places],
+        one.queries,
+        one.keys,
+        one.longest_query,
+        one.longest_key,
+        softmax_scale=scale,
+        causal=True,
+    )
+    return found.transpose(0, 1)[None]
 
 
-AttentionInterface.register(FOREST, forest_attention)
-AttentionMaskInterface.register(FOREST, sdpa_mask)
+# ------------------------------------------------------------------------------------------------
+
+COMPUTE: dict[str, Callable[..., Tensor]] = {
+    "forest_sdpa": sdpa,
+    "forest_flex": flex,
+    "forest_varlen": varlen,
+    "forest_dense": dense,
+}
+PREPARE: dict[str, Callable[[Sequence[Shape], torch.device], Any]] = {
+    "forest_sdpa": two_parts,
+    "forest_flex": block_masks,
+    "forest_varlen": sequences,
+    "forest_dense": dense_mask,
+}
+
+
+def _registered(compute: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, None]]:
+    def forward(
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        forest: Any = None,
+        **others: Any,
+    ) -> tuple[Tensor, None]:
+        """query [1, heads, L, size], key and value [1, key heads, L, size], `forest` what `prepare`
+        made -> [1, L, heads, size]. Without a forest Transformers' own call."""
+        if forest is None:
+            return sdpa_attention_forward(
+                module, query, key, value, attention_mask, dropout, scaling, **others
+            )
+        return compute(query, key, value, forest, scaling).transpose(1, 2).contiguous(), None
+
+    return forward
+
+
+for _name, _compute in COMPUTE.items():
+    AttentionInterface.register(_name, _registered(_compute))
+    AttentionMaskInterface.register(_name, sdpa_mask)

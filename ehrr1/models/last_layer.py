@@ -14,8 +14,6 @@ from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
-from ehrr1.prompts.forest import Forest
-
 KNOWN = ("qwen3", "qwen2", "llama")
 """Model types whose decoder layers are built as `keys_and_values` expects."""
 
@@ -39,18 +37,11 @@ def decoder_layers(model: PreTrainedModel) -> Any:
     return body.layers
 
 
-def predicts_from_branches(forest: Forest) -> bool:
-    """Whether no learnt token is predicted by a trunk's token."""
-    length = forest.input_ids.shape[1]
-    stem = length - forest.mask.shape[2]
-    return bool((forest.sources % length >= stem).all())
-
-
 def shorten_last_layer(model: PreTrainedModel) -> None:
-    """Let the last layer obey `branches_only=True`, given to the model's forward.
+    """Let the last layer obey `stem=n`, given to the forward: trunks are the first n tokens.
 
-    Its output is then right at the branches and meaningless at the trunks. Models of a type that
-    is not `KNOWN` compute everything, as before.
+    Its output is then right at the branches and meaningless at the trunks; with 0 all is computed.
+    Models of a type that is not `KNOWN` compute everything, as before.
     """
     if model.config.model_type in KNOWN:
         layer: Any = decoder_layers(model)[-1]
@@ -62,11 +53,11 @@ def _forward(
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
     position_embeddings: tuple[Tensor, Tensor] | None = None,
-    branches_only: bool = False,
+    stem: int = 0,
     **others: Any,
 ) -> Tensor:
     whole = type(layer).forward
-    if not branches_only:
+    if not stem:
         return whole(
             layer,
             hidden_states,
@@ -74,8 +65,7 @@ def _forward(
             position_embeddings=position_embeddings,
             **others,
         )
-    assert attention_mask is not None and position_embeddings is not None
-    stem = hidden_states.shape[1] - attention_mask.shape[2]
+    assert position_embeddings is not None
     trunk, branches = hidden_states[:, :stem], hidden_states[:, stem:]
     cos, sin = position_embeddings
     record = keys_and_values(

@@ -1,23 +1,34 @@
-"""Models: from nothing, from a folder, by name; and out again as a Hugging Face folder."""
+"""Models: from nothing, from a folder, by name; whole or divided; with adapters; and out again."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from huggingface_hub import snapshot_download
+from omegaconf import DictConfig, OmegaConf
+from safetensors import safe_open
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from ehrr1 import parallel
 from ehrr1.errors import UserError
 from ehrr1.files import replacing
-from ehrr1.models.attention import FOREST
+from ehrr1.models.attention import choose
 from ehrr1.models.last_layer import shorten_last_layer
 from ehrr1.models.sizes import model_config
 from ehrr1.models.start import pass_on
 from ehrr1.prompts.tokenizer import reachable
+
+Sharding = Callable[[], AbstractContextManager[Any]]
+"""DeepSpeed's context in which a layer is divided among the processes as soon as it is built."""
 
 
 def load_model(
@@ -25,62 +36,178 @@ def load_model(
     source: Path | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    sharding: Sharding | None = None,
 ) -> PreTrainedModel:
-    """A causal language model in float32 and training mode.
+    """A causal language model in training mode.
 
     `source` is an earlier stage's `hf/` folder; without it the weights come from `model.path`, a
     folder or a name on the hub, and where that is null they are random, drawn from `seed`, with
-    the vocabulary of `tokenizer`. Raises UserError for weights that cannot be read.
+    the vocabulary of `tokenizer`. With `sharding` no process ever holds all of it (but of a model
+    from nothing, which is small). Raises UserError for weights that cannot be read.
     """
     start = source or model.path
     if start is None:
-        vocabulary = len(tokenizer) if tokenizer is not None else None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            built = AutoModelForCausalLM.from_config(
-                model_config(model, vocabulary), attn_implementation=FOREST, dtype=torch.float32
-            )
-            if "start" in model:
-                pass_on(built, model.start)
+        built = _random(model, tokenizer, seed, dtype)
+    elif sharding is None:
+        built = read_whole(start, dtype, choose(model.attention))
     else:
-        built = _read(start)
-    if tokenizer is not None and len(tokenizer) > built.config.vocab_size:
-        raise UserError(
-            f"model.path={start}: its {built.config.vocab_size} embeddings are fewer than the "
-            f"{len(tokenizer)} tokens of the tokenizer; use the model's own tokenizer"
-        )
+        built = _read_divided(start, choose(model.attention), dtype, sharding)
+    if tokenizer is not None:
+        check_vocabulary(start, built.config, tokenizer)
     shorten_last_layer(built)
     return built.train()
 
 
-def _read(start: Path | str) -> PreTrainedModel:
+def check_vocabulary(
+    start: Path | str | None, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Raise UserError where the tokenizer has more tokens than the model has embeddings."""
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"model.path={start}: its {config.vocab_size} embeddings are fewer than the "
+            f"{len(tokenizer)} tokens of the tokenizer; use the model's own tokenizer"
+        )
+
+
+def read_config(
+    model: DictConfig, source: Path | None = None, vocabulary: int | None = None
+) -> PretrainedConfig:
+    """The architecture of what `load_model` would load."""
+    start = source or model.path
+    if start is None:
+        return model_config(model, vocabulary)
+    try:
+        return AutoConfig.from_pretrained(start, local_files_only=not reachable(start))
+    except (OSError, ValueError) as error:
+        raise _unreadable(start, error) from error
+
+
+def add_adapters(model: PreTrainedModel, lora: DictConfig) -> Any:
+    """Freeze the weights and put low-rank adapters (Hu et al., arXiv 2106.09685) beside those that
+    `lora.targets` names, in place; returns the peft model around it."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=[str(target) for target in lora.targets],
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the same adapters in every process
+        try:
+            adapted = get_peft_model(model, config)
+        except ValueError as error:
+            raise UserError(f"model.lora.targets={lora.targets}: {error}") from error
+    # checkpointed layers pass a gradient on only if their input has one
+    model.enable_input_require_grads()
+    return adapted
+
+
+def _random(
+    model: DictConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    seed: int,
+    dtype: torch.dtype,
+) -> PreTrainedModel:
+    vocabulary = len(tokenizer) if tokenizer is not None else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built = AutoModelForCausalLM.from_config(
+            model_config(model, vocabulary),
+            attn_implementation=choose(model.attention),
+            dtype=dtype,
+        )
+        if "start" in model:
+            pass_on(built, model.start)
+    return built
+
+
+def read_whole(start: Path | str, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
+    """A model of a folder or of the hub, all of it in this process."""
     offline = not reachable(start)
     try:
         return AutoModelForCausalLM.from_pretrained(
             start,
-            attn_implementation=FOREST,
-            dtype=torch.float32,
+            attn_implementation=attention,
+            dtype=dtype,
             local_files_only=offline,
             adapter_kwargs={"local_files_only": offline},
         )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        raise _unreadable(start, error) from error
+
+
+def _read_divided(
+    start: Path | str, attention: str, dtype: torch.dtype, sharding: Sharding
+) -> PreTrainedModel:
+    """Build under ZeRO-3, then fill the parameters one by one: process 0 reads each from its
+    safetensors file and the others get their parts, so that none holds more than one whole."""
+    folder = parallel.from_first(lambda: _folder(start))
+    with sharding():
+        built = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(folder), attn_implementation=attention, dtype=dtype
+        )
+    fill(built, folder)
+    return built
+
+
+def _folder(start: Path | str) -> Path:
+    if Path(start).is_dir():
+        return Path(start)
+    try:
+        return Path(snapshot_download(str(start), local_files_only=not reachable(start)))
+    except (OSError, ValueError) as error:
+        raise _unreadable(start, error) from error
+
+
+def fill(model: PreTrainedModel, folder: Path) -> None:
+    """Copy the weights of a Hugging Face folder into a model that ZeRO-3 has divided.
+
+    Raises UserError where the files lack a parameter.
+    """
+    from deepspeed.zero import GatheredParameters
+
+    wanted = dict(model.named_parameters())
+    files = sorted(folder.glob("*.safetensors"))
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in sorted(tensors.keys()):
+                if name not in wanted:
+                    continue  # the head of a model whose embeddings are tied
+                parameter = wanted.pop(name)
+                with GatheredParameters([parameter], modifier_rank=0):
+                    if parallel.rank() == 0:
+                        parameter.data.copy_(tensors.get_tensor(name))
+    if wanted:
         raise UserError(
-            f"model.path={start}: no model can be read there ({reason}); "
-            "give a Hugging Face model folder, or a model's name and a network"
-        ) from error
+            f"model.path={folder}: its {len(files)} safetensors files lack {len(wanted)} weights "
+            f"({next(iter(wanted))}, ...); zero3 reads safetensors only: save the model as such"
+        )
+
+
+def _unreadable(start: Path | str, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0]
+    return UserError(
+        f"model.path={start}: no model can be read there ({reason}); "
+        "give a Hugging Face model folder, or a model's name and a network"
+    )
+
+
+def end_at_turn(config: Any, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Generation ends at the end of a chat turn: said in `config` and in what is returned."""
+    config.eos_token_id = tokenizer.eos_token_id
+    config.pad_token_id = tokenizer.pad_token_id
+    return GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
 
 
 def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write weights, tokenizer and generation settings as a Hugging Face folder, atomically.
-
-    Generation ends at the end of a chat turn.
-    """
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
-    model.config.eos_token_id = tokenizer.eos_token_id
-    model.config.pad_token_id = tokenizer.pad_token_id
+    """Write weights, tokenizer and generation settings as a Hugging Face folder, atomically."""
+    model.generation_config = end_at_turn(model.config, tokenizer)
     with replacing(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from ehrr1.models.last_layer import predicts_from_branches
+from ehrr1.models.attention import prepare
 from ehrr1.prompts.forest import Forest
 
 CHUNK = 2**25
@@ -27,14 +27,16 @@ class TokenStatistics(NamedTuple):
 
 def hidden_states(model: PreTrainedModel, forest: Forest) -> Tensor:
     """The last hidden states at the tokens that predict, [N, hidden]."""
+    device = forest.input_ids.device
     output = model.base_model(
         input_ids=forest.input_ids,
-        attention_mask=forest.mask,
         position_ids=forest.position_ids,
+        attention_mask=torch.empty(0, 0, 0, 0, device=device),  # so that no mask is made
         use_cache=False,
-        branches_only=predicts_from_branches(forest),
+        forest=prepare(model, forest.shapes, device),
+        stem=forest.stem if forest.from_branches else 0,
     )
-    return output.last_hidden_state.flatten(0, 1)[forest.sources]
+    return output.last_hidden_state[0][forest.sources]
 
 
 def token_logprobs(

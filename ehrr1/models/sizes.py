@@ -27,9 +27,14 @@ def model_config(model: DictConfig, vocab_size: int | None = None) -> Pretrained
 
 
 def parameter_count(model: DictConfig) -> int:
-    """Parameters of the architecture, tied ones once; built on the meta device, nothing loaded."""
+    """Parameters of the architecture in `model.config`, tied ones once; nothing is loaded."""
+    return count_parameters(model_config(model))
+
+
+def count_parameters(config: PretrainedConfig) -> int:
+    """Parameters of an architecture, tied ones once; built on the meta device."""
     with torch.device("meta"):
-        built = AutoModelForCausalLM.from_config(model_config(model))
+        built = AutoModelForCausalLM.from_config(config)
     return sum(parameter.numel() for parameter in built.parameters())
 
 

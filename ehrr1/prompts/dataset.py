@@ -1,4 +1,4 @@
-"""Tokenised trees on disk, and the order in which training reads them."""
+"""Tokenised trees on disk: one Arrow file, memory-mapped, written once."""
 
 import hashlib
 import os
@@ -7,17 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
-import torch
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
-from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
 
 from ehrr1.files import replacing
 from ehrr1.progress import track
-from ehrr1.prompts.forest import Branch, Forest, Question, Tree, TreeMaker, collate
+from ehrr1.prompts.trees import Branch, Question, Tree, TreeMaker
 from ehrr1.tasks.samples import Prepared, Sample, preamble_length
 
 PART, MAX_WORKERS = 64, 8
@@ -30,7 +27,11 @@ FEATURES = Features(
         "completions": List(List(Value("int32"))),
         "weights": List(Value("float32")),
         "sample_ids": List(Value("string")),
+        "tasks": List(Value("string")),
         "length": Value("int32"),
+        "trunk_length": Value("int32"),
+        "branches": Value("int32"),
+        "learnt_weight": Value("float64"),
         "cut_events": Value("int32"),
         "cut_tokens": Value("int32"),
     }
@@ -66,30 +67,6 @@ def evenly(items: Iterable[AskedItem], count: int, seed: int) -> list[AskedItem]
     ]
     rounds.sort(key=lambda entry: entry[:2])
     return [item for _, _, item in rounds[:count]]
-
-
-def plan_evenly(
-    tasks: Sequence[str], per_step: int, steps: int | None, seed: int
-) -> list[list[int]]:
-    """Which prompts each step reads: every task equally often, a task's prompts in turn.
-
-    `tasks` [prompts] is the task of each; `steps` None makes as many steps as give each prompt one
-    turn on average.
-    """
-    generator = np.random.default_rng(seed)
-    turns = {
-        task: generator.permutation([i for i, one in enumerate(tasks) if one == task]).tolist()
-        for task in sorted(set(tasks))
-    }
-    names = sorted(turns)
-    steps = -(-len(tasks) // per_step) if steps is None else steps
-    order: list[int] = []
-    while len(order) < steps * per_step:
-        for number in generator.permutation(len(names)).tolist():
-            turn = turns[names[number]]
-            order.append(turn[0])
-            turn.append(turn.pop(0))
-    return [order[first : first + per_step] for first in range(0, steps * per_step, per_step)]
 
 
 def write_trees(
@@ -176,7 +153,11 @@ def _row(tree: Tree) -> dict[str, object]:
         "completions": [branch.completion for branch in tree.branches],
         "weights": [branch.weight for branch in tree.branches],
         "sample_ids": [branch.sample_id for branch in tree.branches],
+        "tasks": [branch.task for branch in tree.branches],
         "length": len(tree),
+        "trunk_length": len(tree.trunk),
+        "branches": len(tree.branches),
+        "learnt_weight": sum(branch.weight * len(branch.completion) for branch in tree.branches),
         "cut_events": tree.cut_events,
         "cut_tokens": tree.cut_tokens,
     }
@@ -184,104 +165,8 @@ def _row(tree: Tree) -> dict[str, object]:
 
 def read_tree(dataset: Dataset, index: int) -> Tree:
     row = dataset[index]
-    columns = (row["sample_ids"], row["prompts"], row["completions"], row["weights"])
+    columns = (
+        row["sample_ids"], row["prompts"], row["completions"], row["weights"], row["tasks"]
+    )  # fmt: skip
     branches = [Branch(*values) for values in zip(*columns, strict=True)]
     return Tree(row["trunk"], branches, row["cut_events"], row["cut_tokens"])
-
-
-def plan_steps(
-    lengths: Sequence[int],
-    trees_per_step: int,
-    epochs: float,
-    max_steps: int | None,
-    seed: int,
-    short_first: bool = False,
-) -> list[list[int]]:
-    """Which trees each optimizer step reads: shuffled by `seed`, each epoch anew.
-
-    `short_first` orders the first epoch by length (in ten classes, shuffled within): records that
-    a small model can overlook come before those in which it would be lost.
-    """
-    generator = np.random.default_rng(seed)
-    steps: list[list[int]] = []
-    total = int(np.ceil(epochs * len(lengths) / trees_per_step))
-    total = min(total, max_steps) if max_steps is not None else total
-    classes = np.argsort(np.argsort(lengths, kind="stable"), kind="stable") * 10 // len(lengths)
-    while len(steps) < total:
-        order = generator.permutation(len(lengths))
-        if short_first and not steps:
-            order = order[np.argsort(classes[order], kind="stable")]
-        steps += [
-            order[first : first + trees_per_step].tolist()
-            for first in range(0, len(order), trees_per_step)
-        ]
-    return steps[:total]
-
-
-def batches(
-    trees: Sequence[Tree], max_batch_tokens: int, record_weight: float = 0.0
-) -> list[Forest]:
-    """One optimizer step's trees as forests of at most `max_batch_tokens`, padding included.
-
-    Trees of like length come together; one tree that is longer stands alone.
-    """
-    forests: list[Forest] = []
-    row: list[Tree] = []
-    stem = leaves = 0
-    for tree in sorted(trees, key=lambda tree: (len(tree.trunk), len(tree))):
-        stem = max(stem, len(tree.trunk))
-        leaves = max(leaves, len(tree) - len(tree.trunk))
-        if row and (stem + leaves) * (len(row) + 1) > max_batch_tokens:
-            forests.append(collate(row, record_weight))
-            row, stem, leaves = [], len(tree.trunk), len(tree) - len(tree.trunk)
-        row.append(tree)
-    return [*forests, collate(row, record_weight)]
-
-
-class Steps(IterableDataset[Any]):
-    """What `read` makes of each step's indices, from step `start` on."""
-
-    def __init__(self, plan: Sequence[Sequence[int]], read: Callable[[Sequence[int]], Any]):
-        self.plan, self.read, self.start = plan, read, 0
-
-    def __iter__(self) -> Iterator[Any]:
-        return map(self.read, self.plan[self.start :])
-
-
-class StepData(LightningDataModule):
-    """The steps of one training run, read in planned order, and batches to evaluate on.
-
-    `training.start` is set to the number of steps done when a run resumes.
-    """
-
-    def __init__(self, training: Steps, evaluation: Steps | None = None):
-        super().__init__()
-        self.training, self.evaluation = training, evaluation
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.training, batch_size=None)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        assert self.evaluation is not None
-        return DataLoader(self.evaluation, batch_size=None)
-
-    def transfer_batch_to_device(
-        self, batch: list[Any], device: torch.device, dataloader_idx: int
-    ) -> list[Any]:
-        """Forests move; prompts stay, as the rollout moves their tokens."""
-        return [item.to(device) if isinstance(item, Forest) else item for item in batch]
-
-
-def forest_steps(
-    dataset: Dataset,
-    plan: Sequence[Sequence[int]],
-    max_batch_tokens: int,
-    record_weight: float = 0.0,
-) -> Steps:
-    """Steps of tokenised trees: each yields the forests of one optimizer step."""
-
-    def read(indices: Sequence[int]) -> list[Forest]:
-        trees = [read_tree(dataset, index) for index in indices]
-        return batches(trees, max_batch_tokens, record_weight)
-
-    return Steps(plan, read)

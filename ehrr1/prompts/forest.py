@@ -1,292 +1,165 @@
-"""Token forests: a record is the trunk of a tree, the questions or completions on it its branches.
+"""Forests: trees packed side by side into one row of tokens, and what of it is learnt.
 
-Trunk tokens are computed once for all branches. A branch token sees its trunk and its own branch;
-positions restart after the trunk, so that each branch has the log-probabilities that it would have
-alone behind the trunk. This file makes trees from events and lays trees side by side as one batch
-with a dense mask, the reference for faster attentions.
+Trunk tokens are computed once for all branches. A branch token sees its trunk and its own branch,
+and no tree sees another; positions restart after the trunk, so that each branch has the
+log-probabilities that it would have alone behind the trunk. Nothing is padded: a row is as long as
+its trees together.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from ehrr1.errors import UserError
-from ehrr1.prompts.messages import EMPTY_THOUGHT, SYSTEM, completion, instruction
-from ehrr1.prompts.tokenizer import END, START
-from ehrr1.records.events import Event
-from ehrr1.records.markdown import event_markdown
+from ehrr1.prompts.trees import Branch, Tree
 
-HEAD = f"{START}system\n{SYSTEM}{END}\n{START}user\n"
-ASSISTANT = f"{END}\n{START}assistant\n"
-
-HISTORY_SHARE = 1 / 3
-"""Of the room for a record, what the preamble may take before its longest text loses its end: a
-discharge note of an earlier stay must not push today's events out."""
-
-EVENTS_AT_ONCE = 8
-"""Events tokenised together, newest first, until the room is full."""
+Row = list[int]
+"""The trees of one row, as positions in a step's list of trees."""
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked of a record; `answer` None where a model is to give it.
+class Shape:
+    """The length of a tree's trunk and of each of its branches."""
 
-    `instruction` is the sample's own wording, None for the task's.
-    """
-
-    sample_id: str
-    task: str
-    think: bool
-    answer: str | None = None
-    chain: str | None = None
-    weight: float = 1.0
-    instruction: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Branch:
-    """Token ids: the question (seen, not learnt) and the completion (learnt), either may be empty.
-
-    `weight` multiplies the loss of each completion token.
-    """
-
-    sample_id: str
-    prompt: list[int]
-    completion: list[int]
-    weight: float = 1.0
-
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.completion)
-
-
-@dataclass(frozen=True, slots=True)
-class Tree:
-    """A trunk and its branches, with what was cut from the record to make it fit."""
-
-    trunk: list[int]
-    branches: list[Branch]
-    cut_events: int = 0
-    cut_tokens: int = 0
-    """Of the preamble; events that were cut whole are not tokenised."""
-
-    def __len__(self) -> int:
-        return len(self.trunk) + sum(len(branch) for branch in self.branches)
-
-
-@dataclass
-class TreeMaker:
-    """Tokenises records event by event, so that what is too long loses whole events.
-
-    `max_tokens` bounds the trunk with its longest branch. Events recur in the contexts of one
-    stay: their tokens are remembered, the latest `remember` of them.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    max_tokens: int
-    remember: int = 100_000
-    _known: dict[Event, list[int]] = field(default_factory=dict, repr=False)
-    _prompts: dict[str, list[int]] = field(default_factory=dict, repr=False)
-    _texts: dict[str, list[int]] = field(default_factory=dict, repr=False)
-
-    def tokens(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def _remembered(self, text: str) -> list[int]:
-        if text not in self._texts:
-            if len(self._texts) >= self.remember:
-                self._texts.clear()
-            self._texts[text] = self.tokens(text)
-        return self._texts[text]
-
-    def branch(self, question: Question) -> Branch:
-        key = instruction(question.task, think=question.think, own=question.instruction)
-        if key not in self._prompts:
-            prompt = key + ASSISTANT
-            self._prompts[key] = self.tokens(prompt if question.think else prompt + EMPTY_THOUGHT)
-        answer: list[int] = []
-        if question.answer is not None:
-            answer = self._remembered(completion(question.answer, question.chain) + END)
-        return Branch(question.sample_id, self._prompts[key], answer, question.weight)
-
-    def fits(self, question: Question) -> bool:
-        """Whether question and answer, which are never cut, leave room for a record at all."""
-        return len(self.branch(question)) + len(self._remembered(HEAD)) < self.max_tokens
-
-    def tree(self, events: Sequence[Event], preamble: int, questions: Sequence[Question]) -> Tree:
-        """The tree of `questions` on one record, `events` oldest first.
-
-        The first `preamble` events (demographics, earlier stays, this admission) are never left
-        out; the others go oldest first. A preamble that takes more than `HISTORY_SHARE` of the
-        room loses the end of its longest event (the discharge note). Raises UserError where not
-        even the questions fit.
-        """
-        branches = [self.branch(question) for question in questions]
-        head = self._remembered(HEAD)
-        room = self.max_tokens - len(head) - max(len(branch) for branch in branches)
-        if room < 0:
-            raise UserError(
-                f"max_tokens={self.max_tokens}: question and answer of sample "
-                f"{questions[0].sample_id} alone need {self.max_tokens - room}; raise it"
-            )
-        fixed = self._event_tokens(events[:preamble])
-        whole = sum(map(len, fixed))
-        fixed = self._shortened(fixed, int(room * HISTORY_SHARE))
-        used = sum(map(len, fixed))
-        newest = self._newest(events[preamble:], room - used)
-        trunk = head + [token for text in (*fixed, *newest) for token in text]
-        return Tree(trunk, branches, len(events) - preamble - len(newest), whole - used)
-
-    def prompt(self, events: Sequence[Event], preamble: int, question: Question) -> list[int]:
-        """One prompt as a flat list of ids, for generation."""
-        tree = self.tree(events, preamble, [replace(question, answer=None, chain=None)])
-        return tree.trunk + tree.branches[0].prompt
-
-    def _newest(self, window: Sequence[Event], room: int) -> list[list[int]]:
-        """The tokens of the latest events that fit into `room`, oldest first."""
-        kept: list[list[int]] = []
-        for end in range(len(window), 0, -EVENTS_AT_ONCE):
-            for text in reversed(self._event_tokens(window[max(end - EVENTS_AT_ONCE, 0) : end])):
-                if len(text) > room:
-                    return kept[::-1]
-                kept.append(text)
-                room -= len(text)
-        return kept[::-1]
-
-    def _event_tokens(self, events: Sequence[Event]) -> list[list[int]]:
-        new = [event for event in events if event not in self._known]
-        if new:
-            texts = [event_markdown(event) + "\n\n" for event in new]
-            ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-            self._known.update(zip(new, ids, strict=True))
-        found = [self._known[event] for event in events]
-        while len(self._known) > self.remember:
-            del self._known[next(iter(self._known))]
-        return found
-
-    def _shortened(self, fixed: list[list[int]], room: int) -> list[list[int]]:
-        """Cut the longest text's end, then the next longest's, until all fit into `room`."""
-        fixed = list(fixed)
-        end = self.tokens("\n\n") if sum(map(len, fixed)) > room else []
-        while (excess := sum(map(len, fixed)) - room) > 0:
-            longest = max(range(len(fixed)), key=lambda index: len(fixed[index]))
-            keep = max(len(fixed[longest]) - excess - len(end), 0)
-            fixed[longest] = fixed[longest][:keep] + (end if keep else [])
-        return fixed
+    trunk: int
+    branches: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Forest:
-    """Trees as one batch of rows: [trunk, padding, branches, padding], each part equally wide.
+    """Trees as one row of L tokens: all trunks first, then all branches, tree by tree.
 
-    input_ids, position_ids: [rows, length]; mask: [rows, 1, width of the branches, length], true
-    where a branch's token sees another; trunk tokens see their trunk causally. For each of N
-    learnt tokens: `sources` [N] the flat index (row * length + column) of the token that predicts
-    it, `targets` [N] its id, `weights` [N], `owners` [N] the number of its branch, counted over
-    the batch (-1: a token of the record). `tokens` counts real tokens, each trunk once.
-    `sample_ids` names the branches.
+    input_ids, position_ids: [1, L]; `shapes` says where which tree lies. For each of N learnt
+    tokens: `sources` [N] the place of the token that predicts it, `targets` [N] its id, `weights`
+    [N], `owners` [N] the number of its branch, counted over the row (-1: a token of the record).
+    `from_branches`: no learnt token is predicted by a trunk's. `tokens` counts real tokens, each
+    trunk once. `sample_ids` and `tasks` are the branches'. A row without trees is one token of
+    nothing, for processes that have less to do than others.
     """
 
     input_ids: Tensor
     position_ids: Tensor
-    mask: Tensor
+    shapes: tuple[Shape, ...]
     sources: Tensor
     targets: Tensor
     weights: Tensor
     owners: Tensor
+    from_branches: bool
     tokens: int
     sample_ids: list[str]
+    tasks: list[str]
+
+    @property
+    def stem(self) -> int:
+        """The tokens of all trunks: branches begin there."""
+        return sum(shape.trunk for shape in self.shapes)
 
     def to(self, device: torch.device) -> "Forest":
-        return Forest(
-            self.input_ids.to(device),
-            self.position_ids.to(device),
-            self.mask.to(device),
-            self.sources.to(device),
-            self.targets.to(device),
-            self.weights.to(device),
-            self.owners.to(device),
-            self.tokens,
-            self.sample_ids,
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            position_ids=self.position_ids.to(device),
+            sources=self.sources.to(device),
+            targets=self.targets.to(device),
+            weights=self.weights.to(device),
+            owners=self.owners.to(device),
         )
 
 
-def collate(trees: Sequence[Tree], record_weight: float = 0.0, pad_id: int = 0) -> Forest:
-    """Lay trees side by side, one a row; the branches of all rows begin in the same column.
+NOTHING = Tree([0], [Branch("", [0], [0], weight=0.0)])
+"""What a row without trees computes, so that it takes part in whatever its group does."""
 
-    `record_weight` above 0 also learns each record's tokens, once a tree, with that weight.
+
+def collate(trees: Sequence[Tree], record_weight: float = 0.0) -> Forest:
+    """Pack trees into one row, in their order.
+
+    `record_weight` above 0 also learns each record's tokens, once a tree, with that weight. The
+    first token of all, which nothing predicts, is never learnt.
     """
-    stem = max(len(tree.trunk) for tree in trees)
-    length = stem + max(len(tree) - len(tree.trunk) for tree in trees)
-    input_ids = torch.full((len(trees), length), pad_id)
-    position_ids = torch.zeros((len(trees), length), dtype=torch.long)
-    segments = torch.full((len(trees), length), -1)
-    sources: list[int] = []
-    targets: list[int] = []
-    weights: list[float] = []
-    owners: list[int] = []
-    names: list[str] = []
-    for row, tree in enumerate(trees):
-        start, trunk = row * length, len(tree.trunk)
-        input_ids[row, :trunk] = torch.tensor(tree.trunk, dtype=torch.long)
-        position_ids[row, :trunk] = torch.arange(trunk)
-        segments[row, :trunk] = 0
+    real = bool(trees)
+    trees = trees or [NOTHING]
+    stem = sum(len(tree.trunk) for tree in trees)
+    starts = [0, *accumulate(len(tree.trunk) for tree in trees)]
+    ids = [token for tree in trees for token in tree.trunk]
+    positions = [place for tree in trees for place in range(len(tree.trunk))]
+    learnt = _Learnt()
+    owner = 0
+    for tree, start in zip(trees, starts, strict=False):
+        end = start + len(tree.trunk)
         if record_weight > 0:
-            sources += range(start, start + trunk - 1)
-            targets += tree.trunk[1:]
-            weights += [record_weight] * (trunk - 1)
-            owners += [-1] * (trunk - 1)
-        column = stem
-        for number, branch in enumerate(tree.branches, 1):
-            end, learnt = column + len(branch), len(branch.completion)
-            input_ids[row, column:end] = torch.tensor(branch.prompt + branch.completion)
-            position_ids[row, column:end] = torch.arange(trunk, trunk + len(branch))
-            segments[row, column:end] = number
+            learnt.add(range(start, end - 1), tree.trunk[1:], record_weight, -1)
+        for branch in tree.branches:
+            own, asked = len(ids), len(branch.prompt)
+            ids += branch.prompt + branch.completion
+            positions += range(len(tree.trunk), len(tree.trunk) + len(branch))
             # without a question of its own, a branch's first token is predicted by the trunk
-            first = start + (end - learnt - 1 if branch.prompt else trunk - 1)
-            sources += [first, *range(start + end - learnt, start + end - 1)][:learnt]
-            targets += branch.completion
-            weights += [branch.weight] * learnt
-            owners += [len(names)] * learnt
-            names.append(branch.sample_id)
-            column = end
+            places = [end - 1, *range(own, own + len(branch) - 1)][asked:]
+            first = int(asked == 0 and not tree.trunk)
+            learnt.add(places[first:], branch.completion[first:], branch.weight, owner)
+            owner += 1
     return Forest(
-        input_ids,
-        position_ids,
-        branch_mask(segments, stem),
-        torch.tensor(sources, dtype=torch.long),
-        torch.tensor(targets, dtype=torch.long),
-        torch.tensor(weights, dtype=torch.float32),
-        torch.tensor(owners, dtype=torch.long),
-        sum(map(len, trees)),
-        names,
+        input_ids=torch.tensor([ids]),
+        position_ids=torch.tensor([positions]),
+        shapes=tuple(Shape(len(t.trunk), tuple(map(len, t.branches))) for t in trees),
+        sources=torch.tensor(learnt.sources, dtype=torch.long),
+        targets=torch.tensor(learnt.targets, dtype=torch.long),
+        weights=torch.tensor(learnt.weights, dtype=torch.float32),
+        owners=torch.tensor(learnt.owners, dtype=torch.long),
+        from_branches=min(learnt.sources, default=stem) >= stem,
+        tokens=sum(map(len, trees)) if real else 0,
+        sample_ids=[branch.sample_id for tree in trees for branch in tree.branches] if real else [],
+        tasks=[branch.task for tree in trees for branch in tree.branches],
     )
 
 
-def branch_mask(segments: Tensor, stem: int) -> Tensor:
-    """Whom branch tokens see: segments [rows, length], branches from column `stem` on ->
-    bool [rows, 1, length - stem, length].
+class _Learnt:
+    """Columns of learnt tokens while a row is laid out."""
 
-    Segment 0 is the trunk, 1.. are branches, -1 is padding. A token sees the trunk, and itself and
-    what is before it of its own branch. Padding sees padding: no row of a softmax is empty.
+    def __init__(self) -> None:
+        self.sources: list[int] = []
+        self.targets: list[int] = []
+        self.weights: list[float] = []
+        self.owners: list[int] = []
+
+    def add(
+        self, sources: Sequence[int], targets: Sequence[int], weight: float, owner: int
+    ) -> None:
+        self.sources += sources
+        self.targets += targets
+        self.weights += [weight] * len(targets)
+        self.owners += [owner] * len(targets)
+
+
+def pack(lengths: Sequence[int], max_tokens: int, ranks: int = 1) -> list[list[Row]]:
+    """Trees of `lengths` as rows of at most `max_tokens`, divided among `ranks` processes.
+
+    Every process gets equally many rows, some of them empty where there are too few trees: a
+    collective operation waits for all. Rows are about equally long (each tree, longest first, goes
+    into the shortest row). One tree that is longer than `max_tokens` has a row of its own.
     """
-    own = segments[:, stem:, None] == segments[:, None, :]
-    trunk = segments[:, None, :stem] == 0
-    own[:, :, :stem] = trunk & (segments[:, stem:, None] >= 0)
-    width = segments.shape[1] - stem
-    own[:, :, stem:] &= torch.ones(width, width, dtype=torch.bool, device=segments.device).tril()
-    padding = segments[:, stem:, None] < 0
-    own[:, :, stem:] |= padding & torch.eye(width, dtype=torch.bool, device=segments.device)
-    return own[:, None]
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    count = ranks * max(1, -(-sum(lengths) // (max_tokens * ranks)))
+    while (rows := _filled(lengths, order, max_tokens, count)) is None:
+        count += ranks
+    rows.sort(key=lambda row: -sum(lengths[index] for index in row))
+    # dealt forth and back, so that no process always gets the longer one
+    deals = [rows[first : first + ranks] for first in range(0, count, ranks)]
+    deals = [deal[::-1] if number % 2 else deal for number, deal in enumerate(deals)]
+    return [[deal[rank] for deal in deals] for rank in range(ranks)]
 
 
-def dense_mask(mask: Tensor) -> Tensor:
-    """The same for all tokens, the reference for every attention: the mask of the branches
-    [rows, 1, width, length] -> bool [rows, 1, length, length], the trunk causal."""
-    rows, _, width, length = mask.shape
-    dense = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
-    dense = dense.expand(rows, 1, length, length).clone()
-    dense[:, :, length - width :] = mask
-    return dense
+def _filled(
+    lengths: Sequence[int], order: Sequence[int], max_tokens: int, count: int
+) -> list[Row] | None:
+    """`count` rows, or None where a tree finds no room."""
+    rows: list[Row] = [[] for _ in range(count)]
+    used = [0] * count
+    for index in order:
+        row = used.index(min(used))
+        if rows[row] and used[row] + lengths[index] > max_tokens:
+            return None
+        rows[row].append(index)
+        used[row] += lengths[index]
+    return rows

@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from ehrr1.models.logprobs import hidden_states
 from ehrr1.progress import track
-from ehrr1.prompts.forest import Branch, Tree, collate
+from ehrr1.prompts.forest import collate
+from ehrr1.prompts.trees import Branch, Tree
 
 END_MARK = 0
 

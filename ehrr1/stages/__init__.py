@@ -1,32 +1,87 @@
 """The stages: one file each, `run(cfg, run) -> metrics`, read top to bottom."""
 
 import importlib
+import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
 
-from ehrr1 import runs
+from ehrr1 import parallel, runs
 from ehrr1.errors import UserError
+from ehrr1.stages.consolidate import consolidate_run
 
 console = Console(stderr=True)
+
+TRAINING = frozenset({"adapt", "reason", "rl"})
+"""The stages that several processes can share."""
 
 
 def execute(cfg: DictConfig) -> None:
     """Run the stage that `cfg.stage` names; `curriculum` runs all of them in order."""
-    stages = runs.ORDER if cfg.stage == "curriculum" else (cfg.stage,)
-    for stage in stages:
+    parallel.end_with_parent()
+    if cfg.stage == "consolidate":
+        consolidate_run(cfg, console)
+        return
+    if parallel.size() > 1:
+        _execute_in_group(cfg, cfg.stage)
+        return
+    for stage in runs.ORDER if cfg.stage == "curriculum" else (cfg.stage,):
+        if stage in TRAINING and _processes(cfg) > 1 and not runs.is_finished(_folder(cfg, stage)):
+            _start_group(cfg, stage)
+        else:
+            _execute_one(cfg, stage)
+
+
+def _folder(cfg: DictConfig, stage: str) -> Path:
+    return runs.home(cfg) / stage
+
+
+def _processes(cfg: DictConfig) -> int:
+    return parallel.wanted(cfg.trainer)
+
+
+def _start_group(cfg: DictConfig, stage: str) -> None:
+    """Run a stage in several processes on this machine, each of which types the same command."""
+    inputs = _check_inputs(cfg, stage)
+    importlib.import_module(f"ehrr1.stages.{stage}").check(cfg, inputs)
+    if cfg.trainer.nodes > 1:
+        raise UserError(
+            f"trainer.nodes={cfg.trainer.nodes}: start the command on every node, by srun with "
+            f"{cfg.trainer.devices} tasks a node, or by torchrun (docs/training.md)"
+        )
+    command = [sys.executable, *sys.argv, f"stage={stage}"]
+    if code := parallel.start(command, _processes(cfg)):
+        sys.exit(code)
+
+
+def _execute_in_group(cfg: DictConfig, stage: str) -> None:
+    """One process of several: process 0 opens the run's folder, all of them train."""
+    if stage not in TRAINING:
+        raise UserError(
+            f"stage={stage} runs in one process, and srun or torchrun started {parallel.size()}; "
+            f"start one, or name one of {', '.join(sorted(TRAINING))}"
+        )
+    parallel.check_size(_processes(cfg), cfg.trainer.devices, cfg.trainer.nodes)
+    from ehrr1.training.strategies import on_gpu
+
+    parallel.join(on_gpu(cfg.trainer))
+    if parallel.rank() == 0:
         _execute_one(cfg, stage)
+    elif (run := parallel.from_first(lambda: None)) is not None:
+        importlib.import_module(f"ehrr1.stages.{stage}").run(cfg, run)
 
 
 def _execute_one(cfg: DictConfig, stage: str) -> None:
-    _check_inputs(cfg, stage)
     if stage == "prepare" and cfg.data.shard is not None:
+        _check_inputs(cfg, stage)
         _prepare_share(cfg)
         return
-    with runs.opened(cfg, stage) as run:
-        folder = runs.home(cfg) / stage
+    with ExitStack() as stack:
+        run = _opened(cfg, stage, stack)
+        folder = _folder(cfg, stage)
         if run is None:
             console.print(f"[bold]{stage}[/]: finished already, in {folder}")
             return
@@ -38,6 +93,17 @@ def _execute_one(cfg: DictConfig, stage: str) -> None:
         seconds = time.monotonic() - begin
         runs.finish(run, {**metrics, "seconds": round(seconds, 3)})
         console.print(f"[bold]{stage}[/]: done in {seconds:.0f} s")
+
+
+def _opened(cfg: DictConfig, stage: str, stack: ExitStack) -> runs.Run | None:
+    """The run's folder, in every process of a group; None (to the others) where it is refused."""
+    try:
+        _check_inputs(cfg, stage)
+        run = stack.enter_context(runs.opened(cfg, stage))
+    except UserError:
+        parallel.from_first(lambda: None)
+        raise
+    return parallel.from_first(lambda: run)
 
 
 def _prepare_share(cfg: DictConfig) -> None:
@@ -58,12 +124,13 @@ def _prepare_share(cfg: DictConfig) -> None:
             _execute_one(whole, "prepare")
 
 
-def _check_inputs(cfg: DictConfig, stage: str) -> None:
-    """Raise UserError for missing inputs; a training stage adds what its model would need."""
+def _check_inputs(cfg: DictConfig, stage: str) -> dict[str, Path]:
+    """The inputs' folders. Raises UserError for missing ones; a training stage adds what its model
+    would need."""
     try:
-        runs.find_inputs(cfg, stage)
+        return runs.find_inputs(cfg, stage)
     except UserError as error:
-        if stage not in ("adapt", "reason", "rl"):
+        if stage not in TRAINING:
             raise
         from ehrr1.models.sizes import requirements
 

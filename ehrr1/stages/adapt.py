@@ -7,34 +7,44 @@ training patients' records first. Leaves hf/, train.jsonl, tb/ and checkpoints/ 
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 from datasets import Dataset
 from omegaconf import DictConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ehrr1 import parallel
 from ehrr1.errors import UserError
 from ehrr1.files import replacing
 from ehrr1.graph.chain import ARROW, BAR, SECTIONS
-from ehrr1.models.loading import export, load_model
-from ehrr1.models.sizes import check_memory
+from ehrr1.models.loading import read_config
 from ehrr1.models.start import embed_by_cooccurrence
 from ehrr1.prompts.corpus import corpus
-from ehrr1.prompts.forest import Question
 from ehrr1.prompts.messages import answer_text
 from ehrr1.prompts.tokenizer import load_tokenizer, train_tokenizer
+from ehrr1.prompts.trees import Question
 from ehrr1.records.schema import TABLES
 from ehrr1.runs import Run
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import LEARNABLE, select
-from ehrr1.training.sft import Material, train
+from ehrr1.training.checks import check_training
+from ehrr1.training.sft import Material, builder, lay_base, tokenise, train
 
 COUNTED = 30_000
 """Branches, evenly spaced, that co-occurrence is counted on: a bound on time and memory."""
 
 
+def check(cfg: DictConfig, inputs: dict[str, Path]) -> None:
+    """Raise UserError for everything that cannot work, before anything is read."""
+    if cfg.model.path is None:
+        check_training(cfg, "adapt")
+    else:
+        check_training(cfg, "adapt", read_config(cfg.model), load_tokenizer(cfg.model.path))
+
+
 def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
-    check_memory(cfg.model, cfg.trainer.accelerator)
+    check(cfg, run.inputs)
     prepared = Prepared(run.input("prepare"))
     training = training_samples(prepared, cfg.adapt, cfg.seed)
     if not training:
@@ -42,20 +52,20 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
             f"data.tasks={cfg.data.tasks}: no training sample in {prepared.folder}; "
             "prepare more patients or tasks"
         )
-    tokenizer = make_tokenizer(cfg, run, prepared, training)
-    model = load_model(cfg.model, None, tokenizer, cfg.seed)
+    tokenizer = parallel.in_turn(lambda: make_tokenizer(cfg, run, prepared, training))
     held_out = prepared.scan("validation", LEARNABLE)
     validation = prepared.as_samples(select(held_out, cfg.adapt.eval_samples_per_task, cfg.seed))
-    material = Material(
-        prepared, training, validation, partial(ask, risk_weight=cfg.loss.risk_weight)
-    )
-    begin = partial(embed, model, cfg) if cfg.model.path is None and "start" in cfg.model else None
-    metrics = train(material, model, tokenizer, run.folder, cfg, "adapt", begin)
-    export(model, tokenizer, run.folder / "hf")
-    return metrics | {"vocabulary": len(tokenizer)}
+    questions = partial(ask, risk_weight=cfg.loss.risk_weight)
+    material = Material(prepared, training, validation, questions)
+    trees, evaluation = tokenise(material, tokenizer, run.folder, cfg.adapt.max_tokens, "adapt")
+    begin = partial(embed, cfg=cfg, trees=trees) if "start" in cfg.model else None
+    parameters = parallel.from_first(lambda: lay_base(cfg, run.folder, None, tokenizer))
+    build = builder(cfg, None, tokenizer, begin if cfg.model.path is None else None)
+    metrics = train(trees, evaluation, build, run.folder, cfg, "adapt")
+    return metrics | {"vocabulary": len(tokenizer), "parameters": parameters}
 
 
-def embed(model: PreTrainedModel, cfg: DictConfig, trees: Dataset) -> None:
+def embed(model: PreTrainedModel, *, cfg: DictConfig, trees: Dataset) -> None:
     """Embeddings from which tokens of training records, questions and answers go together."""
     every = -(-sum(map(len, trees["sample_ids"])) // COUNTED)
     records = list(islice(branch_tokens(trees), 0, None, every))

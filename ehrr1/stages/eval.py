@@ -23,8 +23,8 @@ from ehrr1.evaluation.summary import MODELS, summarise
 from ehrr1.files import replacing
 from ehrr1.models.loading import load_model
 from ehrr1.progress import track
-from ehrr1.prompts.forest import TreeMaker
 from ehrr1.prompts.tokenizer import load_tokenizer
+from ehrr1.prompts.trees import TreeMaker
 from ehrr1.runs import Run
 from ehrr1.tasks.catalog import SUITES, TASKS
 from ehrr1.tasks.samples import Prepared, Sample

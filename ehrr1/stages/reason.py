@@ -12,20 +12,27 @@ from pathlib import Path
 import polars as pl
 from omegaconf import DictConfig
 
+from ehrr1 import parallel
 from ehrr1.errors import UserError
-from ehrr1.models.loading import export, load_model
-from ehrr1.models.sizes import check_memory
-from ehrr1.prompts.forest import Question
+from ehrr1.models.loading import read_config
 from ehrr1.prompts.tokenizer import load_tokenizer
+from ehrr1.prompts.trees import Question
 from ehrr1.runs import Run
 from ehrr1.stages.adapt import ask as ask_directly
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import LEARNABLE, select
-from ehrr1.training.sft import Material, train
+from ehrr1.training.checks import check_training
+from ehrr1.training.sft import Material, builder, lay_base, tokenise, train
+
+
+def check(cfg: DictConfig, inputs: dict[str, Path]) -> None:
+    """Raise UserError for everything that cannot work, before anything is read."""
+    start = inputs["adapt"] / "hf"
+    check_training(cfg, "reason", read_config(cfg.model, start), load_tokenizer(start))
 
 
 def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
-    check_memory(cfg.model, cfg.trainer.accelerator)
+    check(cfg, run.inputs)
     start = run.input("adapt") / "hf"
     prepared = Prepared(run.input("prepare"))
     chains = kept_chains(run.input("chains") / "chains.jsonl")
@@ -38,16 +45,14 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
             "raise chains.samples_per_task or data.subjects"
         )
     tokenizer = load_tokenizer(start)
-    model = load_model(cfg.model, start, tokenizer)
-    material = Material(
-        prepared,
-        training,
-        validation,
-        partial(ask, chains=chains, risk_weight=cfg.loss.risk_weight),
-    )
-    metrics = train(material, model, tokenizer, run.folder, cfg, "reason")
-    export(model, tokenizer, run.folder / "hf")
-    return metrics | {"samples/think": thinking, "samples/direct": len(training) - thinking}
+    questions = partial(ask, chains=chains, risk_weight=cfg.loss.risk_weight)
+    material = Material(prepared, training, validation, questions)
+    trees, evaluation = tokenise(material, tokenizer, run.folder, cfg.reason.max_tokens, "reason")
+    parameters = parallel.from_first(lambda: lay_base(cfg, run.folder, start, tokenizer))
+    build = builder(cfg, start, tokenizer)
+    metrics = train(trees, evaluation, build, run.folder, cfg, "reason")
+    samples = {"samples/think": thinking, "samples/direct": len(training) - thinking}
+    return metrics | samples | {"parameters": parameters}
 
 
 def kept_chains(path: Path) -> dict[str, tuple[str, str]]:

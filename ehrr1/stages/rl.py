@@ -10,25 +10,28 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
+from ehrr1 import parallel
 from ehrr1.errors import UserError
 from ehrr1.evaluation.bootstrap import Resamples, estimate
 from ehrr1.files import read_json, write_json
 from ehrr1.models.loading import export, load_model
 from ehrr1.models.sizes import check_memory
-from ehrr1.prompts.dataset import StepData, Steps, evenly, plan_evenly, write_trees
-from ehrr1.prompts.forest import Question, TreeMaker
+from ehrr1.prompts.dataset import evenly, write_trees
+from ehrr1.prompts.steps import StepData, Steps, plan_evenly
 from ehrr1.prompts.tokenizer import load_tokenizer
+from ehrr1.prompts.trees import Question, TreeMaker
 from ehrr1.runs import Run
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import LEARNABLE, select
-from ehrr1.training.fitting import fit
+from ehrr1.training.fitting import fit, load_last
 from ehrr1.training.grpo import GRPOModule, Prompt, mean
 from ehrr1.training.rewards import REWARDS
+from ehrr1.training.strategies import is_zero
 
 
 def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
-    check(cfg)
+    check(cfg, run.inputs)
     start = run.input("reason") / "hf"
     prepared = Prepared(run.input("prepare"))
     tokenizer = load_tokenizer(start)
@@ -59,6 +62,7 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
         seed=cfg.seed,
         save_seconds=cfg.rl.save_seconds,
     )
+    load_last(module, run.folder)  # those that `fit` made, or that an earlier process had saved
     after = validate(module, validation, "validation after", run.folder / "after.json")
     export(model, tokenizer, run.folder / "hf")
     return compare(validation, before, after, cfg) | {
@@ -68,9 +72,14 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
     }
 
 
-def check(cfg: DictConfig) -> None:
+def check(cfg: DictConfig, inputs: dict[str, Path]) -> None:
     """All settings of this stage that cannot work, at once."""
     problems = []
+    if is_zero(cfg.trainer) or parallel.wanted(cfg.trainer) > 1:
+        problems.append(
+            f"trainer.strategy={cfg.trainer.strategy}, trainer.devices={cfg.trainer.devices}: "
+            "stage=rl runs in one process; choose trainer=single"
+        )
     if cfg.rl.loss != "grpo":
         problems.append(f"rl.loss={cfg.rl.loss}: there is only grpo")
     if cfg.rl.group_size < 2:

@@ -1,99 +1,101 @@
-"""What a training run leaves in its folder while it runs: train.jsonl, tb/ and checkpoints/."""
+"""What a training run shows while it runs: train.jsonl, tb/, the bar; and its draws' seeds."""
 
 import json
-import re
+import resource
 import time
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from ehrr1 import parallel
 from ehrr1.files import replacing
 from ehrr1.progress import bar
+from ehrr1.prompts.steps import Steps
 from ehrr1.training.module import ForestModule
 
-NAME = re.compile(r"step=(\d+)\.ckpt")
+PEAK_TFLOPS = {"A100": 312, "H100": 989, "H200": 989, "GH200": 989, "B200": 2250, "L40S": 362}
+"""Dense bf16 peaks by NVIDIA's data sheets: a part of the device's name, and TFLOP/s."""
+
+GIB = 2**30
 
 
-def last_checkpoint(folder: Path) -> tuple[Path | None, int]:
-    """The newest checkpoint of `folder` and the number of steps done in it; (None, 0) if none.
+class Seeds(Callback):
+    """Random draws of a step (an adapter's dropout) depend on seed, step and process only, so that
+    a resumed run repeats them."""
 
-    Half-written ones have other names and are never found.
-    """
-    found = {
-        int(match[1]): path
-        for path in folder.glob("step=*.ckpt")
-        if (match := NAME.fullmatch(path.name))
-    }
-    return (found[max(found)], max(found)) if found else (None, 0)
+    def __init__(self, seed: int, start: int):
+        self.seed, self.done = seed, start
 
-
-class Checkpoints(Callback):
-    """Saves everything that a resumed run needs, at least every `seconds` of training.
-
-    A checkpoint is named by its steps done, appears whole or not at all, and replaces the one
-    before only then. `start` is the number of steps done before this process.
-    """
-
-    def __init__(self, folder: Path, start: int, seconds: float, every: int | None = None):
-        self.folder, self.done = folder, start
-        self.seconds, self.every = seconds, every
-        self.saved_at = time.monotonic()
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_batch_start(self, *_: Any) -> None:
+        torch.manual_seed((self.seed * 1_000_003 + self.done) * 65_536 + parallel.rank())
         self.done += 1
-        due = time.monotonic() - self.saved_at >= self.seconds
-        if due or (self.every and self.done % self.every == 0):
-            self.save(trainer)
-
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self.save(trainer)
-
-    def save(self, trainer: Trainer) -> None:
-        earlier, step = last_checkpoint(self.folder)
-        if step < self.done:
-            with replacing(self.folder / f"step={self.done:08d}.ckpt") as temporary:
-                trainer.save_checkpoint(temporary)
-            if earlier is not None:
-                earlier.unlink()
-        self.saved_at = time.monotonic()
 
 
 class TrainLog(Callback):
     """Writes what the module watched in a step: a line a step, a curve a number, and the bar.
 
-    After a resume from step `start`, lines of later steps (done, but lost) are dropped, so that
-    train.jsonl has every step once.
+    Adds seconds, seconds waited for data, tokens and samples a second, memory, and the share of
+    the hardware's peak where that is known. After a resume from step `start`, lines of later steps
+    (done, but lost) are dropped, so that train.jsonl has every step once. Process 0 writes.
     """
 
-    def __init__(self, path: Path, steps: int, start: int, description: str):
-        self.path, self.steps, self.start, self.description = path, steps, start, description
-        self.done = start
+    def __init__(self, path: Path, steps: Steps, description: str):
+        self.path, self.steps, self.description = path, steps, description
+        self.start = self.done = steps.start
         self.file: TextIO | None = None
         self.bar = bar()
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        self.flops_a_token = 6 * inner_parameters(module)
+        self.peak = trainer.world_size * peak_flops()
+        self.waited = self.steps.waited
+        if not trainer.is_global_zero:
+            return
         lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
         with replacing(self.path) as temporary:
             temporary.write_text("".join(lines[: self.start]))
         self.file = self.path.open("a", encoding="utf-8")
         self.bar.start()
-        self.task = self.bar.add_task(self.description, total=self.steps, completed=self.start)
+        total = len(self.steps.plan)
+        self.task = self.bar.add_task(self.description, total=total, completed=self.start)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.began = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         assert isinstance(module, ForestModule)
-        outputs = module.watched
         self.done += 1
-        values = {"step": self.done, **outputs, "resumed_from": self.start}
-        assert self.file is not None
-        self.file.write(json.dumps(values) + "\n")
+        values = module.watched | self.throughput(module.watched)
+        if self.file is None:
+            return
+        self.file.write(
+            json.dumps({"step": self.done, **values, "resumed_from": self.start}) + "\n"
+        )
         self.file.flush()
         if trainer.logger is not None:
-            trainer.logger.log_metrics({f"train/{k}": v for k, v in outputs.items()}, self.done)
-        text = f"{self.description}  loss {outputs['loss']:.3f}"
-        if "reward" in outputs:
-            text += f"  reward {outputs['reward']:.3f}"
+            trainer.logger.log_metrics({f"train/{k}": v for k, v in values.items()}, self.done)
+        text = f"{self.description}  loss {values['loss']:.3f}"
+        if "reward" in values:
+            text += f"  reward {values['reward']:.3f}"
+        text += f"  {values['tokens_per_second']:,.0f} tokens/s  {values['memory_gib']:.1f} GiB"
         self.bar.update(self.task, completed=self.done, description=text)
+
+    def throughput(self, watched: dict[str, float]) -> dict[str, float]:
+        """Of this step; `tokens` are real ones of all processes, each trunk once."""
+        data, self.waited = self.steps.waited - self.waited, self.steps.waited
+        seconds = time.perf_counter() - self.began + data
+        found = {
+            "seconds": seconds,
+            "data_seconds": data,
+            "tokens_per_second": watched["tokens"] / seconds,
+            "samples_per_second": watched["samples"] / seconds,
+            "memory_gib": memory_gib(),
+        }
+        if self.peak:
+            found["mfu"] = self.flops_a_token * watched["tokens"] / seconds / self.peak
+        return found
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.close()
@@ -101,10 +103,37 @@ class TrainLog(Callback):
     def on_exception(
         self, trainer: Trainer, module: LightningModule, exception: BaseException
     ) -> None:
-        if self.file is not None:
-            self.close()
+        self.close()
 
     def close(self) -> None:
-        assert self.file is not None
-        self.file.close()
-        self.bar.stop()
+        if self.file is not None:
+            self.file.close()
+            self.bar.stop()
+
+
+def inner_parameters(module: LightningModule) -> int:
+    """The parameters of a model without embeddings and head: 6 floating point operations each for
+    a token (Kaplan et al., arXiv 2001.08361), the products of attention not counted."""
+    assert isinstance(module, ForestModule)
+    outer = {
+        id(module.model.get_input_embeddings().weight),
+        id(module.model.get_output_embeddings().weight),
+    }
+    inner = [p for p in module.model.parameters() if id(p) not in outer]
+    # of a weight that ZeRO-3 has divided, `numel` is nothing and `ds_numel` all of it
+    return sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in inner)
+
+
+def peak_flops() -> float:
+    """Of one device of this process, in FLOP/s; 0 where it is not known."""
+    if not torch.cuda.is_available():
+        return 0.0
+    name = torch.cuda.get_device_name()
+    return max((1e12 * peak for part, peak in PEAK_TFLOPS.items() if part in name), default=0.0)
+
+
+def memory_gib() -> float:
+    """The most memory that this process has used, on its GPU where it has one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / GIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB

@@ -11,15 +11,17 @@ from omegaconf import DictConfig
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from ehrr1.errors import UserError
-from ehrr1.prompts.dataset import StepData
-from ehrr1.training.callbacks import Checkpoints, TrainLog, last_checkpoint
+from ehrr1 import parallel
+from ehrr1.prompts.steps import StepData
+from ehrr1.training.callbacks import Seeds, TrainLog
+from ehrr1.training.checkpoints import Checkpoints, last_checkpoint
 from ehrr1.training.module import ForestModule
+from ehrr1.training.strategies import environment, make_strategy, on_gpu
 
 
 def quiet() -> None:
     """Silence what Lightning says about every trainer: devices, tips, data loader workers."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning"):
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning", "DeepSpeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for text in (
         ".*does not have many workers.*",
@@ -27,29 +29,31 @@ def quiet() -> None:
         ".*not resumable.*",
         ".*no `validation_step`.*",
         ".*isinstance.treespec, LeafSpec.*",
+        ".*does not exist in the model.*",
+        ".*barrier.*using the device under current context.*",
     ):
         warnings.filterwarnings("ignore", text)
 
 
-def make_trainer(settings: DictConfig, folder: Path | None, callbacks: list[Callback]) -> Trainer:
+def make_trainer(
+    trainer: DictConfig, clip: float, folder: Path, callbacks: list[Callback], evaluates: bool
+) -> Trainer:
     """A Lightning trainer for one pass over the planned steps; TensorBoard goes to `folder`/tb."""
-    if settings.devices != 1:
-        raise UserError(f"trainer.devices={settings.devices}: training runs on one device; set 1")
-    if settings.accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("trainer.accelerator=gpu: no GPU is found here; set cpu or auto")
-    logger = TensorBoardLogger(folder, name="tb", version="") if folder else False
     return Trainer(
-        accelerator=settings.accelerator,
-        devices=settings.devices,
-        precision=settings.precision,
-        strategy="auto",
+        accelerator="gpu" if on_gpu(trainer) else "cpu",
+        devices=parallel.size() // trainer.nodes,
+        num_nodes=trainer.nodes,
+        precision=trainer.precision,
+        strategy=make_strategy(trainer, clip),
+        plugins=[environment()],
         max_epochs=1,
-        logger=logger,
+        logger=TensorBoardLogger(folder, name="tb", version=""),
         callbacks=callbacks,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        limit_val_batches=0 if folder else None,
+        num_sanity_val_steps=0,
+        limit_val_batches=1.0 if evaluates else 0,
         use_distributed_sampler=False,
     )
 
@@ -58,44 +62,58 @@ def fit(
     module: ForestModule,
     data: StepData,
     folder: Path,
-    settings: DictConfig,
+    trainer: DictConfig,
     *,
     description: str,
     seed: int,
     save_seconds: float,
 ) -> None:
-    """Train `module` over the steps of `data`; a run that was stopped resumes.
+    """Train `module` over the steps of `data`, then evaluate it; a run that was stopped resumes.
 
     It goes on from the last checkpoint of `folder`: weights, optimizer, schedule and the position
-    in the data. Afterwards the module holds the final weights.
+    in the data. A run whose last step is saved has nothing left to do.
     """
     quiet()
     seed_everything(seed, verbose=False)
     steps = len(data.training.plan)
-    checkpoint, start = last_checkpoint(folder / "checkpoints")
-    if checkpoint is not None and start >= steps:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        module.load_state_dict(state["state_dict"])
+    checkpoint, start = parallel.from_first(lambda: last_checkpoint(folder / "checkpoints"))
+    if start >= steps:
         return
     data.training.start = start
     callbacks: list[Callback] = [
-        TrainLog(folder / "train.jsonl", steps, start, description),
-        Checkpoints(folder / "checkpoints", start, save_seconds),
+        Seeds(seed, start),
+        TrainLog(folder / "train.jsonl", data.training, description),
+        Checkpoints(folder / "checkpoints", start, steps, save_seconds),
     ]
-    trainer = make_trainer(settings, folder, callbacks)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    made = make_trainer(
+        trainer, module.settings.clip, folder, callbacks, data.evaluation is not None
+    )
+    made.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
 
-def evaluate(module: ForestModule, data: StepData, settings: DictConfig) -> None:
-    """Run the module's validation steps over the evaluation batches of `data`."""
-    quiet()
-    make_trainer(settings, None, []).validate(module, datamodule=data, verbose=False)
+def load_last(module: ForestModule, folder: Path) -> None:
+    """Give `module`, whose model is built, the weights of the last checkpoint (of no ZeRO run)."""
+    checkpoint, _ = last_checkpoint(folder / "checkpoints")
+    assert checkpoint is not None
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    module.load_state_dict(state["state_dict"], strict=False)
 
 
-def first_and_last_loss(log: Path, steps: int = 20) -> tuple[float, float]:
-    """The mean loss of the first and of the last `steps` lines of train.jsonl.
-
-    Single steps differ more by their samples than by what was learnt.
-    """
-    losses = [json.loads(line)["loss"] for line in log.read_text().splitlines()]
-    return fmean(losses[:steps]), fmean(losses[-steps:])
+def log_summary(log: Path, steps: int = 20) -> dict[str, float]:
+    """From train.jsonl: train/loss/first and last (means of so many steps: single ones differ more
+    by their samples than by what was learnt), and throughput over the whole run."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    losses = [line["loss"] for line in lines]
+    seconds = sum(line["seconds"] for line in lines)
+    found = {
+        "train/loss/first": fmean(losses[:steps]),
+        "train/loss/last": fmean(losses[-steps:]),
+        "train/tokens": sum(line["tokens"] for line in lines),
+        "train/tokens_per_second": sum(line["tokens"] for line in lines) / seconds,
+        "train/samples_per_second": sum(line["samples"] for line in lines) / seconds,
+        "train/data_share": sum(line["data_seconds"] for line in lines) / seconds,
+        "train/memory_gib": max(line["memory_gib"] for line in lines),
+    }
+    if all("mfu" in line for line in lines):
+        found["train/mfu"] = sum(line["mfu"] * line["seconds"] for line in lines) / seconds
+    return found

@@ -19,8 +19,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1.models.logprobs import token_logprobs
-from ehrr1.prompts.dataset import batches
-from ehrr1.prompts.forest import Branch, Forest, Tree
+from ehrr1.prompts.forest import Forest
+from ehrr1.prompts.steps import rows
+from ehrr1.prompts.trees import Branch, Tree
 from ehrr1.rollout.transformers import Completion, TransformersRollout
 from ehrr1.training.losses import group_advantages, grpo_loss
 from ehrr1.training.module import ForestModule
@@ -60,7 +61,8 @@ class GRPOModule(ForestModule):
         batch_size: int,
         seed: int,
     ):
-        super().__init__(model, settings, updates)
+        super().__init__(lambda sharding: model, settings, updates)
+        self.model = model
         self.tokenizer, self.seed = tokenizer, seed
         # a tuple hides the reference from state_dict: it is the earlier stage's, not ours to save
         self.reference = (copy.deepcopy(model).eval(),) if settings.beta > 0 else ()
@@ -152,7 +154,7 @@ class GRPOModule(ForestModule):
                 branches.append(Branch(name, prompt.tokens[-1:], completion.tokens, weight))
             if branches:
                 trees.append(Tree(prompt.tokens[:-1], branches))
-        return (batches(trees, self.settings.max_batch_tokens) if trees else []), scored
+        return (rows(trees, self.settings.max_batch_tokens) if trees else []), scored
 
     def loss(self, forest: Forest, scored: dict[str, Scored], sums: dict[str, float]) -> Tensor:
         """The loss of one batch; adds what is watched to `sums`, over learnt tokens."""

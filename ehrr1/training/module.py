@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from math import cos, isfinite, pi
 from typing import Any
 
-import torch
 from omegaconf import DictConfig
 from pytorch_lightning import LightningModule
 from torch import Tensor
@@ -12,8 +11,14 @@ from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
+from ehrr1 import parallel
 from ehrr1.models.last_layer import decoder_layers
+from ehrr1.models.loading import Sharding
 from ehrr1.prompts.forest import Forest
+from ehrr1.training.strategies import row, sharding, step, steps_on_cpu
+
+Build = Callable[[Sharding | None], PreTrainedModel]
+"""Makes the model: under ZeRO-3 in the context that divides it among the processes."""
 
 
 def warmup_cosine(steps: int, warmup: float) -> Callable[[int], float]:
@@ -28,23 +33,30 @@ def warmup_cosine(steps: int, warmup: float) -> Callable[[int], float]:
     return factor
 
 
-def make_optimizers(model: PreTrainedModel, settings: DictConfig) -> list[Optimizer]:
+def make_optimizers(
+    model: PreTrainedModel, settings: DictConfig, on_cpu: bool = False
+) -> list[Optimizer]:
     """AdamW or, with `optimizer: muon`, Muon (Jordan et al., 2024) for the layers' matrices.
 
     Muon's steps are scaled to the size of AdamW's (Liu et al., arXiv 2502.16982), so that one
-    learning rate serves both; embeddings, head and norms stay with AdamW.
+    learning rate serves both; embeddings, head and norms stay with AdamW. `on_cpu`: the step is
+    DeepSpeed's own on the CPU, with the model on a GPU. Frozen weights are left out.
     """
+    learnt = [p for p in model.parameters() if p.requires_grad]
     layers = {id(p) for p in decoder_layers(model).parameters() if p.ndim == 2}
-    matrices = [p for p in model.parameters() if id(p) in layers and settings.optimizer == "muon"]
+    matrices = [p for p in learnt if id(p) in layers and settings.optimizer == "muon"]
     chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    adamw = AdamW(
-        rest,
-        lr=settings.lr,
-        betas=(0.9, settings.beta2),
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
+    rest = [p for p in learnt if id(p) not in chosen]
+    given = {
+        "lr": settings.lr,
+        "betas": (0.9, settings.beta2),
+        "weight_decay": settings.weight_decay,
+    }
+    if on_cpu:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return [DeepSpeedCPUAdam(rest, **given)]
+    adamw = AdamW(rest, **given, fused=True)
     if not matrices:
         return [adamw]
     muon = Muon(
@@ -63,49 +75,68 @@ def _listed(one_or_many: Any) -> list[Any]:
 class ForestModule(LightningModule):
     """A causal language model that learns from forests, one optimizer step a training step.
 
-    Optimisation is manual: a step's trees may come in several batches, each divided by the whole
-    step's weight. `settings` holds optimizer, lr, warmup (a share of the steps), weight_decay,
-    beta2, clip.
+    Optimisation is manual: a step's trees may come in several rows, on several processes, each
+    divided by the whole step's weight. `build` makes the model when the strategy is ready for it
+    (`models/loading.py`); `settings` holds optimizer, lr, warmup (a share of the steps),
+    weight_decay, beta2, clip.
     """
 
-    def __init__(self, model: PreTrainedModel, settings: DictConfig, updates: int):
+    model: PreTrainedModel
+
+    def __init__(self, build: Build, settings: DictConfig, updates: int):
         super().__init__()
         self.automatic_optimization = False
-        self.model, self.settings, self.updates = model, settings, updates
+        self.strict_loading = False  # a checkpoint has no frozen weights
+        self.build, self.settings, self.updates = build, settings, updates
         self.watched: dict[str, float] = {}
+
+    def configure_model(self) -> None:
+        if "model" not in self._modules:
+            self.model = self.build(sharding(self))
 
     def configure_optimizers(self) -> Any:
         factor = warmup_cosine(self.updates, self.settings.warmup)
         return [
             {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, factor)}
-            for optimizer in make_optimizers(self.model, self.settings)
+            for optimizer in make_optimizers(self.model, self.settings, steps_on_cpu(self))
         ]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        learnt = {name for name, weights in self.named_parameters() if weights.requires_grad}
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: state[name] for name in state if name in learnt}
 
     def update(
         self, forests: Sequence[Forest], loss: Callable[[Forest], Tensor]
     ) -> dict[str, float]:
-        """One optimizer step on the sum of `loss` over `forests`; returns loss, grad_norm and lr.
+        """One optimizer step on the sum of `loss` over the rows of all processes.
 
-        Raises FloatingPointError where the loss is not finite, with the samples it came from.
+        Returns loss, grad_norm and lr. Raises FloatingPointError with step and samples where the
+        loss or the gradient is not finite: no step is taken then.
         """
         optimizers: list[Any] = _listed(self.optimizers())
         schedules: list[Any] = _listed(self.lr_schedulers())
         for optimizer in optimizers:
             optimizer.zero_grad()
-        total = 0.0
-        for forest in forests:
-            part = loss(forest)
-            if not isfinite(part.item()):
-                names = ", ".join(dict.fromkeys(forest.sample_ids))
-                raise FloatingPointError(f"the loss is {part.item()} for samples {names}")
-            self.manual_backward(part)
-            total += part.item()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        own = 0.0
+        for number, forest in enumerate(forests, 1):
+            with row(self, last=number == len(forests)):
+                part = loss(forest)
+                self._check("loss", part.item(), [forest])
+                # the strategies average over processes: a sum is wanted
+                self.manual_backward(part * self.trainer.world_size)
+            own += part.item()
         rate = optimizers[0].param_groups[0]["lr"]
-        optimizers[0].step()
-        for optimizer in optimizers[1:]:
-            # past Lightning's wrapper, which would count a second step
-            optimizer.optimizer.step()
+        norm = step(self, optimizers, self.settings.clip)
+        self._check("gradient's norm", norm, forests)
         for schedule in schedules:
             schedule.step()
-        return {"loss": total, "grad_norm": norm.item(), "lr": rate}
+        [total] = parallel.totals([own])
+        return {"loss": total, "grad_norm": norm, "lr": rate}
+
+    def _check(self, what: str, value: float, forests: Sequence[Forest]) -> None:
+        if not isfinite(value):
+            names = ", ".join(dict.fromkeys(n for forest in forests for n in forest.sample_ids))
+            raise FloatingPointError(
+                f"step {self.trainer.global_step + 1}: the {what} is {value} for samples {names}"
+            )

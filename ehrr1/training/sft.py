@@ -1,6 +1,5 @@
 """Supervised training: the model learns the answers to questions on a record."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,47 +10,69 @@ from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ehrr1 import parallel
 from ehrr1.errors import UserError
+from ehrr1.files import read_json, write_json
+from ehrr1.models.loading import Sharding, add_adapters, load_model, read_config
 from ehrr1.models.logprobs import token_logprobs
-from ehrr1.prompts.dataset import StepData, forest_steps, plan_steps, write_trees
-from ehrr1.prompts.forest import Forest, Question, TreeMaker
+from ehrr1.models.sizes import count_parameters
+from ehrr1.prompts.dataset import write_trees
+from ehrr1.prompts.forest import Forest
+from ehrr1.prompts.steps import Step, StepData, forest_steps, plan_steps
+from ehrr1.prompts.trees import Question, TreeMaker
+from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
-from ehrr1.training.fitting import evaluate, first_and_last_loss, fit
+from ehrr1.training.checkpoints import consolidate, write_base
+from ehrr1.training.fitting import fit, log_summary
 from ehrr1.training.losses import supervised_loss
-from ehrr1.training.module import ForestModule
+from ehrr1.training.module import Build, ForestModule
+from ehrr1.training.strategies import is_zero
 
 
 class SupervisedModule(ForestModule):
-    """Maximum likelihood of completions, and of the record where forests carry weights for it."""
+    """Maximum likelihood of completions, and of the record where forests carry weights for it.
 
-    def training_step(self, forests: Sequence[Forest], index: int) -> None:
-        begin = time.perf_counter()
-        total = sum(forest.weights.sum().item() for forest in forests)
+    The evaluation's losses are written to `evaluation`.
+    """
 
+    def __init__(self, build: Build, settings: DictConfig, updates: int, evaluation: Path):
+        super().__init__(build, settings, updates)
+        self.evaluation = evaluation
+
+    def training_step(self, step: Step, index: int) -> None:
         def loss(forest: Forest) -> Tensor:
             logprobs = token_logprobs(self.model, forest).logprobs
-            return supervised_loss(logprobs, forest.weights, total)
+            return supervised_loss(logprobs, forest.weights, step.weight)
 
-        metrics = self.update(forests, loss)
-        self.watched = metrics | {
-            "tokens": sum(forest.tokens for forest in forests),
-            "samples": sum(len(forest.sample_ids) for forest in forests),
-            "seconds": time.perf_counter() - begin,
-        }
+        metrics = self.update(step.forests, loss)
+        self.watched = metrics | {"tokens": step.tokens, "samples": step.samples}
 
     def on_validation_start(self) -> None:
-        self.validation_sums = [0.0, 0.0]
+        self.sums = {name: 0.0 for name in ("loss", "weight", *TASKS, *map(_tokens_of, TASKS))}
 
     @torch.no_grad()
-    def validation_step(self, forests: Sequence[Forest], index: int) -> None:
-        for forest in forests:
-            logprobs = token_logprobs(self.model, forest).logprobs
-            self.validation_sums[0] -= (forest.weights * logprobs).sum().item()
-            self.validation_sums[1] += forest.weights.sum().item()
+    def validation_step(self, step: Step, index: int) -> None:
+        for forest in step.forests:
+            losses = -token_logprobs(self.model, forest).logprobs
+            self.sums["loss"] += (forest.weights * losses).sum().item()
+            self.sums["weight"] += forest.weights.sum().item()
+            for owner, loss in zip(forest.owners.tolist(), losses.tolist(), strict=True):
+                if task := forest.tasks[owner]:
+                    self.sums[task] += loss
+                    self.sums[_tokens_of(task)] += 1
 
     def on_validation_end(self) -> None:
-        loss, weight = self.validation_sums
-        self.validation_loss = loss / max(weight, 1e-9)
+        sums = dict(zip(self.sums, parallel.totals(list(self.sums.values())), strict=True))
+        found = {"eval/loss": sums["loss"] / max(sums["weight"], 1e-9)}
+        for task in TASKS:
+            if sums[_tokens_of(task)]:
+                found[f"eval/loss/{task}"] = sums[task] / sums[_tokens_of(task)]
+        if parallel.rank() == 0:
+            write_json(self.evaluation, found)
+
+
+def _tokens_of(task: str) -> str:
+    return f"{task}/tokens"
 
 
 @dataclass(frozen=True)
@@ -64,41 +85,84 @@ class Material:
     ask: Callable[[Sample], Sequence[Question]]
 
 
-def train(
+def builder(
+    cfg: DictConfig,
+    source: Path | None,
+    tokenizer: PreTrainedTokenizerBase,
+    begin: Callable[[PreTrainedModel], None] | None = None,
+) -> Build:
+    """How a stage's model is made when the strategy is ready for it.
+
+    It starts from `source`, an earlier stage's hf/, or else as `model` says; `begin` may change it
+    before anything is learnt.
+    """
+
+    def build(sharding: Sharding | None) -> PreTrainedModel:
+        # under ZeRO the optimizer keeps float32 weights of its own
+        half = is_zero(cfg.trainer) and cfg.trainer.precision != "32-true"
+        dtype = torch.bfloat16 if half else torch.float32
+        model = load_model(cfg.model, source, tokenizer, cfg.seed, dtype, sharding)
+        if begin is not None:
+            begin(model)
+        if cfg.model.lora is not None:
+            add_adapters(model, cfg.model.lora)
+        if cfg.trainer.activation_checkpointing:
+            model.gradient_checkpointing_enable()
+        return model
+
+    return build
+
+
+def lay_base(
+    cfg: DictConfig, folder: Path, source: Path | None, tokenizer: PreTrainedTokenizerBase
+) -> int:
+    """Write what hf/ will hold beside the weights; returns the number of the model's parameters."""
+    config = read_config(cfg.model, source, len(tokenizer))
+    dtype = torch.float32 if cfg.trainer.precision == "32-true" else torch.bfloat16
+    write_base(folder, config, tokenizer, dtype, source or cfg.model.path, cfg.model.lora)
+    return count_parameters(config)
+
+
+def tokenise(
     material: Material,
-    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
-    cfg: DictConfig,
+    max_tokens: int,
     stage: str,
-    begin: Callable[[Dataset], None] | None = None,
-) -> dict[str, float | int]:
-    """Tokenise, train and evaluate under the section `cfg.<stage>`; `model` is changed in place.
+) -> tuple[Dataset, Dataset]:
+    """The trees to train on and to evaluate on, made once. Raises UserError where none fits."""
+    maker = TreeMaker(tokenizer, max_tokens)
 
-    `begin` may change the model by the tokenised training trees before anything is learnt.
-    Returns train/loss/first and last, eval/loss (answers only) and counts of what was read.
-    """
-    settings = cfg[stage]
-    maker = TreeMaker(tokenizer, settings.max_tokens)
-    trees, held_out = (
-        write_trees(folder / "data" / name, material.prepared, samples, material.ask, maker)
-        for name, samples in (
-            ("training.arrow", material.training),
-            ("evaluation.arrow", material.evaluation),
+    def trees(name: str, samples: Sequence[Sample]) -> Dataset:
+        path = folder / "data" / f"{name}.arrow"
+        return parallel.in_turn(
+            lambda: write_trees(path, material.prepared, samples, material.ask, maker)
         )
-    )
-    if len(trees) == 0:
+
+    training = trees("training", material.training)
+    evaluation = trees("evaluation", material.evaluation)
+    if len(training) == 0:
         raise UserError(
-            f"{stage}.max_tokens={settings.max_tokens}: no training sample fits; raise it, or "
+            f"{stage}.max_tokens={max_tokens}: no training sample fits; raise it, or "
             "prepare more data (data.subjects, data.tasks)"
         )
-    if begin is not None:
-        begin(trees)
+    return training, evaluation
+
+
+def train(
+    trees: Dataset, held_out: Dataset, build: Build, folder: Path, cfg: DictConfig, stage: str
+) -> dict[str, float | int]:
+    """Train on `trees` under the section `cfg.<stage>`, evaluate on `held_out`, and leave hf/.
+
+    Returns train/loss/first and last, throughput, eval/loss (answers only) by task, and counts of
+    what was read.
+    """
+    settings = cfg[stage]
     data = _steps(trees, held_out, settings, cfg)
     plan = data.training.plan
-    module = SupervisedModule(model, settings, len(plan))
+    evaluation = folder / "evaluation.json"
     fit(
-        module,
+        SupervisedModule(build, settings, len(plan), evaluation),
         data,
         folder,
         cfg.trainer,
@@ -106,17 +170,10 @@ def train(
         seed=cfg.seed,
         save_seconds=settings.save_seconds,
     )
-    metrics = _counts(trees) | {
-        "steps": len(plan),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-    }
-    metrics["train/loss/first"], metrics["train/loss/last"] = first_and_last_loss(
-        folder / "train.jsonl"
-    )
-    if len(held_out):
-        evaluate(module, data, cfg.trainer)
-        metrics["eval/loss"] = module.validation_loss
-    return metrics
+    parallel.from_first(lambda: consolidate(folder))
+    losses = read_json(evaluation) if len(held_out) else {}
+    summary = parallel.from_first(lambda: log_summary(folder / "train.jsonl"))
+    return _counts(trees) | {"steps": len(plan)} | losses | summary
 
 
 def _steps(trees: Dataset, held_out: Dataset, settings: DictConfig, cfg: DictConfig) -> StepData:
@@ -130,18 +187,20 @@ def _steps(trees: Dataset, held_out: Dataset, settings: DictConfig, cfg: DictCon
         settings.short_first,
     )
     record_weight = cfg.loss.record_weight if cfg.loss.on == "all" else 0.0
+    who = {"rank": parallel.rank(), "ranks": parallel.size()}
+    rows = settings.max_batch_tokens
+    training = forest_steps(trees, plan, rows, record_weight, **who)
+    if len(held_out) == 0:
+        return StepData(training)
     size = settings.trees_per_step
     rest = [list(range(i, min(i + size, len(held_out)))) for i in range(0, len(held_out), size)]
-    return StepData(
-        forest_steps(trees, plan, settings.max_batch_tokens, record_weight),
-        forest_steps(held_out, rest, settings.max_batch_tokens),
-    )
+    return StepData(training, forest_steps(held_out, rest, rows, **who))
 
 
 def _counts(trees: Dataset) -> dict[str, float | int]:
     return {
         "trees": len(trees),
-        "samples": sum(map(len, trees["sample_ids"])),
+        "samples": sum(trees["branches"]),
         "cut_events": sum(trees["cut_events"]),
         "cut_tokens": sum(trees["cut_tokens"]),
     }

@@ -1,0 +1,164 @@
+"""The order in which training reads: the trees of each step, and the rows of each process.
+
+A plan follows from lengths, settings and seed alone. So every process knows all of it, reads its own
+rows, and a run that resumes at step k reads what the uninterrupted run would have read.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, IterableDataset
+
+from ehrr1.prompts.dataset import read_tree
+from ehrr1.prompts.forest import Forest, collate, pack
+from ehrr1.prompts.trees import Tree
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step: the rows of this process, and the counts of all processes together.
+
+    Every process has equally many rows. `weight` is the sum of the weights of all learnt tokens,
+    by which the loss is divided; `tokens` are real ones, each trunk once.
+    """
+
+    forests: list[Forest]
+    weight: float
+    tokens: int
+    samples: int
+
+    def to(self, device: torch.device) -> "Step":
+        return replace(self, forests=[forest.to(device) for forest in self.forests])
+
+
+def plan_evenly(
+    tasks: Sequence[str], per_step: int, steps: int | None, seed: int
+) -> list[list[int]]:
+    """Which prompts each step reads: every task equally often, a task's prompts in turn.
+
+    `tasks` [prompts] is the task of each; `steps` None makes as many steps as give each prompt one
+    turn on average.
+    """
+    generator = np.random.default_rng(seed)
+    turns = {
+        task: generator.permutation([i for i, one in enumerate(tasks) if one == task]).tolist()
+        for task in sorted(set(tasks))
+    }
+    names = sorted(turns)
+    steps = -(-len(tasks) // per_step) if steps is None else steps
+    order: list[int] = []
+    while len(order) < steps * per_step:
+        for number in generator.permutation(len(names)).tolist():
+            turn = turns[names[number]]
+            order.append(turn[0])
+            turn.append(turn.pop(0))
+    return [order[first : first + per_step] for first in range(0, steps * per_step, per_step)]
+
+
+def plan_steps(
+    lengths: Sequence[int],
+    trees_per_step: int,
+    epochs: float,
+    max_steps: int | None,
+    seed: int,
+    short_first: bool = False,
+) -> list[list[int]]:
+    """Which trees each optimizer step reads: shuffled by `seed`, each epoch anew.
+
+    `short_first` orders the first epoch by length (in ten classes, shuffled within): records that
+    a small model can overlook come before those in which it would be lost.
+    """
+    generator = np.random.default_rng(seed)
+    steps: list[list[int]] = []
+    total = int(np.ceil(epochs * len(lengths) / trees_per_step))
+    total = min(total, max_steps) if max_steps is not None else total
+    classes = np.argsort(np.argsort(lengths, kind="stable"), kind="stable") * 10 // len(lengths)
+    while len(steps) < total:
+        order = generator.permutation(len(lengths))
+        if short_first and not steps:
+            order = order[np.argsort(classes[order], kind="stable")]
+        steps += [
+            order[first : first + trees_per_step].tolist()
+            for first in range(0, len(order), trees_per_step)
+        ]
+    return steps[:total]
+
+
+def rows(trees: Sequence[Tree], max_tokens: int, record_weight: float = 0.0) -> list[Forest]:
+    """Trees as rows of at most `max_tokens`, for a single process."""
+    [own] = pack([len(tree) for tree in trees], max_tokens)
+    return [collate([trees[index] for index in row], record_weight) for row in own]
+
+
+class Steps(IterableDataset[Any]):
+    """What `read` makes of each step's indices, from step `start` on.
+
+    `waited` adds up the seconds that reading took: nothing is trained meanwhile.
+    """
+
+    def __init__(self, plan: Sequence[Sequence[int]], read: Callable[[Sequence[int]], Any]):
+        self.plan, self.read, self.start, self.waited = plan, read, 0, 0.0
+
+    def __iter__(self) -> Iterator[Any]:
+        for indices in self.plan[self.start :]:
+            begin = time.perf_counter()
+            step = self.read(indices)
+            self.waited += time.perf_counter() - begin
+            yield step
+
+
+def forest_steps(
+    dataset: Dataset,
+    plan: Sequence[Sequence[int]],
+    max_tokens: int,
+    record_weight: float = 0.0,
+    rank: int = 0,
+    ranks: int = 1,
+) -> Steps:
+    """Steps of tokenised trees in rows of at most `max_tokens`, those of process `rank`."""
+    columns = ("length", "learnt_weight", "trunk_length", "branches")
+    lengths, learnt, trunks, branches = (np.asarray(dataset[name]) for name in columns)
+    weights = learnt + record_weight * np.maximum(trunks - 1, 0)
+
+    def read(indices: Sequence[int]) -> Step:
+        chosen = np.asarray(indices)
+        own = pack(lengths[chosen].tolist(), max_tokens, ranks)[rank]
+        return Step(
+            [collate([read_tree(dataset, indices[i]) for i in row], record_weight) for row in own],
+            weight=float(weights[chosen].sum()),
+            tokens=int(lengths[chosen].sum()),
+            samples=int(branches[chosen].sum()),
+        )
+
+    return Steps(plan, read)
+
+
+class StepData(LightningDataModule):
+    """The steps of one training run, read in planned order, and those to evaluate on.
+
+    `training.start` is set to the number of steps done when a run resumes.
+    """
+
+    def __init__(self, training: Steps, evaluation: Steps | None = None):
+        super().__init__()
+        self.training, self.evaluation = training, evaluation
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.training, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        if self.evaluation is None:
+            return []
+        return DataLoader(self.evaluation, batch_size=None)
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Steps move; prompts stay, as the rollout moves their tokens."""
+        return batch.to(device) if isinstance(batch, Step) else batch

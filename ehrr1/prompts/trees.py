@@ -1,0 +1,176 @@
+"""Trees of tokens: a record is the trunk, the questions or completions on it are the branches.
+
+This file makes them from events. What is too long loses its oldest events, never the system's
+sentence, the demographics, the question or the answer; what was cut is counted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from ehrr1.errors import UserError
+from ehrr1.prompts.messages import EMPTY_THOUGHT, SYSTEM, completion, instruction
+from ehrr1.prompts.tokenizer import END, START
+from ehrr1.records.events import Event
+from ehrr1.records.markdown import event_markdown
+
+HEAD = f"{START}system\n{SYSTEM}{END}\n{START}user\n"
+ASSISTANT = f"{END}\n{START}assistant\n"
+
+HISTORY_SHARE = 1 / 3
+"""Of the room for a record, what the preamble may take before its longest text loses its end: a
+discharge note of an earlier stay must not push today's events out."""
+
+EVENTS_AT_ONCE = 8
+"""Events tokenised together, newest first, until the room is full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of a record; `answer` None where a model is to give it.
+
+    `instruction` is the sample's own wording, None for the task's.
+    """
+
+    sample_id: str
+    task: str
+    think: bool
+    answer: str | None = None
+    chain: str | None = None
+    weight: float = 1.0
+    instruction: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Token ids: the question (seen, not learnt) and the completion (learnt), either may be empty.
+
+    `weight` multiplies the loss of each completion token.
+    """
+
+    sample_id: str
+    prompt: list[int]
+    completion: list[int]
+    weight: float = 1.0
+    task: str = ""
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.completion)
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A trunk and its branches, with what was cut from the record to make it fit."""
+
+    trunk: list[int]
+    branches: list[Branch]
+    cut_events: int = 0
+    cut_tokens: int = 0
+    """Of the preamble; events that were cut whole are not tokenised."""
+
+    def __len__(self) -> int:
+        return len(self.trunk) + sum(len(branch) for branch in self.branches)
+
+
+@dataclass
+class TreeMaker:
+    """Tokenises records event by event, so that what is too long loses whole events.
+
+    `max_tokens` bounds the trunk with its longest branch. Events recur in the contexts of one
+    stay: their tokens are remembered, the latest `remember` of them.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    max_tokens: int
+    remember: int = 100_000
+    _known: dict[Event, list[int]] = field(default_factory=dict, repr=False)
+    _prompts: dict[str, list[int]] = field(default_factory=dict, repr=False)
+    _texts: dict[str, list[int]] = field(default_factory=dict, repr=False)
+
+    def tokens(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _remembered(self, text: str) -> list[int]:
+        if text not in self._texts:
+            if len(self._texts) >= self.remember:
+                self._texts.clear()
+            self._texts[text] = self.tokens(text)
+        return self._texts[text]
+
+    def branch(self, question: Question) -> Branch:
+        key = instruction(question.task, think=question.think, own=question.instruction)
+        if key not in self._prompts:
+            prompt = key + ASSISTANT
+            self._prompts[key] = self.tokens(prompt if question.think else prompt + EMPTY_THOUGHT)
+        answer: list[int] = []
+        if question.answer is not None:
+            answer = self._remembered(completion(question.answer, question.chain) + END)
+        return Branch(
+            question.sample_id, self._prompts[key], answer, question.weight, question.task
+        )
+
+    def fits(self, question: Question) -> bool:
+        """Whether question and answer, which are never cut, leave room for a record at all."""
+        return len(self.branch(question)) + len(self._remembered(HEAD)) < self.max_tokens
+
+    def tree(self, events: Sequence[Event], preamble: int, questions: Sequence[Question]) -> Tree:
+        """The tree of `questions` on one record, `events` oldest first.
+
+        The first `preamble` events (demographics, earlier stays, this admission) are never left
+        out; the others go oldest first. A preamble that takes more than `HISTORY_SHARE` of the
+        room loses the end of its longest event (the discharge note). Raises UserError where not
+        even the questions fit.
+        """
+        branches = [self.branch(question) for question in questions]
+        head = self._remembered(HEAD)
+        room = self.max_tokens - len(head) - max(len(branch) for branch in branches)
+        if room < 0:
+            raise UserError(
+                f"max_tokens={self.max_tokens}: question and answer of sample "
+                f"{questions[0].sample_id} alone need {self.max_tokens - room}; raise it"
+            )
+        fixed = self._event_tokens(events[:preamble])
+        whole = sum(map(len, fixed))
+        fixed = self._shortened(fixed, int(room * HISTORY_SHARE))
+        used = sum(map(len, fixed))
+        newest = self._newest(events[preamble:], room - used)
+        trunk = head + [token for text in (*fixed, *newest) for token in text]
+        return Tree(trunk, branches, len(events) - preamble - len(newest), whole - used)
+
+    def prompt(self, events: Sequence[Event], preamble: int, question: Question) -> list[int]:
+        """One prompt as a flat list of ids, for generation."""
+        tree = self.tree(events, preamble, [replace(question, answer=None, chain=None)])
+        return tree.trunk + tree.branches[0].prompt
+
+    def _newest(self, window: Sequence[Event], room: int) -> list[list[int]]:
+        """The tokens of the latest events that fit into `room`, oldest first."""
+        kept: list[list[int]] = []
+        for end in range(len(window), 0, -EVENTS_AT_ONCE):
+            for text in reversed(self._event_tokens(window[max(end - EVENTS_AT_ONCE, 0) : end])):
+                if len(text) > room:
+                    return kept[::-1]
+                kept.append(text)
+                room -= len(text)
+        return kept[::-1]
+
+    def _event_tokens(self, events: Sequence[Event]) -> list[list[int]]:
+        new = [event for event in events if event not in self._known]
+        if new:
+            texts = [event_markdown(event) + "\n\n" for event in new]
+            ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+            self._known.update(zip(new, ids, strict=True))
+        found = [self._known[event] for event in events]
+        while len(self._known) > self.remember:
+            del self._known[next(iter(self._known))]
+        return found
+
+    def _shortened(self, fixed: list[list[int]], room: int) -> list[list[int]]:
+        """Cut the longest text's end, then the next longest's, until all fit into `room`."""
+        fixed = list(fixed)
+        end = self.tokens("\n\n") if sum(map(len, fixed)) > room else []
+        while (excess := sum(map(len, fixed)) - room) > 0:
+            longest = max(range(len(fixed)), key=lambda index: len(fixed[index]))
+            keep = max(len(fixed[longest]) - excess - len(end), 0)
+            fixed[longest] = fixed[longest][:keep] + (end if keep else [])
+        return fixed

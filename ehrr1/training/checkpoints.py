@@ -1,0 +1,218 @@
+"""Checkpoints: saved whole or not at all, found again, and turned into a Hugging Face folder.
+
+A checkpoint is `checkpoints/step=<steps done>.ckpt`: a file of Lightning's, or under ZeRO a folder
+of DeepSpeed's in which every process has its part. It holds all that a resumed run needs.
+"""
+
+import json
+import re
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Callback, LightningModule, Trainer
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from ehrr1 import parallel
+from ehrr1.errors import StoppedError, UserError
+from ehrr1.files import read_json, remove, replacing, write_json
+from ehrr1.models.loading import add_adapters, end_at_turn, read_whole
+
+NAME = re.compile(r"step=(\d+)\.ckpt")
+
+SHARD_BYTES = 4 * 2**30
+"""The size of one file of exported weights at most, one tensor aside."""
+
+
+def last_checkpoint(folder: Path) -> tuple[Path | None, int]:
+    """The newest checkpoint of `folder` and the number of steps done in it; (None, 0) if none.
+
+    Half-written ones have other names and are never found.
+    """
+    found = {
+        int(match[1]): path
+        for path in folder.glob("step=*.ckpt")
+        if (match := NAME.fullmatch(path.name))
+    }
+    return (found[max(found)], max(found)) if found else (None, 0)
+
+
+class Checkpoints(Callback):
+    """Saves at least every `seconds` of training, at the end, and when the process is told to stop.
+
+    A checkpoint replaces the one before only when it is whole. `start` is the number of steps done
+    before this process, `steps` that of the whole run. On SIGTERM and SIGUSR1 the step at hand is
+    finished and saved, then StoppedError ends the process. Processes decide together.
+    """
+
+    def __init__(self, folder: Path, start: int, steps: int, seconds: float):
+        self.folder, self.done, self.steps, self.seconds = folder, start, steps, seconds
+        self.saved_at = time.monotonic()
+        self.told: signal.Signals | None = None
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        if parallel.rank() == 0:
+            for leftover in self.folder.glob(".step=*"):
+                remove(leftover)
+        # in place of Lightning's own, which would wait for other processes inside the handler
+        for one in parallel.SIGNALS:
+            signal.signal(one, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.told = signal.Signals(number)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.done += 1
+        late = time.monotonic() - self.saved_at >= self.seconds
+        own = [float(late and parallel.rank() == 0), float(self.told or 0)]
+        due, told = parallel.totals(own)
+        # the end is saved when its evaluation is there too
+        if self.done == self.steps:
+            return
+        if due or told:
+            self.save(trainer)
+        if told:
+            raise StoppedError(self.told or signal.SIGTERM, self.done)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        earlier, step = last_checkpoint(self.folder)
+        if step < self.done:
+            whole = self.folder / f"step={self.done:08d}.ckpt"
+            partial = self.folder / f".{whole.name}.partial"  # the same for all processes
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                trainer.save_checkpoint(partial)
+            except RuntimeError as error:
+                raise _full(error, partial) from error
+            parallel.barrier()
+            if parallel.rank() == 0:
+                partial.rename(whole)
+                if earlier is not None:
+                    remove(earlier)
+            parallel.barrier()
+        self.saved_at = time.monotonic()
+
+
+def _full(error: RuntimeError, path: Path) -> Exception:
+    """PyTorch's writer says of a full disk that it wrote less than it wanted."""
+    if "file write failed" in str(error) or "failed writing file" in str(error):
+        return OSError(28, "No space left on device", str(path))
+    return error
+
+
+# what a checkpoint becomes --------------------------------------------------------------------
+
+
+def write_base(
+    folder: Path,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+    source: Path | str | None = None,
+    lora: DictConfig | None = None,
+) -> None:
+    """Lay down in `folder`/base all of the later hf/ but the weights, so that any checkpoint can
+    become one, also after a crash. Of adapters also what they stand on: `source`."""
+    with replacing(folder / "base") as base:
+        config.dtype = dtype
+        generation = end_at_turn(config, tokenizer)
+        config.save_pretrained(base)
+        generation.save_pretrained(base)
+        tokenizer.save_pretrained(base)
+        if lora is not None:
+            write_json(base / "adapters.json", {"source": str(source), "lora": _plain(lora)})
+
+
+def _plain(settings: DictConfig) -> Any:
+    return OmegaConf.to_container(settings, resolve=True)
+
+
+def consolidate(folder: Path) -> int:
+    """Make `folder`/hf from the last checkpoint of a training run; returns its steps done.
+
+    Works from the files alone, one tensor at a time. Adapters are merged into the weights that
+    they stand on. Raises UserError where there is no checkpoint.
+    """
+    checkpoint, step = last_checkpoint(folder / "checkpoints")
+    if checkpoint is None or not (folder / "base").is_dir():
+        raise UserError(
+            f"run={folder}: no checkpoint of a training run is there; give the folder of a run of "
+            "stage=adapt or stage=reason that has saved once"
+        )
+    config = AutoConfig.from_pretrained(folder / "base")
+    with replacing(folder / "hf") as hf:
+        hf.mkdir()
+        for file in (folder / "base").iterdir():
+            if file.name != "adapters.json":
+                (hf / file.name).write_bytes(file.read_bytes())
+        if (folder / "base" / "adapters.json").exists():
+            _merge(read_json(folder / "base" / "adapters.json"), checkpoint, config.dtype, hf)
+        else:
+            tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+            weights = learnt_weights(checkpoint)
+            write_weights(((n, w.to(config.dtype)) for n, w in weights if n not in tied), hf)
+    return step
+
+
+def learnt_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
+    """Names (as the model has them) and float32 values of what was learnt, one at a time."""
+    prefix = "model."
+    if checkpoint.is_dir():
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        state = get_fp32_state_dict_from_zero_checkpoint(
+            str(checkpoint), "checkpoint", exclude_frozen_parameters=True, lazy_mode=True
+        )
+    else:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        state = state["state_dict"]
+    for name in sorted(state):
+        yield name.removeprefix(prefix), state[name].contiguous()
+
+
+def write_weights(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    """safetensors files of at most `SHARD_BYTES`, with the index that says what is where."""
+    places: dict[str, str] = {}
+    shard: dict[str, Tensor] = {}
+    held = total = 0
+
+    def flush() -> None:
+        name = f"model-{len(set(places.values())) + 1:05d}.safetensors"
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        places.update(dict.fromkeys(shard, name))
+        shard.clear()
+
+    for name, value in weights:
+        size = value.numel() * value.element_size()
+        if shard and held + size > SHARD_BYTES:
+            flush()
+            held = 0
+        shard[name] = value.clone()
+        held, total = held + size, total + size
+    flush()
+    if len(set(places.values())) == 1:
+        (folder / "model-00001.safetensors").rename(folder / "model.safetensors")
+        return
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    text = json.dumps(index, indent=1)
+    (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def _merge(adapters: dict[str, Any], checkpoint: Path, dtype: torch.dtype, hf: Path) -> None:
+    """Weights with their adapters merged into them, and the adapters by themselves beside them."""
+    model = read_whole(adapters["source"], dtype)
+    adapted = add_adapters(model, OmegaConf.create(adapters["lora"]))
+    learnt = {name: value.to(dtype) for name, value in learnt_weights(checkpoint)}
+    left = model.load_state_dict(learnt, strict=False)
+    assert not left.unexpected_keys, left.unexpected_keys
+    adapted.save_pretrained(hf / "adapter")
+    adapted.merge_and_unload().save_pretrained(hf)

@@ -1,0 +1,165 @@
+"""How the processes of a run share the work: `trainer.strategy`.
+
+`single` is one process; `ddp` gives each process the whole model; `zero1`, `zero2` and `zero3`
+divide optimizer states, gradients and weights by DeepSpeed (Rajbhandari et al., arXiv 1910.02054).
+On a CPU the same code runs with gloo, for tests and laptops.
+"""
+
+import argparse
+import importlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from math import isfinite
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning import LightningModule
+from pytorch_lightning.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    TorchElasticEnvironment,
+)
+from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
+
+from ehrr1 import parallel
+from ehrr1.models.loading import Sharding
+
+
+def on_gpu(trainer: DictConfig) -> bool:
+    """Whether this run uses GPUs: `trainer.accelerator=auto` takes them where there are any."""
+    return trainer.accelerator == "gpu" or (
+        trainer.accelerator == "auto" and torch.cuda.is_available()
+    )
+
+
+def is_zero(trainer: DictConfig) -> bool:
+    return str(trainer.strategy).startswith("zero")
+
+
+def environment() -> ClusterEnvironment:
+    """Lightning starts no processes: they are there (`parallel.py`)."""
+    return TorchElasticEnvironment() if parallel.size() > 1 else LightningEnvironment()
+
+
+def make_strategy(trainer: DictConfig, clip: float) -> Strategy | str:
+    """Lightning's strategy for `trainer.strategy`; `clip` bounds the gradient's norm under ZeRO."""
+    if is_zero(trainer):
+        config = zero_config(trainer, clip)
+        kind = DeepSpeed if on_gpu(trainer) else DeepSpeedOnCPU
+        return kind(config=config, exclude_frozen_parameters=True)
+    if trainer.strategy == "ddp" and parallel.size() > 1:
+        return DDPStrategy(process_group_backend="nccl" if on_gpu(trainer) else "gloo")
+    return "auto"
+
+
+def zero_config(trainer: DictConfig, clip: float) -> dict[str, Any]:
+    """DeepSpeed's configuration. Accumulation is 1 there: the module says which row is a step's
+    last, and divides by the step's own count of tokens."""
+    zero: dict[str, Any] = {
+        "stage": int(trainer.strategy[-1]),
+        "contiguous_gradients": True,
+        "overlap_comm": on_gpu(trainer),
+    }
+    if trainer.offload:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu(trainer)}
+    return {
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        # its compiled Adam is for GPU machines; on CPU PyTorch's is as fast and needs no compiler
+        "zero_force_ds_cpu_optimizer": on_gpu(trainer),
+        "gradient_clipping": clip,
+        "train_micro_batch_size_per_gpu": 1,
+    }
+
+
+class DeepSpeed(DeepSpeedStrategy):
+    """Lightning would divide every model while it is built; `models/loading.py` decides that."""
+
+    def model_sharded_context(self) -> Any:
+        self._init_config_if_needed()
+        return nullcontext()
+
+
+class DeepSpeedOnCPU(DeepSpeed):
+    """DeepSpeed with gloo. Lightning allows GPUs only, for three reasons that do not hold here: a
+    check, the numbers of devices, and a device number in place of None."""
+
+    def __init__(self, **given: Any):
+        super().__init__(process_group_backend="gloo", **given)
+
+    def setup_environment(self) -> None:
+        super(DeepSpeedStrategy, self).setup_environment()
+
+    def setup_distributed(self) -> None:
+        self.set_world_ranks()
+        # plain gloo: its own shared-memory operation would be compiled first, for half a minute
+        deepspeed_gloo: Any = importlib.import_module("deepspeed.comm.torch")
+        deepspeed_gloo.build_shm_op = lambda: None
+        self._init_deepspeed_distributed()
+
+    def _setup_model_and_optimizer(
+        self, model: Any, optimizer: Any, lr_scheduler: Any = None
+    ) -> tuple[Any, Any]:
+        import deepspeed
+
+        engine, optimizer, _, _ = deepspeed.initialize(
+            args=argparse.Namespace(device_rank=self.local_rank),
+            config=self.config,
+            model=model,
+            model_parameters=[p for p in model.parameters() if p.requires_grad],
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            dist_init_required=False,
+        )
+        return engine, optimizer
+
+
+def row(module: LightningModule, last: bool) -> AbstractContextManager[Any]:
+    """Around forward and backward of one row: processes exchange gradients at a step's last."""
+    strategy = module.trainer.strategy
+    if isinstance(strategy, DeepSpeedStrategy):
+        strategy.deepspeed_engine.set_gradient_accumulation_boundary(last)
+    elif isinstance(strategy, DDPStrategy) and not last:
+        model: Any = strategy.model
+        return model.no_sync()
+    return nullcontext()
+
+
+def step(module: LightningModule, optimizers: Sequence[Any], clip: float) -> float:
+    """Clip the gradient's norm to `clip`, take the optimizers' step, return what the norm was.
+
+    A norm that is not finite is returned without a step.
+    """
+    strategy = module.trainer.strategy
+    if isinstance(strategy, DeepSpeedStrategy):
+        optimizers[0].step()  # clips too, and leaves out the step where the norm is not finite
+        return float(strategy.deepspeed_engine.get_global_grad_norm())
+    learnt = [p for p in module.parameters() if p.requires_grad]
+    norm = torch.nn.utils.clip_grad_norm_(learnt, clip).item()
+    if isfinite(norm):
+        optimizers[0].step()
+        for optimizer in optimizers[1:]:
+            # past Lightning's wrapper, which would count a second step
+            optimizer.optimizer.step()
+    return norm
+
+
+def sharding(module: LightningModule) -> Sharding | None:
+    """Under ZeRO-3 the context in which layers are divided as soon as they are built."""
+    strategy = module.trainer.strategy
+    if not (isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3):
+        return None
+    import deepspeed
+
+    return partial(deepspeed.zero.Init, config_dict_or_path=strategy.config)
+
+
+def steps_on_cpu(module: LightningModule) -> bool:
+    """Whether the optimizer's step is on the CPU while the model is on a GPU."""
+    strategy = module.trainer.strategy
+    if not isinstance(strategy, DeepSpeedStrategy) or isinstance(strategy, DeepSpeedOnCPU):
+        return False
+    config: Any = strategy.config
+    return "offload_optimizer" in config["zero_optimization"]

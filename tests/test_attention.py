@@ -1,0 +1,240 @@
+"""A forest is exact: every attention gives what each branch has alone behind its trunk."""
+
+import random
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+
+from ehrr1.models import attention
+from ehrr1.models.last_layer import shorten_last_layer
+from ehrr1.models.logprobs import token_logprobs
+from ehrr1.prompts.forest import Shape, collate
+from ehrr1.prompts.trees import Tree
+from tests.test_forest import random_tree
+
+SMALL = {
+    "vocab_size": 99,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 8192,
+}
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "qwen3": Qwen3Config(**SMALL, head_dim=8),
+    "qwen2.5": Qwen2Config(**SMALL),
+    "llama": LlamaConfig(**SMALL),
+}
+TOLERANCES = {torch.float64: (1e-10, 1e-9), torch.float32: (2e-6, 1e-5)}
+"""Of log-probabilities, absolute; of the gradient, relative to its norm."""
+
+
+def flash_attn_varlen_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+) -> Tensor:
+    """What flash-attn's function of this name computes, on CPU: its kernel needs a GPU."""
+    assert causal and cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
+    found = []
+    for begin, end, first, last in zip(
+        cu_seqlens_q[:-1], cu_seqlens_q[1:], cu_seqlens_k[:-1], cu_seqlens_k[1:], strict=True
+    ):
+        queries, keys = int(end - begin), int(last - first)
+        assert queries <= max_seqlen_q and keys <= max_seqlen_k
+        mask = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+        found.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                q[begin:end].transpose(0, 1),
+                k[first:last].transpose(0, 1),
+                v[first:last].transpose(0, 1),
+                attn_mask=mask,
+                scale=softmax_scale,
+                enable_gqa=True,
+            ).transpose(0, 1)
+        )
+    return torch.cat(found)
+
+
+def flex_attention_with_gradient(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> Tensor:
+    """FlexAttention refuses gradients on CPU: with one, its mask function over all pairs."""
+    if not query.requires_grad:
+        return flex_attention(query, key, value, **given)
+    rows, columns = torch.arange(query.shape[2])[:, None], torch.arange(key.shape[2])[None, :]
+    zero = torch.tensor(0)
+    mask = given["block_mask"].mask_mod(zero, zero, rows, columns)
+    return torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=given["scale"], enable_gqa=given["enable_gqa"]
+    )
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("flash_attn")
+    module.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", module)
+    monkeypatch.setattr(attention, "flex_attention", flex_attention_with_gradient)
+
+
+@pytest.fixture(autouse=True)
+def norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers' norms compute in float32 whatever the model's type, which would hide any
+    difference below 1e-7: here they compute in the type that they are given."""
+
+    def forward(norm: LlamaRMSNorm, states: Tensor) -> Tensor:
+        return torch.nn.functional.rms_norm(
+            states, norm.weight.shape, norm.weight, norm.variance_epsilon
+        )
+
+    for kind in (LlamaRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm):
+        monkeypatch.setattr(kind, "forward", forward)
+
+
+def small_model(kind: str, dtype: torch.dtype, way: str = "sdpa") -> PreTrainedModel:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(
+        CONFIGS[kind], attn_implementation=attention.choose(way), dtype=dtype
+    )
+
+
+def alone(model: PreTrainedModel, tree: Tree) -> Tensor:
+    """The reference: each branch behind the trunk as a row of its own."""
+    found = []
+    for branch in tree.branches:
+        ids = tree.trunk + branch.prompt + branch.completion
+        logits = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        learnt = len(branch.completion)
+        targets = torch.tensor(branch.completion)
+        found.append(logits[-learnt - 1 : -1].gather(1, targets[:, None])[:, 0])
+    return torch.cat(found)
+
+
+def gradient(model: PreTrainedModel, logprobs: Tensor) -> Tensor:
+    """Of a sum in which every learnt token has another weight."""
+    weights = torch.linspace(0.5, 1.5, len(logprobs), dtype=logprobs.dtype)
+    parts = torch.autograd.grad((weights * logprobs).sum(), list(model.parameters()))
+    return torch.cat([part.flatten() for part in parts])
+
+
+def assert_exact(model: PreTrainedModel, trees: list[Tree], chunk: int = 2**25) -> None:
+    together = token_logprobs(model, collate(trees), chunk=chunk).logprobs
+    reference = torch.cat([alone(model, tree) for tree in trees])
+    value, relative = TOLERANCES[reference.dtype]
+    assert (together - reference).abs().max() < value
+    with torch.no_grad():
+        plain = token_logprobs(model, collate(trees), chunk=chunk).logprobs
+    assert (plain - reference).abs().max() < value
+    expected = gradient(model, reference)
+    assert (gradient(model, together) - expected).norm() / expected.norm() < relative
+
+
+WAYS = ("sdpa", "flex", "varlen", "dense")
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=["float64", "float32"])
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("way", WAYS)
+def test_forest_equals_single_rows(way: str, kind: str, dtype: torch.dtype) -> None:
+    """1 to 16 branches, trunks of 0 to 300 tokens, several trees in a row, grouped queries; with
+    and without activation checkpointing, with the last layer whole and shortened."""
+    generator = random.Random(1)
+    trees = [random_tree(generator, trunk, n) for trunk, n in ((7, 1), (300, 5), (23, 16), (0, 2))]
+    for short in (False, True):
+        for checkpointing in (False, True):
+            model = small_model(kind, dtype, way)
+            if short:
+                shorten_last_layer(model)
+            if checkpointing:
+                model.gradient_checkpointing_enable()
+            assert_exact(model, trees)
+    assert_exact(model, trees, chunk=300)  # and in chunks over the vocabulary
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_long_trunks_and_long_branches(way: str) -> None:
+    """A trunk of 4,000 tokens, and branches that `sdpa` computes one at a time and several."""
+    generator = random.Random(2)
+    tree = random_tree(generator, 4000, 3)
+    tree.branches[1].completion.extend(generator.randrange(1, 99) for _ in range(300))
+    model = small_model("qwen3", torch.float64, way)
+    shorten_last_layer(model)
+    assert_exact(model, [tree, random_tree(generator, 100, 2)])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_completions_right_behind_the_trunk(way: str) -> None:
+    """As in GRPO without a question of its own: the trunk's last token predicts."""
+    generator = random.Random(3)
+    trees = [random_tree(generator, trunk, n, asked=False) for trunk, n in ((7, 4), (40, 2))]
+    model = small_model("qwen3", torch.float64, way)
+    shorten_last_layer(model)
+    assert_exact(model, trees)
+
+
+def test_record_tokens_are_learnt_exactly_too() -> None:
+    tree = random_tree(random.Random(4), 50, 3)
+    model = small_model("llama", torch.float64)
+    shorten_last_layer(model)
+    found = token_logprobs(model, collate([tree], record_weight=0.5)).logprobs
+    ids = torch.tensor([tree.trunk])
+    record = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+    reference = torch.cat([record, alone(model, tree)])
+    assert (found - reference).abs().max() < 1e-10
+
+
+def test_a_record_costs_its_last_layer_keys_and_values_only() -> None:
+    """A trunk's token passes no feed-forward part of the last layer, and all of the others."""
+    model = small_model("qwen3", torch.float32)
+    shorten_last_layer(model)
+    seen: list[int] = []
+    for layer in model.model.layers:
+        layer.mlp.register_forward_hook(lambda mlp, given, out: seen.append(out.shape[1]))
+    tree = random_tree(random.Random(3), 30, 4)
+    token_logprobs(model, collate([tree]))
+    assert seen == [len(tree), len(tree) - 30]
+    seen.clear()
+    token_logprobs(model, collate([tree], record_weight=1.0))
+    assert seen == [len(tree), len(tree)]
+
+
+def test_branches_are_bunched_within_a_bound() -> None:
+    assert attention.bunched([100, 100, 100, 300, 10]) == [[100, 100], [100], [300], [10]]
+    parts = attention.two_parts([Shape(5, (2, 3)), Shape(0, (4,))], torch.device("cpu"))
+    assert parts.trunks == [5, 0]
+    assert [(one.tree, one.length) for one in parts.bunches] == [(0, 5), (1, 4)]
+    own = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 1]]
+    assert parts.bunches[0].mask.int()[0, 0].tolist() == [[1] * 5 + row for row in own]
+
+
+def test_auto_takes_the_fastest_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert attention.choose("dense") == "forest_dense"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert attention.choose("auto") == "forest_sdpa"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(attention, "find_spec", lambda name: None)
+    assert attention.choose("auto") == "forest_flex"
+    monkeypatch.setattr(attention, "find_spec", lambda name: name)
+    assert attention.choose("auto") == "forest_varlen"
