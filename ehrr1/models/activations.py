@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
-from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv
 
-from ehrr1.errors import UserError
+from ehrr1.models.loading import add_adapters
 from ehrr1.models.sizes import model_config
 
 TOKENS = 2**18
@@ -36,7 +35,7 @@ class Bytes(NamedTuple):
 
 class Attention(NamedTuple):
     """What an attention does with keys before its kernel: `keys` for every query token (above 1
-    where branches get copies of their trunk's), `repeated` for every query head."""
+    where branches get copies of their trunk's), `repeated` for every query head, as sdpa does."""
 
     keys: float = 1.0
     repeated: bool = False
@@ -68,26 +67,14 @@ def shell(model: DictConfig, layers: int | None = None, **how: Any) -> PreTraine
     with torch.device("meta"):
         built: PreTrainedModel = AutoModelForCausalLM.from_config(config, **how)
         if model.lora is not None:
-            adapters = LoraConfig(
-                r=model.lora.r,
-                lora_alpha=model.lora.alpha,
-                lora_dropout=model.lora.dropout,
-                target_modules=list(model.lora.targets),
-            )
-            try:
-                inject_adapter_in_model(adapters, built)
-            except ValueError as error:
-                reason = str(error).splitlines()[0]
-                raise UserError(
-                    f"model.lora={model.lora}: {reason}; see model.lora.targets"
-                ) from error
+            add_adapters(built, model.lora)
     return built.train()
 
 
 def _bytes_a_token(model: DictConfig, work: Work, layers: int) -> Bytes:
     built = shell(model, layers, attn_implementation="plan", dtype=work.dtype)
     if work.checkpointing:
-        built.gradient_checkpointing_enable({"use_reentrant": False})
+        built.gradient_checkpointing_enable()
     with FakeTensorMode():
         _pretend(built)
         one, two = (_run(built, work, tokens) for tokens in (TOKENS, 2 * TOKENS))
@@ -131,21 +118,25 @@ class Storages(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor):
-                self._count(value.untyped_storage())
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(result):
+            if storage._cdata not in given | self.known:
+                self._count(storage)
         return result
 
     def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata not in self.known:
-            self.known.add(storage._cdata)
-            self.live += storage.nbytes()
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._end, storage._cdata, storage.nbytes())
+        self.known.add(storage._cdata)
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._end, storage._cdata, storage.nbytes())
 
     def _end(self, storage: int, size: int) -> None:
         self.known.discard(storage)
         self.live -= size
+
+
+def _storages(values: Any) -> list[torch.UntypedStorage]:
+    return [value.untyped_storage() for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
 class _Kernel(torch.autograd.Function):
@@ -178,7 +169,10 @@ def _attention(
         count = round(key.shape[2] * plan.keys)
         places = torch.empty(count, dtype=torch.long, device=key.device)
         key, value = (part.index_select(2, places) for part in (key, value))
-    return _Kernel.apply(query, key, value).transpose(1, 2).contiguous(), None
+    output = _Kernel.apply(query, key, value)
+    if plan.repeated:
+        output = output.clone(memory_format=torch.contiguous_format)  # its parts are put together
+    return output.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register("plan", _attention)

@@ -6,23 +6,23 @@ more forward pass. Embeddings are looked up, not multiplied: they cost nothing.
 """
 
 from ehrr1.models.logprobs import CHUNK
-from ehrr1.models.memory import Anatomy, Shape
+from ehrr1.models.memory import Anatomy, TreeShape
 
 
-def pairs(shape: Shape) -> float:
+def pairs(shape: TreeShape) -> float:
     """Pairs of tokens that see each other: the trunk causally, branches their trunk and selves."""
     own = sum(branch * (branch + 1) / 2 for branch in shape.branches)
     seen = sum(branch * shape.trunk for branch in shape.branches)
     return shape.trunk * (shape.trunk + 1) / 2 + seen + own
 
 
-def forward(body: Anatomy, shape: Shape) -> float:
+def forward(body: Anatomy, shape: TreeShape) -> float:
     """One pass over a tree, with logits where something is learnt."""
     attention = 4 * body.attention * body.depth * pairs(shape)
     return 2 * body.layers * shape.tokens + attention + 2 * body.head * shape.learnt
 
 
-def training(body: Anatomy, shape: Shape, checkpointing: bool) -> float:
+def training(body: Anatomy, shape: TreeShape, checkpointing: bool) -> float:
     """Forward and backward of one tree.
 
     Logits that do not fit into one chunk are computed again too (`models/logprobs.py`).

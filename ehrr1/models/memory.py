@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig
 
 from ehrr1.models.activations import Attention, Bytes, Work, activation_bytes, shell
+from ehrr1.models.attention import bunched
 from ehrr1.models.last_layer import KNOWN, decoder_layers
 from ehrr1.models.logprobs import CHUNK
 
@@ -87,7 +88,7 @@ def anatomy(model: DictConfig) -> Anatomy:
     )
 
 
-class Shape(NamedTuple):
+class TreeShape(NamedTuple):
     """A tree: tokens of its trunk, of each of its branches, and how many of all are learnt."""
 
     trunk: int
@@ -99,10 +100,16 @@ class Shape(NamedTuple):
         """The trunk counts once."""
         return self.trunk + sum(self.branches)
 
-    @property
-    def keys(self) -> int:
-        """Keys where each branch has a copy of its trunk's."""
-        return self.trunk + sum(self.trunk + branch for branch in self.branches)
+    def keys(self, attention: str) -> int:
+        """Keys that `model.attention` has its kernels read: some copy a trunk's for branches.
+
+        auto counts as varlen, which a GPU with flash-attn takes.
+        """
+        if attention in ("auto", "varlen"):
+            return self.trunk + sum(self.trunk + branch for branch in self.branches)
+        if attention == "sdpa":
+            return self.tokens + sum(self.trunk + sum(some) for some in bunched(self.branches))
+        return self.tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +119,7 @@ class Load:
     `reference`; Muon for the layers' matrices; `reserved` bytes that nothing here may use."""
 
     trees: int
-    shape: Shape
+    shape: TreeShape
     generated: int = 0
     generated_tokens: int = 0
     reference: bool = False
@@ -150,19 +157,18 @@ def precision_bytes(trainer: DictConfig) -> int:
     return 2 if STAGES[trainer.strategy] and trainer.precision == "bf16-mixed" else 4
 
 
-def work(trainer: DictConfig, attention: str, shape: Shape) -> Work:
-    """How the layers compute. `attention` is `model.attention`; auto is varlen, as on a GPU."""
+def work(trainer: DictConfig, attention: str, shape: TreeShape) -> Work:
+    """How the layers compute; `attention` is `model.attention`."""
     low = precision_bytes(trainer) == 2
-    keys = shape.keys / shape.tokens if attention in ("auto", "varlen", "sdpa") else 1.0
     return Work(
         dtype=torch.bfloat16 if low else torch.float32,
         autocast=not low and trainer.precision == "bf16-mixed",
         checkpointing=trainer.activation_checkpointing,
-        attention=Attention(keys, repeated=attention == "sdpa"),
+        attention=Attention(shape.keys(attention) / shape.tokens, repeated=attention == "sdpa"),
     )
 
 
-def activations(model: DictConfig, trainer: DictConfig, body: Anatomy, shape: Shape) -> Bytes:
+def activations(model: DictConfig, trainer: DictConfig, body: Anatomy, shape: TreeShape) -> Bytes:
     """Bytes a token of a row. Without checkpointing the last layer keeps little of a record's
     tokens where nothing is learnt on them, and is counted for the others."""
     layers = float(body.depth)
@@ -207,7 +213,8 @@ def states(
     stage, low = STAGES[trainer.strategy], precision_bytes(trainer)
     parameters = (body.base + body.adapters) * (2 if load.reference else 1)
     moments = 8 * body.learnt - (4 * body.layers_learnt if load.muon else 0)
-    master = 4 * body.learnt if stage and (low == 2 or stage < 3) else 0
+    copied = stage and (low == 2 or stage < 3 or trainer.offload)
+    master = 4 * body.learnt if copied else 0
     weights = low * parameters / (gpus if stage == 3 else 1)
     if not stage and trainer.precision == "bf16-mixed":
         weights += 2 * body.cast
@@ -227,7 +234,7 @@ def buffers(body: Anatomy, trainer: DictConfig) -> float:
     if trainer.strategy == "ddp":
         return 4.0 * body.learnt  # buckets beside the gradients: they are no views of them
     if stage in (1, 2):
-        return float(low * BUCKET)
+        return 2.0 * low * BUCKET  # one is filled while the other is reduced (`overlap_comm`)
     if stage == 3:
         everything = body.base + body.adapters
         gathered = min(everything, max(LIVE, body.largest))

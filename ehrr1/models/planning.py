@@ -15,7 +15,7 @@ from ehrr1.models.memory import (
     STAGES,
     Load,
     Memory,
-    Shape,
+    TreeShape,
     activations,
     anatomy,
     memory,
@@ -33,13 +33,13 @@ RELEASED = {"adapt": 3_500_000, "reason": 300_000, "rl": 500 * len(LEARNABLE)}
 
 @dataclass(frozen=True, slots=True)
 class Time:
-    """The run's steps, what one of them computes, and how many of the GPUs have a part in it."""
+    """The run's steps, what one of them computes, and the GPUs that share it."""
 
     steps: int
+    trees_per_step: int
     tokens_per_step: float
     seconds_per_step: float
     gpus: int
-    at_work: int
 
 
 class Planner:
@@ -118,18 +118,24 @@ class Planner:
         """The setting that says how many trees an optimizer step has."""
         return "rl.prompts_per_step" if self.rl else f"{self.cfg.plan.stage}.trees_per_step"
 
-    def time(self) -> Time:
-        """A step takes as long as the GPU with the most trees."""
-        cfg, gpus = self.cfg, self.gpus(self.cfg.trainer)
-        trees = int(OmegaConf.select(cfg, self.step_setting))
-        each = ceil(trees / gpus)
-        mean = tree(cfg, cfg.plan.fill)
-        return Time(
-            steps(cfg, trees), trees * mean.tokens, each * self._seconds(mean), gpus,
-            ceil(trees / each),
-        )  # fmt: skip
+    @property
+    def asked_trees(self) -> int:
+        return int(OmegaConf.select(self.cfg, self.step_setting))
 
-    def _seconds(self, mean: Shape) -> float:
+    def time(self) -> Time:
+        """Processes share a step's trees evenly: their number is rounded up to a multiple."""
+        gpus = self.gpus(self.cfg.trainer)
+        each = ceil(self.asked_trees / gpus)
+        mean = tree(self.cfg, self.cfg.plan.fill)
+        return Time(
+            steps=steps(self.cfg, each * gpus),
+            trees_per_step=each * gpus,
+            tokens_per_step=each * gpus * mean.tokens,
+            seconds_per_step=each * self._seconds(mean),
+            gpus=gpus,
+        )
+
+    def _seconds(self, mean: TreeShape) -> float:
         """Of one GPU for one tree."""
         cfg, peak = self.cfg, self.cfg.cluster.peak_tflops * 1e12
         learning = flops.training(self.body, mean, cfg.trainer.activation_checkpointing)
@@ -151,7 +157,7 @@ def other(trainer: DictConfig, name: str) -> DictConfig:
     return changed
 
 
-def tree(cfg: DictConfig, fill: float = 1.0) -> Shape:
+def tree(cfg: DictConfig, fill: float = 1.0) -> TreeShape:
     """A tree of the stage's greatest length, or of a share `fill` of it."""
     name = cfg.plan.stage
     if name == "rl":
@@ -162,7 +168,7 @@ def tree(cfg: DictConfig, fill: float = 1.0) -> Shape:
         trunk = cfg[name].max_tokens - branch
         count, record_learnt = cfg.plan.questions, cfg.loss.on == "all"
     trunk, branch = ceil(trunk * fill), ceil(branch * fill)
-    return Shape(trunk, (branch,) * count, count * branch + trunk * record_learnt)
+    return TreeShape(trunk, (branch,) * count, count * branch + trunk * record_learnt)
 
 
 def steps(cfg: DictConfig, trees_per_step: int) -> int:

@@ -66,8 +66,13 @@ def check(cfg: DictConfig) -> None:
             f"cluster.reserved_gib={cluster.reserved_gib}: it must be less than "
             f"cluster.gpu_memory_gib={cluster.gpu_memory_gib}"
         )
-    if cfg.plan.stage != "rl":
-        stage = cfg.plan.stage
+    stage = cfg.plan.stage
+    if STAGES[trainer.strategy] and cfg[stage].optimizer == "muon":
+        problems.append(
+            f"{stage}.optimizer=muon: trainer.strategy={trainer.strategy} divides the matrices "
+            "that Muon needs whole; set adamw"
+        )
+    if stage != "rl":
         answer, most = cfg.plan.answer_tokens[stage], cfg[stage].max_tokens
         if answer >= most:
             problems.append(
@@ -80,7 +85,8 @@ def check(cfg: DictConfig) -> None:
 
 def memory_metrics(planner: Planner, found: Memory) -> dict[str, float | int]:
     """Parameters, and GiB by part; parts that stand at different moments do not add up."""
-    parts = {f"memory_gib/{name}": size / GIB for name, size in found.parts.items()}
+    sizes = {"rollout_cache": 0.0} | found.parts
+    parts = {f"memory_gib/{name}": size / GIB for name, size in sizes.items()}
     return {
         "parameters": planner.body.base,
         "parameters/learnt": planner.body.learnt,
@@ -93,10 +99,10 @@ def memory_metrics(planner: Planner, found: Memory) -> dict[str, float | int]:
 def time_metrics(time: Time) -> dict[str, float | int]:
     hours = time.steps * time.seconds_per_step / 3600
     return {
+        "trees_per_step": time.trees_per_step,
         "tokens_per_step": time.tokens_per_step,
         "steps": time.steps,
         "seconds_per_step": time.seconds_per_step,
-        "gpus_at_work": time.at_work,
         "hours": hours,
         "gpu_hours": hours * time.gpus,
     }
@@ -114,22 +120,22 @@ def memory_table(planner: Planner, found: Memory) -> Section:
 
 def run_table(planner: Planner, metrics: dict[str, float | int]) -> Section:
     cfg, smallest = planner.cfg, metrics["zero_stage/smallest"]
+    trees, asked = f"{metrics['trees_per_step']:,}", planner.asked_trees
+    if metrics["trees_per_step"] != asked:
+        trees += f": {planner.step_setting}={asked} cannot be shared evenly"
     rows = [
         ("memory a GPU", f"{_n(metrics['memory_gib/total'])} of {cfg.cluster.gpu_memory_gib} GiB"),
         ("memory of a node's CPUs", f"{_n(metrics['memory_gib/cpu_node'])} GiB"),
         ("fits", _yes(metrics["fits"])),
         ("largest micro batch", f"{metrics['micro_batch/largest']} x {planner.shape.tokens:,}"),
         ("smallest ZeRO stage", "none fits" if smallest < 0 else str(smallest)),
+        ("trees a step", trees),
         ("tokens a step", f"{metrics['tokens_per_step']:,.0f}"),
         ("steps", f"{metrics['steps']:,}"),
         ("seconds a step", _n(metrics["seconds_per_step"])),
         ("hours", f"{metrics['hours']:,.1f} at {cfg.plan.utilisation:.0%} of the peak"),
         ("GPU-hours", f"{metrics['gpu_hours']:,.0f}"),
     ]
-    gpus = planner.gpus(cfg.trainer)
-    if metrics["gpus_at_work"] < gpus:
-        idle = f"{gpus - metrics['gpus_at_work']} of {gpus}: raise {planner.step_setting}"
-        rows.append(("GPUs without work", idle))
     return "The run", ["what", "value"], rows
 
 
