@@ -170,8 +170,9 @@ def test_operations() -> None:
         {"branches": 6},
         {"lora": {"r": 4, "alpha": 8, "dropout": 0.0, "targets": ["q_proj", "v_proj"]}},
         {"config": {"vocab_size": 60_000}, "all": True, "checkpointing": True},
+        {"config": {"vocab_size": 70_000}, "checkpointing": True},
     ],
-    ids=["plain", "checkpointing", "branches", "lora", "vocabulary"],
+    ids=["plain", "checkpointing", "branches", "lora", "vocabulary", "tied"],
 )
 def test_storages_of_a_real_step_are_as_planned(changes: dict) -> None:
     """Activations and logits alone, byte by byte: the same count on real tensors."""

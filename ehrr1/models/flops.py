@@ -31,6 +31,5 @@ def training(body: Anatomy, shape: TreeShape, checkpointing: bool) -> float:
     weights = 2 * (passes * body.layers + body.layers_learnt) * shape.tokens
     attention = (passes + 1) * 4 * body.attention * body.depth * pairs(shape)
     chunked = shape.learnt * body.vocabulary > CHUNK
-    head_learns = body.learnt > body.layers_learnt
-    head = 2 * body.head * shape.learnt * (2 + chunked + head_learns)
+    head = 2 * body.head * shape.learnt * (2 + chunked + body.head_learns)
     return weights + attention + head

@@ -31,7 +31,11 @@ SUB_GROUP = 1_000_000_000
 
 COPIES = 4
 """Float32 copies of a chunk of logits that `models/logprobs.py` holds at once: the logits, their
-log-probabilities, and for the entropy the probabilities and the product of both."""
+log-probabilities, and for the entropy the probabilities and the product of both. With several
+chunks one more: the gradient that waits while a chunk is computed again."""
+
+SUMMANDS = 3
+"""A gradient that comes in several parts is held so often: the sum, the next part, the new sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,8 @@ class Anatomy:
     layers: int
     layers_learnt: int
     head: int
+    head_learns: bool
+    tied: bool
     largest: int
     hidden: int
     vocabulary: int
@@ -68,6 +74,7 @@ def anatomy(model: DictConfig) -> Anatomy:
     linear = {
         id(module.weight) for module in built.modules() if isinstance(module, torch.nn.Linear)
     }
+    head = built.get_output_embeddings().weight
     in_layers = list(decoder_layers(built).parameters())
     size = decoder_layers(built)[0].self_attn.head_dim
     return Anatomy(
@@ -77,7 +84,9 @@ def anatomy(model: DictConfig) -> Anatomy:
         cast=sum(p.numel() for p in learnt if id(p) in linear),
         layers=sum(p.numel() for p in in_layers),
         layers_learnt=sum(p.numel() for p in in_layers if p.requires_grad),
-        head=built.get_output_embeddings().weight.numel(),
+        head=head.numel(),
+        head_learns=head.requires_grad,
+        tied=config.tie_word_embeddings,
         largest=max(p.numel() for p in learnt),
         hidden=config.hidden_size,
         vocabulary=config.vocab_size,
@@ -130,8 +139,9 @@ class Load:
 class Memory(NamedTuple):
     """Bytes of a GPU by moment and part, and the bytes of a GPU's share that stand in CPU memory.
 
-    Moments: `layers`, where a layer is learnt; `logits`, where the loss is taken; `step`, the
-    optimizer's; `rollout`, where completions are generated.
+    Moments: `layers`, where a layer is learnt; `logits`, where the loss is taken; `embeddings`, the
+    end of the backward pass, where tied embeddings get their gradient; `step`, the optimizer's;
+    `rollout`, where completions are generated.
     """
 
     moments: dict[str, dict[str, float]]
@@ -185,19 +195,24 @@ def memory(body: Anatomy, trainer: DictConfig, gpus: int, kept: Bytes, load: Loa
     """
     fixed, cpu = states(body, trainer, gpus, load)
     fixed |= {"buffers": buffers(body, trainer), "reserved": load.reserved}
-    tokens = load.trees * load.shape.tokens
+    tokens, low = load.trees * load.shape.tokens, precision_bytes(trainer)
+    # the gradient of a tied head waits for that of the embeddings
+    waits = low * body.head if body.tied and body.head_learns else 0
     moments = {
-        "layers": fixed | {"activations": kept.peak * tokens},
+        "layers": fixed | {"activations": kept.peak * tokens, "head": waits},
         "logits": fixed
         | {
             "activations": kept.held * tokens,
-            "logits": logits(body, load.trees * load.shape.learnt, precision_bytes(trainer)),
+            "logits": logits(body, load.trees * load.shape.learnt, low),
         },
+        "embeddings": fixed | {"head": SUMMANDS * waits},
         "step": fixed | {"step": step(body, trainer, gpus)},
     }
+    if not waits:
+        del moments["embeddings"]
     if load.generated:
-        low = 2 if trainer.precision == "bf16-mixed" else 4
-        cache = body.cache * body.depth * load.generated * load.generated_tokens * low
+        size = 2 if trainer.precision == "bf16-mixed" else 4
+        cache = body.cache * body.depth * load.generated * load.generated_tokens * size
         moments["rollout"] = fixed | {"rollout_cache": cache}
     return Memory(moments, cpu)
 
@@ -245,9 +260,13 @@ def buffers(body: Anatomy, trainer: DictConfig) -> float:
 
 
 def logits(body: Anatomy, learnt: int, low: int) -> float:
-    """One chunk of logits in its copies; and the hidden states that predict, with gradient."""
-    rows = min(learnt, max(1, CHUNK // body.vocabulary))
-    return float(4 * COPIES * rows * body.vocabulary + 2 * low * learnt * body.hidden)
+    """One chunk of logits in its copies or, later, the parts of the head's gradient, whichever is
+    more; and the hidden states that predict, with gradient."""
+    rows = max(1, CHUNK // body.vocabulary)
+    chunked = learnt > rows
+    copies = 4 * (COPIES + chunked) * min(learnt, rows) * body.vocabulary
+    gradient = low * body.head * body.head_learns * (SUMMANDS if chunked else 1)
+    return float(max(copies, gradient) + 2 * low * learnt * body.hidden)
 
 
 def step(body: Anatomy, trainer: DictConfig, gpus: int) -> float:
