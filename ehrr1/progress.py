@@ -11,14 +11,16 @@ Item = TypeVar("Item")
 
 
 def bar() -> Progress:
-    """A progress display on stderr; lines stay quiet where stderr is not a terminal."""
+    """A progress display on stderr; nothing where stderr is not a terminal."""
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
 
 

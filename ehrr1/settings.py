@@ -14,23 +14,20 @@ from ehrr1.errors import UserError
 
 @dataclass(frozen=True)
 class Number:
-    """A number from `low` to `high`; `above` excludes `low` itself, `none` allows null, `word` one
-    word instead."""
+    """A number from `low` to `high`; `above` excludes `low` itself, `none` allows null."""
 
     low: float = 0
     high: float = float("inf")
     whole: bool = False
     above: bool = False
     none: bool = False
-    word: str | None = None
 
     def problem(self, value: Any) -> str | None:
-        if (value is None and self.none) or (value == self.word and value is not None):
+        if value is None and self.none:
             return None
         fits = isinstance(value, int) or (isinstance(value, float) and not self.whole)
         if isinstance(value, bool) or not fits:
-            other = " or null" * self.none + (f" or {self.word}" if self.word else "")
-            return f"a {'whole ' * self.whole}number is needed{other}"
+            return f"a {'whole ' * self.whole}number is needed{' or null' * self.none}"
         value = float(value)
         if value < self.low or value > self.high or (self.above and value == self.low):
             sign = ">" if self.above else ">="
@@ -57,11 +54,21 @@ class Switch:
         return None if isinstance(value, bool) else "choose true or false"
 
 
+@dataclass(frozen=True)
+class Devices:
+    """How many processes: a number, or `auto`."""
+
+    def problem(self, value: Any) -> str | None:
+        if value == "auto" or COUNT.problem(value) is None:
+            return None
+        return "a whole number is needed, or auto for one a GPU"
+
+
 def _word(word: str | None) -> str:
     return "null" if word is None else word
 
 
-Rule = Number | Choice | Switch
+Rule = Number | Choice | Switch | Devices
 COUNT = Number(1, whole=True)
 COUNT_OR_ALL = Number(1, whole=True, none=True)
 SHARE = Number(0, 1)
@@ -151,12 +158,14 @@ RULES: dict[str, Rule] = {
     "eval.bootstrap": COUNT,
     "card.samples_per_task": COUNT,
     "card.max_tokens": COUNT,
-    "trainer.accelerator": Choice(("auto", "cpu", "gpu")),
     "trainer.strategy": Choice(("single", "ddp", "zero1", "zero2", "zero3")),
     "trainer.offload": Switch(),
-    "trainer.devices": Number(1, whole=True, word="auto"),
+    "trainer.accelerator": Choice(("auto", "cpu", "gpu")),
+    "trainer.devices": Devices(),
     "trainer.nodes": COUNT,
+    "trainer.precision": Choice(("32-true", "bf16-mixed")),
     "trainer.activation_checkpointing": Switch(),
+    "model.attention": Choice(("auto", "sdpa", "flex", "varlen", "dense")),
     "cluster.gpus": COUNT,
     "cluster.gpus_per_node": COUNT,
     "cluster.gpu_memory_gib": POSITIVE,
@@ -215,5 +224,24 @@ def check(cfg: DictConfig) -> None:
             f"data.split={OmegaConf.to_container(shares)}: nothing is left to train on; "
             "the two shares must add up to less than 1"
         )
+    problems += _adapters(cfg.model.lora)
     if problems:
         raise UserError("; ".join(problems))
+
+
+def _adapters(lora: DictConfig | None) -> list[str]:
+    """What is wrong with `model.lora`, which is null or has four settings."""
+    if lora is None:
+        return []
+    rules: dict[str, Rule] = {"r": COUNT, "alpha": POSITIVE, "dropout": SHARE}
+    missing = sorted({*rules, "targets"} - set(lora))
+    if missing:
+        return [
+            f"model.lora={dict(lora)}: {', '.join(missing)} missing; for example "
+            "model.lora='{r: 16, alpha: 32, dropout: 0.0, targets: [q_proj, v_proj]}'"
+        ]
+    return [
+        f"model.lora.{name}={lora[name]}: {problem}"
+        for name, rule in rules.items()
+        if (problem := rule.problem(lora[name]))
+    ]

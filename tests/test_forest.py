@@ -11,9 +11,9 @@ from transformers import (
 )
 
 from ehrr1.errors import UserError
-from ehrr1.prompts.dataset import rows
 from ehrr1.prompts.forest import collate
-from ehrr1.prompts.messages import SYSTEM, completion, instruction, messages
+from ehrr1.prompts.messages import EMPTY_THOUGHT, SYSTEM, completion, instruction, messages
+from ehrr1.prompts.steps import rows
 from ehrr1.prompts.tokenizer import END, END_THINK, THINK, load_tokenizer, train_tokenizer
 from ehrr1.prompts.trees import Branch, Question, Tree, TreeMaker
 from ehrr1.records.events import Event
@@ -94,14 +94,18 @@ def tokenizers() -> list[PreTrainedTokenizerBase]:
     return [trained(), *real]
 
 
-@pytest.mark.parametrize("think", [True, False])
-def test_parts_tokenised_apart_equal_the_whole_chat(think: bool) -> None:
-    events = record()
+def exchange(think: bool) -> tuple[Question, list[dict[str, str]]]:
+    """A question on `record()`, and its chat up to the answer."""
     chain = "## Extraction\nPotassium | Labotary Test Events | 06:15\n## Reasoning\nx | -> | y"
     question = Question("s", "labevents", think, "Potassium\nTroponin T", chain if think else None)
+    return question, messages("labevents", record_markdown(record()), think=think)
+
+
+@pytest.mark.parametrize("think", [True, False])
+def test_parts_tokenised_apart_equal_the_whole_chat(think: bool) -> None:
+    question, chat = exchange(think)
     for tokenizer in tokenizers():
-        tree = TreeMaker(tokenizer, 100_000).tree(events, 3, [question])
-        chat = messages("labevents", record_markdown(events), think=think)
+        tree = TreeMaker(tokenizer, 100_000).tree(record(), 3, [question])
         text = tokenizer.apply_chat_template(
             chat, tokenize=False, add_generation_prompt=True, enable_thinking=think
         )
@@ -109,6 +113,22 @@ def test_parts_tokenised_apart_equal_the_whole_chat(think: bool) -> None:
         assert prompt == tokenizer(text)["input_ids"]
         whole = text + completion(question.answer, question.chain) + END
         assert prompt + tree.branches[0].completion == tokenizer(whole)["input_ids"]
+
+
+@pytest.mark.parametrize("think", [True, False])
+def test_smollm2_has_our_chat_markers_and_its_prompts_are_the_whole_chat(
+    think: bool, smollm2: Path
+) -> None:
+    """Its template knows no thinking: the empty thought ends our prompt, as tokens of their own."""
+    tokenizer = load_tokenizer(smollm2)
+    assert tokenizer.eos_token == END
+    question, chat = exchange(think)
+    tree = TreeMaker(tokenizer, 100_000).tree(record(), 3, [question])
+    prompt, answer = tree.trunk + tree.branches[0].prompt, tree.branches[0].completion
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert prompt == tokenizer(text + EMPTY_THOUGHT * (not think))["input_ids"]
+    assert answer == tokenizer(completion(question.answer, question.chain) + END)["input_ids"]
+    assert answer[-1] == tokenizer.eos_token_id
 
 
 def test_tokenizer_is_lossless_and_short(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1.models.logprobs import token_logprobs
-from ehrr1.prompts.dataset import StepData, Steps
 from ehrr1.prompts.forest import collate
+from ehrr1.prompts.steps import StepData, Steps
 from ehrr1.prompts.trees import Branch, Tree
 from ehrr1.rollout.transformers import Completion
 from ehrr1.training import rewards
@@ -22,7 +22,17 @@ from ehrr1.training.losses import group_advantages, grpo_loss, kl_k3
 from tests.conftest import ROOT
 from tests.test_models import small
 
-TRAINER = OmegaConf.create({"accelerator": "cpu", "devices": 1, "precision": "32-true"})
+TRAINER = OmegaConf.create(
+    {
+        "strategy": "single",
+        "offload": False,
+        "accelerator": "cpu",
+        "devices": 1,
+        "nodes": 1,
+        "precision": "32-true",
+        "activation_checkpointing": False,
+    }
+)
 
 
 def rl_settings(**changes: Any) -> DictConfig:

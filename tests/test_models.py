@@ -38,7 +38,12 @@ def small() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("1.7b", 1_720_574_976), ("8b", 8_190_735_360), ("72b", 72_706_203_648)],
+    [
+        ("smollm2_135m", 134_515_008),
+        ("1.7b", 1_720_574_976),
+        ("8b", 8_190_735_360),
+        ("72b", 72_706_203_648),
+    ],
 )
 def test_parameter_counts(name: str, count: int) -> None:
     assert parameter_count(model_settings(name)) == count

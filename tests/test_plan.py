@@ -79,7 +79,6 @@ def test_wrong_settings_are_refused_in_one_line(command_line: CommandLine, tmp_p
     for overrides, words in (
         (["trainer=ddp", "trainer.offload=true"], r"trainer\.offload=true"),
         (["cluster.gpus=12"], r"cluster\.gpus=12.*gpus_per_node=8"),
-        (["trainer.precision=16-mixed"], r"trainer\.precision=16-mixed"),
         (["plan.answer_tokens.adapt=9000"], r"adapt=9000.*max_tokens=8192"),
         (["trainer=zero2", "adapt.optimizer=muon"], r"optimizer=muon.*set adamw"),
         (["cluster.reserved_gib=90"], r"cluster\.reserved_gib=90"),

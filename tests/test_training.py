@@ -5,29 +5,23 @@ from collections import Counter
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
 from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedModel
 
 from ehrr1.models.loading import load_model
-from ehrr1.prompts.dataset import (
-    StepData,
-    evenly,
-    forest_steps,
-    plan_evenly,
-    plan_steps,
-    rank,
-    read_tree,
-    write_trees,
-)
-from ehrr1.prompts.forest import collate
+from ehrr1.prompts.dataset import evenly, rank, read_tree, write_trees
+from ehrr1.prompts.forest import collate, pack
+from ehrr1.prompts.steps import StepData, forest_steps, plan_evenly, plan_steps
 from ehrr1.prompts.trees import Question, TreeMaker
 from ehrr1.tasks.samples import Sample
-from ehrr1.training.callbacks import last_checkpoint
-from ehrr1.training.fitting import evaluate, fit
+from ehrr1.training.checkpoints import last_checkpoint
+from ehrr1.training.fitting import fit, load_last
 from ehrr1.training.module import make_optimizers, warmup_cosine
 from ehrr1.training.sft import SupervisedModule
 from tests.conftest import ROOT
@@ -116,6 +110,34 @@ def test_plan_is_seeded_complete_and_short_first() -> None:
     assert len(plan_steps(lengths, 8, 5, 7, 0)) == 7
 
 
+def test_rows_are_as_many_for_every_process_and_lose_no_tree() -> None:
+    lengths = [1 + (7 * n) % 50 for n in range(33)]
+    for ranks in (1, 2, 3):
+        shares = pack(lengths, 120, ranks)
+        assert len({len(rows) for rows in shares}) == 1 and len(shares) == ranks
+        rows = [row for share in shares for row in share]
+        assert sorted(index for row in rows for index in row) == list(range(33))
+        assert all(sum(lengths[index] for index in row) <= 120 for row in rows)
+    # fewer trees than processes: some rows are empty; a tree that is too long is computed anyway
+    assert pack([5], 120, 2) == [[[0]], [[]]]
+    assert pack([5, 500, 5], 120, 2) == [[[1]], [[0, 2]]]
+
+
+def test_processes_read_different_rows_and_the_same_counts(tmp_path: Path) -> None:
+    trees, _ = tree_data(tmp_path)
+    one, two = (
+        forest_steps(trees, [[0, 1, 2]], 150, 0.5, rank, 2).read([0, 1, 2]) for rank in (0, 1)
+    )
+    [alone] = forest_steps(trees, [[0, 1, 2]], 10_000, 0.5)
+    assert (one.weight, one.tokens, one.samples) == (two.weight, two.tokens, two.samples)
+    assert (one.weight, one.tokens, one.samples) == (alone.weight, alone.tokens, alone.samples)
+    forests = [*one.forests, *two.forests]
+    assert len(one.forests) == len(two.forests)
+    assert sum(forest.tokens for forest in forests) == alone.tokens
+    weight = sum(forest.weights.sum().item() for forest in forests)
+    assert weight == pytest.approx(alone.weight)
+
+
 def test_schedule_warms_up_and_falls_to_nothing() -> None:
     factor = warmup_cosine(100, 0.1)
     values = [factor(step) for step in range(101)]
@@ -131,11 +153,20 @@ def train(
     plan = plan_steps(trees["length"], 4, 4, None, 0)
     model_config = model_settings("tiny")
     model_config.config.update(hidden_size=32, intermediate_size=48, head_dim=8)
-    module = SupervisedModule(load_model(model_config, None, tokenizer, 1), config, len(plan))
+
+    def build(sharding: Any) -> PreTrainedModel:
+        return load_model(model_config, None, tokenizer, 1)
+
+    module = SupervisedModule(build, config, len(plan), folder / "evaluation.json")
     data = StepData(forest_steps(trees, plan, batch), forest_steps(trees, [[0, 1], [2]], batch))
     fit(module, data, folder, TRAINER, description="adapt", seed=0, save_seconds=0)
-    evaluate(module, data, TRAINER)
+    module.model = build(None)
+    load_last(module, folder)
     return module
+
+
+def evaluation_of(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "evaluation.json").read_text())
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
@@ -144,12 +175,17 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 def test_learns_logs_and_does_not_depend_on_batches(tmp_path: Path) -> None:
     trees, tokenizer = tree_data(tmp_path)
-    whole = train(tmp_path / "whole", trees, tokenizer)
+    train(tmp_path / "whole", trees, tokenizer)
     lines = lines_of(tmp_path / "whole")
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert lines[-1]["loss"] < lines[0]["loss"] / 2
     assert lines[0]["samples"] == 8 and lines[0]["tokens"] > 800
-    assert 0 < whole.validation_loss < lines[0]["loss"]
+    found = evaluation_of(tmp_path / "whole")
+    assert 0 < found["eval/loss"] < lines[0]["loss"]
+    tasks = [found[f"eval/loss/{task}"] for task in ("ICU_Mortality_7day", "LengthOfStay_3day")]
+    assert min(tasks) < found["eval/loss"] < max(tasks)
+    names = {"seconds", "data_seconds", "tokens_per_second", "samples_per_second", "memory_gib"}
+    assert names <= lines[0].keys()
     assert list((tmp_path / "whole" / "tb").glob("events*"))
     train(tmp_path / "parts", trees, tokenizer, batch=300)
     for one, other in zip(lines, lines_of(tmp_path / "parts"), strict=True):
@@ -180,16 +216,17 @@ def test_resume_repeats_the_uninterrupted_run(
         train(tmp_path / "broken", trees, tokenizer, optimizer=optimizer)
     checkpoint, done = last_checkpoint(tmp_path / "broken" / "checkpoints")
     assert done == 5 and checkpoint is not None
-    (checkpoint.parent / ".step=00000009.ckpt.partial-1").write_bytes(b"half")
+    (checkpoint.parent / ".step=00000009.ckpt.partial").write_bytes(b"half")
     # a step that was logged but not saved is done again, and logged once
     with (tmp_path / "broken" / "train.jsonl").open("a") as file:
         file.write(json.dumps({"step": 6, "loss": -1}) + "\n")
-    resumed = train(tmp_path / "broken", trees, tokenizer, optimizer=optimizer)
+    train(tmp_path / "broken", trees, tokenizer, optimizer=optimizer)
     lines, reference = lines_of(tmp_path / "broken"), lines_of(tmp_path / "whole")
     assert [line["resumed_from"] for line in lines] == [0] * 5 + [5] * 7
     for name in ("step", "loss", "lr", "grad_norm", "tokens", "samples"):
         assert [line[name] for line in lines] == [line[name] for line in reference], name
-    assert resumed.validation_loss == whole.validation_loss
+    assert evaluation_of(tmp_path / "broken") == evaluation_of(tmp_path / "whole")
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["step=00000012.ckpt"]
     # finished already: nothing is trained, the weights are those of the end
     calls = 5
     again = train(tmp_path / "broken", trees, tokenizer, optimizer=optimizer)
@@ -214,9 +251,10 @@ def test_muon_takes_the_matrices_of_the_layers() -> None:
 def test_a_loss_that_is_not_finite_names_the_samples(tmp_path: Path) -> None:
     trees, _ = tree_data(tmp_path)
     model, _ = small()
-    module = SupervisedModule(model, settings(), 1)
-    with pytest.raises(FloatingPointError, match="s0, s1"):
+    module = SupervisedModule(lambda sharding: model, settings(), 1, tmp_path)
+    with pytest.raises(FloatingPointError, match="step 7: the loss is nan for samples s0, s1"):
         module.optimizers = module.lr_schedulers = lambda: torch.optim.SGD(model.parameters())
+        module.trainer = SimpleNamespace(strategy=None, global_step=6, world_size=1)
         module.update([collate([read_tree(trees, 0)])], lambda forest: torch.tensor(torch.nan))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
@@ -17,11 +17,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.initialization import no_init_weights
 
 from ehrr1 import parallel
 from ehrr1.errors import UserError
 from ehrr1.files import replacing
 from ehrr1.models.attention import choose
+from ehrr1.models.gguf import start_of
 from ehrr1.models.last_layer import shorten_last_layer
 from ehrr1.models.sizes import model_config
 from ehrr1.models.start import pass_on
@@ -46,7 +48,7 @@ def load_model(
     the vocabulary of `tokenizer`. With `sharding` no process ever holds all of it (but of a model
     from nothing, which is small). Raises UserError for weights that cannot be read.
     """
-    start = source or model.path
+    start = start_of(model, source)
     if start is None:
         built = _random(model, tokenizer, seed, dtype)
     elif sharding is None:
@@ -74,7 +76,7 @@ def read_config(
     model: DictConfig, source: Path | None = None, vocabulary: int | None = None
 ) -> PretrainedConfig:
     """The architecture of what `load_model` would load."""
-    start = source or model.path
+    start = start_of(model, source)
     if start is None:
         return model_config(model, vocabulary)
     try:
@@ -146,7 +148,7 @@ def _read_divided(
     """Build under ZeRO-3, then fill the parameters one by one: process 0 reads each from its
     safetensors file and the others get their parts, so that none holds more than one whole."""
     folder = parallel.from_first(lambda: _folder(start))
-    with sharding():
+    with sharding(), no_init_weights():
         built = AutoModelForCausalLM.from_config(
             AutoConfig.from_pretrained(folder), attn_implementation=attention, dtype=dtype
         )
@@ -168,7 +170,7 @@ def fill(model: PreTrainedModel, folder: Path) -> None:
 
     Raises UserError where the files lack a parameter.
     """
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
     wanted = dict(model.named_parameters())
     files = sorted(folder.glob("*.safetensors"))
@@ -178,7 +180,7 @@ def fill(model: PreTrainedModel, folder: Path) -> None:
                 if name not in wanted:
                     continue  # the head of a model whose embeddings are tied
                 parameter = wanted.pop(name)
-                with GatheredParameters([parameter], modifier_rank=0):
+                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                     if parallel.rank() == 0:
                         parameter.data.copy_(tensors.get_tensor(name))
     if wanted:

@@ -137,8 +137,9 @@ def pack(lengths: Sequence[int], max_tokens: int, ranks: int = 1) -> list[list[R
 
     Every process gets equally many rows, some of them empty where there are too few trees: a
     collective operation waits for all. Rows are about equally long (each tree, longest first, goes
-    into the shortest row). One tree that is longer than `max_tokens` has a row of its own.
+    into the shortest row). Where one tree is longer than `max_tokens`, all rows may be as long.
     """
+    max_tokens = max([max_tokens, *lengths])
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     count = ranks * max(1, -(-sum(lengths) // (max_tokens * ranks)))
     while (rows := _filled(lengths, order, max_tokens, count)) is None:
@@ -158,7 +159,7 @@ def _filled(
     used = [0] * count
     for index in order:
         row = used.index(min(used))
-        if rows[row] and used[row] + lengths[index] > max_tokens:
+        if used[row] + lengths[index] > max_tokens:
             return None
         rows[row].append(index)
         used[row] += lengths[index]

@@ -1,12 +1,11 @@
 """The order in which training reads: the trees of each step, and the rows of each process.
 
-A plan follows from lengths, settings and seed alone. So every process knows all of it, reads its own
-rows, and a run that resumes at step k reads what the uninterrupted run would have read.
+A plan follows from lengths, settings and seed alone. So every process knows all of it and reads its
+own rows, and a run that resumes at step k reads what the uninterrupted run would have read.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,21 +19,20 @@ from ehrr1.prompts.forest import Forest, collate, pack
 from ehrr1.prompts.trees import Tree
 
 
-@dataclass(frozen=True)
 class Step:
     """One optimizer step: the rows of this process, and the counts of all processes together.
 
     Every process has equally many rows. `weight` is the sum of the weights of all learnt tokens,
-    by which the loss is divided; `tokens` are real ones, each trunk once.
+    by which the loss is divided; `tokens` are real ones, each trunk once. (No dataclass: Lightning
+    would look into it and turn its weights into bf16.)
     """
 
-    forests: list[Forest]
-    weight: float
-    tokens: int
-    samples: int
+    def __init__(self, forests: list[Forest], weight: float, tokens: int, samples: int):
+        self.forests, self.weight, self.tokens, self.samples = forests, weight, tokens, samples
 
     def to(self, device: torch.device) -> "Step":
-        return replace(self, forests=[forest.to(device) for forest in self.forests])
+        forests = [forest.to(device) for forest in self.forests]
+        return Step(forests, self.weight, self.tokens, self.samples)
 
 
 def plan_evenly(

@@ -22,6 +22,10 @@ HISTORY_SHARE = 1 / 3
 """Of the room for a record, what the preamble may take before its longest text loses its end: a
 discharge note of an earlier stay must not push today's events out."""
 
+FOLLOWING = "#"
+"""What an event is tokenised before, and one token: the next event or the question follows it. By
+GPT-2's pattern the line ends between two texts are cut by whether something follows."""
+
 EVENTS_AT_ONCE = 8
 """Events tokenised together, newest first, until the room is full."""
 
@@ -157,9 +161,9 @@ class TreeMaker:
     def _event_tokens(self, events: Sequence[Event]) -> list[list[int]]:
         new = [event for event in events if event not in self._known]
         if new:
-            texts = [event_markdown(event) + "\n\n" for event in new]
+            texts = [event_markdown(event) + "\n\n" + FOLLOWING for event in new]
             ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-            self._known.update(zip(new, ids, strict=True))
+            self._known.update(zip(new, (tokens[:-1] for tokens in ids), strict=True))
         found = [self._known[event] for event in events]
         while len(self._known) > self.remember:
             del self._known[next(iter(self._known))]

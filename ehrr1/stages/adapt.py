@@ -17,6 +17,7 @@ from ehrr1 import parallel
 from ehrr1.errors import UserError
 from ehrr1.files import replacing
 from ehrr1.graph.chain import ARROW, BAR, SECTIONS
+from ehrr1.models.gguf import model_folder
 from ehrr1.models.loading import read_config
 from ehrr1.models.start import embed_by_cooccurrence
 from ehrr1.prompts.corpus import corpus
@@ -40,7 +41,9 @@ def check(cfg: DictConfig, inputs: dict[str, Path]) -> None:
     if cfg.model.path is None:
         check_training(cfg, "adapt")
     else:
-        check_training(cfg, "adapt", read_config(cfg.model), load_tokenizer(cfg.model.path))
+        check_training(
+            cfg, "adapt", read_config(cfg.model), load_tokenizer(model_folder(cfg.model.path))
+        )
 
 
 def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
@@ -102,7 +105,7 @@ def make_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The model's own tokenizer, or one trained on the training samples, kept for a resume."""
     if not cfg.model.tokenizer.train:
-        return load_tokenizer(cfg.model.path)
+        return load_tokenizer(model_folder(cfg.model.path))
     folder = run.folder / "tokenizer"
     if not folder.exists():
         parts = ["\n".join(SECTIONS) + "\n", f"{BAR}{ARROW}{BAR}"]

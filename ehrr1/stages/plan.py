@@ -52,10 +52,6 @@ def check(cfg: DictConfig) -> None:
             f"trainer.offload=true: trainer.strategy={trainer.strategy} keeps its optimizer on "
             "the GPU; set false, or trainer=zero3_offload"
         )
-    if trainer.precision not in ("32-true", "bf16-mixed"):
-        problems.append(
-            f"trainer.precision={trainer.precision}: a plan knows 32-true and bf16-mixed"
-        )
     if cluster.gpus > cluster.gpus_per_node and cluster.gpus % cluster.gpus_per_node:
         problems.append(
             f"cluster.gpus={cluster.gpus}: several nodes are whole ones; give a multiple of "

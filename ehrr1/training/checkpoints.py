@@ -9,6 +9,8 @@ import re
 import signal
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -169,9 +171,10 @@ def learnt_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
     if checkpoint.is_dir():
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-        state = get_fp32_state_dict_from_zero_checkpoint(
-            str(checkpoint), "checkpoint", exclude_frozen_parameters=True, lazy_mode=True
-        )
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # it prints and has bars
+            state = get_fp32_state_dict_from_zero_checkpoint(
+                str(checkpoint), "checkpoint", exclude_frozen_parameters=True, lazy_mode=True
+            )
     else:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
         state = state["state_dict"]

@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.loggers import TensorBoardLogger
+from transformers.utils import logging as transformers_logging
 
 from ehrr1 import parallel
 from ehrr1.prompts.steps import StepData
@@ -21,6 +22,7 @@ from ehrr1.training.strategies import environment, make_strategy, on_gpu
 
 def quiet() -> None:
     """Silence what Lightning says about every trainer: devices, tips, data loader workers."""
+    transformers_logging.disable_progress_bar()
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning", "DeepSpeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for text in (
@@ -31,6 +33,9 @@ def quiet() -> None:
         ".*isinstance.treespec, LeafSpec.*",
         ".*does not exist in the model.*",
         ".*barrier.*using the device under current context.*",
+        ".*is deprecated. Please use.*all_gather_single.*",
+        ".*is deprecated. Please use.*reduce_scatter_single.*",
+        ".*saving the DeepSpeed Stage 3 checkpoint.*",
     ):
         warnings.filterwarnings("ignore", text)
 

@@ -15,7 +15,7 @@ from ehrr1 import parallel
 from ehrr1.models.last_layer import decoder_layers
 from ehrr1.models.loading import Sharding
 from ehrr1.prompts.forest import Forest
-from ehrr1.training.strategies import row, sharding, step, steps_on_cpu
+from ehrr1.training.strategies import forward, row, sharding, step, steps_on_cpu
 
 Build = Callable[[Sharding | None], PreTrainedModel]
 """Makes the model: under ZeRO-3 in the context that divides it among the processes."""
@@ -101,6 +101,10 @@ class ForestModule(LightningModule):
             for optimizer in make_optimizers(self.model, self.settings, steps_on_cpu(self))
         ]
 
+    def forward(self, loss: Callable[[Forest], Tensor], forest: Forest) -> Tensor:
+        """What DeepSpeed's engine calls for each row."""
+        return loss(forest)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         learnt = {name for name, weights in self.named_parameters() if weights.requires_grad}
         state = checkpoint["state_dict"]
@@ -121,7 +125,7 @@ class ForestModule(LightningModule):
         own = 0.0
         for number, forest in enumerate(forests, 1):
             with row(self, last=number == len(forests)):
-                part = loss(forest)
+                part = forward(self, loss, forest)
                 self._check("loss", part.item(), [forest])
                 # the strategies average over processes: a sum is wanted
                 self.manual_backward(part * self.trainer.world_size)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ehrr1 import parallel
 from ehrr1.errors import UserError
 from ehrr1.files import read_json, write_json
+from ehrr1.models.gguf import start_of
 from ehrr1.models.loading import Sharding, add_adapters, load_model, read_config
 from ehrr1.models.logprobs import token_logprobs
 from ehrr1.models.sizes import count_parameters
@@ -119,7 +120,8 @@ def lay_base(
     """Write what hf/ will hold beside the weights; returns the number of the model's parameters."""
     config = read_config(cfg.model, source, len(tokenizer))
     dtype = torch.float32 if cfg.trainer.precision == "32-true" else torch.bfloat16
-    write_base(folder, config, tokenizer, dtype, source or cfg.model.path, cfg.model.lora)
+    start = start_of(cfg.model, source)
+    write_base(folder, config, tokenizer, dtype, start, cfg.model.lora)
     return count_parameters(config)
 
 

@@ -7,7 +7,8 @@ On a CPU the same code runs with gloo, for tests and laptops.
 
 import argparse
 import importlib
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from math import isfinite
@@ -22,9 +23,15 @@ from pytorch_lightning.plugins.environments import (
     TorchElasticEnvironment,
 )
 from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strategy
+from torch import Tensor
 
 from ehrr1 import parallel
 from ehrr1.models.loading import Sharding
+from ehrr1.prompts.forest import Forest
+
+if not torch.cuda.is_available():
+    # read by the first `import deepspeed`, which comes later than this
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def on_gpu(trainer: DictConfig) -> bool:
@@ -75,7 +82,13 @@ def zero_config(trainer: DictConfig, clip: float) -> dict[str, Any]:
 
 
 class DeepSpeed(DeepSpeedStrategy):
-    """Lightning would divide every model while it is built; `models/loading.py` decides that."""
+    """Two things are ours: which model is divided while it is built (`models/loading.py`), and what
+    passes through DeepSpeed's engine: each row by itself (`forward`), not the whole step, as ZeRO-3
+    adds up gradients only between two of the engine's forwards."""
+
+    def training_step(self, *given: Any, **named: Any) -> Any:
+        assert self.lightning_module is not None
+        return self.lightning_module.training_step(*given, **named)
 
     def model_sharded_context(self) -> Any:
         self._init_config_if_needed()
@@ -114,6 +127,14 @@ class DeepSpeedOnCPU(DeepSpeed):
             dist_init_required=False,
         )
         return engine, optimizer
+
+
+def forward(module: LightningModule, loss: Callable[[Forest], Tensor], forest: Forest) -> Tensor:
+    """`loss(forest)`, through DeepSpeed's engine where there is one."""
+    strategy = module.trainer.strategy
+    if isinstance(strategy, DeepSpeedStrategy):
+        return strategy.deepspeed_engine(loss, forest)
+    return loss(forest)
 
 
 def row(module: LightningModule, last: bool) -> AbstractContextManager[Any]:
