@@ -32,7 +32,7 @@ SUB_GROUP = 1_000_000_000
 COPIES = 4
 """Float32 copies of a chunk of logits that `models/logprobs.py` holds at once: the logits, their
 log-probabilities, and for the entropy the probabilities and the product of both. With several
-chunks one more: the gradient that waits while a chunk is computed again."""
+chunks the log-probabilities of the one before are still there."""
 
 SUMMANDS = 3
 """A gradient that comes in several parts is held so often: the sum, the next part, the new sum."""
@@ -196,20 +196,19 @@ def memory(body: Anatomy, trainer: DictConfig, gpus: int, kept: Bytes, load: Loa
     fixed, cpu = states(body, trainer, gpus, load)
     fixed |= {"buffers": buffers(body, trainer), "reserved": load.reserved}
     tokens, low = load.trees * load.shape.tokens, precision_bytes(trainer)
-    # the gradient of a tied head waits for that of the embeddings
-    waits = low * body.head if body.tied and body.head_learns else 0
     moments = {
-        "layers": fixed | {"activations": kept.peak * tokens, "head": waits},
+        "layers": fixed | {"activations": kept.peak * tokens},
         "logits": fixed
         | {
             "activations": kept.held * tokens,
             "logits": logits(body, load.trees * load.shape.learnt, low),
         },
-        "embeddings": fixed | {"head": SUMMANDS * waits},
         "step": fixed | {"step": step(body, trainer, gpus)},
     }
-    if not waits:
-        del moments["embeddings"]
+    if body.tied and body.head_learns:
+        # the head's gradient waits for that of the embeddings, which are the same weights
+        moments["layers"]["head"] = low * body.head
+        moments["embeddings"] = fixed | {"head": SUMMANDS * low * body.head}
     if load.generated:
         size = 2 if trainer.precision == "bf16-mixed" else 4
         cache = body.cache * body.depth * load.generated * load.generated_tokens * size
@@ -262,10 +261,10 @@ def buffers(body: Anatomy, trainer: DictConfig) -> float:
 def logits(body: Anatomy, learnt: int, low: int) -> float:
     """One chunk of logits in its copies or, later, the parts of the head's gradient, whichever is
     more; and the hidden states that predict, with gradient."""
-    rows = max(1, CHUNK // body.vocabulary)
-    chunked = learnt > rows
-    copies = 4 * (COPIES + chunked) * min(learnt, rows) * body.vocabulary
-    gradient = low * body.head * body.head_learns * (SUMMANDS if chunked else 1)
+    rows = min(learnt, max(1, CHUNK // body.vocabulary))
+    left = learnt - rows
+    copies = 4 * body.vocabulary * (COPIES * rows + min(left, rows))
+    gradient = low * body.head * body.head_learns * (SUMMANDS if left else 1)
     return float(max(copies, gradient) + 2 * low * learnt * body.hidden)
 
 
