@@ -30,6 +30,7 @@ def compose_and_run(cfg: DictConfig) -> None:
     from ehrr1.settings import check
     from ehrr1.stages import execute
 
+    cfg = as_released(cfg)
     if cfg.variant is None:
         with open_dict(cfg):
             cfg.variant = own_variant()
@@ -42,6 +43,14 @@ def compose_and_run(cfg: DictConfig) -> None:
     except EXPECTED as error:
         # Hydra would print lines of its own about an exception that leaves its job.
         sys.exit(complain(error))
+
+
+def as_released(cfg: DictConfig) -> DictConfig:
+    """A plan without an experiment is one of the released lengths and batches, not the demo's."""
+    overrides = list(HydraConfig.get().overrides.task)
+    if cfg.stage != "plan" or any(override.startswith("experiment=") for override in overrides):
+        return cfg
+    return hydra.compose("config", overrides=[*overrides, "experiment=released"])
 
 
 def own_variant() -> str:

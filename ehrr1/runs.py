@@ -39,6 +39,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "reason": ("prepare", "chains", "adapt"),
     "rl": ("prepare", "reason"),
     "eval": ("prepare", "adapt"),
+    "plan": (),
 }
 """What each stage cannot do without."""
 
@@ -56,13 +57,14 @@ RESULT_SETTINGS: dict[str, tuple[str, ...]] = {
     "reason": ("seed", "model", "loss", "reason", "trainer"),
     "rl": ("seed", "model", "rl", "rollout", "trainer"),
     "eval": ("seed", "model", "eval"),
+    "plan": (),
 }
 """The sections of the configuration that change a stage's result."""
 
 NOT_COMPARED = frozenset({"data.shard", "data.shards"})
 """Settings of those sections that say who does the work, not what comes of it."""
 
-ALWAYS_AGAIN = frozenset({"audit", "card", "export"})
+ALWAYS_AGAIN = frozenset({"audit", "card", "export", "plan"})
 """Stages that only show what is there: they run again and overwrite."""
 
 

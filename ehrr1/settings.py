@@ -166,6 +166,21 @@ RULES: dict[str, Rule] = {
     "trainer.precision": Choice(("32-true", "bf16-mixed")),
     "trainer.activation_checkpointing": Switch(),
     "model.attention": Choice(("auto", "sdpa", "flex", "varlen", "dense")),
+    "cluster.gpus": COUNT,
+    "cluster.gpus_per_node": COUNT,
+    "cluster.gpu_memory_gib": POSITIVE,
+    "cluster.reserved_gib": Number(0),
+    "cluster.cpu_memory_gib": Number(0, above=True, none=True),
+    "cluster.peak_tflops": POSITIVE,
+    "plan.stage": Choice(("adapt", "reason", "rl")),
+    "plan.micro_batch": COUNT,
+    "plan.questions": COUNT,
+    "plan.answer_tokens.adapt": COUNT,
+    "plan.answer_tokens.reason": COUNT,
+    "plan.fill": Number(0, 1, above=True),
+    "plan.samples": COUNT_OR_ALL,
+    "plan.utilisation": Number(0, 1, above=True),
+    "plan.generation_utilisation": Number(0, 1, above=True),
 }
 
 

@@ -1,0 +1,293 @@
+"""The memory of one GPU while a model learns, by part and moment, before anything is loaded.
+
+Weights, gradients and optimizer states follow from the number of parameters, the precision and what
+the strategy divides; activations are measured on the model's code (`models/activations.py`);
+DeepSpeed's own buffers are those of version 0.19.8 with its default settings. All sizes in bytes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from omegaconf import DictConfig
+
+from ehrr1.models.activations import Attention, Bytes, Work, activation_bytes, shell
+from ehrr1.models.attention import bunched
+from ehrr1.models.last_layer import KNOWN, decoder_layers
+from ehrr1.models.logprobs import CHUNK
+
+STAGES = {"single": 0, "ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3}
+"""What a strategy divides among the GPUs: from 1 optimizer, from 2 gradients, from 3 weights."""
+
+BUCKET = 500_000_000
+"""Gradients that DeepSpeed reduces together (`reduce_bucket_size`), in elements."""
+
+LIVE = 1_000_000_000
+"""Weights that ZeRO-3 keeps gathered at a time (`stage3_max_live_parameters`), in elements."""
+
+SUB_GROUP = 1_000_000_000
+"""Of a GPU's share, what a step of ZeRO-3 works on at a time (`sub_group_size`), in elements."""
+
+COPIES = 4
+"""Float32 copies of a chunk of logits that `models/logprobs.py` holds at once: the logits, their
+log-probabilities, and for the entropy the probabilities and the product of both. With several
+chunks the log-probabilities of the one before are still there."""
+
+SUMMANDS = 3
+"""A gradient that comes in several parts is held so often: the sum, the next part, the new sum."""
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """Numbers of parameters. `cast`: weights that autocast keeps a bf16 copy of; `layers` and
+    `layers_learnt`: of the decoder layers, all and what learns; `largest`: of one tensor."""
+
+    base: int
+    adapters: int
+    learnt: int
+    cast: int
+    layers: int
+    layers_learnt: int
+    head: int
+    head_learns: bool
+    tied: bool
+    largest: int
+    hidden: int
+    vocabulary: int
+    depth: int
+    attention: int
+    """Width of queries: heads x head dimension."""
+    cache: int
+    """Width of keys and values together, of one layer."""
+    known: bool
+    """Whether the last layer leaves out a record's tokens (`models/last_layer.py`)."""
+
+
+def anatomy(model: DictConfig) -> Anatomy:
+    built = shell(model)
+    config = built.config
+    named = list(built.named_parameters())
+    base = sum(p.numel() for name, p in named if "lora_" not in name)
+    total = sum(p.numel() for _, p in named)
+    learnt = [p for _, p in named if p.requires_grad]
+    linear = {
+        id(module.weight) for module in built.modules() if isinstance(module, torch.nn.Linear)
+    }
+    head = built.get_output_embeddings().weight
+    in_layers = list(decoder_layers(built).parameters())
+    size = decoder_layers(built)[0].self_attn.head_dim
+    return Anatomy(
+        base=base,
+        adapters=total - base,
+        learnt=sum(p.numel() for p in learnt),
+        cast=sum(p.numel() for p in learnt if id(p) in linear),
+        layers=sum(p.numel() for p in in_layers),
+        layers_learnt=sum(p.numel() for p in in_layers if p.requires_grad),
+        head=head.numel(),
+        head_learns=head.requires_grad,
+        tied=config.tie_word_embeddings,
+        largest=max(p.numel() for p in learnt),
+        hidden=config.hidden_size,
+        vocabulary=config.vocab_size,
+        depth=config.num_hidden_layers,
+        attention=config.num_attention_heads * size,
+        cache=2 * config.num_key_value_heads * size,
+        known=config.model_type in KNOWN,
+    )
+
+
+class TreeShape(NamedTuple):
+    """A tree: tokens of its trunk, of each of its branches, and how many of all are learnt."""
+
+    trunk: int
+    branches: tuple[int, ...]
+    learnt: int
+
+    @property
+    def tokens(self) -> int:
+        """The trunk counts once."""
+        return self.trunk + sum(self.branches)
+
+    def keys(self, attention: str) -> int:
+        """Keys that `model.attention` has its kernels read: some copy a trunk's for branches.
+
+        auto counts as varlen, which a GPU with flash-attn takes.
+        """
+        if attention in ("auto", "varlen"):
+            return self.trunk + sum(self.trunk + branch for branch in self.branches)
+        if attention == "sdpa":
+            return self.tokens + sum(self.trunk + sum(some) for some in bunched(self.branches))
+        return self.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a GPU computes at a time, and how: `trees` of one shape; `generated` completions side by
+    side, each up to `generated_tokens` long with its prompt; a second copy of the weights as
+    `reference`; Muon for the layers' matrices; `reserved` bytes that nothing here may use."""
+
+    trees: int
+    shape: TreeShape
+    generated: int = 0
+    generated_tokens: int = 0
+    reference: bool = False
+    muon: bool = False
+    reserved: float = 0.0
+
+
+class Memory(NamedTuple):
+    """Bytes of a GPU by moment and part, and the bytes of a GPU's share that stand in CPU memory.
+
+    Moments: `layers`, where a layer is learnt; `logits`, where the loss is taken; `embeddings`, the
+    end of the backward pass, where tied embeddings get their gradient; `step`, the optimizer's;
+    `rollout`, where completions are generated.
+    """
+
+    moments: dict[str, dict[str, float]]
+    cpu: float
+
+    @property
+    def total(self) -> float:
+        """Of the largest moment."""
+        return max(sum(parts.values()) for parts in self.moments.values())
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """The most that each part takes; not all of it at the same moment."""
+        most: dict[str, float] = {}
+        for parts in self.moments.values():
+            for name, size in parts.items():
+                most[name] = max(most.get(name, 0.0), size)
+        return most
+
+
+def precision_bytes(trainer: DictConfig) -> int:
+    """Bytes of a weight: DeepSpeed's bf16-mixed has bf16 weights, Lightning's is autocast."""
+    return 2 if STAGES[trainer.strategy] and trainer.precision == "bf16-mixed" else 4
+
+
+def work(trainer: DictConfig, attention: str, shape: TreeShape) -> Work:
+    """How the layers compute; `attention` is `model.attention`."""
+    low = precision_bytes(trainer) == 2
+    return Work(
+        dtype=torch.bfloat16 if low else torch.float32,
+        autocast=not low and trainer.precision == "bf16-mixed",
+        checkpointing=trainer.activation_checkpointing,
+        attention=Attention(shape.keys(attention) / shape.tokens, repeated=attention == "sdpa"),
+    )
+
+
+def activations(model: DictConfig, trainer: DictConfig, body: Anatomy, shape: TreeShape) -> Bytes:
+    """Bytes a token of a row. Without checkpointing the last layer keeps little of a record's
+    tokens where nothing is learnt on them, and is counted for the others."""
+    layers = float(body.depth)
+    if body.known and shape.learnt <= sum(shape.branches) and not trainer.activation_checkpointing:
+        layers -= shape.trunk / shape.tokens
+    return activation_bytes(model, work(trainer, model.attention, shape), layers)
+
+
+def memory(body: Anatomy, trainer: DictConfig, gpus: int, kept: Bytes, load: Load) -> Memory:
+    """The memory of one of `gpus` GPUs; `kept` is that of `activations`.
+
+    Gradients are counted at every moment: a step has several rows, and those of the earlier ones
+    wait. Where it has one row, the truth is a little less.
+    """
+    fixed, cpu = states(body, trainer, gpus, load)
+    fixed |= {"buffers": buffers(body, trainer), "reserved": load.reserved}
+    tokens, low = load.trees * load.shape.tokens, precision_bytes(trainer)
+    moments = {
+        "layers": fixed | {"activations": kept.peak * tokens},
+        "logits": fixed
+        | {
+            "activations": kept.held * tokens,
+            "logits": logits(body, load.trees * load.shape.learnt, low),
+        },
+        "step": fixed | {"step": step(body, trainer, gpus)},
+    }
+    if body.tied and body.head_learns:
+        # the head's gradient waits for that of the embeddings, which are the same weights
+        moments["layers"]["head"] = low * body.head
+        moments["embeddings"] = fixed | {"head": SUMMANDS * low * body.head}
+    if load.generated:
+        size = 2 if trainer.precision == "bf16-mixed" else 4
+        cache = body.cache * body.depth * load.generated * load.generated_tokens * size
+        moments["rollout"] = fixed | {"rollout_cache": cache}
+    return Memory(moments, cpu)
+
+
+def states(
+    body: Anatomy, trainer: DictConfig, gpus: int, load: Load
+) -> tuple[dict[str, float], float]:
+    """Weights, gradients and optimizer states on a GPU, and what of its share is on the CPU.
+
+    DeepSpeed accumulates gradients in the weights' own type (`data_types.grad_accum_dtype` is not
+    set) and keeps a float32 master copy of bf16 weights; ZeRO-1 and 2 copy float32 weights too.
+    """
+    stage, low = STAGES[trainer.strategy], precision_bytes(trainer)
+    parameters = (body.base + body.adapters) * (2 if load.reference else 1)
+    moments = 8 * body.learnt - (4 * body.layers_learnt if load.muon else 0)
+    copied = stage and (low == 2 or stage < 3 or trainer.offload)
+    master = 4 * body.learnt if copied else 0
+    weights = low * parameters / (gpus if stage == 3 else 1)
+    if not stage and trainer.precision == "bf16-mixed":
+        weights += 2 * body.cast
+    gradients = low * body.learnt / (gpus if stage >= 2 else 1)
+    optimizer = (master + moments) / (gpus if stage else 1)
+    if not trainer.offload:
+        return {"weights": weights, "gradients": gradients, "optimizer": optimizer}, 0.0
+    # the CPU also holds float32 gradients for its step, and one copy in the weights' type
+    cpu = optimizer + (4 + low) * body.learnt / gpus
+    on_gpu = gradients if stage == 1 else 0.0
+    return {"weights": weights, "gradients": on_gpu, "optimizer": 0.0}, cpu
+
+
+def buffers(body: Anatomy, trainer: DictConfig) -> float:
+    """What the strategy holds beside its share: gradients on their way, gathered weights."""
+    stage, low = STAGES[trainer.strategy], precision_bytes(trainer)
+    if trainer.strategy == "ddp":
+        return 4.0 * body.learnt  # buckets beside the gradients: they are no views of them
+    if stage in (1, 2):
+        return 2.0 * low * BUCKET  # one is filled while the other is reduced (`overlap_comm`)
+    if stage == 3:
+        everything = body.base + body.adapters
+        gathered = min(everything, max(LIVE, body.largest))
+        # a copy of the bucket is reduced; the largest gradient waits for it
+        copied = max(min(BUCKET, body.learnt), body.largest)
+        return float(low * (gathered + BUCKET + copied))
+    return 0.0
+
+
+def logits(body: Anatomy, learnt: int, low: int) -> float:
+    """One chunk of logits in its copies or, later, the parts of the head's gradient, whichever is
+    more; and the hidden states that predict, with gradient."""
+    rows = min(learnt, max(1, CHUNK // body.vocabulary))
+    left = learnt - rows
+    copies = 4 * body.vocabulary * (COPIES * rows + min(left, rows))
+    gradient = low * body.head * body.head_learns * (SUMMANDS if left else 1)
+    return float(max(copies, gradient) + 2 * low * learnt * body.hidden)
+
+
+def step(body: Anatomy, trainer: DictConfig, gpus: int) -> float:
+    """What an optimizer step needs for itself: DeepSpeed flattens its gradients and turns them to
+    float32; PyTorch's fused AdamW works in place."""
+    stage, low = STAGES[trainer.strategy], precision_bytes(trainer)
+    if not stage or trainer.offload:
+        return 0.0
+    share = body.learnt / gpus
+    if stage == 3:
+        share = min(share, SUB_GROUP)
+    return share * (low + 4 if low == 2 else low)
+
+
+def most_trees(need: Callable[[int], float], room: float) -> int:
+    """The largest number of trees for which `need`, which grows with it, is within `room`; or 0."""
+    if need(1) > room:
+        return 0
+    low, high = 1, 2
+    while need(high) <= room:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if need(middle) <= room else (low, middle)
+    return low

@@ -1,0 +1,196 @@
+"""One training stage of one model on one cluster: what a GPU holds, and how long the run takes.
+
+`cfg.plan` says which stage and what is assumed, `cfg.cluster` the machines; lengths, batches and
+epochs are the stage's own settings.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+
+from omegaconf import DictConfig, OmegaConf
+
+from ehrr1.models import flops
+from ehrr1.models.activations import Bytes, Work
+from ehrr1.models.memory import (
+    STAGES,
+    Load,
+    Memory,
+    TreeShape,
+    activations,
+    anatomy,
+    memory,
+    most_trees,
+    work,
+)
+from ehrr1.models.sizes import GIB
+from ehrr1.tasks.selection import LEARNABLE, RISK
+
+TRAINERS = ("single", "ddp", "zero1", "zero2", "zero3", "zero3_offload")
+
+RELEASED = {"adapt": 3_500_000, "reason": 300_000, "rl": 500 * len(LEARNABLE)}
+"""Samples of the released training sets, where the settings name no number a task."""
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    """The run's steps, what one of them computes, and the GPUs that share it."""
+
+    steps: int
+    trees_per_step: int
+    tokens_per_step: float
+    seconds_per_step: float
+    gpus: int
+
+
+class Planner:
+    """Plans `cfg.plan.stage` for any trainer; activations are measured once a way of computing."""
+
+    def __init__(self, cfg: DictConfig):
+        self.cfg, self.stage = cfg, cfg[cfg.plan.stage]
+        self.rl = cfg.plan.stage == "rl"
+        self.body = anatomy(cfg.model)
+        self.shape = tree(cfg)
+        self._measured: dict[Work, Bytes] = {}
+
+    def title(self) -> str:
+        cfg, branches = self.cfg, self.shape.branches
+        return (
+            f"{cfg.plan.stage} of {cfg.model.name} ({self.body.base:,} parameters) by "
+            f"{cfg.trainer.strategy}, {cfg.trainer.precision}, {self.gpus(cfg.trainer)} GPUs, "
+            f"{cfg.plan.micro_batch} x ({self.shape.trunk:,} + {len(branches)} x {branches[0]:,}) "
+            "tokens a GPU"
+        )
+
+    def gpus(self, trainer: DictConfig) -> int:
+        """trainer=single uses one, whatever the cluster has."""
+        return 1 if trainer.strategy == "single" else int(self.cfg.cluster.gpus)
+
+    def memory(self, trainer: DictConfig, trees: int | None = None) -> Memory:
+        """Of one GPU that computes `trees` trees at a time, by default `plan.micro_batch`."""
+        how = work(trainer, self.cfg.model.attention, self.shape)
+        if how not in self._measured:
+            self._measured[how] = activations(self.cfg.model, trainer, self.body, self.shape)
+        load = self._load(trees or self.cfg.plan.micro_batch)
+        return memory(self.body, trainer, self.gpus(trainer), self._measured[how], load)
+
+    def _load(self, trees: int) -> Load:
+        rows, length = 0, 0
+        if self.rl:
+            group = self.stage.group_size
+            rows = group * max(1, min(trees, self.cfg.rollout.batch_size // group))
+            length = self.stage.max_prompt_tokens + self.stage.max_completion_tokens
+        return Load(
+            trees,
+            self.shape,
+            generated=rows,
+            generated_tokens=length,
+            reference=self.rl and self.stage.beta > 0,
+            muon=self.stage.optimizer == "muon",
+            reserved=self.cfg.cluster.reserved_gib * GIB,
+        )
+
+    def on_cpu(self, found: Memory) -> float:
+        """GiB of a node's CPU memory that its GPUs' shares take."""
+        return found.cpu * min(self.cfg.cluster.gpus, self.cfg.cluster.gpus_per_node) / GIB
+
+    def fits(self, trainer: DictConfig) -> bool:
+        found, room = self.memory(trainer), self.cfg.cluster.cpu_memory_gib
+        on_cpu = room is None or self.on_cpu(found) <= room
+        return on_cpu and found.total / GIB <= self.cfg.cluster.gpu_memory_gib
+
+    def largest(self, trainer: DictConfig) -> int:
+        """The most trees at a time that fit a GPU; 0 where not even one does."""
+        room = self.cfg.cluster.gpu_memory_gib * GIB
+        return most_trees(lambda trees: self.memory(trainer, trees).total, room)
+
+    def smallest_stage(self) -> int:
+        """The first ZeRO stage that fits (0: none is needed, ddp does), or -1."""
+        trainer = self.cfg.trainer
+        for strategy in ("ddp", "zero1", "zero2", "zero3"):
+            tried = other(trainer, strategy)
+            tried.offload = trainer.offload and STAGES[strategy] > 0
+            if self.fits(tried):
+                return STAGES[strategy]
+        return -1
+
+    @property
+    def step_setting(self) -> str:
+        """The setting that says how many trees an optimizer step has."""
+        return "rl.prompts_per_step" if self.rl else f"{self.cfg.plan.stage}.trees_per_step"
+
+    @property
+    def asked_trees(self) -> int:
+        return int(OmegaConf.select(self.cfg, self.step_setting))
+
+    def time(self) -> Time:
+        """Processes share a step's trees evenly: their number is rounded up to a multiple."""
+        gpus = self.gpus(self.cfg.trainer)
+        each = ceil(self.asked_trees / gpus)
+        mean = tree(self.cfg, self.cfg.plan.fill)
+        return Time(
+            steps=steps(self.cfg, each * gpus),
+            trees_per_step=each * gpus,
+            tokens_per_step=each * gpus * mean.tokens,
+            seconds_per_step=each * self._seconds(mean),
+            gpus=gpus,
+        )
+
+    def _seconds(self, mean: TreeShape) -> float:
+        """Of one GPU for one tree."""
+        cfg, peak = self.cfg, self.cfg.cluster.peak_tflops * 1e12
+        learning = flops.training(self.body, mean, cfg.trainer.activation_checkpointing)
+        if not self.rl:
+            return learning / (peak * cfg.plan.utilisation)
+        if self.stage.beta > 0:
+            learning += flops.forward(self.body, mean)
+        writing = flops.forward(self.body, mean)  # the prompt once, its completions token by token
+        return learning / (peak * cfg.plan.utilisation) + writing / (
+            peak * cfg.plan.generation_utilisation
+        )
+
+
+def other(trainer: DictConfig, name: str) -> DictConfig:
+    """The precision and checkpointing of a trainer with another of `TRAINERS`."""
+    strategy, _, offload = name.partition("_")
+    changed = OmegaConf.merge(trainer, {"strategy": strategy, "offload": bool(offload)})
+    assert isinstance(changed, DictConfig)
+    return changed
+
+
+def tree(cfg: DictConfig, fill: float = 1.0) -> TreeShape:
+    """A tree of the stage's greatest length, or of a share `fill` of it."""
+    name = cfg.plan.stage
+    if name == "rl":
+        trunk, branch = cfg.rl.max_prompt_tokens, cfg.rl.max_completion_tokens
+        count, record_learnt = cfg.rl.group_size, False
+    else:
+        branch = cfg.plan.answer_tokens[name]
+        trunk = cfg[name].max_tokens - branch
+        count, record_learnt = cfg.plan.questions, cfg.loss.on == "all"
+    trunk, branch = ceil(trunk * fill), ceil(branch * fill)
+    return TreeShape(trunk, (branch,) * count, count * branch + trunk * record_learnt)
+
+
+def steps(cfg: DictConfig, trees_per_step: int) -> int:
+    """Optimizer steps of the whole run."""
+    settings = cfg[cfg.plan.stage]
+    if cfg.plan.stage == "rl":
+        return settings.steps or ceil(samples(cfg) / trees_per_step)
+    trees = ceil(samples(cfg) / cfg.plan.questions)
+    return settings.max_steps or settings.epochs * ceil(trees / trees_per_step)
+
+
+def samples(cfg: DictConfig) -> int:
+    """Samples of the run (rl: prompts), as many as the stage would take of full tasks."""
+    name, settings = cfg.plan.stage, cfg[cfg.plan.stage]
+    if cfg.plan.samples is not None:
+        return int(cfg.plan.samples)
+    if settings.samples_per_task is None:
+        return RELEASED[name]
+    number = len(LEARNABLE) * settings.samples_per_task
+    if name == "adapt" and settings.decision_samples_per_task is not None:
+        fewer = settings.samples_per_task - settings.decision_samples_per_task
+        number -= (len(LEARNABLE) - len(RISK)) * fewer
+    if name == "reason" and settings.direct_share < 1:
+        number = round(number / (1 - settings.direct_share))
+    return number

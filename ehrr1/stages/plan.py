@@ -1,0 +1,170 @@
+"""stage=plan: does it fit, and how long does it take? Memory by part, time and GPU-hours of a
+training stage (`plan.stage`) for a model, trainer and cluster: tables, plan.md and metrics.
+
+Nothing is loaded or downloaded: the model is built on the meta device. What is counted, and what is
+assumed, stands in docs/plan.md.
+"""
+
+from collections.abc import Sequence
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from ehrr1.errors import UserError
+from ehrr1.files import write_text
+from ehrr1.models.memory import STAGES, Memory
+from ehrr1.models.planning import TRAINERS, Planner, Time, other
+from ehrr1.models.sizes import GIB
+from ehrr1.runs import Run
+from ehrr1.stages.card import table
+
+console = Console(stderr=True)
+
+Section = tuple[str, Sequence[str], Sequence[Sequence[str]]]
+"""A table: its title, heads and rows."""
+
+
+def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
+    check(cfg)
+    planner = Planner(cfg)
+    found, time = planner.memory(cfg.trainer), planner.time()
+    metrics = memory_metrics(planner, found) | time_metrics(time)
+    metrics |= {
+        "fits": int(planner.fits(cfg.trainer)),
+        "micro_batch/largest": planner.largest(cfg.trainer),
+        "zero_stage/smallest": planner.smallest_stage(),
+    }
+    for name in TRAINERS:
+        trainer = other(cfg.trainer, name)
+        metrics[f"trainers/{name}/memory_gib"] = planner.memory(trainer).total / GIB
+        metrics[f"trainers/{name}/fits"] = int(planner.fits(trainer))
+    sections = [memory_table(planner, found), run_table(planner, metrics), trainers_table(metrics)]
+    show(run, sections)
+    return metrics
+
+
+def check(cfg: DictConfig) -> None:
+    """All settings that cannot work together, at once."""
+    trainer, cluster, problems = cfg.trainer, cfg.cluster, []
+    if trainer.offload and not STAGES[trainer.strategy]:
+        problems.append(
+            f"trainer.offload=true: trainer.strategy={trainer.strategy} keeps its optimizer on "
+            "the GPU; set false, or trainer=zero3_offload"
+        )
+    if cluster.gpus > cluster.gpus_per_node and cluster.gpus % cluster.gpus_per_node:
+        problems.append(
+            f"cluster.gpus={cluster.gpus}: several nodes are whole ones; give a multiple of "
+            f"cluster.gpus_per_node={cluster.gpus_per_node}"
+        )
+    if cluster.reserved_gib >= cluster.gpu_memory_gib:
+        problems.append(
+            f"cluster.reserved_gib={cluster.reserved_gib}: it must be less than "
+            f"cluster.gpu_memory_gib={cluster.gpu_memory_gib}"
+        )
+    stage = cfg.plan.stage
+    if STAGES[trainer.strategy] and cfg[stage].optimizer == "muon":
+        problems.append(
+            f"{stage}.optimizer=muon: trainer.strategy={trainer.strategy} divides the matrices "
+            "that Muon needs whole; set adamw"
+        )
+    if stage != "rl":
+        answer, most = cfg.plan.answer_tokens[stage], cfg[stage].max_tokens
+        if answer >= most:
+            problems.append(
+                f"plan.answer_tokens.{stage}={answer}: it must leave room for a record within "
+                f"{stage}.max_tokens={most}"
+            )
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def memory_metrics(planner: Planner, found: Memory) -> dict[str, float | int]:
+    """Parameters, and GiB by part; parts that stand at different moments do not add up."""
+    sizes = {"rollout_cache": 0.0} | found.parts
+    parts = {f"memory_gib/{name}": size / GIB for name, size in sizes.items()}
+    return {
+        "parameters": planner.body.base,
+        "parameters/learnt": planner.body.learnt,
+        **parts,
+        "memory_gib/total": found.total / GIB,
+        "memory_gib/cpu_node": planner.on_cpu(found),
+    }
+
+
+def time_metrics(time: Time) -> dict[str, float | int]:
+    hours = time.steps * time.seconds_per_step / 3600
+    return {
+        "trees_per_step": time.trees_per_step,
+        "tokens_per_step": time.tokens_per_step,
+        "steps": time.steps,
+        "seconds_per_step": time.seconds_per_step,
+        "hours": hours,
+        "gpu_hours": hours * time.gpus,
+    }
+
+
+def memory_table(planner: Planner, found: Memory) -> Section:
+    """A part a row, a moment a column."""
+    rows = [
+        [part, *(_n(parts.get(part, 0.0) / GIB) for parts in found.moments.values())]
+        for part in found.parts
+    ]
+    sums = [_n(sum(parts.values()) / GIB) for parts in found.moments.values()]
+    return planner.title(), ["GiB a GPU", *found.moments], [*rows, ["total", *sums]]
+
+
+def run_table(planner: Planner, metrics: dict[str, float | int]) -> Section:
+    cfg, smallest = planner.cfg, metrics["zero_stage/smallest"]
+    trees, asked = f"{metrics['trees_per_step']:,}", planner.asked_trees
+    if metrics["trees_per_step"] != asked:
+        trees += f": {planner.step_setting}={asked} cannot be shared evenly"
+    rows = [
+        ("memory a GPU", f"{_n(metrics['memory_gib/total'])} of {cfg.cluster.gpu_memory_gib} GiB"),
+        ("memory of a node's CPUs", f"{_n(metrics['memory_gib/cpu_node'])} GiB"),
+        ("fits", _yes(metrics["fits"])),
+        ("largest micro batch", f"{metrics['micro_batch/largest']} x {planner.shape.tokens:,}"),
+        ("smallest ZeRO stage", "none fits" if smallest < 0 else str(smallest)),
+        ("trees a step", trees),
+        ("tokens a step", f"{metrics['tokens_per_step']:,.0f}"),
+        ("steps", f"{metrics['steps']:,}"),
+        ("seconds a step", _n(metrics["seconds_per_step"])),
+        ("hours", f"{metrics['hours']:,.1f} at {cfg.plan.utilisation:.0%} of the peak"),
+        ("GPU-hours", f"{metrics['gpu_hours']:,.0f}"),
+    ]
+    return "The run", ["what", "value"], rows
+
+
+def trainers_table(metrics: dict[str, float | int]) -> Section:
+    rows = [
+        (
+            name,
+            _n(metrics[f"trainers/{name}/memory_gib"]),
+            _yes(metrics[f"trainers/{name}/fits"]),
+        )
+        for name in TRAINERS
+    ]
+    title = "Every trainer, with this precision and activation checkpointing"
+    return title, ["trainer", "GiB a GPU", "fits"], rows
+
+
+def show(run: Run, sections: Sequence[Section]) -> None:
+    """The same tables on the terminal and in plan.md."""
+    parts = ["# Plan"]
+    for title, heads, rows in sections:
+        shown = Table()
+        for number, head in enumerate(heads):
+            shown.add_column(head, justify="right" if number else "left")
+        for row in rows:
+            shown.add_row(*row, style="bold" if row[0] in ("total", "fits") else None)
+        console.print(f"[bold]{title}[/]", shown, sep="\n")
+        parts += [f"## {title}", table(heads, rows)]
+    write_text(run.folder / "plan.md", "\n\n".join(parts) + "\n")
+
+
+def _n(value: float) -> str:
+    return f"{value:,.2f}"
+
+
+def _yes(value: float) -> str:
+    return "yes" if value else "no"
