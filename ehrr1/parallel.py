@@ -64,14 +64,15 @@ def _describe_slurm_step() -> None:
     """Say in torchrun's variables what SLURM says in its own."""
     from lightning_fabric.plugins.environments import SLURMEnvironment
 
-    step = SLURMEnvironment(auto_requeue=False)
+    step = os.environ
+    number = int(step["SLURM_JOB_ID"]) * 10 + int(step["SLURM_STEP_ID"])
     os.environ |= {
-        "MASTER_ADDR": step.main_address,
-        "MASTER_PORT": str(step.main_port),
-        "RANK": str(step.global_rank()),
-        "WORLD_SIZE": str(size()),
-        "LOCAL_RANK": str(step.local_rank()),
-        "GROUP_RANK": str(step.node_rank()),
+        "MASTER_ADDR": SLURMEnvironment.resolve_root_node_address(step["SLURM_STEP_NODELIST"]),
+        "MASTER_PORT": str(20_000 + number % 20_000),  # the same for all, another for each step
+        "RANK": step["SLURM_PROCID"],
+        "WORLD_SIZE": step["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": step["SLURM_LOCALID"],
+        "GROUP_RANK": step["SLURM_NODEID"],
     }
 
 

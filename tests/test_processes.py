@@ -3,6 +3,7 @@ trajectory, one resume, one kind of folder."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -161,11 +162,31 @@ def test_torchrun_starts_the_same_run(smoke: Path, tmp_path: Path) -> None:
     assert_same_trajectory(tmp_path / "smoke" / "torchrun" / "adapt")
 
 
-def test_a_group_of_another_size_is_refused(smoke: Path, tmp_path: Path) -> None:
-    """Two SLURM tasks with one device each would train twice into one folder."""
-    environment = os.environ | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}
-    command = [sys.executable, str(ROOT / "run.py"), *given(smoke, tmp_path, "twice")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+@pytest.fixture(scope="module")
+def srun() -> list[str]:
+    """The command that starts two tasks on a real SLURM of this machine."""
+    if os.geteuid() != 0 or shutil.which("slurmctld") is None:
+        pytest.skip("no SLURM: as root on Debian, apt-get install slurm-wlm munge")
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("two tasks need two cores")
+    subprocess.run(["bash", str(ROOT / "tests" / "one_node_slurm.sh")], check=True)
+    return ["srun", "--ntasks=2"]
+
+
+def test_srun_starts_the_same_run(srun: list[str], smoke: Path, tmp_path: Path) -> None:
+    arguments = [*given(smoke, tmp_path, "slurm"), "trainer=zero2", "trainer.devices=2", EXACT]
+    command = [*srun, "--kill-on-bad-exit", sys.executable, str(ROOT / "run.py"), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same_trajectory(tmp_path / "smoke" / "slurm" / "adapt")
+
+
+def test_two_tasks_with_a_device_each_are_refused(
+    srun: list[str], smoke: Path, tmp_path: Path
+) -> None:
+    """They would train twice into one folder, silently."""
+    command = [*srun, sys.executable, str(ROOT / "run.py"), *given(smoke, tmp_path, "twice")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "trainer.devices=1" in done.stderr and "started 2" in done.stderr
     assert not (tmp_path / "smoke" / "twice" / "adapt").exists()
