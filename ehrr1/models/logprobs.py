@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import log_softmax, nll_loss
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -19,7 +20,8 @@ CHUNK = 2**25
 
 
 class TokenStatistics(NamedTuple):
-    """For each of N learnt tokens: its log-probability [N], and the entropy [N] (no gradient)."""
+    """For each of N learnt tokens: its log-probability [N], and the entropy where it stands [N] (no
+    gradient), or [0] where that was not asked for."""
 
     logprobs: Tensor
     entropy: Tensor
@@ -40,30 +42,41 @@ def hidden_states(model: PreTrainedModel, forest: Forest) -> Tensor:
 
 
 def token_logprobs(
-    model: PreTrainedModel, forest: Forest, temperature: float = 1.0, chunk: int = CHUNK
+    model: PreTrainedModel,
+    forest: Forest,
+    temperature: float = 1.0,
+    chunk: int = CHUNK,
+    entropy: bool = False,
 ) -> TokenStatistics:
-    """Log-probabilities of `forest.targets` under `model` at `temperature`, with gradient."""
+    """Log-probabilities of `forest.targets` under `model` at `temperature`, with gradient.
+
+    `entropy` passes over all logits once more, for those who watch it.
+    """
     states = hidden_states(model, forest)
     head = model.get_output_embeddings()
     size = max(1, chunk // head.weight.shape[0])
+    given = temperature, entropy
     if len(states) <= size:
-        return TokenStatistics(*_statistics(head, states, forest.targets, temperature))
+        return _statistics(head, states, forest.targets, *given)
     parts = [
         # logits are computed again for the gradient, so that one chunk is held at a time
-        checkpoint(_statistics, head, part, targets, temperature, use_reentrant=False)
+        checkpoint(_statistics, head, part, targets, *given, use_reentrant=False)
         for part, targets in zip(states.split(size), forest.targets.split(size), strict=True)
     ]
-    logprobs, entropy = zip(*parts, strict=True)
-    return TokenStatistics(torch.cat(logprobs), torch.cat(entropy))
+    return TokenStatistics(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def _statistics(
-    head: torch.nn.Module, states: Tensor, targets: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
+    head: torch.nn.Module, states: Tensor, targets: Tensor, temperature: float, entropy: bool
+) -> TokenStatistics:
     logits = head(states)
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
-    logprobs = torch.log_softmax(logits / temperature, dim=-1)
+    if temperature != 1.0:
+        logits = logits / temperature
+    every = log_softmax(logits, dim=-1)
+    logprobs = -nll_loss(every, targets, reduction="none")
+    if not entropy:
+        return TokenStatistics(logprobs, logprobs.new_empty(0))
     with torch.no_grad():
-        entropy = -(logprobs.exp() * logprobs).sum(-1)
-    return logprobs.gather(-1, targets[:, None]).squeeze(-1), entropy
+        return TokenStatistics(logprobs, -(every.exp() * every).sum(-1))

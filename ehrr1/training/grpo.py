@@ -158,7 +158,7 @@ class GRPOModule(ForestModule):
 
     def loss(self, forest: Forest, scored: dict[str, Scored], sums: dict[str, float]) -> Tensor:
         """The loss of one batch; adds what is watched to `sums`, over learnt tokens."""
-        now = token_logprobs(self.model, forest, self.settings.temperature)
+        now = token_logprobs(self.model, forest, self.settings.temperature, entropy=True)
         parts = [scored[name] for name in forest.sample_ids]
         sampled = [chance for part in parts for chance in part.completion.logprobs]
         old = torch.tensor(sampled, device=self.device)
