@@ -29,10 +29,11 @@ LIVE = 1_000_000_000
 SUB_GROUP = 1_000_000_000
 """Of a GPU's share, what a step of ZeRO-3 works on at a time (`sub_group_size`), in elements."""
 
-COPIES = 4
-"""Float32 copies of a chunk of logits that `models/logprobs.py` holds at once: the logits, their
-log-probabilities, and for the entropy the probabilities and the product of both. With several
-chunks the log-probabilities of the one before are still there."""
+COPIES = 3
+"""Float32 copies of a chunk of logits that `models/logprobs.py` holds at once: their
+log-probabilities and, in the backward pass, the gradients of these and of the logits. rl, which
+watches the entropy, holds one more: the logits, their log-probabilities, the probabilities and the
+product of both. With several chunks the log-probabilities of the one before are still there."""
 
 SUMMANDS = 3
 """A gradient that comes in several parts is held so often: the sum, the next part, the new sum."""
@@ -201,7 +202,9 @@ def memory(body: Anatomy, trainer: DictConfig, gpus: int, kept: Bytes, load: Loa
         "logits": fixed
         | {
             "activations": kept.held * tokens,
-            "logits": logits(body, load.trees * load.shape.learnt, low),
+            "logits": logits(
+                body, load.trees * load.shape.learnt, low, COPIES + (load.generated > 0)
+            ),
         },
         "step": fixed | {"step": step(body, trainer, gpus)},
     }
@@ -258,12 +261,12 @@ def buffers(body: Anatomy, trainer: DictConfig) -> float:
     return 0.0
 
 
-def logits(body: Anatomy, learnt: int, low: int) -> float:
-    """One chunk of logits in its copies or, later, the parts of the head's gradient, whichever is
+def logits(body: Anatomy, learnt: int, low: int, held: int) -> float:
+    """One chunk of logits in the copies that are `held` or, later, the parts of the head's gradient, whichever is
     more; and the hidden states that predict, with gradient."""
     rows = min(learnt, max(1, CHUNK // body.vocabulary))
     left = learnt - rows
-    copies = 4 * body.vocabulary * (COPIES * rows + min(left, rows))
+    copies = 4 * body.vocabulary * (held * rows + min(left, rows))
     gradient = low * body.head * body.head_learns * (SUMMANDS if left else 1)
     return float(max(copies, gradient) + 2 * low * learnt * body.hidden)
 
