@@ -158,7 +158,9 @@ def parser(doc: str) -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument("--runs", type=int, default=5, help="counted runs of each (default 5)")
+    found.add_argument(
+        "--runs", "--rounds", type=int, default=5, help="counted runs of each (default 5)"
+    )
     found.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     return found
 
