@@ -36,6 +36,7 @@ def quiet() -> None:
         ".*is deprecated. Please use.*all_gather_single.*",
         ".*is deprecated. Please use.*reduce_scatter_single.*",
         ".*saving the DeepSpeed Stage 3 checkpoint.*",
+        ".*`srun` command is available on your system but is not used.*",
     ):
         warnings.filterwarnings("ignore", text)
 
