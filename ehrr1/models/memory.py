@@ -262,8 +262,8 @@ def buffers(body: Anatomy, trainer: DictConfig) -> float:
 
 
 def logits(body: Anatomy, learnt: int, low: int, held: int) -> float:
-    """One chunk of logits in the copies that are `held` or, later, the parts of the head's gradient,
-    whichever is more; and the hidden states that predict, with gradient."""
+    """One chunk of logits in the copies that are `held` or, later, the parts of the head's
+    gradient, whichever is more; and the hidden states that predict, with gradient."""
     rows = min(learnt, max(1, CHUNK // body.vocabulary))
     left = learnt - rows
     copies = 4 * body.vocabulary * (held * rows + min(left, rows))
