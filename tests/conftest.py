@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-# Models of tests are too small for two threads, which wait for each other wherever a machine is busy.
+# Models of tests are too small for two threads, which wait for each other on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parent.parent
