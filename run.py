@@ -38,7 +38,10 @@ def compose_and_run(cfg: DictConfig) -> None:
         check(cfg)
         execute(cfg)
     except StoppedError as error:
-        print(f"run.py: {error}; the same command resumes", file=sys.stderr)
+        left = "all saved; the same command resumes"
+        if cfg.overwrite:
+            left = "the run that overwrite=true was to replace is back in its place"
+        print(f"run.py: {error}, {left}", file=sys.stderr)
         sys.exit(error.exit_code)
     except EXPECTED as error:
         # Hydra would print lines of its own about an exception that leaves its job.

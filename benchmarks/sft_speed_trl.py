@@ -74,7 +74,10 @@ def train(given: argparse.Namespace, samples: Dataset, steps: int) -> dict[str, 
     )
     timed = Timed()
     trainer = Counting(
-        model=str(given.folder / "model"), args=settings, train_dataset=samples, callbacks=[timed]
+        model=str(given.folder / "model"),
+        args=settings,
+        train_dataset=samples,
+        callbacks=[timed],
     )
     trainer.timed = timed
     trainer.train()
@@ -98,11 +101,11 @@ def main() -> None:
     reader.add_argument("--row-tokens", type=int, required=True)
     reader.add_argument("--lr", type=float, required=True)
     reader.add_argument("--checkpointing", action="store_true")
-    reader.add_argument("--labelled", action="store_true", help="score labelled positions only")
+    reader.add_argument("--labelled", action="store_true", help="as on a GPU")
     reader.add_argument("--first-step", action="store_true", help="only our first step's samples")
     given = reader.parse_args()
     if given.labelled:
-        # it asks for Triton there and nowhere else in this module
+        # whether it picks them out is decided, in that module, by whether there is Triton
         trainer_utils._use_triton = lambda device: True
     samples = Dataset.load_from_disk(str(given.folder / "samples"))
     if given.first_step:

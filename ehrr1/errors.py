@@ -19,8 +19,8 @@ class LeakError(AssertionError):
 
 
 class StoppedError(Exception):
-    """A signal told the process to stop, and it has saved; the same command resumes."""
+    """A signal told the process to stop, and it has saved its checkpoint."""
 
     def __init__(self, number: int, steps: int):
-        super().__init__(f"stopped by {signal.Signals(number).name} after {steps} steps, all saved")
+        super().__init__(f"stopped by {signal.Signals(number).name} after {steps} steps")
         self.exit_code = 128 + number

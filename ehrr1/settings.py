@@ -224,6 +224,11 @@ def check(cfg: DictConfig) -> None:
             f"data.split={OmegaConf.to_container(shares)}: nothing is left to train on; "
             "the two shares must add up to less than 1"
         )
+    if cfg.stage == "curriculum" and cfg.trainer.strategy != "single":
+        problems.append(
+            f"trainer.strategy={cfg.trainer.strategy}: the curriculum's rl runs in one process; "
+            "name the stages one by one, rl with trainer=single"
+        )
     problems += _adapters(cfg.model.lora)
     if problems:
         raise UserError("; ".join(problems))

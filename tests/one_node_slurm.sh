@@ -1,45 +1,50 @@
 #!/usr/bin/env bash
-# Starts a SLURM cluster of this one machine, for tests: Debian's slurm-wlm and munge, as root, without
-# systemd. Does nothing where one is up. It lives until the machine ends.
+# Starts a SLURM cluster of this one machine in FOLDER, for tests: Debian's slurm-wlm and munge, as root,
+# without systemd. All it writes is there: no cluster of the machine's own, and nothing that a killed
+# one left, is in its way. `SLURM_CONF=FOLDER/slurm.conf srun ...` uses it; the processes named in
+# FOLDER/*.pid are it.
 set -euo pipefail
-if sinfo -h >/dev/null 2>&1; then exit 0; fi
-
+folder=$1
 name=$(hostname -s)
 getent hosts "$name" >/dev/null || echo "127.0.0.1 $name" >>/etc/hosts
-mkdir -p /etc/slurm /var/spool/slurmctld /var/spool/slurmd /var/log/slurm /run/munge
-if [ ! -s /etc/munge/munge.key ]; then head -c 1024 /dev/urandom >/etc/munge/munge.key; fi
-chown -R munge:munge /etc/munge /var/lib/munge /var/log/munge /run/munge
-chmod 400 /etc/munge/munge.key
-chmod 755 /run/munge
+mkdir -p "$folder/state" "$folder/spool"
+(umask 077 && head -c 1024 /dev/urandom >"$folder/munge.key")
 
-cat >/etc/slurm/slurm.conf <<CONF
-ClusterName=tests
+cat >"$folder/slurm.conf" <<CONF
+ClusterName=ehrr1_tests
 SlurmctldHost=$name
+SlurmctldPort=26817
+SlurmdPort=26818
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-StateSaveLocation=/var/spool/slurmctld
-SlurmdSpoolDir=/var/spool/slurmd
-SlurmctldPidFile=/run/slurmctld.pid
-SlurmdPidFile=/run/slurmd.pid
-SlurmctldLogFile=/var/log/slurm/slurmctld.log
-SlurmdLogFile=/var/log/slurm/slurmd.log
+AuthInfo=socket=$folder/munge.socket
+CredType=cred/munge
+StateSaveLocation=$folder/state
+SlurmdSpoolDir=$folder/spool
+SlurmctldPidFile=$folder/slurmctld.pid
+SlurmdPidFile=$folder/slurmd.pid
+SlurmctldLogFile=$folder/slurmctld.log
+SlurmdLogFile=$folder/slurmd.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
-ReturnToService=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-NodeName=$name CPUs=$(nproc) State=UNKNOWN
+NodeName=$name CPUs=$(getconf _NPROCESSORS_ONLN) State=UNKNOWN
 PartitionName=main Nodes=$name Default=YES MaxTime=INFINITE State=UP
 CONF
+export SLURM_CONF=$folder/slurm.conf
 
-pgrep -x munged >/dev/null || runuser -u munge -- /usr/sbin/munged
-pgrep -x slurmctld >/dev/null || slurmctld
-pgrep -x slurmd >/dev/null || slurmd
+# The folders above it are closed to other users, whom munged (without --force) would have let in.
+munged --force --socket="$folder/munge.socket" --key-file="$folder/munge.key" \
+  --pid-file="$folder/munged.pid" --log-file="$folder/munged.log" --seed-file="$folder/munged.seed"
+slurmctld
+slurmd
 for _ in $(seq 30); do
   if sinfo -h -o %T 2>/dev/null | grep -q idle; then exit 0; fi
   sleep 1
 done
-echo "no SLURM node became idle; see /var/log/slurm" >&2
+tail -n 20 "$folder"/*.log >&2
+echo "no SLURM node became idle" >&2
 exit 1

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ehrr1.training.checkpoints import learnt_weights
 from tests.conftest import ROOT, CommandLine
 
 TRAJECTORY = Path(__file__).parent / "trajectory.json"
@@ -83,8 +85,8 @@ def test_every_strategy_has_the_committed_trajectory(name: str, train: Any) -> N
     weights = load_file(folder / "hf" / "model.safetensors")
     expected = load_file(train("single") / "hf" / "model.safetensors")
     assert weights.keys() == expected.keys()
-    for name, value in weights.items():
-        assert torch.allclose(value, expected[name], atol=2e-5), name
+    for key, value in weights.items():
+        assert torch.allclose(value, expected[key], atol=2e-5), key
 
 
 def start(arguments: list[str]) -> "subprocess.Popen[str]":
@@ -163,14 +165,21 @@ def test_torchrun_starts_the_same_run(smoke: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def srun() -> list[str]:
+def srun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """The command that starts two tasks on a real SLURM of this machine."""
     if os.geteuid() != 0 or shutil.which("slurmctld") is None:
         pytest.skip("no SLURM: as root on Debian, apt-get install slurm-wlm munge")
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("two tasks need two cores")
-    subprocess.run(["bash", str(ROOT / "tests" / "one_node_slurm.sh")], check=True)
-    return ["srun", "--ntasks=2"]
+    folder = tmp_path_factory.mktemp("slurm")
+    start = ["bash", str(ROOT / "tests" / "one_node_slurm.sh"), str(folder)]
+    done = subprocess.run(start, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        assert done.returncode == 0, done.stderr
+        yield ["env", f"SLURM_CONF={folder}/slurm.conf", "srun", "--immediate=30", "--ntasks=2"]
+    finally:
+        for process in folder.glob("*.pid"):
+            os.kill(int(process.read_text()), signal.SIGTERM)
 
 
 def test_srun_starts_the_same_run(srun: list[str], smoke: Path, tmp_path: Path) -> None:
@@ -234,8 +243,8 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
         assert "No space left on device" in done.stderr and "output_root" in done.stderr
         kept = list((disk / "smoke" / "full" / "adapt" / "checkpoints").glob("step=*.ckpt"))
         assert len(kept) == 1
-        done = command_line("stage=consolidate", f"run={kept[0].parent.parent}")
-        assert "No space" in done.stderr or done.returncode == 0, done.stderr
+        weights = dict(learnt_weights(kept[0]))
+        assert len(weights) > 20 and all(value.isfinite().all() for value in weights.values())
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 

@@ -188,6 +188,7 @@ def block_masks(shapes: Sequence[Shape], device: torch.device) -> BlockMasks:
         return create_block_mask(
             lambda batch, head, query, key: sees(where, query + first, key),
             None, None, length - first, length, device=str(device),
+            _compile=device.type == "cuda",  # else the mask of all pairs would be made first
         )  # fmt: skip
 
     return BlockMasks(mask(0), mask(stem) if stem else None)

@@ -99,8 +99,8 @@ class Checkpoints(Callback):
         self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        earlier, step = last_checkpoint(self.folder)
-        if step < self.done:
+        earlier = list(self.folder.glob("step=*.ckpt"))  # two where one could not be removed
+        if last_checkpoint(self.folder)[1] < self.done:
             whole = self.folder / f"step={self.done:08d}.ckpt"
             partial = self.folder / f".{whole.name}.partial"  # the same for all processes
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -111,8 +111,8 @@ class Checkpoints(Callback):
             parallel.barrier()
             if parallel.rank() == 0:
                 partial.rename(whole)
-                if earlier is not None:
-                    remove(earlier)
+                for one in earlier:
+                    remove(one)
             parallel.barrier()
         self.saved_at = time.monotonic()
 
