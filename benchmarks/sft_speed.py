@@ -10,7 +10,7 @@ float32, 2 threads, and as many optimizer steps. Each runs in a process of its o
 training from the end of its first step on, without imports, reading and that step.
 
 - TRL 1.16.0 SFTTrainer, in a virtual environment of its own (`--trl-env`, made where it is
-  missing): each sample behind its own copy of the record, packed (bfd) to `--trl-row-tokens`, loss
+  missing): each sample behind its own copy of the record, packed (bfd) to `--row-tokens`, loss
   on completions only. No evaluation, no reports, no checkpoints.
 - TRL, labelled positions only: on a CPU its head scores all positions, on a GPU only those that are
   learnt; here it is made to do the latter, by one line. That favours it.
@@ -111,7 +111,7 @@ class Contenders:
         return self.given.folder / "log"
 
     def _trl(self) -> list[Any]:
-        sizes = ["--steps", self.steps, "--row-tokens", self.given.trl_row_tokens]
+        sizes = ["--steps", self.steps, "--row-tokens", self.given.row_tokens]
         return [self.trl, "-m", "benchmarks.sft_speed_trl", *self._common(), *sizes]
 
     def _ours(self, what: str) -> list[Any]:
@@ -197,16 +197,15 @@ def main() -> None:
     reader.add_argument("--trl-env", type=Path, default=home / "trl-env", metavar="DIR")
     reader.add_argument("--trees", type=int, default=40, help="records (default 40)")
     reader.add_argument("--trees-per-step", type=int, default=4, help="(default 4)")
-    reader.add_argument("--row-tokens", type=int, default=4096, help="ours (default 4096)")
-    reader.add_argument("--trl-row-tokens", type=int, default=2400, help="(default 2400)")
+    reader.add_argument("--row-tokens", type=int, default=2400, help="for all (default 2400)")
     reader.add_argument("--checkpointing", action="store_true", help="activations, in all")
     given = reader.parse_args()
     given.folder = given.folder.resolve()
     given.folder.mkdir(parents=True, exist_ok=True)
     contenders = Contenders(given, environment(given.trl_env, TRL))
     counts, on = contenders.samples(), machine()
-    if counts["longest"] > given.trl_row_tokens:
-        raise SystemExit(f"--trl-row-tokens: TRL would cut the longest sample, {counts['longest']}")
+    if (longest := counts["longest"]) > given.row_tokens:
+        raise SystemExit(f"--row-tokens={given.row_tokens}: TRL would cut a sample of {longest}")
     trl_first = contenders.trl_first_step()
     trained: Any = interleaved(
         {
