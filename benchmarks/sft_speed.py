@@ -1,6 +1,6 @@
 """How fast does ehrr1 learn answers? Beside TRL's SFTTrainer and beside a bare loop, in turn.
 
-    python -m benchmarks.sft_speed [FOLDER] [--rounds 3] [--trees 40] [--json FILE]
+    python -m benchmarks.sft_speed [FOLDER] [--rounds 3] [--trees 40] [--without-trl] [--json FILE]
 
 Samples: all risk questions on the ICU stays and admissions of a synthetic hospital (400 patients,
 written to FOLDER by stage=prepare) whose records have at least 1,000 tokens; several questions
@@ -173,14 +173,15 @@ COLUMNS = [
 def ratios(trained: dict[str, list[Trained]]) -> list[list[Any]]:
     """What is asked: name, the median over rounds, the same by CPU seconds, the bound."""
     ehrr1, bare = trained["ehrr1"], trained["bare"]
-    tokens = median_ratio(trained["TRL"], ehrr1, "tokens_per_sample")
-    found: list[list[Any]] = [["tokens computed a sample, TRL / ehrr1", tokens, None, ""]]
-    for name in ("TRL", LABELLED):
+    found: list[list[Any]] = []
+    for name in [name for name in ("TRL", LABELLED) if name in trained]:
         trl = trained[name]
+        tokens = median_ratio(trl, ehrr1, "tokens_per_sample")
         speed = [median_ratio(ehrr1, trl, field) for field in SPEEDS]
         share = [one / tokens for one in speed]
         memory = median_ratio(ehrr1, trl, "peak_mb")
         found += [
+            [f"tokens computed a sample, {name} / ehrr1", tokens, None, ""],
             [f"samples/s, ehrr1 / {name}", *speed, "at least 2.5"],
             ["... as a share of the tokens' ratio", *share, "at least 0.85"],
             [f"peak memory, ehrr1 / {name}", memory, None, "at most 1.0"],
@@ -199,6 +200,7 @@ def main() -> None:
     reader.add_argument("--trees-per-step", type=int, default=4, help="(default 4)")
     reader.add_argument("--row-tokens", type=int, default=2400, help="for all (default 2400)")
     reader.add_argument("--checkpointing", action="store_true", help="activations, in all")
+    reader.add_argument("--without-trl", action="store_true", help="ehrr1 and bare only")
     given = reader.parse_args()
     given.folder = given.folder.resolve()
     given.folder.mkdir(parents=True, exist_ok=True)
@@ -206,17 +208,11 @@ def main() -> None:
     counts, on = contenders.samples(), machine()
     if (longest := counts["longest"]) > given.row_tokens:
         raise SystemExit(f"--row-tokens={given.row_tokens}: TRL would cut a sample of {longest}")
-    trl_first = contenders.trl_first_step()
-    trained: Any = interleaved(
-        {
-            "TRL": contenders.trl_sft,
-            LABELLED: contenders.trl_labelled,
-            "ehrr1": contenders.ehrr1,
-            "bare": contenders.bare,
-        },
-        given.runs,
-        warm_up=False,
-    )
+    first, chosen = {}, {"ehrr1": contenders.ehrr1, "bare": contenders.bare}
+    if not given.without_trl:
+        first["TRL"] = contenders.trl_first_step()
+        chosen = {"TRL": contenders.trl_sft, LABELLED: contenders.trl_labelled} | chosen
+    trained: Any = interleaved(chosen, given.runs, warm_up=False)
     found = ratios(trained)
     table = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     table += "\n\n" + markdown(COLUMNS, [row(name, rounds) for name, rounds in trained.items()])
@@ -227,7 +223,7 @@ def main() -> None:
             for name, one, cpu, asked in found
         ],
     )
-    first = {"TRL": trl_first, **{name: trained[name][0].losses[0] for name in ("ehrr1", "bare")}}
+    first |= {name: trained[name][0].losses[0] for name in ("ehrr1", "bare")}
     table += "\n\nloss of the first step: " + ", ".join(f"{n} {v:.7f}" for n, v in first.items())
     figures = {"machine": on, "samples": counts, "trained": trained, "first_step": first}
     report(given.json, table, figures | {"ratios": found})
