@@ -243,8 +243,9 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
         assert "No space left on device" in done.stderr and "output_root" in done.stderr
         kept = list((disk / "smoke" / "full" / "adapt" / "checkpoints").glob("step=*.ckpt"))
         assert len(kept) == 1
-        weights = dict(learnt_weights(kept[0]))
-        assert len(weights) > 20 and all(value.isfinite().all() for value in weights.values())
+        # one by one: the file is mapped, and a disk in use cannot be unmounted
+        finite = [bool(value.isfinite().all()) for _, value in learnt_weights(kept[0])]
+        assert len(finite) > 20 and all(finite)
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 
