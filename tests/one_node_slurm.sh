@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Starts a SLURM cluster of this one machine in FOLDER, for tests: Debian's slurm-wlm and munge, as root,
-# without systemd. All it writes is there: no cluster of the machine's own, and nothing that a killed
-# one left, is in its way. `SLURM_CONF=FOLDER/slurm.conf srun ...` uses it; the processes named in
+# without systemd. All it writes is there, but for a missing line of /etc/hosts: no cluster of the
+# machine's own, and nothing that a killed one left, is in its way. `SLURM_CONF=FOLDER/slurm.conf srun ...` uses it; the processes named in
 # FOLDER/*.pid are it.
 set -euo pipefail
 folder=$1
