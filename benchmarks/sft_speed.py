@@ -80,8 +80,8 @@ class Trained:
 class Contenders:
     """The commands, and what they are given."""
 
-    def __init__(self, given: argparse.Namespace, trl: Path):
-        self.given, self.trl = given, trl / "python"
+    def __init__(self, given: argparse.Namespace):
+        self.given = given
         self.steps = -(-given.trees // given.trees_per_step)
 
     def samples(self) -> dict[str, int]:
@@ -112,7 +112,8 @@ class Contenders:
 
     def _trl(self) -> list[Any]:
         sizes = ["--steps", self.steps, "--row-tokens", self.given.row_tokens]
-        return [self.trl, "-m", "benchmarks.sft_speed_trl", *self._common(), *sizes]
+        python = environment(self.given.trl_env, TRL) / "python"  # made by the first call, untimed
+        return [python, "-m", "benchmarks.sft_speed_trl", *self._common(), *sizes]
 
     def _ours(self, what: str) -> list[Any]:
         sizes = ["--trees", self.given.trees, "--trees-per-step", self.given.trees_per_step]
@@ -204,7 +205,7 @@ def main() -> None:
     given = reader.parse_args()
     given.folder = given.folder.resolve()
     given.folder.mkdir(parents=True, exist_ok=True)
-    contenders = Contenders(given, environment(given.trl_env, TRL))
+    contenders = Contenders(given)
     counts, on = contenders.samples(), machine()
     if (longest := counts["longest"]) > given.row_tokens:
         raise SystemExit(f"--row-tokens={given.row_tokens}: TRL would cut a sample of {longest}")
