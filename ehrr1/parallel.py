@@ -120,6 +120,17 @@ def totals(values: Sequence[float]) -> list[float]:
     return tensor.tolist()
 
 
+def gather(own: Result) -> list[Result]:
+    """What every process has, in order of rank, in every process."""
+    if size() == 1:
+        return [own]
+    import torch.distributed as distributed
+
+    found: list[Any] = [None] * size()
+    distributed.all_gather_object(found, own)
+    return found
+
+
 def start(command: Sequence[str], processes: int) -> int:
     """Run `command` as a group of `processes` on this machine; the first failing exit code, or 0.
 

@@ -137,9 +137,31 @@ RULES: dict[str, Rule] = {
     "rl.group_size": Number(2, whole=True),
     "rl.optimizer": Choice(("adamw", "muon")),
     "rl.lr": POSITIVE,
-    "rl.loss": Choice(("grpo",)),
+    "rl.inner_epochs": COUNT,
+    "rl.minibatches": COUNT,
+    "rl.order": Choice(("random", "easy_first")),
+    "rl.think": Choice(("task", "both")),
+    "rl.dynamic_sampling": Number(0, whole=True),
+    "rl.loss": Choice(("grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo")),
+    "rl.level": Choice(("token", "sequence")),
+    "rl.scale": Choice(("group", "batch", "none")),
     "rl.beta": Number(0),
+    "rl.kl": Choice(("k1", "k2", "k3")),
     "rl.epsilon": SHARE,
+    "rl.epsilon_high": Number(0),
+    "rl.mask_truncated": Switch(),
+    "rl.correction": Choice(
+        ("none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+    ),
+    "rl.correction_cap": Number(1),
+    "rl.reward_timeout_seconds": POSITIVE,
+    "rl.max_batch_tokens": COUNT,
+    "rl.bootstrap": COUNT,
+    "rl.save_seconds": POSITIVE,
+    "rl.warmup": SHARE,
+    "rl.weight_decay": Number(0),
+    "rl.beta2": SHARE,
+    "rl.clip": POSITIVE,
     "rl.temperature": POSITIVE,
     "rl.top_p": Number(0, 1, above=True),
     "rl.top_k": Number(0, whole=True),
@@ -223,11 +245,6 @@ def check(cfg: DictConfig) -> None:
         problems.append(
             f"data.split={OmegaConf.to_container(shares)}: nothing is left to train on; "
             "the two shares must add up to less than 1"
-        )
-    if cfg.stage == "curriculum" and cfg.trainer.strategy != "single":
-        problems.append(
-            f"trainer.strategy={cfg.trainer.strategy}: the curriculum's rl runs in one process; "
-            "name the stages one by one, rl with trainer=single"
         )
     problems += _adapters(cfg.model.lora)
     if problems:

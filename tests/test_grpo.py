@@ -1,24 +1,34 @@
-"""GRPO: the losses as in the papers, the step as the algorithm, and learning from a toy reward."""
+"""GRPO: the step as the algorithm, learning from a toy reward, resume, and what goes wrong."""
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ehrr1.models.loading import Sharding, add_adapters
 from ehrr1.models.logprobs import token_logprobs
+from ehrr1.models.weights import whole_weights
 from ehrr1.prompts.forest import collate
 from ehrr1.prompts.steps import StepData, Steps
 from ehrr1.prompts.trees import Branch, Tree
-from ehrr1.rollout.transformers import Completion
-from ehrr1.training import rewards
+from ehrr1.rollout.sampling import Completion, OutOfSyncError, Sampling
+from ehrr1.rollout.transformers import TransformersRollout
+from ehrr1.scoring.risk import AnswerTokens
+from ehrr1.training import grpo
 from ehrr1.training.fitting import fit
-from ehrr1.training.grpo import GRPOModule, Prompt
-from ehrr1.training.losses import group_advantages, grpo_loss, kl_k3
+from ehrr1.training.groups import Group, divided, lay_out
+from ehrr1.training.grpo import GRPOModule, easy_first
+from ehrr1.training.losses import PolicySettings, Tokens, policy_loss
+from ehrr1.training.probabilities import yes_probabilities
+from ehrr1.training.prompts import Prompt
+from ehrr1.training.scoring import RewardError
 from tests.conftest import ROOT
 from tests.test_models import small
 
@@ -34,124 +44,58 @@ TRAINER = OmegaConf.create(
     }
 )
 
-
-def rl_settings(**changes: Any) -> DictConfig:
-    settings = OmegaConf.load(ROOT / "conf" / "rl.yaml")
-    assert isinstance(settings, DictConfig)
-    settings.update({"max_completion_tokens": 6, "temperature": 1.0, "top_p": 1.0, "top_k": 0})
-    settings.update(changes)
-    return settings
-
-
-def test_advantages_are_normalised_by_group() -> None:
-    rewards = torch.tensor([[0.0, 1.0, 1.0, 0.0], [0.3, 0.3, 0.3, 0.3], [0.2, 0.4, 0.9, 0.1]])
-    found = group_advantages(rewards)
-    assert torch.allclose(found.mean(1), torch.zeros(3), atol=1e-6)
-    assert torch.allclose(found[[0, 2]].std(1), torch.ones(2), atol=1e-4)
-    assert found[1].eq(0).all()
-    with pytest.raises(ValueError, match="finite"):
-        group_advantages(torch.tensor([[0.0, math.nan]]))
-
-
-def test_loss_by_hand() -> None:
-    """Ratios 1.5 and 0.5, clipped to 0.8..1.2: with advantage +1 the first is bounded, with -1
-    the second (arXiv 1707.06347, figure 1)."""
-    logprobs = torch.tensor([1.5, 0.5, 1.5, 0.5]).log().requires_grad_()
-    advantages = torch.tensor([1.0, 1.0, -1.0, -1.0])
-    weights = torch.tensor([0.5, 0.25, 0.125, 1.0])
-    found = grpo_loss(logprobs, torch.zeros(4), advantages, weights, epsilon=0.2)
-    expected = -(0.5 * 1.2 + 0.25 * 0.5 + 0.125 * -1.5 + 1.0 * -0.8)
-    assert found.loss.item() == pytest.approx(expected)
-    assert found.clipped == 2
-    [gradient] = torch.autograd.grad(found.loss, logprobs)
-    assert gradient.tolist() == pytest.approx([0.0, -0.125, 0.1875, 0.0])
-
-
-def test_divergence_is_k3_and_pulls_towards_the_reference() -> None:
-    logprobs = torch.tensor([-1.0, -2.0], requires_grad=True)
-    reference = torch.tensor([-1.5, -2.0])
-    assert kl_k3(logprobs, reference).tolist() == pytest.approx([math.exp(-0.5) - 0.5, 0.0])
-    found = grpo_loss(
-        logprobs,
-        logprobs.detach(),
-        torch.zeros(2),
-        torch.ones(2),
-        epsilon=0.2,
-        beta=0.1,
-        reference=reference,
-    )
-    assert found.loss.item() == pytest.approx(0.1 * (math.exp(-0.5) - 0.5))
-    [gradient] = torch.autograd.grad(found.loss, logprobs)
-    assert gradient[0] > 0 and gradient[1] == 0
-
-
-def prompts(count: int = 4) -> list[Prompt]:
-    return [
-        Prompt(f"s{n}", n, "labevents", "decision", False, ("Potassium",), [5 + n, 6, 7, 8 + n])
-        for n in range(count)
-    ]
-
+WORDS = ("yes", "no", "Potassium", "Sodium", "Heparin", "Insulin", "Urea", "Lactate")
 
 Start = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
-def module(
-    seed: int = 0, updates: int = 10, start: Start | None = None, **changes: Any
-) -> GRPOModule:
-    model, tokenizer = start or small()
-    return GRPOModule(model, tokenizer, rl_settings(**changes), updates, 64, seed)
+def says_urea(completions: list[str], **columns: list[Any]) -> list[float | None]:
+    return [float(text == "Urea") for text in completions]
 
 
-def test_truncated_and_flat_completions_leave_the_update() -> None:
-    one = module()
-    done = Completion([10, 11, 2], [-1.0, -1.0, -1.0], truncated=False)
-    cut = Completion([10, 11, 12], [-1.0, -1.0, -1.0], truncated=True)
-    groups = [[done, cut, done], [done, done, done]]
-    advantages = torch.tensor([[1.0, -2.0, 1.0], [0.0, 0.0, 0.0]])
-    forests, scored = one.forests(prompts(2), groups, advantages)
-    assert sorted(scored) == ["s0#0", "s0#2"]
-    # numerator: two completions; denominator: the five that were not cut, three tokens each
-    assert sum(forest.weights.sum().item() for forest in forests) == pytest.approx(2 / 5)
-    assert one.forests(prompts(1), [[cut, cut]], torch.ones(1, 2)) == ([], {})
+def says_yes(completions: list[str], **columns: list[Any]) -> list[float | None]:
+    """No signal for most groups of eight."""
+    return [float(text == "yes") for text in completions]
 
 
-def test_the_sampling_policy_is_the_policy_itself() -> None:
-    """On-policy the ratio is 1, so the loss is minus the mean advantage and nothing is clipped."""
-    one = module(start=speaker(), temperature=0.8)
-    groups = one.generate(prompts())
-    advantages = torch.tensor([[1.0, -1.0] * 8] * 4)
-    forests, scored = one.forests(prompts(), groups, advantages)
-    sums = {name: 0.0 for name in ("learnt", "entropy", "clipped", "kl", "ratio")}
-    loss = sum(one.loss(forest, scored, sums).item() for forest in forests)
-    counted = [
-        advantage
-        for group, row in zip(groups, advantages.tolist(), strict=True)
-        for completion, advantage in zip(group, row, strict=True)
-        if not completion.truncated
-    ]
-    assert loss == pytest.approx(-sum(counted) / len(counted), abs=1e-4)
-    assert sums["ratio"] / sums["learnt"] == pytest.approx(1, abs=1e-4)
-    assert sums["clipped"] == 0
+def fails(completions: list[str], **columns: list[Any]) -> list[float | None]:
+    raise OSError("no judge there")
 
 
-def run(
-    folder: Path, steps: int, start: Start | None = None, seed: int = 0, **changes: Any
-) -> list[dict[str, float]]:
-    plan = [[0, 1, 2, 3]] * steps
-    data = StepData(Steps(plan, lambda indices: [prompts()[index] for index in indices]))
-    one = module(seed, steps, start, **changes)
-    fit(one, data, folder, TRAINER, description="rl", seed=seed, save_seconds=0)
-    return [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+UREA, YES, FAILS = (f"tests.test_grpo.{name}" for name in ("says_urea", "says_yes", "fails"))
 
 
-WORDS = ("yes", "no", "Potassium", "Sodium", "Heparin", "Insulin", "Urea", "Lactate")
+class Listed(list[Prompt]):
+    """Prompts that are there already."""
+
+    @property
+    def tasks(self) -> list[str]:
+        return [prompt.task for prompt in self]
 
 
-def speaker() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def prompts(count: int = 4, kind: str = "decision") -> Listed:
+    return Listed(
+        Prompt(f"s{n}", n, "labevents", kind, "none", ("Potassium",), [5 + n, 6, 7, 8 + n])
+        for n in range(count)
+    )
+
+
+def rl_settings(**changes: Any) -> DictConfig:
+    settings = OmegaConf.load(ROOT / "conf" / "rl.yaml")
+    whole = OmegaConf.create({"rl": settings})
+    OmegaConf.resolve(whole)
+    rewards = changes.pop("rewards", {"accuracy": 1.0, "format": 0.2})
+    whole.rl.update({"max_completion_tokens": 6, "temperature": 1.0, "top_p": 1.0, "top_k": 0})
+    whole.rl.update(changes)
+    whole.rl.rewards = rewards
+    return whole.rl
+
+
+def speaker(lora: DictConfig | None = None) -> Start:
     """A model that answers any prompt with one of eight words."""
     model, tokenizer = small()
     answers = [tokenizer(word)["input_ids"] + [tokenizer.eos_token_id] for word in WORDS]
-    trees = [Tree(one.tokens, [Branch("", [], ids) for ids in answers]) for one in prompts()]
+    trees = [Tree(one.tokens, [Branch("", [], ids) for ids in answers]) for one in prompts(8)]
     forest = collate(trees)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(60):
@@ -159,48 +103,319 @@ def speaker() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         loss = -token_logprobs(model, forest).logprobs.mean()
         loss.backward()
         optimizer.step()
+    if lora is not None:
+        add_adapters(model, lora)
     return model, tokenizer
 
 
-def test_learns_a_toy_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A word that an eighth of the first completions are; the reference keeps its weights."""
+def run(
+    folder: Path,
+    steps: int,
+    start: Start | None = None,
+    asked: Listed | None = None,
+    engine: Callable[[PreTrainedModel], Any] | None = None,
+    **changes: Any,
+) -> list[dict[str, Any]]:
+    """The lines of train.jsonl of a run whose every rollout asks the first four prompts."""
+    model, tokenizer = start or small()
+    asked = prompts() if asked is None else asked
+    first = {name: weights.clone() for name, weights in model.state_dict().items()}
 
-    def says_urea(texts: list[str], **columns: list[Any]) -> list[float | None]:
-        return [float(text == "Urea") for text in texts]
+    def reference(sharding: Sharding | None) -> PreTrainedModel:
+        other, _ = small()
+        other.load_state_dict(first)
+        return other
 
-    monkeypatch.setitem(rewards.REWARDS, "accuracy", says_urea)
-    lines = run(tmp_path, 60, speaker(), lr=5e-3, rewards={"accuracy": 1.0}, beta=0.001)
+    module = GRPOModule(
+        lambda sharding: model,
+        tokenizer,
+        rl_settings(**changes),
+        plan=[[0, 1, 2, 3]] * steps,
+        prompts=asked,  # type: ignore[arg-type]
+        validation=prompts(2),  # type: ignore[arg-type]
+        start=engine or (lambda model: TransformersRollout(model, tokenizer)),
+        reference=None if any("lora" in name for name in first) else reference,
+        folder=folder,
+        seed=0,
+        shown=True,
+        tolerance=1e-4,
+    )
+    numbers = Steps([[number] for number in range(steps)], lambda one: one[0])
+    data = StepData(numbers, Steps([[0]], lambda one: one[0]))
+    fit(module, data, folder, TRAINER, description="rl", seed=0, save_seconds=0)
+    return [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+
+
+def group(rewards: list[float], lengths: list[int], cut: int = 0, name: str = "s0") -> Group:
+    """Completions of those lengths, the last `cut` of them cut by the length limit."""
+    count = len(rewards)
+    completions = [
+        Completion(list(range(10, 10 + length)), [-1.0] * length, number >= count - cut)
+        for number, length in enumerate(lengths)
+    ]
+    prompt = Prompt(name, 0, "labevents", "decision", "none", ("Urea",), [5, 6, 7, 8])
+    made = Group(prompt, completions, [""] * count, rewards, {}, [None] * count)
+    made.advantages = rewards
+    return made
+
+
+def test_truncated_and_flat_completions_leave_the_update() -> None:
+    groups = [group([1.0, 1.0, -2.0], [3, 3, 3], cut=1), group([0.0, 0.0, 0.0], [3, 3, 3])]
+    rows = lay_out(groups, rl_settings())
+    # numerator: two completions; denominator: the five that were not cut, three tokens each
+    assert sum(row.forest.weights.sum().item() for row in rows) == pytest.approx(2 / 5)
+    assert [one for row in rows for one in row.advantages.tolist()] == [1.0] * 6
+    with_reference = lay_out(groups, rl_settings(beta=0.1))
+    assert sum(row.forest.weights.sum().item() for row in with_reference) == pytest.approx(1)
+    [nothing] = lay_out([group([1.0, 0.0], [3, 3], cut=2)], rl_settings())
+    assert nothing.forest.tokens == 0 and nothing.forest.weights.sum() == 0
+    kept = lay_out([group([1.0, -1.0], [3, 3], cut=2)], rl_settings(mask_truncated=False))
+    assert sum(row.forest.weights.sum().item() for row in kept) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dapo", "dr_grpo", "gspo"])
+def test_a_group_in_one_row_or_in_several(loss: str) -> None:
+    """The prompt is then computed again for each; the step's gradient stays what it is."""
+    model, _ = small()
+    groups = [group([1.0, -0.5, 0.3, -0.8], [5, 2, 4, 6]), group([0.5, -0.5], [3, 1], name="s1")]
+    gradients = []
+    for room in (1000, 12, 1):
+        settings = rl_settings(loss=loss, max_batch_tokens=room)
+        rows = [row for rank in range(2) for row in lay_out(groups, settings, rank, 2)]
+        assert (len(rows) > 2) == (room < 1000)
+        model.zero_grad()
+        for row in rows:
+            now = token_logprobs(model, row.forest).logprobs
+            tokens = Tokens(
+                now, now.detach(), row.advantages, row.forest.owners, row.forest.weights
+            )
+            chosen = PolicySettings(loss, "token", 0.2, 0.2, 0.0, "k3", "none", 2.0)
+            policy_loss(tokens, chosen).loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    for other in gradients[1:]:
+        assert (other - gradients[0]).norm() < 1e-5 * gradients[0].norm()
+
+
+def test_a_tree_is_divided_within_its_room() -> None:
+    branches = [Branch(str(length), [1], [2] * length) for length in (3, 9, 4, 1, 6)]
+    parts = divided(Tree([0] * 10, branches), 22)
+    assert sorted(b.sample_id for part in parts for b in part.branches) == sorted("39416")
+    assert all(len(part) <= 22 for part in parts) and len(parts) < 5
+    assert len(divided(Tree([0] * 10, branches), 5)) == 5
+
+
+def test_the_sampling_policy_is_the_policy_itself(tmp_path: Path) -> None:
+    """On-policy the ratio is 1 and nothing is clipped, whatever the temperature."""
+    [line] = run(tmp_path, 1, speaker(), temperature=0.8, rewards={UREA: 1.0})
+    assert line["ratio"] == 1
+    assert line["sampling/importance_sampling_ratio/mean"] == pytest.approx(1, abs=1e-4)
+    assert line["sampling/sampling_logp_difference/mean"] < 1e-4
+    assert line["clip_ratio/low_mean"] == line["clip_ratio/high_mean"] == 0
+    written = pl.read_parquet(tmp_path / "completions" / "*.parquet")
+    counted = written.filter(~pl.col("truncated"))["advantage"]
+    assert line["loss"] == pytest.approx(-counted.mean(), abs=1e-5) and line["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "gspo", "cispo"])
+def test_learns_a_toy_reward(tmp_path: Path, loss: str) -> None:
+    """A word that an eighth of the first completions are."""
+    lines = run(tmp_path, 60, speaker(), lr=5e-3, loss=loss, rewards={UREA: 1.0}, beta=0.001)
     first = sum(line["reward"] for line in lines[:3]) / 3
     last = sum(line["reward"] for line in lines[-3:]) / 3
-    assert first < 0.4 and last > 0.95, (first, last)
+    assert first < 0.4 and last >= 0.95, (first, last)
     assert all(math.isfinite(line["loss"]) for line in lines)
-    assert lines[-1]["kl"] > abs(lines[0]["kl"])
-    names = "reward/accuracy entropy clipped length truncated parse_failures tokens seconds"
-    assert set(names.split()) <= lines[0].keys()
-    assert {"timing/generate", "timing/score", "timing/update"} <= lines[0].keys()
+    learnt = [line for line in lines if "kl" in line]
+    assert learnt[-1]["kl"] > abs(learnt[0]["kl"])
 
 
-def test_resumed_run_repeats_the_uninterrupted_one(tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole", 4, lr=1e-2)
+def test_what_is_watched_and_written(tmp_path: Path) -> None:
+    lines = run(tmp_path, 2, speaker(), lr=1e-3, rewards={UREA: 1.0, "format": 0.2})
+    names = {
+        "reward", "reward_std", "frac_reward_zero_std", f"rewards/{UREA}/mean",
+        "rewards/format/std", "rewards/task/labevents/mean", "completions/mean_length",
+        "completions/clipped_ratio", "parse_failures", "kl", "entropy", "clip_ratio/high_mean",
+        "tokens", "generated_tokens_per_second", "loss", "grad_norm", "lr", "updates",
+        *(f"timing/{phase}" for phase in ("generate", "score", "prepare", "update", "sync")),
+    }  # fmt: skip
+    assert names <= lines[0].keys()
+    written = pl.read_parquet(tmp_path / "completions" / "*.parquet")
+    assert written["step"].to_list() == [1] * 64 + [2] * 64
+    sizes = written.group_by("step", "prompt_id").len()["len"]
+    assert sizes.to_list() == [16] * 8
+    one = written.filter(pl.col("step") == 1)
+    assert one["reward"].mean() == pytest.approx(lines[0]["reward"], abs=1e-6)
+    assert one["tokens"].mean() == pytest.approx(lines[0]["completions/mean_length"])
+    assert one["advantage"].sum() == pytest.approx(0, abs=1e-4)
+    total = one[f"reward/{UREA}"] + 0.2 * one["reward/format"]
+    assert total.to_list() == pytest.approx(one["reward"].to_list())
+    before, after = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("before", "after"))
+    assert len(before["total"]) == len(after["format"]) == 2
+
+
+def test_inner_epochs_and_minibatches(tmp_path: Path) -> None:
+    """Four steps a rollout; all but the first are off the policy that sampled."""
+    changes = {"inner_epochs": 2, "minibatches": 2, "lr": 2e-2, "warmup": 0.0}
+    lines = run(tmp_path, 3, speaker(), rewards={UREA: 1.0}, **changes)
+    assert [line["updates"] for line in lines] == [4, 4, 4]
+    assert any(line["clip_ratio/high_mean"] + line["clip_ratio/low_mean"] > 0 for line in lines)
+    assert all(line["ratio"] != 1 for line in lines)
+    # the engine's are compared with the trainer's at the time of sampling, not after a step
+    assert all(line["sampling/sampling_logp_difference/mean"] < 1e-4 for line in lines)
+
+
+def test_groups_without_signal_are_replaced_in_bounds(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"group_size": 2, "rewards": {YES: 1.0}, "asked": prompts(8)}
+    plain = run(tmp_path / "plain", 4, speaker(), **given)
+    more = run(tmp_path / "more", 4, speaker(), dynamic_sampling=3, **given)
+    flat = "frac_reward_zero_std"
+    assert sum(line[flat] for line in more) < sum(line[flat] for line in plain)
+    assert sum(line["replaced_groups"] for line in more) > 0
+    written = pl.read_parquet(tmp_path / "more" / "completions" / "*.parquet")
+    for step, line in enumerate(more, 1):
+        rows = written.filter(pl.col("step") == step)
+        assert rows["kept"].sum() == 4 * 2
+        assert rows.filter(~pl.col("kept"))["prompt_id"].n_unique() == line["replaced_groups"]
+        assert rows["attempt"].max() <= 3
+        assert rows.group_by("prompt_id").len()["len"].to_list() == [2] * (len(rows) // 2)
+        # never more than the rounds may ask: 4 prompts, and in 3 rounds at most the 4 others
+        assert len(rows) // 2 <= 4 + 3 * 4
+
+
+def test_a_rollout_that_is_cut_everywhere_teaches_nothing(tmp_path: Path) -> None:
+    model, tokenizer = speaker()
+    before = {name: weights.clone() for name, weights in model.state_dict().items()}
+    changes = {"max_completion_tokens": 1, "rewards": {"tests.test_grpo.says_urea": 1.0}}
+    lines = run(tmp_path, 2, (model, tokenizer), lr=1e-2, **changes)
+    assert all(line["completions/clipped_ratio"] == 1 for line in lines)
+    assert all(line["loss"] == line["grad_norm"] == 0 for line in lines)
+    assert "entropy" not in lines[0]  # of no token
+    for name, weights in model.state_dict().items():
+        assert torch.equal(weights, before[name]), name
+
+
+def test_with_adapters_the_reference_is_the_model_without_them(tmp_path: Path) -> None:
+    lora = OmegaConf.create({"r": 4, "alpha": 8, "dropout": 0.0, "targets": ["q_proj", "v_proj"]})
+    start = speaker(lora)
+    lines = run(tmp_path, 6, start, lr=2e-2, rewards={UREA: 1.0}, beta=0.01, warmup=0.0)
+    assert lines[0]["kl"] == pytest.approx(0, abs=1e-7)
+    assert lines[-1]["kl"] > 1e-4
+    # what an engine would be given are the merged weights, under the names of a plain model
+    merged = dict(whole_weights(start[0]))
+    other, _ = small()
+    left = other.load_state_dict(merged, strict=False)
+    assert not left.unexpected_keys
+    assert {name for name in left.missing_keys} <= {"lm_head.weight"}
+    tokens = [5, 6, 7, 8, 9, 10]
+    rollouts = (TransformersRollout(one, start[1]) for one in (other, start[0]))
+    one, two = (rollout.logprobs(tokens) for rollout in rollouts)
+    assert one == pytest.approx(two, abs=1e-5)
+
+
+def test_easy_first_keeps_tasks_in_their_places() -> None:
+    plan = [[0, 3], [1, 4], [2, 5]]
+    tasks = ["a", "a", "a", "b", "b", "b"]
+    rewards = {0: 0.1, 1: 0.9, 2: 0.5, 3: 0.0, 4: 1.0, 5: 1.0}
+    assert easy_first(plan, tasks, rewards) == [[1, 4], [2, 5], [0, 3]]
+
+
+def test_easy_first_asks_the_same_prompts(tmp_path: Path) -> None:
+    run(tmp_path, 2, speaker(), order="easy_first", rewards={UREA: 1.0})
+    written = pl.read_parquet(tmp_path / "completions" / "*.parquet")
+    assert written["sample_id"].unique().sort().to_list() == ["s0", "s1", "s2", "s3"]
+    assert len(json.loads((tmp_path / "difficulty.json").read_text())) == 4
+
+
+def test_the_probability_of_yes_where_the_answer_stands() -> None:
+    model, _ = small()
+    words = AnswerTokens([20], [21])
+    asked = prompts(2, kind="risk")
+    groups = [
+        [Completion([20, 2], [0.0] * 2, False), Completion([11, 12, 21, 2], [0.0] * 4, False)],
+        [Completion([13, 2], [0.0] * 2, False), Completion([20, 11, 21, 2], [0.0] * 4, False)],
+    ]
+    found = yes_probabilities(model, list(zip(asked, groups, strict=True)), words, 1000)
+    assert found[1][0] is None
+    places = [(0, 0, 0), (0, 1, 2), (1, 1, 2)]
+    for prompt, number, answer in places:
+        tokens = asked[prompt].tokens + groups[prompt][number].tokens[:answer]
+        with torch.no_grad():
+            chances = model(torch.tensor([tokens])).logits[0, -1].softmax(-1)
+        expected = (chances[20] / (chances[20] + chances[21])).item()
+        assert found[prompt][number] == pytest.approx(expected, abs=1e-6)
+    decisions = list(zip(prompts(2), groups, strict=True))
+    assert yes_probabilities(model, decisions, words, 1000) == [[None, None], [None, None]]
+
+
+class Stale(TransformersRollout):
+    """An engine that says it has new weights, and has those it began with."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
+        other, _ = small()
+        other.load_state_dict(model.state_dict())
+        super().__init__(other, tokenizer)
+
+
+class Heated(TransformersRollout):
+    """An engine that samples at another temperature than it was told to."""
+
+    def generate(self, prompts: Any, sampling: Sampling, **others: Any) -> Any:
+        hot = Sampling(sampling.max_new_tokens, 2.0) if sampling.temperature else sampling
+        return super().generate(prompts, hot, **others)
+
+
+def test_an_engine_with_old_weights_stops_the_run(tmp_path: Path) -> None:
+    start = speaker()
+    with pytest.raises(OutOfSyncError, match="nats"):
+        run(tmp_path, 3, start, engine=lambda m: Stale(m, start[1]), rewards={UREA: 1}, lr=1e-2)
+    assert not (tmp_path / "checkpoints").exists()  # of the step that could not be checked
+
+
+def test_an_engine_that_samples_otherwise_stops_the_run(tmp_path: Path) -> None:
+    start = speaker()
+    with pytest.raises(OutOfSyncError, match=r"rl\.ratio_bounds"):
+        run(tmp_path, 2, start, engine=lambda m: Heated(m, start[1]), rewards={UREA: 1.0})
+
+
+def test_a_reward_that_raises_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RewardError, match=r"rl\.rewards\.tests\.test_grpo\.fails"):
+        run(tmp_path, 1, speaker(), rewards={FAILS: 1.0})
+
+
+@pytest.mark.parametrize("phase", ["generate", "score", "update", "sync"])
+def test_resumed_run_repeats_the_uninterrupted_one(tmp_path: Path, phase: str) -> None:
+    """Stopped within a rollout, in any of its phases: the checkpoint before it is gone on from."""
+    changes: dict[str, Any] = {"lr": 1e-2, "rewards": {UREA: 1.0}, "beta": 0.01}
+    whole = run(tmp_path / "whole", 4, speaker(), **changes)
 
     class StopError(Exception):
         pass
 
     calls = 0
-    generate = GRPOModule.generate
+    owner, name = {
+        "generate": (TransformersRollout, "generate"),
+        "score": (grpo, "advantages"),
+        "update": (GRPOModule, "learn"),
+        "sync": (GRPOModule, "sync"),
+    }[phase]
+    real = vars(owner)[name]
 
-    def failing(self: GRPOModule, some: Any) -> Any:
+    def failing(*given: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == 3:
+        if calls == 3 + (phase == "generate"):
             raise StopError
-        return generate(self, some)
+        return real(*given, **named)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(StopError):
-        patch.setattr(GRPOModule, "generate", failing)
-        run(tmp_path / "broken", 4, lr=1e-2)
-    again = run(tmp_path / "broken", 4, lr=1e-2)
+        patch.setattr(owner, name, failing)
+        run(tmp_path / "broken", 4, speaker(), **changes)
+    again = run(tmp_path / "broken", 4, speaker(), **changes)
     assert [line["step"] for line in again] == [1, 2, 3, 4]
-    for name in ("loss", "reward", "grad_norm", "entropy", "lr"):
+    for name in ("loss", "reward", "grad_norm", "entropy", "lr", "kl"):
         assert [line[name] for line in again] == [line[name] for line in whole], name
-    assert again[-1]["resumed_from"] == 2
+    assert 0 < again[-1]["resumed_from"] < 4
+    one, two = (
+        pl.read_parquet(tmp_path / place / "completions" / "*.parquet")
+        for place in ("whole", "broken")
+    )
+    assert one.equals(two)

@@ -18,8 +18,9 @@ from ehrr1.models.loading import export, load_model
 from ehrr1.models.sizes import check_memory, parameter_count, requirements
 from ehrr1.prompts.tokenizer import load_tokenizer, train_tokenizer
 from ehrr1.prompts.trees import Branch, Tree
+from ehrr1.rollout.sampling import Sampling
 from ehrr1.rollout.scoring import next_token_logprobs
-from ehrr1.rollout.transformers import Sampling, TransformersRollout, kept
+from ehrr1.rollout.transformers import TransformersRollout, kept
 from tests.conftest import ROOT
 
 
@@ -103,7 +104,7 @@ PROMPTS = [[5, 6, 7], [8] * 11, [9, 10, 11, 12, 13, 14, 15]]
 def test_greedy_generation_equals_transformers() -> None:
     model, tokenizer = small()
     rollout = TransformersRollout(model, tokenizer, batch_size=2)
-    groups = rollout.generate(PROMPTS, max_new_tokens=12, temperature=0)
+    groups = rollout.generate(PROMPTS, Sampling(12, temperature=0))
     for prompt, [completion] in zip(PROMPTS, groups, strict=True):
         output = model.eval().generate(
             torch.tensor([prompt]),
@@ -122,10 +123,13 @@ def test_sampling_returns_the_plain_logprobs_of_its_temperature() -> None:
     rollout = TransformersRollout(model, tokenizer, batch_size=8)
     with torch.no_grad():  # an end that is sometimes drawn: rows then leave the batch
         model.get_output_embeddings().weight[tokenizer.eos_token_id] *= 8
-    draws = {"max_new_tokens": 15, "temperature": 0.7, "top_p": 0.9, "top_k": 20}
-    groups = rollout.generate(PROMPTS, group_size=4, seed=3, **draws)
-    assert groups == rollout.generate(PROMPTS, group_size=4, seed=3, **draws)
-    assert groups != rollout.generate(PROMPTS, group_size=4, seed=4, **draws)
+    sampling = Sampling(15, temperature=0.7, top_p=0.9, top_k=20)
+    groups = rollout.generate(PROMPTS, sampling, group_size=4, seeds=[3, 4, 5])
+    assert groups == rollout.generate(PROMPTS, sampling, group_size=4, seeds=[3, 4, 5])
+    assert groups != rollout.generate(PROMPTS, sampling, group_size=4, seeds=[6, 7, 8])
+    for prompt, group, seed in zip(PROMPTS, groups, [3, 4, 5], strict=True):
+        [alone] = rollout.generate([prompt], sampling, group_size=4, seeds=[seed])
+        assert [one.tokens for one in alone] == [one.tokens for one in group]
     assert len({len(c.tokens) for group in groups for c in group}) > 1
     for prompt, group in zip(PROMPTS, groups, strict=True):
         for completion in group:

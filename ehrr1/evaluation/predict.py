@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from ehrr1.evaluation.predictions import prediction_row, risk_row
 from ehrr1.progress import track
 from ehrr1.prompts.trees import Question, Tree, TreeMaker
+from ehrr1.rollout.sampling import Sampling
 from ehrr1.rollout.scoring import next_token_logprobs
 from ehrr1.rollout.transformers import TransformersRollout
 from ehrr1.scoring.answers import read_answer
@@ -68,7 +69,7 @@ class Predictor:
         rows: Rows = []
         for batch in track(list(batches(prompts, self.batch_tokens, self.batch_size)), description):
             some = [prompts[index] for index in batch]
-            groups = rollout.generate(some, max_new_tokens=max_new_tokens, temperature=0.0)
+            groups = rollout.generate(some, Sampling(max_new_tokens, temperature=0.0))
             written = [group[0].tokens for group in groups]
             texts = tokenizer.batch_decode(written, skip_special_tokens=True)
             rows += [_decision_row(samples[i], t, think) for i, t in zip(batch, texts, strict=True)]

@@ -9,7 +9,8 @@
     Insulin
 
 Cells between bars, as in the record's own tables: a name then has the same tokens in the record, in
-the chain and in the answer, and a small model can copy it.
+the chain and in the answer, and a small model can copy it. A citation may add the item's value, as
+the record shows it: `Glucose: 140 | Labotary Test Events | 06:10`.
 """
 
 from collections.abc import Sequence
@@ -27,9 +28,12 @@ SECTIONS = ("## Extraction", "## Reasoning", "## Final Results")
 BAR = " | "
 ARROW = "->"
 
+VALUE_KEYS = {"Valuenum", "Value", "Result_Value", "Amount", "Dose_Val_Rx"}
+"""Shown keys that hold what was measured, given or ordered; a table has at most one of them."""
+
 
 class Citation(NamedTuple):
-    """An item with the heading and the time of its event, as written."""
+    """An item, with its value or without, and the heading and the time of its event, as written."""
 
     name: str
     heading: str
@@ -69,19 +73,38 @@ def written_time(time: datetime | None, prediction_time: datetime) -> str:
 
 
 def citable(context: Sequence[Event], prediction_time: datetime) -> set[Citation]:
-    """Every citation that the context supports, in each accepted way to write its time."""
+    """Every citation that the context supports, in each accepted way to write its time.
+
+    A name stands there with and without each of its values in that event, so that nobody must
+    guess whether the colon in "Stool: culture" begins a value. Events that came as text have no
+    items: they support nothing.
+    """
     found = set()
     for event in context:
+        if not event.items:
+            continue
         times = {written_time(event.time, prediction_time)}
         if event.time is not None:
             times |= {str(event.time), event.time.strftime("%Y-%m-%d %H:%M")}
         place = TABLES[event.table].heading
-        found |= {Citation(c.name, place, time) for c in event_concepts(event) for time in times}
+        names = {concept.name for concept in event_concepts(event)} | _with_values(event)
+        found |= {Citation(name, place, time) for name in names for time in times}
     return found
 
 
+def _with_values(event: Event) -> set[str]:
+    """`Name: value` of each row that shows an item and its value."""
+    keys = TABLES[event.table].keys
+    position = next((place for place, key in enumerate(keys) if key in VALUE_KEYS), None)
+    if position is None:
+        return set()
+    rows = zip(event.items, event.rows, strict=True)
+    return {f"{item}: {row[position]}" for item, row in rows if item and row[position]}
+
+
 def faithfulness(chain: Chain, allowed: set[Citation]) -> float:
-    """The share of extraction lines that cite an item of the context at its event and time.
+    """The share of extraction lines that cite an item of the context (and, where they name one, its
+    value) at its event and time.
 
     Lines that cannot be read as a citation count as unfaithful; a chain without any line is 0.
     """

@@ -17,6 +17,15 @@ THINK, NO_THINK = "/think", "/no_think"
 EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
 """Closes thinking in the prompt of a direct answer."""
 
+CASES = ("## Case for yes", "## Case for no")
+"""What is argued before the answer to a risk question, so that a chain that has made up its mind
+does not push the answer's probability to 0 or 1 (TRIAGE, arXiv 2606.09030)."""
+
+BOTH_CASES = (
+    f"Think first: write under '{CASES[0]}' what in the record speaks for yes, then under "
+    f"'{CASES[1]}' what speaks for no. Then answer."
+)
+
 
 def instruction(task: str, *, think: bool, own: str | None = None) -> str:
     """The task's question, or the sample's `own` words, with the thinking switch."""

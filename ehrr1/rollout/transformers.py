@@ -6,35 +6,17 @@ completion) for the one log-probability a token that is needed here, and keeps c
 completions that have ended.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from ehrr1 import parallel
 from ehrr1.progress import track
+from ehrr1.rollout.sampling import Completion, Sampling
 
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """Sampled token ids (the end-of-turn token included), the log-probability of each under the
-    sampling temperature and before top-p and top-k, and whether the length ran out."""
-
-    tokens: list[int]
-    logprobs: list[float]
-    truncated: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How a token is drawn; `temperature` 0 takes the likeliest (its log-probability is then the
-    plain one). `top_p` 1 and `top_k` 0 keep all tokens."""
-
-    max_new_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
+__all__ = ["Completion", "Sampling", "TransformersRollout"]
 
 
 class TransformersRollout:
@@ -45,26 +27,23 @@ class TransformersRollout:
     ):
         self.model, self.batch_size = model, batch_size
         self.end_id, self.pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+        self.divided = any(hasattr(weights, "ds_numel") for weights in model.parameters())
 
     def generate(
         self,
         prompts: Sequence[list[int]],
+        sampling: Sampling,
         *,
+        seeds: Sequence[int] | None = None,
         group_size: int = 1,
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        seed: int = 0,
         description: str | None = None,
     ) -> list[list[Completion]]:
         """`group_size` completions for each prompt, in the order of the prompts.
 
-        The draws come from a generator of this call's own, seeded by `seed`. `description` names
-        a progress bar over the batches; None shows none.
+        Each prompt's draws come from a generator of its own, so that they do not depend on what is
+        generated beside it. `description` names a progress bar over the batches; None shows none.
         """
-        sampling = Sampling(max_new_tokens, temperature, top_p, top_k)
-        generator = torch.Generator(self.model.device).manual_seed(seed)
+        levels = [_levels(seed, group_size, sampling) for seed in seeds or [0] * len(prompts)]
         # prompts of like length share a batch: little padding
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         size = max(1, self.batch_size // group_size)
@@ -72,9 +51,10 @@ class TransformersRollout:
         found: dict[int, list[Completion]] = {}
         training = self.model.training
         self.model.eval()
-        with torch.inference_mode():
+        with torch.no_grad():
             for chosen in track(some, description) if description else some:
-                groups = self._batch([prompts[i] for i in chosen], group_size, sampling, generator)
+                drawn = torch.cat([levels[i] for i in chosen]).to(self.model.device)
+                groups = self._batch([prompts[i] for i in chosen], group_size, sampling, drawn)
                 found.update(zip(chosen, groups, strict=True))
         self.model.train(training)
         return [found[index] for index in range(len(prompts))]
@@ -84,13 +64,13 @@ class TransformersRollout:
         prompts: Sequence[list[int]],
         group_size: int,
         sampling: Sampling,
-        generator: torch.Generator,
+        levels: Tensor,
     ) -> list[list[Completion]]:
         rows = len(prompts) * group_size
         tokens: list[list[int]] = [[] for _ in range(rows)]
         logprobs: list[list[float]] = [[] for _ in range(rows)]
         truncated = [True] * rows
-        for numbers, ids, chances in self._steps(prompts, group_size, sampling, generator):
+        for numbers, ids, chances in self._steps(prompts, group_size, sampling, levels):
             for number, token, chance in zip(numbers, ids, chances, strict=True):
                 tokens[number].append(token)
                 logprobs[number].append(chance)
@@ -104,7 +84,7 @@ class TransformersRollout:
         prompts: Sequence[list[int]],
         group_size: int,
         sampling: Sampling,
-        generator: torch.Generator,
+        levels: Tensor,
     ) -> Iterator[tuple[list[int], list[int], list[float]]]:
         """Yield each step's unfinished rows, their tokens and the tokens' log-probabilities."""
         ids, mask = self._padded(prompts)
@@ -120,16 +100,21 @@ class TransformersRollout:
         mask = mask.repeat_interleave(group_size, 0)
         cache.batch_repeat_interleave(group_size)
         alive = torch.arange(len(mask), device=mask.device)
+        chosen = alive.new_zeros(len(alive))
         for step in range(sampling.max_new_tokens):
-            chosen, chances = draw(logits, sampling, generator)
-            yield alive.tolist(), chosen.tolist(), chances.tolist()
-            going = chosen != self.end_id
-            if step + 1 == sampling.max_new_tokens or not going.any():
+            if len(alive):
+                chosen, chances = draw(logits, sampling, levels[alive, step])
+                yield alive.tolist(), chosen.tolist(), chances.tolist()
+            going = (chosen != self.end_id)[: len(alive)]
+            if step + 1 == sampling.max_new_tokens or not self._anyone(going):
                 return
-            if not going.all():
+            if not len(going) or not going.all():
                 kept = going.nonzero().squeeze(1)
+                alive = alive[kept]
+                # one row goes on for nothing while other processes wait for its layers
+                kept = kept if len(kept) else kept.new_zeros(1)
                 cache.batch_select_indices(kept)
-                alive, mask, chosen = alive[kept], mask[kept], chosen[kept]
+                mask, chosen = mask[kept], chosen[kept]
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             output = self.model(
                 input_ids=chosen[:, None],
@@ -138,6 +123,26 @@ class TransformersRollout:
                 past_key_values=cache,
             )
             logits = output.logits[:, -1]
+
+    def _anyone(self, going: Tensor) -> bool:
+        """Whether a completion goes on; of a model that ZeRO-3 has divided, in any process."""
+        own = bool(going.any())
+        return parallel.totals([own])[0] > 0 if self.divided else own
+
+    def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Nothing to do: the model that generates is the one that trains."""
+
+    @torch.no_grad()
+    def logprobs(self, tokens: list[int]) -> list[float]:
+        ids, mask = self._padded([tokens])
+        training = self.model.training
+        logits = self.model.eval()(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        self.model.train(training)
+        every = logits[0, :-1].float().log_softmax(-1)
+        return every.gather(1, ids[0, 1:, None]).squeeze(1).tolist()
+
+    def close(self) -> None:
+        """Nothing to do: there is no process of its own."""
 
     def _padded(self, prompts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """Prompts padded on the left: ids and mask [prompts, length]."""
@@ -150,19 +155,41 @@ class TransformersRollout:
         return ids.to(self.model.device), mask.to(self.model.device)
 
 
-def draw(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw one token a row: logits [rows, vocabulary] -> ids [rows], log-probabilities [rows]."""
+def _levels(seed: int, group_size: int, sampling: Sampling) -> Tensor:
+    """The random numbers of a group's tokens, [group, tokens] in [0, 1)."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (group_size, sampling.max_new_tokens)
+    return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+class Draws:
+    """The random numbers of one prompt's group: the same in whatever batch it is."""
+
+    def __init__(self, seed: int, group_size: int, device: torch.device):
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.group_size = group_size
+
+    def next(self) -> Tensor:
+        """A number from 0 to 1 for each completion, also for those that have ended. [group]"""
+        generator = self.generator
+        return torch.rand(
+            self.group_size, generator=generator, device=generator.device, dtype=torch.float64
+        )
+
+
+def draw(logits: Tensor, sampling: Sampling, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw one token a row: logits [rows, vocabulary] -> ids [rows], log-probabilities [rows].
+
+    `levels` [rows], from 0 to 1, are the draws: places in the cumulative distributions.
+    """
     if sampling.temperature == 0:
         logprobs = logits.float().log_softmax(-1)
         best, chosen = logprobs.max(-1)
         return chosen, best
     logprobs = (logits.float() / sampling.temperature).log_softmax(-1)
-    # the inverse of the cumulative distribution: one random number a row, not one a token
     cumulative = kept(logprobs, sampling).double().exp().cumsum(-1)
-    level = torch.rand(
-        (len(logits), 1), generator=generator, device=logits.device, dtype=torch.float64
-    )
-    chosen = torch.searchsorted(cumulative, level * cumulative[:, -1:], right=True)
+    level = levels[:, None] * cumulative[:, -1:]
+    chosen = torch.searchsorted(cumulative, level, right=True)
     return chosen.squeeze(1), logprobs.gather(1, chosen).squeeze(1)
 
 

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from ehrr1.prompts.messages import CASES
+
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 Kind = Literal["decision", "risk"]
 Label = Literal["yes", "no"]
@@ -84,3 +86,13 @@ def read_label(items: tuple[str, ...]) -> Label | None:
     if word == "yes":
         return "yes"
     return "no" if word == "no" else None
+
+
+def has_both_cases(think: str) -> bool:
+    """Whether a think block argues for each outcome: both headings of CASES, once each and in
+    order, each with text below it."""
+    lines = [line.strip() for line in think.splitlines()]
+    if [line for line in lines if line in CASES] != list(CASES):
+        return False
+    first, second = map(lines.index, CASES)
+    return any(lines[first + 1 : second]) and any(lines[second + 1 :])

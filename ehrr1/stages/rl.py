@@ -1,155 +1,172 @@
 """stage=rl: group relative policy optimisation from the weights of `reason`.
 
-Decision tasks think, risk tasks answer at once, as released. The greedy completions to held-out
-validation prompts are scored before and after on the same prompts.
+Decision tasks think, risk tasks answer at once, as released (`rl.think`). The greedy completions to
+held-out validation prompts are scored before and after, on the same prompts.
 """
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from omegaconf import DictConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
 from ehrr1.errors import UserError
 from ehrr1.evaluation.bootstrap import Resamples, estimate
-from ehrr1.files import read_json, write_json
-from ehrr1.models.loading import export, load_model
-from ehrr1.models.sizes import check_memory
-from ehrr1.prompts.dataset import evenly, write_trees
+from ehrr1.files import read_json
+from ehrr1.models.loading import read_config
+from ehrr1.prompts.dataset import evenly
 from ehrr1.prompts.steps import StepData, Steps, plan_evenly
 from ehrr1.prompts.tokenizer import load_tokenizer
-from ehrr1.prompts.trees import Question, TreeMaker
+from ehrr1.prompts.trees import TreeMaker
+from ehrr1.rollout.sampling import SYNC_TOLERANCE, Rollout
+from ehrr1.rollout.transformers import TransformersRollout
+from ehrr1.rollout.vllm import VLLMRollout
+from ehrr1.rollout.vllm_server import VLLMServerRollout
 from ehrr1.runs import Run
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import LEARNABLE, select
-from ehrr1.training.fitting import fit, load_last
-from ehrr1.training.grpo import GRPOModule, Prompt, mean
-from ehrr1.training.rewards import REWARDS
-from ehrr1.training.strategies import is_zero
+from ehrr1.training.checkpoints import consolidate
+from ehrr1.training.checks import check_reinforcement
+from ehrr1.training.fitting import fit, log_summary
+from ehrr1.training.groups import mean
+from ehrr1.training.grpo import GRPOModule
+from ehrr1.training.prompts import Prompts
+from ehrr1.training.sft import builder, lay_base
+from ehrr1.training.strategies import on_gpu
+
+
+def check(cfg: DictConfig, inputs: dict[str, Path]) -> None:
+    """Raise UserError for everything that cannot work, before anything is read."""
+    source = inputs["reason"] / "hf"
+    check_reinforcement(cfg, read_config(cfg.model, source), load_tokenizer(source))
 
 
 def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
     check(cfg, run.inputs)
-    start = run.input("reason") / "hf"
-    prepared = Prepared(run.input("prepare"))
-    tokenizer = load_tokenizer(start)
-    maker = TreeMaker(tokenizer, cfg.rl.max_prompt_tokens)
-    training = make_prompts(prepared, "train", maker, cfg, run.folder, cfg.rl.samples_per_task)
-    per_task = 2 * cfg.rl.validation_prompts
-    validation = make_prompts(prepared, "validation", maker, cfg, run.folder, per_task)
-    validation = evenly(validation, cfg.rl.validation_prompts, cfg.seed)
+    source, prepared = run.input("reason") / "hf", Prepared(run.input("prepare"))
+    tokenizer = load_tokenizer(source)
+    training = make_prompts(cfg, "train", prepared, tokenizer, run.folder)
+    validation = make_prompts(cfg, "validation", prepared, tokenizer, run.folder)
     if not training or not validation:
         raise UserError(
             f"data.tasks={cfg.data.tasks}: no training or no validation prompts in "
             f"{prepared.folder}; prepare more patients or tasks"
         )
-    model = load_model(cfg.model, start, tokenizer)
-    plan = plan_evenly(
-        [prompt.task for prompt in training], cfg.rl.prompts_per_step, cfg.rl.steps, cfg.seed
-    )
-    module = GRPOModule(model, tokenizer, cfg.rl, len(plan), cfg.rollout.batch_size, cfg.seed)
-
-    before = validate(module, validation, "validation before", run.folder / "before.json")
-    data = StepData(Steps(plan, lambda indices: [training[index] for index in indices]))
-    fit(
-        module,
-        data,
-        run.folder,
-        cfg.trainer,
-        description="rl",
+    plan = plan_evenly(training.tasks, cfg.rl.prompts_per_step, cfg.rl.steps, cfg.seed)
+    parameters = parallel.from_first(lambda: lay_base(cfg, run.folder, source, tokenizer))
+    module = GRPOModule(
+        builder(cfg, source, tokenizer),
+        tokenizer,
+        cfg.rl,
+        plan=plan,
+        prompts=training,
+        validation=validation,
+        start=partial(start_rollout, cfg, tokenizer, source, run.folder),
+        # adapters are switched off to be the reference
+        reference=builder(cfg, source, tokenizer) if cfg.model.lora is None else None,
+        folder=run.folder,
         seed=cfg.seed,
-        save_seconds=cfg.rl.save_seconds,
+        shown=cfg.data.open,
+        tolerance=SYNC_TOLERANCE[engine_dtype(cfg)],
     )
-    load_last(module, run.folder)  # those that `fit` made, or that an earlier process had saved
-    after = validate(module, validation, "validation after", run.folder / "after.json")
-    export(model, tokenizer, run.folder / "hf")
-    return compare(validation, before, after, cfg) | {
+    try:
+        fit(
+            module,
+            StepData(one_by_one(len(plan)), one_by_one(1)),
+            run.folder,
+            cfg.trainer,
+            description="rl",
+            seed=cfg.seed,
+            save_seconds=cfg.rl.save_seconds,
+        )
+    finally:
+        module.close()
+    parallel.from_first(lambda: consolidate(run.folder))
+    return parallel.from_first(lambda: compare(run.folder, validation, cfg)) | {
         "steps": len(plan),
         "prompts": len(training),
+        "cut_events": sum(training.trees["cut_events"]),
+        "cut_tokens": sum(training.trees["cut_tokens"]),
+        "parameters": parameters,
         "validation/prompts": len(validation),
+        **parallel.from_first(lambda: log_summary(run.folder / "train.jsonl")),
     }
 
 
-def check(cfg: DictConfig, inputs: dict[str, Path]) -> None:
-    """All settings of this stage that cannot work, at once."""
-    problems = []
-    if is_zero(cfg.trainer) or parallel.wanted(cfg.trainer) > 1:
-        problems.append(
-            f"trainer.strategy={cfg.trainer.strategy}, trainer.devices={cfg.trainer.devices}: "
-            "stage=rl runs in one process; choose trainer=single"
+def start_rollout(
+    cfg: DictConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    source: Path,
+    folder: Path,
+    model: PreTrainedModel,
+) -> Rollout:
+    """Who generates; an engine of its own starts from the weights of `source`."""
+    chosen, end = cfg.rollout, tokenizer.eos_token_id
+    if chosen.name == "transformers":
+        return TransformersRollout(model, tokenizer, chosen.batch_size)
+    longest = cfg.rl.max_prompt_tokens + cfg.rl.max_completion_tokens
+    exchange = Path(chosen.exchange or folder / "exchange") / "weights"
+    if chosen.name == "vllm_server":
+        return VLLMServerRollout(
+            chosen.url,
+            end,
+            max_length=longest,
+            exchange=exchange,
+            timeout=chosen.timeout,
+            batch_size=chosen.batch_size,
         )
-    if cfg.rl.loss != "grpo":
-        problems.append(f"rl.loss={cfg.rl.loss}: there is only grpo")
-    if cfg.rl.group_size < 2:
-        problems.append(f"rl.group_size={cfg.rl.group_size}: a group needs at least 2 completions")
-    problems += [
-        f"rl.rewards.{name}: no such reward; choose among {', '.join(REWARDS)}"
-        for name in cfg.rl.rewards
-        if name not in REWARDS
-    ]
-    if problems:
-        raise UserError("; ".join(problems))
-    check_memory(cfg.model, cfg.trainer.accelerator)
+    return VLLMRollout(
+        source,
+        end,
+        max_length=longest,
+        dtype=engine_dtype(cfg),
+        gpu=on_gpu(cfg.trainer),
+        exchange=exchange,
+        log=folder / "engine" / f"{parallel.rank()}.log",
+        batch_size=chosen.batch_size,
+        gpu_memory_utilization=chosen.gpu_memory_utilization,
+        kv_cache_gib=chosen.kv_cache_gib,
+    )
+
+
+def engine_dtype(cfg: DictConfig) -> torch.dtype:
+    return torch.float32 if cfg.trainer.precision == "32-true" else torch.bfloat16
+
+
+def one_by_one(count: int) -> Steps:
+    """Numbers of rollouts: the module itself knows which prompts each asks."""
+    return Steps([[number] for number in range(count)], lambda numbers: numbers[0])
 
 
 def make_prompts(
-    prepared: Prepared,
+    cfg: DictConfig,
     split: str,
-    maker: TreeMaker,
-    cfg: DictConfig,
+    prepared: Prepared,
+    tokenizer: PreTrainedTokenizerBase,
     folder: Path,
-    per_task: int | None,
-) -> list[Prompt]:
+) -> Prompts:
     """Prompts of a split, risk labels balanced: a policy that always says "no" gains nothing."""
+    wanted = cfg.rl.validation_prompts
+    per_task = cfg.rl.samples_per_task if split == "train" else 2 * wanted
     chosen = select(prepared.scan(split, LEARNABLE), per_task, cfg.seed, balance=True)
-    samples = prepared.as_samples(chosen)
+    samples: list[Sample] = prepared.as_samples(chosen)
     if split == "validation":
-        samples = evenly(samples, 2 * cfg.rl.validation_prompts, cfg.seed)
-    trees = write_trees(folder / "data" / f"{split}.arrow", prepared, samples, ask, maker)
-    by_id = {sample.sample_id: sample for sample in samples}
-    prompts = []
-    for tree in trees:
-        for sample_id, question in zip(tree["sample_ids"], tree["prompts"], strict=True):
-            sample = by_id[sample_id]
-            kind = TASKS[sample.task].kind
-            prompts.append(
-                Prompt(
-                    sample_id,
-                    sample.subject_id,
-                    sample.task,
-                    kind,
-                    kind == "decision",
-                    sample.target,
-                    tree["trunk"] + question,
-                )
-            )
-    return prompts
+        samples = evenly(samples, wanted, cfg.seed)
+    maker = TreeMaker(tokenizer, cfg.rl.max_prompt_tokens)
+    path = folder / "data" / f"{split}.arrow"
+    return parallel.in_turn(
+        lambda: Prompts(path, prepared, samples, maker, both=cfg.rl.think == "both")
+    )
 
 
-def ask(sample: Sample) -> list[Question]:
-    """Decision tasks with thinking, risk tasks without; the answer is the model's."""
-    return [Question(sample.sample_id, sample.task, TASKS[sample.task].kind == "decision")]
-
-
-def validate(
-    module: GRPOModule, prompts: Sequence[Prompt], description: str, path: Path
-) -> dict[str, list[float | None]]:
-    """Each reward of the greedy completions, by prompt; kept in `path` for a run that resumes."""
-    if not path.exists():
-        scores = module.greedy(prompts, description)
-        write_json(path, {"total": scores.total, **scores.parts})
-    return read_json(path)
-
-
-def compare(
-    prompts: Sequence[Prompt],
-    before: dict[str, list[float | None]],
-    after: dict[str, list[float | None]],
-    cfg: DictConfig,
-) -> dict[str, float | int]:
-    """validation/reward[/<name>]/before|after, and the paired interval of the accuracy's gain."""
+def compare(folder: Path, prompts: Prompts, cfg: DictConfig) -> dict[str, float | int]:
+    """validation/reward[/<name>]/before|after, and the accuracy's gain with its paired interval:
+    over all prompts, and as `validation/reward/set_f1` over those of decision tasks."""
+    before, after = (read_json(folder / f"{moment}.json") for moment in ("before", "after"))
     metrics: dict[str, float | int] = {}
     for moment, values in (("before", before), ("after", after)):
         for name, rewards in values.items():
@@ -157,11 +174,24 @@ def compare(
             metrics[f"{prefix}/{moment}"] = mean(rewards)
     if "accuracy" not in before:
         return metrics
-    gains = np.array(after["accuracy"], float) - np.array(before["accuracy"], float)
-    subjects = np.array([prompt.subject_id for prompt in prompts])
-    weights = Resamples.draw(subjects, cfg.rl.bootstrap, cfg.seed).weights(subjects)
-    gain = estimate(weights @ gains / weights.sum(axis=1))
-    metrics["validation/reward/accuracy/gain"] = gain.value
-    metrics["validation/reward/accuracy/gain/low"] = gain.low
-    metrics["validation/reward/accuracy/gain/high"] = gain.high
+    pair = np.array([before["accuracy"], after["accuracy"]], float)
+    subjects = np.array([sample.subject_id for sample in prompts.asked])
+    decisions = np.array([TASKS[sample.task].kind == "decision" for sample in prompts.asked])
+    for name, chosen in (("accuracy", np.ones_like(decisions)), ("set_f1", decisions)):
+        if chosen.any():
+            metrics |= gain(f"validation/reward/{name}", pair[:, chosen], subjects[chosen], cfg)
     return metrics
+
+
+def gain(name: str, pair: np.ndarray, subjects: np.ndarray, cfg: DictConfig) -> dict[str, float]:
+    """Means of a reward [before and after, prompts], and their difference with the interval of a
+    bootstrap by patient."""
+    weights = Resamples.draw(subjects, cfg.rl.bootstrap, cfg.seed).weights(subjects)
+    found = estimate(weights @ (pair[1] - pair[0]) / weights.sum(axis=1))
+    return {
+        f"{name}/before": float(pair[0].mean()),
+        f"{name}/after": float(pair[1].mean()),
+        f"{name}/gain": found.value,
+        f"{name}/gain/low": found.low,
+        f"{name}/gain/high": found.high,
+    }

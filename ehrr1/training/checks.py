@@ -1,6 +1,7 @@
 """What cannot work is said before anything starts, all of it in one report."""
 
 import os
+from collections.abc import Mapping
 
 import torch
 from omegaconf import DictConfig
@@ -9,6 +10,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedToken
 from ehrr1 import parallel
 from ehrr1.errors import UserError
 from ehrr1.models.sizes import check_memory
+from ehrr1.training.collecting import PROPER
+from ehrr1.training.scoring import named_weights, resolve
 from ehrr1.training.strategies import is_zero, on_gpu
 
 
@@ -24,16 +27,78 @@ def check_training(
     be trained.
     """
     problems = [*_devices(cfg.trainer), *_strategy(cfg, stage), *_steps(cfg, stage)]
-    problems += _model(cfg, stage, config)
+    problems += _model(cfg, config, f"{stage}.max_tokens", cfg[stage].max_tokens)
     if cfg.model.lora is not None and tokenizer is None:
         problems.append(
             "model.lora with model.path=null: adapters on random weights learn nothing; set null"
         )
-    if tokenizer is not None and len(tokenizer) > config.vocab_size:
+    _report(problems + _vocabulary(cfg, config, tokenizer), cfg)
+
+
+def check_reinforcement(
+    cfg: DictConfig, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """The same for stage=rl."""
+    rl = cfg.rl
+    problems = [*_devices(cfg.trainer), *_strategy(cfg, "rl")]
+    problems += _model(
+        cfg,
+        config,
+        f"rl.max_prompt_tokens={rl.max_prompt_tokens} with rl.max_completion_tokens",
+        rl.max_completion_tokens,
+        rl.max_prompt_tokens,
+    )
+    if rl.prompts_per_step % rl.minibatches:
         problems.append(
-            f"model.path={cfg.model.path}: its tokenizer has {len(tokenizer)} tokens, the model "
-            f"{config.vocab_size} embeddings; use the model's own tokenizer"
+            f"rl.minibatches={rl.minibatches}: rl.prompts_per_step={rl.prompts_per_step} cannot be "
+            "shared evenly by so many steps; choose a divisor"
         )
+    low, high = rl.ratio_bounds
+    if not low < 1 < high:
+        problems.append(f"rl.ratio_bounds=[{low}, {high}]: 1 must lie between the two")
+    weights = named_weights(rl.rewards)
+    try:
+        resolve(weights)
+    except UserError as error:
+        problems.append(str(error))
+    problems += [
+        f"rl.rewards.{name}={weight}: a number is needed"
+        for name, weight in weights.items()
+        if not isinstance(weight, int | float) or isinstance(weight, bool)
+    ]
+    if proper := PROPER.intersection(weights):
+        problems += _proper(rl, weights, ", ".join(f"rl.rewards.{name}" for name in sorted(proper)))
+    _report(problems + _vocabulary(cfg, config, tokenizer), cfg)
+
+
+def _proper(rl: DictConfig, weights: Mapping[str, float], names: str) -> list[str]:
+    """What would spoil a proper reward (`training.rewards`)."""
+    wanted = {"scale": "none", "top_p": 1.0, "top_k": 0}
+    if rl.think == "both":
+        wanted["temperature"] = 1.0
+    off = [f"rl.{name}={value}" for name, value in wanted.items() if rl[name] != value]
+    problems = [f"{names}: proper with {', '.join(off)} only; set them"] if off else []
+    if weights.get("accuracy"):
+        problems.append(
+            f"{names} with rl.rewards.accuracy: that also pays risk answers, and drives their "
+            "probability to 0 or 1; replace it, by '~rl.rewards.accuracy' and "
+            "'+rl.rewards={set_f1: 1.0}'"
+        )
+    return problems
+
+
+def _vocabulary(
+    cfg: DictConfig, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None
+) -> list[str]:
+    if tokenizer is None or len(tokenizer) <= config.vocab_size:
+        return []
+    return [
+        f"model.path={cfg.model.path}: its tokenizer has {len(tokenizer)} tokens, the model "
+        f"{config.vocab_size} embeddings; use the model's own tokenizer"
+    ]
+
+
+def _report(problems: list[str], cfg: DictConfig) -> None:
     if problems:
         raise UserError("; ".join(problems))
     check_memory(cfg.model, cfg.trainer.accelerator)
@@ -82,11 +147,13 @@ def _steps(cfg: DictConfig, stage: str) -> list[str]:
     return []
 
 
-def _model(cfg: DictConfig, stage: str, config: PretrainedConfig) -> list[str]:
+def _model(
+    cfg: DictConfig, config: PretrainedConfig, name: str, tokens: int, before: int = 0
+) -> list[str]:
     problems = []
-    if cfg[stage].max_tokens > config.max_position_embeddings:
+    if before + tokens > config.max_position_embeddings:
         problems.append(
-            f"{stage}.max_tokens={cfg[stage].max_tokens}: model={cfg.model.name} reads at most "
+            f"{name}={tokens}: model={cfg.model.name} reads at most "
             f"{config.max_position_embeddings} tokens; lower it"
         )
     if cfg.model.lora is not None:

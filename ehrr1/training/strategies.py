@@ -184,3 +184,25 @@ def steps_on_cpu(module: LightningModule) -> bool:
         return False
     config: Any = strategy.config
     return "offload_optimizer" in config["zero_optimization"]
+
+
+def frozen(module: LightningModule, build: Callable[[Sharding | None], Any]) -> Any:
+    """A second model that never learns, on the module's device; under ZeRO-3 divided as the first.
+
+    `build` makes it in that division. Returns the model.
+    """
+    model = build(sharding(module)).eval().requires_grad_(False)
+    strategy = module.trainer.strategy
+    if not (isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3):
+        return model.to(module.device)
+    import deepspeed
+
+    config: Any = strategy.config
+    kept = ("train_micro_batch_size_per_gpu", "bf16")
+    engine, *_ = deepspeed.initialize(
+        args=argparse.Namespace(device_rank=module.local_rank),
+        model=model,
+        config={"zero_optimization": {"stage": 3}} | {k: config[k] for k in kept if k in config},
+        dist_init_required=False,
+    )
+    return engine.module  # its layers gather their weights by themselves

@@ -1,0 +1,71 @@
+"""The weights of a model that trains, whole, for an engine that generates."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ehrr1.models.last_layer import decoder_layers
+
+
+def divided(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
+    """What ZeRO-3 has divided is whole within; other parameters are so anyway."""
+    if not any(hasattr(parameter, "ds_numel") for parameter in parameters):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(list(parameters))
+
+
+@torch.no_grad()
+def whole_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Names as in an exported folder, and values; adapters are merged into what they stand on.
+
+    Under ZeRO-3 one decoder layer at a time is whole, in every process: all must read to the end.
+    A tensor is the model's own and valid until the next one is asked for.
+    """
+    layers = list(decoder_layers(model))
+    inner = {id(module) for layer in layers for module in layer.modules()}
+    outer = [(n, m) for n, m in model.named_modules() if id(m) not in inner]
+    groups = [[one] for one in outer]
+    places = {id(module): name for name, module in model.named_modules()}
+    groups += [[(places[id(m)], m) for m in layer.modules()] for layer in layers]
+    seen: set[int] = set()  # the head of tied embeddings is the embeddings' own
+    for group in groups:
+        own = {p: None for _, module in group for p in module.parameters(recurse=_adapted(module))}
+        with divided(list(own)):
+            for name, module in group:
+                yield from _values(name, module, seen)
+
+
+def _adapted(module: nn.Module) -> bool:
+    return isinstance(module, LoraLayer)
+
+
+def _values(name: str, module: nn.Module, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    """What one module holds itself; an adapted layer also what lies in its parts."""
+    if ".lora_" in name or name.endswith(".base_layer"):
+        return  # its layer gives the merged weight
+    if isinstance(module, LoraLayer):
+        layer: Any = module
+        base = layer.get_base_layer()
+        delta = layer.get_delta_weight("default").to(base.weight.dtype)
+        yield f"{name}.weight", base.weight + delta
+        if base.bias is not None:
+            yield f"{name}.bias", base.bias
+        return
+    for part, parameter in module.named_parameters(recurse=False):
+        if id(parameter) not in seen:
+            seen.add(id(parameter))
+            yield f"{name}.{part}", parameter.detach()
+
+
+def without_adapters(model: PreTrainedModel, off: bool) -> None:
+    """Switch all adapters off (the weights they stand on are left) or on again."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.enable_adapters(not off)

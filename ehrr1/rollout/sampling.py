@@ -1,0 +1,94 @@
+"""What every rollout takes and returns, and the check that it has the trainer's weights."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """Sampled token ids (the end-of-turn token included), the log-probability of each under the
+    sampling temperature and before top-p and top-k, and whether the length ran out."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a token is drawn; `temperature` 0 takes the likeliest (its log-probability is then the
+    plain one). `top_p` 1 and `top_k` 0 keep all tokens."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+
+class Rollout(Protocol):
+    """Who writes completions: the model that trains, an engine beside it, or a server."""
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        *,
+        group_size: int = 1,
+        seeds: Sequence[int] | None = None,
+        description: str | None = None,
+    ) -> list[list[Completion]]:
+        """`group_size` completions for each prompt, in the order of the prompts.
+
+        The draws for a prompt depend on its seed (0 .. 2**31) only; without `seeds` it is the
+        prompt's number. `description` names a progress bar; None shows none.
+        """
+
+    def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take the weights of now: names as in an exported folder, whole tensors, one at a time.
+
+        Every process calls it with as many tensors.
+        """
+
+    def logprobs(self, tokens: list[int]) -> list[float]:
+        """The log-probability of each token but the first, at temperature 1."""
+
+    def close(self) -> None:
+        """Leave nothing running."""
+
+
+class EngineError(RuntimeError):
+    """The engine that generates ended by itself, or could not start."""
+
+
+class OutOfSyncError(RuntimeError):
+    """Trainer and engine do not compute the same model."""
+
+
+SYNC_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.3}
+"""How far apart the log-probabilities of one token may be, in nats, by the engine's dtype.
+
+In float32 the order of sums is all that differs: some 1e-6. In bfloat16 weights and activations
+are rounded to 8 bits, and the worst of 63 tokens was 0.03 to 0.1 apart; weights that have not
+arrived grow past 0.3 within a few updates, but a single small step of theirs cannot be seen.
+"""
+
+
+def check_sync(engine: Sequence[float], trainer: Sequence[float], tolerance: float) -> float:
+    """The largest difference between two lists of log-probabilities of the same tokens, in nats.
+
+    Raises OutOfSyncError where it is above `tolerance`, or not a number.
+    """
+    pairs = zip(engine, trainer, strict=True)
+    gaps = [abs(one - other) for one, other in pairs]
+    wrong = [gap for gap in gaps if not gap <= tolerance]
+    if wrong:
+        raise OutOfSyncError(
+            f"after a sync the engine's log-probabilities differ from the trainer's by up to "
+            f"{max(wrong):.3g} nats, at {len(wrong)} of {len(gaps)} tokens by more than "
+            f"{tolerance:g}: the weights have not arrived, or the engine computes another model"
+        )
+    return max(gaps)

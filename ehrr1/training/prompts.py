@@ -1,0 +1,98 @@
+"""The prompts of reinforcement learning: tokens on disk, and what the rewards must know of each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from datasets import Dataset
+
+from ehrr1.graph.chain import Citation, citable
+from ehrr1.prompts.dataset import write_trees
+from ehrr1.prompts.messages import BOTH_CASES
+from ehrr1.prompts.trees import Question, TreeMaker
+from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.samples import Prepared, Sample
+
+Thinking = Literal["none", "chain", "both"]
+"""What is written before the answer: nothing; a chain of thought; the case for each outcome."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt's tokens and what the rewards must know of its sample."""
+
+    sample_id: str
+    subject_id: int
+    task: str
+    kind: str
+    think: Thinking
+    target: tuple[str, ...]
+    tokens: list[int]
+
+
+class Prompts(Sequence[Prompt]):
+    """One prompt a sample, read where it is asked for; samples too long for any record are left
+    out. `both`: risk questions are answered after the case for each outcome, not at once."""
+
+    def __init__(
+        self,
+        path: Path,
+        prepared: Prepared,
+        samples: Sequence[Sample],
+        maker: TreeMaker,
+        both: bool = False,
+    ):
+        self.prepared, self.both = prepared, both
+        self.samples = {sample.sample_id: sample for sample in samples}
+        self.trees: Dataset = write_trees(path, prepared, samples, self.ask, maker)
+        self.places = [
+            (row, branch)
+            for row, count in enumerate(self.trees["branches"])
+            for branch in range(count)
+        ]
+
+    def ask(self, sample: Sample) -> list[Question]:
+        think = self.thinking(sample)
+        own = sample.instruction
+        if think == "both":
+            own = f"{own or TASKS[sample.task].instruction} {BOTH_CASES}"
+        return [Question(sample.sample_id, sample.task, think != "none", instruction=own)]
+
+    def thinking(self, sample: Sample) -> Thinking:
+        """Decision tasks think and risk tasks answer at once, as released."""
+        if TASKS[sample.task].kind == "decision":
+            return "chain"
+        return "both" if self.both else "none"
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Prompt:  # type: ignore[override]  # no slices
+        row, branch = self.places[index]
+        tree = self.trees[row]
+        sample = self.samples[tree["sample_ids"][branch]]
+        return Prompt(
+            sample.sample_id,
+            sample.subject_id,
+            sample.task,
+            TASKS[sample.task].kind,
+            self.thinking(sample),
+            sample.target,
+            tree["trunk"] + tree["prompts"][branch],
+        )
+
+    @cached_property
+    def asked(self) -> list[Sample]:
+        """The sample of each prompt, without its tokens."""
+        return [self.samples[name] for names in self.trees["sample_ids"] for name in names]
+
+    @property
+    def tasks(self) -> list[str]:
+        return [sample.task for sample in self.asked]
+
+    def citable(self, prompt: Prompt) -> set[Citation]:
+        """What a chain may cite: see `graph.chain.faithfulness`."""
+        sample = self.samples[prompt.sample_id]
+        return citable(self.prepared.context(sample), sample.prediction_time)

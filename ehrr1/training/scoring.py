@@ -1,0 +1,224 @@
+"""Applying rewards: found by name, called within a time limit, checked, added up."""
+
+import asyncio
+import importlib
+import inspect
+import math
+import sys
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from functools import cache
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from ehrr1.errors import UserError
+from ehrr1.scoring.answers import read_answer
+from ehrr1.training.rewards import REWARDS, Reward, Values
+
+Columns = Mapping[str, Sequence[Any]]
+
+
+class RewardError(RuntimeError):
+    """A reward failed, hung, or returned what is none. Says which, and never a patient's text."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the rewards say of C completions.
+
+    `total` [C] is the weighted sum of those rewards that apply to a completion, as in TRL; 0 where
+    none does. `parts` has each reward's own values [C], without its weight. `problems` [C] says why
+    an answer could not be read, None where it could: unreadable is told apart from wrong.
+    """
+
+    total: list[float]
+    parts: dict[str, Values]
+    problems: list[str | None]
+
+
+def score(
+    completions: Sequence[str],
+    columns: Columns,
+    weights: Mapping[str, float],
+    timeout_seconds: float | None = None,
+) -> Scores:
+    """Apply the rewards that `weights` names (see `named_weights`); weight 0 only watches one.
+
+    `columns` are described in `training.rewards`. Raises RewardError for a reward that raises,
+    takes longer than `timeout_seconds`, or returns anything but one finite number or None a
+    completion: one nan would spoil all advantages, silently.
+    """
+    values = call(resolve(weights), completions, columns, timeout_seconds)
+    parts = {name: checked(name, values[name], columns) for name in weights}
+    total = [0.0] * len(completions)
+    for name, weight in weights.items():
+        for place, value in enumerate(parts[name]):
+            total[place] += 0.0 if value is None else weight * value
+    found = zip(completions, columns["kind"], strict=True)
+    return Scores(total, parts, [read_answer(text, kind).problem for text, kind in found])
+
+
+def named_weights(settings: Mapping[str, Any]) -> dict[str, float]:
+    """`rl.rewards` as name -> weight.
+
+    Hydra reads `+rl.rewards.my_rewards.length=0.5` as a node in a node: that is my_rewards.length.
+    """
+    weights: dict[str, float] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            weights |= {f"{name}.{rest}": weight for rest, weight in named_weights(value).items()}
+        else:
+            weights[name] = value
+    return weights
+
+
+def resolve(names: Iterable[str]) -> dict[str, Reward]:
+    """The rewards of these names; raises one UserError with all that cannot be found."""
+    rewards, problems = {}, []
+    for name in names:
+        try:
+            rewards[name] = find(name)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("; ".join(problems))
+    return rewards
+
+
+def find(name: str) -> Reward:
+    """One of REWARDS, or the function at a dotted path: `my_rewards.length`, in the current folder,
+    on PYTHONPATH or installed. Raises UserError for anything else."""
+    if name in REWARDS:
+        return REWARDS[name]
+    setting = f"rl.rewards.{name}"
+    place, _, function = name.rpartition(".")
+    if not place or not all(part.isidentifier() for part in name.split(".")):
+        raise UserError(
+            f"{setting}: no such reward; choose among {', '.join(REWARDS)}, or name a function of "
+            "your own as module.function"
+        )
+    here = str(Path.cwd())
+    if here not in sys.path:  # Python adds the folder of run.py, not the one it is called from
+        sys.path.append(here)
+    try:
+        module = importlib.import_module(place)
+    except (ImportError, SyntaxError) as error:
+        raise UserError(
+            f"{setting}: {place} cannot be imported ({error}); it is looked for in {here}, on "
+            "PYTHONPATH and among what is installed"
+        ) from error
+    reward = getattr(module, function, None)
+    if not callable(reward):
+        raise UserError(f"{setting}: {place} has no function {function}; define it there")
+    return reward
+
+
+def call(
+    rewards: Mapping[str, Reward],
+    completions: Sequence[str],
+    columns: Columns,
+    seconds: float | None,
+) -> dict[str, Any]:
+    """What each reward returns. Async ones run together, the others after one another.
+
+    A reward that hangs cannot be stopped, but its thread does not keep the process from ending.
+    """
+    together = {
+        name: asyncio.run_coroutine_threadsafe(_awaited(reward, completions, columns), event_loop())
+        for name, reward in rewards.items()
+        if inspect.iscoroutinefunction(reward)
+    }
+    results: dict[str, Any] = {}
+    for name, reward in rewards.items():
+        if name not in together:
+            results |= _finished({name: _begun(reward, completions, columns)}, columns, seconds)
+    return results | _finished(together, columns, seconds)
+
+
+async def _awaited(reward: Any, completions: Sequence[str], columns: Columns) -> Any:
+    return await reward(completions, **columns)
+
+
+def _begun(reward: Reward, completions: Sequence[str], columns: Columns) -> Future[Any]:
+    """Call a reward in a daemon thread: an executor's would have to end before the process can."""
+    future: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(reward(completions, **columns))
+        except BaseException as error:  # raised again by whoever waits
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
+
+
+def _finished(
+    futures: Mapping[str, Future[Any]], columns: Columns, seconds: float | None
+) -> dict[str, Any]:
+    late = wait(futures.values(), timeout=seconds).not_done
+    if late:
+        for future in late:
+            future.cancel()
+        event_loop.cache_clear()  # a reward that blocks it would take the next ones along
+        names = ", ".join(f"rl.rewards.{name}" for name in futures if futures[name] in late)
+        raise RewardError(
+            f"{names}: not done after rl.reward_timeout_seconds={seconds:g}, {_batch(columns)}; "
+            "raise that setting if it needs the time"
+        )
+    return {name: _result(name, future, columns) for name, future in futures.items()}
+
+
+def _result(name: str, future: Future[Any], columns: Columns) -> Any:
+    try:
+        return future.result()
+    except Exception as error:
+        raise RewardError(
+            f"rl.rewards.{name} raised {type(error).__name__}, {_batch(columns)}"
+        ) from error
+
+
+@cache
+def event_loop() -> asyncio.AbstractEventLoop:
+    """The loop on which async rewards run, in a thread of its own.
+
+    One for the whole run: a client that a reward keeps open belongs to the loop that opened it.
+    """
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+    return loop
+
+
+def checked(name: str, values: Any, columns: Columns) -> Values:
+    """One finite number or None a completion, or a RewardError that says what else it was."""
+    count = len(columns["sample_id"])
+    setting = f"rl.rewards.{name}"
+    if not isinstance(values, list | tuple):
+        raise RewardError(
+            f"{setting} returned {type(values).__name__}, not a list, {_batch(columns)}"
+        )
+    if len(values) != count:
+        raise RewardError(
+            f"{setting} returned {len(values)} values for {count} completions, {_batch(columns)}"
+        )
+    return [_number(setting, value, place, columns) for place, value in enumerate(values)]
+
+
+def _number(setting: str, value: Any, place: int, columns: Columns) -> float | None:
+    if value is None:
+        return None
+    where = f"for sample {columns['sample_id'][place]} of task {columns['task'][place]}"
+    if not isinstance(value, Real):
+        raise RewardError(f"{setting} returned {type(value).__name__}, not a number, {where}")
+    if not math.isfinite(value):
+        raise RewardError(f"{setting} is {value} {where}")
+    return float(value)
+
+
+def _batch(columns: Columns) -> str:
+    """Which completions it was, by the first few samples."""
+    ids = list(dict.fromkeys(columns["sample_id"]))
+    return f"samples {', '.join(map(str, ids[:3]))}{', ...' * (len(ids) > 3)}"

