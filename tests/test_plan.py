@@ -129,6 +129,10 @@ def test_rl_counts_the_group_and_its_cache() -> None:
     # 36 layers, keys and values of 8 heads of 128 in bf16, 16 completions with their prompt
     assert parts["rollout_cache"] == 36 * 2 * 8 * 128 * 2 * 16 * 12_048
     assert steps(cfg, 4) == 500 * 45 / 4
+    # rows of less than the group: three completions each, and the prompt six times
+    divided = Planner(composed("model=8b", "plan.stage=rl", "rl.max_batch_tokens=16384"))
+    assert divided.shape.tokens == 10_000 + 3 * 2_048 and divided.parts == 6
+    assert divided.time().tokens_per_step == 4 * 6 * divided.shape.tokens
 
 
 def test_samples_and_steps_follow_the_settings() -> None:

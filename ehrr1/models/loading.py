@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.initialization import no_init_weights
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ehrr1 import parallel
 from ehrr1.errors import UserError
@@ -211,7 +212,9 @@ def _unreadable(start: Path | str, error: Exception) -> UserError:
 
 
 def end_at_turn(config: Any, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """Generation ends at the end of a chat turn: said in `config` and in what is returned."""
+    """Generation ends at the end of a chat turn: said in `config` and in what is returned. Also
+    says there what kind of model it is, without which vLLM takes it for one that embeds."""
+    config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
     config.eos_token_id = tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id
     return GenerationConfig(

@@ -125,13 +125,16 @@ class TreeShape(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Load:
     """What a GPU computes at a time, and how: `trees` of one shape; `generated` completions side by
-    side, each up to `generated_tokens` long with its prompt; a second copy of the weights as
-    `reference`; Muon for the layers' matrices; `reserved` bytes that nothing here may use."""
+    side, each up to `generated_tokens` long with its prompt, or an `engine` of so many bytes that
+    generates; whether the `entropy` is watched; a second copy of the weights as `reference`; Muon
+    for the layers' matrices; `reserved` bytes that nothing here may use."""
 
     trees: int
     shape: TreeShape
     generated: int = 0
     generated_tokens: int = 0
+    engine: float = 0.0
+    entropy: bool = False
     reference: bool = False
     muon: bool = False
     reserved: float = 0.0
@@ -202,9 +205,7 @@ def memory(body: Anatomy, trainer: DictConfig, gpus: int, kept: Bytes, load: Loa
         "logits": fixed
         | {
             "activations": kept.held * tokens,
-            "logits": logits(
-                body, load.trees * load.shape.learnt, low, COPIES + (load.generated > 0)
-            ),
+            "logits": logits(body, load.trees * load.shape.learnt, low, COPIES + load.entropy),
         },
         "step": fixed | {"step": step(body, trainer, gpus)},
     }
@@ -216,6 +217,8 @@ def memory(body: Anatomy, trainer: DictConfig, gpus: int, kept: Bytes, load: Loa
         size = 2 if trainer.precision == "bf16-mixed" else 4
         cache = body.cache * body.depth * load.generated * load.generated_tokens * size
         moments["rollout"] = fixed | {"rollout_cache": cache}
+    if load.engine:
+        moments["rollout"] = fixed | {"rollout_engine": load.engine}
     return Memory(moments, cpu)
 
 

@@ -50,6 +50,7 @@ class Planner:
         self.rl = cfg.plan.stage == "rl"
         self.body = anatomy(cfg.model)
         self.shape = tree(cfg)
+        self.parts = parts(cfg) if self.rl else 1
         self._measured: dict[Work, Bytes] = {}
 
     def title(self) -> str:
@@ -74,16 +75,21 @@ class Planner:
         return memory(self.body, trainer, self.gpus(trainer), self._measured[how], load)
 
     def _load(self, trees: int) -> Load:
-        rows, length = 0, 0
-        if self.rl:
+        rows, length, engine = 0, 0, 0.0
+        rollout = self.cfg.rollout
+        if self.rl and rollout.name == "transformers":
             group = self.stage.group_size
-            rows = group * max(1, min(trees, self.cfg.rollout.batch_size // group))
+            rows = group * max(1, min(trees, rollout.batch_size // group))
             length = self.stage.max_prompt_tokens + self.stage.max_completion_tokens
+        elif self.rl and rollout.name == "vllm":
+            engine = rollout.gpu_memory_utilization * self.cfg.cluster.gpu_memory_gib * GIB
         return Load(
             trees,
             self.shape,
             generated=rows,
             generated_tokens=length,
+            engine=engine,
+            entropy=self.rl,
             reference=self.rl and self.stage.beta > 0,
             muon=self.stage.optimizer == "muon",
             reserved=self.cfg.cluster.reserved_gib * GIB,
@@ -130,7 +136,7 @@ class Planner:
         return Time(
             steps=steps(self.cfg, each * gpus),
             trees_per_step=each * gpus,
-            tokens_per_step=each * gpus * mean.tokens,
+            tokens_per_step=each * gpus * mean.tokens * self.parts,
             seconds_per_step=each * self._seconds(mean),
             gpus=gpus,
         )
@@ -143,7 +149,10 @@ class Planner:
             return learning / (peak * cfg.plan.utilisation)
         if self.stage.beta > 0:
             learning += flops.forward(self.body, mean)
-        writing = flops.forward(self.body, mean)  # the prompt once, its completions token by token
+        learning *= self.parts
+        branches = mean.branches * self.parts
+        whole = TreeShape(mean.trunk, branches, sum(branches))
+        writing = flops.forward(self.body, whole)  # the prompt once, completions token by token
         return learning / (peak * cfg.plan.utilisation) + writing / (
             peak * cfg.plan.generation_utilisation
         )
@@ -162,13 +171,20 @@ def tree(cfg: DictConfig, fill: float = 1.0) -> TreeShape:
     name = cfg.plan.stage
     if name == "rl":
         trunk, branch = cfg.rl.max_prompt_tokens, cfg.rl.max_completion_tokens
-        count, record_learnt = cfg.rl.group_size, False
+        count, record_learnt = ceil(cfg.rl.group_size / parts(cfg)), False
     else:
         branch = cfg.plan.answer_tokens[name]
         trunk = cfg[name].max_tokens - branch
         count, record_learnt = cfg.plan.questions, cfg.loss.on == "all"
     trunk, branch = ceil(trunk * fill), ceil(branch * fill)
     return TreeShape(trunk, (branch,) * count, count * branch + trunk * record_learnt)
+
+
+def parts(cfg: DictConfig) -> int:
+    """Into how many trees a group of greatest length is divided, to fit `rl.max_batch_tokens`."""
+    rl = cfg.rl
+    fitting = max(1, (rl.max_batch_tokens - rl.max_prompt_tokens) // rl.max_completion_tokens)
+    return ceil(rl.group_size / fitting)
 
 
 def steps(cfg: DictConfig, trees_per_step: int) -> int:

@@ -68,27 +68,28 @@ class OutOfSyncError(RuntimeError):
     """Trainer and engine do not compute the same model."""
 
 
-SYNC_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.3}
-"""How far apart the log-probabilities of one token may be, in nats, by the engine's dtype.
+SYNC_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.25}
+"""How far apart the log-probabilities of random tokens may be on average, in nats, by the engine's
+dtype, where the trainer's weights are float32.
 
-In float32 the order of sums is all that differs: some 1e-6. In bfloat16 weights and activations
-are rounded to 8 bits, and the worst of 63 tokens was 0.03 to 0.1 apart; weights that have not
-arrived grow past 0.3 within a few updates, but a single small step of theirs cannot be seen.
+In float32 only the order of sums differs: 1e-5 for SmolLM2-135M, 1e-6 for smaller models, while
+one step of AdamW at a rate of 2e-6 that has not arrived shows as 3e-3. In bfloat16 weights and
+activations are rounded to 8 bits: 0.07 to 0.08 for SmolLM2-135M (single tokens 0.4). A single step
+cannot be seen there; weights that never arrive can, as they drift apart.
 """
 
 
 def check_sync(engine: Sequence[float], trainer: Sequence[float], tolerance: float) -> float:
-    """The largest difference between two lists of log-probabilities of the same tokens, in nats.
+    """The mean absolute difference of two lists of log-probabilities of the same tokens, in nats.
 
     Raises OutOfSyncError where it is above `tolerance`, or not a number.
     """
-    pairs = zip(engine, trainer, strict=True)
-    gaps = [abs(one - other) for one, other in pairs]
-    wrong = [gap for gap in gaps if not gap <= tolerance]
-    if wrong:
+    gaps = [abs(one - other) for one, other in zip(engine, trainer, strict=True)]
+    mean = sum(gaps) / len(gaps)
+    if not mean <= tolerance:
         raise OutOfSyncError(
-            f"after a sync the engine's log-probabilities differ from the trainer's by up to "
-            f"{max(wrong):.3g} nats, at {len(wrong)} of {len(gaps)} tokens by more than "
+            f"after a sync the engine's log-probabilities differ from the trainer's by {mean:.3g} "
+            f"nats on average (at most {max(gaps):.3g}, over {len(gaps)} tokens), more than "
             f"{tolerance:g}: the weights have not arrived, or the engine computes another model"
         )
-    return max(gaps)
+    return mean

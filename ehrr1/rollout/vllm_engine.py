@@ -53,6 +53,8 @@ class Engine:
         else:
             place["kv_cache_memory_bytes"] = int(settings.kv_cache_gib * 2**30)
             place["enforce_eager"] = True  # compiling takes longer than small models run
+            # after a part of a prompt vLLM takes a seeded draw back, which a CPU's generator cannot
+            place["enable_chunked_prefill"] = False
         self.llm = LLM(
             settings.folder,
             max_model_len=settings.max_length,
@@ -73,6 +75,8 @@ class Engine:
         from vllm.inputs.engine import tokens_input
 
         engine = self._awake().llm_engine
+        # keys and values of older weights; and a run that resumes would have none to begin with
+        self.llm.reset_prefix_cache()
         for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
             parameters = self._parameters(Sampling(**sampling), group_size, seed)
             engine.add_request(str(number), tokens_input(prompt), parameters)
@@ -87,7 +91,6 @@ class Engine:
 
     def take_weights(self, folder: str) -> Iterator[Any]:
         self._awake().collective_rpc("take_weights", args=(folder,))
-        self.llm.reset_prefix_cache()  # keys and values of the old weights
         yield None
 
     def logprobs(self, tokens: list[int]) -> Iterator[list[float]]:

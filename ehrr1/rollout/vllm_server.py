@@ -195,6 +195,9 @@ def command(folder: str, options: Sequence[str]) -> list[str]:
     """
     ours = ["--served-model-name", MODEL, "--worker-extension-cls", NAME]
     ours += ["--generation-config", "vllm", "--enable-prefix-caching", "--host", "127.0.0.1"]
+    if not torch.cuda.is_available():
+        # after a part of a prompt vLLM takes a seeded draw back, which a CPU's generator cannot
+        ours += ["--no-enable-chunked-prefill", "--enforce-eager"]
     module = "vllm.entrypoints.openai.api_server"
     return [sys.executable, "-m", module, "--model", folder, *ours, *options]
 

@@ -1,0 +1,147 @@
+"""How fast are completions written? vLLM's engine beside the model that trains, in turn.
+
+    python -m benchmarks.rollout_speed [FOLDER] [--rounds 5] [--json FILE]
+
+A Qwen3 with random weights (hidden 256, 6 layers, vocabulary 8,192, heads of 64), float32 on 2
+threads; 2 prompts of 1,500 random tokens, 8 completions of up to 128 tokens each, drawn at
+temperature 1 from all tokens; the end of a turn is 1 token in 8,192, so that nearly all take 128.
+Both are given the weights anew before each round, as in training, so that no prompt is remembered;
+bringing them is timed by itself. Both stay alive between their rounds; the engine's start is told
+apart. The ratio is the median over rounds of the two figures of the same round.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from tokenizers import Tokenizer, models
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
+
+from benchmarks.measure import ROOT, machine, markdown, median_ratio, parser, report
+from ehrr1.rollout.sampling import SYNC_TOLERANCE, Rollout, Sampling, check_sync
+from ehrr1.rollout.transformers import TransformersRollout
+from ehrr1.rollout.vllm import VLLMRollout
+
+PROMPTS, PROMPT, GROUP, COMPLETION = 2, 1500, 8, 128
+END = 8191
+"""The end-of-turn token; no prompt has it, and a completion seldom (1 token in 8,192)."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """One round of one contender."""
+
+    tokens: int
+    seconds: float
+    sync_seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+
+def make_model(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    config = Qwen3Config(
+        vocab_size=END + 1,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=64,
+        tie_word_embeddings=False,
+        max_position_embeddings=4096,
+        eos_token_id=END,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model.save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({"<end>": END}, unk_token="<end>"))
+    return model, PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="<end>", pad_token="<end>"
+    )
+
+
+def written(rollout: Rollout, model: PreTrainedModel, number: int) -> Written:
+    begin = time.perf_counter()
+    rollout.sync(model.named_parameters())
+    synced = time.perf_counter()
+    prompts = torch.randint(
+        END, (PROMPTS, PROMPT), generator=torch.Generator().manual_seed(number)
+    ).tolist()
+    groups = rollout.generate(prompts, Sampling(COMPLETION), group_size=GROUP)
+    seconds = time.perf_counter() - synced
+    tokens = sum(len(one.tokens) for group in groups for one in group)
+    return Written(tokens, seconds, synced - begin)
+
+
+def row(name: str, rounds: list[Written]) -> list[str]:
+    speeds = [one.tokens_per_second for one in rounds]
+    return [
+        name,
+        f"{median(speeds):.0f}",
+        f"{min(speeds):.0f}-{max(speeds):.0f}",
+        f"{median(one.sync_seconds for one in rounds):.2f}",
+        f"{rounds[0].tokens}",
+    ]
+
+
+COLUMNS = ["", "tokens/s", "least-most", "seconds to bring weights", "tokens a round"]
+
+
+def main() -> None:
+    reader = parser(__doc__)
+    home = ROOT / "outputs" / "benchmarks" / "rollout_speed"
+    reader.add_argument("folder", type=Path, nargs="?", default=home)
+    given = reader.parse_args()
+    on = machine()
+    model, tokenizer = make_model(given.folder / "hf")
+    begin = time.perf_counter()
+    engine = VLLMRollout(
+        given.folder / "hf",
+        END,
+        max_length=PROMPT + COMPLETION,
+        dtype=torch.float32,
+        gpu=False,
+        exchange=given.folder / "exchange",
+        log=given.folder / "vllm.log",
+    )
+    start = time.perf_counter() - begin
+    contenders: dict[str, Rollout] = {
+        "transformers": TransformersRollout(model, tokenizer),
+        "vllm": engine,
+    }
+    probe = list(range(0, END, 128))
+    ours = contenders["transformers"].logprobs(probe)
+    check_sync(engine.logprobs(probe), ours, SYNC_TOLERANCE[torch.float32])
+    rounds: dict[str, list[Written]] = {name: [] for name in contenders}
+    try:
+        for number in range(given.runs + 1):
+            for name, rollout in contenders.items():
+                found = written(rollout, model, number)
+                print(f"round {number} {name}: {found.seconds:.2f} s", file=sys.stderr, flush=True)
+                if number:  # the first warms up
+                    rounds[name].append(found)
+    finally:
+        engine.close()
+    ratio = median_ratio(rounds["vllm"], rounds["transformers"], "tokens_per_second")
+    table = markdown(COLUMNS, [row(name, found) for name, found in rounds.items()])
+    table += f"\n\ntokens/s, vllm / transformers: {ratio:.2f}; the engine started in {start:.1f} s"
+    figures = {"machine": on, "rounds": rounds, "ratio": ratio, "start_seconds": start}
+    report(given.json, table, figures)
+
+
+if __name__ == "__main__":
+    main()
