@@ -2,6 +2,7 @@
 
 import random
 import sys
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -222,11 +223,32 @@ def test_a_record_costs_its_last_layer_keys_and_values_only() -> None:
 
 def test_branches_are_bunched_within_a_bound() -> None:
     assert attention.bunched([100, 100, 100, 300, 10]) == [[100, 100], [100], [300], [10]]
-    parts = attention.two_parts([Shape(5, (2, 3)), Shape(0, (4,))], torch.device("cpu"))
-    assert parts.trunks == [5, 0]
-    assert [(one.tree, one.length) for one in parts.bunches] == [(0, 5), (1, 4)]
+    one, other = attention.two_parts([Shape(5, (2, 3)), Shape(0, (4,))], torch.device("cpu"))
+    assert (one.trunk, one.length, other.trunk, other.length) == (5, 5, 0, 4)
     own = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 1]]
-    assert parts.bunches[0].mask.int()[0, 0].tolist() == [[1] * 5 + row for row in own]
+    assert one.bunches[0].mask(5).int().tolist() == [[1] * 5 + row for row in own]
+    assert one.runs[0][1] is not None and other.runs == [(4, None)]  # one branch: just causal
+
+
+def test_merged_parts_equal_one_masked_call() -> None:
+    """What a CPU computes against what a GPU does, values and gradients; float64."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [Shape(40, (3, 7, 300, 1)), Shape(9, (5,)), Shape(0, (6, 2))]
+    length = sum(shape.trunk + sum(shape.branches) for shape in shapes)
+    given = [
+        torch.randn(1, heads, length, 16, generator=generator, dtype=torch.float64)
+        for heads in (4, 2, 2)
+    ]
+    for one in given:
+        one.requires_grad_()
+    merged = attention.two_parts(shapes, torch.device("cpu"))
+    masked = [replace(tree, runs=[]) for tree in merged]
+    found, expected = (attention.sdpa(*given, trees, None) for trees in (merged, masked))
+    assert (found - expected).abs().max() < 1e-12
+    upstream = torch.randn(found.shape, generator=generator, dtype=torch.float64)
+    gradients = (torch.autograd.grad(one, given, upstream) for one in (found, expected))
+    for one, other in zip(*gradients, strict=True):
+        assert (one - other).abs().max() < 1e-12
 
 
 def test_auto_takes_the_fastest_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,8 @@
 A trunk's token attends causally to its trunk; a branch's token to its trunk and, causally, to its
 own branch (`prompts/forest.py`). Which way is `model.attention`:
 
-    sdpa     in two parts, on CPU and GPU: each trunk causal, without a mask; then its branches,
-             some at a time, against trunk and themselves
+    sdpa     in two parts, on CPU and GPU: each trunk causal, without a mask; then its branches
+             against trunk and themselves (on a CPU by `models/merged_attention.py`)
     flex     PyTorch's FlexAttention with a block mask, on GPU
     varlen   flash-attn's kernel for sequences of several lengths, on GPU: a branch is a sequence of
              queries whose keys are [trunk; branch], causal from the bottom right. Merging trunk and
@@ -27,6 +27,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from ehrr1.models.merged_attention import Run, merged
 from ehrr1.prompts.forest import Shape
 
 BUNCH = 256
@@ -103,27 +104,43 @@ def dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float 
 
 @dataclass(frozen=True, slots=True)
 class Bunch:
-    """Branches of one tree that are computed together: how many tokens they have, which tree it is,
-    and whom they see of [trunk; bunch], bool [1, 1, length, trunk + length]."""
+    """Branches of one tree that are computed together: how many tokens they have, and whom they see
+    of themselves, bool [length, length]."""
 
-    tree: int
     length: int
-    mask: Tensor
+    own: Tensor
+
+    def mask(self, trunk: int) -> Tensor:
+        """Whom they see of [trunk; bunch], bool [length, trunk + length]."""
+        return torch.cat([self.own.new_ones(self.length, trunk), self.own], 1)
+
+    def run(self) -> Run:
+        """The same of themselves, as `Merged` wants it."""
+        if self.own.equal(torch.ones_like(self.own).tril()):
+            return self.length, None
+        return self.length, torch.zeros(self.own.shape).masked_fill(~self.own, -torch.inf)
 
 
 @dataclass(frozen=True, slots=True)
-class TwoParts:
-    trunks: list[int]
+class Parts:
+    """Of one tree: the trunk's length, its bunches, and on a CPU what `Merged` wants of them."""
+
+    trunk: int
     bunches: list[Bunch]
+    runs: list[Run]
+
+    @property
+    def length(self) -> int:
+        return sum(bunch.length for bunch in self.bunches)
 
 
-def two_parts(shapes: Sequence[Shape], device: torch.device) -> TwoParts:
-    bunches = [
-        Bunch(number, sum(some), bunch_mask(shape.trunk, some).to(device))
-        for number, shape in enumerate(shapes)
-        for some in bunched(shape.branches)
-    ]
-    return TwoParts([shape.trunk for shape in shapes], bunches)
+def two_parts(shapes: Sequence[Shape], device: torch.device) -> list[Parts]:
+    found = []
+    for shape in shapes:
+        bunches = [Bunch(sum(some), own_mask(some).to(device)) for some in bunched(shape.branches)]
+        runs = [bunch.run() for bunch in bunches] if device.type == "cpu" else []
+        found.append(Parts(shape.trunk, bunches, runs))
+    return found
 
 
 def bunched(branches: Sequence[int]) -> list[list[int]]:
@@ -136,36 +153,55 @@ def bunched(branches: Sequence[int]) -> list[list[int]]:
     return runs
 
 
-def bunch_mask(trunk: int, branches: Sequence[int]) -> Tensor:
-    own = torch.block_diag(*(torch.ones(n, n, dtype=torch.bool).tril() for n in branches))
-    seen = torch.ones(len(own), trunk, dtype=torch.bool)
-    return torch.cat([seen, own.bool()], dim=1)[None, None]
+def own_mask(branches: Sequence[int]) -> Tensor:
+    return torch.block_diag(*(torch.ones(n, n).tril() for n in branches)).bool()
 
 
-def sdpa(query: Tensor, key: Tensor, value: Tensor, parts: TwoParts, scale: float | None) -> Tensor:
+def sdpa(
+    query: Tensor, key: Tensor, value: Tensor, trees: Sequence[Parts], scale: float | None
+) -> Tensor:
     groups = query.shape[1] // key.shape[1]
-    sizes = [*parts.trunks, *(bunch.length for bunch in parts.bunches)]
+    sizes = [*(tree.trunk for tree in trees), *(tree.length for tree in trees)]
     keys = repeat_kv(key, groups).split(sizes, 2)
     values = repeat_kv(value, groups).split(sizes, 2)
-    trunks = len(parts.trunks)
     # of the last layer only the branches may be asked (models/last_layer.py)
     whole = query.shape[2] == key.shape[2]
-    queries = query.split(sizes if whole else sizes[trunks:], 2)
+    queries = query.split(sizes if whole else sizes[len(trees) :], 2)
     found = [
         scaled_dot_product_attention(*one, is_causal=True, scale=scale)
-        for one in zip(queries[:trunks], keys, values, strict=False)
+        for one in zip(queries[: len(trees)], keys, values, strict=False)
         if whole and one[0].shape[2]
     ]
-    for number, bunch in enumerate(parts.bunches, trunks):
-        found.append(
-            scaled_dot_product_attention(
-                queries[number if whole else number - trunks],
-                torch.cat([keys[bunch.tree], keys[number]], 2),
-                torch.cat([values[bunch.tree], values[number]], 2),
-                attn_mask=bunch.mask,
-                scale=scale,
-            )
+    for number, tree in enumerate(trees):
+        own = number + len(trees)
+        asked = queries[own if whole else number]
+        branches, trunk = (keys[own], values[own]), (keys[number], values[number])
+        found.append(branches_of(tree, asked, branches, trunk, scale))
+    return torch.cat(found, 2)
+
+
+def branches_of(
+    tree: Parts,
+    query: Tensor,
+    branches: tuple[Tensor, Tensor],
+    trunk: tuple[Tensor, Tensor],
+    scale: float | None,
+) -> Tensor:
+    """A tree's branches against its trunk and themselves; keys and values of either."""
+    if tree.runs and tree.trunk:
+        return merged(query, *branches, *trunk, tree.runs, scale)
+    lengths = [bunch.length for bunch in tree.bunches]
+    parts = zip(*(one.split(lengths, 2) for one in (query, *branches)), strict=True)
+    found = [
+        scaled_dot_product_attention(
+            asked,
+            torch.cat([trunk[0], key], 2),
+            torch.cat([trunk[1], value], 2),
+            attn_mask=bunch.mask(tree.trunk),
+            scale=scale,
         )
+        for bunch, (asked, key, value) in zip(tree.bunches, parts, strict=True)
+    ]
     return torch.cat(found, 2)
 
 
