@@ -33,7 +33,7 @@ def model_settings(name: str) -> DictConfig:
 def small() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     tokenizer = train_tokenizer({"Potassium\nSodium": 3, "yes": 3, "no": 3}, 300)
     settings = model_settings("tiny")
-    settings.config.update(hidden_size=32, intermediate_size=48, head_dim=8)
+    settings.config.update(hidden_size=32, intermediate_size=48)
     return load_model(settings, None, tokenizer, seed=1), tokenizer
 
 

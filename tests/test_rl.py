@@ -143,7 +143,7 @@ def test_vllm_generates(reinforce: Run) -> None:
 def test_an_engine_that_is_killed_ends_the_run_and_the_same_command_goes_on(
     smoke: Path, place: Path, reinforce: Run
 ) -> None:
-    arguments = [*given(smoke, place, "crash"), OWN, "rollout=vllm", "rl.steps=40"]
+    arguments = [*given(smoke, place, "crash"), OWN, "rollout=vllm", "rl.steps=12"]
     command = [sys.executable, str(ROOT / "run.py"), *arguments]
     process = subprocess.Popen(command, cwd=place, stderr=subprocess.PIPE, text=True)
     folder = place / "outputs" / "smoke" / "crash" / "rl"
@@ -153,9 +153,9 @@ def test_an_engine_that_is_killed_ends_the_run_and_the_same_command_goes_on(
     _, said = process.communicate(timeout=60)
     assert process.returncode == 1 and "vLLM's engine ended by SIGKILL" in said
     done = len(lines_of(folder))
-    assert reinforce("crash", "rollout=vllm", "rl.steps=40") == folder
+    assert reinforce("crash", "rollout=vllm", "rl.steps=12") == folder
     lines = lines_of(folder)
-    assert [line["step"] for line in lines] == list(range(1, 41))
+    assert [line["step"] for line in lines] == list(range(1, 13))
     assert lines[-1]["resumed_from"] in (done - 1, done)
 
 
@@ -186,10 +186,10 @@ def test_kills_in_any_phase_lose_nothing(
     smoke: Path, place: Path, command_line: CommandLine
 ) -> None:
     """A run killed at random moments ends as the one that was not."""
-    settings = [*given(smoke, place, "killed"), "rl.steps=30", OWN]
+    settings = [*given(smoke, place, "killed"), "rl.steps=20", OWN]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{place}"}
     killed = subprocess.run(
-        [sys.executable, "-m", "tests.killed_runs", "8", *settings],
+        [sys.executable, "-m", "tests.killed_runs", "6", *settings],
         cwd=place,
         env=environment,
         capture_output=True,
@@ -198,8 +198,8 @@ def test_kills_in_any_phase_lose_nothing(
     assert killed.returncode == 0, killed.stderr[-3000:]
     kills = [json.loads(line) for line in killed.stdout.splitlines()]
     steps = [kill["step"] for kill in kills]
-    assert len(kills) == 8 and steps == sorted(steps) and steps[-1] > 0
-    whole = command_line(*given(smoke, place, "whole"), "rl.steps=30", OWN, cwd=place)
+    assert len(kills) == 6 and steps == sorted(steps) and steps[-1] > 0
+    whole = command_line(*given(smoke, place, "whole"), "rl.steps=20", OWN, cwd=place)
     assert whole.returncode == 0
     folder = place / "outputs" / "killed" / "killed" / "rl"
     other = place / "outputs" / "smoke" / "whole" / "rl"
@@ -221,6 +221,12 @@ def test_a_reward_that_hangs_ends_the_run(
     assert done.returncode == 1 and "rl.rewards.slow.forever" in done.stderr
     assert "rl.reward_timeout_seconds" in done.stderr
     assert time.monotonic() - begin < 60
+
+
+def test_no_prompt_fits(smoke: Path, place: Path, command_line: CommandLine) -> None:
+    done = command_line(*given(smoke, place, "empty"), "rl.max_prompt_tokens=40", cwd=place)
+    assert done.returncode == 2
+    assert "rl.max_prompt_tokens=40: 0 training and 0 validation prompts" in done.stderr
 
 
 def test_what_cannot_work_is_said_at_once(

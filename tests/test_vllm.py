@@ -39,6 +39,7 @@ from ehrr1.rollout.transformers import TransformersRollout
 from ehrr1.rollout.vllm import VLLMRollout, check
 from ehrr1.rollout.vllm_server import COMMAND, VLLMServerRollout
 from tests.conftest import ROOT
+from tests.test_grpo import UREA, run, speaker
 from tests.test_models import model_settings
 
 pytestmark = pytest.mark.skipif(
@@ -388,3 +389,25 @@ def test_no_server_is_a_user_error(tmp_path: Path) -> None:
         VLLMServerRollout("http://127.0.0.1:9", 2, max_length=64, exchange=tmp_path)
     with pytest.raises(UserError, match="http://HOST:PORT"):
         VLLMServerRollout("localhost", 2, max_length=64, exchange=tmp_path)
+
+
+def test_learns_a_toy_reward(tmp_path: Path) -> None:
+    """The whole step with an engine of its own: a word that an eighth of first completions are."""
+    model, tokenizer = speaker()
+    export(model, tokenizer, tmp_path / "hf")
+    engine = start(tmp_path, tokenizer.eos_token_id)
+    try:
+        lines = run(
+            tmp_path / "run",
+            60,
+            (model, tokenizer),
+            engine=lambda model: engine,
+            lr=5e-3,
+            rewards={UREA: 1.0},
+        )
+    finally:
+        engine.close()
+    rewards = [line["reward"] for line in lines]
+    assert sum(rewards[:3]) / 3 < 0.4 and sum(rewards[-3:]) / 3 >= 0.95
+    learnt = [line for line in lines if "entropy" in line]
+    assert all(line["sampling/sampling_logp_difference/mean"] < TOLERANCE for line in learnt)

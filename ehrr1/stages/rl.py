@@ -42,7 +42,7 @@ from ehrr1.training.strategies import on_gpu
 def check(cfg: DictConfig, inputs: dict[str, Path]) -> None:
     """Raise UserError for everything that cannot work, before anything is read."""
     source = inputs["reason"] / "hf"
-    check_reinforcement(cfg, read_config(cfg.model, source), load_tokenizer(source))
+    check_reinforcement(cfg, read_config(cfg.model, source), load_tokenizer(source), source)
 
 
 def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
@@ -53,8 +53,9 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
     validation = make_prompts(cfg, "validation", prepared, tokenizer, run.folder)
     if not training or not validation:
         raise UserError(
-            f"data.tasks={cfg.data.tasks}: no training or no validation prompts in "
-            f"{prepared.folder}; prepare more patients or tasks"
+            f"rl.max_prompt_tokens={cfg.rl.max_prompt_tokens}: {len(training)} training and "
+            f"{len(validation)} validation prompts fit; raise it, or prepare more patients or "
+            f"tasks (data.subjects, data.tasks) than {prepared.folder} has"
         )
     plan = plan_evenly(training.tasks, cfg.rl.prompts_per_step, cfg.rl.steps, cfg.seed)
     parameters = parallel.from_first(lambda: lay_base(cfg, run.folder, source, tokenizer))

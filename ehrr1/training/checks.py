@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedToken
 from ehrr1 import parallel
 from ehrr1.errors import UserError
 from ehrr1.models.sizes import check_memory
+from ehrr1.rollout.vllm import check as check_engine
 from ehrr1.training.collecting import PROPER
 from ehrr1.training.scoring import named_weights, resolve
 from ehrr1.training.strategies import is_zero, on_gpu
@@ -36,11 +38,16 @@ def check_training(
 
 
 def check_reinforcement(
-    cfg: DictConfig, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
+    cfg: DictConfig, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, source: Path
 ) -> None:
-    """The same for stage=rl."""
+    """The same for stage=rl, which starts from the weights of `source`."""
     rl = cfg.rl
     problems = [*_devices(cfg.trainer), *_strategy(cfg, "rl")]
+    if cfg.rollout.name == "vllm":
+        try:
+            check_engine(source, on_gpu(cfg.trainer))
+        except UserError as error:
+            problems.append(str(error))
     problems += _model(
         cfg,
         config,

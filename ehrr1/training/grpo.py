@@ -141,16 +141,16 @@ class GRPOModule(ForestModule):
     def ask(self, number: int, clock: Clock) -> list[Group]:
         """The groups of one rollout. Those without signal are replaced in at most
         `dynamic_sampling` rounds (DAPO, arXiv 2503.14476, section 3.2); all are returned."""
-        asked = self.plan[number]
-        groups = self.collector.collect(self.prompts, asked, f"{number}/0", clock)
+        groups = self.collector.collect(self.prompts, self.plan[number], f"{number}/0", clock)
+        left = set(range(len(self.prompts))) - set(self.plan[number])
         generator = np.random.default_rng([self.seed, number])
         for attempt in range(1, self.settings.dynamic_sampling + 1):
             flat = [group for group in groups if group.kept and group.flat]
-            others = sorted(set(range(len(self.prompts))) - set(asked))
-            count = min(len(flat), len(others))
+            count = min(len(flat), len(left))
             if not count:
                 break
-            asked = generator.choice(others, count, replace=False).tolist()
+            asked = generator.choice(sorted(left), count, replace=False).tolist()
+            left -= set(asked)
             fresh = self.collector.collect(self.prompts, asked, f"{number}/{attempt}", clock)
             useful = iter([group for group in fresh if not group.flat])
             for group in fresh:
