@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from benchmarks.measure import ROOT, machine, markdown, median_ratio, parser, report
+from ehrr1.models.attention import choose
 from ehrr1.rollout.sampling import SYNC_TOLERANCE, Rollout, Sampling, check_sync
 from ehrr1.rollout.transformers import TransformersRollout
 from ehrr1.rollout.vllm import VLLMRollout
@@ -66,7 +67,10 @@ def make_model(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         eos_token_id=END,
     )
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    attention = choose("auto")
+    model = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation=attention
+    ).eval()
     model.save_pretrained(folder)
     words = Tokenizer(models.WordLevel({"<end>": END}, unk_token="<end>"))
     return model, PreTrainedTokenizerFast(

@@ -118,6 +118,23 @@ def test_greedy_generation_equals_transformers() -> None:
         assert completion.truncated == (completion.tokens[-1] != tokenizer.eos_token_id)
 
 
+def test_a_group_shares_its_prompt_exactly() -> None:
+    """Heads that share keys, prompts of several lengths, completions that end early."""
+    tokenizer = train_tokenizer({"Potassium\nSodium": 3, "yes": 3, "no": 3}, 300)
+    settings = model_settings("tiny")
+    settings.config.update(hidden_size=32, intermediate_size=48, num_key_value_heads=2)
+    model = load_model(settings, None, tokenizer, seed=1)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[tokenizer.eos_token_id] *= 8
+    rollout = TransformersRollout(model, tokenizer)
+    groups = rollout.generate(PROMPTS, Sampling(20), group_size=5, seeds=[1, 2, 3])
+    assert len({len(one.tokens) for group in groups for one in group}) > 2
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        for one in group:
+            whole = rollout.logprobs(prompt + one.tokens)[len(prompt) - 1 :]
+            assert one.logprobs == pytest.approx(whole, abs=2e-5)
+
+
 def test_sampling_returns_the_plain_logprobs_of_its_temperature() -> None:
     model, tokenizer = small()
     rollout = TransformersRollout(model, tokenizer, batch_size=8)

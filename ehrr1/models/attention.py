@@ -11,7 +11,8 @@ own branch (`prompts/forest.py`). Which way is `model.attention`:
              branch by their log-sum-exp would be wrong: flash-attn's gradient ignores it
     dense    one mask over all tokens: the reference for the others, and slow
 
-Calls without a forest (generation with a cache) are plain scaled dot-product attention.
+Generation continues prompts that it keeps once (`models/shared_trunks.py`). Calls without a forest
+are plain scaled dot-product attention.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from ehrr1.models.merged_attention import Run, merged
+from ehrr1.models.shared_trunks import SharedTrunks
 from ehrr1.prompts.forest import Shape
 
 BUNCH = 256
@@ -354,12 +356,18 @@ def _registered(compute: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, N
         **others: Any,
     ) -> tuple[Tensor, None]:
         """query [1, heads, L, size], key and value [1, key heads, L, size], `forest` what `prepare`
-        made -> [1, L, heads, size]. Without a forest Transformers' own call."""
+        made -> [1, L, heads, size]; in generation [rows, heads, 1, size] and `SharedTrunks`.
+        Without a forest Transformers' own call."""
         if forest is None:
             return sdpa_attention_forward(
                 module, query, key, value, attention_mask, dropout, scaling, **others
             )
-        return compute(query, key, value, forest, scaling).transpose(1, 2).contiguous(), None
+        if isinstance(forest, SharedTrunks):
+            assert scaling is not None
+            found = forest.attend(module.layer_idx, query, key, value, scaling)
+        else:
+            found = compute(query, key, value, forest, scaling)
+        return found.transpose(1, 2).contiguous(), None
 
     return forward
 

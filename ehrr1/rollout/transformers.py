@@ -1,8 +1,8 @@
 """Generation with Transformers, in the process that trains.
 
-Each prompt is computed once and its cache repeated for its group. The sampling loop is our own and
-short, as `generate` would have to return the logits of every step (steps x vocabulary for each
-completion) for the one log-probability a token that is needed here, and keeps computing
+Each prompt is computed once, and its keys and values are shared by its group. The sampling loop is
+our own and short, as `generate` would have to return the logits of every step (steps x vocabulary
+for each completion) for the one log-probability a token that is needed here, and keeps computing
 completions that have ended.
 """
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
+from ehrr1.models.shared_trunks import SharedTrunks
 from ehrr1.progress import track
 from ehrr1.rollout.sampling import Completion, Sampling
 
@@ -25,6 +26,8 @@ class TransformersRollout:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64
     ):
+        if not str(model.config._attn_implementation).startswith("forest_"):
+            raise ValueError("the model's attention knows no shared prompts: use load_model")
         self.model, self.batch_size = model, batch_size
         self.end_id, self.pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
         self.divided = any(hasattr(weights, "ds_numel") for weights in model.parameters())
@@ -87,19 +90,12 @@ class TransformersRollout:
         levels: Tensor,
     ) -> Iterator[tuple[list[int], list[int], list[float]]]:
         """Yield each step's unfinished rows, their tokens and the tokens' log-probabilities."""
-        ids, mask = self._padded(prompts)
-        cache = DynamicCache(config=self.model.config)
-        output = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            past_key_values=cache,
-            logits_to_keep=1,
-        )
-        logits = output.logits[:, -1].repeat_interleave(group_size, 0)
-        mask = mask.repeat_interleave(group_size, 0)
-        cache.batch_repeat_interleave(group_size)
-        alive = torch.arange(len(mask), device=mask.device)
+        trunks, logits = self._read(prompts, group_size)
+        device = logits.device
+        owners = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
+        places = torch.tensor([len(prompt) for prompt in prompts], device=device)[owners]
+        cache = DynamicCache(config=self.model.config)  # of what is written
+        alive = torch.arange(len(owners), device=device)
         chosen = alive.new_zeros(len(alive))
         for step in range(sampling.max_new_tokens):
             if len(alive):
@@ -113,16 +109,32 @@ class TransformersRollout:
                 alive = alive[kept]
                 # one row goes on for nothing while other processes wait for its layers
                 kept = kept if len(kept) else kept.new_zeros(1)
-                cache.batch_select_indices(kept)
-                mask, chosen = mask[kept], chosen[kept]
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+                if step:
+                    cache.batch_select_indices(kept)
+                owners, places, chosen = owners[kept], places[kept], chosen[kept]
+                trunks.counts = owners.bincount(minlength=len(prompts)).tolist()
             output = self.model(
                 input_ids=chosen[:, None],
-                attention_mask=mask,
-                position_ids=mask.sum(1, keepdim=True) - 1,
+                position_ids=places[:, None] + step,
+                attention_mask=torch.empty(0, 0, 0, 0, device=device),  # so that no mask is made
                 past_key_values=cache,
+                forest=trunks,
             )
             logits = output.logits[:, -1]
+
+    def _read(self, prompts: Sequence[list[int]], group_size: int) -> tuple[SharedTrunks, Tensor]:
+        """The prompts' keys and values, and what each row of their groups would say next."""
+        ids, mask = self._padded(prompts)
+        cache = DynamicCache(config=self.model.config)
+        output = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            past_key_values=cache,
+            logits_to_keep=1,
+        )
+        trunks = SharedTrunks(cache, [len(prompt) for prompt in prompts], group_size)
+        return trunks, output.logits[:, -1].repeat_interleave(group_size, 0)
 
     def _anyone(self, going: Tensor) -> bool:
         """Whether a completion goes on; of a model that ZeRO-3 has divided, in any process."""
