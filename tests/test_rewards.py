@@ -27,6 +27,7 @@ from ehrr1.training.rewards import (
     format_reward,
     log_reward,
     overlong_reward,
+    set_f1_reward,
 )
 from ehrr1.training.scoring import RewardError, Scores, named_weights, resolve, score
 from tests.conftest import ROOT
@@ -430,7 +431,7 @@ def test_a_reward_of_the_users_own_from_the_command_line(own_folder: Path, overr
 
 def test_rewards_that_cannot_be_found_are_told_together(own_folder: Path) -> None:
     names = {
-        "acuracy": "no such reward; choose among accuracy, format, brier, log",
+        "acuracy": "no such reward; choose among accuracy, set_f1, format, brier, log",
         "..length": "no such reward",
         "no_module.length": f"(No module named 'no_module'); it is looked for in {own_folder}",
         "broken_rewards.length": "broken_rewards cannot be imported (invalid syntax",
@@ -442,3 +443,8 @@ def test_rewards_that_cannot_be_found_are_told_together(own_folder: Path) -> Non
         resolve(names)
     for name, problem in names.items():
         assert f"rl.rewards.{name}: " in str(found.value) and problem in str(found.value)
+
+
+def test_set_f1_leaves_risk_tasks_alone() -> None:
+    kinds = {"kind": ["decision", "risk"], "target": [("Urea",), ("yes",)]}
+    assert set_f1_reward(["Urea\nSodium", "yes"], **kinds) == [pytest.approx(2 / 3), None]
