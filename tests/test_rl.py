@@ -224,9 +224,9 @@ def test_a_reward_that_hangs_ends_the_run(
 
 
 def test_no_prompt_fits(smoke: Path, place: Path, command_line: CommandLine) -> None:
-    done = command_line(*given(smoke, place, "empty"), "rl.max_prompt_tokens=40", cwd=place)
+    done = command_line(*given(smoke, place, "empty"), "rl.max_prompt_tokens=5", cwd=place)
     assert done.returncode == 2
-    assert "rl.max_prompt_tokens=40: 0 training and 0 validation prompts" in done.stderr
+    assert "rl.max_prompt_tokens=5: 0 training and 0 validation prompts" in done.stderr
 
 
 def test_what_cannot_work_is_said_at_once(
