@@ -136,7 +136,6 @@ def refused(command_line: CommandLine, *arguments: str) -> str:
         (["experiment=mimic_demo", "data.root=nowhere"], ["data.root=nowhere"]),
         (["stage=rl", "model=8b"], ["stage=rl", "demo/8b/reason", "inputs."]),
         (["stage=eval"], ["stage=eval", "stage=prepare"]),
-        (["trainer=zero2"], ["trainer.strategy=zero2", "rl"]),
     ],
 )
 def test_wrong_values_are_named(
