@@ -116,6 +116,8 @@ def test_risk_answers_after_both_cases(smoke: Path, reinforce: Run) -> None:
     folder = reinforce("both", "rl.think=both", *proper, *swap)
     risks = completions(folder).filter(~pl.col("reward/brier").is_null())
     assert len(risks) > 0
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert "validation/reward/set_f1/gain/low" in metrics  # also where accuracy is not a reward
     from datasets import Dataset
 
     from ehrr1.prompts.messages import CASES

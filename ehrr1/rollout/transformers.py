@@ -46,7 +46,8 @@ class TransformersRollout:
         Each prompt's draws come from a generator of its own, so that they do not depend on what is
         generated beside it. `description` names a progress bar over the batches; None shows none.
         """
-        levels = [_levels(seed, group_size, sampling) for seed in seeds or [0] * len(prompts)]
+        chosen_seeds = range(len(prompts)) if seeds is None else seeds
+        levels = [_levels(seed, group_size, sampling) for seed in chosen_seeds]
         # prompts of like length share a batch: little padding
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         size = max(1, self.batch_size // group_size)

@@ -173,14 +173,16 @@ def compare(folder: Path, prompts: Prompts, cfg: DictConfig) -> dict[str, float 
         for name, rewards in values.items():
             prefix = "validation/reward" if name == "total" else f"validation/reward/{name}"
             metrics[f"{prefix}/{moment}"] = mean(rewards)
-    if "accuracy" not in before:
-        return metrics
-    pair = np.array([before["accuracy"], after["accuracy"]], float)
     subjects = np.array([sample.subject_id for sample in prompts.asked])
     decisions = np.array([TASKS[sample.task].kind == "decision" for sample in prompts.asked])
-    for name, chosen in (("accuracy", np.ones_like(decisions)), ("set_f1", decisions)):
-        if chosen.any():
-            metrics |= gain(f"validation/reward/{name}", pair[:, chosen], subjects[chosen], cfg)
+    of_decisions = "accuracy" if "accuracy" in before else "set_f1"
+    for name, reward, chosen in (
+        ("accuracy", "accuracy", np.ones_like(decisions)),
+        ("set_f1", of_decisions, decisions),
+    ):
+        if reward in before and chosen.any():
+            pair = np.array([before[reward], after[reward]], float)[:, chosen]
+            metrics |= gain(f"validation/reward/{name}", pair, subjects[chosen], cfg)
     return metrics
 
 

@@ -15,11 +15,8 @@ from ehrr1.files import replacing
 from ehrr1.prompts.forest import Forest, collate, pack
 from ehrr1.prompts.trees import Branch, Tree
 from ehrr1.rollout.sampling import Completion
-from ehrr1.training.losses import completion_weights
+from ehrr1.training.losses import FLAT, completion_weights
 from ehrr1.training.prompts import Prompt
-
-FLAT = 1e-6
-"""A group whose rewards' standard deviation is not above this teaches nothing."""
 
 
 @dataclass
