@@ -63,6 +63,7 @@ from typing import Any
 
 from benchmarks.measure import (
     ROOT,
+    TRL,
     Cost,
     environment,
     interleaved,
@@ -74,7 +75,6 @@ from benchmarks.measure import (
     run,
 )
 
-TRL = ("torch==2.13.0", "trl==1.16.0", "transformers==5.19.0", "datasets==5.2.0")
 COMPLETIONS_ONLY = "TRL, completions only"
 ENV = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 

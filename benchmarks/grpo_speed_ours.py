@@ -28,6 +28,7 @@ from benchmarks.grpo_speed import (
     digest,
 )
 from benchmarks.measure import ROOT
+from benchmarks.sft_speed_ours import MODEL as SFT_MODEL
 from ehrr1.files import remove, write_json
 from ehrr1.models import flops
 from ehrr1.models.memory import Anatomy, TreeShape, anatomy
@@ -45,20 +46,7 @@ from ehrr1.training.sft import builder
 SEED = 0
 CPU_PARTS = ("cpu_generate", "cpu_update")
 SPECIAL = ("<pad>", "<end>")
-MODEL = Qwen3Config(
-    vocab_size=8192,
-    hidden_size=256,
-    intermediate_size=640,
-    num_hidden_layers=6,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-    head_dim=32,
-    max_position_embeddings=8192,
-    tie_word_embeddings=True,
-    pad_token_id=0,
-    eos_token_id=1,
-    bos_token_id=None,
-)
+MODEL = Qwen3Config(**SFT_MODEL.to_dict() | {"pad_token_id": 0, "eos_token_id": 1})
 
 
 def setup(given: argparse.Namespace) -> dict[str, Any]:

@@ -21,6 +21,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 """The project: commands run there."""
 
+TRL = ("torch==2.13.0", "trl==1.16.0", "transformers==5.19.0", "datasets==5.2.0")
+"""The environment of TRL, the peer in training."""
+
 PERIOD = 0.02
 """Seconds between two looks at the memory of a process tree."""
 

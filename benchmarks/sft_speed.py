@@ -33,6 +33,7 @@ from typing import Any
 
 from benchmarks.measure import (
     ROOT,
+    TRL,
     Cost,
     environment,
     interleaved,
@@ -44,7 +45,6 @@ from benchmarks.measure import (
     run,
 )
 
-TRL = ("torch==2.13.0", "trl==1.16.0", "transformers==5.19.0", "datasets==5.2.0")
 LEARNING_RATE = 1e-4
 SPEEDS = ("samples_per_second", "samples_per_cpu_second")
 LABELLED = "TRL, labelled positions only"

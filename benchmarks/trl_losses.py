@@ -29,8 +29,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import ROOT, environment
-from benchmarks.sft_speed import TRL
+from benchmarks.measure import ROOT, TRL, environment
 
 LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo")
 CORRECTIONS = ("none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask")

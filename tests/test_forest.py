@@ -11,9 +11,8 @@ from transformers import (
 )
 
 from ehrr1.errors import UserError
-from ehrr1.prompts.forest import collate
+from ehrr1.prompts.forest import collate, pack
 from ehrr1.prompts.messages import EMPTY_THOUGHT, SYSTEM, completion, instruction, messages
-from ehrr1.prompts.steps import rows
 from ehrr1.prompts.tokenizer import END, END_THINK, THINK, load_tokenizer, train_tokenizer
 from ehrr1.prompts.trees import Branch, Question, Tree, TreeMaker
 from ehrr1.records.events import Event
@@ -48,7 +47,8 @@ def test_record_is_learnt_once_a_tree() -> None:
 def test_rows_stay_within_their_budget_and_lose_nothing() -> None:
     generator = random.Random(4)
     trees = [random_tree(generator, generator.randint(1, 60), 3) for _ in range(20)]
-    forests = rows(trees, 200)
+    [own] = pack([len(tree) for tree in trees], 200)
+    forests = [collate([trees[index] for index in row]) for row in own]
     assert all(forest.input_ids.numel() == forest.tokens <= 200 for forest in forests)
     assert sum(forest.tokens for forest in forests) == sum(map(len, trees))
     assert sum(len(forest.sample_ids) for forest in forests) == 60

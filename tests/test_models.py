@@ -14,7 +14,7 @@ from transformers import (
 
 from ehrr1.errors import UserError
 from ehrr1.models import loading
-from ehrr1.models.loading import export, load_model
+from ehrr1.models.loading import end_at_turn, load_model
 from ehrr1.models.sizes import check_memory, parameter_count, requirements
 from ehrr1.prompts.tokenizer import load_tokenizer, train_tokenizer
 from ehrr1.prompts.trees import Branch, Tree
@@ -35,6 +35,13 @@ def small() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     settings = model_settings("tiny")
     settings.config.update(hidden_size=32, intermediate_size=48)
     return load_model(settings, None, tokenizer, seed=1), tokenizer
+
+
+def write_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """What a stage leaves as hf/."""
+    model.generation_config = end_at_turn(model.config, tokenizer)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 @pytest.mark.parametrize(
@@ -80,9 +87,9 @@ def test_random_weights_come_from_the_seed() -> None:
     assert one.training
 
 
-def test_export_is_a_hugging_face_folder(tmp_path: Path) -> None:
+def test_a_model_is_a_hugging_face_folder(tmp_path: Path) -> None:
     model, tokenizer = small()
-    export(model, tokenizer, tmp_path / "hf")
+    write_folder(model, tokenizer, tmp_path / "hf")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
     words = AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert again.generation_config.eos_token_id == words.convert_tokens_to_ids("<|im_end|>")

