@@ -22,6 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 from ehrr1.errors import StoppedError, UserError
 
 EXPECTED = (UserError, OSError, HydraException, OmegaConfBaseException)
+OWN_FOLDER = ("data", "model", "concepts", "ablation")
+"""Groups whose choice, where it is not the experiment's own, names the run's variant."""
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
 
 
@@ -57,15 +59,17 @@ def as_released(cfg: DictConfig) -> DictConfig:
 
 
 def own_variant() -> str:
-    """The data and model that are not the experiment's own, so that they get their own folder."""
+    """The choices that are not the experiment's own, so that they get their own folder."""
     overrides = HydraConfig.get().overrides.task
-    if not any(override.startswith(("data=", "model=")) for override in overrides):
+    if not any(
+        override.startswith(tuple(f"{group}=" for group in OWN_FOLDER)) for override in overrides
+    ):
         return ""  # composing once more takes a sixth of a second
     chosen = HydraConfig.get().runtime.choices
     plain = hydra.compose(
         "config", overrides=[f"experiment={chosen['experiment']}"], return_hydra_config=True
     ).hydra.runtime.choices
-    return "-".join(chosen[group] for group in ("data", "model") if chosen[group] != plain[group])
+    return "-".join(chosen[group] for group in OWN_FOLDER if chosen[group] != plain[group])
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ RESULT_SETTINGS: dict[str, tuple[str, ...]] = {
     "audit": ("seed", "audit"),
     "export": (),
     "card": (),
-    "graph": ("seed", "graph"),
+    "graph": ("seed", "concepts", "graph"),
     "chains": ("seed", "chains"),
     "adapt": ("seed", "model", "loss", "adapt", "trainer"),
     "reason": ("seed", "model", "loss", "reason", "trainer"),
@@ -61,8 +61,17 @@ RESULT_SETTINGS: dict[str, tuple[str, ...]] = {
 }
 """The sections of the configuration that change a stage's result."""
 
-NOT_COMPARED = frozenset({"data.shard", "data.shards"})
-"""Settings of those sections that say who does the work, not what comes of it."""
+NOT_COMPARED = frozenset(
+    {
+        *("data.shard", "data.shards", "graph.workers", "graph.show"),
+        *("concepts.cache", "concepts.workers"),
+        *("chains.concurrency", "chains.max_retries", "chains.timeout_seconds"),
+        *("chains.poll_seconds", "chains.batch_size", "chains.batches", "chains.dry_run"),
+        *("chains.budget_tokens", "chains.budget_usd", "chains.compliant_endpoint"),
+        *("chains.gpu_memory_utilization", "chains.kv_cache_gib"),
+    }
+)
+"""Settings of those sections that say who does the work and at what cost, not what comes of it."""
 
 ALWAYS_AGAIN = frozenset({"audit", "card", "export", "plan"})
 """Stages that only show what is there: they run again and overwrite."""

@@ -91,6 +91,44 @@ TRAINING: dict[str, Rule] = {
     "save_seconds": POSITIVE,
 }
 
+WRITERS: dict[str, dict[str, Rule]] = {
+    "template": {"max_evidence": COUNT},
+    "transformers": {
+        "batch_size": COUNT,
+        "drafts": COUNT,
+        "temperature": Number(0),
+        "max_tokens": COUNT,
+        "max_prompt_chars": COUNT,
+        "dry_run": Switch(),
+        "budget_tokens": COUNT_OR_ALL,
+    },
+    "anthropic": {
+        "compliant_endpoint": Switch(),
+        "batches": Switch(),
+        "batch_size": COUNT,
+        "poll_seconds": POSITIVE,
+        "concurrency": COUNT,
+        "max_retries": Number(0, whole=True),
+        "timeout_seconds": POSITIVE,
+        "drafts": COUNT,
+        "temperature": SHARE,
+        "max_tokens": COUNT,
+        "max_prompt_chars": COUNT,
+        "dry_run": Switch(),
+        "budget_tokens": COUNT_OR_ALL,
+        "budget_usd": Number(0, above=True, none=True),
+        **{
+            f"price.{kind}": Number(0)
+            for kind in ("input", "output", "cache_write", "cache_read", "batch")
+        },
+    },
+}
+"""What each writer of chains has beside the settings of all."""
+WRITERS["vllm"] = WRITERS["transformers"] | {
+    "gpu_memory_utilization": SHARE,
+    "kv_cache_gib": POSITIVE,
+}
+
 RULES: dict[str, Rule] = {
     "seed": Number(0, 2**31 - 1, whole=True),
     "overwrite": Switch(),
@@ -113,16 +151,28 @@ RULES: dict[str, Rule] = {
     "data.split.validation": SHARE,
     "data.split.test": SHARE,
     "audit.text_samples_per_task": COUNT_OR_ALL,
-    "graph.concepts": Choice(("items",)),
+    "graph.evidence": Choice(("cooccurrence", "random", "none")),
+    "graph.knowledge": Switch(),
+    "graph.require_path": Switch(),
+    "graph.max_hops": COUNT,
+    "graph.max_degree": COUNT,
     "graph.samples_per_task": COUNT_OR_ALL,
     "graph.validation_samples_per_task": COUNT_OR_ALL,
     "graph.min_count": COUNT,
     "graph.min_support": COUNT,
     "graph.min_lift": Number(0),
+    "graph.min_npmi": Number(-1, 1, none=True),
+    "graph.max_fdr": Number(0, 0.4, above=True, none=True),
     "graph.top": COUNT,
-    "chains.writer": Choice(("template",)),
+    "graph.risk": Switch(),
+    "graph.risk_min_lift": Number(0),
+    "graph.workers": COUNT_OR_ALL,
+    "concepts.source": Choice(("items", "open", "umls")),
+    "concepts.workers": COUNT_OR_ALL,
+    "chains.writer": Choice(("template", "anthropic", "vllm", "transformers")),
+    "chains.show_graph": Switch(),
+    "chains.sections": Switch(),
     "chains.coverage": SHARE,
-    "chains.max_evidence": COUNT,
     "chains.samples_per_task": COUNT_OR_ALL,
     "loss.on": Choice(("answer", "all")),
     "loss.record_weight": Number(0),
@@ -209,7 +259,8 @@ RULES: dict[str, Rule] = {
 def check(cfg: DictConfig) -> None:
     """Raise one UserError that lists every setting with a value that makes no sense."""
     problems = []
-    for name, rule in RULES.items():
+    writer = {f"chains.{name}": rule for name, rule in WRITERS.get(cfg.chains.writer, {}).items()}
+    for name, rule in (RULES | writer).items():
         value = OmegaConf.select(cfg, name, throw_on_missing=True)
         problem = rule.problem(value)
         if problem:
@@ -247,8 +298,51 @@ def check(cfg: DictConfig) -> None:
             "the two shares must add up to less than 1"
         )
     problems += _adapters(cfg.model.lora)
+    problems += _thinking(cfg)
     if problems:
         raise UserError("; ".join(problems))
+
+
+def _thinking(cfg: DictConfig) -> list[str]:
+    """Settings of concepts, graph and chains that do not go together."""
+    concepts, graph, chains = cfg.concepts, cfg.graph, cfg.chains
+    problems = []
+    if concepts.source == "open" and concepts.dictionary is None:
+        problems.append(
+            "concepts.dictionary=null: concepts=open needs a dictionary: concepts.dictionary=FILE "
+            "(.tsv or .tsv.gz, docs/thinking_graph.md)"
+        )
+    if concepts.source == "umls" and concepts.folder is None:
+        problems.append(
+            "concepts.folder=null: concepts=umls needs the folder with MRCONSO.RRF: "
+            "concepts.folder=DIR"
+        )
+    paths = graph.knowledge and concepts.get("relations", concepts.get("folder")) is not None
+    if graph.require_path and not paths:
+        problems.append(
+            "graph.require_path=true: there is no knowledge base to search; add concepts=umls or "
+            "concepts=open with concepts.relations=FILE, and leave graph.knowledge=true"
+        )
+    if chains.writer == "template" and cfg.stage in ("chains", "curriculum"):
+        problems += _template(cfg)
+    if chains.writer != "template" and chains.model is None:
+        problems.append(f"chains.model=null: chains={chains.writer} needs one: chains.model=NAME")
+    return problems
+
+
+def _template(cfg: DictConfig) -> list[str]:
+    """The template writes from the graph, in sections, and from nothing else."""
+    refused = {
+        "chains.show_graph": (cfg.chains.show_graph, False),
+        "chains.sections": (cfg.chains.sections, False),
+        "graph.evidence": (cfg.graph.evidence, "none"),
+    }
+    return [
+        f"{name}={str(value).lower()}: the template writes from the graph and in sections; choose "
+        "a writer that reads the record: chains=anthropic, chains=vllm or chains=transformers"
+        for name, (value, wrong) in refused.items()
+        if value == wrong
+    ]
 
 
 def _adapters(lora: DictConfig | None) -> list[str]:
