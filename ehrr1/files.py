@@ -1,14 +1,17 @@
 """Atomic writing: a file or folder appears whole or not at all."""
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+MEBIBYTE = 2**20
 
 
 @contextmanager
@@ -67,3 +70,17 @@ def write_jsonl(path: Path, rows: Iterator[dict[str, Any]] | list[dict[str, Any]
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1
     return count
+
+
+def fingerprint(paths: Iterable[Path], *settings: str) -> str:
+    """Tells one set of large files from another without reading them whole: names, sizes, the
+    first and the last mebibyte of each, and `settings`."""
+    digest = hashlib.sha256("\0".join(settings).encode())
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(MEBIBYTE))
+            file.seek(max(size - MEBIBYTE, 0))
+            digest.update(file.read(MEBIBYTE))
+    return digest.hexdigest()[:16]

@@ -1,13 +1,16 @@
 """Progress bars on stderr: one look for every long loop."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def bar() -> Progress:
@@ -40,3 +43,22 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
     """Yield `items` while a bar named `description` advances; `total` where `len` is unknown."""
     with bar() as progress:
         yield from progress.track(items, total=total, description=description)
+
+
+def in_processes(
+    work: Callable[[Item], Result], items: Sequence[Item], description: str, workers: int | None
+) -> Iterator[Result]:
+    """`work` on each item, in the order of `items`, by so many processes (None: one a core).
+
+    One process works here, without starting another; so does a single item.
+    """
+    workers = min(workers or os.cpu_count() or 1, len(items))
+    if workers <= 1:
+        yield from track(map(work, items), description, len(items))
+        return
+    # spawned, not forked: a forked process inherits locks that Polars' threads may hold
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        try:
+            yield from track(pool.map(work, items), description, len(items))
+        finally:
+            pool.shutdown(cancel_futures=True)

@@ -6,10 +6,9 @@ import networkx as nx
 import pytest
 
 from ehrr1.graph.chain import citable, faithfulness, parse_chain, written_time
-from ehrr1.graph.evidence import evidence_graph
 from ehrr1.graph.screening import screen
 from ehrr1.graph.writer import Draft, choose_steps, write_template
-from tests.test_graph import RULE, counted, event, sample
+from tests.test_graph import counted, drawn, event, sample
 
 CONTEXT = [
     event("labevents", 1, ["K (whole blood)", "Na"]),
@@ -24,7 +23,7 @@ COUNTS = counted(
 
 
 def graph() -> nx.DiGraph:
-    return evidence_graph(CONTEXT, SAMPLE.target, COUNTS, RULE)
+    return drawn(CONTEXT, list(SAMPLE.target), COUNTS)
 
 
 def test_template_cites_few_items_in_order_of_time_and_derives_only_what_is_supported() -> None:

@@ -1,14 +1,33 @@
 """Concepts, co-occurrence, evidence: counts equal brute force, and nothing from outside."""
 
 from datetime import datetime
+from pathlib import Path
 
+import networkx as nx
 import numpy as np
 import polars as pl
 import pytest
+from scipy.stats import false_discovery_control, fisher_exact
 
+from ehrr1.graph.associations import (
+    EvidenceRule,
+    associated,
+    normalised_pmi,
+    p_values,
+    significance_bound,
+)
 from ehrr1.graph.concepts import Concept, event_concepts, heading, occurrences
-from ehrr1.graph.cooccurrence import Cooccurrence, CooccurrenceCounter, EvidenceRule
-from ehrr1.graph.evidence import answers, covered, evidence_graph, from_json, to_json
+from ehrr1.graph.cooccurrence import Cooccurrence, CooccurrenceCounter
+from ehrr1.graph.evidence import (
+    answers,
+    covered,
+    evidence_graph,
+    from_graphml,
+    from_json,
+    randomised,
+    to_graphml,
+    to_json,
+)
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
 from ehrr1.tasks.samples import Sample
@@ -58,6 +77,15 @@ def counted(pairs: list[tuple[list[str], list[str]]]) -> Cooccurrence:
     return counter.result()
 
 
+def drawn(context: list[Event], target: list[str], counts: Cooccurrence) -> nx.DiGraph:
+    """The evidence graph of a sample by RULE."""
+    shown = list(occurrences(context))
+    seen = dict.fromkeys(occurrence.concept for occurrence in shown)
+    return evidence_graph(
+        context, shown, {item: associated(counts, item, seen, RULE) for item in target}
+    )
+
+
 def test_concepts_are_items_and_classes_once_an_event() -> None:
     drugs = event("prescriptions", 3, ["Heparin", "Heparin", ""], Atc="Antithrombotics")
     assert event_concepts(drugs) == [
@@ -72,19 +100,22 @@ def test_concepts_are_items_and_classes_once_an_event() -> None:
     ]
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_lift_equals_brute_force_across_chunks(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ehrr1.graph.cooccurrence.CHUNK", 7)
+def corpus(seed: int) -> list[tuple[list[str], list[str]]]:
+    """Random samples: target and history names, with repetitions."""
     generator = np.random.default_rng(seed)
-    pairs = [
+    return [
         (
             [f"t{i}" for i in generator.integers(0, 5, generator.integers(1, 4))],
             [f"h{i}" for i in generator.integers(0, 12, generator.integers(0, 9))],
         )
         for _ in range(int(generator.integers(1, 40)))
     ]
-    counts = counted(pairs)
+
+
+def check(counts: Cooccurrence, pairs: list[tuple[list[str], list[str]]]) -> None:
+    """Every count and lift equals that of a loop over the samples."""
     assert counts.samples == len(pairs)
+    assert set(counts.targets) == {name for targets, _ in pairs for name in targets}
     for target in counts.targets:
         for concept in counts.history:
             with_target = sum(target in t for t, _ in pairs)
@@ -95,21 +126,61 @@ def test_lift_equals_brute_force_across_chunks(seed: int, monkeypatch: pytest.Mo
             assert counts.lift(target, concept) == pytest.approx(expected, rel=1e-12)
 
 
-def test_associated_obeys_every_bound_and_breaks_ties_by_name() -> None:
-    counts = counted([(["t"], ["b", "a", "rare"]), (["t"], ["b", "a"]), (["u"], ["c", "b2", "c2"])])
-    shown = [Concept("labevents", name) for name in ("b", "a", "c", "rare", "never counted")]
-    found = counts.associated("t", shown, RULE)
-    assert [item.concept.name for item in found] == ["a", "b"]
-    assert found[0].support == 2 and found[0].lift == pytest.approx(1.5)
-    assert len(counts.associated("t", shown, EvidenceRule(1, 1, 1.2, 1))) == 1
-    assert counts.associated("t", shown, EvidenceRule(1, 3, 1.2, 9)) == []
-    assert counts.associated("unknown", shown, RULE) == []
+@pytest.mark.parametrize("dense", [1, 1000], ids=["sparse", "dense"])
+@pytest.mark.parametrize("seed", range(100))
+def test_lift_equals_brute_force(
+    seed: int, dense: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In blocks of a few samples, sparse or dense, in two shards that are merged, from a file."""
+    monkeypatch.setattr("ehrr1.graph.cooccurrence.BLOCK", 40)
+    monkeypatch.setattr("ehrr1.graph.cooccurrence.DENSE", dense)
+    pairs = corpus(seed)
+    check(counted(pairs), pairs)
+    whole = CooccurrenceCounter()
+    for shard in (pairs[::2], pairs[1::2]):
+        whole.merge(counted(shard))
+    whole.result().save(tmp_path / "counts.npz")
+    check(Cooccurrence.load(tmp_path / "counts.npz"), pairs)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_measures_equal_those_of_scipy(seed: int) -> None:
+    pairs = corpus(seed)
+    counts = counted(pairs)
+    columns = np.arange(len(counts.history))
+    for target, row in counts.targets.items():
+        npmi, p = normalised_pmi(counts, row, columns), p_values(counts, row, columns)
+        for concept, column in counts.history.items():
+            there = [(target in t, concept.name in h) for t, h in pairs]
+            table = [
+                [sum(x == (a, b) for x in there) for b in (True, False)] for a in (True, False)
+            ]
+            assert p[column] == pytest.approx(fisher_exact(table, "greater").pvalue, abs=1e-9)
+            joint, samples = table[0][0], len(pairs)
+            alone = (sum(t for t, _ in there), sum(h for _, h in there))
+            if 0 < joint < samples:
+                pmi = np.log(joint * samples / (alone[0] * alone[1]))
+                assert npmi[column] == pytest.approx(pmi / -np.log(joint / samples))
+            else:
+                assert npmi[column] == (-1 if joint == 0 else 1)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_false_discoveries_are_bounded_as_scipy_bounds_them(seed: int) -> None:
+    """Pairs below the bound are those that scipy's adjusted p-values pass, over all pairs."""
+    pairs = corpus(seed) + [(["t0"], ["h0"])] * 12 + [(["t1"], ["h1"])] * 12
+    counts = counted(pairs)
+    columns = np.flatnonzero(counts.n_history >= 2)
+    p = np.concatenate([p_values(counts, row, columns) for row in range(len(counts.targets))])
+    bound = significance_bound(counts, min_count=2, max_fdr=0.05)
+    assert ((p <= bound) == (false_discovery_control(p) <= 0.05)).all()
+    assert 0 < (p <= bound).sum() < len(p)
 
 
 def test_evidence_graph_is_typed_traceable_and_survives_json() -> None:
     counts = counted([(["t"], ["K", "Na"]), (["t"], ["K"]), (["u"], ["Na"]), (["u"], ["Na"])])
     context = [event("labevents", hour, ["K", "Na"]) for hour in (1, 2, 3)]
-    graph = evidence_graph(context, ["t", "nobody has it"], counts, RULE)
+    graph = drawn(context, ["t", "nobody has it"], counts)
     kinds = {node: data["kind"] for node, data in graph.nodes(data=True)}
     assert kinds == {
         "answer:t": "answer",
@@ -120,19 +191,41 @@ def test_evidence_graph_is_typed_traceable_and_survives_json() -> None:
     }
     assert graph.nodes["event:2"]["label"] == "Labotary Test Events [2150-03-04 03:00:00]"
     edge = graph.edges["concept:labevents:K", "answer:t"]
-    assert edge == {"kind": "cooccurrence", "support": 2, "lift": 2.0}
+    assert edge == {
+        "kind": "cooccurrence",
+        "support": 2,
+        "lift": 2.0,
+        "npmi": 1.0,
+        "p": pytest.approx(1 / 6),
+    }
     place = graph.edges["concept:labevents:K", "event:2"]
     assert place == {"kind": "occurrence", "time": "2150-03-04T03:00:00"}
     assert covered(graph) == 0.5
     again = from_json(to_json(graph))
     assert to_json(again) == to_json(graph) and answers(again) == answers(graph)
+    assert to_json(from_graphml(to_graphml(graph))) == to_json(graph)
+
+
+def test_random_evidence_has_the_size_and_the_numbers_of_the_real_one() -> None:
+    counts = counted([(["t"], ["K", "Na"]), (["t"], ["K", "Na"]), (["u"], ["Cl"]), (["u"], ["Cl"])])
+    context = [event("labevents", hour, ["K", "Na", "Cl", "Mg"]) for hour in (1, 2)]
+    shown = list(occurrences(context))
+    seen = dict.fromkeys(one.concept for one in shown)
+    found = {item: associated(counts, item, seen, RULE) for item in ("t", "u", "v")}
+    draws = [randomised(found, shown, str(seed)) for seed in range(50)]
+    assert randomised(found, shown, "7") == draws[7]
+    for draw in draws:
+        for item, evidence in found.items():
+            assert [one[1:] for one in draw[item]] == [one[1:] for one in evidence]
+            assert len({one.concept for one in draw[item]}) == len(evidence)
+    assert {one.concept for draw in draws for one in draw["t"]} == set(seen)
 
 
 def test_evidence_uses_only_what_the_context_shows() -> None:
     counts = counted([(["t"], ["K"]), (["t"], ["K"]), (["u"], []), (["u"], [])])
-    graph = evidence_graph([event("labevents", 1, ["Na"])], ["t"], counts, RULE)
+    graph = drawn([event("labevents", 1, ["Na"])], ["t"], counts)
     assert [data["kind"] for _, data in graph.nodes(data=True)] == ["answer"]
-    assert covered(evidence_graph([], [], counts, RULE)) == 0
+    assert covered(drawn([], [], counts)) == 0
 
 
 def test_selection_is_seeded_capped_nested_and_shares_contexts() -> None:

@@ -1,40 +1,33 @@
-"""How often target items and history concepts stand in the same sample, as sparse counts."""
+"""How often target items and history concepts stand in the same sample, as streaming counts.
 
-import math
-from collections.abc import Iterable, Sequence
+Pairs are counted by sparse products of blocks of samples and added up in whatever is smaller to
+keep: a sparse matrix, or, once an eighth of all cells is used, a dense one. Counts of different
+samples can be merged, so that processes share the work.
+"""
+
+import json
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from ehrr1.files import replacing
 from ehrr1.graph.concepts import Concept
 
-CHUNK = 4096
-"""Samples whose pairs are counted by one sparse product: bounds the memory of a pass."""
+BLOCK = 2**25
+"""Pairs counted by one sparse product: bounds the memory of a pass to about 300 MB."""
 
+DENSE = 8
+"""A joint count is kept dense once one cell in so many is used."""
 
-class Association(NamedTuple):
-    """A history concept that goes with a target: joint samples (support) and lift."""
-
-    concept: Concept
-    support: int
-    lift: float
-
-
-@dataclass(frozen=True, slots=True)
-class EvidenceRule:
-    """When a history concept h is evidence for a target t.
-
-    n(h) >= min_count, n(t, h) >= min_support, lift(t, h) > min_lift, and among the `top` highest
-    lifts of the target. EHR-R1 uses 5, 1, 5 and 20; a support of 1 can be the sample itself.
-    """
-
-    min_count: int
-    min_support: int
-    min_lift: float
-    top: int
+Joint = sparse.csr_array | NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -42,7 +35,7 @@ class Cooccurrence:
     """The counts of one task.
 
     targets, history: name -> column; n_target [T], n_history [H]: samples that have it;
-    joint [T, H] sparse: samples that have both; samples: N.
+    joint [T, H], sparse or dense: samples that have both; samples: N.
     """
 
     samples: int
@@ -50,104 +43,206 @@ class Cooccurrence:
     history: dict[Concept, int]
     n_target: NDArray[np.int64]
     n_history: NDArray[np.int64]
-    joint: sparse.csr_array
+    joint: Joint
 
     def support(self, target: str, concept: Concept) -> int:
         """n(t, h): samples with both; 0 for names that were never counted."""
         if target not in self.targets or concept not in self.history:
             return 0
-        return int(self.joint[self.targets[target], self.history[concept]])
+        return int(self.row(self.targets[target])[self.history[concept]])
 
     def lift(self, target: str, concept: Concept) -> float:
         """n(t, h) * N / (n(t) * n(h)); nan for names that were never counted."""
         if target not in self.targets or concept not in self.history:
-            return math.nan
-        alone = self.n_target[self.targets[target]] * self.n_history[self.history[concept]]
-        return self.support(target, concept) * self.samples / float(alone)
+            return np.nan
+        row, column = self.targets[target], self.history[concept]
+        return float(self.lifts(row, np.array([column]))[0])
 
-    def associated(
-        self, target: str, concepts: Iterable[Concept], rule: EvidenceRule
-    ) -> list[Association]:
-        """Those of `concepts` that are evidence for `target`, highest lift first.
+    def row(self, target: int) -> NDArray[np.int32]:
+        """The joint counts of one target [H]."""
+        if isinstance(self.joint, np.ndarray):
+            return self.joint[target]
+        dense = np.zeros(len(self.history), dtype=np.int32)
+        span = slice(self.joint.indptr[target], self.joint.indptr[target + 1])
+        dense[self.joint.indices[span]] = self.joint.data[span]
+        return dense
 
-        Ties go to the larger support, then to the name, so that the same counts always give the
-        same evidence. Empty for a target that no training sample has.
-        """
-        if target not in self.targets:
-            return []
-        row = self.targets[target]
-        known = [concept for concept in concepts if concept in self.history]
-        columns = np.array([self.history[concept] for concept in known], dtype=np.int64)
-        joint = _dense_row(self.joint, row)[columns]
-        n_history = self.n_history[columns]
-        lift = joint * self.samples / (float(self.n_target[row]) * n_history)
-        enough = (n_history >= rule.min_count) & (joint >= rule.min_support)
-        found = [
-            Association(known[i], int(joint[i]), float(lift[i]))
-            for i in np.flatnonzero(enough & (lift > rule.min_lift))
-        ]
-        return sorted(found, key=lambda a: (-a.lift, -a.support, a.concept))[: rule.top]
+    def lifts(self, target: int, columns: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The lift of a target with each of these history concepts."""
+        alone = float(self.n_target[target]) * self.n_history[columns]
+        return self.row(target)[columns] * float(self.samples) / alone
+
+    def save(self, path: Path) -> None:
+        """Write the counts as one .npz; the file appears whole or not at all."""
+        names = {"targets": list(self.targets), "history": list(self.history)}
+        arrays: dict[str, Any] = {
+            "names": np.frombuffer(json.dumps(names).encode(), dtype=np.uint8),
+            "samples": np.array(self.samples),
+            "n_target": self.n_target,
+            "n_history": self.n_history,
+        }
+        if isinstance(self.joint, np.ndarray):
+            arrays["dense"] = self.joint
+        else:
+            arrays |= {name: getattr(self.joint, name) for name in ("data", "indices", "indptr")}
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> "Cooccurrence":
+        """The inverse of `save`."""
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        names = json.loads(arrays["names"].tobytes())
+        shape = (len(names["targets"]), len(names["history"]))
+        joint = arrays.get("dense")
+        if joint is None:
+            parts = (arrays["data"], arrays["indices"], arrays["indptr"])
+            joint = sparse.csr_array(parts, shape=shape)
+        return cls(
+            samples=int(arrays["samples"]),
+            targets={name: column for column, name in enumerate(names["targets"])},
+            history={Concept(*name): column for column, name in enumerate(names["history"])},
+            n_target=arrays["n_target"],
+            n_history=arrays["n_history"],
+            joint=joint,
+        )
 
 
 class CooccurrenceCounter:
     """Counts samples as they stream by; memory grows with the vocabulary, not with the samples."""
 
     def __init__(self) -> None:
-        self._targets: dict[str, int] = {}
-        self._history: dict[Concept, int] = {}
-        self._pending: list[tuple[list[int], list[int]]] = []
-        self._joint = sparse.csr_array((0, 0), dtype=np.int64)
+        self._targets: dict[str, int] = _vocabulary()
+        self._history: dict[Concept, int] = _vocabulary()
+        self._blocks = (_Block(), _Block())
+        self._pairs = 0
+        self._joint: Joint = sparse.csr_array((0, 0), dtype=np.int32)
         self._n_target = np.zeros(0, dtype=np.int64)
         self._n_history = np.zeros(0, dtype=np.int64)
         self._samples = 0
 
     def add(self, targets: Iterable[str], history: Iterable[Concept]) -> None:
         """Count one sample; a name that stands in it several times counts once."""
-        self._pending.append((_columns(targets, self._targets), _columns(history, self._history)))
-        if len(self._pending) == CHUNK:
+        first, second = self._blocks
+        self._pairs += first.add(targets, self._targets) * second.add(history, self._history)
+        if self._pairs >= BLOCK:
             self._flush()
+
+    def merge(self, counts: Cooccurrence) -> None:
+        """Add the counts of other samples."""
+        self._flush()
+        rows, columns = (
+            np.array([ours[name] for name in theirs], dtype=np.int32)
+            for ours, theirs in ((self._targets, counts.targets), (self._history, counts.history))
+        )
+        pairs = sparse.coo_array(counts.joint)
+        shape = (len(self._targets), len(self._history))
+        moved = (pairs.data, (rows[pairs.coords[0]], columns[pairs.coords[1]]))
+        self._add_joint(sparse.csr_array(moved, shape=shape, dtype=np.int32))
+        self._n_target = _grown(self._n_target, shape[0])
+        self._n_history = _grown(self._n_history, shape[1])
+        self._n_target[rows] += counts.n_target
+        self._n_history[columns] += counts.n_history
+        self._samples += counts.samples
 
     def result(self) -> Cooccurrence:
         """The counts over everything added so far."""
         self._flush()
+        shape = (len(self._targets), len(self._history))
+        joint = self._joint
         return Cooccurrence(
             samples=self._samples,
             targets=dict(self._targets),
             history=dict(self._history),
             n_target=self._n_target,
             n_history=self._n_history,
-            joint=self._joint,
+            joint=joint[: shape[0], : shape[1]] if isinstance(joint, np.ndarray) else joint,
         )
 
     def _flush(self) -> None:
-        targets = _indicator([pair[0] for pair in self._pending], len(self._targets))
-        history = _indicator([pair[1] for pair in self._pending], len(self._history))
-        self._joint.resize((len(self._targets), len(self._history)))
-        self._joint = sparse.csr_array(self._joint + targets.T @ history)
+        targets = self._blocks[0].matrix(len(self._targets))
+        history = self._blocks[1].matrix(len(self._history))
+        if isinstance(self._joint, np.ndarray):
+            self._joint = _with_room(self._joint, (len(self._targets), len(self._history)))
+            _count(self._joint, sparse.csr_array(targets.T), history)
+        else:
+            self._add_joint(sparse.csr_array(targets.T) @ history)
         self._n_target = _grown(self._n_target, len(self._targets)) + targets.sum(axis=0)
         self._n_history = _grown(self._n_history, len(self._history)) + history.sum(axis=0)
-        self._samples += len(self._pending)
-        self._pending = []
+        self._samples += targets.shape[0]
+        self._blocks, self._pairs = (_Block(), _Block()), 0
+
+    def _add_joint(self, more: sparse.csr_array) -> None:
+        """Add counts whose shape is that of today's vocabulary."""
+        if isinstance(self._joint, np.ndarray):
+            self._joint = _with_room(self._joint, more.shape)
+            _scatter(self._joint, more)
+            return
+        self._joint.resize(more.shape)
+        total = sparse.csr_array(self._joint + more)
+        if total.nnz * DENSE > more.shape[0] * more.shape[1]:
+            self._joint = _with_room(np.zeros((0, 0), dtype=np.int32), more.shape)
+            _scatter(self._joint, total)
+        else:
+            self._joint = total
 
 
-def _columns(names: Iterable, vocabulary: dict) -> list[int]:
-    return [vocabulary.setdefault(name, len(vocabulary)) for name in dict.fromkeys(names)]
+class _Block:
+    """Samples as lists of distinct column numbers."""
+
+    def __init__(self) -> None:
+        self.columns, self.ends = array("i"), array("q", [0])
+
+    def add(self, names: Iterable[Any], vocabulary: dict[Any, int]) -> int:
+        """Append one sample; returns how many distinct names it has."""
+        codes = set(map(vocabulary.__getitem__, names))
+        self.columns.extend(codes)
+        self.ends.append(len(self.columns))
+        return len(codes)
+
+    def matrix(self, columns: int) -> sparse.csr_array:
+        """0/1 matrix [samples, columns]."""
+        indices = np.frombuffer(self.columns, dtype=np.int32) if self.columns else np.zeros(0, "i")
+        indptr = np.frombuffer(self.ends, dtype=np.int64).astype(np.int32)
+        ones = np.ones(len(indices), dtype=np.int32)
+        return sparse.csr_array((ones, indices, indptr), shape=(len(indptr) - 1, columns))
 
 
-def _indicator(rows: Sequence[Sequence[int]], columns: int) -> sparse.csr_array:
-    """Rows of distinct column numbers -> 0/1 matrix [rows, columns]."""
-    indptr = np.cumsum([0] + [len(row) for row in rows])
-    indices = np.fromiter((column for row in rows for column in row), np.int64, int(indptr[-1]))
-    ones = np.ones(len(indices), dtype=np.int64)
-    return sparse.csr_array((ones, indices, indptr), shape=(len(rows), columns))
+def _vocabulary() -> dict[Any, int]:
+    """Gives each new name the next column."""
+    columns: defaultdict[Any, int] = defaultdict()
+    columns.default_factory = columns.__len__
+    return columns
+
+
+def _count(joint: NDArray[np.int32], samples: sparse.csr_array, history: sparse.csr_array) -> None:
+    """joint += samples @ history, where samples [T, S] says which samples have each target.
+
+    Where nearly every pair occurs this takes a third of the time of a sparse product.
+    """
+    for row, (first, last) in enumerate(pairwise(samples.indptr)):
+        if last > first:
+            shown = history[samples.indices[first:last]].indices
+            joint[row, : history.shape[1]] += np.bincount(shown, minlength=history.shape[1])
+
+
+def _scatter(joint: NDArray[np.int32], more: sparse.csr_array) -> None:
+    """joint += more, row by row: a row of the dense matrix stays in the processor's cache."""
+    for row, (first, last) in enumerate(pairwise(more.indptr)):
+        if last > first:
+            joint[row, more.indices[first:last]] += more.data[first:last]
+
+
+def _with_room(joint: NDArray[np.int32], shape: tuple[int, int]) -> NDArray[np.int32]:
+    """The matrix, at least of this shape. What is added beyond it is not touched and costs no
+    memory, but saves the next copies while the vocabulary grows."""
+    if joint.shape[0] >= shape[0] and joint.shape[1] >= shape[1]:
+        return joint
+    larger = np.zeros((2 * shape[0], shape[1] + shape[1] // 4), dtype=np.int32)
+    larger[: joint.shape[0], : joint.shape[1]] = joint
+    return larger
 
 
 def _grown(counts: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     return np.concatenate([counts, np.zeros(size - len(counts), dtype=np.int64)])
-
-
-def _dense_row(matrix: sparse.csr_array, row: int) -> NDArray[np.int64]:
-    dense = np.zeros(matrix.shape[1], dtype=np.int64)
-    span = slice(matrix.indptr[row], matrix.indptr[row + 1])
-    dense[matrix.indices[span]] = matrix.data[span]
-    return dense

@@ -1,48 +1,87 @@
 """The thinking graph of one sample: which events speak for which answers."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import networkx as nx
+import numpy as np
 
-from ehrr1.graph.concepts import Concept, occurrences
-from ehrr1.graph.cooccurrence import Cooccurrence, EvidenceRule
+from ehrr1.graph.associations import Association
+from ehrr1.graph.concepts import Concept, Occurrence
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
 
 MAX_OCCURRENCES = 2
 """Latest events that a concept is linked to; a heart rate stands in every hour of a record."""
 
+Found = Mapping[str, Sequence[Association]]
+"""Each answer of a sample with the concepts of its context that are evidence for it."""
+
 
 def evidence_graph(
-    context: Sequence[Event], target: Sequence[str], counts: Cooccurrence, rule: EvidenceRule
+    context: Sequence[Event],
+    shown: Sequence[Occurrence],
+    found: Found,
+    ids: Mapping[str, str] | None = None,
 ) -> nx.DiGraph:
     """Link the answers of a sample to what its context shows.
 
+    `shown` are the context's occurrences of concepts, `found` the evidence for each answer, `ids`
+    the dictionary's id of each name that is linked.
+
     Nodes have `kind` ("event", "concept" or "answer") and `label` (heading and time, name, item);
-    concept nodes also `table`. Edges have `kind`: "occurrence" (concept -> event, with `time`,
-    ISO 8601 or None) and "cooccurrence" (concept -> answer, with `support` and `lift`). Every
-    answer has a node, with or without evidence; only concepts that are evidence have one.
-    Deterministic: the same input gives the same graph in the same order.
+    concept nodes also `table` and, where they come from free text, `written` (the words there);
+    names that are linked have `concept_id`. Edges have `kind`: "occurrence" (concept -> event,
+    with `time`, ISO 8601 or None) and "cooccurrence" (concept -> answer, with `support`, `lift`,
+    `npmi` and Fisher's `p`). Every answer has a node, with or without evidence; only concepts that
+    are evidence have one. Deterministic: the same input gives the same graph in the same order.
     """
-    seen: dict[Concept, list[int]] = {}
-    for occurrence in occurrences(context):
-        seen.setdefault(occurrence.concept, []).append(occurrence.event)
+    ids = ids or {}
+    places: dict[Concept, list[Occurrence]] = {}
+    for occurrence in shown:
+        places.setdefault(occurrence.concept, []).append(occurrence)
     graph = nx.DiGraph()
-    for item in dict.fromkeys(target):
+    for item, evidence in found.items():
         answer = f"answer:{item}"
-        graph.add_node(answer, kind="answer", label=item)
-        for concept, support, lift in counts.associated(item, seen, rule):
-            node = _add_concept(graph, concept, seen[concept][-MAX_OCCURRENCES:], context)
-            graph.add_edge(node, answer, kind="cooccurrence", support=support, lift=round(lift, 4))
+        graph.add_node(answer, kind="answer", label=item, **_linked(ids.get(item)))
+        for one in evidence:
+            node = _add_concept(graph, places[one.concept], context, ids)
+            measures = {"lift": round(one.lift, 4), "npmi": round(one.npmi, 4), "p": one.p}
+            graph.add_edge(node, answer, kind="cooccurrence", support=one.support, **measures)
     return graph
+
+
+def randomised(
+    found: Found, shown: Sequence[Occurrence], seed: str
+) -> dict[str, list[Association]]:
+    """As much evidence as `found` for each answer, from concepts drawn out of the context.
+
+    An ablation: the numbers stay those of the evidence that is replaced. Seeded by a text (the
+    sample's id), so that the same command draws the same.
+    """
+    digest = hashlib.blake2b(seed.encode(), digest_size=8).digest()
+    generator = np.random.default_rng(int.from_bytes(digest))
+    concepts = list(dict.fromkeys(occurrence.concept for occurrence in shown))
+    replaced = {}
+    for item, evidence in found.items():
+        places = generator.permutation(len(concepts))[: len(evidence)]
+        replaced[item] = [
+            one._replace(concept=concepts[place])
+            for one, place in zip(evidence, places, strict=False)
+        ]
+    return replaced
 
 
 def answers(graph: nx.DiGraph) -> dict[str, list[tuple[str, dict[str, Any]]]]:
     """Each answer item with its evidence: (concept node, edge data), highest lift first."""
     return {
         data["label"]: sorted(
-            ((source, edge) for source, _, edge in graph.in_edges(node, data=True)),
+            (
+                (source, edge)
+                for source, _, edge in graph.in_edges(node, data=True)
+                if edge["kind"] == "cooccurrence"
+            ),
             key=lambda pair: (-pair[1]["lift"], -pair[1]["support"], pair[0]),
         )
         for node, data in graph.nodes(data=True)
@@ -66,19 +105,56 @@ def from_json(data: dict[str, Any]) -> nx.DiGraph:
     return nx.node_link_graph(data, edges="edges")
 
 
+def to_graphml(graph: nx.DiGraph) -> str:
+    """GraphML, as Gephi, Cytoscape and yEd read it; it has no null: what is None is left out."""
+    plain = nx.DiGraph()
+    for node, data in graph.nodes(data=True):
+        plain.add_node(node, **_without_none(data))
+    for start, end, data in graph.edges(data=True):
+        plain.add_edge(start, end, **_without_none(data))
+    return "\n".join(nx.generate_graphml(plain))
+
+
+def from_graphml(text: str) -> nx.DiGraph:
+    """The inverse of `to_graphml`; an occurrence without a time has None again."""
+    graph = nx.parse_graphml(text)
+    graph.graph.clear()  # GraphML's defaults
+    for _, _, data in graph.edges(data=True):
+        if data["kind"] == "occurrence":
+            data.setdefault("time", None)
+    return graph
+
+
 def _add_concept(
-    graph: nx.DiGraph, concept: Concept, positions: Sequence[int], context: Sequence[Event]
+    graph: nx.DiGraph,
+    places: Sequence[Occurrence],
+    context: Sequence[Event],
+    ids: Mapping[str, str],
 ) -> str:
     """Add a concept with its latest events; returns its node."""
+    latest = places[-1]
+    concept = latest.concept
     node = f"concept:{concept.kind}:{concept.name}"
     if node in graph:
         return node
-    graph.add_node(node, kind="concept", label=concept.name, table=concept.kind)
-    for position in positions:
-        event, place = context[position], f"event:{position}"
+    linked = _linked(latest.concept_id or ids.get(concept.name))
+    written = {"written": latest.written} if latest.written else {}
+    graph.add_node(
+        node, kind="concept", label=concept.name, table=concept.kind, **linked, **written
+    )
+    for occurrence in places[-MAX_OCCURRENCES:]:
+        event, place = context[occurrence.event], f"event:{occurrence.event}"
         time = event.time.isoformat() if event.time else None
         if place not in graph:
             label = f"{TABLES[event.table].heading} [{event.time}]"
             graph.add_node(place, kind="event", label=label)
         graph.add_edge(node, place, kind="occurrence", time=time)
     return node
+
+
+def _linked(concept_id: str | None) -> dict[str, str]:
+    return {"concept_id": concept_id} if concept_id else {}
+
+
+def _without_none(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in data.items() if value is not None}

@@ -1,113 +1,182 @@
 """stage=graph: count what goes together in training patients, then draw each sample's evidence.
 
-graphs.jsonl, a line a sample: sample_id, task, prediction_time, graph (networkx node-link data).
-Counts come from training patients only; graphs are drawn for training and validation samples.
+    counts/<task>.npz   co-occurrence, over training patients only
+    graphs.jsonl        a line a sample: sample_id, task, prediction_time, graph (node-link data)
+
+Contexts are read by several processes, PART at a time. A run that was killed goes on with the
+counts and the parts of graphs.jsonl that are there. Knowledge bases, indices and what free texts
+mention are kept for all runs under `concepts.cache`.
 """
 
-from collections import Counter, defaultdict
+import json
 from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from ehrr1.files import write_jsonl
-from ehrr1.graph.concepts import occurrences
-from ehrr1.graph.cooccurrence import Cooccurrence, CooccurrenceCounter, EvidenceRule
-from ehrr1.graph.evidence import covered, evidence_graph, to_json
-from ehrr1.progress import track
+from ehrr1.files import read_json, remove, write_json, write_jsonl
+from ehrr1.graph.associations import EvidenceRule, significance_bound
+from ehrr1.graph.concepts import Concept
+from ehrr1.graph.cooccurrence import Cooccurrence, CooccurrenceCounter
+from ehrr1.graph.drawing import Drawing, Part, count_part, draw_part, texts_of
+from ehrr1.graph.knowledge import PathRule
+from ehrr1.graph.sources import Dictionary, knowledge_folder, open_dictionary
+from ehrr1.graph.statistics import Tally, linked_shares
+from ehrr1.progress import in_processes
 from ehrr1.runs import Run
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import by_context, select
 
+PART = 256
+"""Contexts that one process reads at a time."""
+
 
 def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
-    """Write graphs.jsonl. Metrics: `coverage/<task>`, the share of samples with any evidence;
-    `answers/<task>`, the mean share of their answers that has evidence; `linked/<kind>`, the
-    share of the concepts of a kind (table or class) in the contexts that is evidence somewhere."""
+    """Write graphs.jsonl; returns the metrics of `graph.statistics`."""
     prepared = Prepared(run.input("prepare"))
-    tasks = [task for task, entry in TASKS.items() if _has_set_answer(entry)]
-    settings, seed = cfg.graph, cfg.seed
-    counted = settings.counted_samples_per_task or settings.samples_per_task
-    counts = count(prepared, chosen(prepared, "train", tasks, counted, seed))
-    rule = EvidenceRule(settings.min_count, settings.min_support, settings.min_lift, settings.top)
-    train = chosen(prepared, "train", tasks, settings.samples_per_task, seed)
-    held_out = chosen(prepared, "validation", tasks, settings.validation_samples_per_task, seed)
-    samples = [sample for sample in train + held_out if sample.task in counts]
-    tally = Tally()
-    write_jsonl(run.folder / "graphs.jsonl", _lines(prepared, samples, counts, rule, tally))
-    return tally.metrics()
+    counted, drawn = chosen_samples(prepared, cfg)
+    dictionary = open_dictionary(cfg.concepts)
+    knowledge = knowledge_folder(cfg.concepts) if cfg.graph.knowledge else None
+    if dictionary is not None:
+        read_texts(prepared, [*counted, *drawn], dictionary, cfg)
+    counts = counted_tasks(run.folder / "counts", prepared, counted, dictionary, cfg)
+    history = {concept for one in counts.values() for concept in one.history}
+    ids = linked_names(counts, history, dictionary)
+    drawing = Drawing(
+        prepared=prepared.folder,
+        counts=run.folder / "counts",
+        rules={task: evidence_rule(cfg.graph, task, one) for task, one in counts.items()},
+        mentions=dictionary.mentions if dictionary is not None else None,
+        ids=ids,
+        knowledge=knowledge,
+        path_rule=path_rule(cfg.graph),
+        require_path=cfg.graph.require_path,
+        random_seed=cfg.seed if cfg.graph.evidence == "random" else None,
+    )
+    tally = draw(run.folder, drawing, drawn, cfg.graph.workers)
+    return tally.metrics() | (linked_shares(history, ids) if dictionary is not None else {})
 
 
-def chosen(
-    prepared: Prepared, split: str, tasks: Sequence[str], per_task: int | None, seed: int
-) -> list[Sample]:
-    """A seeded choice of a split's samples."""
-    return prepared.as_samples(select(prepared.scan(split, tasks), per_task, seed))
+def chosen_samples(prepared: Prepared, cfg: DictConfig) -> tuple[list[Sample], list[Sample]]:
+    """Training samples to count, and training and validation samples to draw.
+
+    Without evidence (graph.evidence=none) nothing is counted. A task that has no training sample
+    has no graph.
+    """
+    settings = cfg.graph
+    tasks = [task for task, entry in TASKS.items() if has_graph(entry, settings.risk)]
+
+    def choose(split: str, per_task: int | None) -> list[Sample]:
+        return prepared.as_samples(select(prepared.scan(split, tasks), per_task, cfg.seed))
+
+    train = choose("train", settings.samples_per_task)
+    per_task = settings.counted_samples_per_task or settings.samples_per_task
+    counted = choose("train", per_task) if settings.evidence != "none" else []
+    known = {sample.task for sample in train}
+    held_out = choose("validation", settings.validation_samples_per_task)
+    return counted, train + [sample for sample in held_out if sample.task in known]
 
 
-class Tally:
-    """What the metrics need, summed while the graphs stream by."""
-
-    def __init__(self) -> None:
-        self.samples: Counter[str] = Counter()
-        self.with_evidence: Counter[str] = Counter()
-        self.answers: dict[str, float] = defaultdict(float)
-        self.seen: set[tuple[str, str]] = set()
-        self.linked: set[tuple[str, str]] = set()
-
-    def metrics(self) -> dict[str, float | int]:
-        found: dict[str, float | int] = {}
-        for task, count in sorted(self.samples.items()):
-            found[f"samples/{task}"] = count
-            found[f"coverage/{task}"] = self.with_evidence[task] / count
-            found[f"answers/{task}"] = self.answers[task] / count
-        seen = Counter(kind for kind, _ in self.seen)
-        linked = Counter(kind for kind, _ in self.linked)
-        return found | {f"linked/{kind}": linked[kind] / seen[kind] for kind in sorted(seen)}
+def has_graph(task: Any, risk: bool) -> bool:
+    """Decision tasks whose answer is a set of items; with `graph.risk` yes/no questions too."""
+    return (task.kind == "decision" and task.metric != "rouge") or (risk and task.kind == "risk")
 
 
-def count(prepared: Prepared, samples: Sequence[Sample]) -> dict[str, Cooccurrence]:
-    """Co-occurrence of target items and history concepts, for each task by itself."""
-    counters: dict[str, CooccurrenceCounter] = {}
-    groups = by_context(samples)
-    for group in track(groups.values(), "counting co-occurrence", len(groups)):
-        history = {found.concept for found in occurrences(prepared.context(group[0]))}
-        for sample in group:
-            counter = counters.setdefault(sample.task, CooccurrenceCounter())
-            counter.add(sample.target, sorted(history))
-    return {task: counter.result() for task, counter in counters.items()}
+def read_texts(
+    prepared: Prepared, samples: Sequence[Sample], dictionary: Dictionary, cfg: DictConfig
+) -> None:
+    """Find what the free texts of these samples' contexts mention, each distinct text once."""
+    texts: set[str] = set()
+    find = partial(texts_of, prepared.folder)
+    for some in in_processes(find, parts_of(samples), "finding texts", cfg.graph.workers):
+        texts |= some
+    dictionary.read(sorted(texts), cfg.concepts.workers)
 
 
-def _has_set_answer(task: Any) -> bool:
-    return task.kind == "decision" and task.metric != "rouge"
-
-
-def _lines(
+def counted_tasks(
+    folder: Path,
     prepared: Prepared,
     samples: Sequence[Sample],
-    counts: dict[str, Cooccurrence],
-    rule: EvidenceRule,
-    tally: Tally,
-) -> Iterator[dict[str, Any]]:
-    groups = by_context(samples)
-    for group in track(groups.values(), "drawing evidence graphs", len(groups)):
-        context = prepared.context(group[0])
-        tally.seen |= {found.concept for found in occurrences(context)}
-        for sample in group:
-            graph = evidence_graph(context, sample.target, counts[sample.task], rule)
-            share = covered(graph)
-            tally.samples[sample.task] += 1
-            tally.with_evidence[sample.task] += share > 0
-            tally.answers[sample.task] += share
-            tally.linked |= {
-                (data["table"], data["label"])
-                for _, data in graph.nodes(data=True)
-                if data["kind"] == "concept"
-            }
-            yield {
-                "sample_id": sample.sample_id,
-                "task": sample.task,
-                "prediction_time": sample.prediction_time.isoformat(),
-                "graph": to_json(graph),
-            }
+    dictionary: Dictionary | None,
+    cfg: DictConfig,
+) -> dict[str, Cooccurrence]:
+    """Co-occurrence by task, from `folder` where an earlier try has left it whole."""
+    done = folder / "tasks.json"
+    if done.exists():
+        return {task: Cooccurrence.load(folder / f"{task}.npz") for task in read_json(done)}
+    counters: dict[str, CooccurrenceCounter] = {}
+    mentions = dictionary.mentions if dictionary is not None else None
+    read = partial(count_part, prepared.folder, mentions)
+    parts = parts_of(samples)
+    for part in in_processes(read, parts, "counting co-occurrence", cfg.graph.workers):
+        for task, counts in part.items():
+            counters.setdefault(task, CooccurrenceCounter()).merge(counts)
+    found = {task: counter.result() for task, counter in sorted(counters.items())}
+    for task, counts in found.items():
+        counts.save(folder / f"{task}.npz")
+    write_json(done, list(found))
+    return found
+
+
+def linked_names(
+    counts: dict[str, Cooccurrence], history: set[Concept], dictionary: Dictionary | None
+) -> dict[str, str]:
+    """The dictionary's id of each item name that it has; each distinct name is looked up once."""
+    if dictionary is None:
+        return {}
+    names = {concept.name for concept in history if not concept.is_text}
+    return dictionary.link(sorted(names.union(*(one.targets for one in counts.values()))))
+
+
+def evidence_rule(settings: DictConfig, task: str, counts: Cooccurrence) -> EvidenceRule:
+    """What is evidence in a task; the bound on p follows from all pairs of the task."""
+    bound = 1.0
+    if settings.max_fdr is not None:
+        bound = significance_bound(counts, settings.min_count, settings.max_fdr)
+    return EvidenceRule(
+        min_count=settings.min_count,
+        min_support=settings.min_support,
+        min_lift=settings.risk_min_lift if TASKS[task].kind == "risk" else settings.min_lift,
+        top=settings.top,
+        min_npmi=-1.0 if settings.min_npmi is None else settings.min_npmi,
+        max_p=bound,
+    )
+
+
+def path_rule(settings: DictConfig) -> PathRule:
+    relations = None if settings.relations is None else tuple(settings.relations)
+    return PathRule(settings.max_hops, settings.max_degree, relations)
+
+
+def draw(folder: Path, drawing: Drawing, samples: Sequence[Sample], workers: int | None) -> Tally:
+    """Draw the graphs part by part, then join the parts as graphs.jsonl."""
+    parts = parts_of(samples)
+    files = [folder / "parts" / f"{number:06}.jsonl" for number in range(len(parts))]
+    left = [(part, file) for part, file in zip(parts, files, strict=True) if not file.exists()]
+    lines = in_processes(
+        partial(draw_part, drawing), [part for part, _ in left], "drawing evidence graphs", workers
+    )
+    for (_, file), some in zip(left, lines, strict=True):
+        write_jsonl(file, some)
+    tally = Tally()
+    write_jsonl(folder / "graphs.jsonl", _joined(files, tally))
+    remove(folder / "parts")
+    return tally
+
+
+def _joined(files: Sequence[Path], tally: Tally) -> Iterator[dict[str, Any]]:
+    for file in files:
+        with file.open(encoding="utf-8") as lines:
+            for line in lines:
+                row = json.loads(line)
+                tally.add(row)
+                yield row
+
+
+def parts_of(samples: Sequence[Sample]) -> list[Part]:
+    """Samples by context, PART contexts at a time."""
+    groups = list(by_context(samples).values())
+    return [groups[first : first + PART] for first in range(0, len(groups), PART)]

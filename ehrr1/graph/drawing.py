@@ -1,0 +1,127 @@
+"""What one process of `stage=graph` does: read contexts, count what stands in them, draw graphs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ehrr1.graph.associations import Association, EvidenceRule, associated
+from ehrr1.graph.concepts import Concept, Occurrence, Reader, event_texts, occurrences
+from ehrr1.graph.cooccurrence import Cooccurrence, CooccurrenceCounter
+from ehrr1.graph.evidence import evidence_graph, randomised, to_json
+from ehrr1.graph.knowledge import Knowledge, PathRule
+from ehrr1.graph.paths import Search, add_paths, search
+from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.samples import Prepared, Sample
+
+OUTCOMES = ("yes", "no")
+"""The answers of a risk task: its graph has evidence for each, and does not say which came true."""
+
+Part = Sequence[Sequence[Sample]]
+"""Samples, those of one context together."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What decides on a graph, in a form that other processes can be told.
+
+    `rules`: what is evidence, by task; empty for graphs without any (an ablation). `mentions`: the
+    cache of what free texts say, None where they are not read. `ids`: name -> concept id.
+    """
+
+    prepared: Path
+    counts: Path
+    rules: dict[str, EvidenceRule]
+    mentions: Path | None
+    ids: dict[str, str]
+    knowledge: Path | None
+    path_rule: PathRule
+    require_path: bool
+    random_seed: int | None
+
+
+def texts_of(prepared: Path, part: Part) -> set[str]:
+    """The distinct free texts of these contexts."""
+    contexts = (_prepared(prepared).context(group[0]) for group in part)
+    return {text for context in contexts for event in context for text in event_texts(event)}
+
+
+def count_part(prepared: Path, mentions: Path | None, part: Part) -> dict[str, Cooccurrence]:
+    """Co-occurrence of target items and history concepts, for each task by itself."""
+    counters: dict[str, CooccurrenceCounter] = {}
+    for group in part:
+        context = _prepared(prepared).context(group[0])
+        history = {found.concept for found in occurrences(context, _reader(mentions))}
+        for sample in group:
+            counter = counters.setdefault(sample.task, CooccurrenceCounter())
+            counter.add(sample.target, sorted(history))
+    return {task: counter.result() for task, counter in counters.items()}
+
+
+def draw_part(drawing: Drawing, part: Part) -> list[dict[str, Any]]:
+    """The lines of graphs.jsonl of these samples."""
+    return [line for group in part for line in _lines(drawing, group)]
+
+
+def _lines(drawing: Drawing, group: Sequence[Sample]) -> list[dict[str, Any]]:
+    context = _prepared(drawing.prepared).context(group[0])
+    shown = list(occurrences(context, _reader(drawing.mentions)))
+    lines = []
+    for sample in group:
+        found = _evidence(drawing, sample, shown)
+        graph = evidence_graph(context, shown, found, drawing.ids)
+        if drawing.knowledge is not None:
+            knowledge, path = _knowledge(drawing.knowledge, drawing.path_rule)
+            add_paths(graph, knowledge, path, drawing.require_path)
+        lines.append(
+            {
+                "sample_id": sample.sample_id,
+                "task": sample.task,
+                "prediction_time": sample.prediction_time.isoformat(),
+                "graph": to_json(graph),
+            }
+        )
+    return lines
+
+
+def _evidence(
+    drawing: Drawing, sample: Sample, shown: Sequence[Occurrence]
+) -> dict[str, list[Association]]:
+    """The evidence for each answer of a sample, or, for a risk task, for each outcome."""
+    risk = TASKS[sample.task].kind == "risk"
+    items = dict.fromkeys(OUTCOMES if risk else sample.target)
+    if sample.task not in drawing.rules:
+        return {item: [] for item in items}
+    rule = drawing.rules[sample.task]
+    counts = _counts(drawing.counts / f"{sample.task}.npz")
+    concepts: dict[Concept, None] = dict.fromkeys(one.concept for one in shown)
+    found = {item: associated(counts, item, concepts, rule) for item in items}
+    if drawing.random_seed is not None:
+        return randomised(found, shown, f"{drawing.random_seed}/{sample.sample_id}")
+    return found
+
+
+@cache
+def _prepared(folder: Path) -> Prepared:
+    return Prepared(folder)
+
+
+@cache
+def _counts(path: Path) -> Cooccurrence:
+    return Cooccurrence.load(path)
+
+
+@cache
+def _reader(path: Path | None) -> Reader | None:
+    if path is None:
+        return None
+    from ehrr1.graph.mention_cache import MentionCache
+
+    return MentionCache(path).of
+
+
+@cache
+def _knowledge(folder: Path, rule: PathRule) -> tuple[Knowledge, Search]:
+    knowledge = Knowledge(folder)
+    return knowledge, search(knowledge, rule)

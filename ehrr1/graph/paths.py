@@ -1,0 +1,78 @@
+"""Knowledge in the thinking graph: paths from what the context shows to the answers."""
+
+from collections.abc import Callable
+from functools import partial
+
+import networkx as nx
+
+from ehrr1.graph.knowledge import Hop, Knowledge, PathRule
+
+LINKED = "linked"
+"""The relation between a name of the record and its concept in the knowledge base."""
+
+Search = Callable[[str, str], list[Hop] | None]
+"""The shortest path between two concept ids."""
+
+
+def search(knowledge: Knowledge, rule: PathRule) -> Search:
+    """Searches, each pair of concepts once: the same pairs recur in many samples."""
+    known: dict[tuple[str, str], list[Hop] | None] = {}
+
+    def path(start: str, end: str) -> list[Hop] | None:
+        if (start, end) not in known:
+            known[start, end] = knowledge.path(start, end, rule)
+        return known[start, end]
+
+    return path
+
+
+def add_paths(graph: nx.DiGraph, knowledge: Knowledge, path: Search, require: bool) -> list[int]:
+    """Add the shortest path of each linked concept and answer to the graph; returns their lengths.
+
+    Inner nodes are concepts of the table "knowledge"; edges have `kind` "knowledge", `relation`,
+    `source` and, where the fact runs against the path, `inverse`. With `require` a concept that
+    has no path to an answer is no evidence for it, as in EHR-R1 (step 3).
+    """
+    lengths = []
+    pairs = [pair for pair in graph.edges(data="kind") if pair[2] == "cooccurrence"]
+    for concept, answer, _ in pairs:
+        start, end = (graph.nodes[node].get("concept_id") for node in (concept, answer))
+        hops = path(start, end) if start and end else None
+        if hops is not None:
+            lengths.append(len(hops))
+            _add_path(graph, knowledge, (concept, start), hops, (answer, end))
+        elif require:
+            graph.remove_edge(concept, answer)
+    if require:
+        _drop_unused(graph)
+    return lengths
+
+
+def _add_path(
+    graph: nx.DiGraph,
+    knowledge: Knowledge,
+    start: tuple[str, str],
+    hops: list[Hop],
+    end: tuple[str, str],
+) -> None:
+    node = partial("concept:knowledge:{}".format)
+    for concept_id in (start[1], *(hop.head for hop in hops)):
+        about = {"kind": "concept", "table": "knowledge", "concept_id": concept_id}
+        graph.add_node(node(concept_id), label=knowledge.name(concept_id), **about)
+    linked = {"kind": "knowledge", "relation": LINKED, "source": "dictionary"}
+    graph.add_edge(start[0], node(start[1]), **linked)
+    for hop in hops:
+        inverse = {"inverse": True} if hop.inverse else {}
+        fact = {"kind": "knowledge", "relation": hop.relation, "source": hop.source}
+        graph.add_edge(node(hop.tail), node(hop.head), **fact, **inverse)
+    graph.add_edge(node(end[1]), end[0], **linked, inverse=True)
+
+
+def _drop_unused(graph: nx.DiGraph) -> None:
+    """Remove concepts that are no evidence any more, and events that nothing refers to."""
+    evidence = {start for start, _, kind in graph.edges(data="kind") if kind == "cooccurrence"}
+    inner = {node for node, table in graph.nodes(data="table") if table == "knowledge"}
+    concepts = {node for node, kind in graph.nodes(data="kind") if kind == "concept"}
+    graph.remove_nodes_from(concepts - inner - evidence)
+    events = [node for node, kind in graph.nodes(data="kind") if kind == "event"]
+    graph.remove_nodes_from([node for node in events if not graph.in_degree(node)])

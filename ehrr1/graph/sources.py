@@ -1,0 +1,66 @@
+"""Where concepts and knowledge come from: dictionaries and relations of the user's, read once and
+kept for all runs under `concepts.cache`."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from ehrr1.errors import UserError
+from ehrr1.files import fingerprint, locked
+from ehrr1.graph.knowledge import FORMAT
+from ehrr1.graph.knowledge_build import build_open, build_umls
+
+
+class Dictionary:
+    """Item names and free texts, linked to concepts. `mentions`: the cache of what texts say."""
+
+    def __init__(self, concepts: DictConfig):
+        from ehrr1.graph.linking import open_linker
+        from ehrr1.graph.mention_cache import open_cache
+
+        self._linker = open_linker(concepts)
+        self._cache = open_cache(concepts)
+        self.mentions: Path = self._cache.path
+
+    def read(self, texts: Sequence[str], workers: int | None) -> None:
+        """Find what these texts mention; those that were read before are not read again."""
+        self._cache.read(texts, workers)
+
+    def link(self, names: Sequence[str]) -> dict[str, str]:
+        """name -> concept id, of the names that the dictionary has."""
+        return self._linker.link(names)
+
+
+def open_dictionary(concepts: DictConfig) -> Dictionary | None:
+    """The dictionary that `concepts` names; None for concepts=items."""
+    return None if concepts.source == "items" else Dictionary(concepts)
+
+
+def knowledge_folder(concepts: DictConfig) -> Path | None:
+    """The knowledge base, built where it is not there yet; None where there are no relations."""
+    if concepts.source == "umls":
+        meta = Path(concepts.folder)
+        files = [meta / name for name in ("MRCONSO.RRF", "MRSTY.RRF", "MRREL.RRF")]
+        setting = f"concepts.folder={meta}"
+    elif concepts.source == "open" and concepts.relations is not None:
+        files = [Path(concepts.dictionary), Path(concepts.relations)]
+        setting = f"concepts.dictionary={files[0]} concepts.relations={files[1]}"
+    else:
+        return None
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        raise UserError(f"{setting}: not found: {', '.join(missing)}; name the files that you have")
+    folder = Path(concepts.cache) / f"knowledge-{fingerprint(files, str(FORMAT))}"
+    with locked(folder.with_suffix(".lock")):
+        if not folder.exists():
+            build(concepts.source, files, folder)
+    return folder
+
+
+def build(source: str, files: Iterable[Path], folder: Path) -> None:
+    first, *rest = files
+    if source == "umls":
+        build_umls(first.parent, folder)
+    else:
+        build_open(first, rest[0], folder)
