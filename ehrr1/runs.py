@@ -105,7 +105,8 @@ def is_finished(folder: Path) -> bool:
 
 
 def find_inputs(cfg: DictConfig, stage: str) -> dict[str, Path]:
-    """The finished folders that `stage` reads: `inputs.<stage>` where given, else beside it.
+    """The finished folders that `stage` reads: `inputs.<stage>` where given, else beside it, else,
+    for a variant, the experiment's own where it was made as this variant would make it.
 
     Raises UserError that names every missing one and the command that makes it.
     """
@@ -113,7 +114,7 @@ def find_inputs(cfg: DictConfig, stage: str) -> dict[str, Path]:
     missing = []
     for name in INPUTS[stage] + OPTIONAL_INPUTS.get(stage, ()):
         given = cfg.inputs[name]
-        folder = Path(given) if given else home(cfg) / name
+        folder = Path(given) if given else _made(cfg, name)
         if is_finished(folder):
             found[name] = folder
         elif given or name in INPUTS[stage]:
@@ -127,6 +128,21 @@ def find_inputs(cfg: DictConfig, stage: str) -> dict[str, Path]:
             f"or point to a finished run by inputs.{first}=DIR"
         )
     return found
+
+
+def _made(cfg: DictConfig, stage: str) -> Path:
+    """Where a stage's result is or will be: in this variant, or in the experiment without one.
+
+    An ablation thus shares what it does not change: the same settings, made from the same inputs.
+    """
+    own, shared = home(cfg) / stage, Path(cfg.output_root) / cfg.name / stage
+    if is_finished(own) or not cfg.variant or not is_finished(shared):
+        return own
+    try:
+        inputs = find_inputs(cfg, stage)
+    except UserError:
+        return own
+    return own if _differences(cfg, stage, shared, inputs) else shared
 
 
 @contextmanager
@@ -240,6 +256,15 @@ def _fingerprint(folder: Path) -> str:
 def _refuse_other_settings(
     cfg: DictConfig, stage: str, folder: Path, inputs: dict[str, Path]
 ) -> None:
+    if differences := _differences(cfg, stage, folder, inputs):
+        raise UserError(
+            f"{folder} was made with other settings ({'; '.join(differences)}): "
+            "set overwrite=true to replace it, or variant=NAME to keep both"
+        )
+
+
+def _differences(cfg: DictConfig, stage: str, folder: Path, inputs: dict[str, Path]) -> list[str]:
+    """What was asked of the run in `folder` and of this one, where that changes the result."""
     there: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     wanted: Any = OmegaConf.to_container(cfg, resolve=True)
     differences = []
@@ -256,11 +281,7 @@ def _refuse_other_settings(
         for name, path in inputs.items()
         if recorded.get(name) != _fingerprint(path)
     ]
-    if differences:
-        raise UserError(
-            f"{folder} was made with other settings ({'; '.join(differences)}): "
-            "set overwrite=true to replace it, or variant=NAME to keep both"
-        )
+    return differences
 
 
 def _flat(value: Any, prefix: str) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import networkx as nx
 import pytest
 
 from ehrr1.graph.chain import citable, faithfulness, parse_chain, written_time
-from ehrr1.graph.screening import screen
-from ehrr1.graph.writer import Draft, choose_steps, write_template
+from ehrr1.graph.screening import Verdict, best, screen
+from ehrr1.graph.writer import choose_steps, write_template
 from tests.test_graph import counted, drawn, event, sample
 
 CONTEXT = [
@@ -75,12 +75,15 @@ def test_what_is_no_chain() -> None:
     assert faithfulness(unread, citable(CONTEXT, SAMPLE.prediction_time)) == 0.5
 
 
-def chain(extraction: str, reasoning: str, results: str) -> Draft:
-    text = f"## Extraction\n{extraction}\n## Reasoning\n{reasoning}\n## Final Results\n{results}"
-    return Draft(text, 0, 0)
+def chain(extraction: str, reasoning: str, results: str) -> str:
+    return f"## Extraction\n{extraction}\n## Reasoning\n{reasoning}\n## Final Results\n{results}"
 
 
 GOOD = ("Na | Labotary Test Events | 09:00", "Na | -> | Insulin", "Insulin\nDextrose 50%")
+TEXT_EVENT = event(
+    "radiology", 10, ["CHEST (PA AND LAT)"], Text="New  opacity, 3.5 cm,\nat the base."
+)
+ALL = [*CONTEXT, event("vitalsign", 11, [""], Heartrate="118"), TEXT_EVENT]
 
 
 @pytest.mark.parametrize(
@@ -88,21 +91,75 @@ GOOD = ("Na | Labotary Test Events | 09:00", "Na | -> | Insulin", "Insulin\nDext
     [
         (chain(*GOOD), ()),
         (chain("- Na | Labotary Test Events | 2150-03-04 09:00:00", *GOOD[1:]), ()),
-        (
-            chain("Possible drug | Electronic Medicine Administration Record | 05:00", *GOOD[1:]),
-            (),
-        ),
-        (Draft("Insulin", 0, 0), ("sections",)),
+        (chain("Possible drug | Electronic Medicine Administration Record | 05:00", *GOOD[1:]), ()),
+        ("Insulin", ("sections",)),
         (chain(GOOD[0], "- the ground-truth says so", GOOD[2]), ("betrayal",)),
         (chain(GOOD[0], "- The correct answer is Insulin", GOOD[2]), ("betrayal",)),
+        (chain(GOOD[0], "As the evidence graph shows, Insulin", GOOD[2]), ("betrayal",)),
+        (chain(GOOD[0], "Na goes with Insulin (lift 7)", GOOD[2]), ("betrayal", "numbers")),
+        (chain(GOOD[0], "The answer was already given.", GOOD[2]), ("betrayal",)),
         (chain(GOOD[0], "- Na is low, though Insulin", GOOD[2]), ("hedging",)),
+        (chain(GOOD[0], "Na seems low", GOOD[2]), ("hedging",)),
+        (chain(GOOD[0], "Possible drug was given", GOOD[2]), ()),
         (chain("Na | Labotary Test Events | 09:01", *GOOD[1:]), ("citations",)),
         (chain("Na | Triage | 09:00", *GOOD[1:]), ("citations",)),
         (chain("", *GOOD[1:]), ("citations",)),
+        (chain("opacity | Radiology Examinations | 10:00", *GOOD[1:]), ()),
+        (chain("new opacity, 3.5 cm, at | Radiology Examinations | 10:00", *GOOD[1:]), ()),
+        (chain("opaci | Radiology Examinations | 10:00", *GOOD[1:]), ("citations",)),
+        (chain("opacity | Radiology Examinations | 11:00", *GOOD[1:]), ("citations",)),
+        (chain(GOOD[0], "The heart rate of 118 at 11:00 and 3.5 cm", GOOD[2]), ()),
+        (chain(GOOD[0], "The heart rate of 119", GOOD[2]), ("numbers",)),
         (chain(GOOD[0], GOOD[1], "insulin\nDextrose 50%"), ("spelling",)),
         (chain(GOOD[0], GOOD[1], "Insulin"), ("coverage",)),
         (chain(GOOD[0], "- maybe", "Aspirin"), ("hedging", "spelling", "coverage")),
     ],
 )
-def test_each_rule_of_screening(draft: Draft, rules: tuple[str, ...]) -> None:
-    assert screen(draft, SAMPLE, CONTEXT, coverage=0.6).rejected_by == rules
+def test_each_rule_of_screening(draft: str, rules: tuple[str, ...]) -> None:
+    assert screen(draft, SAMPLE, ALL, coverage=0.6).rejected_by == rules
+
+
+def cases(yes: str, no: str) -> str:
+    return f"## Case for yes\n{yes}\n## Case for no\n{no}"
+
+
+FOR_YES = "Na | Labotary Test Events | 09:00"
+RISK = sample(2, "ED_Hospitalization", "yes")
+
+
+@pytest.mark.parametrize(
+    ("draft", "rules"),
+    [
+        (cases(FOR_YES, "opacity | Radiology Examinations | 10:00\nIt is old."), ()),
+        (cases(FOR_YES, "Nothing is cited."), ("sections",)),
+        (cases(FOR_YES, "K | Labotary Test Events | 09:00"), ("citations",)),
+        (cases(FOR_YES, FOR_YES) + "\nThe answer: yes", ("betrayal",)),
+        (cases(FOR_YES, FOR_YES) + "\nYes.", ("betrayal",)),
+        (cases(FOR_YES, FOR_YES) + "\nIt could be so.", ("hedging",)),
+        (chain(GOOD[0], GOOD[1], "Insulin"), ("sections",)),
+    ],
+)
+def test_a_question_of_yes_or_no_is_argued_both_ways(draft: str, rules: tuple[str, ...]) -> None:
+    assert screen(draft, RISK, ALL, coverage=0.6).rejected_by == rules
+
+
+@pytest.mark.parametrize(
+    ("prose", "rules", "faithful"),
+    [
+        ("Na at 09:00 calls for Insulin and Dextrose 50%.", (), 1.0),
+        ("Na calls for Insulin.\nSo does the rest.", ("coverage",), 0.5),
+        ("Na of 77 calls for Insulin and Dextrose 50%.", ("numbers",), 1.0),
+        ("Maybe Insulin and Dextrose 50%.", ("hedging",), 0.0),
+    ],
+)
+def test_free_prose_is_screened_without_sections(
+    prose: str, rules: tuple[str, ...], faithful: float
+) -> None:
+    verdict = screen(prose, SAMPLE, ALL, coverage=0.6, sections=False)
+    assert verdict.rejected_by == rules and verdict.faithfulness == faithful
+
+
+def test_the_best_draft_is_kept() -> None:
+    drafts = [Verdict(("hedging",), 1.0, 1.0), Verdict((), 1.0, 0.8), Verdict((), 1.0, 1.0)]
+    assert best(drafts) == 2 and best([*drafts, drafts[2]]) == 2
+    assert best(drafts[:2]) == 1 and best(drafts[:1]) is None

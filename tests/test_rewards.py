@@ -16,7 +16,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from ehrr1.errors import UserError
-from ehrr1.graph.chain import citable
+from ehrr1.graph.chain import Citable, citable
 from ehrr1.records.markdown import events_of
 from ehrr1.scoring.proper import EDGE, WORST_BRIER, WORST_LOG, brier, log_score
 from ehrr1.training.rewards import (
@@ -232,6 +232,7 @@ def test_overlong(tokens: int, value: float) -> None:
 
 
 NOW = datetime(2150, 3, 4, 20)
+NOTHING = Citable(set(), ())
 ALLOWED = citable(
     [event("labevents", 9, ["Glucose", "Stool: culture"], Valuenum="140", Valueuom="mg/dL")], NOW
 )
@@ -267,12 +268,12 @@ def test_faithfulness_where_there_is_no_chain() -> None:
     for think in ("none", "both"):
         given["think"] = [think] * 3
         assert faithfulness_reward([chain] * 3, **given) == [None] * 3
-    given = columns("decision", ("x",), "chain") | {"citable": [set()]}
+    given = columns("decision", ("x",), "chain") | {"citable": [NOTHING]}
     assert faithfulness_reward([chain], **given) == [None]
 
 
 def test_an_event_that_came_as_text_supports_nothing() -> None:
-    assert citable(events_of("## Strange heading [None]\n- Name: x"), NOW) == set()
+    assert citable(events_of("## Strange heading [None]\n- Name: x"), NOW) == NOTHING
 
 
 def scored(

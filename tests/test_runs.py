@@ -12,7 +12,8 @@ from ehrr1.errors import UserError
 def settings(root: Path, **changes: object) -> DictConfig:
     inputs = dict.fromkeys(runs.ORDER)
     cfg = {"output_root": str(root), "name": "test", "variant": "", "overwrite": False}
-    cfg |= {"seed": 0, "data": {"subjects": 3}, "graph": {"top": 20}, "inputs": inputs}
+    cfg |= {"seed": 0, "data": {"subjects": 3}, "graph": {"top": 20}, "concepts": {}}
+    cfg |= {"chains": {"writer": "template"}, "inputs": inputs}
     return OmegaConf.create(cfg | changes)
 
 
@@ -105,3 +106,20 @@ def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
     in_use = pytest.raises(UserError, match="in use by another process")
     with runs.opened(cfg, "prepare"), in_use, runs.opened(cfg, "prepare"):
         pass
+
+
+def test_a_variant_shares_what_it_does_not_change(tmp_path: Path) -> None:
+    plain = settings(tmp_path)
+    for stage in ("prepare", "graph", "chains"):
+        make(plain, stage)
+    other = settings(tmp_path, variant="other", graph={"top": 5})
+    assert runs.find_inputs(other, "graph") == {"prepare": tmp_path / "test/prepare"}
+    with pytest.raises(UserError, match="needs the finished stage 'graph'"):
+        runs.find_inputs(other, "chains")
+    own = make(other, "graph", "another result")
+    assert runs.find_inputs(other, "chains")["graph"] == own
+    # the experiment's chains have the settings asked for, but were written from another graph
+    with pytest.raises(UserError, match="needs the finished stages 'chains'"):
+        runs.find_inputs(other, "reason")
+    same = settings(tmp_path, variant="same")
+    assert runs.find_inputs(same, "chains")["graph"] == tmp_path / "test/graph"

@@ -2,20 +2,23 @@
 
 A writer is a function (sample, context, graph) -> drafts. This one uses no model and no network:
 it composes the three sections from the evidence graph, short and regular, so that a small model
-can learn to write them, and leaves out every answer that the graph does not support.
+can learn to write them, and leaves out every answer that the graph does not support. On a yes/no
+question it cites what speaks for either outcome.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import networkx as nx
 
 from ehrr1.graph.chain import ARROW, BAR, SECTIONS, Citation, written_time
 from ehrr1.graph.concepts import Concept, heading
 from ehrr1.graph.evidence import answers
+from ehrr1.prompts.messages import CASES
 from ehrr1.records.events import Event
+from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Sample
 
 
@@ -43,7 +46,10 @@ def write_template(
     """One draft from the graph's evidence, none where it has no evidence at all.
 
     At most `max_evidence` items are cited, in order of time; each is named with its latest event.
+    On a yes/no question so many for each outcome, and none is written unless both have some.
     """
+    if TASKS[sample.task].kind == "risk":
+        return _write_cases(sample, graph, max_evidence)
     steps = choose_steps(graph, max_evidence)
     if not steps:
         return []
@@ -62,6 +68,23 @@ def write_template(
     return [Draft("\n".join(lines), 0, 0)]
 
 
+def _write_cases(sample: Sample, graph: nx.DiGraph, max_evidence: int) -> list[Draft]:
+    """What speaks for yes, then what speaks for no: the strongest of each, in order of time."""
+    found = answers(graph)
+    lines = []
+    for outcome, title in zip(("yes", "no"), CASES, strict=True):
+        strongest = sorted(found[outcome], key=lambda pair: (-_strength(pair[1]), pair[0]))
+        nodes = [node for node, _ in strongest[:max_evidence]]
+        if not nodes:
+            return []
+        cited = sorted((_latest(graph, node) or datetime.min, node) for node in nodes)
+        lines.append(title)
+        lines += [
+            BAR.join(_citation(graph, node, _latest(graph, node), sample)) for _, node in cited
+        ]
+    return [Draft("\n".join(lines), 0, 0)]
+
+
 def choose_steps(graph: nx.DiGraph, max_evidence: int) -> list[Step]:
     """Few concepts that together support as many answers as possible (greedy set cover).
 
@@ -72,7 +95,7 @@ def choose_steps(graph: nx.DiGraph, max_evidence: int) -> list[Step]:
     strengths: dict[str, dict[str, float]] = {}
     for item, evidence in answers(graph).items():
         for node, edge in evidence:
-            strengths.setdefault(node, {})[item] = edge["support"] * math.log(edge["lift"])
+            strengths.setdefault(node, {})[item] = _strength(edge)
     steps: list[Step] = []
     while strengths and len(steps) < max_evidence:
         best = min(strengths, key=lambda node: (-sum(strengths[node].values()), node))
@@ -84,6 +107,10 @@ def choose_steps(graph: nx.DiGraph, max_evidence: int) -> list[Step]:
         }
         strengths = {node: items for node, items in left.items() if items}
     return steps
+
+
+def _strength(edge: dict[str, Any]) -> float:
+    return float(edge["support"] * math.log(edge["lift"]))
 
 
 def _latest(graph: nx.DiGraph, node: str) -> datetime | None:
@@ -98,4 +125,5 @@ def _latest(graph: nx.DiGraph, node: str) -> datetime | None:
 def _citation(graph: nx.DiGraph, node: str, time: datetime | None, sample: Sample) -> Citation:
     data = graph.nodes[node]
     place = heading(Concept(data["table"], data["label"]))
-    return Citation(data["label"], place, written_time(time, sample.prediction_time))
+    name = data.get("written", data["label"])  # of free text the words that stand there
+    return Citation(" ".join(name.split()), place, written_time(time, sample.prediction_time))

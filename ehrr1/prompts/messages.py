@@ -32,6 +32,11 @@ def instruction(task: str, *, think: bool, own: str | None = None) -> str:
     return f"{own or TASKS[task].instruction} {THINK if think else NO_THINK}"
 
 
+def asking_for_both(task: str, own: str | None) -> str:
+    """A yes/no question in the task's or the sample's `own` words, and that both cases are wanted."""
+    return f"{own or TASKS[task].instruction} {BOTH_CASES}"
+
+
 def messages(
     task: str, record: str, *, think: bool, own: str | None = None
 ) -> list[dict[str, str]]:

@@ -15,10 +15,12 @@ from omegaconf import DictConfig
 from ehrr1 import parallel
 from ehrr1.errors import UserError
 from ehrr1.models.loading import read_config
+from ehrr1.prompts.messages import asking_for_both
 from ehrr1.prompts.tokenizer import load_tokenizer
 from ehrr1.prompts.trees import Question
 from ehrr1.runs import Run
 from ehrr1.stages.adapt import ask as ask_directly
+from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import LEARNABLE, select
 from ehrr1.training.checks import check_training
@@ -66,7 +68,10 @@ def ask(sample: Sample, chains: dict[str, tuple[str, str]], risk_weight: float) 
     """With thinking where there is a chain, else directly as in `adapt`."""
     if sample.sample_id in chains:
         chain, answer = chains[sample.sample_id]
-        return [Question(sample.sample_id, sample.task, True, answer, chain)]
+        own = sample.instruction
+        if TASKS[sample.task].kind == "risk":
+            own = asking_for_both(sample.task, own)
+        return [Question(sample.sample_id, sample.task, True, answer, chain, instruction=own)]
     return ask_directly(sample, risk_weight)
 
 

@@ -165,7 +165,7 @@ class Collector:
         }
         if "faithfulness" in self.weights:
             facts = {id(p): asked.citable(p) for p in prompts if p.think == "chain"}
-            columns["citable"] = [facts.get(id(prompt), set()) for prompt in owners]
+            columns["citable"] = [facts.get(id(prompt)) for prompt in owners]
         return columns
 
     def _yes_probabilities(

@@ -8,9 +8,9 @@ from typing import Literal
 
 from datasets import Dataset
 
-from ehrr1.graph.chain import Citation, citable
+from ehrr1.graph.chain import Citable, citable
 from ehrr1.prompts.dataset import write_trees
-from ehrr1.prompts.messages import BOTH_CASES
+from ehrr1.prompts.messages import asking_for_both
 from ehrr1.prompts.trees import Question, TreeMaker
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
@@ -57,7 +57,7 @@ class Prompts(Sequence[Prompt]):
         think = self.thinking(sample)
         own = sample.instruction
         if think == "both":
-            own = f"{own or TASKS[sample.task].instruction} {BOTH_CASES}"
+            own = asking_for_both(sample.task, own)
         return [Question(sample.sample_id, sample.task, think != "none", instruction=own)]
 
     def thinking(self, sample: Sample) -> Thinking:
@@ -92,7 +92,7 @@ class Prompts(Sequence[Prompt]):
     def tasks(self) -> list[str]:
         return [sample.task for sample in self.asked]
 
-    def citable(self, prompt: Prompt) -> set[Citation]:
+    def citable(self, prompt: Prompt) -> Citable:
         """What a chain may cite: see `graph.chain.faithfulness`."""
         sample = self.samples[prompt.sample_id]
         return citable(self.prepared.context(sample), sample.prediction_time)

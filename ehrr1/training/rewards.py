@@ -13,7 +13,7 @@ The release's defects are mended: a blank line after </think> does no harm, case
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from ehrr1.graph.chain import Citation, faithfulness, parse_chain
+from ehrr1.graph.chain import Citable, faithfulness, parse_chain
 from ehrr1.scoring.answers import Kind, has_both_cases, read_answer, split_think
 from ehrr1.scoring.proper import WORST_BRIER, WORST_LOG, brier, log_score
 from ehrr1.scoring.sets import set_scores
@@ -184,7 +184,7 @@ def faithfulness_reward(
     completions: Sequence[str],
     *,
     think: Sequence[str],
-    citable: Sequence[set[Citation] | None],
+    citable: Sequence[Citable | None],
     **columns: Sequence[Any],
 ) -> Values:
     """The share of what a chain cites that its context holds: item, value, heading and time.
@@ -195,7 +195,7 @@ def faithfulness_reward(
     return [_faithful(*one) for one in zip(completions, think, citable, strict=True)]
 
 
-def _faithful(text: str, think: str, allowed: set[Citation] | None) -> float | None:
+def _faithful(text: str, think: str, allowed: Citable | None) -> float | None:
     if think != "chain" or not allowed:
         return None
     thought, _, problem = split_think(text)
