@@ -1,54 +1,272 @@
-"""stage=chains: write a reasoning chain for each sample from its evidence graph, and screen it.
+"""stage=chains: write reasoning chains for each sample from its evidence graph, and screen them.
+
+`chains=template` composes one draft from the graph; the other writers are language models, which
+are asked for several. What they are asked, and what it costs, stands in `ledger.sqlite`: a run that
+is killed, or whose budget is spent, goes on where it was by the same command.
 
 chains.jsonl, a line a draft: sample_id, task, draft, chain, answer, kept, rejected_by (the rules
-that it breaks), faithfulness, tokens_in, tokens_out. At most one draft of a sample is kept: the
-first that breaks no rule. The answer is the sample's full answer.
+that it breaks), faithfulness, tokens_in, tokens_out. At most one draft of a sample is kept, the
+best that breaks no rule. The answer is the sample's full answer.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import networkx as nx
 import polars as pl
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from ehrr1.errors import UserError
-from ehrr1.files import write_jsonl
-from ehrr1.graph.evidence import from_json
-from ehrr1.graph.screening import RULES, screen
-from ehrr1.graph.writer import Writer, write_template
-from ehrr1.progress import track
+from ehrr1.files import remove, write_jsonl
+from ehrr1.graph import anthropic_writer
+from ehrr1.graph.anthropic_batches import write_batches
+from ehrr1.graph.chain_costs import estimate, estimate_table
+from ehrr1.graph.evidence import covered, from_json
+from ehrr1.graph.ledger import FINISHED, Advance, Ledger
+from ehrr1.graph.prompting import CHARS_PER_TOKEN, VERSIONS, Limit, Prompt, write_prompt
+from ehrr1.graph.screening import RULES, best, screen
+from ehrr1.graph.writer import write_template
+from ehrr1.progress import bar, track
 from ehrr1.prompts.messages import answer_text
+from ehrr1.records.events import Event
 from ehrr1.runs import Run
 from ehrr1.tasks.samples import Prepared, Sample
 
+UNFINISHED = "unfinished"
+"""The rule that a draft breaks which was cut off or refused, whatever it says."""
 
-def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
+LEDGER = "ledger.sqlite"
+Metrics = dict[str, float | int]
+
+
+class Draft(NamedTuple):
+    """A draft of a sample: its number, and whether the writer came to an end by itself."""
+
+    number: int
+    chain: str
+    tokens_in: int
+    tokens_out: int
+    finished: bool = True
+
+
+Writer = Callable[[Sample, Sequence[Event], nx.DiGraph], list[Draft]]
+
+
+@dataclass
+class Work:
+    """What is to be written: the chosen samples of graphs.jsonl, with their graphs and contexts."""
+
+    cfg: DictConfig
+    prepared: Prepared
+    graphs: Path
+    samples: dict[str, Sample] = field(init=False)
+    any_graph: bool = field(init=False)
+    """Whether a sample without evidence is written about too: there are no graphs."""
+
+    def __post_init__(self) -> None:
+        made_with: Any = OmegaConf.load(self.graphs.parent / "config.yaml")
+        self.any_graph = OmegaConf.select(made_with, "graph.evidence") == "none"
+        self.samples = graphed_samples(self.prepared, self.graphs)
+
+    def pairs(self) -> Iterator[tuple[Sample, nx.DiGraph]]:
+        """Samples with their graphs, at most `chains.samples_per_task` of each task and split."""
+        taken: Counter[tuple[str, str]] = Counter()
+        limit = self.cfg.chains.samples_per_task
+        with self.graphs.open(encoding="utf-8") as lines:
+            for line in lines:
+                row = json.loads(line)
+                sample = self.samples[row["sample_id"]]
+                taken[sample.task, sample.split] += 1
+                if limit is None or taken[sample.task, sample.split] <= limit:
+                    yield sample, from_json(row["graph"])
+
+    def asked(self) -> list[str]:
+        """The samples that a language model is asked about."""
+        return [s.sample_id for s, graph in self.pairs() if self.any_graph or covered(graph) > 0]
+
+    def prompts(
+        self, wanted: Collection[str], limits: Sequence[Limit]
+    ) -> Iterator[tuple[str, Prompt]]:
+        """The prompts of these samples, one after the other."""
+        chains = self.cfg.chains
+        for sample, graph in self.pairs():
+            if sample.sample_id in wanted:
+                yield (
+                    sample.sample_id,
+                    write_prompt(
+                        sample,
+                        self.prepared.context(sample),
+                        graph,
+                        sections=chains.sections,
+                        show_graph=chains.show_graph,
+                        limits=limits,
+                    ),
+                )
+
+
+def run(cfg: DictConfig, run: Run) -> Metrics:
     """Write chains.jsonl. Metrics: `chains/<task>` drafts written, `kept/<task>` samples with a
     kept chain, `rejected/<rule>` drafts that break the rule, `no_evidence/<task>` samples for
-    which the writer had nothing to say, `faithfulness` the mean over all drafts."""
-    write = choose_writer(cfg)
-    prepared = Prepared(run.input("prepare"))
-    graphs = run.input("graph") / "graphs.jsonl"
-    samples = graphed_samples(prepared, graphs)
-    tally = Counter({f"rejected/{rule}": 0 for rule in RULES})
+    which there was nothing to write, `faithfulness` the mean over all drafts; of language models
+    also what `ask` returns."""
+    if cfg.chains.get("dry_run"):
+        dry_run(cfg, run.input("prepare"), run.input("graph"), run.folder / LEDGER)
+        if not run.resuming:
+            remove(run.folder)  # nothing has begun
+        raise SystemExit(0)
+    if cfg.chains.writer == "template":
+        work = Work(cfg, Prepared(run.input("prepare")), run.input("graph") / "graphs.jsonl")
+        return screen_all(work, template(cfg), run.folder)
+    write = choose_writer(cfg, run)
+    work = Work(cfg, Prepared(run.input("prepare")), run.input("graph") / "graphs.jsonl")
+    with Ledger(run.folder / LEDGER) as ledger:
+        try:
+            asked = ask(work, ledger, write)
+        finally:
+            # drafts that were paid for outlive an error that a setting caused
+            run.resuming |= ledger.states()["done"] > 0 or bool(ledger.batches())
+        return screen_all(work, written(ledger), run.folder) | asked
+
+
+def template(cfg: DictConfig) -> Writer:
+    """The offline writer: one draft, none where the graph has no evidence."""
+
+    def write(sample: Sample, context: Sequence[Event], graph: nx.DiGraph) -> list[Draft]:
+        drafts = write_template(sample, context, graph, max_evidence=cfg.chains.max_evidence)
+        return [Draft(number, *draft) for number, draft in enumerate(drafts)]
+
+    return write
+
+
+def written(ledger: Ledger) -> Writer:
+    """What language models have written, out of the ledger."""
+
+    def write(sample: Sample, context: Sequence[Event], graph: nx.DiGraph) -> list[Draft]:
+        return [
+            Draft(one.draft, one.text, one.tokens_in, one.tokens_out, one.stop_reason in FINISHED)
+            for one in ledger.drafts(sample.sample_id)
+        ]
+
+    return write
+
+
+@dataclass(frozen=True)
+class Asker:
+    """A language model: what fills the ledger, and how long its prompts may be."""
+
+    write: Callable[..., None]
+    limits: tuple[Limit, ...]
+
+
+def choose_writer(cfg: DictConfig, run: Run) -> Asker:
+    """The language model that `chains.writer` names; UserError, before anything is asked, where it
+    must not or cannot write."""
+    chars = Limit(len, cfg.chains.max_prompt_chars)
+    if cfg.chains.writer == "anthropic":
+        anthropic_writer.check(cfg.chains, data_is_open(run.input("prepare")))
+        write = write_batches if cfg.chains.batches else anthropic_writer.write_messages
+        return Asker(write, (chars,))
+    from ehrr1.graph import local_writer  # with torch
+
+    tokenizer = local_writer.check(cfg.chains)
+    write_here = partial(
+        local_writer.write_local, tokenizer=tokenizer, seed=cfg.seed, folder=run.folder
+    )
+    return Asker(write_here, (chars, local_writer.limit_of(cfg.chains, tokenizer)))
+
+
+def data_is_open(prepare: Path) -> bool:
+    """Whether the prepared records may be shown to anyone (`data.open`)."""
+    return bool(OmegaConf.select(OmegaConf.load(prepare / "config.yaml"), "data.open"))
+
+
+def ask(work: Work, ledger: Ledger, asker: Asker) -> Metrics:
+    """Fill the ledger. Returns `asked` drafts, `failed` ones (asked in vain), `prompt/<version>`
+    answers by the version of their prompt, and what was spent: `tokens_in`, `tokens_out`,
+    `cache_write`, `cache_read`, `cost_usd`."""
+    refuse_other_prompts(ledger)
+    asked = work.asked()
+    ledger.begin(asked, work.cfg.chains.drafts)
+    states = ledger.states()
+    with bar() as progress:
+        task = progress.add_task(
+            "writing chains", total=sum(states.values()), completed=states["done"]
+        )
+        advance: Advance = partial(progress.advance, task)
+        asker.write(
+            work.cfg.chains, ledger, lambda wanted: work.prompts(wanted, asker.limits), advance
+        )
+    states = ledger.states()
+    for reason, count in ledger.errors().items():
+        Console(stderr=True).print(f"chains: {count} drafts failed: {reason}", markup=False)
+    versions = {f"prompt/{version}": count for version, count in sorted(ledger.prompts().items())}
+    return {"asked": sum(states.values()), "failed": states["failed"], **versions, **ledger.spent()}
+
+
+def refuse_other_prompts(ledger: Ledger) -> None:
+    """Raise UserError where an earlier version of this program has begun the run with prompts that
+    are no longer written."""
+    if others := ledger.prompts().keys() - VERSIONS:
+        raise UserError(
+            f"{LEDGER} holds drafts of prompts that have changed since ({', '.join(others)}): set "
+            "variant=NAME to write anew, or overwrite=true to replace them"
+        )
+
+
+def screen_all(work: Work, write: Writer, folder: Path) -> Metrics:
+    """Write chains.jsonl; returns the metrics of all writers."""
+    tally = Counter({f"rejected/{rule}": 0 for rule in (UNFINISHED, *RULES)})
     faithful: list[float] = []
-    pairs = _read(graphs, samples, cfg.chains.samples_per_task)
-    rows = _rows(prepared, pairs, write, cfg.chains.coverage, tally, faithful)
-    write_jsonl(run.folder / "chains.jsonl", rows)
-    metrics = {name: tally[name] for name in sorted(tally)}
+    pairs = track(work.pairs(), "screening chains", len(work.samples))
+    write_jsonl(folder / "chains.jsonl", _rows(work, pairs, write, tally, faithful))
+    metrics: Metrics = {name: tally[name] for name in sorted(tally)}
     return metrics | {"faithfulness": sum(faithful) / max(len(faithful), 1)}
 
 
-def choose_writer(cfg: DictConfig) -> Writer:
-    """The writer that `chains.writer` names, with its settings bound."""
-    if cfg.chains.writer == "template":
-        return partial(write_template, max_evidence=cfg.chains.max_evidence)
-    raise UserError(f"chains.writer={cfg.chains.writer}: no such writer; use chains=template")
+def _rows(
+    work: Work,
+    pairs: Iterator[tuple[Sample, nx.DiGraph]],
+    write: Writer,
+    tally: Counter[str],
+    faithful: list[float],
+) -> Iterator[dict[str, Any]]:
+    chains = work.cfg.chains
+    for sample, graph in pairs:
+        context = work.prepared.context(sample)
+        drafts = write(sample, context, graph)
+        verdicts = [
+            screen(draft.chain, sample, context, chains.coverage, chains.sections)
+            for draft in drafts
+        ]
+        for place, draft in enumerate(drafts):
+            if not draft.finished:
+                verdict = verdicts[place]
+                verdicts[place] = replace(verdict, rejected_by=(UNFINISHED, *verdict.rejected_by))
+        kept = best(verdicts)
+        tally[f"no_evidence/{sample.task}"] += not (drafts or work.any_graph or covered(graph) > 0)
+        tally[f"chains/{sample.task}"] += len(drafts)
+        tally[f"kept/{sample.task}"] += kept is not None
+        for place, (draft, verdict) in enumerate(zip(drafts, verdicts, strict=True)):
+            faithful.append(verdict.faithfulness)
+            tally.update(f"rejected/{rule}" for rule in verdict.rejected_by)
+            yield {
+                "sample_id": sample.sample_id,
+                "task": sample.task,
+                "draft": draft.number,
+                "chain": draft.chain,
+                "answer": answer_text(sample.target),
+                "kept": place == kept,
+                "rejected_by": list(verdict.rejected_by),
+                "faithfulness": round(verdict.faithfulness, 6),
+                "tokens_in": draft.tokens_in,
+                "tokens_out": draft.tokens_out,
+            }
 
 
 def graphed_samples(prepared: Prepared, graphs: Path) -> dict[str, Sample]:
@@ -59,50 +277,19 @@ def graphed_samples(prepared: Prepared, graphs: Path) -> dict[str, Sample]:
     return {sample.sample_id: sample for sample in prepared.as_samples(chosen)}
 
 
-def _read(
-    graphs: Path, samples: dict[str, Sample], limit: int | None
-) -> Iterator[tuple[Sample, nx.DiGraph]]:
-    """Stream samples with their graphs, at most `limit` of each task and split."""
-    taken: Counter[tuple[str, str]] = Counter()
-    with graphs.open(encoding="utf-8") as lines:
-        for line in track(lines, "writing chains", len(samples)):
-            row = json.loads(line)
-            sample = samples[row["sample_id"]]
-            taken[sample.task, sample.split] += 1
-            if limit is None or taken[sample.task, sample.split] <= limit:
-                yield sample, from_json(row["graph"])
-
-
-def _rows(
-    prepared: Prepared,
-    graphs: Iterator[tuple[Sample, nx.DiGraph]],
-    write: Writer,
-    coverage: float,
-    tally: Counter[str],
-    faithful: list[float],
-) -> Iterator[dict[str, Any]]:
-    for sample, graph in graphs:
-        context = prepared.context(sample)
-        drafts = write(sample, context, graph)
-        tally[f"no_evidence/{sample.task}"] += not drafts
-        kept = False
-        for number, draft in enumerate(drafts):
-            verdict = screen(draft, sample, context, coverage)
-            keep = not kept and not verdict.rejected_by
-            kept |= keep
-            tally[f"chains/{sample.task}"] += 1
-            faithful.append(verdict.faithfulness)
-            tally.update(f"rejected/{rule}" for rule in verdict.rejected_by)
-            yield {
-                "sample_id": sample.sample_id,
-                "task": sample.task,
-                "draft": number,
-                "chain": draft.chain,
-                "answer": answer_text(sample.target),
-                "kept": keep,
-                "rejected_by": list(verdict.rejected_by),
-                "faithfulness": round(verdict.faithfulness, 6),
-                "tokens_in": draft.tokens_in,
-                "tokens_out": draft.tokens_out,
-            }
-        tally[f"kept/{sample.task}"] += kept
+def dry_run(cfg: DictConfig, prepare: Path, graph: Path, ledger: Path) -> None:
+    """Show what would be asked and what it would cost at most. Asks nothing."""
+    work = Work(cfg, Prepared(prepare), graph / "graphs.jsonl")
+    limits = [Limit(len, cfg.chains.max_prompt_chars)]
+    every = range(cfg.chains.drafts)
+    wanted = {sample_id: list(every) for sample_id in work.asked()}
+    if ledger.exists():
+        with Ledger(ledger) as begun:
+            begun.begin(wanted, cfg.chains.drafts)
+            wanted = begun.wanted()
+    prompts = track(work.prompts(wanted.keys(), limits), "building prompts", len(wanted))
+    found = estimate(
+        ((prompt, len(wanted[sample_id])) for sample_id, prompt in prompts), cfg.chains.max_tokens
+    )
+    counted = f"{CHARS_PER_TOKEN} characters a token"
+    Console().print(estimate_table(found, cfg.chains, counted))

