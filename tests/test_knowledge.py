@@ -1,4 +1,4 @@
-"""The knowledge base: paths equal brute force, every line is accounted for, order does not matter."""
+"""The knowledge base: paths equal brute force, lines are accounted for, their order is nothing."""
 
 import gzip
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import networkx as nx
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pytest
 
@@ -21,6 +22,7 @@ Fact = tuple[str, str, str, str]
 """head, relation, tail, source."""
 
 ANY = PathRule(max_hops=4, max_degree=1000, relations=None)
+NO_GZIP = b"concept_id\tname\n"
 HEADER = "concept_id\tname\tsemantic_type\tsource\tsynonyms\txrefs"
 
 
@@ -85,3 +87,278 @@ def test_paths_equal_brute_force(seed: int, tmp_path: Path) -> None:
             for end in chance.sample(ids, 8):
                 expected = brute_force(ids, facts, start, end, rule)
                 assert opened.path(start, end, rule) == expected, (start, end, rule)
+
+
+def test_unknown_same_and_forbidden(tmp_path: Path) -> None:
+    opened = knowledge(tmp_path, ["A", "B", "C"], [("A", "r", "B", "X"), ("C", "s", "B", "X")])
+    assert "A" in opened and "Z" not in opened and "" not in opened
+    assert opened.name("B") == "name of B"
+    with pytest.raises(KeyError):
+        opened.name("Z")
+    assert opened.path("A", "A", ANY) == []
+    assert opened.path("A", "Z", ANY) is None and opened.path("Z", "Z", ANY) is None
+    assert opened.path("A", "C", ANY) == [
+        Hop("A", "r", "B", "X", inverse=False),
+        Hop("B", "s", "C", "X", inverse=True),
+    ]
+    assert opened.path("A", "C", PathRule(1, 1000, None)) is None
+    assert opened.path("A", "C", PathRule(4, 1, None)) is None  # B has two neighbours
+    assert opened.path("A", "B", PathRule(4, 0, None)) is not None  # ends may have any number
+    assert opened.path("A", "C", PathRule(4, 1000, ("r",))) is None
+    with pytest.raises(UserError, match=r"graph.relations=\['treats'\].* it has r, s"):
+        opened.path("A", "C", PathRule(4, 1000, ("treats",)))
+
+
+def test_a_fact_that_runs_along_the_path_comes_first(tmp_path: Path) -> None:
+    """Then the relation, then the source: UMLS has each relation in both directions."""
+    facts = [("B", "a", "A", "X"), ("A", "s", "B", "X"), ("A", "r", "B", "Y"), ("A", "r", "B", "X")]
+    opened = knowledge(tmp_path, ["A", "B"], facts)
+    assert opened.path("A", "B", ANY) == [Hop("A", "r", "B", "X", inverse=False)]
+    assert opened.path("B", "A", ANY) == [Hop("B", "a", "A", "X", inverse=False)]
+    assert opened.path("B", "A", PathRule(4, 9, ("s",))) == [Hop("B", "s", "A", "X", inverse=True)]
+
+
+def test_order_and_blocks_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same lines in any order, in batches of any size, give the same bytes."""
+    chance = random.Random(3)
+    ids = [f"C{number}" for number in range(50)] + ["C7", "C8"]
+    facts = [
+        (chance.choice(ids), chance.choice("rst"), chance.choice(ids), chance.choice("XY"))
+        for _ in range(300)
+    ]
+    written = []
+    for part, block in (("a", 4_000_000), ("b", 7), ("c", 1)):
+        monkeypatch.setattr("ehrr1.graph.knowledge_build.BLOCK", block)
+        monkeypatch.setattr("ehrr1.graph.knowledge_build.BATCH", block)
+        (tmp_path / part).mkdir()
+        chance.shuffle(ids)
+        chance.shuffle(facts)
+        knowledge(tmp_path / part, ids, facts)
+        files = sorted((tmp_path / part / "knowledge").iterdir())
+        written.append({path.name: path.read_bytes() for path in files})
+    assert written[0] == written[1] == written[2]
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".tsv.gz"])
+def test_every_open_line_is_accounted_for(suffix: str, tmp_path: Path) -> None:
+    concepts = [
+        HEADER.replace("concept_id\tname", "name\tconcept_id"),  # columns are found by name
+        "alpha\tA\tkind\tX\t\t",
+        "an alpha\tA\tother\tX\t\t",  # duplicate, with a larger name
+        'be "ta\tB\tkind\tX\t\t',  # an open quote is no quote
+        "\tC\tkind\tX\t\t",  # unnamed
+        "delta\t\tkind\tX\t\t",  # no id
+        "epsilon\tE\tkind",  # too short
+        "zeta\tZ\tkind\tX\t\t\t",  # too long
+        "",
+    ]
+    relations = [
+        "head\trelation\ttail\tsource",
+        *["A\tr\tB\tX"] * 3,
+        "A\tr\tA\tX",
+        "A\tr\tC\tX",
+        "Q\tr\tB\tX",
+        "A\t\tB\tX",
+        "A\tr\tB",
+        "A\tr\tB\tX\tmore",
+        "B\tr\tA\tX",
+    ]
+    paths = [tmp_path / f"concepts{suffix}", tmp_path / f"relations{suffix}"]
+    for path, lines in zip(paths, (concepts, relations), strict=True):
+        text = ("\r\n".join(lines) + "\r\n").encode() + b"\xff\xfe\n"  # and a line of no text
+        path.write_bytes(gzip.compress(text) if suffix.endswith("gz") else text)
+    counts = build_open(*paths, tmp_path / "knowledge")
+    assert counts == {
+        **{"concepts_lines": 9, "concepts": 2, "concepts_duplicate": 1, "concepts_unnamed": 1},
+        "concepts_malformed": 5,
+        **{"relations_lines": 11, "relations": 2, "relations_duplicate": 2, "relations_self": 1},
+        **{"relations_unknown": 2, "relations_malformed": 4},
+    }
+    assert_balanced(counts)
+    opened = Knowledge(tmp_path / "knowledge")
+    assert (opened.name("A"), opened.name("B")) == ("alpha", 'be "ta')
+    assert json.loads((tmp_path / "knowledge" / "meta.json").read_text())["counts"] == counts
+
+
+def assert_balanced(counts: dict[str, int]) -> None:
+    """Lines in = kept + left out by reason, for each file."""
+    for kind in {name.partition("_")[0] for name in counts}:
+        others = {name: n for name, n in counts.items() if name.partition("_")[0] == kind}
+        lines = others.pop(f"{kind}_lines")
+        assert lines == sum(others.values()), kind
+
+
+def mrconso(
+    cui: str, text: str, lat: str = "ENG", best: str = "P|PF|Y", suppress: str = "N"
+) -> str:
+    ts, stt, preferred = best.split("|")
+    return f"{cui}|{lat}|{ts}|L1|{stt}|S1|{preferred}|A1||||SRC|PT|1|{text}|0|{suppress}||"
+
+
+def mrrel(cui1: str, rel: str, cui2: str, rela: str = "", suppress: str = "N") -> str:
+    return f"{cui1}|A1|AUI|{rel}|{cui2}|A2|AUI|{rela}|R1||SRC|SRC||Y|{suppress}||"
+
+
+@pytest.fixture
+def meta(tmp_path: Path) -> Path:
+    """A META folder, small and with every flaw that is counted."""
+    names = [
+        mrconso("C3", "fibrillation of the atria", best="P|VO|Y"),
+        mrconso("C3", "AF", best="S|PF|Y"),
+        mrconso("C3", "Atrial fibrillation", best="P|PF|Y"),
+        mrconso("C3", "Atrial Fibrillation", best="P|PF|N"),
+        mrconso("C3", "Fibrilación auricular", lat="SPA"),
+        mrconso("C1", "Arrhythmia", suppress="O"),
+        mrconso("C1", "Arrhythmia, cardiac", best="S|VO|N"),
+        mrconso("C1", "Arrhythmia of the heart", best="S|VO|N"),
+        mrconso("C2", "Warfarin"),
+        mrconso("C4", "Solo en español", lat="SPA"),
+        mrconso("C5", "Old name", suppress="Y"),
+        "C6|ENG|P|L1",
+    ]
+    types = [
+        *("C3|T047|B2|Disease or Syndrome|AT1|256|", "C3|T033|A2|Finding|AT2|256|"),
+        *("C2|T121|A1|Pharmacologic Substance|AT3||", "C9|T047|B2|Disease or Syndrome|AT4||", "C1"),
+    ]
+    relations = [
+        mrrel("C1", "CHD", "C3", "isa"),
+        mrrel("C3", "PAR", "C1", "inverse_isa"),
+        mrrel("C3", "RO", "C2"),
+        mrrel("C3", "RO", "C2"),
+        mrrel("C3", "SY", "C3"),
+        mrrel("C1", "XR", "C2"),
+        mrrel("C1", "RO", "C2", "may_treat", suppress="O"),
+        mrrel("C1", "RO", "C4", "may_treat"),
+        mrrel("", "RO", "C4", "may_treat"),
+        "C1|A1",
+    ]
+    folder = tmp_path / "META"
+    folder.mkdir()
+    for name, lines in (("MRCONSO", names), ("MRSTY", types), ("MRREL", relations)):
+        (folder / f"{name}.RRF").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_umls_names_types_and_direction(meta: Path, tmp_path: Path) -> None:
+    counts = build_umls(meta, tmp_path / "knowledge")
+    assert counts == {
+        **{"concepts_lines": 12, "concepts": 3, "concepts_further": 4, "concepts_suppressed": 2},
+        **{"concepts_not_english": 2, "concepts_malformed": 1},
+        **{"types_lines": 5, "types": 2, "types_further": 1, "types_unknown": 1},
+        "types_malformed": 1,
+        **{"relations_lines": 10, "relations": 3, "relations_duplicate": 1, "relations_self": 1},
+        **{"relations_not_related": 1, "relations_suppressed": 1, "relations_unknown": 1},
+        "relations_malformed": 2,
+    }
+    assert_balanced(counts)
+    opened = Knowledge(tmp_path / "knowledge")
+    names = {"C1": "Arrhythmia of the heart", "C2": "Warfarin", "C3": "Atrial fibrillation"}
+    assert {cui: opened.name(cui) for cui in names} == names
+    assert [cui in opened for cui in ("C4", "C5", "C6")] == [False, False, False]
+    # MRREL says what the second concept is to the first: C3 isa C1, and C2 has RO to C3
+    assert opened.path("C3", "C1", ANY) == [Hop("C3", "isa", "C1", "SRC", inverse=False)]
+    assert opened.path("C1", "C3", ANY) == [Hop("C1", "inverse_isa", "C3", "SRC", inverse=False)]
+    assert opened.path("C1", "C2", ANY)[1] == Hop("C3", "RO", "C2", "SRC", inverse=True)
+    table = pl.read_ipc(tmp_path / "knowledge" / "concepts.arrow")
+    assert table.to_dicts()[1:] == [
+        {"concept_id": "C2", "name": "Warfarin", "semantic_type": "Pharmacologic Substance"},
+        {"concept_id": "C3", "name": "Atrial fibrillation", "semantic_type": "Finding"},
+    ]
+
+
+def test_umls_without_relations(meta: Path, tmp_path: Path) -> None:
+    (meta / "MRREL.RRF").unlink()
+    counts = build_umls(meta, tmp_path / "knowledge")
+    assert (counts["concepts"], counts["relations"]) == (3, 0)
+    opened = Knowledge(tmp_path / "knowledge")
+    assert opened.path("C1", "C3", ANY) is None and opened.path("C1", "C1", ANY) == []
+
+
+def test_faults_of_the_user_are_one_line(meta: Path, tmp_path: Path) -> None:
+    good = {
+        "concepts.dictionary": f"{HEADER}\nA\talpha\tkind\tX\t\t\n",
+        "concepts.relations": "head\trelation\ttail\tsource\n",
+    }
+    for setting, content, remedy in (
+        ("concepts.dictionary", None, "there is no file"),
+        ("concepts.dictionary", b"", "there is no concept_id, name, semantic_type"),
+        ("concepts.dictionary", HEADER.encode(), "none of its lines can be used"),
+        ("concepts.dictionary", NO_GZIP, "the file is damaged"),
+        ("concepts.relations", None, "there is no file"),
+        ("concepts.relations", b"head\ttail\n", "there is no relation, source"),
+    ):
+        paths = []
+        for name, text in good.items():
+            data = content if name == setting else text.encode()
+            path = tmp_path / f"{name}.tsv{'.gz' if data is NO_GZIP else ''}"
+            path.unlink(missing_ok=True)
+            if data is not None:
+                path.write_bytes(data)
+            paths.append(path)
+        with pytest.raises(UserError, match=rf"^{setting}=.*{remedy}[^\n]*$"):
+            build_open(*paths, tmp_path / "knowledge")
+    (meta / "MRSTY.RRF").unlink()
+    with pytest.raises(UserError, match=r"^concepts.folder=.*MRSTY.RRF"):
+        build_umls(meta, tmp_path / "knowledge")
+    assert not (tmp_path / "knowledge").exists()
+
+
+def test_a_damaged_table_in_mid_file(tmp_path: Path) -> None:
+    """The header can be read, the rest not: nothing is built, what was there stays."""
+    opened = knowledge(tmp_path, ["A"], [])
+    rows = "\n".join(f"A{number}\tname {random.random()}\tkind\tX\t\t" for number in range(50_000))
+    broken = tmp_path / "broken.tsv.gz"
+    broken.write_bytes(gzip.compress(f"{HEADER}\n{rows}\n".encode())[:-1000])
+    with pytest.raises(UserError, match=r"^concepts.dictionary=.*the file is damaged"):
+        build_open(broken, tmp_path / "relations.tsv", tmp_path / "knowledge")
+    assert "A" in opened and "A" in Knowledge(tmp_path / "knowledge")
+    assert not list(tmp_path.glob(".*partial*"))
+
+
+def test_other_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no meta\.json"):
+        Knowledge(tmp_path)
+    knowledge(tmp_path, ["A"], [])
+    meta = tmp_path / "knowledge" / "meta.json"
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"format": 99}))
+    with pytest.raises(UserError, match="format 99, this version reads 1: remove"):
+        Knowledge(tmp_path / "knowledge")
+
+
+def test_arrays_are_mapped_and_small(tmp_path: Path) -> None:
+    """Two entries a fact; numbers take the bytes they need; nothing is read when opening."""
+    ids = [f"C{number}" for number in range(300)]
+    opened = knowledge(tmp_path, ids, [(a, "r", b, "X") for a, b in pairwise(ids)])
+    arrays = {path.stem: np.load(path) for path in (tmp_path / "knowledge").glob("*.npy")}
+    assert {name: (len(array), array.dtype.name) for name, array in arrays.items()} == {
+        "starts": (301, "int64"),
+        "neighbours": (598, "int32"),
+        "kinds": (598, "uint8"),
+        "degrees": (300, "int32"),
+    }
+    assert isinstance(opened._neighbours.base, np.memmap)
+    before = pa.total_allocated_bytes()
+    Knowledge(tmp_path / "knowledge")
+    assert pa.total_allocated_bytes() == before
+
+
+def test_open_data(tmp_path: Path) -> None:
+    """The whole open dictionary: in seconds, balanced, and a drug leads to its disease."""
+    shared = shared_folder()
+    if shared is None:
+        pytest.skip("no open data: set EHRR1_SHARED to a folder with data/concepts")
+    data = shared / "data" / "concepts"
+    counts = build_open(data / "concepts.tsv.gz", data / "relations.tsv.gz", tmp_path / "knowledge")
+    assert_balanced(counts)
+    assert counts["concepts"] > 200_000 and counts["relations"] > 180_000
+    opened = Knowledge(tmp_path / "knowledge")
+    path = opened.path("RXNORM:6809", "ICD10CM:E11", ANY)
+    assert path is not None
+    read = [opened.name(hop.head) for hop in path], [hop.relation for hop in path]
+    assert (opened.name("RXNORM:6809"), read) == (
+        "Metformin",
+        (
+            ["Diabetes Mellitus, Type 2", "type 2 diabetes mellitus", "Type 2 diabetes mellitus"],
+            ["may_treat", "same_as", "same_as"],
+        ),
+    )
