@@ -28,11 +28,23 @@ def execute(cfg: DictConfig) -> None:
     if parallel.size() > 1:
         _execute_in_group(cfg, cfg.stage)
         return
+    if cfg.stage == "graph" and cfg.graph.show is not None:
+        _show_graph(cfg)
+        return
     for stage in runs.ORDER if cfg.stage == "curriculum" else (cfg.stage,):
         if stage in TRAINING and _processes(cfg) > 1 and not runs.is_finished(_folder(cfg, stage)):
             _start_group(cfg, stage)
         else:
             _execute_one(cfg, stage)
+
+
+def _show_graph(cfg: DictConfig) -> None:
+    """Draw one sample of a graph, which is made first where it is not there yet."""
+    from ehrr1.stages.show_graph import show
+
+    if not cfg.inputs.graph:
+        _execute_one(cfg, "graph")
+    show(cfg, console)
 
 
 def _folder(cfg: DictConfig, stage: str) -> Path:

@@ -1,0 +1,98 @@
+"""stage=graph graph.show=SAMPLE_ID: one sample's evidence as a figure and as an interactive page.
+
+They are written into the graph's run folder, which holds the same patients already: show/<id>.png,
+.svg and .html. The run itself stays as it is.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from ehrr1 import runs
+from ehrr1.errors import UserError
+from ehrr1.files import replacing, write_text
+from ehrr1.graph.evidence import from_json
+from ehrr1.graph.figure import draw
+from ehrr1.graph.page import Shown, page
+from ehrr1.tasks.samples import Prepared, Sample
+
+MADE_BY = "run `python run.py stage=chains` with the same settings, then this command again."
+
+
+def show(cfg: DictConfig, console: Console) -> None:
+    """Draw the sample that `graph.show` names, and print the paths. Raises UserError where the
+    finished graph has no such sample."""
+    inputs = runs.find_inputs(cfg, "chains")
+    row = line_of(inputs["graph"] / "graphs.jsonl", str(cfg.graph.show))
+    prepared, graph = Prepared(inputs["prepare"]), from_json(row["graph"])
+    sample = _sample(prepared, row["sample_id"])
+    draft, note = find_draft(cfg, sample.sample_id)
+    shown = Shown(
+        sample=sample,
+        context=prepared.context(sample),
+        graph=graph,
+        draft=draft,
+        note=note,
+        is_open=bool(OmegaConf.load(prepared.folder / "config.yaml").data.open),
+    )
+    stem = inputs["graph"] / "show" / safe_name(sample.sample_id)
+    title = f"{sample.task} at {sample.prediction_time:%Y-%m-%d %H:%M}: evidence for the answer"
+    for form in ("png", "svg"):
+        with replacing(stem.with_name(f"{stem.name}.{form}")) as path:
+            draw(graph, title, path, form)
+    write_text(stem.with_name(f"{stem.name}.html"), page(shown))
+    for form in ("png", "svg", "html"):
+        console.print(f"{stem}.{form}", markup=False, highlight=False, soft_wrap=True)
+
+
+def line_of(graphs: Path, sample_id: str) -> dict[str, Any]:
+    """The sample's line of graphs.jsonl."""
+    for row in _rows_of(graphs, sample_id):
+        return row
+    with graphs.open(encoding="utf-8") as lines:
+        some = [json.loads(line)["sample_id"] for line in islice(lines, 3)]
+    raise UserError(
+        f"graph.show={sample_id}: no graph of that sample in {graphs}; choose another sample_id "
+        f"of that file (for example {', '.join(some) or 'none: the file is empty'}), or raise "
+        "graph.samples_per_task"
+    )
+
+
+def find_draft(cfg: DictConfig, sample_id: str) -> tuple[dict[str, Any] | None, str]:
+    """The kept draft of a sample, else its first; where there is none, a note that says why."""
+    folder = Path(cfg.inputs.chains) if cfg.inputs.chains else runs.home(cfg) / "chains"
+    if not runs.is_finished(folder):
+        return None, f"There are no chains beside this graph: {MADE_BY}"
+    drafts = list(_rows_of(folder / "chains.jsonl", sample_id))
+    if not drafts:
+        return None, (
+            "No chain was written for this sample: its graph has no evidence, or it is beyond "
+            "chains.samples_per_task."
+        )
+    return next((draft for draft in drafts if draft["kept"]), drafts[0]), ""
+
+
+def safe_name(sample_id: str) -> str:
+    """A file name that tells the sample: what is special to a file system is an underscore."""
+    return re.sub(r"[^\w.-]+", "_", sample_id)
+
+
+def _sample(prepared: Prepared, sample_id: str) -> Sample:
+    rows = prepared.scan().filter(pl.col("sample_id") == sample_id).collect()
+    return prepared.as_samples(rows)[0]
+
+
+def _rows_of(path: Path, sample_id: str) -> Iterator[dict[str, Any]]:
+    """The lines of a JSON lines file about a sample; the others are not parsed, they are long."""
+    spelled = json.dumps(sample_id, ensure_ascii=False)
+    with path.open(encoding="utf-8") as lines:
+        for row in (json.loads(line) for line in lines if spelled in line):
+            if row["sample_id"] == sample_id:
+                yield row
