@@ -1,0 +1,235 @@
+"""Whether a mention is a fact about the patient now: ConText within sentences, and the section.
+
+The rules are medspaCy's, with the additions below; the work is done by its matcher and its ConText
+graph. Three things differ from its components, for speed or for what they would get wrong:
+
+- A rule that is a pattern of alternatives ("denies", "denied", ...) is written out as phrases: the
+  phrase matcher finds the same, several times faster.
+- ConText runs sentence by sentence: modifiers reach no further, and its cost is quadratic.
+- A section's heading stands at the beginning of a line and is a sentence of its own.
+"""
+
+import re
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import medspacy
+from medspacy.common.base_rule import BaseRule
+from medspacy.common.util import prune_overlapping_matches
+from medspacy.context import ConTextRule
+from medspacy.context.context_graph import ConTextGraph
+from medspacy.context.context_modifier import ConTextModifier
+from medspacy.section_detection import SectionRule
+from spacy.language import Language
+from spacy.matcher import PhraseMatcher
+from spacy.tokens import Doc, Span
+
+STATUSES = {
+    "NEGATED_EXISTENCE": "negated",
+    "FAMILY": "family",
+    "HYPOTHETICAL": "hypothetical",
+    "HISTORICAL": "historical",
+    "POSSIBLE_EXISTENCE": "uncertain",
+}
+"""ConText's categories; where several apply to a mention, the first of them is its status."""
+
+SECTION_STATUSES = {
+    "allergies": "hypothetical",
+    "allergy": "hypothetical",
+    "family_history": "family",
+    "past_medical_history": "historical",
+    "patient_education": "hypothetical",
+    "patient_instructions": "hypothetical",
+}
+"""What a mention in the section is, unless ConText says that it is negated."""
+
+RULES = (
+    ("may represent", "POSSIBLE_EXISTENCE", "FORWARD"),
+    ("could represent", "POSSIBLE_EXISTENCE", "FORWARD"),
+    ("may reflect", "POSSIBLE_EXISTENCE", "FORWARD"),
+    ("could reflect", "POSSIBLE_EXISTENCE", "FORWARD"),
+    ("concern for", "POSSIBLE_EXISTENCE", "FORWARD"),
+    ("suspected", "POSSIBLE_EXISTENCE", "FORWARD"),
+    ("suspicion of", "POSSIBLE_EXISTENCE", "FORWARD"),
+    ("suspicion for", "POSSIBLE_EXISTENCE", "FORWARD"),
+    ("questionable", "POSSIBLE_EXISTENCE", "FORWARD"),
+    ("can not exclude", "POSSIBLE_EXISTENCE", "FORWARD"),
+    ("can not be excluded", "POSSIBLE_EXISTENCE", "BACKWARD"),
+    ("not excluded", "POSSIBLE_EXISTENCE", "BACKWARD"),
+    ("in mother", "FAMILY", "BACKWARD"),
+    ("in father", "FAMILY", "BACKWARD"),
+    ("in brother", "FAMILY", "BACKWARD"),
+    ("in sister", "FAMILY", "BACKWARD"),
+    # "a history of diabetes presented with pneumonia": the pneumonia is new
+    ("presented", "HISTORICAL", "TERMINATE"),
+    ("admitted", "HISTORICAL", "TERMINATE"),
+    ("transferred", "HISTORICAL", "TERMINATE"),
+)
+LEFT_OUT = frozenset([": no"])
+"""Of medspaCy's rules: "FINDINGS: no pneumothorax" would negate what stands before the colon."""
+
+HEADINGS = (
+    ("History:", "indication"),
+    ("Clinical History:", "indication"),
+    ("Clinical Information:", "indication"),
+    ("Indication:", "indication"),
+    ("Reason for exam:", "indication"),
+    ("Examination:", "imaging"),
+    ("Exam:", "imaging"),
+    ("Comparison:", "imaging"),
+    ("Procedure:", "imaging"),
+    ("Conclusion:", "observation_and_plan"),
+    ("Allergies:", "allergies"),
+    ("PSH:", "past_medical_history"),
+    ("Major Surgical or Invasive Procedure:", "hospital_course"),
+    ("Hospital Course:", "hospital_course"),
+    ("Medications on Admission:", "medications"),
+    ("Transitional Issues:", "observation_and_plan"),
+    ("Admission Physical Exam:", "physical_exam"),
+    ("Discharge Physical Exam:", "physical_exam"),
+    ("Admission Exam:", "physical_exam"),
+    ("Discharge Exam:", "physical_exam"),
+    ("Physical Exam on Admission:", "physical_exam"),
+    ("Physical Exam on Discharge:", "physical_exam"),
+    ("Vitals:", "physical_exam"),
+)
+"""MIMIC's headings that medspaCy's rules lack, or take for something else."""
+
+_RESOURCES = Path(medspacy.__file__).parents[1] / "resources" / "en"
+
+
+class Section(NamedTuple):
+    """A section's heading, tokens `start` to `end`, and its category."""
+
+    start: int
+    end: int
+    category: str
+
+
+class Phrases:
+    """Finds rules by their words, case aside; of overlapping matches the longest."""
+
+    def __init__(self, nlp: Language, rules: Mapping[tuple[str, ...], BaseRule]):
+        self._rules = {nlp.vocab.strings.add(f"{words}"): rule for words, rule in rules.items()}
+        self._matcher = PhraseMatcher(nlp.vocab, attr="LOWER")
+        for words in rules:
+            self._matcher.add(f"{words}", [Doc(nlp.vocab, words=list(words))])
+
+    def __call__(self, doc: Doc) -> Iterator[tuple[BaseRule, int, int]]:
+        """Each rule that matches, with its first token and the one after its last."""
+        for key, start, end in prune_overlapping_matches(self._matcher(doc)):
+            yield self._rules[key], start, end
+
+
+class Sections:
+    """Finds headings and bounds sentences by them."""
+
+    def __init__(self, nlp: Language):
+        self._headings = Phrases(nlp, section_rules(nlp))
+
+    def __call__(self, doc: Doc) -> list[Section]:
+        """The sections in order; the sentence bounds of `doc` then respect their headings."""
+        found = []
+        for rule, start, end in self._headings(doc):
+            if start == 0 or "\n" in doc[start - 1].text:
+                found.append(Section(start, end, rule.category))
+                doc[start].is_sent_start = True
+                if end < len(doc):
+                    doc[end].is_sent_start = True
+        return found
+
+
+class Assertions:
+    """The status of mentions."""
+
+    def __init__(self, nlp: Language):
+        self._modifiers = Phrases(nlp, context_rules())
+
+    def __call__(self, doc: Doc, mentions: Sequence[Span], sections: Sequence[str]) -> list[str]:
+        """A status for each mention, given the category of the section in which it stands."""
+        categories = self._categories(doc, mentions)
+        return [
+            _status(categories[mention.start], section)
+            for mention, section in zip(mentions, sections, strict=True)
+        ]
+
+    def _categories(self, doc: Doc, mentions: Sequence[Span]) -> dict[int, set[str]]:
+        """First token of a mention -> ConText's categories."""
+        starts = [sentence.start for sentence in doc.sents]
+        modifiers, targets = defaultdict(list), defaultdict(list)
+        for mention in mentions:
+            targets[bisect_right(starts, mention.start)].append(mention)
+        for rule, start, end in self._modifiers(doc):
+            sentence = bisect_right(starts, start)
+            if sentence in targets:
+                modifiers[sentence].append(ConTextModifier(rule, start, end, doc))
+        found: dict[int, set[str]] = defaultdict(set)
+        for sentence, here in modifiers.items():
+            graph = ConTextGraph(targets[sentence], here)
+            graph.update_scopes()
+            graph.apply_modifiers()
+            for target, modifier in graph.edges:
+                found[target.start].add(modifier.category)
+        return found
+
+
+def _status(categories: set[str], section: str) -> str:
+    if "NEGATED_EXISTENCE" in categories:
+        return "negated"
+    if section in SECTION_STATUSES:
+        return SECTION_STATUSES[section]
+    statuses = (status for category, status in STATUSES.items() if category in categories)
+    return next(statuses, "affirmed")
+
+
+def section_rules(nlp: Language) -> dict[tuple[str, ...], BaseRule]:
+    """medspaCy's headings and ours by their words; of two with the same words ours stands."""
+    rules = [SectionRule(literal, category) for literal, category in HEADINGS]
+    rules += SectionRule.from_json(str(_RESOURCES / "section_patterns.json"))
+    found: dict[tuple[str, ...], BaseRule] = {}
+    for rule in rules:
+        words = tuple(token.text for token in nlp.make_doc(rule.literal.lower()))
+        found.setdefault(words, rule)
+    return found
+
+
+def context_rules() -> dict[tuple[str, ...], BaseRule]:
+    """ConText's rules by their words: ours, then medspaCy's patterns, then its literals."""
+    theirs = ConTextRule.from_json(str(_RESOURCES / "context_rules.json"))
+    theirs.sort(key=lambda rule: rule.pattern is None)
+    found: dict[tuple[str, ...], BaseRule] = {}
+    for literal, category, direction in RULES:
+        found[tuple(literal.split())] = ConTextRule(literal, category, direction=direction)
+    for rule in theirs:
+        if rule.literal not in LEFT_OUT:
+            for words in phrases(rule.literal, rule.pattern):
+                found.setdefault(words, rule)
+    return found
+
+
+def phrases(literal: str, pattern: list[dict[str, Any]] | None) -> Iterator[tuple[str, ...]]:
+    """The words that a rule matches, each alternative by itself.
+
+    `pattern` holds a dict a token: LOWER is a word or {"IN": words}, OP "?" makes it optional.
+    """
+    if pattern is None:
+        yield _tokens(literal)
+        return
+    for words in product(*map(_alternatives, pattern)):
+        yield _tokens(" ".join(words))
+
+
+def _tokens(text: str) -> tuple[str, ...]:
+    """As medspaCy's tokenizer splits the few literals that hold punctuation: "h/o", ": none"."""
+    return tuple(re.findall(r"\w+(?:'\w+)?|'\w*|[^\w\s]", text.lower()))
+
+
+def _alternatives(token: dict[str, Any]) -> list[str]:
+    if not token.keys() <= {"LOWER", "OP"} or token.get("OP", "?") != "?":
+        raise ValueError(f"medspaCy's rules have a new kind of pattern: {token}")
+    words = token["LOWER"]
+    return ([""] if "OP" in token else []) + ([words] if isinstance(words, str) else words["IN"])

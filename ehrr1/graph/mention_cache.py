@@ -1,0 +1,162 @@
+"""Every text of a corpus is read once: mentions by the hash of the text, in one SQLite file.
+
+The file lies below `concepts.cache` and is named after what the texts were read with: another
+dictionary or another version of the reader has a file of its own, so nothing in it is ever stale.
+It holds no text: keys are SHA-256 hashes, values the mentions as JSON.
+"""
+
+import hashlib
+import json
+import os
+import sqlite3
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from ehrr1.errors import UserError
+from ehrr1.graph.mentions import Mention, Reader, Source, open_reader, open_source
+from ehrr1.progress import track
+
+BATCH = 64
+"""Texts that are handed to a process, and committed, at a time."""
+WAIT_SECONDS = 600
+"""For another run that writes to the same file."""
+
+Row = tuple[bytes, str]
+"""A text's hash and its mentions as JSON."""
+
+
+def open_cache(concepts: DictConfig) -> "MentionCache | None":
+    """The cache of what `concepts` reads texts with, prepared where needed; None for items."""
+    source = open_source(concepts)
+    return None if source is None else MentionCache(Path(concepts.cache), source)
+
+
+class MentionCache:
+    """The mentions of texts, read when they are missing."""
+
+    def __init__(self, folder: Path, source: Source):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"mentions-{source.fingerprint}.sqlite"
+        self._source = source
+        self._rows = sqlite3.connect(self.path, timeout=WAIT_SECONDS)
+        self._rows.execute(
+            "CREATE TABLE IF NOT EXISTS mentions (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID"
+        )
+
+    def read(self, texts: Iterable[str], workers: int | None = None) -> int:
+        """Read each distinct text that the file lacks; returns how many that were.
+
+        `workers` processes read, one a core if None; each loads the pipeline once. What is done is
+        kept batch by batch: a run that was killed goes on where it stopped. Texts may stream: a few
+        batches are in memory. Raises UserError if a process dies.
+        """
+        batches = _batches(self._missing(track(texts, "reading free text", _length(texts))))
+        workers = workers or len(os.sched_getaffinity(0))
+        done = 0
+        for rows in _read_all(batches, self._source, workers):
+            with self._rows:
+                self._rows.executemany("INSERT OR IGNORE INTO mentions VALUES (?, ?)", rows)
+            done += len(rows)
+        return done
+
+    def of(self, text: str) -> list[Mention]:
+        """The mentions of a text that was read; KeyError for another."""
+        found = self._get(_key(text))
+        if found is None:
+            raise KeyError("a text that was not read: call read() first")
+        return [Mention(*mention) for mention in json.loads(found)]
+
+    def _missing(self, texts: Iterable[str]) -> Iterator[str]:
+        seen = set()
+        for text in texts:
+            key = _key(text)
+            if key not in seen and self._get(key) is None:
+                seen.add(key)
+                yield text
+
+    def _get(self, key: bytes) -> str | None:
+        row = self._rows.execute("SELECT value FROM mentions WHERE key = ?", (key,)).fetchone()
+        return None if row is None else row[0]
+
+
+def _key(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def _length(texts: Iterable[str]) -> int | None:
+    return len(texts) if isinstance(texts, list | tuple | set | dict) else None
+
+
+def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for text in texts:
+        batch.append(text)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _read_all(batches: Iterator[list[str]], source: Source, workers: int) -> Iterator[list[Row]]:
+    """The rows of each batch, in no order. A single batch is not worth a second process."""
+    first, second = next(batches, None), next(batches, None)
+    if first is None:
+        return
+    if workers == 1 or second is None:
+        reader = open_reader(source)
+        yield _rows(reader, first)
+        if second is not None:
+            yield _rows(reader, second)
+            yield from (_rows(reader, batch) for batch in batches)
+        return
+    # spawned: a fork of a process whose other threads hold locks can hang
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _open, (source,))
+    waiting = {pool.submit(_read, first), pool.submit(_read, second)}
+    try:
+        for batch in batches:
+            waiting.add(pool.submit(_read, batch))
+            if len(waiting) >= 2 * workers:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from _results(done)
+        yield from _results(waiting)
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"concepts.workers={workers}: a process that read free text died (out of memory?); "
+            "what was read is kept: run the command again, with a smaller concepts.workers=N"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _results(done: Iterable[Future[list[Row]]]) -> Iterator[list[Row]]:
+    for future in done:
+        yield future.result()
+
+
+def _rows(reader: Reader, texts: list[str]) -> list[Row]:
+    return [
+        (_key(text), json.dumps(reader.read(text), ensure_ascii=False, separators=(",", ":")))
+        for text in texts
+    ]
+
+
+_reader: Reader
+"""In a process that reads: its pipeline."""
+
+
+def _open(source: Source) -> None:
+    global _reader
+    os.environ["OMP_NUM_THREADS"] = "1"
+    sys.stdout = sys.stderr
+    _reader = open_reader(source)
+
+
+def _read(texts: list[str]) -> list[Row]:
+    return _rows(_reader, texts)

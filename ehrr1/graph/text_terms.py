@@ -1,0 +1,143 @@
+"""Which names of a dictionary are looked for in free text, and in what spelling.
+
+Not every name of a concept means it in prose. Left out are
+
+- concepts of MIMIC's own item lists and of general types ("lung", "male", "eating": `TEXT_TYPES`);
+- names with a comma or a bracket (catalogue entries such as "Pain, Chest"), of more than six words,
+  or with fewer than four letters, but for a list of abbreviations (`ABBREVIATIONS`);
+- single words of everyday English (`EVERYDAY`).
+
+A single word in capitals ("HTN", "COPD") is an abbreviation: it is found in capitals only. All else
+is found in any case. Where two concepts have the same name, `dictionary.terms` says which one wins.
+"""
+
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+from spacy.lang.en import STOP_WORDS
+from spacy.language import Language
+from spacy.matcher import PhraseMatcher
+from spacy.strings import get_string_id
+from spacy.vocab import Vocab
+
+from ehrr1.files import locked, replacing
+from ehrr1.graph.dictionary import GENERAL_TYPES, ITEM_LISTS, fingerprint, read_dictionary, terms
+from ehrr1.progress import track
+
+VERSION = "1"
+"""Changes with the rules of this module."""
+MAX_WORDS = 6
+
+_EVERYDAY = """
+    adiposity allergens alloys alps anes antibodies antibody antigen antigens arts auscultation
+    bends buffer buffers butter cadaver candle capsule capsules card cards coal cold complement
+    convalescence convalescences corpse death deaths decam diagnose diagnoses diagnosis disease
+    diseases dish dissection dissections doors drugs dump dust element elements emergencies
+    emergency enzymes face facies fame fats gait gaits gel gels glass gold hormones illusion
+    illusions inhalation injection injections ink insufflation latex lead leanness lord march
+    mash medications metals oils ointments palpation percussion pharmaceuticals photography plat
+    pollen powders prognoses prognosis prost protein proteins recurrence recurrences reflex scar
+    scars screening sega self-care sens silicon silk sits smoke solution solutions soot spotting
+    steam stem suction suggestion suggestions surgery syndrome syndromes tablets telemetry tempo
+    tens therapeutic therapeutics therapies therapy thinness traps treatment treatments tungsten
+    water wolfram
+"""
+EVERYDAY = frozenset(_EVERYDAY.split()) | STOP_WORDS
+"""Words that are names of concepts but mostly mean something else in a note."""
+
+_ABBREVIATIONS = """
+    AKI ALS BPH BUN CAD CHF CKD CLL CML CPR CVA DIC DKA DVT ECG EEG EKG GBM GDM HPV HTN IBD ILD
+    INR IPF ITP OCD OSA PID PKU RCC RSV TIA TSS UTI
+"""
+ABBREVIATIONS = frozenset(_ABBREVIATIONS.split())
+"""Abbreviations of three letters that mean one thing in a hospital. Most others do not: a catalogue
+of syndromes has SNF, NAD and PCA too."""
+
+TEXT_TYPES = GENERAL_TYPES | {"Biologic Function"}
+"""Semantic types that are not looked for: in a note, breathing and eating are no concepts."""
+
+
+class TextTerm(NamedTuple):
+    """What is looked for: a term's words as the tokenizer splits it; `capitals`: as spelled."""
+
+    concept_id: str
+    name: str
+    capitals: bool
+    words: tuple[str, ...]
+
+
+def choose(concepts: pl.DataFrame) -> pl.DataFrame:
+    """The terms that are looked for: term (lower case unless in capitals), capitals, concept_id,
+    name; each once."""
+    text = pl.col("term").str.replace_all(r"\s+", " ").str.strip_chars()
+    letters = text.str.count_matches(r"\pL")
+    one_word = ~text.str.contains(" ")
+    capitals = one_word & (text.str.to_uppercase() == text)
+    everyday = one_word & text.str.to_lowercase().is_in(EVERYDAY)
+    unsuited = text.str.contains(r"[,;()\[\]{}<>]") | (text.str.count_matches(" ") >= MAX_WORDS)
+    return (
+        terms(concepts)
+        .filter(
+            ~pl.col("semantic_type").is_in(TEXT_TYPES),
+            ~pl.col("source").str.starts_with(ITEM_LISTS),
+            (letters >= 4) | text.is_in(ABBREVIATIONS),
+            ~everyday,
+            ~unsuited,
+        )
+        .with_columns(term=pl.when(capitals).then(text).otherwise(text.str.to_lowercase()))
+        .with_columns(capitals=capitals)
+        .select("term", "capitals", "concept_id", "name")
+        .unique("term", keep="first", maintain_order=True)
+    )
+
+
+def prepared_terms(dictionary: Path, cache: Path, nlp: Language) -> Path:
+    """A file of the terms, split into words, below `cache`; made where it is missing.
+
+    Splitting half a million names takes most of a minute, reading the file less than a second.
+    A line a term: concept id, name, 1 for capitals, words with a space between.
+    """
+    read_dictionary(dictionary)  # a file that is missing or no dictionary ends here
+    name = fingerprint(dictionary, VERSION, version("spacy"), version("medspacy"))
+    file = cache / f"terms-{name}.tsv"
+    with locked(file.with_suffix(".lock")):
+        if not file.exists():
+            with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as lines:
+                lines.writelines(_lines(choose(read_dictionary(dictionary)), nlp))
+    return file
+
+
+def _lines(chosen: pl.DataFrame, nlp: Language) -> Iterator[str]:
+    docs = map(nlp.make_doc, chosen["term"].to_list())
+    rows = chosen.select("concept_id", "name", "capitals").iter_rows()
+    for doc, (concept, name, capitals) in track(
+        zip(docs, rows, strict=True), "splitting the dictionary's names", len(chosen)
+    ):
+        yield f"{concept}\t{name}\t{int(capitals)}\t{' '.join(token.text for token in doc)}\n"
+
+
+def read_terms(file: Path) -> Iterator[TextTerm]:
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            concept, name, capitals, words = line.rstrip("\n").split("\t")
+            yield TextTerm(concept, name, capitals == "1", tuple(words.split(" ")))
+
+
+def matchers(found: Iterator[TextTerm]) -> tuple[list[PhraseMatcher], dict[str, str]]:
+    """Matchers of the terms, their keys concept ids, and the names of the concepts.
+
+    A matcher holds hashes of words. They are handed to it as such: a Doc for each of 200,000 terms
+    takes ten times as long. Its own empty vocabulary saves the lexical attributes of each key.
+    """
+    vocab = Vocab()
+    in_any_case, as_spelled = PhraseMatcher(vocab, attr="LOWER"), PhraseMatcher(vocab, attr="ORTH")
+    names = {}
+    for term in found:
+        names[term.concept_id] = term.name
+        matcher = as_spelled if term.capitals else in_any_case
+        hashes: Any = [get_string_id(word) for word in term.words]
+        matcher.add(term.concept_id, [hashes])
+    return [in_any_case, as_spelled], names
