@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ BLOCK = 2**25
 DENSE = 8
 """A joint count is kept dense once one cell in so many is used."""
 
-Joint = sparse.csr_array | NDArray[np.int32]
+Joint: TypeAlias = sparse.csr_array | NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,8 @@ class CooccurrenceCounter:
     def merge(self, counts: Cooccurrence) -> None:
         """Add the counts of other samples."""
         self._flush()
-        rows, columns = (
-            np.array([ours[name] for name in theirs], dtype=np.int32)
-            for ours, theirs in ((self._targets, counts.targets), (self._history, counts.history))
-        )
+        rows = _columns(self._targets, counts.targets)
+        columns = _columns(self._history, counts.history)
         pairs = sparse.coo_array(counts.joint)
         shape = (len(self._targets), len(self._history))
         moved = (pairs.data, (rows[pairs.coords[0]], columns[pairs.coords[1]]))
@@ -214,6 +212,10 @@ def _vocabulary() -> dict[Any, int]:
     columns: defaultdict[Any, int] = defaultdict()
     columns.default_factory = columns.__len__
     return columns
+
+
+def _columns(vocabulary: dict[Any, int], names: Iterable[Any]) -> NDArray[np.int32]:
+    return np.array([vocabulary[name] for name in names], dtype=np.int32)
 
 
 def _count(joint: NDArray[np.int32], samples: sparse.csr_array, history: sparse.csr_array) -> None:

@@ -11,12 +11,17 @@ from ehrr1.graph.concepts import Concept, Occurrence, Reader, event_texts, occur
 from ehrr1.graph.cooccurrence import Cooccurrence, CooccurrenceCounter
 from ehrr1.graph.evidence import evidence_graph, randomised, to_json
 from ehrr1.graph.knowledge import Knowledge, PathRule
+from ehrr1.graph.mention_cache import MentionCache
+from ehrr1.graph.mentions import Source
 from ehrr1.graph.paths import Search, add_paths, search
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 
 OUTCOMES = ("yes", "no")
 """The answers of a risk task: its graph has evidence for each, and does not say which came true."""
+
+Texts = tuple[Path, Source]
+"""The folder of the mention cache, and what texts are read with."""
 
 Part = Sequence[Sequence[Sample]]
 """Samples, those of one context together."""
@@ -26,14 +31,14 @@ Part = Sequence[Sequence[Sample]]
 class Drawing:
     """What decides on a graph, in a form that other processes can be told.
 
-    `rules`: what is evidence, by task; empty for graphs without any (an ablation). `mentions`: the
-    cache of what free texts say, None where they are not read. `ids`: name -> concept id.
+    `rules`: what is evidence, by task; empty for graphs without any (an ablation). `texts`: where
+    what free texts mention is kept, None where they are not read. `ids`: name -> concept id.
     """
 
     prepared: Path
     counts: Path
     rules: dict[str, EvidenceRule]
-    mentions: Path | None
+    texts: Texts | None
     ids: dict[str, str]
     knowledge: Path | None
     path_rule: PathRule
@@ -47,15 +52,14 @@ def texts_of(prepared: Path, part: Part) -> set[str]:
     return {text for context in contexts for event in context for text in event_texts(event)}
 
 
-def count_part(prepared: Path, mentions: Path | None, part: Part) -> dict[str, Cooccurrence]:
+def count_part(prepared: Path, texts: Texts | None, part: Part) -> dict[str, Cooccurrence]:
     """Co-occurrence of target items and history concepts, for each task by itself."""
     counters: dict[str, CooccurrenceCounter] = {}
     for group in part:
         context = _prepared(prepared).context(group[0])
-        history = {found.concept for found in occurrences(context, _reader(mentions))}
+        history = sorted({found.concept for found in occurrences(context, _reader(texts))})
         for sample in group:
-            counter = counters.setdefault(sample.task, CooccurrenceCounter())
-            counter.add(sample.target, sorted(history))
+            counters.setdefault(sample.task, CooccurrenceCounter()).add(sample.target, history)
     return {task: counter.result() for task, counter in counters.items()}
 
 
@@ -66,7 +70,7 @@ def draw_part(drawing: Drawing, part: Part) -> list[dict[str, Any]]:
 
 def _lines(drawing: Drawing, group: Sequence[Sample]) -> list[dict[str, Any]]:
     context = _prepared(drawing.prepared).context(group[0])
-    shown = list(occurrences(context, _reader(drawing.mentions)))
+    shown = list(occurrences(context, _reader(drawing.texts)))
     lines = []
     for sample in group:
         found = _evidence(drawing, sample, shown)
@@ -113,12 +117,8 @@ def _counts(path: Path) -> Cooccurrence:
 
 
 @cache
-def _reader(path: Path | None) -> Reader | None:
-    if path is None:
-        return None
-    from ehrr1.graph.mention_cache import MentionCache
-
-    return MentionCache(path).of
+def _reader(texts: Texts | None) -> Reader | None:
+    return None if texts is None else MentionCache(*texts).of
 
 
 @cache

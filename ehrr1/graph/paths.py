@@ -26,26 +26,25 @@ def search(knowledge: Knowledge, rule: PathRule) -> Search:
     return path
 
 
-def add_paths(graph: nx.DiGraph, knowledge: Knowledge, path: Search, require: bool) -> list[int]:
-    """Add the shortest path of each linked concept and answer to the graph; returns their lengths.
+def add_paths(graph: nx.DiGraph, knowledge: Knowledge, path: Search, require: bool) -> None:
+    """Add the shortest path of each linked concept and answer to the graph.
 
-    Inner nodes are concepts of the table "knowledge"; edges have `kind` "knowledge", `relation`,
+    The edge between them then has `hops`, the number of relations on the path (0: they are one
+    concept). Inner nodes are concepts of the table "knowledge"; edges have `kind` "knowledge", `relation`,
     `source` and, where the fact runs against the path, `inverse`. With `require` a concept that
     has no path to an answer is no evidence for it, as in EHR-R1 (step 3).
     """
-    lengths = []
     pairs = [pair for pair in graph.edges(data="kind") if pair[2] == "cooccurrence"]
     for concept, answer, _ in pairs:
         start, end = (graph.nodes[node].get("concept_id") for node in (concept, answer))
         hops = path(start, end) if start and end else None
         if hops is not None:
-            lengths.append(len(hops))
+            graph.edges[concept, answer]["hops"] = len(hops)
             _add_path(graph, knowledge, (concept, start), hops, (answer, end))
         elif require:
             graph.remove_edge(concept, answer)
     if require:
         _drop_unused(graph)
-    return lengths
 
 
 def _add_path(

@@ -10,22 +10,21 @@ from ehrr1.errors import UserError
 from ehrr1.files import fingerprint, locked
 from ehrr1.graph.knowledge import FORMAT
 from ehrr1.graph.knowledge_build import build_open, build_umls
+from ehrr1.graph.linking import Linker, open_linker
+from ehrr1.graph.mention_cache import MentionCache
+from ehrr1.graph.mentions import Source, open_source
 
 
 class Dictionary:
-    """Item names and free texts, linked to concepts. `mentions`: the cache of what texts say."""
+    """Item names and free texts, linked to concepts."""
 
-    def __init__(self, concepts: DictConfig):
-        from ehrr1.graph.linking import open_linker
-        from ehrr1.graph.mention_cache import open_cache
-
-        self._linker = open_linker(concepts)
-        self._cache = open_cache(concepts)
-        self.mentions: Path = self._cache.path
+    def __init__(self, linker: Linker, source: Source, cache: Path):
+        self._linker, self._cache = linker, cache
+        self.source = source
 
     def read(self, texts: Sequence[str], workers: int | None) -> None:
         """Find what these texts mention; those that were read before are not read again."""
-        self._cache.read(texts, workers)
+        MentionCache(self._cache, self.source).read(texts, workers)
 
     def link(self, names: Sequence[str]) -> dict[str, str]:
         """name -> concept id, of the names that the dictionary has."""
@@ -34,7 +33,10 @@ class Dictionary:
 
 def open_dictionary(concepts: DictConfig) -> Dictionary | None:
     """The dictionary that `concepts` names; None for concepts=items."""
-    return None if concepts.source == "items" else Dictionary(concepts)
+    linker, source = open_linker(concepts), open_source(concepts)
+    if linker is None or source is None:
+        return None
+    return Dictionary(linker, source, Path(concepts.cache))
 
 
 def knowledge_folder(concepts: DictConfig) -> Path | None:

@@ -5,8 +5,6 @@ from collections.abc import Iterable, Mapping
 from statistics import mean
 from typing import Any
 
-import networkx as nx
-
 from ehrr1.graph.concepts import Concept
 from ehrr1.graph.evidence import answers, covered, from_json
 
@@ -24,15 +22,16 @@ class Tally:
         """Count one line of graphs.jsonl."""
         task, graph = row["task"], from_json(row["graph"])
         self.covered[task].append(covered(graph))
-        self.evidence[task] += sum(map(len, answers(graph).values()))
-        self.lengths[task] += path_lengths(graph)
+        evidence = [edge for found in answers(graph).values() for _, edge in found]
+        self.evidence[task] += len(evidence)
+        self.lengths[task] += [edge["hops"] for edge in evidence if "hops" in edge]
         for _, _, edge in graph.edges(data=True):
             self.edges[edge["relation"] if edge["kind"] == "knowledge" else edge["kind"]] += 1
 
     def metrics(self) -> dict[str, float | int]:
         """`samples/<task>`; `coverage/<task>`, the share of samples with any evidence;
         `answers/<task>`, the mean share of their answers that has evidence; `evidence/<task>`,
-        concepts an answer of a sample; `paths/<task>`, the share of them with a path, and
+        pairs of a concept and an answer; `paths/<task>`, the share of them with a path, and
         `path_length/<task>`, its mean number of relations; `edges/<relation>`."""
         found: dict[str, float | int] = {}
         for task, shares in sorted(self.covered.items()):
@@ -46,26 +45,9 @@ class Tally:
         return found | {f"edges/{name}": count for name, count in sorted(self.edges.items())}
 
 
-def path_lengths(graph: nx.DiGraph) -> list[int]:
-    """Relations on the path of each evidence concept to its answer, for those that have one."""
-    knowledge = [edge[:2] for edge in graph.edges(data="kind") if edge[2] == "knowledge"]
-    paths = nx.DiGraph(knowledge)
-    pairs = [edge[:2] for edge in graph.edges(data="kind") if edge[2] == "cooccurrence"]
-    linked = [pair for pair in pairs if pair[0] in paths and pair[1] in paths]
-    lengths = (_length(paths, *pair) for pair in linked)
-    return [length for length in lengths if length is not None]
-
-
 def linked_shares(history: Iterable[Concept], ids: Mapping[str, str]) -> dict[str, float]:
     """`linked/<kind>`: the share of the distinct names of a table or class that are linked."""
     names = {concept for concept in history if not concept.is_text}
     seen = Counter(concept.kind for concept in names)
     linked = Counter(concept.kind for concept in names if concept.name in ids)
     return {f"linked/{kind}": linked[kind] / seen[kind] for kind in sorted(seen)}
-
-
-def _length(paths: nx.DiGraph, start: str, end: str) -> int | None:
-    """Relations between two names, the two links to the knowledge base not counted."""
-    if not nx.has_path(paths, start, end):
-        return None
-    return int(nx.shortest_path_length(paths, start, end)) - 2

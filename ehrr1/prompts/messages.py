@@ -33,7 +33,7 @@ def instruction(task: str, *, think: bool, own: str | None = None) -> str:
 
 
 def asking_for_both(task: str, own: str | None) -> str:
-    """A yes/no question in the task's or the sample's `own` words, and that both cases are wanted."""
+    """A yes/no question in the task's or the sample's `own` words, asking for both cases."""
     return f"{own or TASKS[task].instruction} {BOTH_CASES}"
 
 

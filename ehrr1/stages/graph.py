@@ -20,7 +20,7 @@ from ehrr1.files import read_json, remove, write_json, write_jsonl
 from ehrr1.graph.associations import EvidenceRule, significance_bound
 from ehrr1.graph.concepts import Concept
 from ehrr1.graph.cooccurrence import Cooccurrence, CooccurrenceCounter
-from ehrr1.graph.drawing import Drawing, Part, count_part, draw_part, texts_of
+from ehrr1.graph.drawing import Drawing, Part, Texts, count_part, draw_part, texts_of
 from ehrr1.graph.knowledge import PathRule
 from ehrr1.graph.sources import Dictionary, knowledge_folder, open_dictionary
 from ehrr1.graph.statistics import Tally, linked_shares
@@ -49,7 +49,7 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
         prepared=prepared.folder,
         counts=run.folder / "counts",
         rules={task: evidence_rule(cfg.graph, task, one) for task, one in counts.items()},
-        mentions=dictionary.mentions if dictionary is not None else None,
+        texts=cached_texts(dictionary, cfg),
         ids=ids,
         knowledge=knowledge,
         path_rule=path_rule(cfg.graph),
@@ -96,6 +96,10 @@ def read_texts(
     dictionary.read(sorted(texts), cfg.concepts.workers)
 
 
+def cached_texts(dictionary: Dictionary | None, cfg: DictConfig) -> Texts | None:
+    return None if dictionary is None else (Path(cfg.concepts.cache), dictionary.source)
+
+
 def counted_tasks(
     folder: Path,
     prepared: Prepared,
@@ -108,8 +112,7 @@ def counted_tasks(
     if done.exists():
         return {task: Cooccurrence.load(folder / f"{task}.npz") for task in read_json(done)}
     counters: dict[str, CooccurrenceCounter] = {}
-    mentions = dictionary.mentions if dictionary is not None else None
-    read = partial(count_part, prepared.folder, mentions)
+    read = partial(count_part, prepared.folder, cached_texts(dictionary, cfg))
     parts = parts_of(samples)
     for part in in_processes(read, parts, "counting co-occurrence", cfg.graph.workers):
         for task, counts in part.items():
