@@ -86,15 +86,18 @@ function timeline() {
 
 const ROW = 28, TOP = 4, BOX = 22, GAP = 46;
 const WIDTH = {Events: 144, Concepts: 230, Knowledge: 150, Answers: 180};
-const WIDEST = 1.5;
+const [NARROWEST, WIDEST] = [0.8, 1.5];
 const drawn = new Map();
 const edges = [];
 
 function picture() {
   const body = at("picture");
+  // paths through the knowledge base need the whole width
+  document.querySelector("main").classList.toggle("wide", data.columns.includes("Knowledge"));
   const gaps = GAP * (data.columns.length - 1) + 24;
   const boxes = data.columns.reduce((sum, title) => sum + WIDTH[title], 0);
-  const scale = Math.max(1, Math.min(WIDEST, (body.parentElement.clientWidth - gaps) / boxes));
+  const fitting = (body.parentElement.clientWidth - gaps) / boxes;
+  const scale = Math.max(NARROWEST, Math.min(WIDEST, fitting));
   const [lefts, widths] = [[], data.columns.map(title => Math.floor(WIDTH[title] * scale))];
   const titles = add(body.parentElement, "div", "titles");
   body.before(titles);

@@ -67,8 +67,11 @@ def line_of(graphs: Path, sample_id: str) -> dict[str, Any]:
 
 def find_draft(cfg: DictConfig, sample_id: str) -> tuple[dict[str, Any] | None, str]:
     """The kept draft of a sample, else its first; where there is none, a note that says why."""
-    folder = Path(cfg.inputs.chains) if cfg.inputs.chains else runs.home(cfg) / "chains"
+    given = cfg.inputs.chains
+    folder = Path(given) if given else runs.home(cfg) / "chains"
     if not runs.is_finished(folder):
+        if given:
+            raise UserError(f"inputs.chains={given}: no finished stage=chains there; leave it out")
         return None, f"There are no chains beside this graph: {MADE_BY}"
     drafts = list(_rows_of(folder / "chains.jsonl", sample_id))
     if not drafts:
