@@ -304,8 +304,22 @@ def check(cfg: DictConfig) -> None:
 
 
 def _thinking(cfg: DictConfig) -> list[str]:
-    """Settings of concepts, graph and chains that do not go together."""
-    concepts, graph, chains = cfg.concepts, cfg.graph, cfg.chains
+    """Settings of concepts, graph and chains that do not go together, where they are used."""
+    problems = []
+    if cfg.stage in ("graph", "curriculum"):
+        problems += _sources(cfg.concepts, cfg.graph)
+    if cfg.stage in ("chains", "curriculum"):
+        if cfg.chains.writer == "template":
+            problems += _template(cfg)
+        elif cfg.chains.model is None:
+            problems.append(
+                f"chains.model=null: chains={cfg.chains.writer} needs one: chains.model=NAME"
+            )
+    return problems
+
+
+def _sources(concepts: DictConfig, graph: DictConfig) -> list[str]:
+    """Files that are needed and not named."""
     problems = []
     if concepts.source == "open" and concepts.dictionary is None:
         problems.append(
@@ -317,16 +331,12 @@ def _thinking(cfg: DictConfig) -> list[str]:
             "concepts.folder=null: concepts=umls needs the folder with MRCONSO.RRF: "
             "concepts.folder=DIR"
         )
-    paths = graph.knowledge and concepts.get("relations", concepts.get("folder")) is not None
-    if graph.require_path and not paths:
+    paths = {"items": False, "open": concepts.get("relations") is not None, "umls": True}
+    if graph.require_path and not (graph.knowledge and paths[concepts.source]):
         problems.append(
             "graph.require_path=true: there is no knowledge base to search; add concepts=umls or "
             "concepts=open with concepts.relations=FILE, and leave graph.knowledge=true"
         )
-    if chains.writer == "template" and cfg.stage in ("chains", "curriculum"):
-        problems += _template(cfg)
-    if chains.writer != "template" and chains.model is None:
-        problems.append(f"chains.model=null: chains={chains.writer} needs one: chains.model=NAME")
     return problems
 
 

@@ -49,8 +49,9 @@ RELEASED: dict[str, Any] = {
         "activation_checkpointing": True,
     },
     "eval": {"samples_per_task": 500, "max_new_tokens": {"think": 4096, "direct": 128}},
-    "graph": {"min_count": 5, "min_lift": 5, "top": 20},
-    "chains": {"coverage": 0.7},
+    "concepts": {"source": "umls"},
+    "graph": {"min_count": 5, "min_support": 1, "min_lift": 5, "top": 20, "require_path": True},
+    "chains": {"coverage": 0.7, "drafts": 3, "temperature": 0.5, "show_graph": False},
 }
 
 

@@ -30,9 +30,9 @@ def add_paths(graph: nx.DiGraph, knowledge: Knowledge, path: Search, require: bo
     """Add the shortest path of each linked concept and answer to the graph.
 
     The edge between them then has `hops`, the number of relations on the path (0: they are one
-    concept). Inner nodes are concepts of the table "knowledge"; edges have `kind` "knowledge", `relation`,
-    `source` and, where the fact runs against the path, `inverse`. With `require` a concept that
-    has no path to an answer is no evidence for it, as in EHR-R1 (step 3).
+    concept). Inner nodes are concepts of the table "knowledge"; edges have `kind` "knowledge",
+    `relation`, `source` and, where the fact runs against the path, `inverse`. With `require` a
+    concept that has no path to an answer is no evidence for it, as in EHR-R1 (step 3).
     """
     pairs = [pair for pair in graph.edges(data="kind") if pair[2] == "cooccurrence"]
     for concept, answer, _ in pairs:
