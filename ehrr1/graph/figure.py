@@ -31,7 +31,7 @@ SAID = {
 
 SIZE, SMALL = 8.0, 6.5
 """Points: labels; tables, relations and legend."""
-ROW, BOX, PAD, GAP, MARGIN = 0.27, 0.2, 0.06, 0.85, 0.25
+ROW, BOX, PAD, GAP, MARGIN = 0.27, 0.2, 0.06, 0.95, 0.25
 """Inches: from row to row, height of a box, inside a box, between columns, around."""
 WIDEST = {"event": 3.1, "concept": 2.9, "knowledge": 1.8, "answer": 2.7}
 SLACK = 1.05
@@ -186,7 +186,7 @@ def _draw_fact(axes: Axes, curve: Curve, data: dict, said: list[tuple[float, flo
     axes.text(
         x,
         y,
-        fitted(data["relation"].replace("_", " "), GAP - 0.05, SMALL),
+        fitted(data["relation"].replace("_", " "), GAP - 0.25, SMALL),
         fontsize=SMALL,
         color=EDGE["knowledge"],
         ha="center",
