@@ -9,11 +9,11 @@ seconds, and the peak resident memory of each process as the kernel counts it, m
 included. The files lie in the page cache, as they were just written.
 
 The graph: one end of each relation is any concept, the other falls on few: the concept of rank r
-has a share of about r**-0.8, so that some hundred hubs have more than 1,000 neighbours and the
-largest 200,000. Relations know no neighbourhoods, other than in real terminologies: the concepts
-around a pair grow as fast as they can. In a hundredth of the lines each, a relation is suppressed,
-repeats another, or leads to an unknown concept; names have 2 atoms on average, a fifth of them in
-another language.
+has a share of about r**-0.8, so that hundreds of hubs have more than 1,000 neighbours, the largest
+a million (half of the concepts have 9 or fewer). Relations know no neighbourhoods, other than in real
+terminologies: the concepts around a pair grow as fast as they can. Of the relations a hundredth
+each is suppressed, repeats another, or leads to an unknown concept; concepts have 2 names on
+average, a fifth of all in another language.
 
 Searches go over at most 4 relations through concepts with at most 1,000 neighbours (the defaults of
 conf/graph.yaml): random pairs, and both ends of walks of 4 relations, which have a path.

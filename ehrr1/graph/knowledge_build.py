@@ -4,10 +4,11 @@ Files are read as lines and split here, so that each line is accounted for: line
 out, by reason. What comes out depends on the set of lines, not on their order. Batches of lines are
 turned into numbers as they are read; text is held once for each concept, never for each relation.
 
-UMLS: columns and their meaning are those of the UMLS Reference Manual, chapter 3 (Metathesaurus,
-Rich Release Format). MRREL's REL and RELA say what the *second* concept is to the *first*: the fact
-reads "CUI2 RELA CUI1", for example "C0004238 isa C0003811" (atrial fibrillation, arrhythmia) where
-CUI1 is C0003811.
+UMLS: the columns are those of the UMLS Reference Manual, chapter 3 (Rich Release Format). MRREL's
+REL and RELA are the "relationship of second concept or atom to first concept or atom", and NLM's
+source pages say that its lines "are read from right to left". Their sample C0020268
+(hydrocortisone) | RO | C0689115 (hydrocortisone 20 mg oral tablet) | has_ingredient is the fact
+"C0689115 has_ingredient C0020268": CUI2 RELA CUI1.
 """
 
 import gzip
@@ -21,7 +22,7 @@ import pyarrow as pa
 
 from ehrr1.errors import UserError
 from ehrr1.files import replacing, write_json
-from ehrr1.graph.knowledge import FORMAT, Numbers
+from ehrr1.graph.knowledge import FORMAT, Numbers, distinct
 from ehrr1.progress import track
 
 BATCH = 1_000_000
@@ -356,7 +357,7 @@ def _block(facts: Facts, low: int, high: int, concepts: int, kinds: int) -> tupl
         row = nodes[here].astype(np.uint64) - np.uint64(low)
         pair = row * np.uint64(concepts) + others[here]
         keys.append(pair * np.uint64(kinds) + (facts.codes[here] + np.uint64(backwards)))
-    pair, kind = np.divmod(np.unique(np.concatenate(keys)), np.uint64(kinds))
+    pair, kind = np.divmod(distinct(np.concatenate(keys)), np.uint64(kinds))
     row, neighbour = np.divmod(pair, np.uint64(concepts))
     first = np.ones(len(pair), bool)
     first[1:] = pair[1:] != pair[:-1]
