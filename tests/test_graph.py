@@ -79,11 +79,16 @@ def counted(pairs: list[tuple[list[str], list[str]]]) -> Cooccurrence:
 
 def drawn(context: list[Event], target: list[str], counts: Cooccurrence) -> nx.DiGraph:
     """The evidence graph of a sample by RULE."""
+    return drawn_with_ids(context, target, counts, {})
+
+
+def drawn_with_ids(
+    context: list[Event], target: list[str], counts: Cooccurrence, ids: dict[str, str]
+) -> nx.DiGraph:
     shown = list(occurrences(context))
     seen = dict.fromkeys(occurrence.concept for occurrence in shown)
-    return evidence_graph(
-        context, shown, {item: associated(counts, item, seen, RULE) for item in target}
-    )
+    found = {item: associated(counts, item, seen, RULE) for item in target}
+    return evidence_graph(context, shown, found, ids)
 
 
 def test_concepts_are_items_and_classes_once_an_event() -> None:

@@ -1,0 +1,117 @@
+"""stage=graph and stage=chains by the command line: ablations, yes/no questions, resuming."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import networkx as nx
+import pytest
+
+from ehrr1.files import read_json
+from ehrr1.graph.chain import parse_cases
+from ehrr1.graph.evidence import answers, covered, from_json
+from tests.conftest import CommandLine
+
+Stage = Callable[..., Path]
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def graphs_of(folder: Path) -> dict[str, nx.DiGraph]:
+    rows = rows_of(folder / "graph" / "graphs.jsonl")
+    return {row["sample_id"]: from_json(row["graph"]) for row in rows}
+
+
+@pytest.fixture
+def stage(smoke: Path, command_line: CommandLine) -> Stage:
+    """Run stages of the smoke experiment as a variant; returns the variant's folder."""
+
+    def run(variant: str, stages: Sequence[str], *settings: str) -> Path:
+        for name in stages:
+            command = ["experiment=smoke", f"output_root={smoke.parent}", f"variant={variant}"]
+            done = command_line(*command, f"stage={name}", *settings)
+            assert done.returncode == 0, done.stderr[-3000:]
+        return smoke / variant
+
+    return run
+
+
+def test_a_random_graph_has_the_size_of_the_real_one(smoke: Path, stage: Stage) -> None:
+    real = graphs_of(smoke)
+    drawn = graphs_of(stage("random", ["graph"], "ablation=random_graph"))
+    assert list(drawn) == list(real)
+    same = moved = 0
+    for sample_id, graph in real.items():
+        other = answers(drawn[sample_id])
+        for item, evidence in answers(graph).items():
+            assert [edge for _, edge in other[item]] == [edge for _, edge in evidence]
+            same += sum(node in dict(evidence) for node, _ in other[item])
+            moved += len(evidence)
+    assert same < 0.7 * moved
+
+
+def test_without_a_graph_every_sample_is_there_and_has_no_evidence(
+    smoke: Path, stage: Stage
+) -> None:
+    folder = stage("nothing", ["graph"], "ablation=no_graph")
+    graphs = graphs_of(folder)
+    assert set(graphs) >= set(graphs_of(smoke))
+    assert not any(covered(graph) for graph in graphs.values())
+    assert not list((folder / "graph" / "counts").glob("*.npz"))
+
+
+def test_risk_questions_have_evidence_and_a_case_for_each_outcome(stage: Stage) -> None:
+    """And `reason` learns from them, asked for both cases."""
+    settings = ["graph.risk=true", "graph.risk_min_lift=1.0"]
+    folder = stage("risk", ["graph", "chains", "reason"], *settings)
+    graphs = rows_of(folder / "graph" / "graphs.jsonl")
+    risk = {row["sample_id"] for row in graphs if row["task"] == "ED_Hospitalization"}
+    assert risk
+    for row in graphs:
+        if row["sample_id"] in risk:
+            assert set(answers(from_json(row["graph"]))) == {"yes", "no"}
+    chains = [row for row in rows_of(folder / "chains" / "chains.jsonl")]
+    cases = [row for row in chains if row["sample_id"] in risk]
+    assert cases and all(row["answer"] in ("yes", "no") for row in cases)
+    kept = [row for row in cases if row["kept"]]
+    assert kept and all(parse_cases(row["chain"]) for row in kept)
+    assert all(row["faithfulness"] == 1 for row in kept)
+
+
+def test_a_killed_run_goes_on_with_the_parts_that_are_there(
+    smoke: Path, command_line: CommandLine, tmp_path: Path
+) -> None:
+    """What is on disk is used: a part that says something else is believed."""
+    whole = smoke / "graph"
+    folder = tmp_path / "smoke" / "graph"
+    command = ["experiment=smoke", f"output_root={tmp_path}", "stage=graph"]
+    command.append(f"inputs.prepare={smoke / 'prepare'}")
+    folder.mkdir(parents=True)
+    for name in ("config.yaml", "inputs.json"):
+        (folder / name).write_text((whole / name).read_text())
+    first = rows_of(whole / "graphs.jsonl")[0]
+    (folder / "parts").mkdir()
+    (folder / "parts" / "000000.jsonl").write_text(json.dumps(first) + "\n")
+    (folder / "counts").mkdir()
+    for path in (whole / "counts").iterdir():
+        (folder / "counts" / path.name).write_bytes(path.read_bytes())
+    counted = {p.name: p.stat().st_mtime_ns for p in (folder / "counts").iterdir()}
+    done = command_line(*command)
+    assert done.returncode == 0 and "resumed" in done.stderr, done.stderr[-3000:]
+    assert {p.name: p.stat().st_mtime_ns for p in (folder / "counts").iterdir()} == counted
+    lines = (folder / "graphs.jsonl").read_text().splitlines()
+    rest = set((whole / "graphs.jsonl").read_text().splitlines())
+    assert json.loads(lines[0]) == first and 1 < len(lines) < len(rest)
+    assert set(lines[1:]) < rest and not (folder / "parts").exists()
+
+
+def test_metrics_are_those_of_the_graphs(smoke: Path) -> None:
+    metrics = read_json(smoke / "graph" / "metrics.json")
+    rows = rows_of(smoke / "graph" / "graphs.jsonl")
+    emar = [from_json(row["graph"]) for row in rows if row["task"] == "emar"]
+    assert metrics["samples/emar"] == len(emar)
+    assert metrics["coverage/emar"] == sum(covered(g) > 0 for g in emar) / len(emar)
+    edges = [e for row in rows for e in row["graph"]["edges"] if e["kind"] == "cooccurrence"]
+    assert metrics["edges/cooccurrence"] == len(edges)
