@@ -134,3 +134,14 @@ def test_prose_without_sections_and_a_chain_without_anything() -> None:
     assert trace("", graph()) == [] and traced([]) == 0
     assert [line.nodes for line in trace("Heparin", nx.DiGraph())] == [()]
     assert traced(trace(CITED + "Sodium | -> | Heparin\nwords", graph())) == pytest.approx(2 / 3)
+
+
+def test_free_text_is_found_by_its_words_and_by_its_name() -> None:
+    found = graph()
+    lung = "concept:radiology/text:Pneumonia"
+    about = {"kind": "concept", "label": "Pneumonia", "table": "radiology/text"}
+    found.add_node(lung, **about, written="infectious\nopacity")
+    found.add_edge(lung, DRIP, kind="cooccurrence", support=3, lift=2.0)
+    for words in ("An infectious opacity calls for Heparin.", "Pneumonia | -> | Heparin"):
+        (line,) = trace(words, found)
+        assert (lung, DRIP) in line.edges

@@ -90,7 +90,7 @@ class _Tracer:
         self.concepts = {name: inside[name] for name in inside.keys() - self.answers.keys()}
         self.concepts |= self._by_name(history)
         self.names = _any_of(
-            [graph.nodes[node]["label"] for node, kind in kinds if kind != "event"]
+            [name for node, kind in kinds if kind != "event" for name in self._names(node)]
         )
         self.places = {node: self._heading(node) for node in history}
         self.knowledge = nx.DiGraph(
@@ -194,8 +194,14 @@ class _Tracer:
     def _by_name(self, nodes: Iterable[str]) -> dict[str, list[str]]:
         index: dict[str, list[str]] = {}
         for node in nodes:
-            index.setdefault(_key(self.graph.nodes[node]["label"]), []).append(node)
+            for name in dict.fromkeys(map(_key, self._names(node))):
+                index.setdefault(name, []).append(node)
         return index
+
+    def _names(self, node: str) -> list[str]:
+        """What a line may call a node: its label, and of free text the words that stand there."""
+        data = self.graph.nodes[node]
+        return [data["label"], *([data["written"]] if "written" in data else [])]
 
     def _heading(self, node: str) -> str:
         data = self.graph.nodes[node]
