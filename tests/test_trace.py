@@ -140,7 +140,7 @@ def test_free_text_is_found_by_its_words_and_by_its_name() -> None:
     found = graph()
     lung = "concept:radiology/text:Pneumonia"
     about = {"kind": "concept", "label": "Pneumonia", "table": "radiology/text"}
-    found.add_node(lung, **about, written="infectious\nopacity")
+    found.add_node(lung, **about, written="infectious opacity")
     found.add_edge(lung, DRIP, kind="cooccurrence", support=3, lift=2.0)
     for words in ("An infectious opacity calls for Heparin.", "Pneumonia | -> | Heparin"):
         (line,) = trace(words, found)

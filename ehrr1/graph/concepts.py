@@ -87,7 +87,7 @@ def _mentioned(event: Event, position: int, read: Reader) -> Iterator[Occurrence
         for mention in read(text):
             if mention.status in EVIDENCE:
                 concept = Concept(f"{event.table}/{TEXT}", mention.name)
-                written = text[mention.start : mention.end]
+                written = " ".join(text[mention.start : mention.end].split())
                 one = Occurrence(concept, position, event.time, mention.concept_id, written)
                 found.setdefault(concept, one)
     yield from found.values()

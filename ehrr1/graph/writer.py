@@ -126,4 +126,4 @@ def _citation(graph: nx.DiGraph, node: str, time: datetime | None, sample: Sampl
     data = graph.nodes[node]
     place = heading(Concept(data["table"], data["label"]))
     name = data.get("written", data["label"])  # of free text the words that stand there
-    return Citation(" ".join(name.split()), place, written_time(time, sample.prediction_time))
+    return Citation(name, place, written_time(time, sample.prediction_time))
