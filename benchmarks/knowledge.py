@@ -10,7 +10,7 @@ included. The files lie in the page cache, as they were just written.
 
 The graph: one end of each relation is any concept, the other falls on few: the concept of rank r
 has a share of about r**-0.8, so that hundreds of hubs have more than 1,000 neighbours, the largest
-a million (half of the concepts have 9 or fewer). Relations know no neighbourhoods, other than in real
+a million (half of the concepts have 9 or fewer). Relations know no neighbourhoods, unlike real
 terminologies: the concepts around a pair grow as fast as they can. Of the relations a hundredth
 each is suppressed, repeats another, or leads to an unknown concept; concepts have 2 names on
 average, a fifth of all in another language.
