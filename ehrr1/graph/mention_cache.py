@@ -9,11 +9,11 @@ import hashlib
 import json
 import os
 import sqlite3
-import sys
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -153,9 +153,16 @@ _reader: Reader
 
 def _open(source: Source) -> None:
     global _reader
-    os.environ["OMP_NUM_THREADS"] = "1"
-    sys.stdout = sys.stderr
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _reader = open_reader(source)
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed tells nobody: its processes would wait for texts for ever."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _read(texts: list[str]) -> list[Row]:

@@ -87,7 +87,8 @@ class Reader:
         flowed = flow(text)
         doc = self._nlp(flowed.text)
         sections = self._sections(doc)
-        spans = without_salts(self._find(doc))
+        headings = {place for section in sections for place in range(section.start, section.end)}
+        spans = [span for span in without_salts(self._find(doc)) if span.start not in headings]
         places = [_section(sections, span) for span in spans]
         mentions = []
         for span, section, status in zip(

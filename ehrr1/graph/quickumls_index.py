@@ -13,6 +13,7 @@ QuickUMLS keeps its concept ids pickled in the index: it must be one's own, as i
 
 import os
 import sqlite3
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -87,7 +88,12 @@ def _build(conso: Path, sty: Path, folder: Path) -> None:
         names.execute("CREATE TABLE names (cui TEXT PRIMARY KEY, name TEXT) WITHOUT ROWID")
         terms = _terms(conso, types, names)
         simstring, databases = str(folder / "umls-simstring.db"), str(folder / "cui-semtypes.db")
-        parse_and_encode_ngrams(terms, simstring, databases, "unqlite")
+        try:
+            parse_and_encode_ngrams(terms, simstring, databases, "unqlite")
+        except BaseException as error:
+            # its databases close now, not when their folder is gone: that would abort the process
+            traceback.clear_frames(error.__traceback__)
+            raise
 
 
 def _semantic_types(sty: Path) -> dict[str, list[str]]:

@@ -33,17 +33,17 @@ MAX_WORDS = 6
 
 _EVERYDAY = """
     adiposity allergens alloys alps anes antibodies antibody antigen antigens arts auscultation
-    bends buffer buffers butter cadaver candle capsule capsules card cards coal cold complement
-    convalescence convalescences corpse death deaths decam diagnose diagnoses diagnosis disease
-    diseases dish dissection dissections doors drugs dump dust element elements emergencies
-    emergency enzymes face facies fame fats gait gaits gel gels glass gold hormones illusion
-    illusions inhalation injection injections ink insufflation latex lead leanness lord march
-    mash medications metals oils ointments palpation percussion pharmaceuticals photography plat
-    pollen powders prognoses prognosis prost protein proteins recurrence recurrences reflex scar
-    scars screening sega self-care sens silicon silk sits smoke solution solutions soot spotting
-    steam stem suction suggestion suggestions surgery syndrome syndromes tablets telemetry tempo
-    tens therapeutic therapeutics therapies therapy thinness traps treatment treatments tungsten
-    water wolfram
+    bends buffer buffers butter cadaver candle capsule capsules card cards coal coffee coffees
+    cold complement convalescence convalescences corpse death deaths decam diagnose diagnoses
+    diagnosis disease diseases dish dissection dissections doors drugs dump dust element
+    elements emergencies emergency enzymes face facies fame fats gait gaits gel gels glass gold
+    hormones illusion illusions inhalation injection injections ink insufflation latex lead
+    leanness lord march mash medications metals milk oils ointments palpation percussion
+    pharmaceuticals photography plat pollen powders prognoses prognosis prost protein proteins
+    recurrence recurrences reflex scar scars screening sega self-care sens silicon silk sits
+    smoke solution solutions soot spotting steam stem suction suggestion suggestions surgery
+    syndrome syndromes tablets tea teas telemetry tempo tens therapeutic therapeutics therapies
+    therapy thinness traps treatment treatments tungsten water wolfram
 """
 EVERYDAY = frozenset(_EVERYDAY.split()) | STOP_WORDS
 """Words that are names of concepts but mostly mean something else in a note."""
