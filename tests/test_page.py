@@ -251,9 +251,11 @@ def by_hand() -> nx.DiGraph:
         graph.add_node(node, kind="concept", label=name, table="knowledge", concept_id=known)
     one, two = "concept:knowledge:C1", "concept:knowledge:C2"
     graph.add_edge(glucose, "answer:Insulin", kind="cooccurrence", support=3, lift=2.5)
-    graph.add_edge(glucose, one, kind="knowledge", relation="linked", source="open")
-    graph.add_edge(one, two, kind="knowledge", relation="may_treat", source="MED-RT", inverse=True)
-    graph.add_edge(two, "answer:Insulin", kind="knowledge", relation="linked", source="open")
+    graph.add_edge(glucose, one, kind="knowledge", relation="linked", vocabulary="open")
+    graph.add_edge(
+        one, two, kind="knowledge", relation="may_treat", vocabulary="MED-RT", inverse=True
+    )
+    graph.add_edge(two, "answer:Insulin", kind="knowledge", relation="linked", vocabulary="open")
     return graph
 
 
@@ -364,5 +366,5 @@ def random_graph(draw: random.Random) -> nx.DiGraph:
         for inner in path:
             graph.add_node(inner, kind="concept", label=inner, table="knowledge")
         for start, end in nx.utils.pairwise([node, *path, draw.choice(answers)] if path else []):
-            graph.add_edge(start, end, kind="knowledge", relation="isa", source="open")
+            graph.add_edge(start, end, kind="knowledge", relation="isa", vocabulary="open")
     return graph

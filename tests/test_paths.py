@@ -4,6 +4,7 @@
 import networkx as nx
 import pytest
 
+from ehrr1.graph.evidence import from_json, to_json
 from ehrr1.graph.knowledge import Knowledge, PathRule
 from ehrr1.graph.knowledge_build import build_open
 from ehrr1.graph.paths import add_paths, search
@@ -59,6 +60,8 @@ def test_a_path_runs_from_the_record_to_the_answer(knowledge: Knowledge) -> None
     assert found.edges["concept:labevents:Glucose", "answer:Insulin"]["hops"] == 2
     assert "hops" not in found.edges["concept:labevents:K", "answer:Insulin"]
     assert found.has_edge("concept:labevents:Na", "answer:Insulin")
+    again = from_json(json.loads(json.dumps(to_json(found))))
+    assert dict(again.edges) == dict(found.edges)  # no attribute has a name of node-link data
 
 
 def test_without_a_path_there_is_no_evidence_where_one_is_required(knowledge: Knowledge) -> None:

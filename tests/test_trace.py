@@ -36,7 +36,7 @@ def graph() -> nx.DiGraph:
     for start, end in ((SODIUM, DRIP), (HEPARIN, DRIP), (SODIUM_ICU, FLUSH), (SODIUM, YES)):
         made.add_edge(start, end, kind="cooccurrence", support=3, lift=2.0)
     for start, end in PATH:
-        made.add_edge(start, end, kind="knowledge", relation="linked", source="open")
+        made.add_edge(start, end, kind="knowledge", relation="linked", vocabulary="open")
     return made
 
 

@@ -199,7 +199,7 @@ function said(edge) {
   }
   if (edge.relation === "linked") return `${from} → ${to}\nthe same concept in the knowledge base`;
   const [head, tail] = edge.inverse ? [to, from] : [from, to];
-  return `${head}\n${edge.relation}\n${tail}\nsource: ${edge.source_name}`;
+  return `${head}\n${edge.relation}\n${tail}\nsource: ${edge.vocabulary}`;
 }
 
 function key() {

@@ -103,15 +103,11 @@ def _nodes(graph: nx.DiGraph, layout: Layout) -> list[dict[str, Any]]:
 
 
 def _edges(graph: nx.DiGraph) -> list[dict[str, Any]]:
-    """Edges with their data; `source` is the node here, so a fact's source is `source_name`."""
+    """Edges with their data; an edge of co-occurrence is as wide as its lift is high."""
     edges = []
     for start, end, data in graph.edges(data=True):
-        told = {name: value for name, value in data.items() if name != "source"}
-        if data["kind"] == "knowledge":
-            told["source_name"] = data["source"]
-        if data["kind"] == "cooccurrence":
-            told["width"] = stroke(data["lift"])
-        edges.append({"source": start, "target": end, **told})
+        width = {"width": stroke(data["lift"])} if data["kind"] == "cooccurrence" else {}
+        edges.append({**data, **width, "source": start, "target": end})
     return edges
 
 

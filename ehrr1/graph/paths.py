@@ -31,8 +31,9 @@ def add_paths(graph: nx.DiGraph, knowledge: Knowledge, path: Search, require: bo
 
     The edge between them then has `hops`, the number of relations on the path (0: they are one
     concept). Inner nodes are concepts of the table "knowledge"; edges have `kind` "knowledge",
-    `relation`, `source` and, where the fact runs against the path, `inverse`. With `require` a
-    concept that has no path to an answer is no evidence for it, as in EHR-R1 (step 3).
+    `relation`, `vocabulary` (the source of the fact: `source` is the node in node-link data) and,
+    where the fact runs against the path, `inverse`. With `require` a concept that has no path to an
+    answer is no evidence for it, as in EHR-R1 (step 3).
     """
     pairs = [pair for pair in graph.edges(data="kind") if pair[2] == "cooccurrence"]
     for concept, answer, _ in pairs:
@@ -58,11 +59,11 @@ def _add_path(
     for concept_id in (start[1], *(hop.head for hop in hops)):
         about = {"kind": "concept", "table": "knowledge", "concept_id": concept_id}
         graph.add_node(node(concept_id), label=knowledge.name(concept_id), **about)
-    linked = {"kind": "knowledge", "relation": LINKED, "source": "dictionary"}
+    linked = {"kind": "knowledge", "relation": LINKED, "vocabulary": "dictionary"}
     graph.add_edge(start[0], node(start[1]), **linked)
     for hop in hops:
         inverse = {"inverse": True} if hop.inverse else {}
-        fact = {"kind": "knowledge", "relation": hop.relation, "source": hop.source}
+        fact = {"kind": "knowledge", "relation": hop.relation, "vocabulary": hop.source}
         graph.add_edge(node(hop.tail), node(hop.head), **fact, **inverse)
     graph.add_edge(node(end[1]), end[0], **linked, inverse=True)
 
