@@ -1,5 +1,6 @@
 """Paths through the knowledge base in the evidence graph of a sample."""
 
+import json
 
 import networkx as nx
 import pytest
