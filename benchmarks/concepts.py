@@ -37,7 +37,7 @@ from spacy.tokens import Doc, Span
 from benchmarks.measure import machine, markdown, parser, report
 from ehrr1.graph.assertion import STATUSES, Assertions, Sections
 from ehrr1.graph.dictionary import read_dictionary
-from ehrr1.graph.mentions import Reader, _Dictionary, blank, without_salts
+from ehrr1.graph.mentions import LongestMatches, Reader, blank, without_salts
 from ehrr1.graph.text_terms import TextTerm, choose, matchers
 from ehrr1.records.synthetic import write_hospital
 
@@ -77,7 +77,7 @@ def terms_of(dictionary: Path) -> list[TextTerm]:
 def ours(terms: Iterable[TextTerm]) -> Reader:
     nlp = blank()
     found, names = matchers(iter(terms))
-    return Reader(nlp, _Dictionary(found), names.__getitem__, (Sections(nlp), Assertions(nlp)))
+    return Reader(nlp, LongestMatches(found), names.__getitem__, (Sections(nlp), Assertions(nlp)))
 
 
 def theirs(terms: Iterable[TextTerm]) -> Any:

@@ -189,12 +189,12 @@ def test_phrases_match_what_the_patterns_of_medspacy_match():
     from spacy.matcher import Matcher
     from spacy.tokens import Doc
 
-    from ehrr1.graph.assertion import _RESOURCES, phrases
+    from ehrr1.graph.assertion import RESOURCES, phrases
     from ehrr1.graph.mentions import blank
 
     nlp = blank()
     checked = 0
-    for rule in ConTextRule.from_json(str(_RESOURCES / "context_rules.json")):
+    for rule in ConTextRule.from_json(str(RESOURCES / "context_rules.json")):
         if rule.pattern is None:
             words = tuple(token.text for token in nlp.make_doc(rule.literal.lower()))
             assert list(phrases(rule.literal, None)) == [words]

@@ -99,7 +99,7 @@ HEADINGS = (
 )
 """MIMIC's headings that medspaCy's rules lack, or take for something else."""
 
-_RESOURCES = Path(medspacy.__file__).parents[1] / "resources" / "en"
+RESOURCES = Path(medspacy.__file__).parents[1] / "resources" / "en"
 
 
 class Section(NamedTuple):
@@ -189,7 +189,7 @@ def _status(categories: set[str], section: str) -> str:
 def section_rules(nlp: Language) -> dict[tuple[str, ...], BaseRule]:
     """medspaCy's headings and ours by their words; of two with the same words ours stands."""
     rules = [SectionRule(literal, category) for literal, category in HEADINGS]
-    rules += SectionRule.from_json(str(_RESOURCES / "section_patterns.json"))
+    rules += SectionRule.from_json(str(RESOURCES / "section_patterns.json"))
     found: dict[tuple[str, ...], BaseRule] = {}
     for rule in rules:
         words = tuple(token.text for token in nlp.make_doc(rule.literal.lower()))
@@ -199,7 +199,7 @@ def section_rules(nlp: Language) -> dict[tuple[str, ...], BaseRule]:
 
 def context_rules() -> dict[tuple[str, ...], BaseRule]:
     """ConText's rules by their words: ours, then medspaCy's patterns, then its literals."""
-    theirs = ConTextRule.from_json(str(_RESOURCES / "context_rules.json"))
+    theirs = ConTextRule.from_json(str(RESOURCES / "context_rules.json"))
     theirs.sort(key=lambda rule: rule.pattern is None)
     found: dict[tuple[str, ...], BaseRule] = {}
     for literal, category, direction in RULES:

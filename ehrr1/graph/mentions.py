@@ -135,7 +135,7 @@ def open_reader(source: Source) -> Reader:
     from ehrr1.graph.text_terms import matchers, read_terms
 
     found, names = matchers(read_terms(source.path))
-    return Reader(nlp, _Dictionary(found), names.__getitem__, parts)
+    return Reader(nlp, LongestMatches(found), names.__getitem__, parts)
 
 
 def blank() -> "Language":
@@ -150,7 +150,7 @@ def blank() -> "Language":
     return nlp
 
 
-class _Dictionary:
+class LongestMatches:
     """Matches of a dictionary as spans whose labels are concept ids; the longest win."""
 
     def __init__(self, matchers: Sequence[Any]):
