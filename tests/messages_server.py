@@ -1,8 +1,8 @@
 """A server on this machine that speaks Anthropic's Messages and Message Batches, with faults.
 
-Faults come from a seed and the request's text and attempt, not from the order of arrival, so that a
-test finds the same ones however its threads run. `served` counts, for each request, the answers that
-were written to the wire whole: what a client may have got and would have to pay for.
+Faults come from a seed and the request's text and attempt, not from the order of arrival, so that
+a test finds the same ones however its threads run. `served` counts, for each request, the answers
+that were written to the wire whole: what a client may have got and would have to pay for.
 
     with MessagesServer(Faults(overloaded=0.1), seed=0) as server:
         AsyncAnthropic(base_url=server.url, api_key="test")
@@ -65,6 +65,10 @@ class MessagesServer:
     created: dict[str, float] = field(default_factory=dict)
     lose_creations: int = 0
     """So many times a batch is created, but its creator is not told."""
+    hang_at: int | None = None
+    """After creating so many batches the server says nothing for `slow_seconds`, once."""
+    at_once: int = 0
+    most_at_once: int = 0
 
     def __enter__(self) -> Self:
         server = self
@@ -144,9 +148,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(self._batch(parts[4]))
 
     def _message(self, body: Body) -> None:
+        owner = self.owner
+        with owner.lock:
+            owner.bodies.append(body)
+            owner.at_once += 1
+            owner.most_at_once = max(owner.most_at_once, owner.at_once)
+        try:
+            self._message_or_fault(body)
+        finally:
+            with owner.lock:
+                owner.at_once -= 1
+
+    def _message_or_fault(self, body: Body) -> None:
         key = text_of(body)
-        with self.owner.lock:
-            self.owner.bodies.append(body)
         fault = self._fault(key, count=key)
         if fault is not None and self._broken(fault):
             return
@@ -231,9 +245,10 @@ class _Handler(BaseHTTPRequestHandler):
             owner.created[batch_id] = time.time()
             lost = owner.lose_creations > 0
             owner.lose_creations -= lost
+            hang = len(owner.batches) == owner.hang_at
         if lost:
             self._broken("cut")
-        elif fault == "slow":
+        elif fault == "slow" or hang:
             self._broken("slow")
         else:
             self._reply(self._batch(batch_id))

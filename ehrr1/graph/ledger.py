@@ -38,6 +38,7 @@ CREATE TABLE IF NOT EXISTS drafts (
     state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'sent', 'done', 'failed')),
     prompt TEXT,
     prompt_hash TEXT,
+    cut_events INTEGER NOT NULL DEFAULT 0,
     batch_key TEXT,
     batch_id TEXT,
     sent_at TEXT,
@@ -96,10 +97,16 @@ class Ledger:
         self.connection = sqlite3.connect(path)
         # a write-ahead log without shared memory works on network disks too; FULL: what was paid
         # for survives a power cut
-        self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        self.connection.execute("PRAGMA journal_mode = WAL")
-        self.connection.execute("PRAGMA synchronous = FULL")
-        self.connection.executescript(SCHEMA)
+        try:
+            self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self.connection.execute("PRAGMA journal_mode = WAL")
+            self.connection.execute("PRAGMA synchronous = FULL")
+            self.connection.executescript(SCHEMA)
+        except sqlite3.OperationalError as error:
+            self.connection.close()
+            raise UserError(
+                f"{path}: {error}; close what has it open (a database viewer?), and run again"
+            ) from error
 
     def __enter__(self) -> Self:
         return self
@@ -139,9 +146,9 @@ class Ledger:
         """The draft is asked for now. On the disk with the next answer: until then a killed run
         asks again in either case."""
         self.connection.execute(
-            "UPDATE drafts SET state = 'sent', prompt = ?, prompt_hash = ?, sent_at = ?"
-            " WHERE sample_id = ? AND draft = ?",
-            (prompt.version, prompt.hash, _now(), sample_id, draft),
+            "UPDATE drafts SET state = 'sent', prompt = ?, prompt_hash = ?, cut_events = ?,"
+            " sent_at = ? WHERE sample_id = ? AND draft = ?",
+            (prompt.version, prompt.hash, prompt.cut, _now(), sample_id, draft),
         )
 
     def answered(self, answers: Sequence[tuple[str, int, Answer]]) -> None:
@@ -241,6 +248,12 @@ class Ledger:
             name: round(value, 6) if name == "cost_usd" else int(value)
             for name, value in zip(names, found, strict=True)
         }
+
+    def cut(self) -> dict[str, int]:
+        """How many samples' records were cut to fit, and by how many events altogether."""
+        each = "SELECT max(cut_events) AS cut FROM drafts GROUP BY sample_id HAVING cut > 0"
+        found = self.connection.execute(f"SELECT count(*), total(cut) FROM ({each})").fetchone()
+        return {"cut_samples": found[0], "cut_events": int(found[1])}
 
     def errors(self) -> dict[str, int]:
         """How many failed drafts have each reason."""

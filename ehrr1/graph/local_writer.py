@@ -80,7 +80,8 @@ def limit_of(settings: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Limit:
 
 
 def longest(settings: DictConfig) -> int:
-    """Tokens of prompt and draft together: what is needed, or what the model takes."""
+    """Tokens of prompt and draft together: what the model takes; vLLM, which lays out memory for
+    them, is started for what is needed."""
     needed = round(settings.max_prompt_chars / CHARS_PER_TOKEN) + settings.max_tokens
     config = AutoConfig.from_pretrained(settings.model).get_text_config()
     taken = config.to_dict().get("max_position_embeddings")
@@ -89,7 +90,9 @@ def longest(settings: DictConfig) -> int:
             f"chains.max_tokens={settings.max_tokens}: the model of chains.model={settings.model} "
             f"takes {taken} tokens, prompt and draft together; lower it"
         )
-    return min(needed, taken or needed)
+    if settings.writer == "vllm" or not taken:
+        return min(needed, taken or needed)
+    return int(taken)
 
 
 def write_local(
@@ -171,7 +174,7 @@ class _Local:
             for draft in drafts:
                 self.ledger.sent(sample_id, draft, prompt)
             if len(ids) > self.room:
-                reason = f"the prompt has {len(ids)} tokens, the model has room for {self.room}"
+                reason = f"the prompt has more than the {self.room} tokens that the model takes"
                 self.ledger.missed([(sample_id, draft, reason) for draft in drafts])
                 continue
             chunk[sample_id] = ids

@@ -6,6 +6,7 @@ changed gets a new number: the ledger tells by it what each draft was asked.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -31,6 +32,10 @@ VERSIONS = frozenset({DECISION, PROSE, RISK})
 CHARS_PER_TOKEN = 2.5
 """Records are names and numbers: 2.5 characters a token on the MIMIC-IV demo with Qwen3's
 tokenizer (English prose: 4)."""
+
+
+EVIDENCE_SHARE = 1 / 3
+"""Of a prompt, what the evidence may take before its weakest is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +106,7 @@ def write_prompt(
     """
     version = version_for(sample.task, sections)
     system, ask, evidence = _parts(version)
-    lines = list(graph_lines(graph)) if show_graph else []
+    lines = _fitting_lines(graph_lines(graph), limits) if show_graph else []
     told = {
         "question": sample.instruction or TASKS[sample.task].instruction,
         "evidence": Template(evidence).substitute(lines="\n".join(lines)) if lines else "",
@@ -113,6 +118,19 @@ def write_prompt(
     rooms = [Limit(limit.size, limit.most - limit.size(rest)) for limit in limits]
     record, cut = fitting_record(context, rooms)
     return Prompt(version, system, record, question, cut)
+
+
+def _fitting_lines(lines: Sequence[str], limits: Sequence[Limit]) -> list[str]:
+    """The first of the lines that take no more than EVIDENCE_SHARE of each limit."""
+    rooms = [limit.most * EVIDENCE_SHARE for limit in limits]
+    kept = []
+    for line in lines:
+        sizes = [limit.size(f"{line}\n") for limit in limits]
+        rooms = [room - size for room, size in zip(rooms, sizes, strict=True)]
+        if min(rooms, default=0) < 0:
+            break
+        kept.append(line)
+    return kept
 
 
 def fitting_record(context: Sequence[Event], limits: Sequence[Limit]) -> tuple[str, int]:
@@ -132,26 +150,31 @@ def fitting_record(context: Sequence[Event], limits: Sequence[Limit]) -> tuple[s
     return "\n\n".join(texts[:kept] + texts[first:]), first - kept
 
 
-def graph_lines(graph: nx.DiGraph) -> Iterator[str]:
-    """The evidence in words, a line an edge, in the order of the answers.
+def graph_lines(graph: nx.DiGraph) -> list[str]:
+    """The evidence in words, a text a concept, those that support most first (as the template
+    chooses them: by support x log(lift), summed over the answers).
 
-    Glucose | Labotary Test Events | 2180-07-23 06:10 -> Insulin (12 samples; 8.3 times as often;
-    Glucose - linked - Blood Glucose - may_treat (reversed) - Insulin)
+        Glucose | Labotary Test Events | 2180-07-23 06:10
+        -> Insulin (12 samples; 8.3 times; Glucose - linked - Blood Glucose - may_treat - Insulin)
     """
     known = graph.edge_subgraph(
         [(a, b) for a, b, kind in graph.edges(data="kind") if kind == "knowledge"]
     )
-    for answer, data in graph.nodes(data=True):
-        if data["kind"] != "answer":
+    strength: dict[str, float] = {}
+    told: dict[str, list[str]] = {}
+    for node, answer, edge in graph.edges(data=True):
+        if edge["kind"] in ("knowledge", "occurrence"):
             continue
-        for node, _, edge in graph.in_edges(answer, data=True):
-            if edge["kind"] == "knowledge":
-                continue
-            facts = _facts(edge)
-            if path := _path(known, node, answer):
-                facts.append(_told(graph, path))
-            about = f" ({'; '.join(facts)})" if facts else ""
-            yield f"{_citation(graph, node)} -> {data['label']}{about}"
+        facts = _facts(edge)
+        if path := _path(known, node, answer):
+            facts.append(_told(graph, path))
+        about = f" ({'; '.join(facts)})" if facts else ""
+        told.setdefault(node, [_citation(graph, node)])
+        told[node].append(f"-> {graph.nodes[answer]['label']}{about}")
+        weight = edge.get("support", 1) * math.log(max(edge.get("lift", 1), 1))
+        strength[node] = strength.get(node, 0) + weight
+    ordered = sorted(told, key=lambda node: (-strength[node], node))
+    return ["\n".join(told[node]) for node in ordered]
 
 
 def _facts(edge: dict[str, Any]) -> list[str]:
@@ -159,7 +182,7 @@ def _facts(edge: dict[str, Any]) -> list[str]:
     if "support" in edge:
         facts.append(f"{edge['support']} samples")
     if "lift" in edge:
-        facts.append(f"{edge['lift']:.1f} times as often")
+        facts.append(f"{edge['lift']:.1f} times")
     return facts
 
 

@@ -188,8 +188,8 @@ def data_is_open(prepare: Path) -> bool:
 
 def ask(work: Work, ledger: Ledger, asker: Asker) -> Metrics:
     """Fill the ledger. Returns `asked` drafts, `failed` ones (asked in vain), `prompt/<version>`
-    answers by the version of their prompt, and what was spent: `tokens_in`, `tokens_out`,
-    `cache_write`, `cache_read`, `cost_usd`."""
+    answers by the version of their prompt, `cut_samples` whose records lost `cut_events` to fit,
+    and what was spent: `tokens_in`, `tokens_out`, `cache_write`, `cache_read`, `cost_usd`."""
     refuse_other_prompts(ledger)
     asked = work.asked()
     ledger.begin(asked, work.cfg.chains.drafts)
@@ -206,7 +206,8 @@ def ask(work: Work, ledger: Ledger, asker: Asker) -> Metrics:
     for reason, count in ledger.errors().items():
         Console(stderr=True).print(f"chains: {count} drafts failed: {reason}", markup=False)
     versions = {f"prompt/{version}": count for version, count in sorted(ledger.prompts().items())}
-    return {"asked": sum(states.values()), "failed": states["failed"], **versions, **ledger.spent()}
+    found = {"asked": sum(states.values()), "failed": states["failed"], **versions}
+    return found | ledger.cut() | ledger.spent()
 
 
 def refuse_other_prompts(ledger: Ledger) -> None:

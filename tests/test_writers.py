@@ -1,0 +1,523 @@
+"""Chains by language models: a server with faults, processes that are killed, budgets, refusals."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from ehrr1.errors import UserError
+from ehrr1.graph.anthropic_batches import write_batches
+from ehrr1.graph.anthropic_writer import write_messages
+from ehrr1.graph.ledger import ATTEMPTS, Ledger
+from ehrr1.settings import check
+from ehrr1.stages import execute
+from tests.conftest import ROOT, CommandLine
+from tests.killed_writers import prompts
+from tests.messages_server import Body, Faults, MessagesServer, text_of
+from tests.test_models import small, write_folder
+
+SAMPLES = 2000
+FAULTS = Faults(
+    rate_limited=0.03, overloaded=0.03, broken=0.03, slow=0.005, cut=0.03, malformed=0.02,
+    wrong=0.02, truncated=0.02, empty=0.02, expired=0.05, errored=0.05, missing=0.02,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "test")
+
+
+def settings(server: MessagesServer, **changes: Any) -> DictConfig:
+    """The writer's own settings, in a hurry."""
+    cfg = OmegaConf.load(ROOT / "conf" / "chains" / "anthropic.yaml")
+    assert isinstance(cfg, DictConfig)
+    hurry = {"timeout_seconds": 2.0, "poll_seconds": 0.05, "max_retries": 4, "drafts": 1}
+    cfg.update({"model": "some-model", "base_url": server.url, **hurry, **changes})
+    return cfg
+
+
+def ask(path: Path, cfg: DictConfig, count: int) -> None:
+    write = write_batches if cfg.batches else write_messages
+    with Ledger(path) as ledger:
+        ledger.begin((f"sample {n}" for n in range(count)), cfg.drafts)
+        write(cfg, ledger, partial(prompts, count), lambda done: None)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The ledger, read as anyone would read it."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.row_factory = sqlite3.Row
+        return [dict(row) for row in connection.execute("SELECT * FROM drafts ORDER BY number")]
+
+
+def said(row: dict[str, Any]) -> str:
+    """What the request of a row's sample says, as the server knows it."""
+    return f"record {row['sample_id'].split()[1]}\n{row['sample_id']}"
+
+
+class KilledWriters:
+    """Processes that write one after the other (`tests.killed_writers`)."""
+
+    def __init__(self, process: subprocess.Popen[str]):
+        self.process = process
+
+    def kill(self, when: Callable[[], bool]) -> None:
+        """Kill the one of now once something is true."""
+        assert self.process.stdout is not None
+        child = int(self.process.stdout.readline())
+        deadline = time.monotonic() + 60
+        while not when():
+            assert time.monotonic() < deadline, "nothing to kill"
+            time.sleep(0.005)
+        os.kill(child, signal.SIGKILL)
+
+    def go_on(self) -> None:
+        """Let the next one begin."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+
+@contextmanager
+def killed_writers(path: Path, cfg: DictConfig) -> Iterator[KilledWriters]:
+    """Writers of SAMPLES samples; the last must come to its end."""
+    file = path.with_name("settings.yaml")
+    OmegaConf.save(cfg, file)
+    command = [sys.executable, "-m", "tests.killed_writers", str(path), str(file), str(SAMPLES)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
+        try:
+            yield KilledWriters(process)
+            assert process.wait(timeout=100) == 0
+        finally:
+            process.kill()
+
+
+def check_ledger(path: Path, server: MessagesServer) -> list[dict[str, Any]]:
+    """Nothing lost, nothing doubled: a row a sample, and its text is the answer to its prompt."""
+    found = rows(path)
+    assert [row["sample_id"] for row in found] == [f"sample {n}" for n in range(SAMPLES)]
+    assert {row["state"] for row in found} <= {"done", "failed"}
+    for row in found:
+        if row["state"] == "done":
+            empty = row["stop_reason"] == "refusal"
+            assert row["text"] == ("" if empty else f"answer to {said(row)}"), row
+            assert row["tokens_in"] == len(said(row)) - 1
+        else:
+            assert row["attempts"] == ATTEMPTS and row["error"]
+    reasons = Counter(row["stop_reason"] for row in found)
+    assert reasons["refusal"] > 20 and reasons["max_tokens"] > 20
+    return found
+
+
+def test_two_thousand_samples_with_faults_and_kills(tmp_path: Path) -> None:
+    path, kills = tmp_path / "ledger.sqlite", (300, 1200)
+    with MessagesServer(FAULTS, seed=1, slow_seconds=2.5) as server:
+        cfg = settings(server, concurrency=24)
+        before: list[tuple[int, set[str]]] = []
+        with killed_writers(path, cfg) as writers:
+            for answered in kills:
+                writers.kill(lambda n=answered: sum(server.served.values()) >= n)
+                time.sleep(0.3)  # what was on its way has arrived
+                done = {said(row) for row in rows(path) if row["state"] == "done"}
+                before.append((len(server.bodies), done))
+                writers.go_on()
+        found = check_ledger(path, server)
+        assert server.most_at_once <= 24 * 2  # those of a killed process may still be answered
+        for name in ("rate_limited", "overloaded", "broken", "slow", "cut", "malformed", "wrong"):
+            assert server.happened[name], name
+        # what stood in the ledger when the process was killed was never asked again
+        for asked, done in before:
+            assert len(done) > 200
+            assert not done & set(map(text_of, server.bodies[asked:]))
+        # only answers that were on their way when a process was killed were given twice
+        twice = sum(server.served[said(row)] - 1 for row in found if row["state"] == "done")
+        assert 0 <= twice <= 24 * len(kills)
+        assert sum(row["state"] == "failed" for row in found) < 5
+
+
+def test_two_thousand_samples_in_batches_with_faults_and_kills(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with MessagesServer(FAULTS, seed=2, slow_seconds=2.5, hang_at=3) as server:
+        cfg = settings(server, batches=True, batch_size=250)
+        with killed_writers(path, cfg) as writers:
+            writers.kill(lambda: len(server.batches) == 3)  # created, and nobody knows its number
+            server.hang_at = None
+            waiting = Counter(row["batch_key"] for row in rows(path) if row["state"] == "sent")
+            nameless = [row for row in rows(path) if row["batch_key"] and not row["batch_id"]]
+            assert len(waiting) == 3 and len(nameless) == 250
+            writers.go_on()
+            writers.kill(lambda: sum(server.served.values()) >= 700)  # within the results
+            writers.go_on()
+        found = check_ledger(path, server)
+        for name in ("expired", "errored", "missing"):
+            assert server.happened[name], name
+        ids = {row["batch_id"] for row in nameless} | {row["batch_id"] for row in found}
+        assert ids - {None} <= set(server.batches)
+        paid = Counter(useful_entries(server))
+        assert all(paid[said(row)] == (row["state"] == "done") for row in found)
+
+
+def useful_entries(server: MessagesServer) -> Iterator[str]:
+    """What was answered and paid for, an entry of a batch at a time."""
+    for batch in server.batches.values():
+        for entry in batch["requests"]:
+            asked = text_of(entry["params"])
+            attempt = entry["custom_id"].split("-")[0]
+            if server.fault(f"{asked}/{attempt}", 0, batch=True) in (None, "truncated", "empty"):
+                yield asked
+
+
+@pytest.mark.parametrize("batches", [False, True])
+@pytest.mark.parametrize(
+    ("fault", "state", "reason"),
+    [
+        ("truncated", "done", "max_tokens"),
+        ("empty", "done", "refusal"),
+        ("wrong", "failed", "malformed answer (TypeError)"),
+    ],
+)
+def test_what_becomes_of_bad_answers(
+    tmp_path: Path, batches: bool, fault: str, state: str, reason: str
+) -> None:
+    with MessagesServer(Faults(**{fault: 1.0})) as server:
+        ask(tmp_path / "ledger.sqlite", settings(server, batches=batches), 3)
+        for row in rows(tmp_path / "ledger.sqlite"):
+            assert row["state"] == state
+            assert row["stop_reason" if state == "done" else "error"] == reason
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("overloaded", "status 529"),
+        ("rate_limited", "status 429"),
+        ("broken", "status 500"),
+        ("cut", "APIConnectionError"),
+        ("slow", "APITimeoutError"),
+        ("malformed", "malformed answer (no JSON)"),
+    ],
+)
+def test_no_answer_is_asked_for_again_and_then_failed(
+    tmp_path: Path, fault: str, reason: str
+) -> None:
+    with MessagesServer(Faults(**{fault: 1.0}), slow_seconds=0.4) as server:
+        cfg = settings(server, max_retries=0, timeout_seconds=0.2)
+        ask(tmp_path / "ledger.sqlite", cfg, 3)
+        found = rows(tmp_path / "ledger.sqlite")
+        assert [(row["state"], row["error"]) for row in found] == [("failed", reason)] * 3
+        assert len(server.bodies) == 3 * ATTEMPTS
+
+
+@pytest.mark.parametrize("reason", ["expired", "errored", "missing"])
+def test_entries_of_batches_are_asked_for_again_and_then_failed(
+    tmp_path: Path, reason: str
+) -> None:
+    told = {"errored": "errored (api_error)", "missing": "no result"}
+    with MessagesServer(Faults(**{reason: 1.0})) as server:
+        ask(tmp_path / "ledger.sqlite", settings(server, batches=True), 3)
+        found = rows(tmp_path / "ledger.sqlite")
+        assert {(row["state"], row["error"]) for row in found} == {
+            ("failed", told.get(reason, reason))
+        }
+        assert len(server.batches) == ATTEMPTS
+
+
+@pytest.mark.parametrize("batches", [False, True])
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+def test_a_refusal_ends_the_run_at_once(tmp_path: Path, batches: bool, status: int) -> None:
+    with MessagesServer(status=status) as server:
+        cfg = settings(server, batches=batches, concurrency=4)
+        with pytest.raises(UserError, match=f"status {status}") as error:
+            ask(tmp_path / "ledger.sqlite", cfg, 100)
+        assert "\n" not in str(error.value)
+        assert len(server.headers) <= 4
+        server.status = None
+        ask(tmp_path / "ledger.sqlite", cfg, 100)
+    assert {row["state"] for row in rows(tmp_path / "ledger.sqlite")} == {"done"}
+
+
+@pytest.mark.parametrize("batches", [False, True])
+def test_an_endpoint_that_is_gone_ends_the_run_and_loses_nothing(
+    tmp_path: Path, batches: bool
+) -> None:
+    with MessagesServer() as server:
+        cfg = settings(server, batches=batches, max_retries=0, concurrency=4)
+    with pytest.raises(UserError, match="does not answer"):
+        ask(tmp_path / "ledger.sqlite", cfg, 100)
+    assert {row["state"] for row in rows(tmp_path / "ledger.sqlite")} <= {"open", "sent"}
+
+
+def test_a_batch_whose_creation_was_not_confirmed_is_not_created_again(tmp_path: Path) -> None:
+    with MessagesServer(lose_creations=2) as server:
+        cfg = settings(server, batches=True, batch_size=4)
+        ask(tmp_path / "ledger.sqlite", cfg, 12)
+        assert len(server.batches) == 3
+        assert set(Counter(useful_entries(server)).values()) == {1}
+    assert {row["batch_id"] for row in rows(tmp_path / "ledger.sqlite")} == set(server.batches)
+
+
+def test_what_is_sent(tmp_path: Path) -> None:
+    """The guidelines and, for a sample with several drafts, its prompt are cached: the first draft
+    writes, the others read. A temperature needs the version of the API that takes one."""
+    with MessagesServer() as server:
+        ask(tmp_path / "one.sqlite", settings(server, temperature=1.0), 1)
+        ask(tmp_path / "three.sqlite", settings(server, temperature=0.5, drafts=3), 2)
+    one, three = server.bodies[0], server.bodies[1]
+    mark = {"type": "ephemeral"}
+    assert one["model"] == "some-model" and one["max_tokens"] == 2048
+    assert one["system"] == [{"type": "text", "text": "guidelines", "cache_control": mark}]
+    [content] = [message["content"] for message in one["messages"]]
+    assert content == [{"type": "text", "text": t} for t in ("record 0", "sample 0")]
+    assert all(block["cache_control"] == mark for block in three["messages"][0]["content"])
+    assert "temperature" not in one and three["temperature"] == 0.5
+    assert server.headers[0]["anthropic-version"] > "2026"
+    assert server.headers[1]["anthropic-version"] == "2023-06-01"
+    found = [(row["cache_write"], row["cache_read"]) for row in rows(tmp_path / "three.sqlite")]
+    assert found == [(16, 0), (0, 16), (0, 16)] * 2
+    assert [row["cache_write"] for row in rows(tmp_path / "one.sqlite")] == [0]
+
+
+@pytest.mark.parametrize("batches", [False, True])
+def test_what_an_answer_costs(tmp_path: Path, batches: bool) -> None:
+    with MessagesServer() as server:
+        cfg = settings(server, batches=batches, drafts=2)
+        ask(tmp_path / "ledger.sqlite", cfg, 1)
+    out = len("answer to record 0\nsample 0")
+    first, second = (16 * 3.75 + out * 15) / 1e6, (16 * 0.3 + out * 15) / 1e6
+    factor = 0.5 if batches else 1
+    costs = sorted(row["cost_usd"] for row in rows(tmp_path / "ledger.sqlite"))
+    assert costs == pytest.approx([second * factor, first * factor])
+
+
+@pytest.mark.parametrize("batches", [False, True])
+@pytest.mark.parametrize("budget", [{"budget_tokens": 6000}, {"budget_usd": 0.1}])
+def test_a_budget_stops_before_it_is_overspent(
+    tmp_path: Path, batches: bool, budget: dict[str, float]
+) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with MessagesServer() as server:
+        cfg = settings(server, batches=batches, batch_size=10, max_tokens=500, **budget)
+        with pytest.raises(UserError, match="the same command goes on") as error:
+            ask(path, cfg, 500)
+        found = rows(path)
+        done = [row for row in found if row["state"] == "done"]
+        assert f"{len(done)} of 500 drafts are written, {500 - len(done)} are left" in str(error)
+        assert 20 < len(done) < 500
+        tokens = sum(row["tokens_in"] + row["tokens_out"] for row in done)
+        dollars = sum(row["cost_usd"] for row in done)
+        assert tokens <= budget.get("budget_tokens", tokens)
+        assert dollars <= budget.get("budget_usd", dollars)
+        cfg.update(dict.fromkeys(budget))
+        ask(path, cfg, 500)
+        assert {row["state"] for row in rows(path)} == {"done"}
+        assert max(server.served.values()) == 1
+
+
+def chain(body: Body) -> str:
+    """A chain out of the evidence that a prompt shows."""
+    lines = text_of(body).splitlines()
+    arrows = [number for number, line in enumerate(lines) if line.startswith("-> ")]
+    cited = [lines[n - 1] for n in arrows if n - 1 not in arrows]
+    derived = dict.fromkeys(lines[n][3:].rsplit(" (", 1)[0] for n in arrows)
+    reasons = [f"{citation.split(' | ')[0]} calls for it." for citation in cited]
+    return "\n".join(
+        ["## Extraction", *cited, "## Reasoning", *reasons, "## Final Results", *derived]
+    )
+
+
+def arguments(smoke: Path, root: Path, *more: str) -> list[str]:
+    return [
+        "experiment=smoke",
+        "stage=chains",
+        f"inputs.prepare={smoke / 'prepare'}",
+        f"inputs.graph={few_graphs(smoke, root.parent / 'graph')}",
+        f"output_root={root}",
+        *more,
+    ]
+
+
+def few_graphs(smoke: Path, folder: Path) -> Path:
+    """The graph stage's folder with every 40th sample, one of them without evidence."""
+    if not folder.exists():
+        folder.mkdir()
+        for name in ("config.yaml", "metrics.json"):
+            shutil.copy(smoke / "graph" / name, folder)
+        lines = (smoke / "graph" / "graphs.jsonl").read_text().splitlines()[::40]
+        bare = json.loads(lines[-1])
+        bare["graph"]["nodes"] = [n for n in bare["graph"]["nodes"] if n["kind"] == "answer"]
+        bare["graph"]["edges"] = []
+        (folder / "graphs.jsonl").write_text("\n".join([*lines[:-1], json.dumps(bare)]) + "\n")
+    return folder
+
+
+def stage(smoke: Path, root: Path, *more: str) -> None:
+    """What run.py does with these settings, without starting Python anew."""
+    given = [*arguments(smoke, root, *more), "name=smoke", "variant=''"]
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = hydra.compose("config", overrides=given)
+    check(cfg)
+    execute(cfg)
+
+
+def outputs(root: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    folder = root / "smoke" / "chains"
+    lines = (folder / "chains.jsonl").read_text().splitlines()
+    return list(map(json.loads, lines)), json.loads((folder / "metrics.json").read_text())
+
+
+def test_the_whole_stage_with_a_budget_that_ends_it_in_between(
+    smoke: Path, tmp_path: Path, command_line: CommandLine
+) -> None:
+    root = tmp_path / "outputs"
+    faults = Faults(overloaded=0.05, malformed=0.05, truncated=0.05, empty=0.05)
+    with MessagesServer(faults, answer=chain) as server:
+        given = arguments(smoke, root, "chains=anthropic", "chains.model=some-model")
+        given += [f"chains.base_url={server.url}", "chains.drafts=2", "chains.max_tokens=500"]
+        stopped = command_line(*given, "chains.budget_usd=0.5")
+        assert stopped.returncode == 2 and stopped.stderr.count("run.py:") == 1, stopped.stderr
+        assert "raise chains.budget_usd" in stopped.stderr
+        folder = root / "smoke" / "chains"
+        assert not (folder / "chains.jsonl").exists() and not (folder / "metrics.json").exists()
+        done = {row["number"] for row in rows(folder / "ledger.sqlite") if row["state"] == "done"}
+        assert done
+        finished = command_line(*given, "chains.budget_usd=100")
+        assert finished.returncode == 0, finished.stderr
+        assert "resumed" in finished.stderr
+    ledger, (lines, metrics) = rows(folder / "ledger.sqlite"), outputs(root)
+    assert metrics["asked"] == len(ledger) == len(lines) + metrics["failed"]
+    written = {(row["sample_id"], row["draft"]): row for row in ledger if row["state"] == "done"}
+    assert [(line["sample_id"], line["draft"]) for line in lines] == list(written)
+    for line in lines:
+        row = written[line["sample_id"], line["draft"]]
+        assert (line["chain"], line["tokens_in"]) == (row["text"], row["tokens_in"])
+        assert ("unfinished" in line["rejected_by"]) == (row["stop_reason"] != "end_turn")
+    assert metrics["prompt/decision.v1"] == len(lines)
+    assert metrics["cost_usd"] == pytest.approx(sum(row["cost_usd"] for row in ledger), abs=1e-5)
+    assert metrics["tokens_out"] == sum(line["tokens_out"] for line in lines)
+    kept = [line for line in lines if line["kept"]]
+    assert len(kept) > 5
+    assert all(not line["rejected_by"] and line["faithfulness"] == 1 for line in kept)
+    assert max(Counter(line["sample_id"] for line in kept).values()) == 1
+    without = sum(metrics[name] for name in metrics if name.startswith("no_evidence/"))
+    graphs = (tmp_path / "graph" / "graphs.jsonl").read_text().splitlines()
+    assert without == len(graphs) - len({row["sample_id"] for row in ledger}) > 0
+
+
+def test_records_that_are_not_open_stay_here(smoke: Path, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    shutil.copytree(smoke / "prepare", closed, symlinks=True)
+    text = (closed / "config.yaml").read_text()
+    (closed / "config.yaml").write_text(text.replace("open: true", "open: false"))
+    with MessagesServer(answer=chain) as server:
+        given = ["chains=anthropic", "chains.model=some-model", f"chains.base_url={server.url}"]
+        given += [f"inputs.prepare={closed}", "chains.drafts=1"]
+        # what the command says of the data does not count: it is the records that were prepared
+        with pytest.raises(UserError, match="third party") as error:
+            stage(smoke, tmp_path / "outputs", *given, "data.open=true")
+        assert "chains.compliant_endpoint=true" in str(error.value)
+        assert not server.headers and not (tmp_path / "outputs" / "smoke" / "chains").exists()
+        stage(smoke, tmp_path / "outputs", *given, "chains.compliant_endpoint=true")
+        assert server.headers
+
+
+def test_a_key_is_needed(smoke: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ANTHROPIC_API_KEY")
+    with MessagesServer() as server:
+        given = ["chains=anthropic", "chains.model=some-model", f"chains.base_url={server.url}"]
+        with pytest.raises(UserError, match="ANTHROPIC_API_KEY is not set"):
+            stage(smoke, tmp_path / "outputs", *given)
+        assert not server.headers
+    assert not (tmp_path / "outputs" / "smoke" / "chains").exists()
+
+
+def test_a_refused_model_leaves_no_folder_and_a_paid_draft_does(
+    smoke: Path, tmp_path: Path
+) -> None:
+    with MessagesServer(status=404, answer=chain) as server:
+        given = ["chains=anthropic", f"chains.base_url={server.url}", "chains.drafts=1"]
+        with pytest.raises(UserError, match="status 404"):
+            stage(smoke, tmp_path / "outputs", *given, "chains.model=typo")
+        server.status = None
+        with pytest.raises(UserError, match="budget_tokens"):
+            stage(
+                smoke,
+                tmp_path / "outputs",
+                *given,
+                "chains.model=some-model",
+                "chains.budget_tokens=30000",
+            )
+        with pytest.raises(UserError, match="other settings"):
+            stage(smoke, tmp_path / "outputs", *given, "chains.model=typo")
+        assert (tmp_path / "outputs" / "smoke" / "chains" / "ledger.sqlite").exists()
+
+
+def test_a_dry_run_tells_the_cost_and_asks_nothing(
+    smoke: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with MessagesServer() as server:
+        given = ["chains=anthropic", "chains.model=some-model", f"chains.base_url={server.url}"]
+        with pytest.raises(SystemExit) as end:
+            stage(smoke, tmp_path / "outputs", *given, "chains.dry_run=true")
+        assert end.value.code == 0 and not server.headers
+    told = capsys.readouterr().out
+    assert "samples" in told and "Message Batches, prompts cached" in told
+    assert not (tmp_path / "outputs" / "smoke" / "chains").exists()
+
+
+HERE = (
+    "chains=transformers",
+    "chains.max_prompt_chars=4000",
+    "chains.show_graph=false",
+    "chains.max_tokens=24",
+    "chains.drafts=2",
+    "chains.batch_size=16",
+)
+
+
+def test_a_model_on_this_machine_writes_the_same_after_a_stop(smoke: Path, tmp_path: Path) -> None:
+    given = [*HERE, f"chains.model={smoke / 'adapt' / 'hf'}", "chains.temperature=1.0"]
+    stage(smoke, tmp_path / "one", *given)
+    with pytest.raises(UserError, match="budget_tokens"):
+        stage(smoke, tmp_path / "two", *given, "chains.budget_tokens=100000")
+    stage(smoke, tmp_path / "two", *given)
+    (lines, metrics), (again, _) = outputs(tmp_path / "one"), outputs(tmp_path / "two")
+    assert lines == again
+    assert metrics["asked"] == len(lines) and metrics["failed"] == 0 and metrics["cost_usd"] == 0
+    assert metrics["tokens_in"] == sum(line["tokens_in"] for line in lines) > 0
+    assert all(0 < line["tokens_out"] <= 24 for line in lines)
+    by_sample = [
+        (first["chain"], second["chain"])
+        for first, second in zip(lines[::2], lines[1::2], strict=True)
+    ]
+    assert sum(one != other for one, other in by_sample) > len(by_sample) / 2
+
+
+def test_a_model_that_cannot_write_is_told_before_anything(smoke: Path, tmp_path: Path) -> None:
+    model, tokenizer = small()
+    write_folder(model, tokenizer, tmp_path / "hf")
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "chat_template.jinja").unlink(missing_ok=True)
+    for folder, problem in ((tmp_path / "none", "no Hugging Face"), (tmp_path / "hf", "template")):
+        with pytest.raises(UserError, match=problem) as error:
+            stage(smoke, tmp_path / "outputs", *HERE, f"chains.model={folder}")
+        assert f"chains.model={folder}" in str(error.value)
+    with pytest.raises(UserError, match=r"chains\.max_tokens=9000"):
+        given = [*HERE, f"chains.model={smoke / 'adapt' / 'hf'}", "chains.max_tokens=9000"]
+        stage(smoke, tmp_path / "outputs", *given)
