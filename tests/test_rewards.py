@@ -232,7 +232,7 @@ def test_overlong(tokens: int, value: float) -> None:
 
 
 NOW = datetime(2150, 3, 4, 20)
-NOTHING = Citable(set(), ())
+NOTHING = Citable({}, [])
 ALLOWED = citable(
     [event("labevents", 9, ["Glucose", "Stool: culture"], Valuenum="140", Valueuom="mg/dL")], NOW
 )

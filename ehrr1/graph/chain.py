@@ -24,7 +24,7 @@ Lines without two bars are prose there.
 """
 
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
@@ -71,13 +71,19 @@ class FreeText(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Citable:
-    """What a chain may cite of a context. Empty (and false) where nothing can be cited."""
+    """What a chain may cite of a context. Empty (and false) where nothing can be cited.
 
-    items: Set[Citation]
-    texts: tuple[FreeText, ...]
+    `items`: heading and time, as written -> the names, with and without values, of those events.
+    """
+
+    items: Mapping[tuple[str, str], Sequence[Set[str]]]
+    texts: Sequence[FreeText]
 
     def __contains__(self, citation: Citation) -> bool:
-        return citation in self.items or any(_stands_in(citation, text) for text in self.texts)
+        events = self.items.get((citation.heading, citation.time), ())
+        if any(citation.name in names for names in events):
+            return True
+        return any(_stands_in(citation, text) for text in self.texts)
 
     def __bool__(self) -> bool:
         return bool(self.items or self.texts)
@@ -131,7 +137,8 @@ def citable(context: Sequence[Event], prediction_time: datetime) -> Citable:
     guess whether the colon in "Stool: culture" begins a value. Of a free text whole words in any
     case can be cited. Events that came as text have no items: they support nothing.
     """
-    items, texts = set(), []
+    items: dict[tuple[str, str], list[Set[str]]] = {}
+    texts = []
     for event in context:
         if not event.rows:
             continue
@@ -140,9 +147,10 @@ def citable(context: Sequence[Event], prediction_time: datetime) -> Citable:
             times |= {str(event.time), event.time.strftime("%Y-%m-%d %H:%M")}
         place = TABLES[event.table].heading
         names = {concept.name for concept in event_concepts(event)} | _with_values(event)
-        items |= {Citation(name, place, time) for name in names for time in times}
+        for time in times:
+            items.setdefault((place, time), []).append(names)
         texts += [FreeText(place, frozenset(times), text) for text in event_texts(event)]
-    return Citable(items, tuple(texts))
+    return Citable(items, texts)
 
 
 def _with_values(event: Event) -> set[str]:
