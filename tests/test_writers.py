@@ -353,12 +353,12 @@ def arguments(smoke: Path, root: Path, *more: str) -> list[str]:
 
 
 def few_graphs(smoke: Path, folder: Path) -> Path:
-    """The graph stage's folder with every 40th sample, one of them without evidence."""
+    """The graph stage's folder with every 80th sample, one of them without evidence."""
     if not folder.exists():
         folder.mkdir()
         for name in ("config.yaml", "metrics.json"):
             shutil.copy(smoke / "graph" / name, folder)
-        lines = (smoke / "graph" / "graphs.jsonl").read_text().splitlines()[::40]
+        lines = (smoke / "graph" / "graphs.jsonl").read_text().splitlines()[::80]
         bare = json.loads(lines[-1])
         bare["graph"]["nodes"] = [n for n in bare["graph"]["nodes"] if n["kind"] == "answer"]
         bare["graph"]["edges"] = []
@@ -396,9 +396,7 @@ def test_the_whole_stage_with_a_budget_that_ends_it_in_between(
         assert not (folder / "chains.jsonl").exists() and not (folder / "metrics.json").exists()
         done = {row["number"] for row in rows(folder / "ledger.sqlite") if row["state"] == "done"}
         assert done
-        finished = command_line(*given, "chains.budget_usd=100")
-        assert finished.returncode == 0, finished.stderr
-        assert "resumed" in finished.stderr
+        stage(smoke, root, *given[len(arguments(smoke, root)) :], "chains.budget_usd=100")
     ledger, (lines, metrics) = rows(folder / "ledger.sqlite"), outputs(root)
     assert metrics["asked"] == len(ledger) == len(lines) + metrics["failed"]
     written = {(row["sample_id"], row["draft"]): row for row in ledger if row["state"] == "done"}
@@ -411,7 +409,7 @@ def test_the_whole_stage_with_a_budget_that_ends_it_in_between(
     assert metrics["cost_usd"] == pytest.approx(sum(row["cost_usd"] for row in ledger), abs=1e-5)
     assert metrics["tokens_out"] == sum(line["tokens_out"] for line in lines)
     kept = [line for line in lines if line["kept"]]
-    assert len(kept) > 5
+    assert len(kept) > 2
     assert all(not line["rejected_by"] and line["faithfulness"] == 1 for line in kept)
     assert max(Counter(line["sample_id"] for line in kept).values()) == 1
     without = sum(metrics[name] for name in metrics if name.startswith("no_evidence/"))
@@ -484,7 +482,7 @@ HERE = (
     "chains=transformers",
     "chains.max_prompt_chars=4000",
     "chains.show_graph=false",
-    "chains.max_tokens=24",
+    "chains.max_tokens=12",
     "chains.drafts=2",
     "chains.batch_size=16",
 )
@@ -494,13 +492,13 @@ def test_a_model_on_this_machine_writes_the_same_after_a_stop(smoke: Path, tmp_p
     given = [*HERE, f"chains.model={smoke / 'adapt' / 'hf'}", "chains.temperature=1.0"]
     stage(smoke, tmp_path / "one", *given)
     with pytest.raises(UserError, match="budget_tokens"):
-        stage(smoke, tmp_path / "two", *given, "chains.budget_tokens=100000")
+        stage(smoke, tmp_path / "two", *given, "chains.budget_tokens=40000")
     stage(smoke, tmp_path / "two", *given)
     (lines, metrics), (again, _) = outputs(tmp_path / "one"), outputs(tmp_path / "two")
     assert lines == again
     assert metrics["asked"] == len(lines) and metrics["failed"] == 0 and metrics["cost_usd"] == 0
     assert metrics["tokens_in"] == sum(line["tokens_in"] for line in lines) > 0
-    assert all(0 < line["tokens_out"] <= 24 for line in lines)
+    assert all(0 < line["tokens_out"] <= 12 for line in lines)
     by_sample = [
         (first["chain"], second["chain"])
         for first, second in zip(lines[::2], lines[1::2], strict=True)
@@ -521,3 +519,12 @@ def test_a_model_that_cannot_write_is_told_before_anything(smoke: Path, tmp_path
     with pytest.raises(UserError, match=r"chains\.max_tokens=9000"):
         given = [*HERE, f"chains.model={smoke / 'adapt' / 'hf'}", "chains.max_tokens=9000"]
         stage(smoke, tmp_path / "outputs", *given)
+
+
+def test_a_run_in_which_nothing_was_written_is_no_finished_run(smoke: Path, tmp_path: Path) -> None:
+    root = tmp_path / "outputs"
+    with MessagesServer(Faults(wrong=1.0), answer=chain) as server:
+        given = ["chains=anthropic", f"chains.base_url={server.url}", "chains.model=some-model"]
+        with pytest.raises(UserError, match=r"not one of \d+ drafts was written \(malformed"):
+            stage(smoke, root, *given, "chains.drafts=1", "chains.concurrency=40")
+    assert not (root / "smoke" / "chains").exists()

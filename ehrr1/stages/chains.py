@@ -189,7 +189,9 @@ def data_is_open(prepare: Path) -> bool:
 def ask(work: Work, ledger: Ledger, asker: Asker) -> Metrics:
     """Fill the ledger. Returns `asked` drafts, `failed` ones (asked in vain), `prompt/<version>`
     answers by the version of their prompt, `cut_samples` whose records lost `cut_events` to fit,
-    and what was spent: `tokens_in`, `tokens_out`, `cache_write`, `cache_read`, `cost_usd`."""
+    and what was spent: `tokens_in`, `tokens_out`, `cache_write`, `cache_read`, `cost_usd`.
+
+    Raises UserError where not one draft was written."""
     refuse_other_prompts(ledger)
     asked = work.asked()
     ledger.begin(asked, work.cfg.chains.drafts)
@@ -203,6 +205,12 @@ def ask(work: Work, ledger: Ledger, asker: Asker) -> Metrics:
             work.cfg.chains, ledger, lambda wanted: work.prompts(wanted, asker.limits), advance
         )
     states = ledger.states()
+    if states["failed"] == sum(states.values()) > 0:
+        raise UserError(
+            f"chains.writer={work.cfg.chains.writer}: not one of {states['failed']} drafts was "
+            f"written ({'; '.join(ledger.errors())}); check chains.model and "
+            "chains.max_prompt_chars"
+        )
     for reason, count in ledger.errors().items():
         Console(stderr=True).print(f"chains: {count} drafts failed: {reason}", markup=False)
     versions = {f"prompt/{version}": count for version, count in sorted(ledger.prompts().items())}
