@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -261,6 +262,11 @@ def test_an_endpoint_that_is_gone_ends_the_run_and_loses_nothing(
     with pytest.raises(UserError, match="does not answer"):
         ask(tmp_path / "ledger.sqlite", cfg, 100)
     assert {row["state"] for row in rows(tmp_path / "ledger.sqlite")} <= {"open", "sent"}
+    with MessagesServer() as server:
+        cfg.base_url = server.url
+        ask(tmp_path / "ledger.sqlite", cfg, 100)
+        assert len(server.batches) == (1 if batches else 0)
+    assert {row["state"] for row in rows(tmp_path / "ledger.sqlite")} == {"done"}
 
 
 def test_a_batch_whose_creation_was_not_confirmed_is_not_created_again(tmp_path: Path) -> None:
@@ -270,6 +276,24 @@ def test_a_batch_whose_creation_was_not_confirmed_is_not_created_again(tmp_path:
         assert len(server.batches) == 3
         assert set(Counter(useful_entries(server)).values()) == {1}
     assert {row["batch_id"] for row in rows(tmp_path / "ledger.sqlite")} == set(server.batches)
+
+
+def test_batches_that_are_under_way_are_taken_in_first(tmp_path: Path) -> None:
+    with MessagesServer(batch_seconds=60) as server:
+        cfg = settings(server, batches=True, batch_size=4, timeout_seconds=0.5, max_retries=0)
+        path = tmp_path / "ledger.sqlite"
+        with Ledger(path) as ledger:
+            ledger.begin((f"sample {n}" for n in range(8)), 1)
+            [(first, prompt)] = prompts(8, {"sample 0"})
+            ledger.put_in_batch("key", [(first, 0, prompt)])
+            ledger.batch_created("key", "msgbatch_0")
+        cfg.batches = False
+        with pytest.raises(UserError, match=r"1 batches .* set chains\.batches=true"):
+            ask(path, cfg, 8)
+        cfg.batches = True  # that batch is unknown to the server: it is asked for again
+        server.batch_seconds = 0
+        ask(path, cfg, 8)
+    assert {(row["state"], row["attempts"]) for row in rows(path)} == {("done", 1), ("done", 2)}
 
 
 def test_what_is_sent(tmp_path: Path) -> None:
@@ -465,6 +489,23 @@ def test_a_refused_model_leaves_no_folder_and_a_paid_draft_does(
         assert (tmp_path / "outputs" / "smoke" / "chains" / "ledger.sqlite").exists()
 
 
+def test_without_graphs_every_sample_is_asked_about(
+    smoke: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["chains=anthropic", "chains.model=some-model", "chains.dry_run=true"]
+    graph = few_graphs(smoke, tmp_path / "graph")
+    samples = (graph / "graphs.jsonl").read_text().count("\n")
+    counts = []
+    for evidence in ("cooccurrence", "none"):
+        made_with = OmegaConf.load(graph / "config.yaml")
+        made_with.graph.evidence = evidence
+        OmegaConf.save(made_with, graph / "config.yaml")
+        with pytest.raises(SystemExit):
+            stage(smoke, tmp_path / "outputs", *given)
+        counts.append(int(re.search(r"(\d+) samples", capsys.readouterr().out)[1]))  # type: ignore
+    assert counts[0] < counts[1] == samples
+
+
 def test_a_dry_run_tells_the_cost_and_asks_nothing(
     smoke: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -474,7 +515,7 @@ def test_a_dry_run_tells_the_cost_and_asks_nothing(
             stage(smoke, tmp_path / "outputs", *given, "chains.dry_run=true")
         assert end.value.code == 0 and not server.headers
     told = capsys.readouterr().out
-    assert "samples" in told and "Message Batches, prompts cached" in told
+    assert "Message Batches, prompts cached" in told
     assert not (tmp_path / "outputs" / "smoke" / "chains").exists()
 
 

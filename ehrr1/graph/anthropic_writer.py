@@ -144,6 +144,11 @@ def write_messages(
 
     Raises UserError where the budget is spent, the endpoint refuses, or it does not answer.
     """
+    if batches := ledger.batches():
+        raise UserError(
+            f"chains.batches=false: {len(batches)} batches of this run are paid for and not taken "
+            "in yet; set chains.batches=true until they are"
+        )
     asyncio.run(_Messages(settings, ledger, advance).write(prompts))
 
 

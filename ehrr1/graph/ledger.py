@@ -54,6 +54,7 @@ CREATE TABLE IF NOT EXISTS drafts (
     UNIQUE (sample_id, draft)
 );
 CREATE INDEX IF NOT EXISTS by_state ON drafts (state);
+CREATE INDEX IF NOT EXISTS by_batch ON drafts (batch_key);
 """
 
 
@@ -292,13 +293,14 @@ class Budget:
 def over_budget(ledger: Ledger, settings: DictConfig) -> UserError:
     """The budget is spent: what there is, what is left, and how to go on."""
     states, spent = ledger.states(), ledger.spent()
-    left = states["open"] + states["sent"]
-    name = "budget_usd" if settings.get("budget_usd") is not None else "budget_tokens"
+    names = [n for n in ("budget_tokens", "budget_usd") if settings.get(n) is not None]
+    budgets = ", ".join(f"chains.{name}={settings[name]}" for name in names)
+    tokens = spent["tokens_in"] + spent["tokens_out"]
     return UserError(
-        f"chains.{name}={settings[name]}: {states['done']} of {sum(states.values())} drafts are "
-        f"written, {left} are left; {spent['tokens_in'] + spent['tokens_out']} tokens and "
-        f"{spent['cost_usd']:.2f} dollars are spent, and the next request might go over it. All is "
-        f"saved: raise chains.{name}, and the same command goes on"
+        f"{budgets}: {states['done']} of {sum(states.values())} drafts are written, "
+        f"{states['open'] + states['sent']} are left; {tokens} tokens and {spent['cost_usd']:.2f} "
+        "dollars are spent, and the next request might go over it. All is saved: raise "
+        f"{' or '.join(f'chains.{name}' for name in names)}, and the same command goes on"
     )
 
 
