@@ -117,12 +117,14 @@ def may_pass(status: int) -> bool:
 def refused(status: int, message: str) -> UserError:
     """Why the endpoint will not answer, however often it is asked."""
     hints = {
+        400: "check chains.model, chains.temperature (1.0 for models from Claude 4.7 on), "
+        "chains.max_tokens and chains.max_prompt_chars",
         401: f"check {KEY}",
         403: f"check {KEY} and what it may do",
         404: "check chains.model and chains.base_url",
         413: "lower chains.max_prompt_chars",
     }
-    hint = hints.get(status, "check chains.model, chains.max_tokens and chains.max_prompt_chars")
+    hint = hints.get(status, "check the account and chains.base_url")
     said = " ".join(message.split())[:300]
     return UserError(
         f"chains=anthropic: the endpoint refuses the request with status {status} ({said}); "
