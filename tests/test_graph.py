@@ -137,8 +137,9 @@ def test_lift_equals_brute_force(
     seed: int, dense: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """In blocks of a few samples, sparse or dense, in two shards that are merged, from a file."""
-    monkeypatch.setattr("ehrr1.graph.cooccurrence.BLOCK", 40)
+    monkeypatch.setattr("ehrr1.graph.cooccurrence.BLOCK", 20)
     monkeypatch.setattr("ehrr1.graph.cooccurrence.DENSE", dense)
+    monkeypatch.setattr("ehrr1.graph.cooccurrence.SPAN", 9)
     pairs = corpus(seed)
     check(counted(pairs), pairs)
     whole = CooccurrenceCounter()
