@@ -35,10 +35,10 @@ from medspacy.ner import TargetRule
 from spacy.tokens import Doc, Span
 
 from benchmarks.measure import machine, markdown, parser, report
-from ehrr1.graph.assertion import STATUSES, Assertions, Sections
-from ehrr1.graph.dictionary import read_dictionary
-from ehrr1.graph.mentions import LongestMatches, Reader, blank, without_salts
-from ehrr1.graph.text_terms import TextTerm, choose, matchers
+from ehrr1.graph.text.assertion import STATUSES, Assertions, Sections
+from ehrr1.graph.text.dictionary import read_dictionary
+from ehrr1.graph.text.mentions import LongestMatches, Reader, blank, without_salts
+from ehrr1.graph.text.text_terms import TextTerm, choose, matchers
 from ehrr1.records.synthetic import write_hospital
 
 TARGET = 4.0

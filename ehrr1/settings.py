@@ -311,10 +311,8 @@ def _thinking(cfg: DictConfig) -> list[str]:
     if cfg.stage in ("chains", "curriculum"):
         if cfg.chains.writer == "template":
             problems += _template(cfg)
-        elif cfg.chains.model is None:
-            problems.append(
-                f"chains.model=null: chains={cfg.chains.writer} needs one: chains.model=NAME"
-            )
+        else:
+            problems += _language_model(cfg)
     return problems
 
 
@@ -336,6 +334,22 @@ def _sources(concepts: DictConfig, graph: DictConfig) -> list[str]:
         problems.append(
             "graph.require_path=true: there is no knowledge base to search; add concepts=umls or "
             "concepts=open with concepts.relations=FILE, and leave graph.knowledge=true"
+        )
+    return problems
+
+
+def _language_model(cfg: DictConfig) -> list[str]:
+    problems = []
+    if cfg.chains.model is None:
+        problems.append(
+            f"chains.model=null: chains={cfg.chains.writer} needs one: chains.model=NAME"
+        )
+    if cfg.chains.dry_run and cfg.stage == "curriculum":
+        problems.append("chains.dry_run=true: it is one stage that is counted; name stage=chains")
+    if cfg.overwrite:
+        problems.append(
+            "overwrite=true: drafts that were paid for would be lost if the run is stopped; remove "
+            "the folder by hand, or set variant=NAME"
         )
     return problems
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import anthropic  # noqa: F401 (so that each fork has it)
 from omegaconf import DictConfig, OmegaConf
 
-from ehrr1.graph.anthropic_batches import write_batches
-from ehrr1.graph.anthropic_writer import write_messages
-from ehrr1.graph.ledger import Ledger
-from ehrr1.graph.prompting import Prompt
+from ehrr1.graph.chains.batches import write_batches
+from ehrr1.graph.chains.ledger import Ledger
+from ehrr1.graph.chains.messages import write_messages
+from ehrr1.graph.chains.prompting import Prompt
 
 
 def main() -> None:

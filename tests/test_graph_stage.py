@@ -8,7 +8,7 @@ import networkx as nx
 import pytest
 
 from ehrr1.files import read_json
-from ehrr1.graph.chain import parse_cases
+from ehrr1.graph.chains.chain import parse_cases
 from ehrr1.graph.evidence import answers, covered, from_json
 from tests.conftest import CommandLine
 

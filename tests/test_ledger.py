@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ehrr1.graph.ledger import ATTEMPTS, Answer, Budget, Ledger
-from ehrr1.graph.prompting import Prompt
+from ehrr1.graph.chains.ledger import ATTEMPTS, Answer, Budget, Ledger
+from ehrr1.graph.chains.prompting import Prompt
 
 PROMPT = Prompt("decision.v1", "guidelines", "record", "question")
 ANSWER = Answer("text", "end_turn", 100, 20, 60, 30, 0.25)

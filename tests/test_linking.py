@@ -8,7 +8,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from ehrr1.errors import UserError
-from ehrr1.graph.linking import open_linker
+from ehrr1.graph.text.linking import open_linker
 from tests.conftest import shared_folder
 
 HEADING = "concept_id\tname\tsemantic_type\tsource\tsynonyms\txrefs"

@@ -17,9 +17,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from ehrr1.errors import UserError
-from ehrr1.graph.flowed_text import flow
-from ehrr1.graph.mention_cache import BATCH, MentionCache, open_cache
-from ehrr1.graph.mentions import EVIDENCE, Reader, Source, open_reader, open_source
+from ehrr1.graph.text.flowed_text import flow
+from ehrr1.graph.text.mention_cache import BATCH, MentionCache, open_cache
+from ehrr1.graph.text.mentions import EVIDENCE, Reader, Source, open_reader, open_source
 from ehrr1.records.synthetic import write_hospital
 from tests.conftest import ROOT
 from tests.test_linking import HEADING, open_concepts, umls_concepts, write_umls
@@ -189,8 +189,8 @@ def test_phrases_match_what_the_patterns_of_medspacy_match():
     from spacy.matcher import Matcher
     from spacy.tokens import Doc
 
-    from ehrr1.graph.assertion import RESOURCES, phrases
-    from ehrr1.graph.mentions import blank
+    from ehrr1.graph.text.assertion import RESOURCES, phrases
+    from ehrr1.graph.text.mentions import blank
 
     nlp = blank()
     checked = 0
@@ -227,9 +227,10 @@ def test_umls_finds_similar_spellings_with_context(tmp_path: Path):
 
 def test_items_import_no_medspacy():
     code = (
-        "import sys, omegaconf, ehrr1.graph.linking, ehrr1.graph.mention_cache as c\n"
+        "import sys, omegaconf\n"
+        "import ehrr1.graph.text.linking as links, ehrr1.graph.text.mention_cache as cache\n"
         "items = omegaconf.OmegaConf.create({'source': 'items'})\n"
-        "assert c.open_cache(items) is None and ehrr1.graph.linking.open_linker(items) is None\n"
+        "assert cache.open_cache(items) is None and links.open_linker(items) is None\n"
         "assert not {'medspacy', 'spacy', 'quickumls', 'nltk'} & sys.modules.keys()\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
@@ -262,8 +263,8 @@ def test_a_pass_that_is_killed_goes_on_where_it_stopped(
     pl.DataFrame({"text": many}).write_parquet(texts)
     code = (
         "import sys, polars, pathlib\n"
-        "from ehrr1.graph.mention_cache import MentionCache\n"
-        "from ehrr1.graph.mentions import Source\n"
+        "from ehrr1.graph.text.mention_cache import MentionCache\n"
+        "from ehrr1.graph.text.mentions import Source\n"
         "if __name__ == '__main__':\n"
         f"    source = Source('open', pathlib.Path({str(source.path)!r}), 1.0)\n"
         f"    texts = polars.read_parquet({str(texts)!r})['text'].to_list()\n"

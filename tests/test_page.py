@@ -12,11 +12,11 @@ from typing import Any
 import networkx as nx
 import pytest
 
+from ehrr1.graph.chains.trace import Line, trace
 from ehrr1.graph.evidence import from_json
-from ehrr1.graph.figure import SIZE, WIDEST, box_of, draw, fitted
-from ehrr1.graph.layout import arrange
-from ehrr1.graph.page import Shown, page
-from ehrr1.graph.trace import Line, trace
+from ehrr1.graph.pictures.figure import SIZE, WIDEST, box_of, draw, fitted
+from ehrr1.graph.pictures.layout import arrange
+from ehrr1.graph.pictures.page import Shown, page
 from tests.conftest import CommandLine
 from tests.test_graph import event, sample
 

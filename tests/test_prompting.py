@@ -5,9 +5,9 @@ from datetime import datetime
 import networkx as nx
 import pytest
 
-from ehrr1.graph.chain import SECTIONS
-from ehrr1.graph.chain_costs import Estimate, Price, estimate
-from ehrr1.graph.prompting import (
+from ehrr1.graph.chains.chain import SECTIONS
+from ehrr1.graph.chains.costs import Estimate, Price, estimate
+from ehrr1.graph.chains.prompting import (
     DECISION,
     PROSE,
     RISK,
@@ -19,7 +19,7 @@ from ehrr1.graph.prompting import (
     version_for,
     write_prompt,
 )
-from ehrr1.graph.screening import HEDGING
+from ehrr1.graph.chains.screening import HEDGING
 from ehrr1.prompts.messages import CASES
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import record_markdown

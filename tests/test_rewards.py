@@ -16,7 +16,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from ehrr1.errors import UserError
-from ehrr1.graph.chain import Citable, citable
+from ehrr1.graph.chains.chain import Citable, citable
 from ehrr1.records.markdown import events_of
 from ehrr1.scoring.proper import EDGE, WORST_BRIER, WORST_LOG, brier, log_score
 from ehrr1.training.rewards import (

@@ -6,7 +6,7 @@ from datetime import datetime
 from functools import cache
 from typing import NamedTuple
 
-from ehrr1.graph.mentions import EVIDENCE, Mention
+from ehrr1.graph.text.mentions import EVIDENCE, Mention
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
 
@@ -20,7 +20,7 @@ TEXT = "text"
 """What a concept of free text is called: "discharge/text"."""
 
 Reader = Callable[[str], Sequence[Mention]]
-"""What a text mentions (`graph.mention_cache`)."""
+"""What a text mentions (`graph.text.mention_cache`)."""
 
 
 class Concept(NamedTuple):

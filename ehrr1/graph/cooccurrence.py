@@ -27,8 +27,8 @@ DENSE = 8
 """A joint count is kept dense once one cell in so many is used. Blocks are then four times as
 large: no product is made of them, and each target's row is touched less often."""
 
-SPAN = 2**22
-"""Pairs that stand side by side while they are counted into a dense matrix."""
+SPAN = 2**18
+"""Pairs that stand side by side while they are counted into a dense matrix: what a cache holds."""
 
 Joint: TypeAlias = sparse.csr_array | NDArray[np.int32]
 

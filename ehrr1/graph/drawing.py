@@ -11,9 +11,9 @@ from ehrr1.graph.concepts import Concept, Occurrence, Reader, event_texts, occur
 from ehrr1.graph.cooccurrence import Cooccurrence, CooccurrenceCounter
 from ehrr1.graph.evidence import evidence_graph, randomised, to_json
 from ehrr1.graph.knowledge import Knowledge, PathRule
-from ehrr1.graph.mention_cache import MentionCache
-from ehrr1.graph.mentions import Source
 from ehrr1.graph.paths import Search, add_paths, search
+from ehrr1.graph.text.mention_cache import MentionCache
+from ehrr1.graph.text.mentions import Source
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 

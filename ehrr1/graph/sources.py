@@ -10,9 +10,9 @@ from ehrr1.errors import UserError
 from ehrr1.files import fingerprint, locked
 from ehrr1.graph.knowledge import FORMAT
 from ehrr1.graph.knowledge_build import build_open, build_umls
-from ehrr1.graph.linking import Linker, open_linker
-from ehrr1.graph.mention_cache import MentionCache
-from ehrr1.graph.mentions import Source, open_source
+from ehrr1.graph.text.linking import Linker, open_linker
+from ehrr1.graph.text.mention_cache import MentionCache
+from ehrr1.graph.text.mentions import Source, open_source
 
 
 class Dictionary:

@@ -31,6 +31,9 @@ def execute(cfg: DictConfig) -> None:
     if cfg.stage == "graph" and cfg.graph.show is not None:
         _show_graph(cfg)
         return
+    if cfg.stage == "chains" and cfg.chains.get("dry_run"):
+        _dry_run(cfg)
+        return
     for stage in runs.ORDER if cfg.stage == "curriculum" else (cfg.stage,):
         if stage in TRAINING and _processes(cfg) > 1 and not runs.is_finished(_folder(cfg, stage)):
             _start_group(cfg, stage)
@@ -45,6 +48,13 @@ def _show_graph(cfg: DictConfig) -> None:
     if not cfg.inputs.graph:
         _execute_one(cfg, "graph")
     show(cfg, console)
+
+
+def _dry_run(cfg: DictConfig) -> None:
+    """Say what writing chains would cost; no run is begun."""
+    from ehrr1.stages.chains import dry_run
+
+    dry_run(cfg, _check_inputs(cfg, "chains"), _folder(cfg, "chains"))
 
 
 def _folder(cfg: DictConfig, stage: str) -> Path:

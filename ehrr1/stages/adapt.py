@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ehrr1 import parallel
 from ehrr1.errors import UserError
 from ehrr1.files import replacing
-from ehrr1.graph.chain import ARROW, BAR, SECTIONS
+from ehrr1.graph.chains.chain import ARROW, BAR, SECTIONS
 from ehrr1.models.gguf import model_folder
 from ehrr1.models.loading import read_config
 from ehrr1.models.start import embed_by_cooccurrence

@@ -23,15 +23,15 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from ehrr1.errors import UserError
-from ehrr1.files import remove, write_jsonl
-from ehrr1.graph import anthropic_writer
-from ehrr1.graph.anthropic_batches import write_batches
-from ehrr1.graph.chain_costs import estimate, estimate_table
+from ehrr1.files import write_jsonl
+from ehrr1.graph.chains import messages
+from ehrr1.graph.chains.batches import write_batches
+from ehrr1.graph.chains.costs import estimate, estimate_table
+from ehrr1.graph.chains.ledger import FINISHED, Advance, Ledger
+from ehrr1.graph.chains.prompting import CHARS_PER_TOKEN, VERSIONS, Limit, Prompt, write_prompt
+from ehrr1.graph.chains.screening import RULES, best, screen
+from ehrr1.graph.chains.template import write_template
 from ehrr1.graph.evidence import covered, from_json
-from ehrr1.graph.ledger import FINISHED, Advance, Ledger
-from ehrr1.graph.prompting import CHARS_PER_TOKEN, VERSIONS, Limit, Prompt, write_prompt
-from ehrr1.graph.screening import RULES, best, screen
-from ehrr1.graph.writer import write_template
 from ehrr1.progress import bar, track
 from ehrr1.prompts.messages import answer_text
 from ehrr1.records.events import Event
@@ -115,11 +115,6 @@ def run(cfg: DictConfig, run: Run) -> Metrics:
     kept chain, `rejected/<rule>` drafts that break the rule, `no_evidence/<task>` samples for
     which there was nothing to write, `faithfulness` the mean over all drafts; of language models
     also what `ask` returns."""
-    if cfg.chains.get("dry_run"):
-        dry_run(cfg, run.input("prepare"), run.input("graph"), run.folder / LEDGER)
-        if not run.resuming:
-            remove(run.folder)  # nothing has begun
-        raise SystemExit(0)
     if cfg.chains.writer == "template":
         work = Work(cfg, Prepared(run.input("prepare")), run.input("graph") / "graphs.jsonl")
         return screen_all(work, template(cfg), run.folder)
@@ -169,16 +164,14 @@ def choose_writer(cfg: DictConfig, run: Run) -> Asker:
     must not or cannot write."""
     chars = Limit(len, cfg.chains.max_prompt_chars)
     if cfg.chains.writer == "anthropic":
-        anthropic_writer.check(cfg.chains, data_is_open(run.input("prepare")))
-        write = write_batches if cfg.chains.batches else anthropic_writer.write_messages
+        messages.check(cfg.chains, data_is_open(run.input("prepare")))
+        write = write_batches if cfg.chains.batches else messages.write_messages
         return Asker(write, (chars,))
-    from ehrr1.graph import local_writer  # with torch
+    from ehrr1.graph.chains import local  # with torch
 
-    tokenizer = local_writer.check(cfg.chains)
-    write_here = partial(
-        local_writer.write_local, tokenizer=tokenizer, seed=cfg.seed, folder=run.folder
-    )
-    return Asker(write_here, (chars, local_writer.limit_of(cfg.chains, tokenizer)))
+    tokenizer = local.check(cfg.chains)
+    write_here = partial(local.write_local, tokenizer=tokenizer, seed=cfg.seed, folder=run.folder)
+    return Asker(write_here, (chars, local.limit_of(cfg.chains, tokenizer)))
 
 
 def data_is_open(prepare: Path) -> bool:
@@ -224,7 +217,7 @@ def refuse_other_prompts(ledger: Ledger) -> None:
     if others := ledger.prompts().keys() - VERSIONS:
         raise UserError(
             f"{LEDGER} holds drafts of prompts that have changed since ({', '.join(others)}): set "
-            "variant=NAME to write anew, or overwrite=true to replace them"
+            "variant=NAME to write anew, or remove the folder by hand to replace them"
         )
 
 
@@ -286,9 +279,10 @@ def graphed_samples(prepared: Prepared, graphs: Path) -> dict[str, Sample]:
     return {sample.sample_id: sample for sample in prepared.as_samples(chosen)}
 
 
-def dry_run(cfg: DictConfig, prepare: Path, graph: Path, ledger: Path) -> None:
-    """Show what would be asked and what it would cost at most. Asks nothing."""
-    work = Work(cfg, Prepared(prepare), graph / "graphs.jsonl")
+def dry_run(cfg: DictConfig, inputs: dict[str, Path], folder: Path) -> None:
+    """Show what a run in `folder` would ask and what it would cost at most. Asks nothing."""
+    work = Work(cfg, Prepared(inputs["prepare"]), inputs["graph"] / "graphs.jsonl")
+    ledger = folder / LEDGER
     limits = [Limit(len, cfg.chains.max_prompt_chars)]
     every = range(cfg.chains.drafts)
     wanted = {sample_id: list(every) for sample_id in work.asked()}

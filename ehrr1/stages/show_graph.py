@@ -19,8 +19,8 @@ from ehrr1 import runs
 from ehrr1.errors import UserError
 from ehrr1.files import replacing, write_text
 from ehrr1.graph.evidence import from_json
-from ehrr1.graph.figure import draw
-from ehrr1.graph.page import Shown, page
+from ehrr1.graph.pictures.figure import draw
+from ehrr1.graph.pictures.page import Shown, page
 from ehrr1.tasks.samples import Prepared, Sample
 
 MADE_BY = "run `python run.py stage=chains` with the same settings, then this command again."

@@ -8,7 +8,7 @@ from typing import Literal
 
 from datasets import Dataset
 
-from ehrr1.graph.chain import Citable, citable
+from ehrr1.graph.chains.chain import Citable, citable
 from ehrr1.prompts.dataset import write_trees
 from ehrr1.prompts.messages import asking_for_both
 from ehrr1.prompts.trees import Question, TreeMaker
@@ -93,6 +93,6 @@ class Prompts(Sequence[Prompt]):
         return [sample.task for sample in self.asked]
 
     def citable(self, prompt: Prompt) -> Citable:
-        """What a chain may cite: see `graph.chain.faithfulness`."""
+        """What a chain may cite: see `graph.chains.chain.faithfulness`."""
         sample = self.samples[prompt.sample_id]
         return citable(self.prepared.context(sample), sample.prediction_time)

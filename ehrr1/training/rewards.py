@@ -13,7 +13,7 @@ The release's defects are mended: a blank line after </think> does no harm, case
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from ehrr1.graph.chain import Citable, faithfulness, parse_chain
+from ehrr1.graph.chains.chain import Citable, faithfulness, parse_chain
 from ehrr1.scoring.answers import Kind, has_both_cases, read_answer, split_think
 from ehrr1.scoring.proper import WORST_BRIER, WORST_LOG, brier, log_score
 from ehrr1.scoring.sets import set_scores
@@ -189,8 +189,8 @@ def faithfulness_reward(
 ) -> Values:
     """The share of what a chain cites that its context holds: item, value, heading and time.
 
-    `citable` is `graph.chain.citable` of the context. None where no chain was asked for, and where
-    nothing can be cited, as in a context that came as text; 0 where no chain can be read.
+    `citable` is `graph.chains.chain.citable` of the context. None where no chain was asked for, and
+    where nothing can be cited, as in a context that came as text; 0 where no chain can be read.
     """
     return [_faithful(*one) for one in zip(completions, think, citable, strict=True)]
 

@@ -19,7 +19,7 @@ from typing import NamedTuple, Self
 from omegaconf import DictConfig
 
 from ehrr1.errors import UserError
-from ehrr1.graph.prompting import Prompt
+from ehrr1.graph.chains.prompting import Prompt
 
 ATTEMPTS = 3
 """How often a draft is asked for; each time the SDK retries by itself."""

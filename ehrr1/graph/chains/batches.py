@@ -16,7 +16,9 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 
-from ehrr1.graph.anthropic_writer import (
+from ehrr1.graph.chains.costs import price_of
+from ehrr1.graph.chains.ledger import Advance, Answer, Batch, Budget, Ledger, over_budget
+from ehrr1.graph.chains.messages import (
     MalformedError,
     client_settings,
     may_pass,
@@ -26,9 +28,7 @@ from ehrr1.graph.anthropic_writer import (
     sampling,
     unreachable,
 )
-from ehrr1.graph.chain_costs import price_of
-from ehrr1.graph.ledger import Advance, Answer, Batch, Budget, Ledger, over_budget
-from ehrr1.graph.prompting import Prompt, Prompts
+from ehrr1.graph.chains.prompting import Prompt, Prompts
 
 BATCH_CHARS = 150_000_000
 """Characters of one batch; the API takes 256 MB."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import networkx as nx
 
-from ehrr1.graph.chain import ARROW, BAR, SECTIONS, Citation, written_time
+from ehrr1.graph.chains.chain import ARROW, BAR, SECTIONS, Citation, written_time
 from ehrr1.graph.concepts import Concept, heading
 from ehrr1.graph.evidence import answers
 from ehrr1.prompts.messages import CASES

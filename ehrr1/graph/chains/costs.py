@@ -7,7 +7,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 from rich.table import Table
 
-from ehrr1.graph.prompting import Prompt
+from ehrr1.graph.chains.prompting import Prompt
 
 MILLION = 1e6
 

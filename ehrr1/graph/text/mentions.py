@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from ehrr1.graph.clinical import require_clinical
-from ehrr1.graph.flowed_text import flow
-from ehrr1.graph.linking import SALTS
+from ehrr1.graph.text.clinical import require_clinical
+from ehrr1.graph.text.flowed_text import flow
+from ehrr1.graph.text.linking import SALTS
 
 if TYPE_CHECKING:
     from spacy.language import Language
     from spacy.tokens import Doc, Span
 
-    from ehrr1.graph.assertion import Assertions, Section, Sections
+    from ehrr1.graph.text.assertion import Assertions, Section, Sections
 
 VERSION = "1"
 """Changes with what a reader finds in the same text."""
@@ -112,10 +112,10 @@ def open_source(concepts: DictConfig) -> Source | None:
         return None
     require_clinical(concepts.source)
     if concepts.source == "umls":
-        from ehrr1.graph.quickumls_index import quickumls_index
+        from ehrr1.graph.text.quickumls_index import quickumls_index
 
         return Source("umls", quickumls_index(concepts), concepts.threshold)
-    from ehrr1.graph.text_terms import prepared_terms
+    from ehrr1.graph.text.text_terms import prepared_terms
 
     file = prepared_terms(Path(concepts.dictionary), Path(concepts.cache), blank())
     return Source("open", file, 1.0)
@@ -124,15 +124,15 @@ def open_source(concepts: DictConfig) -> Source | None:
 def open_reader(source: Source) -> Reader:
     """Load the pipeline: seconds for a large dictionary."""
     nlp = blank()
-    from ehrr1.graph.assertion import Assertions, Sections
+    from ehrr1.graph.text.assertion import Assertions, Sections
 
     parts = Sections(nlp), Assertions(nlp)
     if source.kind == "umls":
-        from ehrr1.graph.quickumls_index import add_quickumls, name_reader
+        from ehrr1.graph.text.quickumls_index import add_quickumls, name_reader
 
         add_quickumls(nlp, source.path, source.threshold)
         return Reader(nlp, _entities, name_reader(source.path), parts)
-    from ehrr1.graph.text_terms import matchers, read_terms
+    from ehrr1.graph.text.text_terms import matchers, read_terms
 
     found, names = matchers(read_terms(source.path))
     return Reader(nlp, LongestMatches(found), names.__getitem__, parts)

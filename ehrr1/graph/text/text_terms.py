@@ -24,7 +24,13 @@ from spacy.strings import get_string_id
 from spacy.vocab import Vocab
 
 from ehrr1.files import locked, replacing
-from ehrr1.graph.dictionary import GENERAL_TYPES, ITEM_LISTS, fingerprint, read_dictionary, terms
+from ehrr1.graph.text.dictionary import (
+    GENERAL_TYPES,
+    ITEM_LISTS,
+    fingerprint,
+    read_dictionary,
+    terms,
+)
 from ehrr1.progress import track
 
 VERSION = "1"

@@ -15,9 +15,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from ehrr1.errors import UserError
-from ehrr1.graph.chain_costs import Price, price_of
-from ehrr1.graph.ledger import Advance, Answer, Budget, Ledger, over_budget
-from ehrr1.graph.prompting import Prompt, Prompts
+from ehrr1.graph.chains.costs import Price, price_of
+from ehrr1.graph.chains.ledger import Advance, Answer, Budget, Ledger, over_budget
+from ehrr1.graph.chains.prompting import Prompt, Prompts
 
 OWN_ADDRESS = "https://api.anthropic.com"
 KEY = "ANTHROPIC_API_KEY"

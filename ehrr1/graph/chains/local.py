@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from ehrr1.errors import UserError
-from ehrr1.graph.ledger import Advance, Answer, Budget, Ledger, over_budget
-from ehrr1.graph.prompting import CHARS_PER_TOKEN, Limit, Prompt, Prompts
+from ehrr1.graph.chains.ledger import Advance, Answer, Budget, Ledger, over_budget
+from ehrr1.graph.chains.prompting import CHARS_PER_TOKEN, Limit, Prompt, Prompts
 from ehrr1.models.loading import load_model
 from ehrr1.prompts.tokenizer import load_tokenizer
 from ehrr1.rollout.sampling import Completion, Rollout, Sampling

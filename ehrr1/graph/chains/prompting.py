@@ -17,7 +17,7 @@ from typing import Any
 
 import networkx as nx
 
-from ehrr1.graph.chain import BAR
+from ehrr1.graph.chains.chain import BAR
 from ehrr1.graph.concepts import Concept, heading
 from ehrr1.prompts.messages import answer_text
 from ehrr1.records.events import Event
@@ -218,7 +218,7 @@ def _citation(graph: nx.DiGraph, node: str) -> str:
 @cache
 def _parts(version: str) -> tuple[str, str, str]:
     """Guidelines, question and evidence of a prompt file."""
-    text = (files("ehrr1.graph") / "prompts" / f"{version}.md").read_text(encoding="utf-8")
+    text = (files("ehrr1.graph.chains") / "prompts" / f"{version}.md").read_text(encoding="utf-8")
     system, rest = text.split("\n=== ask\n")
     ask, evidence = rest.split("\n=== evidence\n")
     return system.strip(), ask.strip(), evidence.rstrip()

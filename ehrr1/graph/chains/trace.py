@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import networkx as nx
 
-from ehrr1.graph.chain import ARROW, BAR, SECTIONS
+from ehrr1.graph.chains.chain import ARROW, BAR, SECTIONS
 from ehrr1.graph.concepts import Concept, heading
 from ehrr1.prompts.messages import CASES
 from ehrr1.records.schema import TABLES

@@ -16,7 +16,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, PathPatch
 from matplotlib.path import Path as Curve
 from matplotlib.textpath import text_to_path
 
-from ehrr1.graph.layout import Layout, arrange
+from ehrr1.graph.pictures.layout import Layout, arrange
 
 INK, SOFT, PAPER = "#1f2933", "#5b6670", "#ffffff"
 FILL = {"event": "#eef1f4", "concept": "#dcebf7", "knowledge": "#fdebdc", "answer": "#d9f2e8"}

@@ -19,7 +19,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from ehrr1.errors import UserError
-from ehrr1.graph.mentions import Mention, Reader, Source, open_reader, open_source
+from ehrr1.graph.text.mentions import Mention, Reader, Source, open_reader, open_source
 from ehrr1.progress import track
 
 BATCH = 64

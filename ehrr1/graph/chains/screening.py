@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ehrr1.graph.chain import (
+from ehrr1.graph.chains.chain import (
     SECTIONS,
     Chain,
     Citable,

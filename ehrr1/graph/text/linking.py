@@ -22,15 +22,15 @@ from typing import Protocol
 import polars as pl
 from omegaconf import DictConfig
 
-from ehrr1.graph.clinical import require_clinical
-from ehrr1.graph.dictionary import (
+from ehrr1.graph.text.clinical import require_clinical
+from ehrr1.graph.text.dictionary import (
     GENERAL_TYPES,
     ITEM_LISTS,
     UNRELATED_TYPES,
     read_dictionary,
     terms,
 )
-from ehrr1.graph.quickumls_index import quickumls_index
+from ehrr1.graph.text.quickumls_index import quickumls_index
 
 MIN_LETTERS = 3
 MIN_LETTERS_SIMPLIFIED = 4

@@ -14,8 +14,8 @@ from typing import Any
 
 import networkx as nx
 
-from ehrr1.graph.layout import Layout, arrange
-from ehrr1.graph.trace import HEADINGS, trace
+from ehrr1.graph.chains.trace import HEADINGS, trace
+from ehrr1.graph.pictures.layout import Layout, arrange
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
 from ehrr1.tasks.catalog import TASKS
@@ -39,7 +39,7 @@ class Shown:
 
 def page(shown: Shown) -> str:
     """The page as HTML."""
-    folder = files("ehrr1.graph")
+    folder = files("ehrr1.graph.pictures")
     text = folder.joinpath("page.html").read_text(encoding="utf-8")
     for place, name in (("{{style}}", "page.css"), ("{{script}}", "page.js")):
         text = text.replace(place, folder.joinpath(name).read_text(encoding="utf-8").rstrip())

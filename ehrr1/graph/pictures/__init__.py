@@ -1,0 +1,1 @@
+"""One sample to look at: a figure and an interactive page."""
