@@ -221,6 +221,11 @@ def finish(run: Run, metrics: dict[str, Any]) -> None:
     write_json(run.folder / "metrics.json", metrics)
 
 
+def made_from(folder: Path, name: str, source: Path) -> bool:
+    """Whether the finished run in `folder` has read its input `name` from `source` as it is now."""
+    return bool(read_json(folder / "inputs.json").get(name) == _fingerprint(source))
+
+
 def metrics_of(folder: Path) -> dict[str, Any]:
     return read_json(folder / "metrics.json")
 

@@ -33,7 +33,7 @@ def show(cfg: DictConfig, console: Console) -> None:
     row = line_of(inputs["graph"] / "graphs.jsonl", str(cfg.graph.show))
     prepared, graph = Prepared(inputs["prepare"]), from_json(row["graph"])
     sample = _sample(prepared, row["sample_id"])
-    draft, note = find_draft(cfg, sample.sample_id)
+    draft, note = find_draft(cfg, inputs["graph"], sample.sample_id)
     shown = Shown(
         sample=sample,
         context=prepared.context(sample),
@@ -65,7 +65,7 @@ def line_of(graphs: Path, sample_id: str) -> dict[str, Any]:
     )
 
 
-def find_draft(cfg: DictConfig, sample_id: str) -> tuple[dict[str, Any] | None, str]:
+def find_draft(cfg: DictConfig, graph: Path, sample_id: str) -> tuple[dict[str, Any] | None, str]:
     """The kept draft of a sample, else its first; where there is none, a note that says why."""
     given = cfg.inputs.chains
     folder = Path(given) if given else runs.home(cfg) / "chains"
@@ -73,6 +73,8 @@ def find_draft(cfg: DictConfig, sample_id: str) -> tuple[dict[str, Any] | None, 
         if given:
             raise UserError(f"inputs.chains={given}: no finished stage=chains there; leave it out")
         return None, f"There are no chains beside this graph: {MADE_BY}"
+    if not runs.made_from(folder, "graph", graph):
+        return None, f"The chains beside this graph were written from another one: {MADE_BY}"
     drafts = list(_rows_of(folder / "chains.jsonl", sample_id))
     if not drafts:
         return None, (

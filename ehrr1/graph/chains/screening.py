@@ -86,9 +86,10 @@ def screen(
     - coverage: the final results name at least this share of the answer (EHR-R1: 0.7).
 
     Without `sections` (an ablation) the draft is free prose: what it names of the answer, spelled
-    exactly, is its result, and nothing is cited by line.
+    exactly, is its result, and nothing is cited by line. The two cases of a yes/no question stay.
     """
     risk = TASKS[sample.task].kind == "risk"
+    sections = sections or risk
     parts = parse_cases(chain) if risk else parse_chain(chain)
     prose = _without_names(chain, parts if sections else None, sample, context)
     decides = risk and VERDICT.search(prose) is not None
@@ -135,8 +136,6 @@ def _judge_prose(
     names = {item for event in context for item in event.items if item}
     lines = [line for line in text.splitlines() if line.strip()]
     faithful = sum(any(name in line for name in names) for line in lines) / max(len(lines), 1)
-    if TASKS[sample.task].kind == "risk":
-        return _verdict(broken, faithful, 1.0)
     derived = sum(item in text for item in sample.target) / max(len(sample.target), 1)
     return _verdict(broken | {"coverage": derived < coverage}, faithful, derived)
 
