@@ -1,9 +1,10 @@
 """Progress bars on stderr: one look for every long loop."""
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
 from rich.console import Console
@@ -57,8 +58,21 @@ def in_processes(
         yield from track(map(work, items), description, len(items))
         return
     # spawned, not forked: a forked process inherits locks that Polars' threads may hold
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), watch_parent) as pool:
         try:
             yield from track(pool.map(work, items), description, len(items))
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def watch_parent() -> None:
+    """In a process of a pool: end when the parent is gone. One that was killed tells nobody, and
+    its processes would wait for work for ever."""
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -9,18 +9,17 @@ import hashlib
 import json
 import os
 import sqlite3
-import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from ehrr1.errors import UserError
 from ehrr1.graph.text.mentions import Mention, Reader, Source, open_reader, open_source
-from ehrr1.progress import track
+from ehrr1.progress import track, watch_parent
 
 BATCH = 64
 """Texts that are handed to a process, and committed, at a time."""
@@ -153,16 +152,8 @@ _reader: Reader
 
 def _open(source: Source) -> None:
     global _reader
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    watch_parent()
     _reader = open_reader(source)
-
-
-def _end_with_parent() -> None:
-    """A parent that was killed tells nobody: its processes would wait for texts for ever."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _read(texts: list[str]) -> list[Row]:
