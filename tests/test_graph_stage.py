@@ -80,6 +80,33 @@ def test_risk_questions_have_evidence_and_a_case_for_each_outcome(stage: Stage) 
     assert all(row["faithfulness"] == 1 for row in kept)
 
 
+NAMES = ("Furosemide", "Insulin", "Metoprolol", "Potassium", "Glucose", "Pneumonia", "Fever")
+
+
+def test_umls_gives_ids_mentions_and_paths(stage: Stage, tmp_path: Path) -> None:
+    """From the user's own three files: names linked, free text read, every pair of drugs joined."""
+    ids = [f"C{number:07}" for number in range(len(NAMES))]
+    atoms = [
+        f"{concept}|ENG|P|L{n}|PF|S{n}|Y|A{n}||||OWN|PT|{n}|{name}|0|N|256|"
+        for n, (concept, name) in enumerate(zip(ids, NAMES, strict=True))
+    ]
+    types = [f"{concept}|T047|B2|Disease or Syndrome|AT|256|" for concept in ids]
+    facts = [f"{ids[-2]}||CUI|RO|{concept}||CUI|may_treat|R||OWN|OWN||Y|N||" for concept in ids[:5]]
+    files = {"MRCONSO.RRF": atoms, "MRSTY.RRF": types, "MRREL.RRF": facts}
+    for name, lines in files.items():
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+    settings = ["concepts=umls", f"concepts.folder={tmp_path}", f"concepts.cache={tmp_path}"]
+    folder = stage("umls", ["graph"], *settings, "graph.max_fdr=0.2", "graph.min_npmi=0.01")
+    metrics = read_json(folder / "graph" / "metrics.json")
+    assert 0 < metrics["linked/emar"] < 1 and metrics["edges/linked"] > 0
+    edges = [e for row in rows_of(folder / "graph" / "graphs.jsonl") for e in row["graph"]["edges"]]
+    found = [edge for edge in edges if edge["kind"] == "cooccurrence"]
+    assert found and all(edge["npmi"] >= 0.01 and edge["p"] < 0.2 for edge in found)
+    assert {edge["vocabulary"] for edge in edges if edge["kind"] == "knowledge"} <= {
+        *("OWN", "dictionary")
+    }
+
+
 def test_a_killed_run_goes_on_with_the_parts_that_are_there(
     smoke: Path, command_line: CommandLine, tmp_path: Path
 ) -> None:
