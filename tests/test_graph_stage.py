@@ -142,3 +142,4 @@ def test_metrics_are_those_of_the_graphs(smoke: Path) -> None:
     assert metrics["coverage/emar"] == sum(covered(g) > 0 for g in emar) / len(emar)
     edges = [e for row in rows for e in row["graph"]["edges"] if e["kind"] == "cooccurrence"]
     assert metrics["edges/cooccurrence"] == len(edges)
+    assert metrics["linked/emar"] == 0  # concepts=items has no dictionary

@@ -46,7 +46,8 @@ class Tally:
 
 
 def linked_shares(history: Iterable[Concept], ids: Mapping[str, str]) -> dict[str, float]:
-    """`linked/<kind>`: the share of the distinct names of a table or class that are linked."""
+    """`linked/<kind>`: the share of the distinct names of a table or class that are linked to a
+    dictionary; 0 without one."""
     names = {concept for concept in history if not concept.is_text}
     seen = Counter(concept.kind for concept in names)
     linked = Counter(concept.kind for concept in names if concept.name in ids)

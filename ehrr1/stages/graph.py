@@ -57,7 +57,7 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
         random_seed=cfg.seed if cfg.graph.evidence == "random" else None,
     )
     tally = draw(run.folder, drawing, drawn, cfg.graph.workers)
-    return tally.metrics() | (linked_shares(history, ids) if dictionary is not None else {})
+    return tally.metrics() | linked_shares(history, ids)
 
 
 def chosen_samples(prepared: Prepared, cfg: DictConfig) -> tuple[list[Sample], list[Sample]]:
