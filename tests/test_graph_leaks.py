@@ -28,6 +28,8 @@ NAMES = {
 }
 """Tables and the column of names or text that is replaced in all rows of test patients."""
 
+TASKS = "[emar,prescriptions,medrecon,labevents,diagnoses_icd,ED_Hospitalization]"
+
 DICTIONARY = f"""concept_id\tname\tsemantic_type\tsource\tsynonyms\txrefs
 T:1\t{MARK}\tDisease\tTest\t\t
 T:2\tfever\tSymptom\tTest\t\t
@@ -53,7 +55,7 @@ def worlds(
         mark_rows(root / "marked" / f"{table}.csv.gz", column, test)
     for name in ("plain", "marked"):
         settings = ["experiment=smoke", f"data.root={root / name}", f"output_root={root / 'out'}"]
-        settings += [f"variant={name}", "concepts=open", "graph.risk=true"]
+        settings += [f"variant={name}", "concepts=open", "graph.risk=true", f"data.tasks={TASKS}"]
         settings += [f"concepts.dictionary={root / 'concepts.tsv'}"]
         settings += [f"concepts.relations={root / 'relations.tsv'}"]
         for stage in ("prepare", "graph"):
@@ -74,7 +76,7 @@ def mark_rows(path: Path, column: str, subjects: set[int]) -> None:
 def test_nothing_comes_from_test_patients(worlds: tuple[Path, Path]) -> None:
     plain, marked = worlds
     graphs = [(world / "graph" / "graphs.jsonl").read_text() for world in worlds]
-    assert graphs[0] == graphs[1] and graphs[0].count("\n") > 500
+    assert graphs[0] == graphs[1] and graphs[0].count("\n") > 150
     assert "concept:knowledge:T:" in graphs[0] and '/text"' in graphs[0]
     for path in sorted((marked / "graph" / "counts").glob("*.npz")):
         counts, same = (
@@ -113,4 +115,4 @@ def test_nothing_comes_from_after_the_prediction_time(worlds: tuple[Path, Path])
             if edge["kind"] == "occurrence" and "written" not in graph.nodes[concept]:
                 position = int(event.removeprefix("event:"))
                 assert (position, graph.nodes[concept]["label"]) in shown
-    assert checked > 500
+    assert checked > 200

@@ -10,6 +10,9 @@ import pytest
 from ehrr1.files import read_json
 from ehrr1.graph.chains.chain import parse_cases
 from ehrr1.graph.evidence import answers, covered, from_json
+from ehrr1.prompts.messages import BOTH_CASES
+from ehrr1.stages.reason import ask
+from ehrr1.tasks.samples import Prepared
 from tests.conftest import CommandLine
 
 Stage = Callable[..., Path]
@@ -40,7 +43,8 @@ def stage(smoke: Path, command_line: CommandLine) -> Stage:
 
 def test_a_random_graph_has_the_size_of_the_real_one(smoke: Path, stage: Stage) -> None:
     real = graphs_of(smoke)
-    drawn = graphs_of(stage("random", ["graph"], "ablation=random_graph"))
+    # by two processes, as the real one was drawn by one
+    drawn = graphs_of(stage("random", ["graph"], "ablation=random_graph", "graph.workers=2"))
     assert list(drawn) == list(real)
     same = moved = 0
     for sample_id, graph in real.items():
@@ -62,10 +66,11 @@ def test_without_a_graph_every_sample_is_there_and_has_no_evidence(
     assert not list((folder / "graph" / "counts").glob("*.npz"))
 
 
-def test_risk_questions_have_evidence_and_a_case_for_each_outcome(stage: Stage) -> None:
-    """And `reason` learns from them, asked for both cases."""
+def test_risk_questions_have_evidence_and_a_case_for_each_outcome(
+    smoke: Path, stage: Stage
+) -> None:
     settings = ["graph.risk=true", "graph.risk_min_lift=1.0"]
-    folder = stage("risk", ["graph", "chains", "reason"], *settings)
+    folder = stage("risk", ["graph", "chains"], *settings)
     graphs = rows_of(folder / "graph" / "graphs.jsonl")
     risk = {row["sample_id"] for row in graphs if row["task"] == "ED_Hospitalization"}
     assert risk
@@ -78,6 +83,12 @@ def test_risk_questions_have_evidence_and_a_case_for_each_outcome(stage: Stage) 
     kept = [row for row in cases if row["kept"]]
     assert kept and all(parse_cases(row["chain"]) for row in kept)
     assert all(row["faithfulness"] == 1 for row in kept)
+    samples = Prepared(smoke / "prepare").samples("train", ["ED_Hospitalization"])
+    chains = {row["sample_id"]: (row["chain"], row["answer"]) for row in kept}
+    sample = next(sample for sample in samples if sample.sample_id in chains)
+    (question,) = ask(sample, chains, risk_weight=1.0)  # what `reason` learns
+    assert question.think and question.chain == chains[sample.sample_id][0]
+    assert question.instruction is not None and question.instruction.endswith(BOTH_CASES)
 
 
 NAMES = ("Furosemide", "Insulin", "Metoprolol", "Potassium", "Glucose", "Pneumonia", "Fever")
@@ -96,6 +107,7 @@ def test_umls_gives_ids_mentions_and_paths(stage: Stage, tmp_path: Path) -> None
     for name, lines in files.items():
         (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
     settings = ["concepts=umls", f"concepts.folder={tmp_path}", f"concepts.cache={tmp_path}"]
+    settings.append("graph.samples_per_task=10")
     folder = stage("umls", ["graph"], *settings, "graph.max_fdr=0.2", "graph.min_npmi=0.01")
     metrics = read_json(folder / "graph" / "metrics.json")
     assert 0 < metrics["linked/emar"] < 1 and metrics["edges/linked"] > 0
