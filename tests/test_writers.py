@@ -501,7 +501,7 @@ def test_without_graphs_every_sample_is_asked_about(
         made_with.graph.evidence = evidence
         OmegaConf.save(made_with, graph / "config.yaml")
         stage(smoke, tmp_path / "outputs", *given)
-        counts.append(int(re.search(r"(\d+) samples", capsys.readouterr().out)[1]))  # type: ignore
+        counts += [int(count) for count in re.findall(r"(\d+) samples", capsys.readouterr().out)]
     assert counts[0] < counts[1] == samples
 
 
