@@ -92,11 +92,12 @@ def screen(
     sections = sections or risk
     parts = parse_cases(chain) if risk else parse_chain(chain)
     prose = _without_names(chain, parts if sections else None, sample, context)
+    numbers = _numbers(prose)
     decides = risk and VERDICT.search(prose) is not None
     broken = {
         "betrayal": decides or BETRAYAL.search(prose) is not None,
         "hedging": HEDGING.search(prose) is not None,
-        "numbers": not _numbers(prose) <= _numbers_of(context),
+        "numbers": bool(numbers) and not numbers <= _numbers_of(context),
     }
     if not sections:
         return _judge_prose(chain, sample, context, coverage, broken)
@@ -153,9 +154,9 @@ def _without_names(text: str, parts: Chain | None, sample: Sample, context: Sequ
         names |= set(sample.target)
     if parts is not None:
         names |= {citation.name for citation in parts.citations}
-    for name in sorted(names, key=lambda name: (-len(name), name)):
-        if name in text:
-            text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", " ", text)
+    named = [name for name in names if name in text]
+    for name in sorted(named, key=lambda name: (-len(name), name)):
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", " ", text)
     return text
 
 
