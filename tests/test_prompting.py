@@ -45,7 +45,7 @@ def graph() -> nx.DiGraph:
         found.nodes[f"event:{name}"].update(kind="event", label="x")
     found.nodes["short of breath"]["written"] = "sob"
     found.add_edge("Na", "answer:Insulin", kind="cooccurrence", support=2, lift=1.5)
-    found.add_edge("K", "answer:Insulin", kind="cooccurrence", support=9, lift=8.26)
+    found.add_edge("K", "answer:Insulin", kind="cooccurrence", support=9, lift=8.26, hops=1)
     found.add_edge("K", "answer:Heparin", kind="cooccurrence", support=5, lift=2.0)
     found.add_edge("short of breath", "answer:Heparin", kind="cooccurrence", support=2, lift=1.2)
     for name in ("A", "B"):
@@ -55,7 +55,7 @@ def graph() -> nx.DiGraph:
         ("A", "B", {"relation": "may_treat", "inverse": True}),
         ("B", "answer:Insulin", {"relation": "linked"}),
     ):
-        found.add_edge(tail, head, kind="knowledge", source="x", **more)
+        found.add_edge(tail, head, kind="knowledge", vocabulary="x", **more)
     return found
 
 

@@ -1,14 +1,16 @@
 """The thinking graph of one sample: which events speak for which answers."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import networkx as nx
 import numpy as np
 
 from ehrr1.graph.associations import Association
-from ehrr1.graph.concepts import Concept, Occurrence
+from ehrr1.graph.concepts import Concept, Occurrence, heading
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
 
@@ -87,6 +89,29 @@ def answers(graph: nx.DiGraph) -> dict[str, list[tuple[str, dict[str, Any]]]]:
         for node, data in graph.nodes(data=True)
         if data["kind"] == "answer"
     }
+
+
+def strength(edge: Mapping[str, Any]) -> float:
+    """How much a concept speaks for an answer: support x log(lift). By lift alone the choice falls
+    on what is rare."""
+    return float(edge["support"] * math.log(edge["lift"]))
+
+
+def cited_as(graph: nx.DiGraph, node: str) -> tuple[str, str]:
+    """How a chain names a concept: its name, of free text the words that stand there, and the
+    heading of its events."""
+    data = graph.nodes[node]
+    return data.get("written", data["label"]), heading(Concept(data["table"], data["label"]))
+
+
+def latest_time(graph: nx.DiGraph, node: str) -> datetime | None:
+    """When the latest event of a concept was; None where no event has a time."""
+    times = [
+        edge["time"]
+        for _, _, edge in graph.out_edges(node, data=True)
+        if edge["kind"] == "occurrence" and edge["time"]
+    ]
+    return datetime.fromisoformat(max(times)) if times else None
 
 
 def covered(graph: nx.DiGraph) -> float:

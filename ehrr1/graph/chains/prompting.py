@@ -6,19 +6,17 @@ changed gets a new number: the ledger tells by it what each draft was asked.
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
 from string import Template
-from typing import Any
 
 import networkx as nx
 
 from ehrr1.graph.chains.chain import BAR
-from ehrr1.graph.concepts import Concept, heading
+from ehrr1.graph.evidence import cited_as, latest_time, strength
 from ehrr1.prompts.messages import answer_text
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import event_markdown
@@ -160,36 +158,19 @@ def graph_lines(graph: nx.DiGraph) -> list[str]:
     known = graph.edge_subgraph(
         [(a, b) for a, b, kind in graph.edges(data="kind") if kind == "knowledge"]
     )
-    strength: dict[str, float] = {}
+    weights: dict[str, float] = {}
     told: dict[str, list[str]] = {}
     for node, answer, edge in graph.edges(data=True):
-        if edge["kind"] in ("knowledge", "occurrence"):
+        if edge["kind"] != "cooccurrence":
             continue
-        facts = _facts(edge)
-        if path := _path(known, node, answer):
-            facts.append(_told(graph, path))
-        about = f" ({'; '.join(facts)})" if facts else ""
+        facts = [f"{edge['support']} samples", f"{edge['lift']:.1f} times"]
+        if "hops" in edge:
+            facts.append(_told(graph, nx.shortest_path(known, node, answer)))
         told.setdefault(node, [_citation(graph, node)])
-        told[node].append(f"-> {graph.nodes[answer]['label']}{about}")
-        weight = edge.get("support", 1) * math.log(max(edge.get("lift", 1), 1))
-        strength[node] = strength.get(node, 0) + weight
-    ordered = sorted(told, key=lambda node: (-strength[node], node))
+        told[node].append(f"-> {graph.nodes[answer]['label']} ({'; '.join(facts)})")
+        weights[node] = weights.get(node, 0) + strength(edge)
+    ordered = sorted(told, key=lambda node: (-weights[node], node))
     return ["\n".join(told[node]) for node in ordered]
-
-
-def _facts(edge: dict[str, Any]) -> list[str]:
-    facts = []
-    if "support" in edge:
-        facts.append(f"{edge['support']} samples")
-    if "lift" in edge:
-        facts.append(f"{edge['lift']:.1f} times")
-    return facts
-
-
-def _path(known: nx.DiGraph, start: str, end: str) -> list[str]:
-    if start not in known or end not in known or not nx.has_path(known, start, end):
-        return []
-    return nx.shortest_path(known, start, end)
 
 
 def _told(graph: nx.DiGraph, path: Sequence[str]) -> str:
@@ -197,22 +178,15 @@ def _told(graph: nx.DiGraph, path: Sequence[str]) -> str:
     words = [graph.nodes[path[0]]["label"]]
     for one, other in pairwise(path):
         edge = graph.edges[one, other]
-        relation = edge.get("relation", "linked") + " (reversed)" * bool(edge.get("inverse"))
+        relation = edge["relation"] + " (reversed)" * bool(edge.get("inverse"))
         words += [relation, graph.nodes[other]["label"]]
     return " - ".join(words)
 
 
 def _citation(graph: nx.DiGraph, node: str) -> str:
     """A concept with its latest event, as a chain would cite it."""
-    data = graph.nodes[node]
-    times = [
-        edge["time"]
-        for _, _, edge in graph.out_edges(node, data=True)
-        if edge["kind"] == "occurrence" and edge["time"]
-    ]
-    time = max(times).replace("T", " ")[:16] if times else "None"
-    name = data.get("written", data["label"])  # free text has words of its own for a concept
-    return BAR.join((name, heading(Concept(data["table"], data["label"])), time))
+    time = latest_time(graph, node)
+    return BAR.join((*cited_as(graph, node), f"{time:%Y-%m-%d %H:%M}" if time else "None"))
 
 
 @cache

@@ -6,16 +6,14 @@ can learn to write them, and leaves out every answer that the graph does not sup
 question it cites what speaks for either outcome.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import networkx as nx
 
 from ehrr1.graph.chains.chain import ARROW, BAR, SECTIONS, Citation, written_time
-from ehrr1.graph.concepts import Concept, heading
-from ehrr1.graph.evidence import answers
+from ehrr1.graph.evidence import answers, cited_as, latest_time, strength
 from ehrr1.prompts.messages import CASES
 from ehrr1.records.events import Event
 from ehrr1.tasks.catalog import TASKS
@@ -53,7 +51,7 @@ def write_template(
     steps = choose_steps(graph, max_evidence)
     if not steps:
         return []
-    latest = {step.node: _latest(graph, step.node) for step in steps}
+    latest = {step.node: latest_time(graph, step.node) for step in steps}
     steps.sort(key=lambda step: (latest[step.node] or datetime.min, step.node))
     citations = [_citation(graph, step.node, latest[step.node], sample) for step in steps]
     lines = [SECTIONS[0]]
@@ -73,14 +71,14 @@ def _write_cases(sample: Sample, graph: nx.DiGraph, max_evidence: int) -> list[D
     found = answers(graph)
     lines = []
     for outcome, title in zip(("yes", "no"), CASES, strict=True):
-        strongest = sorted(found[outcome], key=lambda pair: (-_strength(pair[1]), pair[0]))
+        strongest = sorted(found[outcome], key=lambda pair: (-strength(pair[1]), pair[0]))
         nodes = [node for node, _ in strongest[:max_evidence]]
         if not nodes:
             return []
-        cited = sorted((_latest(graph, node) or datetime.min, node) for node in nodes)
+        cited = sorted((latest_time(graph, node) or datetime.min, node) for node in nodes)
         lines.append(title)
         lines += [
-            BAR.join(_citation(graph, node, _latest(graph, node), sample)) for _, node in cited
+            BAR.join(_citation(graph, node, latest_time(graph, node), sample)) for _, node in cited
         ]
     return [Draft("\n".join(lines), 0, 0)]
 
@@ -95,7 +93,7 @@ def choose_steps(graph: nx.DiGraph, max_evidence: int) -> list[Step]:
     strengths: dict[str, dict[str, float]] = {}
     for item, evidence in answers(graph).items():
         for node, edge in evidence:
-            strengths.setdefault(node, {})[item] = _strength(edge)
+            strengths.setdefault(node, {})[item] = strength(edge)
     steps: list[Step] = []
     while strengths and len(steps) < max_evidence:
         best = min(strengths, key=lambda node: (-sum(strengths[node].values()), node))
@@ -109,21 +107,5 @@ def choose_steps(graph: nx.DiGraph, max_evidence: int) -> list[Step]:
     return steps
 
 
-def _strength(edge: dict[str, Any]) -> float:
-    return float(edge["support"] * math.log(edge["lift"]))
-
-
-def _latest(graph: nx.DiGraph, node: str) -> datetime | None:
-    times = [
-        edge["time"]
-        for _, _, edge in graph.out_edges(node, data=True)
-        if edge["kind"] == "occurrence" and edge["time"]
-    ]
-    return datetime.fromisoformat(max(times)) if times else None
-
-
 def _citation(graph: nx.DiGraph, node: str, time: datetime | None, sample: Sample) -> Citation:
-    data = graph.nodes[node]
-    place = heading(Concept(data["table"], data["label"]))
-    name = data.get("written", data["label"])  # of free text the words that stand there
-    return Citation(name, place, written_time(time, sample.prediction_time))
+    return Citation(*cited_as(graph, node), written_time(time, sample.prediction_time))

@@ -4,7 +4,6 @@ Columns: concept_id, name, semantic_type, source, synonyms (separated by bars); 
 here. Concepts without a name are left out: nothing can be linked to them.
 """
 
-import hashlib
 from pathlib import Path
 
 import polars as pl
@@ -70,12 +69,3 @@ def terms(concepts: pl.DataFrame) -> pl.DataFrame:
         .filter(pl.col("term").str.strip_chars() != "")
         .sort(listed, "synonym", "concept_id", "term")
     )
-
-
-def fingerprint(path: Path, *more: str) -> str:
-    """Sixteen hexadecimal digits that follow from a file's content and `more`."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        digest.update(hashlib.file_digest(file, "sha256").digest())
-    digest.update("\0".join(more).encode())
-    return digest.hexdigest()[:16]

@@ -23,11 +23,10 @@ from spacy.matcher import PhraseMatcher
 from spacy.strings import get_string_id
 from spacy.vocab import Vocab
 
-from ehrr1.files import locked, replacing
+from ehrr1.files import fingerprint, locked, replacing
 from ehrr1.graph.text.dictionary import (
     GENERAL_TYPES,
     ITEM_LISTS,
-    fingerprint,
     read_dictionary,
     terms,
 )
@@ -107,7 +106,7 @@ def prepared_terms(dictionary: Path, cache: Path, nlp: Language) -> Path:
     A line a term: concept id, name, 1 for capitals, words with a space between.
     """
     read_dictionary(dictionary)  # a file that is missing or no dictionary ends here
-    name = fingerprint(dictionary, VERSION, version("spacy"), version("medspacy"))
+    name = fingerprint([dictionary], VERSION, version("spacy"), version("medspacy"))
     file = cache / f"terms-{name}.tsv"
     with locked(file.with_suffix(".lock")):
         if not file.exists():
