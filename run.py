@@ -3,6 +3,7 @@
 python run.py                                   the curriculum on a synthetic hospital
 python run.py experiment=mimic_demo data.root=DIR
 python run.py stage=rl model=8b                 one stage, another model
+python run.py stage=infer model=DIR record=FILE.md question="..."
 python run.py --help                            settings and their choices
 """
 
@@ -16,10 +17,11 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ehrr1.errors import StoppedError, UserError
+from ehrr1.runs import BENCHMARKS
 
 EXPECTED = (UserError, OSError, HydraException, OmegaConfBaseException)
 OWN_FOLDER = ("data", "model", "concepts", "ablation")
@@ -33,9 +35,11 @@ def compose_and_run(cfg: DictConfig) -> None:
     from ehrr1.stages import execute
 
     cfg = as_released(cfg)
-    if cfg.variant is None:
-        with open_dict(cfg):
-            cfg.variant = own_variant()
+    with open_dict(cfg):
+        if cfg.variant is None:
+            cfg.variant = own_variant(cfg)
+        if cfg.eval.mode is None:
+            cfg.eval.mode = own_mode(cfg)
     try:
         check(cfg)
         execute(cfg)
@@ -58,21 +62,60 @@ def as_released(cfg: DictConfig) -> DictConfig:
     return hydra.compose("config", overrides=[*overrides, "experiment=released"])
 
 
-def own_variant() -> str:
+def own_variant(cfg: DictConfig) -> str:
     """The choices that are not the experiment's own, so that they get their own folder."""
+    return "-".join(short(cfg.model.name) if g == "model" else c for g, c in other(OWN_FOLDER))
+
+
+def own_mode(cfg: DictConfig) -> str:
+    """How models are asked, where that is not how they were trained, and by which engine."""
+    answers = cfg.answer if OmegaConf.is_list(cfg.answer) else filter(None, [cfg.answer])
+    parts = [choice for _, choice in other(("eval",)) if choice not in BENCHMARKS]
+    if cfg.engine.name != "transformers":
+        parts += filter(None, (cfg.engine.name, short(cfg.engine.get("model") or "")))
+    parts += filter(None, ("+".join(answers), cfg.candidates.replace("none", "")))
+    return "-".join([*parts, "ours"] if cfg.wording == "ours" else parts)
+
+
+def other(groups: tuple[str, ...]) -> list[tuple[str, str]]:
+    """Of these groups those whose choice is not the experiment's own, with the choice."""
     overrides = HydraConfig.get().overrides.task
     if not any(
-        override.startswith(tuple(f"{group}=" for group in OWN_FOLDER)) for override in overrides
+        override.startswith(tuple(f"{group}=" for group in groups)) for override in overrides
     ):
-        return ""  # composing once more takes a sixth of a second
+        return []  # composing once more takes a sixth of a second
     chosen = HydraConfig.get().runtime.choices
     plain = hydra.compose(
         "config", overrides=[f"experiment={chosen['experiment']}"], return_hydra_config=True
     ).hydra.runtime.choices
-    return "-".join(chosen[group] for group in OWN_FOLDER if chosen[group] != plain[group])
+    return [(group, chosen[group]) for group in groups if chosen[group] != plain[group]]
+
+
+def short(name: str) -> str:
+    """The last part of a path or of a name on the hub."""
+    return name.rstrip("/").split("/")[-1]
+
+
+def spelled_out(arguments: list[str]) -> list[str]:
+    """`model=FOLDER` or `model=OWNER/NAME` as the choice and the path that it stands for; and the
+    records of a benchmark that brings its own."""
+    found = []
+    for argument in arguments:
+        group, _, value = argument.partition("=")
+        if group == "model" and "/" in value:
+            folder, name = value.rstrip("/"), short(value)
+            name = folder.split("/")[-2] if name == "hf" else name
+            found += ["model=folder", f"model.path={folder}", f"model.name={name}"]
+        else:
+            found.append(argument)
+            own_data = any(given.startswith("data=") for given in arguments)
+            if group == "eval" and value in BENCHMARKS and not own_data:
+                found.append(f"data={value}")
+    return found
 
 
 def main() -> None:
+    sys.argv[1:] = spelled_out(sys.argv[1:])
     try:
         compose_and_run()
     except (HydraException, OmegaConfBaseException) as error:

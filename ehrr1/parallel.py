@@ -43,6 +43,17 @@ def rank() -> int:
     return int(os.environ.get("RANK") or os.environ["SLURM_PROCID"])
 
 
+def local_rank() -> int:
+    """This process's number among those on its node."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+
+
+def leave() -> None:
+    """Work on alone: for processes that share work by files and never wait for each other."""
+    for name in ("WORLD_SIZE", "RANK", "SLURM_STEP_NUM_TASKS"):
+        os.environ.pop(name, None)
+
+
 def join(gpu: bool) -> None:
     """Make the group's connections; nothing for a single process.
 

@@ -38,12 +38,12 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "adapt": ("prepare",),
     "reason": ("prepare", "chains", "adapt"),
     "rl": ("prepare", "reason"),
-    "eval": ("prepare", "adapt"),
+    "eval": ("prepare",),
     "plan": (),
 }
 """What each stage cannot do without."""
 
-OPTIONAL_INPUTS: dict[str, tuple[str, ...]] = {"eval": ("reason", "rl")}
+OPTIONAL_INPUTS: dict[str, tuple[str, ...]] = {"eval": ("adapt", "reason", "rl")}
 """What a stage uses where it is there."""
 
 RESULT_SETTINGS: dict[str, tuple[str, ...]] = {
@@ -56,7 +56,7 @@ RESULT_SETTINGS: dict[str, tuple[str, ...]] = {
     "adapt": ("seed", "model", "loss", "adapt", "trainer"),
     "reason": ("seed", "model", "loss", "reason", "trainer"),
     "rl": ("seed", "model", "rl", "rollout", "trainer"),
-    "eval": ("seed", "model", "eval"),
+    "eval": ("seed", "model", "eval", "engine", "answer", "candidates", "wording"),
     "plan": (),
 }
 """The sections of the configuration that change a stage's result."""
@@ -69,9 +69,26 @@ NOT_COMPARED = frozenset(
         *("chains.poll_seconds", "chains.batch_size", "chains.batches", "chains.dry_run"),
         *("chains.budget_tokens", "chains.budget_usd", "chains.compliant_endpoint"),
         *("chains.gpu_memory_utilization", "chains.kv_cache_gib"),
+        *(
+            "eval.mode",
+            "eval.shard",
+            "eval.shards",
+            "eval.batch_size",
+            "eval.batch_tokens",
+            "eval.cases",
+        ),
+        *("engine.tensor_parallel", "engine.gpu_memory_utilization", "engine.kv_cache_gib"),
+        *("engine.url", "engine.key_variable", "engine.concurrency", "engine.timeout_seconds"),
+        *("engine.max_retries", "engine.compliant_endpoint"),
     }
 )
 """Settings of those sections that say who does the work and at what cost, not what comes of it."""
+
+LOCAL = frozenset({"transformers", "vllm"})
+"""Engines that load a model here."""
+
+BENCHMARKS = frozenset({"benchmark", "ehrshot", "mimiciv_cdm"})
+"""Data that bring their own questions and records, to evaluate on."""
 
 ALWAYS_AGAIN = frozenset({"audit", "card", "export", "plan"})
 """Stages that only show what is there: they run again and overwrite."""
@@ -100,6 +117,13 @@ def home(cfg: DictConfig) -> Path:
     return Path(cfg.output_root) / cfg.name / (cfg.variant or "")
 
 
+def folder_of(cfg: DictConfig, stage: str) -> Path:
+    """Where a stage's result is or will be. An evaluation's mode is part of its folder's name, so
+    that one run can have several."""
+    mode = f"-{cfg.eval.mode}" if stage == "eval" and cfg.eval.mode else ""
+    return home(cfg) / f"{stage}{mode}"
+
+
 def is_finished(folder: Path) -> bool:
     return (folder / "metrics.json").exists()
 
@@ -112,12 +136,15 @@ def find_inputs(cfg: DictConfig, stage: str) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     missing = []
-    for name in INPUTS[stage] + OPTIONAL_INPUTS.get(stage, ()):
+    needed = INPUTS[stage]
+    if stage == "eval" and cfg.engine.name in LOCAL and cfg.model.path is None:
+        needed += ("adapt",)  # a model from nothing, untrained, knows nothing and has no tokenizer
+    for name in dict.fromkeys(needed + OPTIONAL_INPUTS.get(stage, ())):
         given = cfg.inputs[name]
-        folder = Path(given) if given else _made(cfg, name)
+        folder = Path(given) if given else _made(cfg, name, stage)
         if is_finished(folder):
             found[name] = folder
-        elif given or name in INPUTS[stage]:
+        elif given or name in needed:
             missing.append((name, folder))
     if missing:
         first = missing[0][0]
@@ -130,16 +157,19 @@ def find_inputs(cfg: DictConfig, stage: str) -> dict[str, Path]:
     return found
 
 
-def _made(cfg: DictConfig, stage: str) -> Path:
+def _made(cfg: DictConfig, stage: str, reader: str) -> Path:
     """Where a stage's result is or will be: in this variant, or in the experiment without one.
 
     An ablation thus shares what it does not change: the same settings, made from the same inputs.
+    What an evaluation on a benchmark's own records (a variant that differs in nothing else) asks
+    was not made from them: of its models the settings alone are compared.
     """
     own, shared = home(cfg) / stage, Path(cfg.output_root) / cfg.name / stage
     if is_finished(own) or not cfg.variant or not is_finished(shared):
         return own
+    elsewhere = reader == "eval" and stage != "prepare" and cfg.variant == cfg.data.name
     try:
-        inputs = find_inputs(cfg, stage)
+        inputs = {} if elsewhere and cfg.data.name in BENCHMARKS else find_inputs(cfg, stage)
     except UserError:
         return own
     return own if _differences(cfg, stage, shared, inputs) else shared
@@ -153,11 +183,11 @@ def opened(cfg: DictConfig, stage: str, variant_hint: str = "") -> Iterator[Run 
     it is finished.
     Raises UserError for a folder made with other settings or in use by another process.
     """
-    folder = home(cfg) / stage
+    folder = folder_of(cfg, stage)
     inputs = find_inputs(cfg, stage)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_name(f".{stage}.lock"), folder):
-        previous = folder.with_name(f".{stage}.previous")
+    with _locked(folder.with_name(f".{folder.name}.lock"), folder):
+        previous = folder.with_name(f".{folder.name}.previous")
         if previous.exists():
             remove(folder)
             previous.rename(folder)
@@ -193,11 +223,14 @@ def joined(cfg: DictConfig, stage: str, member: int) -> Iterator[Run | None]:
 
     None where the run is finished. Raises UserError as `opened` does; nothing is ever removed.
     """
-    folder = home(cfg) / stage
+    folder = folder_of(cfg, stage)
     inputs = find_inputs(cfg, stage)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    own = folder.with_name(f".{stage}-{member}.lock")
-    with _locked(folder.with_name(f".{stage}.lock"), folder, shared=True), _locked(own, folder):
+    own = folder.with_name(f".{folder.name}-{member}.lock")
+    with (
+        _locked(folder.with_name(f".{folder.name}.lock"), folder, shared=True),
+        _locked(own, folder),
+    ):
         begun = (folder / "config.yaml").exists()
         if begun:
             _refuse_other_settings(cfg, stage, folder, inputs)

@@ -19,7 +19,6 @@ from ehrr1.models.sizes import check_memory, parameter_count, requirements
 from ehrr1.prompts.tokenizer import load_tokenizer, train_tokenizer
 from ehrr1.prompts.trees import Branch, Tree
 from ehrr1.rollout.sampling import Sampling
-from ehrr1.rollout.scoring import next_token_logprobs
 from ehrr1.rollout.transformers import TransformersRollout, kept
 from tests.conftest import ROOT
 
@@ -178,14 +177,24 @@ def test_top_k_and_top_p_keep_the_likeliest() -> None:
 
 
 def test_next_token_logprobs_of_trees() -> None:
-    model, _ = small()
+    model, tokenizer = small()
     trees = [
         Tree([5, 6, 7], [Branch("a", [8, 9], []), Branch("b", [10], [11])]),
         Tree([9] * 6, [Branch("c", [12], [])]),
     ]
-    found = next_token_logprobs(model, trees, max_batch_tokens=10)
-    for tree, rows in zip(trees, found, strict=True):
-        for branch, row in zip(tree.branches, rows, strict=True):
+    rollout = TransformersRollout(model, tokenizer, batch_tokens=10)
+    found = dict(rollout.answers(trees, ids := [3, 0, 11]))
+    assert sorted(found) == [0, 1]
+    for number, tree in enumerate(trees):
+        for branch, row in zip(tree.branches, found[number], strict=True):
             with torch.no_grad():
                 logits = model(torch.tensor([tree.trunk + branch.prompt])).logits[0, -1]
-            assert torch.allclose(row, logits.log_softmax(-1), atol=1e-5)
+            wanted = logits.log_softmax(-1)[ids].double().numpy()
+            np.testing.assert_allclose(row, wanted, atol=1e-5)
+
+
+def test_batches_take_every_item_once_longest_first_within_the_limits() -> None:
+    lengths = [5, 1, 9, 30, 9, 2]
+    assert list(batches(lengths, 20)) == [[3], [2, 4], [0, 5, 1]]
+    assert list(batches(lengths, 1000, 4)) == [[3, 2, 4, 0], [5, 1]]
+    assert list(batches([], 20)) == []

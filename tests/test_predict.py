@@ -1,18 +1,26 @@
 """Asking a model: batches, one prefill for all questions on a record, answers that are rows."""
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
+import torch
 from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ehrr1.evaluation.predict import Predictor, batches
-from ehrr1.evaluation.predictions import SCHEMA, frame
+from ehrr1.evaluation.asked import Answer, Asked
+from ehrr1.evaluation.predict import Predictor, Rows, Thought, Writing, tell, thought
+from ehrr1.evaluation.predictions import DIRECT, SCHEMA, frame
 from ehrr1.models.loading import load_model
+from ehrr1.prompts.messages import CASES
 from ehrr1.prompts.tokenizer import train_tokenizer
 from ehrr1.prompts.trees import TreeMaker
 from ehrr1.records.events import Event
+from ehrr1.rollout.transformers import TransformersRollout
+from ehrr1.scoring.risk import AnswerTokens, answer_tokens
 from ehrr1.tasks.samples import Prepared, Sample
 from tests.test_graph import event, sample
 
@@ -63,39 +71,121 @@ def model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 
 
 def predictor(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int = 100_000
 ) -> Predictor:
-    return Predictor(model, TreeMaker(tokenizer, 2000), Records(), batch_tokens, batch_size=4)
+    engine = TransformersRollout(model, tokenizer, 4, batch_tokens)
+    return Predictor(engine, TreeMaker(tokenizer, 2000), Records(), Writing(think=6, direct=5))
 
 
-def test_batches_take_every_item_once_longest_first_within_the_limits() -> None:
-    items = [[0] * length for length in (5, 1, 9, 30, 9, 2)]
-    found = list(batches(items, 20))
-    assert found == [[3], [2, 4], [0, 5, 1]]
-    assert list(batches(items, 1000, 4)) == [[3, 2, 4, 0], [5, 1]]
-    assert list(batches([], 20)) == []
+def table_of(batches: Iterable[Rows]) -> pl.DataFrame:
+    return frame("m", [row for rows in batches for row in rows]).sort("sample_id", "draw")
 
 
 def test_risk_is_the_same_alone_and_with_others(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    together = frame("m", predictor(model, tokenizer, 100_000).risk(QUESTIONS)).sort("sample_id")
+    together = table_of(predictor(model, tokenizer).risk(QUESTIONS, DIRECT))
     alone = predictor(model, tokenizer, 1)
-    rows = [row for question in QUESTIONS for row in alone.risk([question])]
-    one_by_one = frame("m", rows).sort("sample_id")
+    one_by_one = table_of(batch for q in QUESTIONS for batch in alone.risk([q], DIRECT))
     assert together["sample_id"].to_list() == one_by_one["sample_id"].to_list()
     np.testing.assert_allclose(together["probability"], one_by_one["probability"], atol=1e-5)
     assert together["probability"].is_between(0, 1, closed="none").all()
     assert together["probability"].n_unique() == len(QUESTIONS)
 
 
-@pytest.mark.parametrize("think", [True, False])
+def test_log_probabilities_are_those_of_the_next_word(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    asking = predictor(model, tokenizer)
+    [row] = table_of(asking.risk(QUESTIONS[:1], DIRECT)).to_dicts()
+    tree = asking._tree(QUESTIONS[:1], DIRECT)
+    with torch.no_grad():
+        logits = model(torch.tensor([tree.trunk + tree.branches[0].prompt])).logits[0, -1]
+    words, logprobs = answer_tokens(tokenizer), logits.float().log_softmax(-1)
+    assert row["logprob_yes"] == pytest.approx(logprobs[words.yes].logsumexp(0).item(), abs=1e-5)
+    assert row["logprob_no"] == pytest.approx(logprobs[words.no].logsumexp(0).item(), abs=1e-5)
+    odds = np.exp(row["logprob_yes"] - row["logprob_no"])
+    assert row["probability"] == pytest.approx(odds / (1 + odds))
+
+
+@pytest.mark.parametrize("answer", ["think", "direct"])
 def test_decisions_answer_every_sample_once_in_the_mode_asked(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, think: bool
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, answer: Answer
 ) -> None:
     samples = [sample(n, "emar", "Heparin", context=f"c{n % 3}") for n in range(7)]
-    rows = predictor(model, tokenizer, 100_000).decisions(samples, think=think, max_new_tokens=5)
-    table = frame("m", rows)
+    table = table_of(predictor(model, tokenizer).decisions(samples, Asked(answer)))
     assert table.schema == SCHEMA and set(table["sample_id"]) == {s.sample_id for s in samples}
-    assert len(table) == 7 and set(table["mode"]) == {"think" if think else "direct"}
-    assert table["probability"].null_count() == 7
+    assert len(table) == 7 and set(table["mode"]) == {answer}
+    assert table["probability"].null_count() == 7 and table["completion"].null_count() == 0
+
+
+def test_several_draws_are_rows_of_their_own_and_repeat(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    asking = replace(predictor(model, tokenizer), writing=Writing(6, 5, draws=3))
+    samples = [sample(n, "emar", "Heparin", context=f"c{n}") for n in range(2)]
+    once = table_of(asking.decisions(samples, DIRECT, seed=1))
+    assert once["draw"].to_list() == [0, 1, 2, 0, 1, 2] and once["completion"].n_unique() > 2
+    assert once.equals(table_of(asking.decisions(samples[::-1], DIRECT, seed=1)))
+
+
+@pytest.mark.parametrize("answer", ["think", "both"])
+def test_risk_behind_a_chain_reads_the_answer_where_the_chain_ends(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, answer: Answer
+) -> None:
+    asking = predictor(model, tokenizer)
+    table = table_of(asking.risk(QUESTIONS, Asked(answer)))
+    assert len(table) == len(QUESTIONS) and table["probability"].null_count() == 0
+    for row in table.iter_rows(named=True):
+        chain = row["completion"]
+        assert chain.startswith("<think>\n") and chain.endswith("\n</think>\n\n")
+        assert row["mode"] == answer
+        if answer == "both":
+            assert [line for line in chain.splitlines() if line in CASES] == list(CASES)
+    first = next(q for q in QUESTIONS if q.sample_id == table["sample_id"][0])
+    tree = asking._tree([first], Asked(answer))
+    ids = tree.trunk + tree.branches[0].prompt + asking.maker.tokens(table["completion"][0])
+    with torch.no_grad():
+        logprobs = model(torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
+    words = answer_tokens(tokenizer)
+    assert table["logprob_yes"][0] == pytest.approx(
+        logprobs[words.yes].logsumexp(0).item(), abs=1e-4
+    )
+
+
+def test_a_chain_is_closed_where_the_model_did_not() -> None:
+    assert thought("<think>\nfever\n</think>\n\nyes") == Thought("<think>\nfever\n</think>\n\n")
+    assert thought("fever and").text == "<think>\nfever and\n</think>\n\n"
+    assert thought("fever and").problem is not None
+
+
+def test_what_is_not_told_is_no_probability() -> None:
+    words = AnswerTokens([5, 6], [7])
+    assert tell(np.array([-np.inf, -np.inf, -np.inf]), words) is None
+    one = tell(np.array([-1.0, -2.0, -np.inf]), words)
+    assert one is not None and one.probability == 1.0
+    both = tell(np.array([-1.0, -2.0, -3.0]), words)
+    assert both is not None
+    assert both.probability == pytest.approx(
+        (np.exp(-1) + np.exp(-2)) / (np.exp(-1) + np.exp(-2) + np.exp(-3))
+    )
+
+
+def test_candidates_and_own_words_are_asked_for_by_the_mode(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    asking = replace(
+        predictor(model, tokenizer), candidates=lambda sample: ["Aspirin", *sample.target]
+    )
+    told = replace(sample(0, "emar", "Heparin"), instruction="What is given?")
+
+    def prompt(asked: Asked) -> str:
+        return tokenizer.decode(asking._tree([told], asked).branches[0].prompt)
+
+    assert "What is given?" in prompt(DIRECT) and "Aspirin" not in prompt(DIRECT)
+    assert "What is given?" not in prompt(Asked("direct", wording="ours"))
+    listed = prompt(Asked("direct", candidates="list"))
+    assert "What is given?" in listed and "Aspirin\nHeparin" in listed
+    given = replace(told, candidates=("Insulin", "Heparin"))
+    branch = asking._tree([given], Asked("direct", candidates="list")).branches[0]
+    assert "Insulin\nHeparin" in tokenizer.decode(branch.prompt)

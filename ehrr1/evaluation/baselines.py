@@ -8,10 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from ehrr1.evaluation.predictions import prediction_row, risk_row
+from ehrr1.evaluation.predictions import DIRECT, Told, Written, prediction_row, risk_row
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
+from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.samples import Sample
 
 MAX_K = 50
@@ -53,8 +57,9 @@ class Frequency:
     def predict(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
         """One row a sample; an empty answer for a task that was never trained on."""
         return [
-            prediction_row(sample, mode="direct", items=self.answers.get(sample.task, []))
+            prediction_row(sample, DIRECT, Written(self.answers.get(sample.task, [])))
             for sample in samples
+            if ALL_TASKS[sample.task].target != "text"
         ]
 
 
@@ -98,12 +103,12 @@ def bag_of_items(context: Sequence[Event]) -> Bag:
     return {**bag, **numbers}
 
 
-class Boosting:
-    """Gradient boosting on bags of items, one model a risk task.
+class Classifier:
+    """One model a risk task, on bags of items.
 
     Features that fewer than `min_samples` training contexts have are dropped, then the most
-    frequent `max_features` are kept (the model needs them dense). Tasks whose training samples
-    are of one class get no model and answer the class's frequency.
+    frequent `max_features` are kept. Tasks whose training samples are of one class get no model
+    and answer the class's frequency.
     """
 
     def __init__(self, max_features: int = 400, min_samples: int = 10, seed: int = 0):
@@ -111,13 +116,14 @@ class Boosting:
         self.min_samples = min_samples
         self.seed = seed
         self.columns: dict[str, int] = {}
-        self.models: dict[str, HistGradientBoostingClassifier | float] = {}
+        self.models: dict[str, Any] = {}
 
     def fit(self, samples: Sequence[Sample], bags: Mapping[str, Bag]) -> None:
         """Learn from risk samples; `bags` maps a context_id to its bag."""
         used = {sample.context_id for sample in samples}
         frequency = Counter(name for context in sorted(used) for name in bags[context])
-        common = [name for name, count in frequency.items() if count >= self.min_samples]
+        least = min(self.min_samples, max(1, len(used) // 2))  # a few shots have few contexts
+        common = [name for name, count in frequency.items() if count >= least]
         common.sort(key=lambda name: (-frequency[name], name))
         self.columns = {name: column for column, name in enumerate(common[: self.max_features])}
         for task in sorted({sample.task for sample in samples}):
@@ -134,24 +140,20 @@ class Boosting:
                 probabilities = np.full(len(chosen), model)
             else:
                 probabilities = model.predict_proba(self._features(chosen, bags))[:, 1]
-            rows += [risk_row(s, float(p)) for s, p in zip(chosen, probabilities, strict=True)]
+            rows += [
+                risk_row(s, Told(float(p))) for s, p in zip(chosen, probabilities, strict=True)
+            ]
         return rows
 
-    def _fit(
-        self, samples: Sequence[Sample], bags: Mapping[str, Bag]
-    ) -> HistGradientBoostingClassifier | float:
+    def _fit(self, samples: Sequence[Sample], bags: Mapping[str, Bag]) -> Any:
         labels = np.array([sample.target == ("yes",) for sample in samples])
         if labels.all() or not labels.any() or not self.columns:
             return float(labels.mean())
-        model = HistGradientBoostingClassifier(
-            max_iter=80,
-            learning_rate=0.08,
-            max_leaf_nodes=8,
-            l2_regularization=1.0,
-            early_stopping=False,
-            random_state=self.seed,
-        )
-        return model.fit(self._features(samples, bags), labels)
+        return self.model().fit(self._features(samples, bags), labels)
+
+    def model(self) -> Any:
+        """A fresh model of scikit-learn."""
+        raise NotImplementedError
 
     def _features(self, samples: Sequence[Sample], bags: Mapping[str, Bag]) -> NDArray[np.float32]:
         """Bags as rows [samples, features]; a feature that a bag lacks is 0."""
@@ -164,6 +166,31 @@ class Boosting:
                     values.append(value)
         shape = (len(samples), len(self.columns))
         return sparse.coo_array((values, (rows, columns)), shape, dtype=np.float32).toarray()
+
+
+class Boosting(Classifier):
+    """Gradient boosting."""
+
+    def model(self) -> Any:
+        return HistGradientBoostingClassifier(
+            max_iter=80,
+            learning_rate=0.08,
+            max_leaf_nodes=8,
+            l2_regularization=1.0,
+            early_stopping=False,
+            random_state=self.seed,
+        )
+
+
+class Logistic(Classifier):
+    """Logistic regression on the logarithms of counts, standardised."""
+
+    def model(self) -> Any:
+        return make_pipeline(
+            FunctionTransformer(np.log1p),
+            StandardScaler(),
+            LogisticRegression(C=0.01, max_iter=500, random_state=self.seed),
+        )
 
 
 def _is_number(value: str) -> bool:

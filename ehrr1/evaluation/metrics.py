@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+BINS = 15
+"""Of the expected calibration error and of reliability diagrams."""
+
 
 def weighted_auroc(scores: Floats, labels: NDArray[np.bool_], weights: Floats) -> Floats:
     """Area under the ROC curve: P(score of a positive > that of a negative), ties count half.
@@ -38,6 +41,63 @@ def weighted_auprc(scores: Floats, labels: NDArray[np.bool_], weights: Floats) -
 def weighted_mean(values: Floats, weights: Floats) -> Floats:
     """values [n], weights [R, n] -> [R]; nan where all weights are 0."""
     return _divide(weights @ values, weights.sum(axis=1))
+
+
+def weighted_brier(scores: Floats, labels: NDArray[np.bool_], weights: Floats) -> Floats:
+    """Mean squared error of a probability (Brier, 1950). scores [n], weights [R, n] -> [R]."""
+    return weighted_mean((scores - labels) ** 2, weights)
+
+
+def weighted_log_loss(scores: Floats, labels: NDArray[np.bool_], weights: Floats) -> Floats:
+    """Mean of -log of what the true answer was given, in nats; probabilities are clipped to the
+    precision of a float64, as scikit-learn does. scores [n], weights [R, n] -> [R]."""
+    epsilon = np.finfo(np.float64).eps
+    clipped = np.clip(np.where(labels, scores, 1 - scores), epsilon, 1 - epsilon)
+    return weighted_mean(-np.log(clipped), weights)
+
+
+def weighted_ece(
+    scores: Floats, labels: NDArray[np.bool_], weights: Floats, bins: int = BINS
+) -> Floats:
+    """Expected calibration error: the mean over samples of how far the frequency of yes in their
+    bin lies from the bin's mean probability (Naeini et al., 2015).
+
+    Bins are equally wide; a probability of exactly 1 is a bin of its own, as in torchmetrics.
+    scores [n], weights [R, n] -> [R]. Few samples a bin make it larger than it is.
+    """
+    members = bin_members(scores, bins)
+    gap = (weights * (labels - scores)) @ members
+    return _divide(np.abs(gap).sum(axis=1), weights.sum(axis=1))
+
+
+def bin_members(scores: Floats, bins: int) -> Floats:
+    """Which bin each score is in: 0 or 1, [n, bins + 1]."""
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.searchsorted(edges, scores, side="right") - 1
+    return (place[:, None] == np.arange(bins + 1)).astype(np.float64)
+
+
+def net_benefit(
+    scores: Floats, labels: NDArray[np.bool_], weights: Floats, thresholds: Floats
+) -> Floats:
+    """What acting on everybody at or above a threshold is worth (Vickers and Elkin, 2006): true
+    positives less false ones times the threshold's odds, a sample. thresholds [T], below 1.
+
+    scores [n], weights [R, n] -> [R, T]; nan where all weights are 0.
+    """
+    acted = (scores[:, None] >= thresholds).astype(np.float64)
+    worth = np.where(labels[:, None], 1.0, -thresholds / (1 - thresholds)) * acted
+    total = weights.sum(axis=1)[:, None]
+    return _divide(weights @ worth, np.broadcast_to(total, (len(weights), len(thresholds))))
+
+
+def pass_at_k(draws: NDArray[np.int64], right: NDArray[np.int64], k: int) -> Floats:
+    """The chance that one of `k` answers, drawn from `draws` of which `right` are right, is right
+    (Chen et al., 2021): 1 - C(n - c, k) / C(n, k). [n] -> [n]; draws are at least k."""
+    wrong = draws - right
+    steps = np.arange(k)
+    chances = np.clip(wrong[:, None] - steps, 0, None) / (draws[:, None] - steps)
+    return 1 - chances.prod(axis=1)
 
 
 def macro(rows: list[Floats]) -> Floats:

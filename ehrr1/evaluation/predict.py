@@ -1,24 +1,63 @@
-"""Predictions of a model: probability of yes by one forward pass, decisions by greedy writing."""
+"""Predictions of a model that tells log-probabilities: yes or no by one prefill, decisions written.
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+Rows come as they are made, a batch at a time, so that whoever takes them can save them.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
-from transformers import PreTrainedModel
+import numpy as np
+from numpy.typing import NDArray
 
-from ehrr1.evaluation.predictions import prediction_row, risk_row
-from ehrr1.progress import track
+from ehrr1.evaluation.asked import Asked
+from ehrr1.evaluation.predictions import Told, Written, prediction_row, risk_row
+from ehrr1.prompts.chat_format import OPENED
+from ehrr1.prompts.messages import CASES, asking_for_both, listing_candidates
 from ehrr1.prompts.trees import Question, Tree, TreeMaker
-from ehrr1.rollout.sampling import Sampling
-from ehrr1.rollout.scoring import next_token_logprobs
-from ehrr1.rollout.transformers import TransformersRollout
-from ehrr1.scoring.answers import read_answer
-from ehrr1.scoring.risk import answer_tokens, probability_of_yes
+from ehrr1.rollout.sampling import Completion, Rollout, Sampling
+from ehrr1.scoring.answers import THINK_CLOSE, THINK_OPEN, read_answer
+from ehrr1.scoring.risk import AnswerTokens, answer_tokens
+from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.context import preamble_length
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import by_context
 
 Rows = list[dict[str, Any]]
+
+RECORDS_AT_ONCE = 512
+"""Records that are tokenised and held at a time; those of like length share batches."""
+
+NOT_CLOSED = "think block is not closed"
+NOT_TOLD = "no probability of yes or no"
+REFUSED = "refused by the server"
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How much is written, and how it is drawn: `draws` answers to a decision question, greedy
+    where it is one."""
+
+    think: int
+    direct: int
+    draws: int = 1
+    temperature: float = 0.7
+    top_p: float = 0.95
+
+    def sampling(self, asked: Asked) -> Sampling:
+        most = self.think if asked.thinks else self.direct
+        if self.draws == 1:
+            return Sampling(most, temperature=0.0)
+        return Sampling(most, self.temperature, self.top_p)
+
+
+@dataclass(frozen=True)
+class Thought:
+    """A chain that was written before the answer to a yes/no question, closed by us if need be."""
+
+    text: str
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -26,88 +65,172 @@ class Predictor:
     """One model with what it reads.
 
     `maker` has the model's tokenizer and bounds a record with its question; models that share a
-    tokenizer may share it, as it remembers events. `batch_tokens` bounds the padded prompt tokens
-    of one forward pass, `batch_size` the answers written side by side.
+    tokenizer may share it, as it remembers events. `heads` are a task's examples, shown before a
+    record, as tokens (`evaluation.shots`); `candidates` serve questions that list some.
     """
 
-    model: PreTrainedModel
+    engine: Rollout
     maker: TreeMaker
     prepared: Prepared
-    batch_tokens: int
-    batch_size: int = 128
+    writing: Writing
+    candidates: Candidates | None = None
+    heads: Mapping[str, list[int]] = field(default_factory=dict)
 
-    def risk(self, samples: Sequence[Sample], description: str = "risk") -> Rows:
-        """The probability of yes for each sample, asked directly.
+    def risk(self, samples: Iterable[Sample], asked: Asked) -> Iterator[Rows]:
+        """The probability of yes for each sample: at once, or behind what was written first.
 
         The questions on one context are the branches of one tree: its trunk is computed once.
         """
         words = answer_tokens(self.maker.tokenizer)
-        groups = list(by_context(samples).values())
-        trees = [self._tree(group) for group in groups]
-        rows: Rows = []
-        # batch by batch: the log-probabilities of all trees over a large vocabulary would not fit
-        for batch in track(list(batches(trees, self.batch_tokens)), description):
-            some = [trees[index] for index in batch]
-            found = next_token_logprobs(self.model, some, self.batch_tokens)
-            for index, logprobs in zip(batch, found, strict=True):
-                yes = probability_of_yes(logprobs.cpu().numpy(), words)
-                rows += [risk_row(s, float(p)) for s, p in zip(groups[index], yes, strict=True)]
-        return rows
+        for groups in chunks(self._groups(samples), RECORDS_AT_ONCE):
+            trees = [self._tree(group, asked) for group in groups]
+            thoughts: dict[str, Thought] = {}
+            if asked.thinks:
+                thoughts = self._thoughts(trees, asked)
+                trees = [self._after(tree, thoughts) for tree in trees]
+            for index, values in self.engine.answers(trees, [*words.yes, *words.no]):
+                told = [tell(row, words) for row in values]
+                yield [
+                    _risk_row(sample, one, asked, thoughts.get(sample.sample_id))
+                    for sample, one in zip(groups[index], told, strict=True)
+                ]
 
-    def decisions(
-        self,
-        samples: Sequence[Sample],
-        *,
-        think: bool,
-        max_new_tokens: int,
-        description: str = "decisions",
-    ) -> Rows:
-        """The greedy answer to each sample, after thinking or directly."""
-        tokenizer = self.maker.tokenizer
-        prompts = [self._prompt(sample, think) for sample in samples]
-        rollout = TransformersRollout(self.model, tokenizer, self.batch_size)
-        rows: Rows = []
-        for batch in track(list(batches(prompts, self.batch_tokens, self.batch_size)), description):
-            some = [prompts[index] for index in batch]
-            groups = rollout.generate(some, Sampling(max_new_tokens, temperature=0.0))
-            written = [group[0].tokens for group in groups]
-            texts = tokenizer.batch_decode(written, skip_special_tokens=True)
-            rows += [_decision_row(samples[i], t, think) for i, t in zip(batch, texts, strict=True)]
-        return rows
+    def decisions(self, samples: Iterable[Sample], asked: Asked, seed: int = 0) -> Iterator[Rows]:
+        """The written answers to each sample, after thinking or directly."""
+        sampling = self.writing.sampling(asked)
+        for some in chunks(samples, RECORDS_AT_ONCE):
+            prompts = [self._prompt(sample, asked) for sample in some]
+            seeds = [_seed(seed, sample) for sample in some]
+            written = self.engine.stream(
+                prompts, sampling, group_size=self.writing.draws, seeds=seeds
+            )
+            for index, group in written:
+                yield self._written(some[index], group, asked)
 
-    def _tree(self, group: Sequence[Sample]) -> Tree:
+    def _written(self, sample: Sample, group: Sequence[Completion], asked: Asked) -> Rows:
+        """The rows of one sample; a server may have refused its prompt."""
+        if not group:
+            return [prediction_row(sample, asked, Written([], None, REFUSED))]
+        return [_decision_row(sample, t, asked, n) for n, t in enumerate(self._texts(group))]
+
+    def _groups(self, samples: Iterable[Sample]) -> list[list[Sample]]:
+        """Samples whose questions share a trunk; a task's examples stand in it."""
+        groups = by_context(samples).values()
+        if not self.heads:
+            return list(groups)
+        return [
+            [sample for sample in group if sample.task == task]
+            for group in groups
+            for task in dict.fromkeys(sample.task for sample in group)
+        ]
+
+    def _tree(self, group: Sequence[Sample], asked: Asked) -> Tree:
         context = self.prepared.context(group[0])
-        questions = [_question(sample, think=False) for sample in group]
-        return self.maker.tree(context, preamble_length(context), questions)
+        questions = [self._question(sample, asked) for sample in group]
+        head = self.heads.get(group[0].task)
+        return self.maker.tree(context, preamble_length(context), questions, head=head)
 
-    def _prompt(self, sample: Sample, think: bool) -> list[int]:
-        context = self.prepared.context(sample)
-        question = _question(sample, think)
-        return self.maker.prompt(context, preamble_length(context), question)
+    def _prompt(self, sample: Sample, asked: Asked) -> list[int]:
+        tree = self._tree([sample], asked)
+        return tree.trunk + tree.branches[0].prompt
+
+    def _question(self, sample: Sample, asked: Asked) -> Question:
+        own = sample.instruction if asked.wording == "file" else None
+        if asked.answer == "both":
+            own = asking_for_both(sample.task, own)
+        if asked.candidates == "list" and self.candidates is not None:
+            listed = list(sample.candidates) or self.candidates(sample)
+            own = listing_candidates(sample.task, own, listed) if listed else own
+        return Question(sample.sample_id, sample.task, asked.thinks, instruction=own)
+
+    def _thoughts(self, trees: Sequence[Tree], asked: Asked) -> dict[str, Thought]:
+        """What is written before the answer to each question."""
+        prompts = {b.sample_id: tree.trunk + b.prompt for tree in trees for b in tree.branches}
+        if asked.answer == "both":
+            return self._cases(prompts)
+        written = self._greedily(prompts, {}, self.writing.think)
+        return {name: thought(text) for name, text in written.items()}
+
+    def _cases(self, prompts: Mapping[str, list[int]]) -> dict[str, Thought]:
+        """A case for yes and one for no, each under its heading, which is written for the model:
+        so every chain has both, whatever the model has learnt."""
+        texts = dict.fromkeys(prompts, f"{OPENED}{CASES[0]}\n")
+        most = max(1, self.writing.think // 2)
+        for heading in (CASES[1], THINK_CLOSE):
+            written = self._greedily(prompts, texts, most)
+            cases = {name: until(text, (*CASES, THINK_CLOSE)) for name, text in written.items()}
+            texts = {name: f"{text}{cases[name]}\n{heading}\n" for name, text in texts.items()}
+        return {name: Thought(text + "\n") for name, text in texts.items()}
+
+    def _greedily(
+        self, prompts: Mapping[str, list[int]], begun: Mapping[str, str], most: int
+    ) -> dict[str, str]:
+        """The likeliest continuation of each prompt and what was begun behind it."""
+        names = list(prompts)
+        whole = [prompts[name] + self._begun(begun.get(name, "")) for name in names]
+        written = self.engine.stream(whole, Sampling(most, temperature=0.0))
+        return {names[n]: (self._texts(group) or [""])[0] for n, group in written}
+
+    def _after(self, tree: Tree, thoughts: Mapping[str, Thought]) -> Tree:
+        branches = [
+            replace(b, prompt=b.prompt + self._begun(thoughts[b.sample_id].text))
+            for b in tree.branches
+        ]
+        return replace(tree, branches=branches)
+
+    def _begun(self, text: str) -> list[int]:
+        """The tokens of a begun answer; the prompt itself may have opened the think block."""
+        opened = self.maker.chat.opens_thought
+        return self.maker.tokens(text.removeprefix(OPENED) if opened else text)
+
+    def _texts(self, group: Sequence[Completion]) -> list[str]:
+        tokens = [completion.tokens for completion in group]
+        return self.maker.tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
 
-def _question(sample: Sample, think: bool) -> Question:
-    return Question(sample.sample_id, sample.task, think, instruction=sample.instruction)
+def thought(text: str) -> Thought:
+    """A chain out of what was written: all before the closing tag, which is set where it lacks."""
+    chain = until(text, (THINK_CLOSE,)).removeprefix(THINK_OPEN).strip()
+    problem = None if THINK_CLOSE in text else NOT_CLOSED
+    return Thought(f"{OPENED}{chain}\n{THINK_CLOSE}\n\n", problem)
 
 
-def batches(
-    items: Sequence[Tree] | Sequence[list[int]], batch_tokens: int, batch_size: int | None = None
-) -> Iterator[list[int]]:
-    """Indices in batches of like length, longest first, so that little is padding.
-
-    Items times the longest of a batch stay within `batch_tokens`; one that is longer goes alone.
-    The longest first: what does not fit into memory fails at once.
-    """
-    order = sorted(range(len(items)), key=lambda index: (-len(items[index]), index))
-    start = 0
-    while start < len(order):
-        fitting = max(1, batch_tokens // max(len(items[order[start]]), 1))
-        size = min(fitting, batch_size or fitting)
-        yield order[start : start + size]
-        start += size
+def until(text: str, marks: Sequence[str]) -> str:
+    """The text before the first of `marks`, without blanks around it."""
+    return text[: min(text.find(m) if m in text else len(text) for m in marks)].strip()
 
 
-def _decision_row(sample: Sample, completion: str, think: bool) -> dict[str, Any]:
+def tell(logprobs: NDArray[np.float64], words: AnswerTokens) -> Told | None:
+    """The probability of yes from the log-probabilities of `words.yes`, then `words.no`; None where
+    none of them was told."""
+    yes = float(np.logaddexp.reduce(logprobs[: len(words.yes)]))
+    no = float(np.logaddexp.reduce(logprobs[len(words.yes) :]))
+    if not np.isfinite(max(yes, no)):
+        return None
+    return Told(float(1 / (1 + np.exp(np.clip(no - yes, -700, 700)))), yes, no)
+
+
+def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while some := list(islice(iterator, size)):
+        yield some
+
+
+def _seed(seed: int, sample: Sample) -> int:
+    """What a sample's draws depend on, whoever else is asked."""
+    return int(np.random.SeedSequence([seed, *sample.sample_id.encode()]).generate_state(1)[0] >> 1)
+
+
+def _risk_row(
+    sample: Sample, told: Told | None, asked: Asked, before: Thought | None
+) -> dict[str, Any]:
+    completion, problem = (before.text, before.problem) if before else (None, None)
+    if told is None:
+        return prediction_row(sample, asked, Written([], completion, NOT_TOLD))
+    return risk_row(sample, told, asked, completion, problem)
+
+
+def _decision_row(sample: Sample, completion: str, asked: Asked, draw: int) -> dict[str, Any]:
     answer = read_answer(completion, "decision")
-    mode = "think" if think else "direct"
-    return prediction_row(sample, mode=mode, items=answer.items, problem=answer.problem)
+    written = Written(answer.items, completion, answer.problem)
+    return prediction_row(sample, asked, written, draw=draw)

@@ -1,21 +1,29 @@
-"""What an evaluation shows: tables in the terminal, scalars for TensorBoard."""
+"""What an evaluation shows: tables in the terminal, scalars for TensorBoard, the page."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
+from ehrr1.evaluation.pages import Case, choose_cases, write_report
 from ehrr1.evaluation.scores import one_class
-from ehrr1.evaluation.summary import BASELINES, COMPARED, MODELS, last_model
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.evaluation.summary import last_result, names, pairs, prefix_of
+from ehrr1.files import replacing
+from ehrr1.records.markdown import record_markdown
+from ehrr1.tasks.catalog import ALL_TASKS
+from ehrr1.tasks.samples import Prepared
 
 Metrics = Mapping[str, float | int]
 MAIN = {"risk": "auroc", "decision": "f1"}
 MIN_WIDTH = 124
 """Columns of a table that is piped into a file, where the terminal's width is not known."""
+
+SHOWN_SETTINGS = ("eval", "engine", "answer", "candidates", "wording", "seed")
 
 
 def show(predictions: pl.DataFrame, metrics: Metrics, tasks: Sequence[str]) -> None:
@@ -23,12 +31,12 @@ def show(predictions: pl.DataFrame, metrics: Metrics, tasks: Sequence[str]) -> N
     console = Console()
     console.width = max(console.width, MIN_WIDTH)
     for kind in MAIN:
-        chosen = [task for task in tasks if TASKS[task].kind == kind]
+        chosen = [task for task in tasks if ALL_TASKS[task].kind == kind]
         if any(f"{task}/{MAIN[kind]}" in metrics for task in chosen):
             console.print(task_table(predictions, metrics, chosen, kind))
     if silent := one_class(predictions):
         console.print(f"left out, as all answers are the same: {', '.join(silent)}")
-    differences = difference_table(metrics)
+    differences = difference_table(names(predictions), metrics)
     if differences.rows:
         console.print(differences)
 
@@ -37,14 +45,12 @@ def task_table(
     predictions: pl.DataFrame, metrics: Metrics, tasks: Sequence[str], kind: str
 ) -> Table:
     """A row a task: samples, patients, prevalence (risk) or items an answer (decision), the main
-    metric of each model and baseline, and the 95 % interval of the last model; a macro row last."""
+    metric of each result and baseline, and the 95 % interval of the last result; a macro row
+    last."""
     metric = MAIN[kind]
-    prefixes = {model: f"{model}/" for model in MODELS}
-    prefixes |= {name: f"baseline/{name}/" for name in BASELINES}
-    shown = [
-        name for name, prefix in prefixes.items() if f"{prefix}{kind}/{metric}/macro" in metrics
-    ]
-    last = last_model(predictions)
+    prefixes = {name: prefix_of(name) for name in names(predictions)}
+    shown = [name for name, p in prefixes.items() if f"{p}{kind}/{metric}/macro" in metrics]
+    last = last_result(predictions)
     table = Table(title=f"{kind}: {metric.upper()}")
     table.add_column("task", no_wrap=True)
     extra = "yes" if kind == "risk" else "items"
@@ -58,20 +64,20 @@ def task_table(
         elif name not in metrics:
             continue
         counts = ["", "", ""] if task == "macro" else _counts(rows, task, kind)
-        values = [_number(metrics, prefixes[model] + name) for model in shown]
+        values = [_number(metrics, prefixes[result] + name) for result in shown]
         table.add_row(task, *counts, *values, _interval(metrics, name))
     return table
 
 
-def difference_table(metrics: Metrics) -> Table:
-    """Paired differences between models: estimate and interval, bootstrap by patient."""
+def difference_table(results: Sequence[str], metrics: Metrics) -> Table:
+    """Paired differences between results: estimate and interval, bootstrap by patient."""
     table = Table(title="differences, same samples, 95 % interval by patient")
     for heading in ("comparison", "metric", "difference", "interval"):
         table.add_column(heading, justify="left" if heading == "comparison" else "right")
-    for first, second in COMPARED:
-        for name in ("risk/auroc/macro", "risk/auprc/macro", "decision/f1/macro"):
-            key = f"{first}-{second}/{name}"
-            if key in metrics:
+    for kind, metric in (("risk", "auroc"), ("risk", "auprc"), ("decision", "f1")):
+        name = f"{kind}/{metric}/macro"
+        for first, second in pairs(results):
+            if (key := f"{first}-{second}/{name}") in metrics:
                 difference = f"{metrics[key]:+.3f}"
                 table.add_row(f"{first} - {second}", name, difference, _interval(metrics, key))
     return table
@@ -84,8 +90,62 @@ def write_scalars(folder: Path, metrics: Metrics) -> None:
             writer.add_scalar(name, value, 0)
 
 
+def publish(
+    cfg: DictConfig,
+    folder: Path,
+    predictions: pl.DataFrame,
+    metrics: Metrics,
+    tasks: Sequence[str],
+    prepared: Prepared | None,
+) -> None:
+    """Write report.html and tb/. Cases are shown of open data only, and while the records are
+    there."""
+    settings: dict[str, Any] = {
+        name: OmegaConf.to_container(cfg[name]) if OmegaConf.is_config(cfg[name]) else cfg[name]
+        for name in SHOWN_SETTINGS
+    }
+    is_open = bool(cfg.data.open)
+    cases = []
+    if is_open and prepared is not None:
+        cases = cases_of(predictions.filter(pl.col("split") == cfg.eval.split), prepared, cfg)
+    with replacing(folder / "report.html") as path:
+        write_report(
+            path,
+            predictions,
+            dict(metrics),
+            tasks,
+            title=f"{cfg.name}: evaluation",
+            settings=settings,
+            split=cfg.eval.split,
+            cases=cases,
+            open_data=is_open,
+        )
+    with replacing(folder / "tb") as logs:
+        write_scalars(logs, metrics)
+
+
+def cases_of(predictions: pl.DataFrame, prepared: Prepared, cfg: DictConfig) -> list[Case]:
+    """A few answers with their records."""
+    rows = choose_cases(predictions, cfg.eval.cases)
+    wanted = prepared.scan().filter(pl.col("sample_id").is_in(rows["sample_id"].to_list()))
+    samples = {sample.sample_id: sample for sample in prepared.as_samples(wanted.collect())}
+    return [
+        Case(
+            sample_id=row["sample_id"],
+            task=row["task"],
+            result=row["model"],
+            context=record_markdown(prepared.context(samples[row["sample_id"]])),
+            completion=row["completion"],
+            prediction=row["prediction"],
+            target=row["target"],
+            probability=row["probability"],
+        )
+        for row in rows.iter_rows(named=True)
+    ]
+
+
 def _counts(rows: pl.DataFrame, task: str, kind: str) -> list[str]:
-    chosen = rows.filter(pl.col("task") == task)
+    chosen = rows.filter((pl.col("task") == task) & (pl.col("draw") == 0))
     if kind == "risk":
         extra = f"{(chosen['target'] == 'yes').sum() / len(chosen):.1%}"
     else:

@@ -7,9 +7,20 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ehrr1.evaluation.bootstrap import Resamples
-from ehrr1.evaluation.metrics import macro, weighted_auprc, weighted_auroc, weighted_mean
-from ehrr1.scoring.sets import set_scores
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.evaluation.calibration import cooled
+from ehrr1.evaluation.metrics import (
+    macro,
+    pass_at_k,
+    weighted_auprc,
+    weighted_auroc,
+    weighted_brier,
+    weighted_ece,
+    weighted_log_loss,
+)
+from ehrr1.scoring.consistency import agreed
+from ehrr1.scoring.sets import normalise, reduce, set_scores
+from ehrr1.scoring.texts import rouge
+from ehrr1.tasks.catalog import ALL_TASKS
 
 Floats = NDArray[np.float64]
 Replicates = dict[str, Floats]
@@ -18,75 +29,170 @@ Replicates = dict[str, Floats]
 MAX_ELEMENTS = 8_000_000
 """Weights held at once (64 MB): larger tasks go through in blocks of replicates."""
 
+CALIBRATION = {"brier": weighted_brier, "ece": weighted_ece, "log_loss": weighted_log_loss}
 
-def score(predictions: pl.DataFrame, resamples: Resamples, tasks: Sequence[str]) -> Replicates:
-    """Score one model's predictions on `tasks`, for the study and all its resamples.
+EMPTY = "empty answer"
 
-    Names: `<task>/f1|precision|recall` and `decision/f1/macro` (also precision and recall);
-    `<task>/auroc|auprc` and `risk/auroc/macro`, `risk/auprc/macro`. A risk task with one class is
-    left out, also of the macro mean (see `one_class`). Tasks without predictions are left out, and
-    a balanced task has no AUPRC: it depends on the prevalence, which was made up.
+
+def score(
+    predictions: pl.DataFrame,
+    resamples: Resamples,
+    tasks: Sequence[str],
+    temperature: float | None = None,
+    main_only: bool = False,
+) -> Replicates:
+    """Score one result's predictions on `tasks`, for the study and all its resamples.
+
+    Names: `<task>/<metric>` (docs/evaluation.md) and the mean over tasks, `risk/<metric>/macro` and
+    `decision/<metric>/macro`. With a `temperature` what depends on it stands again as
+    `<metric>_calibrated`. `main_only`: AUROC and F1. A risk task with one class is left out, also
+    of the macro mean (see `one_class`), and so are rows without a probability. A balanced task
+    has AUROC only: the others depend on the prevalence, which was made up.
     """
     found: Replicates = {}
     for task in tasks:
         rows = predictions.filter(pl.col("task") == task)
-        if len(rows) == 0:
-            continue
-        values = (
-            _risk(rows, resamples) if TASKS[task].kind == "risk" else _decision(rows, resamples)
-        )
+        if ALL_TASKS[task].kind == "risk":
+            values = _risk(rows, resamples, temperature, main_only)
+        elif ALL_TASKS[task].target == "text":
+            values = _means(rows, resamples, _texts(rows)) if len(rows) and not main_only else {}
+        else:
+            values = _decision(rows, resamples, main_only)
         found |= {f"{task}/{name}": array for name, array in values.items()}
-    for kind, names in (("decision", ("f1", "precision", "recall")), ("risk", ("auroc", "auprc"))):
-        for name in names:
-            arrays = [
-                array
-                for key, array in found.items()
-                if key.endswith(f"/{name}") and TASKS[key.split("/")[0]].kind == kind
-            ]
-            if arrays:
-                found[f"{kind}/{name}/macro"] = macro(arrays)
-    return found
+    return found | _macros(found)
+
+
+def _macros(found: Replicates) -> Replicates:
+    """The mean of each metric over the tasks that have it."""
+    arrays: dict[str, list[Floats]] = {}
+    for name, array in found.items():
+        task, metric = name.split("/")
+        arrays.setdefault(f"{ALL_TASKS[task].kind}/{metric}/macro", []).append(array)
+    return {name: macro(several) for name, several in arrays.items()}
 
 
 def one_class(predictions: pl.DataFrame) -> list[str]:
     """The risk tasks whose targets are all yes or all no: no AUROC can be told for them."""
-    targets = predictions.filter(pl.col("task").is_in(_risk_tasks())).group_by("task")
+    risk = [key for key, task in ALL_TASKS.items() if task.kind == "risk"]
+    targets = predictions.filter(pl.col("task").is_in(risk)).group_by("task")
     classes = targets.agg(pl.col("target").n_unique())
     return sorted(classes.filter(pl.col("target") < 2)["task"].to_list())
 
 
-def parse_failures(predictions: pl.DataFrame) -> dict[str, int]:
-    """`parse_failures/<task>`: answers that could not be read, apart from wrong ones."""
-    counted = predictions.group_by("task").agg(pl.col("problem").is_not_null().sum())
-    return {f"parse_failures/{task}": count for task, count in sorted(counted.iter_rows())}
+def counts(predictions: pl.DataFrame) -> dict[str, int]:
+    """`samples/<task>`, `patients/<task>`, `empty_answers/<task>` and `parse_failures/<task>`:
+    answers that could not be read, apart from empty and from wrong ones."""
+    problem = pl.col("problem")
+    table = predictions.group_by("task").agg(
+        samples=pl.col("sample_id").n_unique(),
+        patients=pl.col("subject_id").n_unique(),
+        parse_failures=(problem.is_not_null() & (problem != EMPTY)).sum(),
+        empty_answers=(problem == EMPTY).sum(),
+    )
+    return {
+        f"{name}/{row['task']}": int(row[name])
+        for row in table.sort("task").iter_rows(named=True)
+        for name in table.columns[1:]
+    }
 
 
-def _risk_tasks() -> list[str]:
-    return [key for key, task in TASKS.items() if task.kind == "risk"]
-
-
-def _risk(rows: pl.DataFrame, resamples: Resamples) -> Replicates:
+def _risk(
+    rows: pl.DataFrame, resamples: Resamples, temperature: float | None, main_only: bool
+) -> Replicates:
+    rows = rows.filter(pl.col("probability").is_not_null())
     labels = (rows["target"] == "yes").to_numpy()
     if labels.all() or not labels.any():
         return {}
     scores = rows["probability"].to_numpy()
-    blocks = [
-        (weighted_auroc(scores, labels, weights), weighted_auprc(scores, labels, weights))
-        for weights in _weight_blocks(rows, resamples)
+    wanted = {"auroc": (weighted_auroc, scores)}
+    if not main_only and not rows["balanced"].any():
+        wanted["auprc"] = (weighted_auprc, scores)
+        wanted |= {name: (metric, scores) for name, metric in CALIBRATION.items()}
+        if temperature is not None:
+            fitted = cooled(rows, temperature)
+            wanted |= {f"{n}_calibrated": (m, fitted) for n, m in CALIBRATION.items()}
+    blocks: dict[str, list[Floats]] = {name: [] for name in wanted}
+    for weights in _weight_blocks(rows, resamples):
+        for name, (metric, values) in wanted.items():
+            blocks[name].append(metric(values, labels, weights))
+    return {name: np.concatenate(parts) for name, parts in blocks.items()}
+
+
+def _decision(rows: pl.DataFrame, resamples: Resamples, main_only: bool) -> Replicates:
+    if len(rows) == 0:
+        return {}
+    said = [text.split("\n") for text in rows["prediction"]]
+    true = [text.split("\n") for text in rows["target"]]
+    columns = np.array([set_scores(*pair) for pair in zip(said, true, strict=True)]).T
+    if main_only:
+        return _means(rows, resamples, {"f1": columns[2]})
+    reduced = [
+        set_scores(map(reduce, one), map(reduce, other)).f1
+        for one, other in zip(said, true, strict=True)
     ]
-    auroc, auprc = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    return {"auroc": auroc} if rows["balanced"].any() else {"auroc": auroc, "auprc": auprc}
+    found = _means(
+        rows,
+        resamples,
+        dict(zip(("precision", "recall", "f1"), columns, strict=True))
+        | {"f1_normalised": np.array(reduced)},
+    )
+    return found | _micro(rows, resamples, said, true) | _draws(rows, resamples)
 
 
-def _decision(rows: pl.DataFrame, resamples: Resamples) -> Replicates:
+def _micro(
+    rows: pl.DataFrame, resamples: Resamples, said: list[list[str]], true: list[list[str]]
+) -> Replicates:
+    """Precision, recall and F1 of all items of a task together."""
+    sets = [(normalise(one), normalise(other)) for one, other in zip(said, true, strict=True)]
+    sizes = np.array([(len(a & b), len(a), len(b)) for a, b in sets], dtype=np.float64)
+    sums = np.concatenate([w @ sizes for w in _weight_blocks(rows, resamples)])
+    hits, given, wanted = sums.T
+    ratios = {"micro_precision": (hits, given), "micro_recall": (hits, wanted)}
+    ratios["micro_f1"] = (2 * hits, given + wanted)
+    out = {}
+    for name, (above, below) in ratios.items():
+        # nothing named is no precision: 0, as for a single sample
+        empty = np.where(wanted > 0, 0.0, np.nan)
+        out[name] = np.divide(above, below, out=empty, where=below > 0)
+    return out
+
+
+def _draws(rows: pl.DataFrame, resamples: Resamples) -> Replicates:
+    """What several answers to one question give: `pass@k` and the F1 of what they agree on."""
+    many = rows["draw"].max()
+    if not many:
+        return {}
+    groups = rows.sort("sample_id", "draw").group_by("sample_id", maintain_order=True)
+    table = groups.agg(pl.col("subject_id").first(), pl.col("target").first(), "prediction")
+    f1, draws, right = [], [], []
+    for answers, target in zip(table["prediction"], table["target"], strict=True):
+        lines, truth = [answer.split("\n") for answer in answers], target.split("\n")
+        f1.append(set_scores(agreed(lines), truth).f1)
+        draws.append(len(lines))
+        right.append(sum(normalise(one) == normalise(truth) for one in lines))
+    columns = {"f1_self_consistency": np.array(f1)}
+    n, c = np.array(draws), np.array(right)
+    for k in (2**power for power in range(int(np.log2(n.min())) + 1)):
+        columns[f"pass@{k}"] = pass_at_k(n, c, k)
+    return _means(table, resamples, columns)
+
+
+def _texts(rows: pl.DataFrame) -> dict[str, Floats]:
+    """ROUGE of each text that was written against the one that stands in the record."""
     pairs = zip(rows["prediction"], rows["target"], strict=True)
-    table = np.array([set_scores(said.split("\n"), true.split("\n")) for said, true in pairs])
-    blocks = [
-        [weighted_mean(column, weights) for column in table.T]
-        for weights in _weight_blocks(rows, resamples)
-    ]
-    columns = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    return dict(zip(("precision", "recall", "f1"), columns, strict=True))
+    table = [rouge(said, true) for said, true in pairs]
+    return {name: np.array([row[name] for row in table]) for name in table[0]}
+
+
+def _means(rows: pl.DataFrame, resamples: Resamples, columns: dict[str, Floats]) -> Replicates:
+    """The means of per-row values under all weightings; answers to one question weigh alike."""
+    stacked = np.stack(list(columns.values()), axis=1)
+    blocks = []
+    for weights in _weight_blocks(rows, resamples):
+        total = weights.sum(axis=1)[:, None]
+        out = np.full((len(weights), stacked.shape[1]), np.nan)
+        blocks.append(np.divide(weights @ stacked, total, out=out, where=total > 0))
+    return dict(zip(columns, np.concatenate(blocks).T, strict=True))
 
 
 def _weight_blocks(rows: pl.DataFrame, resamples: Resamples) -> Iterator[Floats]:

@@ -1,84 +1,133 @@
-"""From the table of predictions to flat metrics: models, baselines, intervals, differences.
+"""From the table of predictions to flat metrics: results, baselines, intervals, differences.
 
 Nothing here needs a model: rescoring reads predictions.parquet and calls `summarise`.
 """
 
 import math
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from itertools import combinations, pairwise
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from ehrr1.evaluation.bootstrap import Resamples, estimate
-from ehrr1.evaluation.scores import Replicates, one_class, parse_failures, score
+from ehrr1.evaluation.calibration import temperature_of
+from ehrr1.evaluation.predictions import SUBGROUPS
+from ehrr1.evaluation.scores import Replicates, counts, one_class, score
+from ehrr1.evaluation.subgroups import LEAST_PATIENTS
 
-MODELS = ("untrained", "adapt", "reason", "rl")
-"""The stages' models in the order of the curriculum."""
+CURRICULUM = ("untrained", "base", "adapt", "reason", "rl")
+"""Models in the order of the curriculum, as they were trained to be asked."""
 
-BASELINES = ("frequency", "boosting")
+BASELINES = ("frequency", "logistic", "logistic_cut", "boosting", "boosting_cut")
 
-COMPARED = (
-    *((later, earlier) for earlier, later in pairwise(MODELS)),
-    ("adapt", "frequency"),
-    ("adapt", "boosting"),
-)
-"""Pairs whose difference is told: each stage against the one before, adapt against baselines."""
+SURE = 0.9998
+"""Probabilities beyond it, on either side, are as good as certain (TRIAGE, arXiv 2606.09030)."""
+
+Metrics = dict[str, float | int]
+Floats = NDArray[np.float64]
 
 
 def summarise(
-    predictions: pl.DataFrame, tasks: Sequence[str], replicates: int, seed: int
-) -> dict[str, float | int]:
+    predictions: pl.DataFrame, tasks: Sequence[str], split: str, replicates: int, seed: int
+) -> Metrics:
     """All metrics of an evaluation, each with `/low` and `/high`, the 95 % interval.
 
-    `<model>/<metric>` for each model, `baseline/<name>/<metric>`, `<metric>` of the last model of
-    the curriculum, `<a>-<b>/<macro>` for paired differences (on the samples that both models
-    answered), `parse_failures/<task>` by model, `one_class_tasks` (left out of every macro mean).
+    `<result>/<metric>` for each result, `baseline/<name>/<metric>`, `<metric>` of the main result
+    (`last_result`), `<a>-<b>/<macro>` for paired differences on the samples that both answered,
+    `one_class_tasks` (left out of every macro mean). Only rows of `split` are scored; those of
+    the validation split fit the temperatures.
     """
-    resamples = Resamples.draw(predictions["subject_id"], replicates, seed)
-    tables = {str(model): rows for (model,), rows in predictions.group_by("model")}
-    scores = {model: score(rows, resamples, tasks) for model, rows in sorted(tables.items())}
-    metrics: dict[str, float | int] = {}
-    for model, found in scores.items():
-        prefix = f"baseline/{model}/" if model in BASELINES else f"{model}/"
-        metrics |= _flat(found, prefix)
-        if model not in BASELINES:
-            failures = parse_failures(tables[model])
-            metrics |= {f"{prefix}{name}": count for name, count in failures.items()}
-    if (last := last_model(predictions)) is not None:
-        metrics |= _flat(scores[last], "")
-        metrics |= parse_failures(tables[last])
-    for first, second in COMPARED:
-        if first in tables and second in tables:
-            one = on_common(first, second, tables, scores, resamples, tasks)
-            two = on_common(second, first, tables, scores, resamples, tasks)
-            metrics |= _flat(difference(one, two), f"{first}-{second}/")
-    metrics["one_class_tasks"] = len(one_class(predictions))
+    scored = predictions.filter(pl.col("split") == split)
+    resamples = Resamples.draw(scored["subject_id"], replicates, seed)
+    tables = {name: scored.filter(pl.col("model") == name) for name in names(scored)}
+    temperatures = {
+        name: temperature_of(predictions.filter((pl.col("model") == name) & _fits(split)))
+        for name in tables
+    }
+    scores = {
+        name: score(rows, resamples, tasks, temperatures[name]) for name, rows in tables.items()
+    }
+    metrics: Metrics = {}
+    for name, rows in tables.items():
+        found = flat(scores[name]) | _alone(rows, temperatures[name])
+        found |= subgroup_scores(rows, resamples, tasks)
+        metrics |= {prefix_of(name) + key: value for key, value in found.items()}
+        if name == last_result(scored):
+            metrics |= found
+    for first, second in pairs(list(tables)):
+        one = on_common(first, second, tables, scores, resamples, tasks)
+        two = on_common(second, first, tables, scores, resamples, tasks)
+        metrics |= {f"{first}-{second}/{k}": v for k, v in flat(difference(one, two)).items()}
+    metrics["one_class_tasks"] = len(one_class(scored))
     return metrics
 
 
-def last_model(predictions: pl.DataFrame) -> str | None:
-    """The last model of the curriculum that has predictions; None where only baselines have."""
-    present = set(predictions["model"].unique())
-    return next((model for model in reversed(MODELS) if model in present), None)
+def names(predictions: pl.DataFrame) -> list[str]:
+    """The results that have predictions, in their order, baselines last."""
+    found = predictions["model"].unique(maintain_order=True).to_list()
+    return sorted(found, key=lambda name: name in BASELINES)
+
+
+def prefix_of(name: str) -> str:
+    """What a result's metrics begin with."""
+    return f"baseline/{name}/" if name in BASELINES else f"{name}/"
+
+
+def last_result(predictions: pl.DataFrame) -> str | None:
+    """The main result: the last stage of the curriculum as it was trained, without one the last
+    model; None where only baselines have answered."""
+    asked = [name for name in names(predictions) if name not in BASELINES]
+    stages = [name for name in CURRICULUM if name in asked]
+    return (stages or asked or [None])[-1]
+
+
+def pairs(found: Sequence[str]) -> list[tuple[str, str]]:
+    """Whose difference is told, the later first: each stage and the one before it; modes of one
+    model; the first trained model, and the main one, against each baseline."""
+    asked = [name for name in found if name not in BASELINES]
+    stages = [name for name in CURRICULUM if name in asked]
+    told = [(later, earlier) for earlier, later in pairwise(stages)]
+    told += [(b, a) for a, b in combinations(asked, 2) if _model(a) == _model(b)]
+    trained = [name for name in stages or asked if name not in ("untrained", "base")] or asked
+    compared = dict.fromkeys([*trained[:1], *trained[-1:]])
+    told += [(name, b) for name in compared for b in BASELINES if b in found]
+    return list(dict.fromkeys(told))
 
 
 def on_common(
-    model: str,
+    name: str,
     other: str,
-    tables: dict[str, pl.DataFrame],
-    scores: dict[str, Replicates],
+    tables: Mapping[str, pl.DataFrame],
+    scores: Mapping[str, Replicates],
     resamples: Resamples,
     tasks: Sequence[str],
 ) -> Replicates:
-    """A model's scores on the samples that another answered too."""
-    rows = tables[model].join(tables[other], on="sample_id", how="semi")
-    if len(rows) == len(tables[model]):
-        return scores[model]
+    """A result's scores on the samples that another answered too."""
+    rows = tables[name].join(tables[other], on="sample_id", how="semi")
+    if len(rows) == len(tables[name]):
+        return scores[name]
     return score(rows, resamples, tasks)
 
 
+def paired(
+    one: pl.DataFrame, two: pl.DataFrame, tasks: Sequence[str], replicates: int, seed: int
+) -> tuple[Metrics, int, int]:
+    """The macro scores of one result minus another's, of whatever runs, with intervals, on the
+    samples that both answered; how many these are, and of how many patients."""
+    one = one.join(two, on=["task", "sample_id"], how="semi")
+    two = two.join(one, on=["task", "sample_id"], how="semi")
+    if one.is_empty():
+        return {}, 0, 0
+    resamples = Resamples.draw(one["subject_id"], replicates, seed)
+    scores = [score(rows, resamples, tasks) for rows in (one, two)]
+    samples, patients = one["sample_id"].n_unique(), one["subject_id"].n_unique()
+    return flat(difference(*scores)), samples, patients
+
+
 def difference(one: Replicates, two: Replicates) -> Replicates:
-    """The macro scores of one model minus another's, resample by resample, so that it is paired."""
+    """The macro scores of one result minus another's, resample by resample: paired."""
     return {
         name: values - two[name]
         for name, values in one.items()
@@ -86,11 +135,59 @@ def difference(one: Replicates, two: Replicates) -> Replicates:
     }
 
 
-def _flat(found: Replicates, prefix: str) -> dict[str, float | int]:
-    """Estimates and intervals; an interval that no replicate tells (one class) is left out."""
-    metrics: dict[str, float | int] = {}
+def subgroup_scores(rows: pl.DataFrame, resamples: Resamples, tasks: Sequence[str]) -> Metrics:
+    """`subgroup/<column>/<value>/<metric>/macro` of AUROC and F1, and `.../patients`; groups of
+    fewer than `LEAST_PATIENTS` have their number only."""
+    found: Metrics = {}
+    for column in SUBGROUPS:
+        for value in sorted(rows[column].drop_nulls().unique().to_list()):
+            group = rows.filter(pl.col(column) == value)
+            head = f"subgroup/{column}/{value.replace('/', ' or ')}"
+            found[f"{head}/patients"] = patients = group["subject_id"].n_unique()
+            if patients < LEAST_PATIENTS:
+                continue
+            scores = score(group, resamples, tasks, main_only=True)
+            macros = {name: array for name, array in scores.items() if name.endswith("/macro")}
+            found |= {f"{head}/{k.split('/', 1)[1]}": v for k, v in flat(macros).items()}
+    return found
+
+
+def flat(found: Replicates) -> Metrics:
+    """Estimates and intervals; an interval that no replicate tells (one class) is left out.
+
+    A resample has fewer distinct patients, and so a larger calibration error, than the study: the
+    replicates of `ece` are moved back to the estimate.
+    """
+    metrics: Metrics = {}
     for name, values in found.items():
-        value, low, high = estimate(values)
+        value, low, high = estimate(recentred(values) if "/ece" in name else values)
         numbers = {"": value, "/low": low, "/high": high}
-        metrics |= {f"{prefix}{name}{end}": n for end, n in numbers.items() if not math.isnan(n)}
+        metrics |= {f"{name}{end}": n for end, n in numbers.items() if not math.isnan(n)}
     return metrics
+
+
+def recentred(values: Floats) -> Floats:
+    """Replicates moved so that their mean is the estimate (row 0), and not below 0."""
+    moved = np.clip(values - (np.nanmean(values[1:]) - values[0]), 0, None)
+    moved[0] = values[0]
+    return moved
+
+
+def _alone(rows: pl.DataFrame, temperature: float | None) -> Metrics:
+    """What has no interval: counts, the temperature, how many probabilities are certain."""
+    found: Metrics = dict(counts(rows))
+    if temperature is not None:
+        found["temperature"] = temperature
+    told = rows["probability"].drop_nulls()
+    if len(told):
+        found["saturated"] = float(((told > SURE) | (told < 1 - SURE)).mean())
+    return found
+
+
+def _fits(split: str) -> pl.Expr:
+    """The rows that fit a temperature: none where validation itself is scored."""
+    return (pl.col("split") == "validation") & (pl.col("split") != split)
+
+
+def _model(name: str) -> str:
+    return name.partition(":")[0]

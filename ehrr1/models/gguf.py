@@ -34,7 +34,7 @@ def model_folder(path: str) -> str:
     return str(gguf_folder(path.removeprefix(PACKAGE)))
 
 
-def start_of(model: DictConfig, source: Path | None = None) -> Path | str | None:
+def start_of(model: DictConfig, source: Path | str | None = None) -> Path | str | None:
     """What a model starts from: `source`, else where `model.path` is read; None: from nothing."""
     return source or (model.path and model_folder(model.path))
 

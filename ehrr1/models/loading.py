@@ -26,7 +26,7 @@ from ehrr1.errors import UserError
 from ehrr1.models.attention import choose
 from ehrr1.models.gguf import start_of
 from ehrr1.models.last_layer import shorten_last_layer
-from ehrr1.models.sizes import model_config
+from ehrr1.models.sizes import model_config, read_folder, unreadable
 from ehrr1.models.start import pass_on
 from ehrr1.prompts.tokenizer import reachable
 
@@ -36,7 +36,7 @@ Sharding = Callable[[], AbstractContextManager[Any]]
 
 def load_model(
     model: DictConfig,
-    source: Path | None = None,
+    source: Path | str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
@@ -74,16 +74,13 @@ def check_vocabulary(
 
 
 def read_config(
-    model: DictConfig, source: Path | None = None, vocabulary: int | None = None
+    model: DictConfig, source: Path | str | None = None, vocabulary: int | None = None
 ) -> PretrainedConfig:
     """The architecture of what `load_model` would load."""
     start = start_of(model, source)
     if start is None:
         return model_config(model, vocabulary)
-    try:
-        return AutoConfig.from_pretrained(start, local_files_only=not reachable(start))
-    except (OSError, ValueError) as error:
-        raise _unreadable(start, error) from error
+    return read_folder(start)
 
 
 def add_adapters(model: PreTrainedModel, lora: DictConfig) -> Any:
@@ -151,7 +148,7 @@ def read_whole(start: Path | str, dtype: torch.dtype, attention: str = "sdpa") -
             adapter_kwargs={"local_files_only": offline},
         )
     except (OSError, ValueError) as error:
-        raise _unreadable(start, error) from error
+        raise unreadable(start, error) from error
 
 
 def _read_divided(
@@ -159,7 +156,7 @@ def _read_divided(
 ) -> PreTrainedModel:
     """Build under ZeRO-3, then fill the parameters one by one: process 0 reads each from its
     safetensors file and the others get their parts, so that none holds more than one whole."""
-    folder = parallel.from_first(lambda: _folder(start))
+    folder = parallel.from_first(lambda: folder_of(start))
     with sharding(), no_init_weights():
         built = AutoModelForCausalLM.from_config(
             AutoConfig.from_pretrained(folder), attn_implementation=attention, dtype=dtype
@@ -168,13 +165,14 @@ def _read_divided(
     return built
 
 
-def _folder(start: Path | str) -> Path:
+def folder_of(start: Path | str) -> Path:
+    """The folder of a model: itself, or where the hub's client keeps what it downloads."""
     if Path(start).is_dir():
         return Path(start)
     try:
         return Path(snapshot_download(str(start), local_files_only=not reachable(start)))
     except (OSError, ValueError) as error:
-        raise _unreadable(start, error) from error
+        raise unreadable(start, error) from error
 
 
 def fill(model: PreTrainedModel, folder: Path) -> None:
@@ -200,14 +198,6 @@ def fill(model: PreTrainedModel, folder: Path) -> None:
             f"model.path={folder}: its {len(files)} safetensors files lack {len(wanted)} weights "
             f"({next(iter(wanted))}, ...); zero3 reads safetensors only: save the model as such"
         )
-
-
-def _unreadable(start: Path | str, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0]
-    return UserError(
-        f"model.path={start}: no model can be read there ({reason}); "
-        "give a Hugging Face model folder, or a model's name and a network"
-    )
 
 
 def end_at_turn(config: Any, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:

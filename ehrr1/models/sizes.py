@@ -1,5 +1,6 @@
 """What a model weighs, known before any of it is loaded."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,12 +8,16 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from ehrr1.errors import UserError
+from ehrr1.prompts.tokenizer import reachable
 
 GIB = 2**30
 
 
 def model_config(model: DictConfig, vocab_size: int | None = None) -> PretrainedConfig:
-    """The architecture in `model.config`; `vocab_size` is that of a trained tokenizer."""
+    """The architecture in `model.config`, or where that is null (`model=DIR`) the folder's own;
+    `vocab_size` is that of a trained tokenizer."""
+    if model.config is None:
+        return read_folder(model.path)
     values: Any = OmegaConf.to_container(model.config, resolve=True)
     if vocab_size is not None:
         values["vocab_size"] = vocab_size
@@ -24,6 +29,22 @@ def model_config(model: DictConfig, vocab_size: int | None = None) -> Pretrained
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"model.config (model_type={kind}): {reason}") from error
+
+
+def read_folder(start: Path | str) -> PretrainedConfig:
+    """The architecture of a Hugging Face folder or, with a network, of a model's name."""
+    try:
+        return AutoConfig.from_pretrained(start, local_files_only=not reachable(start))
+    except (OSError, ValueError) as error:
+        raise unreadable(start, error) from error
+
+
+def unreadable(start: Path | str, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0]
+    return UserError(
+        f"model.path={start}: no model can be read there ({reason}); "
+        "give a Hugging Face model folder, or a model's name and a network"
+    )
 
 
 def parameter_count(model: DictConfig) -> int:

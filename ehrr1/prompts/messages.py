@@ -6,7 +6,7 @@ block is part of the prompt, so that an answer is an answer and nothing else.
 
 from collections.abc import Sequence
 
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.catalog import ALL_TASKS, ONE_ITEM
 
 SYSTEM = (
     "You are a clinical assistant. You read a patient's hospital record, a list of events in the "
@@ -29,12 +29,21 @@ BOTH_CASES = (
 
 def instruction(task: str, *, think: bool, own: str | None = None) -> str:
     """The task's question, or the sample's `own` words, with the thinking switch."""
-    return f"{own or TASKS[task].instruction} {THINK if think else NO_THINK}"
+    return f"{own or ALL_TASKS[task].instruction} {THINK if think else NO_THINK}"
 
 
 def asking_for_both(task: str, own: str | None) -> str:
     """A yes/no question in the task's or the sample's `own` words, asking for both cases."""
-    return f"{own or TASKS[task].instruction} {BOTH_CASES}"
+    return f"{own or ALL_TASKS[task].instruction} {BOTH_CASES}"
+
+
+def listing_candidates(task: str, own: str | None, candidates: Sequence[str]) -> str:
+    """A question in the task's or the sample's `own` words with answers to choose from, for models
+    that were not trained on the task."""
+    question = own or ALL_TASKS[task].instruction
+    choose = "Choose one of the" if task in ONE_ITEM else "Choose from the"
+    listed = "\n".join(candidates)
+    return f"{question} {choose} candidates below and give names only, one a line.\n{listed}\n"
 
 
 def messages(

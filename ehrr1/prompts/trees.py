@@ -6,17 +6,15 @@ sentence, the demographics, the question or the answer; what was cut is counted.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
 from ehrr1.errors import UserError
-from ehrr1.prompts.messages import EMPTY_THOUGHT, SYSTEM, completion, instruction
-from ehrr1.prompts.tokenizer import END, START
+from ehrr1.prompts.chat_format import ChatFormat, chat_format
+from ehrr1.prompts.messages import completion, instruction
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import event_markdown
-
-HEAD = f"{START}system\n{SYSTEM}{END}\n{START}user\n"
-ASSISTANT = f"{END}\n{START}assistant\n"
 
 HISTORY_SHARE = 1 / 3
 """Of the room for a record, what the preamble may take before its longest text loses its end: a
@@ -92,6 +90,11 @@ class TreeMaker:
     _prompts: dict[str, list[int]] = field(default_factory=dict, repr=False)
     _texts: dict[str, list[int]] = field(default_factory=dict, repr=False)
 
+    @cached_property
+    def chat(self) -> ChatFormat:
+        """What stands around record, question and answer."""
+        return chat_format(self.tokenizer)
+
     def tokens(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -105,21 +108,29 @@ class TreeMaker:
     def branch(self, question: Question) -> Branch:
         key = instruction(question.task, think=question.think, own=question.instruction)
         if key not in self._prompts:
-            prompt = key + ASSISTANT
-            self._prompts[key] = self.tokens(prompt if question.think else prompt + EMPTY_THOUGHT)
+            chat = self.chat
+            self._prompts[key] = self.tokens(key + (chat.think if question.think else chat.direct))
         answer: list[int] = []
         if question.answer is not None:
-            answer = self._remembered(completion(question.answer, question.chain) + END)
+            answer = self._remembered(completion(question.answer, question.chain) + self.chat.end)
         return Branch(
             question.sample_id, self._prompts[key], answer, question.weight, question.task
         )
 
     def fits(self, question: Question) -> bool:
         """Whether question and answer, which are never cut, leave room for a record at all."""
-        return len(self.branch(question)) + len(self._remembered(HEAD)) < self.max_tokens
+        return len(self.branch(question)) + len(self._remembered(self.chat.head)) < self.max_tokens
 
-    def tree(self, events: Sequence[Event], preamble: int, questions: Sequence[Question]) -> Tree:
+    def tree(
+        self,
+        events: Sequence[Event],
+        preamble: int,
+        questions: Sequence[Question],
+        head: list[int] | None = None,
+    ) -> Tree:
         """The tree of `questions` on one record, `events` oldest first.
+
+        `head` stands before the record: the system's sentence, or that and examples.
 
         The first `preamble` events (demographics, earlier stays, this admission) are never left
         out; the others go oldest first. A preamble that takes more than `HISTORY_SHARE` of the
@@ -127,7 +138,7 @@ class TreeMaker:
         even the questions fit.
         """
         branches = [self.branch(question) for question in questions]
-        head = self._remembered(HEAD)
+        head = self._remembered(self.chat.head) if head is None else head
         room = self.max_tokens - len(head) - max(len(branch) for branch in branches)
         if room < 0:
             raise UserError(

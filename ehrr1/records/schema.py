@@ -93,7 +93,7 @@ _TABLES = (
         item=("admission_type",),
         unique="hadm_id",
         inpatient=True,
-        extra=("dischtime", "deathtime", "hospital_expire_flag"),
+        extra=("dischtime", "deathtime", "hospital_expire_flag", "race", "insurance"),
     ),
     Table(
         "transfers",
@@ -292,7 +292,7 @@ _TABLES = (
         stay=True,
         unique="stay_id",
         inpatient=True,
-        extra=("outtime",),
+        extra=("outtime", "first_careunit"),
     ),
     _charted(
         "chartevents",

@@ -1,11 +1,16 @@
 """What every rollout takes and returns, and the check that it has the trainer's weights."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from ehrr1.progress import track
+from ehrr1.prompts.trees import Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,20 @@ class Sampling:
 class Rollout(Protocol):
     """Who writes completions: the model that trains, an engine beside it, or a server."""
 
+    def stream(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        *,
+        group_size: int = 1,
+        seeds: Sequence[int] | None = None,
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """The number of a prompt and its `group_size` completions, as they are done.
+
+        The draws for a prompt depend on its seed (0 .. 2**31) only; without `seeds` it is the
+        prompt's number.
+        """
+
     def generate(
         self,
         prompts: Sequence[list[int]],
@@ -41,10 +60,15 @@ class Rollout(Protocol):
         seeds: Sequence[int] | None = None,
         description: str | None = None,
     ) -> list[list[Completion]]:
-        """`group_size` completions for each prompt, in the order of the prompts.
+        """What `stream` yields, in the order of the prompts. `description` names a progress bar;
+        None shows none."""
 
-        The draws for a prompt depend on its seed (0 .. 2**31) only; without `seeds` it is the
-        prompt's number. `description` names a progress bar; None shows none.
+    def answers(
+        self, trees: Sequence[Tree], ids: Sequence[int]
+    ) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """The number of a tree and what comes next behind each branch's prompt, as it is known:
+        natural log-probabilities of the tokens `ids` among the whole vocabulary, at temperature 1,
+        [branches, ids]; -inf for a token that the engine does not tell. Nothing is generated.
         """
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -58,6 +82,14 @@ class Rollout(Protocol):
 
     def close(self) -> None:
         """Leave nothing running."""
+
+
+def in_order(
+    groups: Iterator[tuple[int, list[Completion]]], count: int, description: str | None
+) -> list[list[Completion]]:
+    """What a stream of `count` groups yields, by number."""
+    found = dict(track(groups, description, count) if description else groups)
+    return [found[number] for number in range(count)]
 
 
 class EngineError(RuntimeError):

@@ -7,30 +7,58 @@ completions that have ended.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
 from ehrr1.models.shared_trunks import SharedTrunks
-from ehrr1.progress import track
-from ehrr1.rollout.sampling import Completion, Sampling
+from ehrr1.prompts.trees import Tree
+from ehrr1.rollout.sampling import Completion, Sampling, in_order
+from ehrr1.rollout.scoring import answer_logprobs
 
 __all__ = ["Completion", "Sampling", "TransformersRollout"]
 
 
 class TransformersRollout:
-    """Generates groups of completions; `batch_size` of them side by side."""
+    """Generates groups of completions; `batch_size` of them side by side, and as many prompts as
+    have `batch_tokens` with their padding."""
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 64
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int = 64,
+        batch_tokens: int = 2**17,
     ):
         if not str(model.config._attn_implementation).startswith("forest_"):
             raise ValueError("the model's attention knows no shared prompts: use load_model")
-        self.model, self.batch_size = model, batch_size
+        self.model, self.batch_size, self.batch_tokens = model, batch_size, batch_tokens
         self.end_id, self.pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
         self.divided = any(hasattr(weights, "ds_numel") for weights in model.parameters())
+
+    def stream(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        *,
+        group_size: int = 1,
+        seeds: Sequence[int] | None = None,
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """See `Rollout`. Each prompt's draws come from a generator of its own, so that they do not
+        depend on what is generated beside it."""
+        chosen_seeds = range(len(prompts)) if seeds is None else seeds
+        levels = [_levels(seed, group_size, sampling) for seed in chosen_seeds]
+        size = max(1, self.batch_size // group_size)
+        for chosen in batches(list(map(len, prompts)), self.batch_tokens, size):
+            with evaluating(self.model):
+                drawn = torch.cat([levels[i] for i in chosen]).to(self.model.device)
+                groups = self._batch([prompts[i] for i in chosen], group_size, sampling, drawn)
+            yield from zip(chosen, groups, strict=True)
 
     def generate(
         self,
@@ -41,27 +69,18 @@ class TransformersRollout:
         group_size: int = 1,
         description: str | None = None,
     ) -> list[list[Completion]]:
-        """`group_size` completions for each prompt, in the order of the prompts.
+        """See `Rollout`."""
+        groups = self.stream(prompts, sampling, group_size=group_size, seeds=seeds)
+        return in_order(groups, len(prompts), description)
 
-        Each prompt's draws come from a generator of its own, so that they do not depend on what is
-        generated beside it. `description` names a progress bar over the batches; None shows none.
-        """
-        chosen_seeds = range(len(prompts)) if seeds is None else seeds
-        levels = [_levels(seed, group_size, sampling) for seed in chosen_seeds]
-        # prompts of like length share a batch: little padding
-        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-        size = max(1, self.batch_size // group_size)
-        some = [order[first : first + size] for first in range(0, len(order), size)]
-        found: dict[int, list[Completion]] = {}
-        training = self.model.training
-        self.model.eval()
-        with torch.no_grad():
-            for chosen in track(some, description) if description else some:
-                drawn = torch.cat([levels[i] for i in chosen]).to(self.model.device)
-                groups = self._batch([prompts[i] for i in chosen], group_size, sampling, drawn)
-                found.update(zip(chosen, groups, strict=True))
-        self.model.train(training)
-        return [found[index] for index in range(len(prompts))]
+    def answers(
+        self, trees: Sequence[Tree], ids: Sequence[int]
+    ) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """See `Rollout`. The questions on a record share one prefill."""
+        for chosen in batches(list(map(len, trees)), self.batch_tokens):
+            with evaluating(self.model):
+                found = answer_logprobs(self.model, [trees[i] for i in chosen], ids)
+            yield from zip(chosen, found, strict=True)
 
     def _batch(
         self,
@@ -145,12 +164,10 @@ class TransformersRollout:
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Nothing to do: the model that generates is the one that trains."""
 
-    @torch.no_grad()
     def logprobs(self, tokens: list[int]) -> list[float]:
         ids, mask = self._padded([tokens])
-        training = self.model.training
-        logits = self.model.eval()(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        self.model.train(training)
+        with evaluating(self.model):
+            logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         every = logits[0, :-1].float().log_softmax(-1)
         return every.gather(1, ids[0, 1:, None]).squeeze(1).tolist()
 
@@ -175,19 +192,31 @@ def _levels(seed: int, group_size: int, sampling: Sampling) -> Tensor:
     return torch.rand(shape, generator=generator, dtype=torch.float64)
 
 
-class Draws:
-    """The random numbers of one prompt's group: the same in whatever batch it is."""
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Without gradients and dropout; a model that trains goes on training."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
 
-    def __init__(self, seed: int, group_size: int, device: torch.device):
-        self.generator = torch.Generator(device).manual_seed(seed)
-        self.group_size = group_size
 
-    def next(self) -> Tensor:
-        """A number from 0 to 1 for each completion, also for those that have ended. [group]"""
-        generator = self.generator
-        return torch.rand(
-            self.group_size, generator=generator, device=generator.device, dtype=torch.float64
-        )
+def batches(lengths: Sequence[int], tokens: int, size: int | None = None) -> Iterator[list[int]]:
+    """Numbers of items in batches of like length, longest first, so that little is padding.
+
+    Items times the longest of a batch stay within `tokens`; one that is longer goes alone. The
+    longest first: what does not fit into memory fails at once.
+    """
+    order = sorted(range(len(lengths)), key=lambda number: (-lengths[number], number))
+    start = 0
+    while start < len(order):
+        fitting = max(1, tokens // max(lengths[order[start]], 1))
+        count = min(fitting, size or fitting)
+        yield order[start : start + count]
+        start += count
 
 
 def draw(logits: Tensor, sampling: Sampling, levels: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,15 +12,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoConfig
 
 from ehrr1 import parallel
 from ehrr1.errors import UserError
-from ehrr1.progress import track
+from ehrr1.prompts.trees import Tree
 from ehrr1.rollout.exchange import laid_out
-from ehrr1.rollout.sampling import Completion, EngineError, Sampling
+from ehrr1.rollout.sampling import Completion, EngineError, Sampling, in_order
 from ehrr1.rollout.vllm_engine import Settings
 from ehrr1.rollout.vllm_worker import ENVIRONMENT, ENVIRONMENT_ON_CPU
 
@@ -56,6 +58,8 @@ class VLLMRollout:
         batch_size: int = 256,
         gpu_memory_utilization: float = 0.4,
         kv_cache_gib: float = 1.0,
+        tensor_parallel: int = 1,
+        sleeps: bool = True,
     ):
         check(folder, gpu)
         self.exchange, self.dtype, self.log, self.max_length = exchange, dtype, log, max_length
@@ -64,7 +68,7 @@ class VLLMRollout:
         with theirs, log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "ehrr1.rollout.vllm_engine", str(theirs.fileno())],
-                env=environment(gpu),
+                env=environment(gpu, tensor_parallel),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -80,9 +84,31 @@ class VLLMRollout:
             gpu=gpu,
             gpu_memory_utilization=gpu_memory_utilization,
             kv_cache_gib=kv_cache_gib,
+            tensor_parallel=tensor_parallel,
+            sleeps=sleeps,
         )
         self._send(asdict(settings), "starting")
         self._reply("starting")
+
+    def stream(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        *,
+        group_size: int = 1,
+        seeds: Sequence[int] | None = None,
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """See `Rollout`."""
+        check_lengths(prompts, sampling, self.max_length)
+        request = {
+            "work": "generate",
+            "prompts": list(prompts),
+            "seeds": list(range(len(prompts)) if seeds is None else seeds),
+            "group_size": group_size,
+            "sampling": asdict(sampling),
+        }
+        for reply in self._ask(request, len(prompts)):
+            yield reply["number"], [Completion(*one) for one in reply["group"]]
 
     def generate(
         self,
@@ -94,19 +120,25 @@ class VLLMRollout:
         description: str | None = None,
     ) -> list[list[Completion]]:
         """See `Rollout`."""
-        check_lengths(prompts, sampling, self.max_length)
-        request = {
-            "work": "generate",
-            "prompts": list(prompts),
-            "seeds": list(range(len(prompts)) if seeds is None else seeds),
-            "group_size": group_size,
-            "sampling": asdict(sampling),
-        }
-        replies = self._ask(request, len(prompts))
-        if description:
-            replies = track(replies, description, len(prompts))
-        found = {reply["number"]: reply["group"] for reply in replies}
-        return [[Completion(*one) for one in found[n]] for n in range(len(prompts))]
+        groups = self.stream(prompts, sampling, group_size=group_size, seeds=seeds)
+        return in_order(groups, len(prompts), description)
+
+    def answers(
+        self, trees: Sequence[Tree], ids: Sequence[int]
+    ) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """See `Rollout`. A request a question; the engine remembers what they share."""
+        owners = [(n, b) for n, tree in enumerate(trees) for b in range(len(tree.branches))]
+        prompts = [trees[n].trunk + trees[n].branches[b].prompt for n, b in owners]
+        check_lengths(prompts, Sampling(1), self.max_length)
+        found = [np.full((len(tree.branches), len(ids)), np.nan) for tree in trees]
+        left = [len(tree.branches) for tree in trees]
+        request = {"work": "answers", "prompts": prompts, "ids": list(ids)}
+        for reply in self._ask(request, len(prompts)):
+            number, branch = owners[reply["number"]]
+            found[number][branch] = reply["logprobs"]
+            left[number] -= 1
+            if not left[number]:
+                yield number, found[number]
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """See `Rollout`. Process 0 writes the files, the engine of each process reads them."""
@@ -195,8 +227,9 @@ def check_lengths(prompts: Sequence[list[int]], sampling: Sampling, max_length: 
         )
 
 
-def environment(gpu: bool) -> dict[str, str]:
-    """The engine's own environment; the trainer's stays as it is.
+def environment(gpu: bool, tensor_parallel: int = 1) -> dict[str, str]:
+    """The engine's own environment; the trainer's stays as it is. Alone it takes this process's
+    GPU, with `tensor_parallel` above 1 all that this process sees.
 
     Nothing is fetched or reported: the engine reads a folder. That must not be said to the trainer,
     which may load from the hub.
@@ -208,6 +241,8 @@ def environment(gpu: bool) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     found.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    if gpu and tensor_parallel > 1:
+        return found | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}  # a process for each GPU
     if gpu:
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
         device = torch.cuda.current_device()

@@ -36,6 +36,9 @@ class Settings:
     gpu: bool
     gpu_memory_utilization: float
     kv_cache_gib: float
+    tensor_parallel: int
+    sleeps: bool
+    """Whether it leaves the GPU's memory to the trainer while it has nothing to do."""
 
 
 class Engine:
@@ -44,12 +47,13 @@ class Engine:
     def __init__(self, settings: Settings):
         from vllm import LLM
 
-        self.gpu, self.end_id = settings.gpu, settings.end_id
+        self.sleeps, self.end_id = settings.gpu and settings.sleeps, settings.end_id
         place: dict[str, Any] = {"dtype": settings.dtype}
         if settings.gpu:
-            # the trainer needs the memory in turn; compiled, as vLLM is by itself
+            # compiled, as vLLM is by itself
             place["gpu_memory_utilization"] = settings.gpu_memory_utilization
-            place["enable_sleep_mode"] = True
+            place["enable_sleep_mode"] = settings.sleeps
+            place["tensor_parallel_size"] = settings.tensor_parallel
         else:
             place["kv_cache_memory_bytes"] = int(settings.kv_cache_gib * 2**30)
             place["enforce_eager"] = True  # compiling takes longer than small models run
@@ -72,20 +76,35 @@ class Engine:
         self, prompts: list[list[int]], seeds: list[int], group_size: int, sampling: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
         """A reply for each prompt, as they end: its number and its group."""
+        given = Sampling(**sampling)
+        wanted = [self._parameters(given, group_size, seed) for seed in seeds]
+        for output in self._outputs(prompts, wanted):
+            group = [completion(one) for one in output.outputs]
+            yield {"number": int(output.request_id), "group": group}
+
+    def answers(self, prompts: list[list[int]], ids: list[int]) -> Iterator[dict[str, Any]]:
+        """A reply for each prompt, as they end: its number and the log-probabilities of `ids`."""
+        from vllm import SamplingParams
+
+        asked = SamplingParams(max_tokens=1, logprob_token_ids=ids, detokenize=False)
+        for output in self._outputs(prompts, [asked] * len(prompts)):
+            [told] = output.outputs[0].logprobs
+            yield {"number": int(output.request_id), "logprobs": [told[i].logprob for i in ids]}
+
+    def _outputs(self, prompts: list[list[int]], wanted: list[Any]) -> Iterator[Any]:
+        """What becomes of each prompt, as they end; its `request_id` is its number."""
         from vllm.inputs.engine import tokens_input
 
         engine = self._awake().llm_engine
         # keys and values of older weights; and a run that resumes would have none to begin with
         self.llm.reset_prefix_cache()
-        for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-            parameters = self._parameters(Sampling(**sampling), group_size, seed)
+        for number, (prompt, parameters) in enumerate(zip(prompts, wanted, strict=True)):
             engine.add_request(str(number), tokens_input(prompt), parameters)
         while engine.has_unfinished_requests():
             for output in engine.step():
                 if output.finished:
-                    group = [completion(one) for one in output.outputs]
-                    yield {"number": int(output.request_id), "group": group}
-        if self.gpu:
+                    yield output
+        if self.sleeps:
             self.llm.sleep(level=1)
             self.asleep = True
 
@@ -164,6 +183,7 @@ def main() -> None:
     replies.flush()
     work: dict[str, Callable[..., Iterator[Any]]] = {
         "generate": engine.generate,
+        "answers": engine.answers,
         "take_weights": engine.take_weights,
         "logprobs": engine.logprobs,
     }

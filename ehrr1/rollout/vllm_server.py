@@ -8,25 +8,27 @@ of `vllm serve`. Its development interface takes commands from whoever reaches t
 no password: by default only this machine does. All training processes use the same server.
 """
 
-import http.client
 import json
 import os
-import socket
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ehrr1 import parallel
 from ehrr1.errors import UserError
-from ehrr1.progress import track
+from ehrr1.prompts.trees import Tree
 from ehrr1.rollout.exchange import laid_out
-from ehrr1.rollout.sampling import Completion, Sampling
+from ehrr1.rollout.http import FAILURES, call
+from ehrr1.rollout.openai_server import completion
+from ehrr1.rollout.sampling import Completion, Sampling, in_order
 from ehrr1.rollout.vllm_engine import spread
 from ehrr1.rollout.vllm_worker import ENVIRONMENT, ENVIRONMENT_ON_CPU, NAME
 
@@ -37,9 +39,6 @@ COMMAND = "python -m ehrr1.rollout.vllm_server FOLDER"
 
 START_SECONDS = 30
 """For what a server that is there answers at once."""
-
-KEEPALIVE = {socket.TCP_KEEPIDLE: 20, socket.TCP_KEEPINTVL: 10, socket.TCP_KEEPCNT: 3}
-"""A node that is gone without a word is noticed within a minute."""
 
 
 class VLLMServerRollout:
@@ -62,7 +61,7 @@ class VLLMServerRollout:
         parts = urlsplit(url)
         if parts.scheme != "http" or parts.hostname is None or parts.port is None:
             raise UserError(f"rollout.url={url}: give it as http://HOST:PORT")
-        self.url, self.host, self.port = url, parts.hostname, parts.port
+        self.url = url.rstrip("/")
         self.end_id, self.exchange = end_id, exchange
         self.timeout, self.batch_size = timeout, batch_size
         [served] = self._call("GET", "/v1/models", timeout=START_SECONDS)["data"]
@@ -80,6 +79,24 @@ class VLLMServerRollout:
             "float16": torch.float16,
         }[said["dtype"]]
 
+    def stream(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        *,
+        group_size: int = 1,
+        seeds: Sequence[int] | None = None,
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """See `Rollout`. A request a prompt; which are computed together may differ from call to
+        call, and with it the last bits of a log-probability."""
+        chosen = range(len(prompts)) if seeds is None else seeds
+        bodies = [
+            self._body(prompt, sampling, group_size, seed)
+            for prompt, seed in zip(prompts, chosen, strict=True)
+        ]
+        for number, answer in self._all(bodies, max(1, self.batch_size // group_size)):
+            yield number, [completion(one) for one in answer["choices"]]
+
     def generate(
         self,
         prompts: Sequence[list[int]],
@@ -89,19 +106,22 @@ class VLLMServerRollout:
         seeds: Sequence[int] | None = None,
         description: str | None = None,
     ) -> list[list[Completion]]:
-        """See `Rollout`. A request a prompt; which are computed together may differ from call to
-        call, and with it the last bits of a log-probability."""
-        chosen = range(len(prompts)) if seeds is None else seeds
-        bodies = [
-            self._body(prompt, sampling, group_size, seed)
-            for prompt, seed in zip(prompts, chosen, strict=True)
-        ]
-        pool = ThreadPoolExecutor(max_workers=max(1, self.batch_size // group_size))
+        """See `Rollout`."""
+        groups = self.stream(prompts, sampling, group_size=group_size, seeds=seeds)
+        return in_order(groups, len(prompts), description)
+
+    def answers(
+        self, trees: Sequence[Tree], ids: Sequence[int]
+    ) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """Evaluation asks a server by `engine=server`."""
+        raise NotImplementedError("rollout=vllm_server generates; engine=server answers")
+
+    def _all(
+        self, bodies: Sequence[dict[str, Any]], workers: int
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        pool = ThreadPoolExecutor(max_workers=workers)
         try:
-            answers = pool.map(self._complete, bodies)
-            if description:
-                answers = track(answers, description, len(bodies))
-            return [[completion(one) for one in answer["choices"]] for answer in answers]
+            yield from enumerate(pool.map(self._complete, bodies))
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -152,40 +172,19 @@ class VLLMServerRollout:
         self, verb: str, path: str, body: dict[str, Any] | None = None, timeout: float | None = None
     ) -> Any:
         """The server's answer, read as JSON."""
-        connection = http.client.HTTPConnection(
-            self.host, self.port, timeout=timeout or self.timeout
-        )
         try:
-            connection.connect()
-            connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option, seconds in KEEPALIVE.items():
-                connection.sock.setsockopt(socket.IPPROTO_TCP, option, seconds)
-            text = json.dumps(body) if body is not None else None
-            connection.request(verb, path, text, {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            found = answer.read()
-        except (OSError, http.client.HTTPException) as error:
+            reply = call(verb, self.url + path, body, timeout or self.timeout)
+        except FAILURES as error:
             raise self._wrong(f"no answer ({type(error).__name__}: {error})") from error
-        finally:
-            connection.close()
-        if answer.status != http.HTTPStatus.OK:
-            said = found.decode(errors="replace")[:500]
-            raise self._wrong(f"{path} was answered by {answer.status}: {said}")
-        return json.loads(found)
+        if not reply.ok:
+            raise self._wrong(f"{path} was answered by {reply.status}: {reply.said}")
+        return json.loads(reply.content)
 
     def _wrong(self, reason: str) -> UserError:
         return UserError(
             f"rollout.url={self.url}: {reason}. Start the server anew (`{COMMAND}`), and this run "
             "by the same command: it resumes"
         )
-
-
-def completion(choice: dict[str, Any]) -> Completion:
-    return Completion(
-        choice["token_ids"],
-        choice["logprobs"]["token_logprobs"],
-        choice["finish_reason"] == "length",
-    )
 
 
 def command(folder: str, options: Sequence[str]) -> list[str]:

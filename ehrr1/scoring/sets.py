@@ -1,5 +1,7 @@
 """Set precision, recall and F1 of answer lines."""
 
+import re
+import unicodedata
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -15,6 +17,17 @@ class SetScores(NamedTuple):
 def normalise(items: Iterable[str]) -> set[str]:
     """The distinct items, lower-cased and stripped; blank ones fall away."""
     return {line for line in (item.strip().lower() for item in items) if line}
+
+
+def reduce(item: str) -> str:
+    """An item without what two spellings of a name differ in: letters' case and width, accents
+    apart from their letters, numbers or bullets before it, punctuation, repeated blanks."""
+    text = _LISTED.sub("", unicodedata.normalize("NFKC", item).casefold().strip())
+    return " ".join(_NO_WORD.sub(" ", text).split())
+
+
+_LISTED = re.compile(r"^(?:[-*•]|\(?\d{1,3}[.)])\s+")
+_NO_WORD = re.compile(r"[^\w]+")
 
 
 def set_scores(prediction: Iterable[str], target: Iterable[str]) -> SetScores:

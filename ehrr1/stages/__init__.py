@@ -19,9 +19,25 @@ TRAINING = frozenset({"adapt", "reason", "rl"})
 """The stages that several processes can share."""
 
 
+SHARED = {"prepare": ("data", "shards"), "eval": ("eval", "answers")}
+"""The stages whose work several processes share by files -> the section with `shard`, and what they
+make."""
+
+
 def execute(cfg: DictConfig) -> None:
     """Run the stage that `cfg.stage` names; `curriculum` runs all of them in order."""
     parallel.end_with_parent()
+    if cfg.stage == "infer":
+        from ehrr1.stages.infer import run_infer
+
+        run_infer(cfg)
+        return
+    if cfg.stage == "eval" and (cfg.rescore or cfg.compare):
+        _score_again(cfg)
+        return
+    if cfg.stage == "eval" and parallel.size() > 1:
+        cfg.eval.shard, cfg.eval.shards = parallel.rank(), parallel.size()
+        parallel.leave()  # each saves what it has answered, and waits for nobody
     if cfg.stage == "consolidate":
         consolidate_run(cfg, console)
         return
@@ -35,7 +51,11 @@ def execute(cfg: DictConfig) -> None:
         _dry_run(cfg)
         return
     for stage in runs.ORDER if cfg.stage == "curriculum" else (cfg.stage,):
-        if stage in TRAINING and _processes(cfg) > 1 and not runs.is_finished(_folder(cfg, stage)):
+        if (
+            stage in TRAINING
+            and _processes(cfg) > 1
+            and not runs.is_finished(runs.folder_of(cfg, stage))
+        ):
             _start_group(cfg, stage)
         else:
             _execute_one(cfg, stage)
@@ -54,11 +74,14 @@ def _dry_run(cfg: DictConfig) -> None:
     """Say what writing chains would cost; no run is begun."""
     from ehrr1.stages.chains import dry_run
 
-    dry_run(cfg, _check_inputs(cfg, "chains"), _folder(cfg, "chains"))
+    dry_run(cfg, _check_inputs(cfg, "chains"), runs.folder_of(cfg, "chains"))
 
 
-def _folder(cfg: DictConfig, stage: str) -> Path:
-    return runs.home(cfg) / stage
+def _score_again(cfg: DictConfig) -> None:
+    """Score a finished evaluation again, or set several side by side; no run is begun."""
+    from ehrr1.stages import eval as stage
+
+    stage.compare_runs(cfg) if cfg.compare else stage.rescore(cfg)
 
 
 def _processes(cfg: DictConfig) -> int:
@@ -97,13 +120,13 @@ def _execute_in_group(cfg: DictConfig, stage: str) -> None:
 
 
 def _execute_one(cfg: DictConfig, stage: str) -> None:
-    if stage == "prepare" and cfg.data.shard is not None:
+    if stage in SHARED and cfg[SHARED[stage][0]].shard is not None:
         _check_inputs(cfg, stage)
-        _prepare_share(cfg)
+        _execute_share(cfg, stage)
         return
     with ExitStack() as stack:
         run = _opened(cfg, stage, stack)
-        folder = _folder(cfg, stage)
+        folder = runs.folder_of(cfg, stage)
         if run is None:
             console.print(f"[bold]{stage}[/]: finished already, in {folder}")
             return
@@ -128,22 +151,22 @@ def _opened(cfg: DictConfig, stage: str, stack: ExitStack) -> runs.Run | None:
     return parallel.from_first(lambda: run)
 
 
-def _prepare_share(cfg: DictConfig) -> None:
-    """Build one share of the store; whoever finds all shards built merges them."""
-    from ehrr1.stages import prepare
-
-    folder, share = runs.home(cfg) / "prepare", f"{cfg.data.shard} of {cfg.data.shards}"
-    with runs.joined(cfg, "prepare", cfg.data.shard) as run:
+def _execute_share(cfg: DictConfig, stage: str) -> None:
+    """Do one process's share of a stage; whoever finds everything done puts it together."""
+    module = importlib.import_module(f"ehrr1.stages.{stage}")
+    (section, made), folder = SHARED[stage], runs.folder_of(cfg, stage)
+    share, shares = cfg[section].shard, cfg[section].shards
+    with runs.joined(cfg, stage, share) as run:
         if run is None:
-            console.print(f"[bold]prepare[/]: finished already, in {folder}")
+            console.print(f"[bold]{stage}[/]: finished already, in {folder}")
             return
-        left = prepare.build_share(cfg, run)
-    console.print(f"[bold]prepare[/]: share {share} is built; {left} shards are missing")
+        left = module.run_share(cfg, run)
+    console.print(f"[bold]{stage}[/]: share {share} of {shares} is done; {left} {made} are missing")
     if not left:
-        with suppress(runs.FolderInUseError):  # another share is finishing and will merge
+        with suppress(runs.FolderInUseError):  # another share is finishing and will put together
             whole = cfg.copy()
-            whole.data.shard = None
-            _execute_one(whole, "prepare")
+            whole[section].shard = None
+            _execute_one(whole, stage)
 
 
 def _check_inputs(cfg: DictConfig, stage: str) -> dict[str, Path]:

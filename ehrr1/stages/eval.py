@@ -1,43 +1,213 @@
-"""stage=eval: score every finished stage, and baselines, on held-out patients.
+"""stage=eval: score models, and baselines, on held-out patients.
 
-predictions.parquet has a row a model and sample; metrics.json follows from it alone
-(`evaluation.summary`). Risk tasks are always asked directly; decision tasks directly of the
-untrained and the adapted model, after thinking of the others. Each model's predictions are kept in
-parts/ as soon as they are there, so that a stopped evaluation goes on with the next model.
+predictions.parquet   a row an answer; every score follows from it alone (`evaluation.summary`)
+metrics.json          scores with intervals
+report.html           tables, curves, cases
+meds/                 the risk predictions in MEDS-Evaluation's schema
+tb/                   every metric as a TensorBoard scalar
+
+Risk questions are asked directly unless `answer` says otherwise; decisions as the stage was
+trained. Predictions are kept in parts/ as they come, by one process or by several that share the
+records: a stopped evaluation goes on where it was.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from zlib import crc32
 
 import polars as pl
-import torch
-from omegaconf import DictConfig
-from transformers import PreTrainedModel
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
+from ehrr1 import runs
 from ehrr1.errors import UserError
-from ehrr1.evaluation.baselines import Boosting, Frequency, bag_of_items
-from ehrr1.evaluation.predict import Predictor
-from ehrr1.evaluation.predictions import frame
-from ehrr1.evaluation.report import show, write_scalars
-from ehrr1.evaluation.summary import MODELS, summarise
-from ehrr1.files import replacing
-from ehrr1.models.loading import load_model
-from ehrr1.progress import track
-from ehrr1.prompts.tokenizer import load_tokenizer
-from ehrr1.prompts.trees import TreeMaker
+from ehrr1.evaluation import chat, shots
+from ehrr1.evaluation.bags import learn_baselines, of_kind
+from ehrr1.evaluation.compare import compare
+from ehrr1.evaluation.meds_export import export
+from ehrr1.evaluation.opening import Makers, opened, reader
+from ehrr1.evaluation.parts import Parts, speed
+from ehrr1.evaluation.predict import Predictor, Rows, Writing
+from ehrr1.evaluation.report import publish, show
+from ehrr1.evaluation.results import Result, results
+from ehrr1.evaluation.subgroups import with_subgroups
+from ehrr1.evaluation.summary import summarise
+from ehrr1.files import remove, replacing, write_json
 from ehrr1.runs import Run
-from ehrr1.tasks.catalog import SUITES, TASKS
+from ehrr1.tasks.candidates import Candidates
+from ehrr1.tasks.catalog import ALL_TASKS, SUITES
 from ehrr1.tasks.samples import Prepared, Sample
-from ehrr1.tasks.selection import by_context, select
+from ehrr1.tasks.selection import select
 
-THINKING = frozenset({"reason", "rl"})
-"""The stages whose model thinks before it decides."""
+console = Console(stderr=True)
 
-Rows = list[dict[str, Any]]
+
+@dataclass(frozen=True)
+class Study:
+    """What all models answer: samples of the split that is scored, and risk samples of the
+    validation split that fit the temperature."""
+
+    prepared: Prepared
+    tasks: tuple[str, ...]
+    index: pl.DataFrame
+    calibration: pl.DataFrame
+
+    def of(self, result: Result, cfg: DictConfig) -> list[Sample]:
+        """The samples that a result answers: those of the untrained model, which writes to the
+        limit, have fewer decisions."""
+        risk, decision = (rows_of(self.index, kind) for kind in ("risk", "decision"))
+        if result.model in ("untrained", "base"):
+            decision = select(decision, cfg.eval.untrained_samples_per_task, cfg.seed)
+        parts = [risk, self.calibration] if result.risk else []
+        parts += [decision] if result.decision else []
+        return [sample for part in parts for sample in self.prepared.as_samples(part)]
 
 
 def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
-    """Predict with each model and baseline, score, show the tables."""
+    """Ask every model what is not answered yet, add the baselines, score, show and publish."""
+    study = study_of(cfg, run)
+    wanted = results(cfg, run.inputs)
+    makers: Makers = {}
+    for result in wanted:
+        ask(cfg, run, study, result, makers)
+    parts = [Parts(run.folder / "parts", result.name).read() for result in wanted]
+    parts.append(baselines(cfg, run, study, wanted[-1]))
+    predictions = with_subgroups(pl.concat(parts), study.prepared)
+    with replacing(run.folder / "predictions.parquet") as path:
+        predictions.write_parquet(path)
+    metrics = told(cfg, run.folder, predictions, study.prepared)
+    metrics |= speed(run.folder / "parts")
+    remove(run.folder / "parts")
+    return metrics
+
+
+def run_share(cfg: DictConfig, run: Run) -> int:
+    """Answer this process's share of the records; returns how many answers are missing then."""
+    study, share, shares = study_of(cfg, run), cfg.eval.shard, cfg.eval.shards
+    wanted = results(cfg, run.inputs)
+    for result in wanted:
+        ask(cfg, run, study, result, {}, share, shares)
+    return sum(
+        len(Parts(run.folder / "parts", result.name).left(study.of(result, cfg)))
+        for result in wanted
+    )
+
+
+def ask(
+    cfg: DictConfig,
+    run: Run,
+    study: Study,
+    result: Result,
+    makers: Makers,
+    share: int = 0,
+    shares: int = 1,
+) -> None:
+    """Let one model answer what is left of its samples; nothing is loaded where nothing is."""
+    parts = Parts(run.folder / "parts", result.name, share)
+    left = [s for s in parts.left(study.of(result, cfg)) if share_of(s, shares) == share]
+    if not left:
+        return
+    if cfg.engine.name == "anthropic":
+        parts.save(chat.predict(cfg, study.prepared, result, left), len(left))
+        return
+    log = run.folder / "engine" / f"{share}.log"
+    with opened(cfg, result, run.inputs, log, makers) as (engine, maker):
+        predictor = Predictor(
+            engine,
+            maker,
+            study.prepared,
+            writing(cfg),
+            Candidates(study.prepared, cfg.seed) if cfg.candidates == "list" else None,
+            shots.heads(cfg, study.prepared, maker, study.tasks),
+        )
+        parts.save(answers(predictor, result, left, cfg.seed), len(left))
+
+
+def answers(
+    predictor: Predictor, result: Result, samples: Sequence[Sample], seed: int
+) -> Iterator[Rows]:
+    """Risk first: it is quick, and shows soonest whether a model can do anything at all."""
+    risk, decisions = of_kind(samples, "risk"), of_kind(samples, "decision")
+    if result.risk is not None:
+        yield from predictor.risk(risk, result.risk)
+    if result.decision is not None:
+        yield from predictor.decisions(decisions, result.decision, seed)
+
+
+def share_of(sample: Sample, shares: int) -> int:
+    """Which of `shares` processes answers it: questions on one record stay together."""
+    return crc32(sample.context_id.encode()) % shares
+
+
+def baselines(cfg: DictConfig, run: Run, study: Study, result: Result) -> pl.DataFrame:
+    """The baselines' rows, kept like those of the models.
+
+    They learn from the training split, which a benchmark file may lack. `_cut`: of what the token
+    limit of `result` leaves of a record; the others read all of it.
+    """
+    part = run.folder / "parts" / "baselines.parquet"
+    if not part.exists():
+        samples = study.prepared.as_samples(study.index)
+        train = training_samples(cfg, study)
+        maker = None if cfg.engine.name == "anthropic" else reader(cfg, result, run.inputs, {})
+        with replacing(part) as path:
+            learn_baselines(
+                study.prepared, train, samples, maker, cfg.eval.baselines.max_features, cfg.seed
+            ).write_parquet(path)
+    return pl.read_parquet(part)
+
+
+def training_samples(cfg: DictConfig, study: Study) -> list[Sample]:
+    """What baselines learn from: the examples that a model is shown, where it is shown some."""
+    if cfg.eval.shots:
+        return shots.chosen(cfg, study.prepared, study.tasks)
+    pool = study.prepared.scan("train", study.index["task"].unique().to_list())
+    chosen = select(pool, cfg.eval.baselines.samples_per_task, cfg.seed)
+    return study.prepared.as_samples(chosen)
+
+
+def told(
+    cfg: DictConfig, folder: Path, predictions: pl.DataFrame, prepared: Prepared | None
+) -> dict[str, float | int]:
+    """Metrics of predictions, shown in the terminal and published in `folder`."""
+    tasks = suite_tasks(cfg)
+    metrics = summarise(predictions, tasks, cfg.eval.split, cfg.eval.bootstrap, cfg.seed)
+    show(predictions, metrics, tasks)
+    publish(cfg, folder, predictions, metrics, tasks, prepared)
+    export(predictions.filter(pl.col("split") == cfg.eval.split), folder / "meds")
+    return metrics
+
+
+def rescore(cfg: DictConfig) -> None:
+    """Score the predictions of a finished evaluation again: no model, no records are needed."""
+    folder = Path(cfg.rescore)
+    if not (folder / "predictions.parquet").exists():
+        raise UserError(
+            f"rescore={folder}: there is no predictions.parquet; give the folder of a finished "
+            "stage=eval"
+        )
+    then = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(then, DictConfig)
+    then.eval.bootstrap = cfg.eval.bootstrap
+    predictions = pl.read_parquet(folder / "predictions.parquet")
+    with runs.held(folder):
+        metrics = told(then, folder, predictions, prepared_of(folder))
+        seconds = {k: v for k, v in runs.metrics_of(folder).items() if k.startswith("seconds")}
+        write_json(folder / "metrics.json", {**metrics, **seconds})
+    console.print(f"scored again: {folder}")
+
+
+def compare_runs(cfg: DictConfig) -> None:
+    """Set finished evaluations side by side, in a page and a table."""
+    folders = [Path(folder) for folder in cfg.compare]
+    target = runs.home(cfg) / "compare"
+    compare(folders, target, cfg.eval.bootstrap, cfg.seed)
+    console.print(f"compared: {target / 'report.html'}")
+
+
+def study_of(cfg: DictConfig, run: Run) -> Study:
+    """The samples that are answered. Raises UserError where there is none."""
     prepared = Prepared(run.input("prepare"))
     tasks = suite_tasks(cfg)
     index = choose_samples(cfg, prepared, tasks)
@@ -46,20 +216,14 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
             f"eval.split={cfg.eval.split}: it has no samples of suite {cfg.eval.suite}; "
             "prepare more patients (data.subjects) or a larger share of them (data.split)"
         )
-    predictions = predict_all(cfg, run, prepared, index)
-    with replacing(run.folder / "predictions.parquet") as path:
-        predictions.write_parquet(path)
-    metrics = summarise(predictions, tasks, cfg.eval.bootstrap, cfg.seed)
-    show(predictions, metrics, tasks)
-    with replacing(run.folder / "tb") as folder:
-        write_scalars(folder, metrics)
-    return metrics
+    count, risk = cfg.eval.calibration_samples_per_task, rows_of(index, "risk")["task"].unique()
+    pool = prepared.scan("validation", risk.to_list())
+    none = count == 0 or cfg.eval.split == "validation"
+    calibration = select(pool, count, cfg.seed)
+    return Study(prepared, tasks, index, calibration.clear() if none else calibration)
 
 
 def suite_tasks(cfg: DictConfig) -> tuple[str, ...]:
-    """The tasks of `eval.suite`; raises UserError for a suite that is not there."""
-    if cfg.eval.suite not in SUITES:
-        raise UserError(f"eval.suite={cfg.eval.suite}: no such suite; use {' or '.join(SUITES)}")
     return tuple(SUITES[cfg.eval.suite])
 
 
@@ -69,92 +233,29 @@ def choose_samples(cfg: DictConfig, prepared: Prepared, tasks: Sequence[str]) ->
     counts = {"risk": cfg.eval.samples_per_task, "decision": cfg.eval.decision_samples_per_task}
     chosen = []
     for kind, count in counts.items():
-        pool = prepared.scan(cfg.eval.split, [task for task in tasks if TASKS[task].kind == kind])
+        of_it = [task for task in tasks if ALL_TASKS[task].kind == kind]
+        pool = prepared.scan(cfg.eval.split, of_it)
         chosen.append(select(pool, count or cfg.eval.samples_per_task, cfg.seed))
     return pl.concat(chosen)
 
 
-def predict_all(cfg: DictConfig, run: Run, prepared: Prepared, index: pl.DataFrame) -> pl.DataFrame:
-    """The predictions of every finished stage's model and of the baselines on `index`."""
-    samples = prepared.as_samples(index)
-    pool = prepared.scan("train", index["task"].unique().to_list())
-    train = prepared.as_samples(select(pool, cfg.eval.baselines.samples_per_task, cfg.seed))
-    makers: dict[bytes, TreeMaker] = {}
-    parts = []
-    models = [m for m in MODELS if m == "untrained" or m in run.inputs]
-    # baselines learn from the training split, which a benchmark file does not have
-    for name in [*models, "boosting"] if train else models:
-        part = run.folder / "parts" / f"{name}.parquet"
-        if not part.exists():
-            rows = (
-                boost(cfg, prepared, train, samples)
-                if name == "boosting"
-                else ask(cfg, run, prepared, index, name, makers)
-            )
-            with replacing(part) as path:
-                frame(name, rows).write_parquet(path)
-        parts.append(pl.read_parquet(part))
-    if not train:
-        return pl.concat(parts)
-    frequency = Frequency(of_kind(train, "decision")).predict(of_kind(samples, "decision"))
-    return pl.concat([*parts, frame("frequency", frequency)])
-
-
-def ask(
-    cfg: DictConfig,
-    run: Run,
-    prepared: Prepared,
-    index: pl.DataFrame,
-    name: str,
-    makers: dict[bytes, TreeMaker],
-) -> Rows:
-    """One stage's model: risk directly, decisions in the mode that it was trained for.
-
-    `makers` are those of the models before it, by the content of the tokenizer's file: stages of
-    one curriculum have the same tokenizer, and what it made of an event need not be made again.
-    """
-    settings = cfg.eval
-    source = run.input("adapt" if name == "untrained" else name) / "hf"
-    tokenizer = load_tokenizer(source)
-    maker = TreeMaker(tokenizer, settings.max_prompt_tokens)
-    maker = makers.setdefault((source / "tokenizer.json").read_bytes(), maker)
-    if name == "untrained":
-        model = load_model(cfg.model, None, tokenizer, seed=cfg.seed)
-    else:
-        model = load_model(cfg.model, source, tokenizer)
-    predictor = Predictor(on_device(model, cfg), maker, prepared, settings.batch_tokens)
-    risk = of_kind(prepared.as_samples(index), "risk")
-    if name == "untrained":
-        index = select(index, settings.untrained_samples_per_task, cfg.seed)
-    mode = "think" if name in THINKING else "direct"
-    return predictor.risk(risk, f"{name}: risk") + predictor.decisions(
-        of_kind(prepared.as_samples(index), "decision"),
-        think=name in THINKING,
-        max_new_tokens=settings.max_new_tokens[mode],
-        description=f"{name}: decisions",
+def rows_of(index: pl.DataFrame, kind: str) -> pl.DataFrame:
+    return index.filter(
+        pl.col("task").is_in([key for key, task in ALL_TASKS.items() if task.kind == kind])
     )
 
 
-def boost(
-    cfg: DictConfig, prepared: Prepared, train: Sequence[Sample], samples: Sequence[Sample]
-) -> Rows:
-    """Gradient boosting on the bags of items of the same risk contexts."""
-    train, risk = of_kind(train, "risk"), of_kind(samples, "risk")
-    groups = by_context([*train, *risk])
-    bags = {
-        context: bag_of_items(prepared.context(group[0]))
-        for context, group in track(groups.items(), "boosting: contexts", len(groups))
-    }
-    boosting = Boosting(cfg.eval.baselines.max_features, seed=cfg.seed)
-    boosting.fit(train, bags)
-    return boosting.predict(risk, bags)
+def writing(cfg: DictConfig) -> Writing:
+    limits, settings = cfg.eval.max_new_tokens, cfg.eval
+    return Writing(
+        limits.think, limits.direct, settings.draws, settings.temperature, settings.top_p
+    )
 
 
-def of_kind(samples: Iterable[Sample], kind: str) -> list[Sample]:
-    return [sample for sample in samples if TASKS[sample.task].kind == kind]
-
-
-def on_device(model: PreTrainedModel, cfg: DictConfig) -> PreTrainedModel:
-    """The model ready to infer: on the GPU where there is one and the trainer may use it."""
-    gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
-    return model.eval().to("cuda" if gpu else "cpu")
+def prepared_of(folder: Path) -> Prepared | None:
+    """The records that an evaluation has read, if they are still where they were."""
+    config = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(config, DictConfig)
+    given = config.inputs.prepare
+    source = Path(given) if given else runs.home(config) / "prepare"
+    return Prepared(source) if runs.is_finished(source) else None

@@ -24,13 +24,10 @@ from ehrr1.files import replacing
 from ehrr1.progress import track
 from ehrr1.records import meds
 from ehrr1.records.frames import ROWS_AT_ONCE, store_frames
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.catalog import ONE_ITEM, TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 
 LABELS_AT_ONCE = 100_000
-
-ONE_ITEM = ("admissions", "transfers", "services", "next_event")
-"""Decision tasks that the label schema can hold: it has one value a row."""
 
 INSTANT = timedelta(microseconds=1)
 """The standard lets a model see what happened at the prediction time itself; a decision must not
@@ -43,7 +40,9 @@ def write(prepared: Prepared, folder: Path) -> dict[str, float | int]:
         metrics = _write_data(prepared, temporary)
         _write_metadata(prepared, temporary / "metadata")
         for task in prepared.index()["task"].unique().sort():
-            if TASKS[task].kind == "risk" or task in ONE_ITEM:
+            if (
+                TASKS[task].kind == "risk" or task in ONE_ITEM
+            ):  # the label schema has one value a row
                 metrics |= _write_labels(prepared, task, temporary / "task_labels" / task)
     return metrics
 

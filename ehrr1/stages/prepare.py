@@ -27,7 +27,7 @@ from ehrr1.records.codes import LOST_TASKS
 from ehrr1.records.schema import MIMIC_TABLES, TABLES
 from ehrr1.records.source import Source
 from ehrr1.records.table import Classes
-from ehrr1.runs import Run
+from ehrr1.runs import BENCHMARKS, Run
 from ehrr1.stages import prepare_benchmark
 from ehrr1.stages import prepare_inputs as inputs
 from ehrr1.stages.prepare_inputs import AnySource
@@ -48,7 +48,7 @@ REPORTED = "reported/"
 
 def run(cfg: DictConfig, run: Run) -> Metrics:
     """Read every table, build the store and the index. Metrics: counts per table and task."""
-    if cfg.data.name == "benchmark":
+    if cfg.data.name in BENCHMARKS:
         return prepare_benchmark.run(cfg, run)
     metrics: Metrics = {}
     with timed(metrics, "hospital"):
@@ -72,7 +72,7 @@ def run(cfg: DictConfig, run: Run) -> Metrics:
     return metrics
 
 
-def build_share(cfg: DictConfig, run: Run) -> int:
+def run_share(cfg: DictConfig, run: Run) -> int:
     """Build this process's share of the store, every `data.shards`-th shard from `data.shard` on.
 
     Returns how many shards are missing then. The shares together are the store that one process

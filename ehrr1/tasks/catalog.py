@@ -371,6 +371,14 @@ _RISK = (
 TASKS: dict[str, Task] = {task.key: task for task in (*_DECISION, *_RISK)}
 """Every task: 45 of the release's catalogue, and `discharge`."""
 
+ONE_ITEM = ("admissions", "transfers", "services", "next_event")
+"""Decision tasks whose answer is one item."""
+
+BENCHMARK_TASKS: dict[str, Task] = {}
+"""Tasks of other benchmarks, whose samples come from files and are only evaluated on."""
+
+ALL_TASKS: dict[str, Task] = TASKS | BENCHMARK_TASKS
+
 SUITES: dict[str, tuple[str, ...]] = {
     "paper42": tuple(key for key, task in TASKS.items() if task.in_paper_24 or task.kind == "risk"),
     "release45": tuple(key for key in TASKS if key != "discharge"),

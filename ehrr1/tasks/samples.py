@@ -85,8 +85,9 @@ class Prepared:
 
     @cached_property
     def parents(self) -> dict[str, pl.DataFrame]:
-        """patients, admissions, edstays, icustays (those that were there), for the labels."""
-        return self.store.parents
+        """patients, admissions, edstays, icustays (those that were there); none of records that a
+        benchmark brings."""
+        return self.store.parents if (self.folder / STORE).exists() else {}
 
     @cached_property
     def names(self) -> list[str]:

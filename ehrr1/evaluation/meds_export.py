@@ -1,0 +1,41 @@
+"""Risk predictions in the schema of MEDS-Evaluation, for tools that compare models over datasets.
+
+meds/<result>/<task>.parquet    subject_id, prediction_time, boolean_value,
+                                predicted_boolean_value, predicted_boolean_probability
+"""
+
+from pathlib import Path
+
+import polars as pl
+
+from ehrr1.files import replacing
+
+COLUMNS = {
+    "subject_id": pl.Int64,
+    "prediction_time": pl.Datetime("us"),
+    "boolean_value": pl.Boolean,
+    "predicted_boolean_value": pl.Boolean,
+    "predicted_boolean_probability": pl.Float64,
+}
+
+
+def export(predictions: pl.DataFrame, folder: Path) -> None:
+    """Write a file a result and risk task; answers without a probability are left out."""
+    told = predictions.filter(pl.col("probability").is_not_null())
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        for (result, task), rows in told.group_by("model", "task", maintain_order=True):
+            place = temporary / str(result).replace("/", "_").replace(":", "-")
+            place.mkdir(exist_ok=True)
+            table(rows).write_parquet(place / f"{task}.parquet")
+
+
+def table(rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows of one result and task as MEDS-Evaluation reads them."""
+    return rows.select(
+        "subject_id",
+        "prediction_time",
+        boolean_value=pl.col("target") == "yes",
+        predicted_boolean_value=pl.col("prediction") == "yes",
+        predicted_boolean_probability="probability",
+    ).cast(COLUMNS)

@@ -1,0 +1,117 @@
+"""Opening a model to be asked: its tokenizer, its engine, and how much of a record it can read."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from ehrr1 import parallel
+from ehrr1.errors import UserError
+from ehrr1.evaluation.results import Result
+from ehrr1.models.loading import folder_of, load_model, read_config
+from ehrr1.prompts.chat_format import chat_format, end_token
+from ehrr1.prompts.tokenizer import load_tokenizer
+from ehrr1.prompts.trees import TreeMaker
+from ehrr1.rollout.openai_server import OpenAIServer, served
+from ehrr1.rollout.sampling import Rollout
+from ehrr1.rollout.transformers import TransformersRollout
+from ehrr1.rollout.vllm import VLLMRollout
+
+console = Console(stderr=True)
+
+LONGEST = 2**20
+"""Positions of a model whose server does not tell them."""
+
+Makers = dict[tuple[str, int], TreeMaker]
+"""By tokenizer and limit: what one model's tokenizer made of an event, the next need not make."""
+
+
+@contextmanager
+def opened(
+    cfg: DictConfig, result: Result, inputs: Mapping[str, Path], log: Path, makers: Makers
+) -> Iterator[tuple[Rollout, TreeMaker]]:
+    """The engine that answers for `result`, and what makes its prompts; closed at the end."""
+    maker = reader(cfg, result, inputs, makers)
+    if cfg.engine.name == "server":
+        engine: Rollout = OpenAIServer(cfg.engine, maker.tokenizer)
+    else:
+        engine = local_engine(cfg, result, maker, log)
+    try:
+        yield engine, maker
+    finally:
+        engine.close()
+
+
+def reader(
+    cfg: DictConfig, result: Result, inputs: Mapping[str, Path], makers: Makers
+) -> TreeMaker:
+    """What makes the prompts of `result`: its tokenizer, and as much of a record as fits."""
+    if cfg.engine.name == "server":
+        found = served(cfg.engine)
+        tokenizer = load_tokenizer(cfg.engine.tokenizer or found.root)
+        positions = found.max_length or LONGEST
+    else:
+        # the untrained model has the vocabulary of what was trained from it
+        tokenizer = load_tokenizer(result.source or inputs["adapt"] / "hf")
+        positions = read_config(cfg.model, result.source, len(tokenizer)).max_position_embeddings
+    tokenizer.eos_token_id = end_token(tokenizer, chat_format(tokenizer))  # engines stop there
+    return maker_of(tokenizer, prompt_limit(cfg, result, positions), makers)
+
+
+def local_engine(cfg: DictConfig, result: Result, maker: TreeMaker, log: Path) -> Rollout:
+    """Transformers in this process, or vLLM beside it; vLLM needs weights that lie in a folder."""
+    where, settings, tokenizer = device(cfg), cfg.eval, maker.tokenizer
+    dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
+    if cfg.engine.name == "transformers" or result.source is None:
+        model = load_model(cfg.model, result.source, tokenizer, seed=cfg.seed, dtype=dtype)
+        return TransformersRollout(
+            model.eval().to(where), tokenizer, settings.batch_size, settings.batch_tokens
+        )
+    return VLLMRollout(
+        folder_of(result.source),
+        tokenizer.eos_token_id,
+        max_length=maker.max_tokens + settings.max_new_tokens.think,
+        dtype=dtype,
+        gpu=where.type == "cuda",
+        exchange=log.parent / "exchange",
+        log=log,
+        batch_size=settings.batch_size,
+        gpu_memory_utilization=cfg.engine.gpu_memory_utilization,
+        kv_cache_gib=cfg.engine.kv_cache_gib,
+        tensor_parallel=cfg.engine.tensor_parallel,
+        sleeps=False,
+    )
+
+
+def prompt_limit(cfg: DictConfig, result: Result, positions: int) -> int:
+    """Tokens of record and question: `eval.max_prompt_tokens`, or what the model has room for."""
+    thinks = any(asked is not None and asked.thinks for asked in (result.risk, result.decision))
+    written = cfg.eval.max_new_tokens["think" if thinks else "direct"]
+    room = positions - written
+    if room < 1:
+        raise UserError(
+            f"eval.max_new_tokens={dict(cfg.eval.max_new_tokens)}: {result.model} has "
+            f"{positions} positions, which leaves no room for a record; lower it"
+        )
+    if room < cfg.eval.max_prompt_tokens:
+        console.print(
+            f"{result.name}: {room:,} tokens of prompt instead of {cfg.eval.max_prompt_tokens:,} "
+            f"(eval.max_prompt_tokens), as the model has {positions:,} positions"
+        )
+    return min(room, cfg.eval.max_prompt_tokens)
+
+
+def maker_of(tokenizer: PreTrainedTokenizerBase, limit: int, makers: Makers) -> TreeMaker:
+    content = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)
+    return makers.setdefault((content, limit), TreeMaker(tokenizer, limit))
+
+
+def device(cfg: DictConfig) -> torch.device:
+    """The GPU of this process where there is one and the trainer may use it."""
+    if not torch.cuda.is_available() or cfg.trainer.accelerator == "cpu":
+        return torch.device("cpu")
+    return torch.device("cuda", parallel.local_rank() % torch.cuda.device_count())

@@ -1,0 +1,63 @@
+"""The page itself: `page.html`, `.css` and `.js` with `charts.js`, and the data that they show.
+
+Data are JSON in the page: tables are lists of cells (a text, a number, `[value, low, high]`, or
+`{"result": position}`), charts are drawn from numbers in the browser, as wide as there is room.
+"""
+
+import html
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from ehrr1.evaluation.summary import BASELINES
+
+CURRICULUM_COLOURS = {"untrained": "c5", "base": "c5", "adapt": "c4", "reason": "c2", "rl": "c0"}
+"""A stage has the same colour on every page."""
+
+COLOURS = ("c1", "c3", "c6", "c7", "c0", "c2", "c4", "c5")
+BASELINE_COLOURS = {
+    "frequency": "b2",
+    "logistic": "b1",
+    "logistic_cut": "b1",
+    "boosting": "b0",
+    "boosting_cut": "b0",
+}
+
+Table = dict[str, Any]
+
+
+def page(data: dict[str, Any]) -> str:
+    """The page as HTML. Every text of `data` is shown as text, never read as HTML."""
+    folder = files("ehrr1.evaluation.pages")
+    text = folder.joinpath("page.html").read_text(encoding="utf-8")
+    for name in ("page.css", "charts.js", "page.js"):
+        part = folder.joinpath(name).read_text(encoding="utf-8").rstrip()
+        text = text.replace("{{" + name + "}}", part)
+    text = text.replace("{{title}}", html.escape(data["title"]))
+    # the data come last and hold no tag: neither `</script>` nor `<!--`
+    inside = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("{{data}}", inside.replace("<", "\\u003c"))
+
+
+def table(label: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """A table that its readers can sort."""
+    return {"label": label, "head": list(head), "rows": [list(row) for row in rows]}
+
+
+def coloured(names: Sequence[str]) -> list[dict[str, Any]]:
+    """Results with their colours: the curriculum's own, baselines grey, others what is left.
+
+    Colours tell apart for the colour-blind (after Okabe and Ito, 2008); marks differ too.
+    """
+    taken = {CURRICULUM_COLOURS[name] for name in names if name in CURRICULUM_COLOURS}
+    free = [colour for colour in COLOURS if colour not in taken] or list(COLOURS)
+    found, others = [], 0
+    for name in names:
+        if name in CURRICULUM_COLOURS or name in BASELINES:
+            colour = (CURRICULUM_COLOURS | BASELINE_COLOURS)[name]
+        else:
+            colour = free[others % len(free)]
+            others += 1
+        found.append({"name": name, "colour": colour, "baseline": name in BASELINES})
+    return found

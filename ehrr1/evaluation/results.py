@@ -1,0 +1,96 @@
+"""Which results an evaluation makes: whom it asks, and how.
+
+A stage's model is asked as it was trained, unless `answer` says otherwise; the mode that was chosen
+is then part of the result's name (`rl:both-list`), as it is for every model that this run did not
+train (`EHR-R1-8B:direct`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+
+from ehrr1.errors import UserError
+from ehrr1.evaluation.asked import Answer, Asked
+from ehrr1.models.gguf import start_of
+from ehrr1.runs import LOCAL
+
+STAGES = ("adapt", "reason", "rl")
+THINKING = frozenset({"reason", "rl"})
+"""The stages whose model was trained to think before it decides."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model asked in one way. `source` holds its weights: a folder or a name on the hub, None
+    for random ones and for what a server has. `risk` or `decision` None: not asked."""
+
+    name: str
+    model: str
+    source: Path | str | None
+    risk: Asked | None
+    decision: Asked | None
+
+
+def results(cfg: DictConfig, inputs: Mapping[str, Path]) -> list[Result]:
+    """The results of this evaluation, in the order of the curriculum.
+
+    Raises UserError where `eval.models` names a model that is not there.
+    """
+    found = models(cfg, inputs)
+    if cfg.eval.models is not None:
+        chosen = [str(name) for name in cfg.eval.models]
+        if unknown := [name for name in chosen if name not in found]:
+            raise UserError(
+                f"eval.models: {', '.join(unknown)} is not here; there are {', '.join(found)}"
+            )
+        found = {name: source for name, source in found.items() if name in chosen}
+    trained = len(found) > 1 or any(stage in found for stage in STAGES)
+    answers = chosen_answers(cfg) or ([None] if trained else ["direct"])
+    return [
+        _result(cfg, model, source, answer) for model, source in found.items() for answer in answers
+    ]
+
+
+def models(cfg: DictConfig, inputs: Mapping[str, Path]) -> dict[str, Path | str | None]:
+    """Model -> where its weights are."""
+    if cfg.engine.name not in LOCAL:
+        return {short(cfg.engine.model or cfg.engine.name): None}
+    stages: dict[str, Path | str | None] = {s: inputs[s] / "hf" for s in STAGES if s in inputs}
+    start = start_of(cfg.model, None)
+    if not stages:
+        return {cfg.model.name: start}
+    return {"untrained" if start is None else "base": start, **stages}
+
+
+def chosen_answers(cfg: DictConfig) -> list[Answer]:
+    """The modes that `answer` names: none, one, or several."""
+    if cfg.answer is None:
+        return []
+    return list(cfg.answer) if isinstance(cfg.answer, ListConfig) else [cfg.answer]
+
+
+def short(name: str) -> str:
+    """The last part of a model's path or name on the hub."""
+    return name.rstrip("/").split("/")[-1]
+
+
+def _result(
+    cfg: DictConfig, model: str, source: Path | str | None, answer: Answer | None
+) -> Result:
+    how: dict[str, Any] = {"candidates": cfg.candidates, "wording": cfg.wording}
+    if answer is None:
+        decision = Asked("think" if model in THINKING else "direct", **how)
+        suffix = decision.name.removeprefix(decision.answer)
+        name = f"{model}:{suffix[1:]}" if suffix else model
+        return Result(name, model, source, Asked("direct", **how), decision)
+    asked = Asked(answer, **how)
+    # a case for yes and one for no: only risk has them
+    decision_asked = None if answer == "both" else asked
+    return Result(f"{model}:{asked.name}", model, source, asked, decision_asked)
+
+
+def names(found: Sequence[Result]) -> list[str]:
+    return [result.name for result in found]

@@ -1,0 +1,71 @@
+"""Who a sample is about: for scores of subgroups."""
+
+import polars as pl
+
+from ehrr1.evaluation.predictions import SCHEMA, SUBGROUPS
+from ehrr1.tasks.samples import Prepared
+
+AGE_BANDS = ((45, "18-44"), (65, "45-64"), (80, "65-79"))
+"""The first age that is above a band, and the band."""
+
+RACES = ("WHITE", "BLACK", "HISPANIC", "ASIAN")
+"""What MIMIC's values of `race` begin with; all others are OTHER."""
+
+LEAST_PATIENTS = 10
+"""Smaller groups are counted and not scored."""
+
+
+SOURCES = {
+    "sex": ("patients", "subject_id", "gender"),
+    "anchor_age": ("patients", "subject_id", "anchor_age"),
+    "anchor_year": ("patients", "subject_id", "anchor_year"),
+    "race": ("admissions", "hadm_id", "race"),
+    "insurance": ("admissions", "hadm_id", "insurance"),
+    "care_unit": ("icustays", "stay_id", "first_careunit"),
+}
+"""What is looked up -> its table, the key, the column."""
+
+
+def with_subgroups(predictions: pl.DataFrame, prepared: Prepared) -> pl.DataFrame:
+    """The predictions with the columns of `SUBGROUPS` filled from the tables that are there: null
+    where they do not tell, as for a benchmark's own records."""
+    parents, found = prepared.parents, _stays(prepared, predictions)
+    for name, (table, key, column) in SOURCES.items():
+        told = pl.lit(None, pl.String).alias(name)
+        if table in parents and column in parents[table].columns:
+            theirs = parents[table].select(key, pl.col(column).cast(pl.String).alias(name))
+            found = found.join(theirs.unique(key), on=key, how="left")
+        else:
+            found = found.with_columns(told)
+    age = (
+        pl.col("anchor_age").cast(pl.Int64, strict=False)
+        + pl.col("prediction_time").dt.year()
+        - pl.col("anchor_year").cast(pl.Int64, strict=False)
+    )
+    found = found.with_columns(age_band=age_band(age), race=race_group(pl.col("race")))
+    groups = found.select("sample_id", *SUBGROUPS)
+    kept = predictions.drop(SUBGROUPS)
+    return kept.join(groups, on="sample_id", how="left", maintain_order="left").cast(dict(SCHEMA))
+
+
+def age_band(age: pl.Expr) -> pl.Expr:
+    """The band of an age in years; null where it is not known."""
+    band = pl.when(age.is_null()).then(None)
+    for first, name in AGE_BANDS:
+        band = band.when(age < first).then(pl.lit(name))
+    return band.otherwise(pl.lit("80+"))
+
+
+def race_group(race: pl.Expr) -> pl.Expr:
+    """MIMIC's many values by what they begin with."""
+    group = pl.when(race.is_null()).then(None)
+    for name in RACES:
+        group = group.when(race.str.to_uppercase().str.starts_with(name)).then(pl.lit(name))
+    return group.otherwise(pl.lit("OTHER"))
+
+
+def _stays(prepared: Prepared, predictions: pl.DataFrame) -> pl.DataFrame:
+    """The samples that were predicted, with their patient and stays."""
+    wanted = predictions.select(pl.col("sample_id").unique())
+    columns = ["sample_id", "subject_id", "hadm_id", "stay_id", "prediction_time"]
+    return prepared.scan().select(columns).join(wanted.lazy(), on="sample_id", how="semi").collect()

@@ -1,0 +1,253 @@
+"""A server that speaks OpenAI's protocol, such as `vllm serve NAME`: `engine=server`.
+
+Prompts go as token ids to /completions, so that every engine reads the same tokens. Overload,
+server errors and broken connections are asked again; what the server refuses for itself (a prompt
+that is too long) is an empty answer, which is counted, and nothing that was answered is lost.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from threading import Event
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ehrr1.errors import UserError
+from ehrr1.prompts.trees import Tree
+from ehrr1.rollout.http import FAILURES, call
+from ehrr1.rollout.sampling import Completion, Sampling, in_order
+from ehrr1.rollout.vllm_engine import spread
+
+START_SECONDS = 30
+"""For what a server that is there answers at once."""
+
+REFUSED_AT_FIRST = 20
+"""So many requests refused and none answered: the settings are wrong, not the prompts."""
+
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+"""Seconds before a request is repeated; doubled each time."""
+
+
+class Served(NamedTuple):
+    """What a server has: the name it serves, where the model is from, and prompt and completion
+    together in tokens (None where it does not say)."""
+
+    name: str
+    root: str
+    max_length: int | None
+
+
+def served(settings: DictConfig) -> Served:
+    """Ask the server what it serves. Raises UserError where there is none, or not `engine.model`."""
+    parts = urlsplit(settings.url)
+    if parts.scheme not in ("http", "https") or parts.hostname is None:
+        raise UserError(f"engine.url={settings.url}: give it as http://HOST:PORT/v1")
+    try:
+        reply = call("GET", f"{settings.url}/models", None, START_SECONDS, _key(settings))
+        models = json.loads(reply.content)["data"] if reply.ok else []
+    except FAILURES as error:
+        raise down(settings, f"no answer ({type(error).__name__}: {error})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise down(settings, "what it says of its models cannot be read") from error
+    if not reply.ok:
+        raise down(settings, f"/models was answered by {reply.status}: {reply.said}")
+    names = [model["id"] for model in models]
+    name = settings.model or (names[0] if len(names) == 1 else None)
+    if name not in names:
+        raise UserError(
+            f"engine.model={settings.model}: the server at {settings.url} has {', '.join(names)}"
+        )
+    found = models[names.index(name)]
+    return Served(name, found.get("root") or name, found.get("max_model_len"))
+
+
+def down(settings: DictConfig, reason: str) -> UserError:
+    return UserError(
+        f"engine.url={settings.url}: {reason}; start the server (`vllm serve NAME --port 8000`), or "
+        "point to where it runs. What was answered is saved: the same command goes on"
+    )
+
+
+class OpenAIServer:
+    """The server at `engine.url`; `tokenizer` is that of its model.
+
+    Raises UserError where it is down for longer than the retries, or refuses everything.
+    """
+
+    def __init__(self, settings: DictConfig, tokenizer: PreTrainedTokenizerBase):
+        self.settings, self.served = settings, served(settings)
+        self.end_id = tokenizer.eos_token_id
+        self.answered = False
+        self.refused = 0
+        self.stop = Event()
+
+    def stream(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        *,
+        group_size: int = 1,
+        seeds: Sequence[int] | None = None,
+    ) -> Iterator[tuple[int, list[Completion]]]:
+        """See `Rollout`. A group is empty where the server refuses the prompt."""
+        chosen = range(len(prompts)) if seeds is None else seeds
+        bodies = [
+            self._body(prompt, sampling, group_size, seed)
+            for prompt, seed in zip(prompts, chosen, strict=True)
+        ]
+        for number, answer in self._all(bodies):
+            yield number, [completion(one) for one in answer["choices"]] if answer else []
+
+    def generate(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        *,
+        group_size: int = 1,
+        seeds: Sequence[int] | None = None,
+        description: str | None = None,
+    ) -> list[list[Completion]]:
+        """See `Rollout`."""
+        groups = self.stream(prompts, sampling, group_size=group_size, seeds=seeds)
+        return in_order(groups, len(prompts), description)
+
+    def answers(
+        self, trees: Sequence[Tree], ids: Sequence[int]
+    ) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """See `Rollout`. vLLM tells the tokens that are asked for; other servers the likeliest
+        twenty, and -inf stands for what is not among them."""
+        owners = [(n, b) for n, tree in enumerate(trees) for b in range(len(tree.branches))]
+        bodies = [
+            self._question(trees[n].trunk + trees[n].branches[b].prompt, ids) for n, b in owners
+        ]
+        found = [np.full((len(tree.branches), len(ids)), -np.inf) for tree in trees]
+        left = [len(tree.branches) for tree in trees]
+        for place, answer in self._all(bodies):
+            number, branch = owners[place]
+            if answer:
+                found[number][branch] = told(answer["choices"][0], ids)
+            left[number] -= 1
+            if not left[number]:
+                yield number, found[number]
+
+    def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """It has its own weights."""
+        raise NotImplementedError("engine=server only answers; to train use rollout=vllm_server")
+
+    def logprobs(self, tokens: list[int]) -> list[float]:
+        """See `Rollout`; vLLM's servers only."""
+        body = self._question(tokens, []) | {"prompt_logprobs": 0}
+        [(_, answer)] = self._all([body])
+        if answer is None:
+            raise down(self.settings, "it refuses the prompt")
+        pairs = zip(answer["choices"][0]["prompt_logprobs"][1:], tokens[1:], strict=True)
+        return [at[str(token)]["logprob"] for at, token in pairs]
+
+    def close(self) -> None:
+        """Nothing: who started the server ends it."""
+
+    def _body(
+        self, prompt: list[int], sampling: Sampling, group_size: int, seed: int
+    ) -> dict[str, Any]:
+        return {
+            "model": self.served.name,
+            "prompt": prompt,
+            "n": group_size,
+            "seed": spread(seed),
+            "max_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            **({"top_k": sampling.top_k} if sampling.top_k else {}),
+            "logprobs": 0,
+            "return_token_ids": True,
+            "stop_token_ids": [self.end_id],
+        }
+
+    def _question(self, prompt: list[int], ids: Sequence[int]) -> dict[str, Any]:
+        return {
+            "model": self.served.name,
+            "prompt": prompt,
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "logprobs": 20,
+            **({"logprob_token_ids": list(ids)} if ids else {}),
+            "return_tokens_as_token_ids": True,
+        }
+
+    def _all(self, bodies: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any] | None]]:
+        """The number of each request and its answer as they come, None for one that is refused."""
+        with ThreadPoolExecutor(self.settings.concurrency) as pool:
+            waiting = {pool.submit(self._ask, body): n for n, body in enumerate(bodies)}
+            try:
+                for done in as_completed(waiting):
+                    yield waiting[done], done.result()
+            except BaseException:
+                self.stop.set()
+                raise
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _ask(self, body: dict[str, Any]) -> dict[str, Any] | None:
+        """One answer; what may pass is asked again, what is refused is None."""
+        settings, reason = self.settings, ""
+        for attempt in range(settings.max_retries + 1):
+            if attempt and self.stop.wait(min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)):
+                break
+            try:
+                url = f"{settings.url}/completions"
+                reply = call("POST", url, body, settings.timeout_seconds, _key(settings))
+                if reply.ok:
+                    answer = json.loads(reply.content)
+                    answer["choices"][0]
+                    self.answered = True
+                    return answer
+            except FAILURES as error:
+                reason = f"no answer ({type(error).__name__}: {error})"
+                continue
+            except (ValueError, KeyError, IndexError, TypeError):
+                reason = "its answers cannot be read"
+                continue
+            reason = f"/completions was answered by {reply.status}: {reply.said}"
+            if reply.status in (400, 413, 422):
+                return self._refuse(reason)
+            if reply.status < 500 and reply.status not in (408, 409, 429):
+                break
+        raise down(settings, reason)
+
+    def _refuse(self, reason: str) -> None:
+        """A prompt that is too long concerns itself; a server that refuses all is no server."""
+        self.refused += 1
+        if not self.answered and self.refused >= REFUSED_AT_FIRST:
+            raise down(self.settings, f"it has refused all of {self.refused} requests, {reason}")
+
+
+def completion(choice: dict[str, Any]) -> Completion:
+    """A `Completion` of one choice of /completions, where the server tells its token ids."""
+    return Completion(
+        choice["token_ids"],
+        choice["logprobs"]["token_logprobs"],
+        choice["finish_reason"] == "length",
+    )
+
+
+def told(choice: dict[str, Any], ids: Sequence[int]) -> NDArray[np.float64]:
+    """The log-probabilities of `ids` at the first token; -inf for those that are not told."""
+    top = choice["logprobs"]["top_logprobs"][0]
+    return np.array([top.get(f"token_id:{one}", -np.inf) for one in ids], dtype=np.float64)
+
+
+def _key(settings: DictConfig) -> str | None:
+    if settings.key_variable is None:
+        return None
+    if settings.key_variable not in os.environ:
+        raise UserError(
+            f"engine.key_variable={settings.key_variable}: this environment variable is not set"
+        )
+    return os.environ[settings.key_variable]

@@ -1,0 +1,157 @@
+"""stage=eval by the command line: resumed, shared, scored again, in every mode, on any model."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from ehrr1.evaluation.predictions import SCHEMA
+from tests.conftest import ROOT, CommandLine
+
+QUICK = ("experiment=smoke", "stage=eval")
+
+
+def predictions(folder: Path) -> pl.DataFrame:
+    return pl.read_parquet(folder / "predictions.parquet").sort("model", "split", "sample_id")
+
+
+def metrics(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def same_answers(one: pl.DataFrame, other: pl.DataFrame) -> None:
+    """Equal but for the last bits, which depend on what was computed side by side."""
+    numbers = ["probability", "logprob_yes", "logprob_no"]
+    assert one.drop(numbers).equals(other.drop(numbers))
+    for name in numbers:
+        assert one[name].is_null().equals(other[name].is_null())
+        assert ((one[name] - other[name]).abs().fill_null(0) < 1e-4).all()
+
+
+@pytest.fixture(scope="module")
+def world(smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the smoke run's stages that evaluations can write beside."""
+    root = tmp_path_factory.mktemp("evaluations")
+    shutil.copytree(smoke, root / "smoke")
+    return root
+
+
+def test_a_killed_evaluation_goes_on_with_what_is_left(world: Path) -> None:
+    arguments = [*QUICK, f"output_root={world}", "eval.mode=killed", "overwrite=false"]
+    command = [sys.executable, str(ROOT / "run.py"), *arguments]
+    folder = world / "smoke" / "eval-killed"
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not list(folder.glob("parts/*/*.parquet")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {file: file.stat().st_mtime_ns for file in folder.glob("parts/*/*.parquet")}
+    assert kept and not (folder / "metrics.json").exists()
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr[-2000:]
+    same_answers(predictions(folder), predictions(world / "smoke" / "eval"))
+    assert not (folder / "parts").exists()
+
+
+@pytest.mark.parametrize("by", ["shards", "srun"])
+def test_processes_share_the_records(world: Path, command_line: CommandLine, by: str) -> None:
+    """By eval.shard, and as tasks of srun or torchrun: no process waits for another."""
+    arguments = [*QUICK, f"output_root={world}", f"eval.mode={by}", "eval.models=[adapt]"]
+    for number in range(2):
+        group = {"WORLD_SIZE": "2", "RANK": str(number), "LOCAL_RANK": str(number)}
+        own = [f"eval.shard={number}", "eval.shards=2"] if by == "shards" else []
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "run.py"), *arguments, *own],
+            env=os.environ | (group if by == "srun" else {}),
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        left = "0 answers are missing" in done.stderr
+        assert left == bool(number)
+    folder = world / "smoke" / f"eval-{by}"
+    whole = predictions(world / "smoke" / "eval")
+    same_answers(
+        predictions(folder).filter(pl.col("model") == "adapt"),
+        whole.filter(pl.col("model") == "adapt"),
+    )
+    name = "adapt/risk/auroc/macro"
+    assert metrics(folder)[name] == pytest.approx(metrics(world / "smoke" / "eval")[name])
+
+
+def test_scoring_again_needs_no_model_and_no_records(
+    smoke: Path, tmp_path: Path, command_line: CommandLine
+) -> None:
+    folder = tmp_path / "eval"
+    shutil.copytree(smoke / "eval", folder)
+    (folder / "report.html").unlink()
+    (folder / "metrics.json").write_text('{"seconds": 7.5}')
+    done = command_line(*QUICK, f"rescore={folder}", f"output_root={tmp_path}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    known = {k: v for k, v in metrics(smoke / "eval").items() if "seco" not in k}
+    found = {k: v for k, v in metrics(folder).items() if "seco" not in k}
+    assert found == known and metrics(folder)["seconds"] == 7.5
+    assert (folder / "report.html").exists()
+
+
+def test_the_mode_is_part_of_the_result_s_name(world: Path, command_line: CommandLine) -> None:
+    done = command_line(
+        *QUICK, f"output_root={world}", "eval.models=[rl]", "answer=[think,both]", "eval.draws=2"
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = world / "smoke" / "eval-think+both"
+    table = predictions(folder)
+    assert table.schema == SCHEMA
+    assert {"rl:think", "rl:both"} < set(table["model"])
+    for name, mode in (("rl:think", "think"), ("rl:both", "both")):
+        rows = table.filter(pl.col("model") == name)
+        assert set(rows["mode"]) == {mode} and rows["completion"].null_count() == 0
+        assert set(rows["split"]) == {"validation", "test"}
+    decisions = table.filter((pl.col("model") == "rl:think") & pl.col("probability").is_null())
+    assert set(decisions["draw"]) == {0, 1}
+    found = metrics(folder)
+    assert {"rl:think/risk/auroc/macro", "rl:both/risk/auroc/macro"} <= found.keys()
+    assert "rl:both-rl:think/risk/auroc/macro" in found
+
+
+def test_any_folder_is_evaluated_by_the_same_command(
+    world: Path, command_line: CommandLine
+) -> None:
+    model = world / "smoke" / "reason" / "hf"
+    done = command_line(*QUICK, f"output_root={world}", f"model={model}", "candidates=list")
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = world / "smoke" / "reason" / "eval-list"
+    table = predictions(folder)
+    assert "reason:direct-list" in set(table["model"])
+    assert {"samples_per_second", "reason:direct-list/samples_per_second"} <= metrics(folder).keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["answer=maybe"], "answer=maybe"),
+        (["eval.models=[best]"], "eval.models"),
+        (["eval.shard=2", "eval.shards=2"], "eval.shard=2"),
+        (["rescore=nowhere"], "rescore=nowhere"),
+        (["compare=[nowhere]"], "compare="),
+        (["eval=ehrshot"], "data.root"),
+        (["engine=server", "engine.url=http://127.0.0.1:9/v1"], "engine.url"),
+        (["model=no/where"], "model.path=no/where"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    world: Path, command_line: CommandLine, arguments: list[str], named: str
+) -> None:
+    done = command_line(*QUICK, f"output_root={world}", *arguments)
+    assert done.returncode == 2, done.stderr[-2000:]
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("run.py: ")]
+    assert named in line
