@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from ehrr1.evaluation.pages import Case, choose_cases, write_report
+from ehrr1.evaluation.page import Case, choose_cases, write_report
 from ehrr1.evaluation.scores import one_class
 from ehrr1.evaluation.summary import last_result, names, pairs, prefix_of
 from ehrr1.files import replacing
@@ -36,7 +36,7 @@ def show(predictions: pl.DataFrame, metrics: Metrics, tasks: Sequence[str]) -> N
             console.print(task_table(predictions, metrics, chosen, kind))
     if silent := one_class(predictions):
         console.print(f"left out, as all answers are the same: {', '.join(silent)}")
-    differences = difference_table(names(predictions), metrics)
+    differences = difference_table(pairs(names(predictions)), metrics)
     if differences.rows:
         console.print(differences)
 
@@ -69,14 +69,14 @@ def task_table(
     return table
 
 
-def difference_table(results: Sequence[str], metrics: Metrics) -> Table:
+def difference_table(compared: Sequence[tuple[str, str]], metrics: Metrics) -> Table:
     """Paired differences between results: estimate and interval, bootstrap by patient."""
     table = Table(title="differences, same samples, 95 % interval by patient")
     for heading in ("comparison", "metric", "difference", "interval"):
         table.add_column(heading, justify="left" if heading == "comparison" else "right")
-    for kind, metric in (("risk", "auroc"), ("risk", "auprc"), ("decision", "f1")):
+    for kind, metric in MAIN.items():
         name = f"{kind}/{metric}/macro"
-        for first, second in pairs(results):
+        for first, second in compared:
             if (key := f"{first}-{second}/{name}") in metrics:
                 difference = f"{metrics[key]:+.3f}"
                 table.add_row(f"{first} - {second}", name, difference, _interval(metrics, key))

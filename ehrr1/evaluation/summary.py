@@ -30,14 +30,19 @@ Floats = NDArray[np.float64]
 
 
 def summarise(
-    predictions: pl.DataFrame, tasks: Sequence[str], split: str, replicates: int, seed: int
+    predictions: pl.DataFrame,
+    tasks: Sequence[str],
+    split: str,
+    replicates: int,
+    seed: int,
+    compared: Sequence[tuple[str, str]] | None = None,
 ) -> Metrics:
     """All metrics of an evaluation, each with `/low` and `/high`, the 95 % interval.
 
     `<result>/<metric>` for each result, `baseline/<name>/<metric>`, `<metric>` of the main result
     (`last_result`), `<a>-<b>/<macro>` for paired differences on the samples that both answered,
     `one_class_tasks` (left out of every macro mean). Only rows of `split` are scored; those of
-    the validation split fit the temperatures.
+    the validation split fit the temperatures. `compared`: whose differences; None: `pairs`.
     """
     scored = predictions.filter(pl.col("split") == split)
     resamples = Resamples.draw(scored["subject_id"], replicates, seed)
@@ -56,7 +61,7 @@ def summarise(
         metrics |= {prefix_of(name) + key: value for key, value in found.items()}
         if name == last_result(scored):
             metrics |= found
-    for first, second in pairs(list(tables)):
+    for first, second in pairs(list(tables)) if compared is None else compared:
         one = on_common(first, second, tables, scores, resamples, tasks)
         two = on_common(second, first, tables, scores, resamples, tasks)
         metrics |= {f"{first}-{second}/{k}": v for k, v in flat(difference(one, two)).items()}
@@ -109,21 +114,6 @@ def on_common(
     if len(rows) == len(tables[name]):
         return scores[name]
     return score(rows, resamples, tasks)
-
-
-def paired(
-    one: pl.DataFrame, two: pl.DataFrame, tasks: Sequence[str], replicates: int, seed: int
-) -> tuple[Metrics, int, int]:
-    """The macro scores of one result minus another's, of whatever runs, with intervals, on the
-    samples that both answered; how many these are, and of how many patients."""
-    one = one.join(two, on=["task", "sample_id"], how="semi")
-    two = two.join(one, on=["task", "sample_id"], how="semi")
-    if one.is_empty():
-        return {}, 0, 0
-    resamples = Resamples.draw(one["subject_id"], replicates, seed)
-    scores = [score(rows, resamples, tasks) for rows in (one, two)]
-    samples, patients = one["sample_id"].n_unique(), one["subject_id"].n_unique()
-    return flat(difference(*scores)), samples, patients
 
 
 def difference(one: Replicates, two: Replicates) -> Replicates:

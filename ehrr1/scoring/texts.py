@@ -1,8 +1,7 @@
 """ROUGE (Lin, 2004) of a written text, by Google's own implementation."""
 
 from functools import cache
-
-from rouge_score.rouge_scorer import RougeScorer
+from typing import Any
 
 KINDS = ("rouge1", "rouge2", "rougeL")
 
@@ -13,5 +12,7 @@ def rouge(said: str, true: str) -> dict[str, float]:
 
 
 @cache
-def _scorer() -> RougeScorer:
+def _scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer  # brings NLTK: a second
+
     return RougeScorer(list(KINDS), use_stemmer=True)

@@ -173,7 +173,7 @@ def told(
     """Metrics of predictions, shown in the terminal and published in `folder`."""
     tasks = suite_tasks(cfg)
     metrics = summarise(predictions, tasks, cfg.eval.split, cfg.eval.bootstrap, cfg.seed)
-    show(predictions, metrics, tasks)
+    show(predictions.filter(pl.col("split") == cfg.eval.split), metrics, tasks)
     publish(cfg, folder, predictions, metrics, tasks, prepared)
     export(predictions.filter(pl.col("split") == cfg.eval.split), folder / "meds")
     return metrics

@@ -1,8 +1,13 @@
-"""stage=prepare data=benchmark: the rows of a benchmark file, checked, as samples.
+"""stage=prepare on data that bring their own questions and records: a benchmark's rows, checked.
+
+data=benchmark     EHR-Bench's rows (`tasks.benchmark`)
+data=ehrshot       EHRSHOT's folder or its MEDS export (`tasks.ehrshot`)
+data=mimiciv_cdm   MIMIC-IV-CDM's folder or its flattened form (`tasks.cdm`)
 
 texts.arrow     the contexts, each distinct one once
 index.parquet   a row a sample, with its question, candidates and answer
-split.parquet   subject_id, split: all "test"
+split.parquet   subject_id, split
+shots.parquet   sample_id, k, replicate: the examples that the benchmark names, where it does
 reported.json   reason -> rows that could not be used
 """
 
@@ -12,23 +17,33 @@ import polars as pl
 from omegaconf import DictConfig
 from rich.console import Console
 
+from ehrr1.errors import UserError
 from ehrr1.files import replacing, write_json
 from ehrr1.runs import Run
-from ehrr1.tasks.benchmark import read_benchmark
+from ehrr1.settings.rules import COUNT, COUNT_OR_ALL
+from ehrr1.tasks.benchmark import Benchmark, read_benchmark
+from ehrr1.tasks.cdm import read_cdm
+from ehrr1.tasks.ehrshot import Limits, read_ehrshot
 from ehrr1.tasks.samples import INDEX, SPLIT, TEXTS
 
 console = Console(stderr=True)
 
+SHOTS = "shots.parquet"
+
 
 def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
     """Read and check every row. Metrics: rows read = rows kept + rows reported; samples a task."""
-    found = read_benchmark(Path(cfg.data.path), run.folder / TEXTS)
-    subjects = found.index["subject_id"].unique().sort()
-    splits = pl.DataFrame({"subject_id": subjects}).with_columns(pl.lit("test").alias("split"))
-    index = found.index.with_columns(pl.lit(cfg.data.balanced).alias("balanced"))
-    for frame, name in ((index, INDEX), (splits, SPLIT)):
-        with replacing(run.folder / name) as path:
-            frame.write_parquet(path)
+    found = read(cfg, run.folder / TEXTS)
+    splits = found.index.select("subject_id", "split").unique().sort("subject_id")
+    frames = {
+        INDEX: found.index.with_columns(pl.lit(cfg.data.get("balanced", False)).alias("balanced")),
+        SPLIT: splits,
+        SHOTS: found.shots,
+    }
+    for name, frame in frames.items():
+        if frame is not None:
+            with replacing(run.folder / name) as path:
+                frame.write_parquet(path)
     write_json(run.folder / "reported.json", {"benchmark": dict(found.reported)})
     lost = "".join(f"; {why} {n:,}" for why, n in sorted(found.reported.items()))
     console.print(f"{found.read:,} rows, {found.index.height:,} usable{lost}")
@@ -37,6 +52,21 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
         "rows/benchmark": found.read,
         "rows_kept/benchmark": found.index.height,
         "rows_reported/benchmark": found.reported.total(),
-        "subjects": len(subjects),
+        "subjects": splits.height,
+        **found.counts,
         **{f"samples/{task}": count for task, count in tasks.iter_rows()},
     }
+
+
+def read(cfg: DictConfig, texts: Path) -> Benchmark:
+    """The rows of `data.name`; raises UserError for a setting that makes no sense."""
+    data = cfg.data
+    if data.name == "ehrshot":
+        for name, rule in (("max_events", COUNT), ("samples_per_task", COUNT_OR_ALL)):
+            if problem := rule.problem(data[name]):
+                raise UserError(f"data.{name}={data[name]}: {problem}")
+        limits = Limits(data.max_events, data.samples_per_task, cfg.seed)
+        return read_ehrshot(Path(data.root), texts, limits)
+    if data.name == "mimiciv_cdm":
+        return read_cdm(Path(data.root), texts, data.split.validation, data.split.test, cfg.seed)
+    return read_benchmark(Path(data.path), texts)

@@ -7,8 +7,8 @@ from typing import Any
 import polars as pl
 
 from ehrr1.evaluation.calibration import cooled
-from ehrr1.evaluation.pages import curves
-from ehrr1.evaluation.pages.cases import Case
+from ehrr1.evaluation.page import curves
+from ehrr1.evaluation.page.cases import Case
 from ehrr1.evaluation.scores import one_class
 from ehrr1.evaluation.summary import BASELINES, last_result, names, pairs, prefix_of
 from ehrr1.tasks.catalog import ALL_TASKS
@@ -33,8 +33,10 @@ def report_data(
     tasks: Sequence[str],
     split: str,
     cases: Sequence[Case],
+    compared: Sequence[tuple[str, str]] | None = None,
 ) -> dict[str, Any]:
-    """Everything a page shows of one evaluation, but for its title and settings."""
+    """Everything a page shows of an evaluation, but for its title and settings. `compared`: whose
+    differences; None: those that a single evaluation tells."""
     scored = predictions.filter((pl.col("split") == split) & (pl.col("draw") == 0))
     shown = names(scored)
     present = [task for task in tasks if (scored["task"] == task).any()]
@@ -49,7 +51,7 @@ def report_data(
             for task in present
             if ALL_TASKS[task].kind == "risk"
         },
-        "differences": _differences(metrics, shown),
+        "differences": _differences(metrics, pairs(shown) if compared is None else compared),
         "subgroups": _subgroups(metrics, shown),
         "cases": [asdict(case) for case in cases],
     }
@@ -161,9 +163,9 @@ def _curves(rows: pl.DataFrame, metrics: Metrics, shown: Sequence[str]) -> dict[
     return found
 
 
-def _differences(metrics: Metrics, shown: Sequence[str]) -> list[list[Any]]:
+def _differences(metrics: Metrics, compared: Sequence[tuple[str, str]]) -> list[list[Any]]:
     found = []
-    for first, second in pairs(shown):
+    for first, second in compared:
         for kind, metric in (("risk", "auroc"), ("risk", "brier"), ("decision", "f1")):
             key = f"{first}-{second}/{kind}/{metric}/macro"
             if f"{key}/low" in metrics:

@@ -158,7 +158,7 @@ function drawOnce() {
   at("asked").replaceChildren(table(
     ["result", "risk", "decisions", "candidates", "wording", "samples", "patients", "not read", "temperature", "certain"],
     data.results.map((r) => [r.name, r.risk || "-", r.decision || "-", r.candidates, r.wording, r.samples, r.patients, r.unread, number(r.temperature, 2), r.saturated === null ? "-" : number(100 * r.saturated, 1) + " %"])));
-  at("settings").replaceChildren(table(["setting", "value"], data.settings));
+  at("settings").replaceChildren(table(["setting", ...(data.runs.length ? data.runs : ["value"])], data.settings));
   at("cases-note").textContent = data.note;
   at("cases-part").hidden = !data.cases.length && !data.note;
   at("cases").replaceChildren(...data.cases.map((one) => {

@@ -9,8 +9,8 @@ from typing import Any
 
 import polars as pl
 
-from ehrr1.evaluation.pages.cases import Case
-from ehrr1.evaluation.pages.data import report_data
+from ehrr1.evaluation.page.cases import Case
+from ehrr1.evaluation.page.data import report_data
 
 CLOSED = (
     "The records are not open (data.open=false): no text of a patient is shown. What was answered "
@@ -38,13 +38,8 @@ def write_report(
     write(path, title, data)
 
 
-def write_comparison(path: Path, title: str, data: dict[str, Any]) -> None:
-    """Several evaluations as a page; `data` as `report_data` makes it, and `runs`."""
-    write(path, title, data | {"title": title})
-
-
 def write(path: Path, title: str, data: dict[str, Any]) -> None:
-    here = files("ehrr1.evaluation.pages")
+    here = files("ehrr1.evaluation.page")
     # what ends a script, or begins a comment in one, must not stand in its data
     text = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
     page = here.joinpath("page.html").read_text()
