@@ -11,10 +11,18 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from ehrr1.evaluation.baselines import Boosting, Frequency, bag_of_items, most_frequent
 from ehrr1.evaluation.bootstrap import Resamples, estimate
 from ehrr1.evaluation.metrics import macro, weighted_auprc, weighted_auroc, weighted_mean
-from ehrr1.evaluation.predictions import SCHEMA, frame, prediction_row, risk_row
+from ehrr1.evaluation.predictions import (
+    DIRECT,
+    SCHEMA,
+    Told,
+    Written,
+    frame,
+    prediction_row,
+    risk_row,
+)
 from ehrr1.evaluation.report import difference_table, task_table
-from ehrr1.evaluation.scores import one_class, parse_failures, score
-from ehrr1.evaluation.summary import last_model, summarise
+from ehrr1.evaluation.scores import counts, one_class, score
+from ehrr1.evaluation.summary import last_result, pairs, summarise
 from ehrr1.tasks.catalog import TASKS
 from tests.test_graph import event, sample
 
@@ -94,12 +102,12 @@ def test_score_names_macros_and_failures(monkeypatch: pytest.MonkeyPatch) -> Non
     for number in range(60):
         target = "yes" if number % 3 == 0 else "no"
         risk = sample(number, "Inpatient_Mortality", target, subject=number // 2)
-        rows.append(risk_row(risk, float(generator.random())))
-        rows.append(risk_row(sample(number, "ICU_Stay_7day", "no", subject=number // 2), 0.1))
+        rows.append(risk_row(risk, Told(float(generator.random()))))
+        rows.append(risk_row(sample(number, "ICU_Stay_7day", "no", subject=number // 2), Told(0.1)))
         drugs = sample(number, "emar", "A", "B", subject=number // 2)
         items = ["a", "c"] if number % 2 else []
         problem = None if number % 2 else "empty answer"
-        rows.append(prediction_row(drugs, mode="direct", items=items, problem=problem))
+        rows.append(prediction_row(drugs, DIRECT, Written(items, None, problem)))
     table = frame("adapt", rows)
     assert table.schema == SCHEMA
     resamples = Resamples.draw(table["subject_id"], 40, seed=0)
@@ -110,10 +118,12 @@ def test_score_names_macros_and_failures(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found["emar/f1"][0] == found["decision/f1/macro"][0] == pytest.approx(0.25)
     assert "ICU_Stay_7day/auroc" not in found and "poe/f1" not in found
     assert one_class(table) == ["ICU_Stay_7day"]
-    assert parse_failures(table)["parse_failures/emar"] == 30
+    told = counts(table)
+    assert told["empty_answers/emar"] == 30 and told["parse_failures/emar"] == 0
+    assert told["samples/emar"] == 60 and told["patients/emar"] == 30
     monkeypatch.setattr("ehrr1.evaluation.scores.MAX_ELEMENTS", 100)
     for name, values in score(table, resamples, ["Inpatient_Mortality", "emar"]).items():
-        np.testing.assert_allclose(values, found[name], rtol=1e-12)
+        np.testing.assert_allclose(values, found[name], rtol=1e-9)
 
 
 def test_balanced_sets_have_no_auprc() -> None:
@@ -122,7 +132,7 @@ def test_balanced_sets_have_no_auprc() -> None:
         for task in ("Inpatient_Mortality", "ICU_Stay_7day"):
             asked = sample(number, task, "yes" if number % 3 else "no", subject=number)
             asked = replace(asked, balanced=task == "ICU_Stay_7day")
-            rows.append(risk_row(asked, number / 40))
+            rows.append(risk_row(asked, Told(number / 40)))
     table = frame("adapt", rows)
     found = score(table, Resamples.draw(table["subject_id"], 5, seed=0), list(TASKS))
     assert "ICU_Stay_7day/auroc" in found and "ICU_Stay_7day/auprc" not in found
@@ -177,11 +187,11 @@ def test_summary_names_models_baselines_differences_and_compares_common_samples(
             target = "yes" if number % 2 else "no"
             risk = sample(number, "Inpatient_Mortality", target)
             if model != "frequency":
-                rows.append(risk_row(risk, float(generator.random() < share) * (number % 2)))
+                rows.append(risk_row(risk, Told(float(generator.random() < share) * (number % 2))))
             if model != "boosting" and number < only:
                 items = ["A"] if generator.random() < share else []
                 drugs = sample(number, "emar", "A")
-                rows.append(prediction_row(drugs, mode="direct", items=items))
+                rows.append(prediction_row(drugs, DIRECT, Written(items)))
         return frame(model, rows)
 
     models = {"untrained": 0.0, "adapt": 0.5, "rl": 1.0, "frequency": 0.1, "boosting": 0.6}
@@ -189,7 +199,7 @@ def test_summary_names_models_baselines_differences_and_compares_common_samples(
         answers(name, share, 10 if name == "untrained" else 40) for name, share in models.items()
     ]
     predictions = pl.concat(tables)
-    metrics = summarise(predictions, ["Inpatient_Mortality", "emar", "poe"], 100, seed=0)
+    metrics = summarise(predictions, ["Inpatient_Mortality", "emar", "poe"], "train", 100, seed=0)
     assert metrics["decision/f1/macro"] == metrics["rl/decision/f1/macro"] == 1.0
     assert metrics["risk/auroc/macro/low"] <= metrics["risk/auroc/macro"] == 1.0
     assert metrics["baseline/frequency/emar/f1"] < metrics["adapt/emar/f1"]
@@ -199,11 +209,10 @@ def test_summary_names_models_baselines_differences_and_compares_common_samples(
     expected = (early["prediction"] == "A").mean()
     assert metrics["adapt-untrained/decision/f1/macro"] == pytest.approx(expected)
     assert metrics["adapt-untrained/risk/auroc/macro/low"] > 0
-    assert metrics["adapt/parse_failures/emar"] == 0 and last_model(predictions) == "rl"
-    assert summarise(predictions, ["emar"], 100, seed=0) == summarise(
-        predictions, ["emar"], 100, seed=0
-    )
+    assert metrics["adapt/parse_failures/emar"] == 0 and last_result(predictions) == "rl"
+    again = (summarise(predictions, ["emar"], "train", 100, seed=0) for _ in range(2))
+    assert next(again) == next(again)
     tasks = ["Inpatient_Mortality", "emar"]
     assert task_table(predictions, metrics, tasks[:1], "risk").row_count == 2
     assert task_table(predictions, metrics, tasks[1:], "decision").row_count == 2
-    assert difference_table(metrics).row_count == 6
+    assert difference_table(pairs(list(models)), metrics).row_count == 8

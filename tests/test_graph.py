@@ -49,6 +49,7 @@ def sample(
     *target: str,
     context: str | None = None,
     subject: int | None = None,
+    split: str = "train",
 ) -> Sample:
     """A sample of patient `subject` (its own number by default) with a context of its own."""
     return Sample(
@@ -57,7 +58,7 @@ def sample(
         hadm_id=None,
         stay_id=None,
         task=task,
-        split="train",
+        split=split,
         prediction_time=datetime(2150, 3, 4, 20),
         context_id=context or str(number),
         target=target or ("a",),

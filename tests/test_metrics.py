@@ -1,0 +1,248 @@
+"""Calibration, several answers, subgroups: equal to other implementations; honest intervals."""
+
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from scipy.stats import norm
+from sklearn.metrics import brier_score_loss, log_loss
+from torchmetrics.functional.classification import binary_calibration_error
+
+from benchmarks.coverage import coverage
+from ehrr1.evaluation.asked import Asked
+from ehrr1.evaluation.bootstrap import Resamples
+from ehrr1.evaluation.calibration import cooled, fit_temperature, temperature_of
+from ehrr1.evaluation.metrics import (
+    net_benefit,
+    pass_at_k,
+    weighted_brier,
+    weighted_ece,
+    weighted_log_loss,
+)
+from ehrr1.evaluation.predictions import Told, Written, frame, prediction_row, risk_row
+from ehrr1.evaluation.scores import score
+from ehrr1.evaluation.summary import summarise
+from ehrr1.scoring.consistency import agreed
+from ehrr1.scoring.sets import normalise, reduce, set_scores
+from ehrr1.scoring.texts import rouge
+from tests.test_graph import sample
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_calibration_metrics_equal_other_implementations(seed: int) -> None:
+    """With ties, zeros and ones, and under weights."""
+    generator = np.random.default_rng(seed)
+    n = int(generator.integers(3, 400))
+    scores = np.round(generator.beta(0.5, 0.5, n), int(generator.integers(1, 9)))
+    labels = generator.random(n) < scores
+    labels[:2] = [True, False]
+    weights = np.stack([np.ones(n), generator.integers(0, 4, n) + 1e-9])
+    brier, loss, ece = (
+        f(scores, labels, weights) for f in (weighted_brier, weighted_log_loss, weighted_ece)
+    )
+    for row in range(2):
+        known = brier_score_loss(labels, scores, sample_weight=weights[row])
+        assert brier[row] == pytest.approx(known, abs=1e-9)
+        known = log_loss(labels, scores, sample_weight=weights[row], labels=[False, True])
+        assert loss[row] == pytest.approx(known, abs=1e-9)
+    theirs = binary_calibration_error(
+        torch.tensor(scores), torch.tensor(labels).int(), n_bins=15, norm="l1"
+    )
+    assert ece[0] == pytest.approx(float(theirs), abs=1e-9)
+
+
+def test_net_benefit_by_hand() -> None:
+    scores, labels = np.array([0.1, 0.4, 0.6, 0.9]), np.array([False, False, True, True])
+    found = net_benefit(
+        scores, labels, np.array([[1.0, 1, 1, 1], [0, 1, 0, 1]]), np.array([0.4, 0])
+    )
+    # at 0.4 three act: two rightly, one wrongly, at odds of two thirds
+    assert found[0, 0] == pytest.approx(2 / 4 - 1 / 4 * (0.4 / 0.6))
+    assert found[1, 0] == pytest.approx(1 / 2 - 1 / 2 * (0.4 / 0.6))
+    assert found[0, 1] == pytest.approx(0.5)  # at 0 a false alarm costs nothing
+    assert np.isnan(net_benefit(scores, labels, np.zeros((1, 4)), np.array([0.4]))).all()
+
+
+@pytest.mark.parametrize("true", [0.25, 1.0, 3.0])
+def test_temperature_is_found_again(true: float) -> None:
+    generator = np.random.default_rng(0)
+    honest = generator.normal(0, 2, 20_000)
+    labels = generator.random(len(honest)) < 1 / (1 + np.exp(-honest))
+    assert fit_temperature(honest * true, labels) == pytest.approx(true, rel=0.06)
+
+
+def test_temperature_comes_from_validation_and_is_applied_to_what_is_scored() -> None:
+    generator = np.random.default_rng(1)
+    rows = []
+    for number in range(1200):
+        honest = float(generator.normal(0, 1.5))
+        label = "yes" if generator.random() < 1 / (1 + np.exp(-honest)) else "no"
+        one = sample(
+            number, "Inpatient_Mortality", label, split="validation" if number % 2 else "test"
+        )
+        sure = 4 * honest
+        told = Told(1 / (1 + np.exp(-sure)), -np.logaddexp(0, -sure), -np.logaddexp(0, sure))
+        rows.append(risk_row(one, told))
+    table = frame("m:direct", rows)
+    metrics = summarise(table, ["Inpatient_Mortality"], "test", 50, seed=0)
+    assert metrics["temperature"] == pytest.approx(4, rel=0.15)
+    assert metrics["risk/ece_calibrated/macro"] < 0.06 < metrics["risk/ece/macro"]
+    assert metrics["risk/log_loss_calibrated/macro"] < metrics["risk/log_loss/macro"]
+    assert metrics["samples/Inpatient_Mortality"] == 600
+    for name in ("auroc", "ece", "ece_calibrated", "brier"):
+        key = f"risk/{name}/macro"
+        assert metrics[f"{key}/low"] <= metrics[key] <= metrics[f"{key}/high"]
+    own = summarise(table, ["Inpatient_Mortality"], "validation", 50, seed=0)
+    assert "temperature" not in own and "risk/ece_calibrated/macro" not in own
+    one_class = table.filter(pl.col("target") == "yes")
+    assert temperature_of(one_class) is None and temperature_of(table.clear()) is None
+    certain = frame("m", [risk_row(sample(0, "Inpatient_Mortality", "yes"), Told(1.0))])
+    assert 0.5 < cooled(certain, 50.0)[0] < 1  # a probability of 1 has a finite logit
+
+
+def test_saturated_probabilities_are_counted() -> None:
+    values = [1.0, 0.99985, 0.5, 0.0, 0.0001]
+    rows = [
+        risk_row(
+            sample(n, "Inpatient_Mortality", "yes" if n % 2 else "no"), Told(p), Asked("think")
+        )
+        for n, p in enumerate(values)
+    ]
+    metrics = summarise(frame("m:think", rows), ["Inpatient_Mortality"], "train", 10, seed=0)
+    assert metrics["m:think/saturated"] == 0.8
+
+
+def test_answers_without_a_probability_are_counted_and_not_ranked() -> None:
+    rows = [
+        risk_row(sample(n, "Inpatient_Mortality", "yes" if n % 2 else "no"), Told(n / 9))
+        for n in range(9)
+    ]
+    lost = sample(9, "Inpatient_Mortality", "yes")
+    rows.append(prediction_row(lost, Asked("direct"), Written([], None, "refused by the server")))
+    table = frame("m", rows)
+    found = score(table, Resamples.draw(range(10), 5, 0), ["Inpatient_Mortality"])
+    assert np.isfinite(found["Inpatient_Mortality/auroc"][0])
+    metrics = summarise(table, ["Inpatient_Mortality"], "train", 5, seed=0)
+    assert metrics["m/parse_failures/Inpatient_Mortality"] == 1
+
+
+def draws(
+    number: int, target: list[str], answers: list[list[str]], **more: Any
+) -> list[dict[str, Any]]:
+    asked = sample(number, "emar", *target, **more)
+    return [
+        prediction_row(asked, Asked("think"), Written(a), draw=n) for n, a in enumerate(answers)
+    ]
+
+
+def test_several_draws_tell_pass_at_k_and_what_they_agree_on() -> None:
+    rows = draws(0, ["A"], [["a"], ["b"], ["A"], ["a", "c"]])
+    rows += draws(1, ["A", "B"], [["a"], ["b", "a"], ["c"], ["b"]])
+    found = score(frame("m", rows), Resamples.draw([0, 1], 5, 0), ["emar"])
+    right = [2, 1]
+    for k in (1, 2, 4):
+        chances = [
+            np.mean([any(place < c for place in some) for some in combinations(range(4), k)])
+            for c in right
+        ]
+        assert found[f"emar/pass@{k}"][0] == pytest.approx(np.mean(chances))
+    # a in three of four; then a and b in two of four each, which no more than half name
+    expected = [set_scores(["a"], ["A"]).f1, set_scores(["a", "b"], ["A", "B"]).f1]
+    assert found["emar/f1_self_consistency"][0] == pytest.approx(np.mean(expected))
+    singles = [
+        set_scores(row["prediction"].split("\n"), row["target"].split("\n")).f1 for row in rows
+    ]
+    assert found["emar/f1"][0] == pytest.approx(np.mean(singles))
+
+
+def test_pass_at_k_equals_counting() -> None:
+    n, c = np.array([5, 5, 5, 7]), np.array([0, 2, 5, 3])
+    for k in (1, 3, 5):
+        counted = [
+            np.mean([any(one < right for one in some) for some in combinations(range(all_), k)])
+            for all_, right in zip(n, c, strict=True)
+        ]
+        np.testing.assert_allclose(pass_at_k(n, c, k), counted)
+
+
+def test_agreed() -> None:
+    assert agreed([["A", "b"], ["a"], ["c"]]) == {"a"}
+    assert agreed([["a"], ["b"], ["c"]]) == {"a", "b", "c"}  # none is named twice
+    assert agreed([[], []]) == set() and agreed([["a"]]) == {"a"}
+
+
+def test_micro_scores_count_all_items_together() -> None:
+    pairs = [(["A", "B", "C"], ["a"]), (["A"], ["a", "b"]), (["A", "B"], [])]
+    rows = []
+    for number, (target, said) in enumerate(pairs):
+        asked = sample(number, "emar", *target, subject=number)
+        rows.append(prediction_row(asked, Asked("direct"), Written(said)))
+    found = score(frame("m", rows), Resamples.draw(range(3), 5, 0), ["emar"])
+    assert found["emar/micro_precision"][0] == pytest.approx(2 / 3)
+    assert found["emar/micro_recall"][0] == pytest.approx(2 / 6)
+    assert found["emar/micro_f1"][0] == pytest.approx(2 * 2 / 9)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("1. Sepsis, unspecified", "Sepsis unspecified"),
+        ("- Heparin (IV)", "heparin iv"),
+        ("  METOPROLOL\u00a0Tartrate ", "metoprolol tartrate"),
+        ("(2) Chest  X-Ray", "chest x ray"),
+    ],
+)
+def test_normalised_matching_forgives_how_a_name_is_written(one: str, other: str) -> None:
+    assert reduce(one) == reduce(other)
+    asked = sample(0, "emar", other)
+    rows = [prediction_row(asked, Asked("direct"), Written([one]))]
+    found = score(frame("m", rows), Resamples.draw([0], 2, 0), ["emar"])
+    assert found["emar/f1_normalised"][0] == 1.0
+    assert found["emar/f1"][0] == float(normalise([one]) == normalise([other]))
+
+
+def test_normalised_matching_keeps_different_names_apart() -> None:
+    names = ["Vitamin B12", "Vitamin B1", "Insulin 70/30", "Insulin", "beta-amylase", "amylase"]
+    assert len({reduce(name) for name in names}) == len(names)
+
+
+def test_a_discharge_note_is_scored_by_rouge_and_by_nothing_else() -> None:
+    asked = sample(0, "discharge", "The patient was admitted with pneumonia")
+    said = "Patient admitted with severe pneumonia"
+    rows = [prediction_row(asked, Asked("direct"), Written([said]))]
+    found = score(frame("m", rows), Resamples.draw([0], 2, 0), ["discharge"])
+    assert {name.split("/")[1] for name in found if name.startswith("discharge/")} == {
+        *("rouge1", "rouge2", "rougeL")
+    }
+    assert found["discharge/rouge1"][0] == pytest.approx(2 * 4 / (6 + 5))
+    assert rouge("same words", "same words") == {"rouge1": 1.0, "rouge2": 1.0, "rougeL": 1.0}
+
+
+def test_subgroups_have_scores_where_they_have_patients() -> None:
+    rows = []
+    for number in range(60):
+        asked = sample(number, "Inpatient_Mortality", "yes" if number % 3 else "no", subject=number)
+        row = risk_row(asked, Told(number / 60))
+        rows.append(
+            row | {"sex": "F" if number < 40 else "M", "race": "WHITE" if number < 5 else None}
+        )
+    metrics = summarise(frame("m", rows), ["Inpatient_Mortality"], "train", 20, seed=0)
+    assert metrics["m/subgroup/sex/F/patients"] == 40
+    low, value, high = (
+        metrics[f"m/subgroup/sex/F/auroc/macro{end}"] for end in ("/low", "", "/high")
+    )
+    assert low <= value <= high
+    assert metrics["m/subgroup/race/WHITE/patients"] == 5
+    assert "m/subgroup/race/WHITE/auroc/macro" not in metrics
+
+
+def test_intervals_cover_the_truth() -> None:
+    """A smaller copy of `python -m benchmarks.coverage`; the bounds are four standard errors."""
+    studies = 120
+    least = 0.95 - 4 * np.sqrt(0.95 * 0.05 / studies)
+    for name, share in coverage(studies, patients=300, replicates=300).items():
+        assert share >= least, name
+    assert norm.cdf(1 / np.sqrt(2)) == pytest.approx(0.7602, abs=1e-4)  # the AUROC of the studies
