@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -19,7 +20,7 @@ from ehrr1.models.sizes import check_memory, parameter_count, requirements
 from ehrr1.prompts.tokenizer import load_tokenizer, train_tokenizer
 from ehrr1.prompts.trees import Branch, Tree
 from ehrr1.rollout.sampling import Sampling
-from ehrr1.rollout.transformers import TransformersRollout, kept
+from ehrr1.rollout.transformers import TransformersRollout, batches, kept
 from tests.conftest import ROOT
 
 
