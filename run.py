@@ -9,6 +9,7 @@ python run.py --help                            settings and their choices
 
 import errno
 import os
+import re
 import sys
 
 # Hydra otherwise prints its own errors and exits with 1; ours are one line and exit with 2.
@@ -97,8 +98,8 @@ def short(name: str) -> str:
 
 
 def spelled_out(arguments: list[str]) -> list[str]:
-    """`model=FOLDER` or `model=OWNER/NAME` as the choice and the path that it stands for; and the
-    records of a benchmark that brings its own."""
+    """`model=FOLDER` or `model=OWNER/NAME` as the choice and the path that it stands for; the
+    records of a benchmark that brings its own; and texts as Hydra's grammar takes them."""
     found = []
     for argument in arguments:
         group, _, value = argument.partition("=")
@@ -106,12 +107,22 @@ def spelled_out(arguments: list[str]) -> list[str]:
             folder, name = value.rstrip("/"), short(value)
             name = folder.split("/")[-2] if name == "hf" else name
             found += ["model=folder", f"model.path={folder}", f"model.name={name}"]
+        elif (
+            group in ("question", "record") and value[:1] not in ("'", '"', "") and value != "null"
+        ):
+            found.append(f"{group}={quoted(value)}")
         else:
             found.append(argument)
             own_data = any(given.startswith("data=") for given in arguments)
             if group == "eval" and value in BENCHMARKS and not own_data:
                 found.append(f"data={value}")
     return found
+
+
+def quoted(value: str) -> str:
+    """A text for Hydra's grammar, whatever stands in it."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    return "'" + escaped.replace("${", r"\${") + "'"
 
 
 def main() -> None:

@@ -1,1 +1,13 @@
 """EHR-R1 as an open experiment framework: language models that reason over health records."""
+
+from importlib import import_module
+from typing import Any
+
+__all__ = ["EHRModel"]
+
+
+def __getattr__(name: str) -> Any:
+    """`EHRModel` is loaded when it is asked for: `import ehrr1` must not wait for torch."""
+    if name == "EHRModel":
+        return import_module("ehrr1.evaluation.inference").EHRModel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,6 @@
 """data=benchmark: rows that are ready to use, and rows that are not."""
 
+import csv
 import json
 from datetime import datetime
 from pathlib import Path
@@ -152,6 +153,92 @@ def test_every_row_is_kept_or_reported(tmp_path: Path) -> None:
     assert metrics["rows/benchmark"] == 2 + len(UNUSABLE)
     assert metrics["rows_reported/benchmark"] == 1 + len(UNUSABLE)
     assert metrics["rows_kept/benchmark"] == 1 == len(world.samples())
+
+
+CSV_COLUMNS = ("idx", "instruction", "input", "output", "candidates", "task_info", "subject_id")
+
+
+def write_csv(path: Path, columns: tuple[str, ...], *rows: tuple[Any, ...]) -> Path:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+    return path
+
+
+def as_cells(given: dict[str, Any], literal: bool) -> tuple[Any, ...]:
+    """A row of JSONL as pandas or a JSON writer puts it into a CSV."""
+    cells = [given.get(name, "") for name in CSV_COLUMNS]
+    return tuple(
+        (repr(cell) if literal else json.dumps(cell)) if isinstance(cell, list | dict) else cell
+        for cell in cells
+    )
+
+
+@pytest.mark.parametrize("literal", [True, False])
+def test_a_csv_gives_what_the_jsonl_gives(tmp_path: Path, literal: bool) -> None:
+    given = [row(0, input=RECORD + "\n\n" + "x" * 200_000), risk(1, "yes", subject_id=7)]
+    lines, _ = prepared(write(tmp_path / "b.jsonl", *given), tmp_path / "lines")
+    path = write_csv(tmp_path / "b.csv", CSV_COLUMNS, *(as_cells(one, literal) for one in given))
+    table, metrics = prepared(path, tmp_path / "table")
+    assert table.index().equals(lines.index()) and metrics["rows_kept/benchmark"] == 2
+    for one, same in zip(lines.samples(), table.samples(), strict=True):
+        assert lines.context(one) == table.context(same)
+
+
+def test_columns_may_stand_for_task_info_and_output(tmp_path: Path) -> None:
+    columns = ("instruction", "input", "task", "target", "subject_id")
+    rows = [
+        ("Which?", RECORD, "labevents", "['Lactate', 'pH']", "7.0"),
+        ("Will?", RECORD, "ICU_Mortality_7day", "no", 8),
+    ]
+    world, _ = prepared(write_csv(tmp_path / "b.csv", columns, *rows), tmp_path / "prepare")
+    decision, no = world.samples()
+    assert decision.target == ("Lactate", "pH") and no.target == ("no",)
+    assert (decision.subject_id, no.subject_id) == (7, 8)
+
+
+def test_every_row_of_a_csv_is_kept_or_reported(tmp_path: Path) -> None:
+    good = as_cells(row(0), literal=True)
+    bad = {
+        "bad_row": [(*good, "more"), good[:3]],
+        "bad_candidates": [(1, *good[1:4], "__import__('os')", *good[5:])],
+        "bad_task_info": [(1, *good[1:5], "{", "")],
+        "no_input": [(1, good[1], "", *good[3:])],
+        "repeated_id": [good],
+    }
+    path = write_csv(
+        tmp_path / "b.csv", CSV_COLUMNS, good, *(r for rows in bad.values() for r in rows)
+    )
+    with path.open("ab") as file:
+        file.write(b"2,\"\xff\",a,b,[],\"{'task': 'labevents'}\",\r\n")
+    world, metrics = prepared(path, tmp_path / "prepare")
+    reported = json.loads((world.folder / "reported.json").read_text())["benchmark"]
+    assert reported == {why: len(rows) for why, rows in bad.items()} | {"not_utf8": 1}
+    assert metrics["rows/benchmark"] == 1 + metrics["rows_reported/benchmark"] == 8
+
+
+def test_a_folder_is_read_file_by_file(tmp_path: Path) -> None:
+    folder = tmp_path / "ehr_bench"
+    folder.mkdir()
+    write(folder / "a.jsonl", row(0), risk(1, "yes"))
+    write_csv(folder / "b.csv", CSV_COLUMNS, as_cells(row(2), literal=False))
+    (folder / "readme.txt").write_text("not read")
+    world, metrics = prepared(folder, tmp_path / "prepare")
+    assert metrics["rows/benchmark"] == 3 == len({s.subject_id for s in world.samples()})
+    with pytest.raises(UserError, match=r"holds no .jsonl, .csv"):
+        prepared(world.folder, tmp_path / "other")
+
+
+def test_rows_that_point_into_records_are_another_format_s(tmp_path: Path) -> None:
+    columns = ("subject_id", "hadm_id", "task", "event", "period_begin", "period_end", "target")
+    index = write_csv(tmp_path / "b.csv", columns, (1, 2, "labevents", "x", 0, 3, "['pH']"))
+    with pytest.raises(UserError, match=r"point into patients_ehr/.*data=release data.root=DIR"):
+        prepared(index, tmp_path / "prepare")
+
+
+def test_half_letters_are_reported_wherever_they_stand(tmp_path: Path) -> None:
+    rows = [row(0), row(1, candidates=["\ud800"]), row(2, sample_id="\udfff")]
+    world, _ = prepared(write(tmp_path / "b.jsonl", *rows), tmp_path / "prepare")
+    assert len(world.samples()) == 1
 
 
 @pytest.mark.parametrize("content", ["", "{}", "\n"])

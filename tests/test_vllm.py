@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1.errors import UserError
@@ -26,6 +28,7 @@ from ehrr1.prompts.forest import collate
 from ehrr1.prompts.tokenizer import train_tokenizer
 from ehrr1.prompts.trees import Branch, Tree
 from ehrr1.rollout.exchange import read, write
+from ehrr1.rollout.openai_server import OpenAIServer
 from ehrr1.rollout.sampling import (
     SYNC_TOLERANCE,
     Completion,
@@ -227,6 +230,26 @@ def test_greedy_equals_transformers(untied: Pair) -> None:
         assert torch.allclose(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-4)
 
 
+def assert_answers_of_transformers(pair: Pair, engine: Rollout) -> None:
+    """Questions on records of several lengths; likely tokens and unlikely ones, some of which are
+    not among the twenty likeliest."""
+    trees = [
+        Tree(prompt, [Branch(f"{number}/{b}", [30 + b, 40], []) for b in range(number + 1)])
+        for number, prompt in enumerate(PROMPTS)
+    ]
+    ids = list(range(50, 90))
+    ours = dict(TransformersRollout(pair.model, pair.tokenizer).answers(trees, ids))
+    theirs = dict(engine.answers(trees, ids))
+    assert sorted(ours) == sorted(theirs) == [0, 1, 2]
+    for number in ours:
+        assert ours[number].shape == theirs[number].shape == (number + 1, len(ids))
+        assert np.abs(ours[number] - theirs[number]).max() < 1e-4
+
+
+def test_answers_equal_transformers(untied: Pair) -> None:
+    assert_answers_of_transformers(untied, untied.rollout)
+
+
 def test_a_prompt_without_room_is_an_error(untied: Pair) -> None:
     with pytest.raises(ValueError, match="started for 2048"):
         untied.rollout.generate([[5] * LENGTH], SAMPLING)
@@ -366,6 +389,24 @@ def test_a_server_generates_with_the_trainers_weights(server: Server) -> None:
     assert [[one.tokens for one in group] for group in again] == [
         [one.tokens for one in group] for group in groups
     ]
+
+
+def test_any_server_of_vllm_answers_as_transformers(server: Server) -> None:
+    """`engine=server`, by OpenAI's protocol alone."""
+    pair = server.pair
+    assert isinstance(pair.rollout, VLLMServerRollout)
+    cfg = OmegaConf.load(ROOT / "conf" / "engine" / "server.yaml")
+    assert isinstance(cfg, DictConfig)
+    cfg.url = f"{pair.rollout.url}/v1"
+    engine = OpenAIServer(cfg, pair.tokenizer)
+    assert engine.served.max_length == LENGTH
+    assert_answers_of_transformers(pair, engine)
+    greedy = Sampling(24, temperature=0)
+    ours = TransformersRollout(pair.model, pair.tokenizer).generate(PROMPTS, greedy)
+    theirs = engine.generate(PROMPTS, greedy)
+    for [one], [other] in zip(ours, theirs, strict=True):
+        assert one.tokens == other.tokens and one.truncated == other.truncated
+    assert engine.generate([[5] * (LENGTH + 1), [6]], greedy)[0] == []  # longer than it takes
 
 
 def test_a_server_that_is_too_small_is_a_user_error(server: Server) -> None:

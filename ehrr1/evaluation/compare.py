@@ -1,12 +1,15 @@
 """Finished evaluations side by side: what differs in their settings, and in their scores.
 
+report.html       the page
+metrics.json      as of a single evaluation, with paired differences between the runs
+differences.csv   these, a row each
+
 A result of a run is called `<result>@<run>`; baselines are those of the first run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from os.path import commonpath, relpath
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +18,23 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from ehrr1.errors import UserError
-from ehrr1.evaluation.page import write
-from ehrr1.evaluation.page.data import report_data
-from ehrr1.evaluation.page.page import flat
-from ehrr1.evaluation.report import difference_table
-from ehrr1.evaluation.summary import BASELINES, last_result, summarise
-from ehrr1.files import replacing, write_json
+from ehrr1.evaluation.pages.html import page, table
+from ehrr1.evaluation.pages.report import flat_settings, lead, report_data, rules
+from ehrr1.evaluation.report import MIN_WIDTH, difference_table
+from ehrr1.evaluation.summary import BASELINES, last_result, names, summarise
+from ehrr1.files import replacing, write_json, write_text
 from ehrr1.tasks.catalog import ALL_TASKS
 
 NOT_TOLD = ("output_root", "inputs", "rescore", "compare", "variant", "name", "stage", "overwrite")
 """Settings that say where a run is, not what it is."""
+
+HOW_ASKED = (
+    *("answer", "candidates", "wording", "data.name", "data.protocol", "eval.suite"),
+    *("eval.max_prompt_tokens", "eval.shots", "eval.draws"),
+)
+"""Settings without which two scores are not of the same thing."""
+
+Pair = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,7 @@ class Finished:
     """One evaluation: its label among those compared, its predictions, its settings."""
 
     label: str
+    folder: Path
     predictions: pl.DataFrame
     settings: dict[str, str]
 
@@ -41,35 +52,42 @@ class Finished:
 
 
 def compare(folders: Sequence[Path], target: Path, replicates: int, seed: int) -> None:
-    """Write `target`/report.html and metrics.json; print the differences.
+    """Write `target`; print the differences, and why they may not be of the same thing.
 
-    Raises UserError where a folder is no finished evaluation, the splits differ, or two runs have
-    no sample in common.
+    Intervals of differences are of the bootstrap by patient, paired, on the samples that both have
+    answered. Raises UserError where a folder is no finished evaluation, the splits differ, or two
+    runs have no sample in common.
     """
     runs = [read(folder, label) for folder, label in zip(folders, labels(folders), strict=True)]
     if len({run.split for run in runs}) > 1:
         told = ", ".join(f"{run.label}: {run.split}" for run in runs)
         raise UserError(f"compare: the evaluations are of different splits ({told})")
-    together = pl.concat(named(run, first=run is runs[0]) for run in runs)
-    pairs = compared(runs)
-    warnings = [common(together, *pair) for pair in pairs] + differing_modes(together, pairs)
-    asked = set(together["task"].unique())
-    tasks = [task for task in ALL_TASKS if task in asked]
     split = runs[0].split
-    metrics = summarise(together, tasks, split, replicates, seed, pairs)
-    data = report_data(together, metrics, tasks, split, (), pairs)
-    data["warnings"] = warnings + data["warnings"]
-    title = "comparison: " + ", ".join(run.label for run in runs)
-    data |= {"title": title, "settings": differing(runs), "split": split, "note": ""}
-    data["runs"] = [run.label for run in runs]
-    target.mkdir(parents=True, exist_ok=True)
+    together = pl.concat(named(run, first=run is runs[0]) for run in runs)
+    scored = together.filter(pl.col("split") == split)
+    matched = {pair: matching(scored, *pair) for pair in compared(runs)}
+    notes = {pair: f"{n:,} samples of {m:,} patients" for pair, (n, m) in matched.items()}
+    tasks = [task for task in ALL_TASKS if (scored["task"] == task).any()]
+    metrics = summarise(together, tasks, split, replicates, seed, list(matched))
+    data = report_data(scored, metrics, tasks, notes)
+    asked_alike = unlike(runs, scored, list(matched))
+    data |= {
+        "title": "Comparison: " + ", ".join(run.label for run in runs),
+        "lead": [["runs", f"{len(runs)}"], *lead(scored, split)],
+        "rules": rules({**_numbers(runs), "bootstrap": replicates}),
+        "warnings": asked_alike + data["warnings"],
+        "runs": [runs_table(runs)],
+        "differing": [differing(runs)],
+    }
     with replacing(target / "report.html") as path:
-        write(path, title, data)
+        path.write_text(page(data), encoding="utf-8")
     write_json(target / "metrics.json", metrics)
+    write_text(target / "differences.csv", rows(matched, metrics).write_csv())
     console = Console()
-    console.print(difference_table(pairs, metrics))
-    for line in warnings:
-        console.print(line, soft_wrap=True)
+    console.width = max(console.width, MIN_WIDTH)
+    console.print(difference_table(list(matched), metrics))
+    for line in [f"{a} and {b}: {note}" for (a, b), note in notes.items()] + asked_alike:
+        console.print(line, soft_wrap=True, markup=False)
 
 
 def read(folder: Path, label: str) -> Finished:
@@ -81,17 +99,20 @@ def read(folder: Path, label: str) -> Finished:
             "evaluations (outputs/NAME/eval)"
         )
     config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    settings = {name: value for name, value in flat(config)}
-    return Finished(label, pl.read_parquet(folder / "predictions.parquet"), settings)
+    settings = {name: value for name, value in flat_settings(config)}
+    return Finished(label, folder, pl.read_parquet(folder / "predictions.parquet"), settings)
 
 
 def labels(folders: Sequence[Path]) -> list[str]:
-    """What tells the folders apart: their paths below the one that they share."""
-    paths = [folder.resolve() for folder in folders]
-    if len(set(paths)) < len(paths):
-        raise UserError("compare: the same folder is given twice; name different evaluations")
-    shared = commonpath(paths)
-    return [relpath(path, shared).removesuffix("/eval") for path in paths]
+    """What tells the folders apart: their paths without the parts that all begin or end with."""
+    parts = [folder.resolve().parts for folder in folders]
+    if len(set(parts)) < max(2, len(parts)):
+        raise UserError("compare: name two or more different evaluations, each once")
+    while all(len(one) > 1 for one in parts) and len({one[-1] for one in parts}) == 1:
+        parts = [one[:-1] for one in parts]
+    while all(len(one) > 1 for one in parts) and len({one[0] for one in parts}) == 1:
+        parts = [one[1:] for one in parts]
+    return ["/".join(one) for one in parts]
 
 
 def named(run: Finished, first: bool) -> pl.DataFrame:
@@ -102,47 +123,94 @@ def named(run: Finished, first: bool) -> pl.DataFrame:
     return rows.with_columns(model=pl.when(baseline).then("model").otherwise(told))
 
 
-def compared(runs: Sequence[Finished]) -> list[tuple[str, str]]:
-    """Pairs of results, the later run's first: those of one name, and the main ones."""
-    found: list[tuple[str, str]] = []
+def compared(runs: Sequence[Finished]) -> list[Pair]:
+    """Pairs of results, the later run's first: the main ones, and those of one name."""
+    found: list[Pair] = []
     for one, other in combinations(runs, 2):
-        names = [set(run.predictions["model"]) - set(BASELINES) for run in (one, other)]
-        pairs = [(name, name) for name in sorted(names[0] & names[1])]
-        pairs.append((str(last_result(other.predictions)), str(last_result(one.predictions))))
-        found += [(f"{a}@{other.label}", f"{b}@{one.label}") for a, b in pairs]
+        ours, theirs = (
+            [name for name in names(run.predictions) if name not in BASELINES]
+            for run in (other, one)
+        )
+        pairs = [(last_result(other.predictions), last_result(one.predictions))]
+        pairs += [(name, name) for name in ours if name in theirs]
+        found += [(f"{a}@{other.label}", f"{b}@{one.label}") for a, b in pairs if a and b]
     return list(dict.fromkeys(found))
 
 
-def common(together: pl.DataFrame, first: str, second: str) -> str:
+def matching(scored: pl.DataFrame, first: str, second: str) -> tuple[int, int]:
     """How many samples and patients two results share; UserError where they share none."""
-    one, two = (together.filter(pl.col("model") == name) for name in (first, second))
+    one, two = (scored.filter(pl.col("model") == name) for name in (first, second))
     both = one.join(two, on=["task", "sample_id"], how="semi")
     if both.is_empty():
         raise UserError(
             f"compare: {first} and {second} have no sample in common; evaluate them on the same "
             "records (inputs.prepare=DIR) and with the same eval.samples_per_task"
         )
-    samples, patients = both["sample_id"].n_unique(), both["subject_id"].n_unique()
-    return f"{first} and {second}: compared on {samples:,} samples of {patients:,} patients."
+    return both["sample_id"].n_unique(), both["subject_id"].n_unique()
 
 
-def differing_modes(together: pl.DataFrame, pairs: Sequence[tuple[str, str]]) -> list[str]:
-    """Pairs that were not asked in the same way."""
+def unlike(runs: Sequence[Finished], scored: pl.DataFrame, pairs: Sequence[Pair]) -> list[str]:
+    """Why scores of these runs may not be of the same thing."""
     found = []
+    for name in HOW_ASKED:
+        values = [run.settings.get(name, "not set") for run in runs]
+        if len(set(values)) > 1:
+            told = ", ".join(f"{v} in {r.label}" for v, r in zip(values, runs, strict=True))
+            found.append(f"Not asked alike: {name} is {told}.")
     for pair in pairs:
+        one, two = (scored.filter(pl.col("model") == name) for name in pair)
+        both = one.join(two, on=["task", "sample_id", "draw"], suffix="_then")
         for column in ("mode", "candidates", "wording"):
-            one, two = (
-                sorted(set(together.filter(pl.col("model") == name)[column])) for name in pair
+            others = both.filter(pl.col(column) != pl.col(f"{column}_then"))
+            if len(others):
+                told = f"{others[column][0]} and {others[f'{column}_then'][0]}"
+                found.append(f"{pair[0]} and {pair[1]} were not asked alike: {column} is {told}.")
+        others = both.filter(pl.col("target") != pl.col("target_then"))
+        if len(others):
+            found.append(
+                f"{pair[0]} and {pair[1]}: {others['sample_id'].n_unique():,} samples have other "
+                "right answers in the two runs: the data are not the same."
             )
-            if one != two:
-                told = f"{', '.join(one)} and {', '.join(two)}"
-                found.append(f"{pair[0]} and {pair[1]} differ in {column}: {told}.")
     return found
 
 
-def differing(runs: Sequence[Finished]) -> list[list[str]]:
+def runs_table(runs: Sequence[Finished]) -> dict[str, Any]:
+    rows = [
+        [
+            run.label,
+            run.predictions["sample_id"].n_unique(),
+            run.predictions["subject_id"].n_unique(),
+            ", ".join(names(run.predictions)),
+            str(run.folder),
+        ]
+        for run in runs
+    ]
+    return table("Runs", ["run", "samples", "patients", "results", "folder"], rows)
+
+
+def differing(runs: Sequence[Finished]) -> dict[str, Any]:
     """Settings that the runs do not share: name, then each run's value."""
-    names = dict.fromkeys(name for run in runs for name in run.settings)
-    rows = [[name, *(run.settings.get(name, "-") for run in runs)] for name in names]
+    found = dict.fromkeys(name for run in runs for name in run.settings)
+    rows = [[name, *(run.settings.get(name, "not set") for run in runs)] for name in found]
     told = [row for row in rows if row[0].split(".")[0] not in NOT_TOLD]
-    return [row for row in told if len(set(row[1:])) > 1]
+    head = ["setting", *(run.label for run in runs)]
+    return table("Settings that differ", head, [row for row in told if len(set(row[1:])) > 1])
+
+
+def rows(matched: Mapping[Pair, tuple[int, int]], metrics: Mapping[str, float]) -> pl.DataFrame:
+    """A row a pair and macro score: the difference, its interval, samples and patients."""
+    found = []
+    for (one, other), (samples, patients) in matched.items():
+        head = f"{one}-{other}/"
+        for key in (k for k in metrics if k.startswith(head) and k.endswith("/macro")):
+            low, high = (metrics.get(f"{key}/{end}") for end in ("low", "high"))
+            told = (one, other, key.removeprefix(head), metrics[key], low, high, samples, patients)
+            found.append(told)
+    columns = ("result", "minus", "metric", "difference", "low", "high", "samples", "patients")
+    return pl.DataFrame(found, schema=columns, orient="row")
+
+
+def _numbers(runs: Sequence[Finished]) -> dict[str, int]:
+    """The largest limit of the runs: what differs is told apart."""
+    limits = (int(run.settings["eval.max_prompt_tokens"]) for run in runs)
+    return {"max_prompt_tokens": max(limits)}

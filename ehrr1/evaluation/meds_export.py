@@ -10,7 +10,7 @@ import polars as pl
 
 from ehrr1.files import replacing
 
-COLUMNS = {
+COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
     "subject_id": pl.Int64,
     "prediction_time": pl.Datetime("us"),
     "boolean_value": pl.Boolean,
@@ -38,4 +38,4 @@ def table(rows: pl.DataFrame) -> pl.DataFrame:
         boolean_value=pl.col("target") == "yes",
         predicted_boolean_value=pl.col("prediction") == "yes",
         predicted_boolean_probability="probability",
-    ).cast(COLUMNS)
+    ).cast(pl.Schema(COLUMNS))

@@ -18,9 +18,10 @@ def weighted_auroc(scores: Floats, labels: NDArray[np.bool_], weights: Floats) -
 
     scores [n], labels [n], weights [R, n] -> [R]. nan where a weighting has one class only.
     """
-    positive, negative = _by_threshold(scores, labels, weights)
-    below = np.cumsum(negative, axis=1) - negative
-    wins = (positive * (below + 0.5 * negative)).sum(axis=1)
+    positive, negative = _by_class(scores, labels, weights)
+    ranked, summed = _summed(scores[~labels], negative)
+    below, upto = (np.searchsorted(ranked, scores[labels], side) for side in ("left", "right"))
+    wins = 0.5 * (positive * (summed[:, below] + summed[:, upto])).sum(axis=1)
     return _divide(wins, positive.sum(axis=1) * negative.sum(axis=1))
 
 
@@ -30,9 +31,15 @@ def weighted_auprc(scores: Floats, labels: NDArray[np.bool_], weights: Floats) -
     scores [n], labels [n], weights [R, n] -> [R]. nan where a weighting has one class only: with
     positives alone it would be 1 whatever the scores.
     """
-    positive, negative = _by_threshold(-scores, labels, weights)
-    true, false = np.cumsum(positive, axis=1), np.cumsum(negative, axis=1)
-    precision = np.divide(true, true + false, out=np.zeros_like(true), where=true + false > 0)
+    positive, negative = _by_class(scores, labels, weights)
+    true, false = (
+        summed[:, np.searchsorted(ranked, -scores[labels], "right")]
+        for ranked, summed in (
+            _summed(-scores[labels], positive),
+            _summed(-scores[~labels], negative),
+        )
+    )
+    precision = np.divide(true, true + false, out=np.zeros_like(true), where=true > 0)
     total = positive.sum(axis=1)
     both = (total > 0) & (negative.sum(axis=1) > 0)
     return _divide((positive * precision).sum(axis=1), np.where(both, total, 0.0))
@@ -110,18 +117,19 @@ def macro(rows: list[Floats]) -> Floats:
     return _divide(np.where(known, stacked, 0.0).sum(axis=0), known.sum(axis=0).astype(float))
 
 
-def _by_threshold(
-    scores: Floats, labels: NDArray[np.bool_], weights: Floats
-) -> tuple[Floats, Floats]:
-    """Weight of positives and of negatives at each distinct score, lowest first: [R, distinct]."""
+def _by_class(scores: Floats, labels: NDArray[np.bool_], weights: Floats) -> tuple[Floats, Floats]:
+    """Weights of positives and of negatives."""
     if not np.isfinite(scores).all():
         raise ValueError("scores must be finite numbers")
+    return weights[:, labels], weights[:, ~labels]
+
+
+def _summed(scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """The scores in order [n], and the weight of the lowest 0 .. n of them [R, n + 1]."""
     order = np.argsort(scores, kind="stable")
-    ranked = scores[order]
-    starts = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))
-    weights = weights[:, order]
-    positive = np.add.reduceat(weights * labels[order], starts, axis=1)
-    return positive, np.add.reduceat(weights, starts, axis=1) - positive
+    summed = np.zeros((len(weights), len(scores) + 1))
+    np.cumsum(weights[:, order], axis=1, out=summed[:, 1:])
+    return scores[order], summed
 
 
 def _divide(numerator: Floats, denominator: Floats) -> Floats:

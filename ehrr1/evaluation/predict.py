@@ -111,7 +111,10 @@ class Predictor:
         """The rows of one sample; a server may have refused its prompt."""
         if not group:
             return [prediction_row(sample, asked, Written([], None, REFUSED))]
-        return [_decision_row(sample, t, asked, n) for n, t in enumerate(self._texts(group))]
+        # a block that the prompt has opened must be closed to be one
+        opened = OPENED if asked.thinks and self.maker.chat.opens_thought else ""
+        texts = [opened + text for text in self._texts(group)]
+        return [_decision_row(sample, text, asked, n) for n, text in enumerate(texts)]
 
     def _groups(self, samples: Iterable[Sample]) -> list[list[Sample]]:
         """Samples whose questions share a trunk; a task's examples stand in it."""

@@ -12,29 +12,29 @@ from ehrr1.tasks.samples import Sample
 SUBGROUPS = ("sex", "age_band", "race", "insurance", "care_unit")
 """Columns that divide samples; null where the tables do not tell."""
 
-SCHEMA = pl.Schema(
-    {
-        "model": pl.String,  # the result's name: rl, rl:both-list, a baseline's name
-        "split": pl.String,
-        "mode": pl.String,  # what was done: direct, think or both
-        "candidates": pl.String,  # none or list
-        "wording": pl.String,  # file or ours
-        "draw": pl.Int32,  # 0 .. draws - 1
-        "sample_id": pl.String,
-        "subject_id": pl.Int64,
-        "task": pl.String,
-        "prediction_time": pl.Datetime("us"),
-        "probability": pl.Float64,  # of yes; null for decision tasks and where none can be told
-        "logprob_yes": pl.Float64,  # of all spellings together; null where nobody tells it
-        "logprob_no": pl.Float64,
-        "prediction": pl.String,  # answer lines; yes or no at 0.5 for risk tasks
-        "target": pl.String,
-        "completion": pl.String,  # all that was written; null where nothing was
-        "balanced": pl.Boolean,  # not at natural prevalence: no AUPRC is told
-        "problem": pl.String,  # why the answer could not be read; null where it could
-        **dict.fromkeys(SUBGROUPS, pl.String),
-    }
-)
+COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
+    "model": pl.String,  # the result's name: rl, rl:both-list, a baseline's name
+    "split": pl.String,
+    "mode": pl.String,  # what was done: direct, think or both
+    "candidates": pl.String,  # none or list
+    "wording": pl.String,  # file or ours
+    "draw": pl.Int32,  # 0 .. draws - 1
+    "sample_id": pl.String,
+    "subject_id": pl.Int64,
+    "task": pl.String,
+    "prediction_time": pl.Datetime("us"),
+    "probability": pl.Float64,  # of yes; null for decision tasks and where none can be told
+    "logprob_yes": pl.Float64,  # of all spellings together; null where nobody tells it
+    "logprob_no": pl.Float64,
+    "prediction": pl.String,  # answer lines; yes or no at 0.5 for risk tasks
+    "target": pl.String,
+    "completion": pl.String,  # all that was written; null where nothing was
+    "balanced": pl.Boolean,  # not at natural prevalence: no AUPRC is told
+    "problem": pl.String,  # why the answer could not be read; null where it could
+    **dict.fromkeys(SUBGROUPS, pl.String),
+}
+
+SCHEMA = pl.Schema(COLUMNS)
 
 DIRECT = Asked("direct")
 

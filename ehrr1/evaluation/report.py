@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
-from ehrr1.evaluation.page import Case, choose_cases, write_report
+from ehrr1.evaluation.pages import Case, choose_cases, write_report
 from ehrr1.evaluation.scores import one_class
 from ehrr1.evaluation.summary import last_result, names, pairs, prefix_of
 from ehrr1.files import replacing

@@ -48,7 +48,8 @@ def results(cfg: DictConfig, inputs: Mapping[str, Path]) -> list[Result]:
             )
         found = {name: source for name, source in found.items() if name in chosen}
     trained = len(found) > 1 or any(stage in found for stage in STAGES)
-    answers = chosen_answers(cfg) or ([None] if trained else ["direct"])
+    usual: list[Answer | None] = [None] if trained else ["direct"]
+    answers = chosen_answers(cfg) or usual
     return [
         _result(cfg, model, source, answer) for model, source in found.items() for answer in answers
     ]
@@ -65,7 +66,7 @@ def models(cfg: DictConfig, inputs: Mapping[str, Path]) -> dict[str, Path | str 
     return {"untrained" if start is None else "base": start, **stages}
 
 
-def chosen_answers(cfg: DictConfig) -> list[Answer]:
+def chosen_answers(cfg: DictConfig) -> list[Answer | None]:
     """The modes that `answer` names: none, one, or several."""
     if cfg.answer is None:
         return []

@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 
+import polars as pl
 from omegaconf import DictConfig
 
 from ehrr1.errors import UserError
 from ehrr1.prompts.messages import answer_text
 from ehrr1.prompts.trees import Question, TreeMaker
+from ehrr1.tasks.benchmark import SHOTS
 from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.context import preamble_length
 from ehrr1.tasks.samples import Prepared, Sample
-from ehrr1.tasks.selection import select
+from ehrr1.tasks.selection import rank, select
 
 ROOM = 0.5
 """Of the prompt's tokens, what examples may take together."""
@@ -18,22 +20,57 @@ ROOM = 0.5
 
 def chosen(cfg: DictConfig, prepared: Prepared, tasks: Sequence[str]) -> list[Sample]:
     """`eval.shots` examples of each class of each risk task, and as many of each decision task, of
-    the training split.
+    the training split: those of the benchmark's own sets of that size, where it has some. A task
+    that is not asked about, as there are no samples of it in any split, needs no examples.
 
     Raises UserError where a task has too few.
     """
     found: list[Sample] = []
-    for task in tasks:
-        risk = ALL_TASKS[task].kind == "risk"
-        wanted = cfg.eval.shots * (2 if risk else 1)
-        index = select(prepared.index("train", [task]), wanted, cfg.seed, balance=risk)
-        if len(index) < wanted:
-            raise UserError(
-                f"eval.shots={cfg.eval.shots}: task {task} has {len(index)} of {wanted} examples "
-                "in the training split; lower it, or prepare more patients"
-            )
-        found += prepared.as_samples(index)
+    asked = set(prepared.scan(None, tasks).select("task").unique().collect()["task"])
+    for task in (task for task in tasks if task in asked):
+        own = _named(cfg, prepared, task)
+        index = _drawn(cfg, prepared, task) if own.is_empty() else own
+        # not one class after the other, nor by the ranks that chose them
+        found += prepared.as_samples(index.sort(rank(cfg.seed + 1), "sample_id"))
     return found
+
+
+def _named(cfg: DictConfig, prepared: Prepared, task: str) -> pl.DataFrame:
+    """The benchmark's set of `eval.shots`: the seed says which of its replicates."""
+    pool = prepared.scan("train", [task])
+    if not (prepared.folder / SHOTS).exists():
+        return pool.head(0).collect()
+    sets = pl.scan_parquet(prepared.folder / SHOTS).filter(pl.col("k") == cfg.eval.shots)
+    ours = sets.join(pool.select("sample_id"), on="sample_id").collect()
+    if ours.is_empty():
+        return pool.head(0).collect()
+    replicates = ours["replicate"].unique().sort()
+    chosen = ours.filter(pl.col("replicate") == replicates[cfg.seed % len(replicates)])
+    return pool.filter(pl.col("sample_id").is_in(chosen["sample_id"].implode())).collect()
+
+
+def _drawn(cfg: DictConfig, prepared: Prepared, task: str) -> pl.DataFrame:
+    """A draw of each class of a risk task, or of all samples."""
+    pool, shots = prepared.scan("train", [task]), cfg.eval.shots
+    if ALL_TASKS[task].kind == "risk":
+        told = pool.collect_schema()["target"] == pl.List(pl.String)
+        codes = ["no", "yes"] if told else [_code(prepared, word) for word in ("no", "yes")]
+        answer = pl.col("target").list.first()
+        parts = [select(pool.filter(answer == code), shots, cfg.seed) for code in codes]
+    else:
+        parts = [select(pool, shots, cfg.seed)]
+    index, wanted = pl.concat(parts), shots * len(parts)
+    if len(index) < wanted:
+        raise UserError(
+            f"eval.shots={shots}: task {task} has {len(index)} of {wanted} examples "
+            "in the training split; lower it, or prepare more patients"
+        )
+    return index
+
+
+def _code(prepared: Prepared, word: str) -> int:
+    """The code of an answer; -1, which no sample has, where no sample has the answer."""
+    return prepared.names.index(word) if word in prepared.names else -1
 
 
 def heads(
@@ -45,7 +82,7 @@ def heads(
     examples = chosen(cfg, prepared, tasks)
     return {
         task: example_head(maker, prepared, [one for one in examples if one.task == task])
-        for task in tasks
+        for task in dict.fromkeys(one.task for one in examples)
     }
 
 
@@ -65,6 +102,11 @@ def example_head(maker: TreeMaker, prepared: Prepared, examples: Sequence[Sample
             answer=answer_text(sample.target),
             instruction=sample.instruction,
         )
+        if len(short.branch(question)) > share:
+            raise UserError(
+                f"eval.shots: {len(examples)} examples of task {sample.task} do not fit into half "
+                f"of {maker.max_tokens} tokens; lower it, or raise eval.max_prompt_tokens"
+            )
         tree = short.tree(events, preamble_length(events), [question], head=[])
         branch = tree.branches[0]
         # the turn's end is part of the completion and of what leads to the next turn

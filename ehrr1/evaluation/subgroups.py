@@ -1,5 +1,7 @@
 """Who a sample is about: for scores of subgroups."""
 
+from typing import Any
+
 import polars as pl
 
 from ehrr1.evaluation.predictions import SCHEMA, SUBGROUPS
@@ -45,12 +47,12 @@ def with_subgroups(predictions: pl.DataFrame, prepared: Prepared) -> pl.DataFram
     found = found.with_columns(age_band=age_band(age), race=race_group(pl.col("race")))
     groups = found.select("sample_id", *SUBGROUPS)
     kept = predictions.drop(SUBGROUPS)
-    return kept.join(groups, on="sample_id", how="left", maintain_order="left").cast(dict(SCHEMA))
+    return kept.join(groups, on="sample_id", how="left", maintain_order="left").cast(SCHEMA)
 
 
 def age_band(age: pl.Expr) -> pl.Expr:
     """The band of an age in years; null where it is not known."""
-    band = pl.when(age.is_null()).then(None)
+    band: Any = pl.when(age.is_null()).then(None)
     for first, name in AGE_BANDS:
         band = band.when(age < first).then(pl.lit(name))
     return band.otherwise(pl.lit("80+"))
@@ -58,7 +60,7 @@ def age_band(age: pl.Expr) -> pl.Expr:
 
 def race_group(race: pl.Expr) -> pl.Expr:
     """MIMIC's many values by what they begin with."""
-    group = pl.when(race.is_null()).then(None)
+    group: Any = pl.when(race.is_null()).then(None)
     for name in RACES:
         group = group.when(race.str.to_uppercase().str.starts_with(name)).then(pl.lit(name))
     return group.otherwise(pl.lit("OTHER"))

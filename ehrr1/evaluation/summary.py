@@ -64,7 +64,7 @@ def summarise(
     for first, second in pairs(list(tables)) if compared is None else compared:
         one = on_common(first, second, tables, scores, resamples, tasks)
         two = on_common(second, first, tables, scores, resamples, tasks)
-        metrics |= {f"{first}-{second}/{k}": v for k, v in flat(difference(one, two)).items()}
+        metrics |= {f"{first}-{second}/{k}": v for k, v in flat(difference(one, two), -1.0).items()}
     metrics["one_class_tasks"] = len(one_class(scored))
     return metrics
 
@@ -85,7 +85,7 @@ def last_result(predictions: pl.DataFrame) -> str | None:
     model; None where only baselines have answered."""
     asked = [name for name in names(predictions) if name not in BASELINES]
     stages = [name for name in CURRICULUM if name in asked]
-    return (stages or asked or [None])[-1]
+    return stages[-1] if stages else asked[-1] if asked else None
 
 
 def pairs(found: Sequence[str]) -> list[tuple[str, str]]:
@@ -142,23 +142,23 @@ def subgroup_scores(rows: pl.DataFrame, resamples: Resamples, tasks: Sequence[st
     return found
 
 
-def flat(found: Replicates) -> Metrics:
+def flat(found: Replicates, least: float = 0.0) -> Metrics:
     """Estimates and intervals; an interval that no replicate tells (one class) is left out.
 
     A resample has fewer distinct patients, and so a larger calibration error, than the study: the
-    replicates of `ece` are moved back to the estimate.
+    replicates of `ece` are moved back to the estimate. `least`: what it can be, -1 for a difference.
     """
     metrics: Metrics = {}
     for name, values in found.items():
-        value, low, high = estimate(recentred(values) if "/ece" in name else values)
+        value, low, high = estimate(recentred(values, least) if "/ece" in name else values)
         numbers = {"": value, "/low": low, "/high": high}
         metrics |= {f"{name}{end}": n for end, n in numbers.items() if not math.isnan(n)}
     return metrics
 
 
-def recentred(values: Floats) -> Floats:
-    """Replicates moved so that their mean is the estimate (row 0), and not below 0."""
-    moved = np.clip(values - (np.nanmean(values[1:]) - values[0]), 0, None)
+def recentred(values: Floats, least: float) -> Floats:
+    """Replicates moved so that their mean is the estimate (row 0), and not below `least`."""
+    moved = np.clip(values - (np.nanmean(values[1:]) - values[0]), least, None)
     moved[0] = values[0]
     return moved
 
@@ -170,7 +170,8 @@ def _alone(rows: pl.DataFrame, temperature: float | None) -> Metrics:
         found["temperature"] = temperature
     told = rows["probability"].drop_nulls()
     if len(told):
-        found["saturated"] = float(((told > SURE) | (told < 1 - SURE)).mean())
+        sure = (told > SURE) | (told < 1 - SURE)
+        found["saturated"] = int(sure.sum()) / len(told)
     return found
 
 

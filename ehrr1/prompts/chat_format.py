@@ -43,21 +43,26 @@ def chat_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
     block (Qwen2.5-72B); where it knows no system's sentence, that begins the user's.
     """
 
-    def render(chat: list[dict[str, str]], **options: bool) -> str:
-        template = tokenizer.chat_template or CHAT_TEMPLATE
-        return tokenizer.apply_chat_template(
-            chat, chat_template=template, tokenize=False, **options
+    def render(chat: list[dict[str, str]], answering: bool = False, think: bool = True) -> str:
+        text = tokenizer.apply_chat_template(
+            chat,
+            chat_template=tokenizer.chat_template or CHAT_TEMPLATE,
+            tokenize=False,
+            add_generation_prompt=answering,
+            enable_thinking=think,
         )
+        assert isinstance(text, str)
+        return text
 
     chat = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}]
     try:
-        opened = render(chat, add_generation_prompt=True, enable_thinking=True)
+        opened = render(chat, answering=True)
     except TemplateError:
         opened = ""
     if SYSTEM not in opened:
         chat = [{"role": "user", "content": f"{SYSTEM}\n\n{USER}"}]
-        opened = render(chat, add_generation_prompt=True, enable_thinking=True)
-    closed = render(chat, add_generation_prompt=True, enable_thinking=False)
+        opened = render(chat, answering=True)
+    closed = render(chat, answering=True, think=False)
     more = [{"role": "assistant", "content": ANSWER}, {"role": "user", "content": NEXT}]
     between = render(chat + more).split(ANSWER, 1)[1].split(NEXT, 1)[0]
     ended = render(chat + more[:1]).split(ANSWER, 1)[1].rstrip("\n")
@@ -69,6 +74,8 @@ def chat_format(tokenizer: PreTrainedTokenizerBase) -> ChatFormat:
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat) -> int:
-    """The token that ends a turn, which is not every model's end of text."""
+    """The token that ends a turn, which is not every model's end of text: the first of the
+    template that is no word. Without one a turn ends with the text."""
     ids = tokenizer(chat.end, add_special_tokens=False)["input_ids"]
-    return ids[0] if ids else tokenizer.eos_token_id
+    special = {one for one, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return next((one for one in ids if one in special), tokenizer.eos_token_id)

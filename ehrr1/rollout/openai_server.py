@@ -45,22 +45,22 @@ class Served(NamedTuple):
 
 
 def served(settings: DictConfig) -> Served:
-    """Ask the server what it serves. Raises UserError where there is none, or not `engine.model`."""
+    """Ask the server what it serves. Raises UserError where it is down or has no `engine.model`."""
     parts = urlsplit(settings.url)
     if parts.scheme not in ("http", "https") or parts.hostname is None:
         raise UserError(f"engine.url={settings.url}: give it as http://HOST:PORT/v1")
     try:
         reply = call("GET", f"{settings.url}/models", None, START_SECONDS, _key(settings))
         models = json.loads(reply.content)["data"] if reply.ok else []
+        names = [str(model["id"]) for model in models]
     except FAILURES as error:
         raise down(settings, f"no answer ({type(error).__name__}: {error})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise down(settings, "what it says of its models cannot be read") from error
     if not reply.ok:
         raise down(settings, f"/models was answered by {reply.status}: {reply.said}")
-    names = [model["id"] for model in models]
     name = settings.model or (names[0] if len(names) == 1 else None)
-    if name not in names:
+    if name is None or name not in names:
         raise UserError(
             f"engine.model={settings.model}: the server at {settings.url} has {', '.join(names)}"
         )
@@ -70,8 +70,8 @@ def served(settings: DictConfig) -> Served:
 
 def down(settings: DictConfig, reason: str) -> UserError:
     return UserError(
-        f"engine.url={settings.url}: {reason}; start the server (`vllm serve NAME --port 8000`), or "
-        "point to where it runs. What was answered is saved: the same command goes on"
+        f"engine.url={settings.url}: {reason}; start the server (`vllm serve NAME --port 8000`), "
+        "or point to where it runs. What was answered is saved: the same command goes on"
     )
 
 
@@ -83,10 +83,9 @@ class OpenAIServer:
 
     def __init__(self, settings: DictConfig, tokenizer: PreTrainedTokenizerBase):
         self.settings, self.served = settings, served(settings)
-        self.end_id = tokenizer.eos_token_id
+        self.tokenizer, self.end_id = tokenizer, tokenizer.eos_token_id
         self.answered = False
         self.refused = 0
-        self.stop = Event()
 
     def stream(
         self,
@@ -103,7 +102,7 @@ class OpenAIServer:
             for prompt, seed in zip(prompts, chosen, strict=True)
         ]
         for number, answer in self._all(bodies):
-            yield number, [completion(one) for one in answer["choices"]] if answer else []
+            yield number, [self._completion(one) for one in answer["choices"]] if answer else []
 
     def generate(
         self,
@@ -122,7 +121,8 @@ class OpenAIServer:
         self, trees: Sequence[Tree], ids: Sequence[int]
     ) -> Iterator[tuple[int, NDArray[np.float64]]]:
         """See `Rollout`. vLLM tells the tokens that are asked for; other servers the likeliest
-        twenty, and -inf stands for what is not among them."""
+        twenty by their text, and -inf stands for what is not among them."""
+        texts = self.tokenizer.batch_decode([[one] for one in ids])
         owners = [(n, b) for n, tree in enumerate(trees) for b in range(len(tree.branches))]
         bodies = [
             self._question(trees[n].trunk + trees[n].branches[b].prompt, ids) for n, b in owners
@@ -132,7 +132,7 @@ class OpenAIServer:
         for place, answer in self._all(bodies):
             number, branch = owners[place]
             if answer:
-                found[number][branch] = told(answer["choices"][0], ids)
+                found[number][branch] = told(answer["choices"][0], ids, texts)
             left[number] -= 1
             if not left[number]:
                 yield number, found[number]
@@ -164,11 +164,21 @@ class OpenAIServer:
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            **({"top_k": sampling.top_k} if sampling.top_k else {}),
+            "top_k": sampling.top_k,
+            # not what the model's own settings say: every engine draws alike
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
             "logprobs": 0,
             "return_token_ids": True,
             "stop_token_ids": [self.end_id],
         }
+
+    def _completion(self, choice: dict[str, Any]) -> Completion:
+        """A server that is not vLLM tells a text: its tokens are as good, where only it is read."""
+        if "token_ids" in choice:
+            return completion(choice)
+        tokens = self.tokenizer(choice["text"], add_special_tokens=False)["input_ids"]
+        return Completion(tokens, [], choice["finish_reason"] == "length")
 
     def _question(self, prompt: list[int], ids: Sequence[int]) -> dict[str, Any]:
         return {
@@ -183,31 +193,36 @@ class OpenAIServer:
 
     def _all(self, bodies: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any] | None]]:
         """The number of each request and its answer as they come, None for one that is refused."""
+        stop = Event()
         with ThreadPoolExecutor(self.settings.concurrency) as pool:
-            waiting = {pool.submit(self._ask, body): n for n, body in enumerate(bodies)}
+            waiting = {pool.submit(self._ask, body, stop): n for n, body in enumerate(bodies)}
             try:
                 for done in as_completed(waiting):
                     yield waiting[done], done.result()
             except BaseException:
-                self.stop.set()
+                stop.set()
                 raise
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self, body: dict[str, Any]) -> dict[str, Any] | None:
+    def _ask(self, body: dict[str, Any], stop: Event) -> dict[str, Any] | None:
         """One answer; what may pass is asked again, what is refused is None."""
         settings, reason = self.settings, ""
         for attempt in range(settings.max_retries + 1):
-            if attempt and self.stop.wait(min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)):
+            if attempt and stop.wait(min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)):
                 break
             try:
                 url = f"{settings.url}/completions"
                 reply = call("POST", url, body, settings.timeout_seconds, _key(settings))
                 if reply.ok:
                     answer = json.loads(reply.content)
-                    answer["choices"][0]
-                    self.answered = True
-                    return answer
+                    if all("text" in choice for choice in answer["choices"]):
+                        self.answered = True
+                        return answer
+                    raise KeyError("text")
+            except TimeoutError:
+                reason = f"no answer within engine.timeout_seconds={settings.timeout_seconds}"
+                continue
             except FAILURES as error:
                 reason = f"no answer ({type(error).__name__}: {error})"
                 continue
@@ -216,7 +231,8 @@ class OpenAIServer:
                 continue
             reason = f"/completions was answered by {reply.status}: {reply.said}"
             if reply.status in (400, 413, 422):
-                return self._refuse(reason)
+                self._refuse(reason)
+                return None
             if reply.status < 500 and reply.status not in (408, 409, 429):
                 break
         raise down(settings, reason)
@@ -237,10 +253,13 @@ def completion(choice: dict[str, Any]) -> Completion:
     )
 
 
-def told(choice: dict[str, Any], ids: Sequence[int]) -> NDArray[np.float64]:
-    """The log-probabilities of `ids` at the first token; -inf for those that are not told."""
-    top = choice["logprobs"]["top_logprobs"][0]
-    return np.array([top.get(f"token_id:{one}", -np.inf) for one in ids], dtype=np.float64)
+def told(choice: dict[str, Any], ids: Sequence[int], texts: Sequence[str]) -> NDArray[np.float64]:
+    """The log-probabilities of `ids`, which read `texts`, at the first token; -inf for those that
+    are not told."""
+    top = ((choice.get("logprobs") or {}).get("top_logprobs") or [{}])[0]
+    pairs = zip(ids, texts, strict=True)
+    found = [top.get(f"token_id:{one}", top.get(text, -np.inf)) for one, text in pairs]
+    return np.array(found, dtype=np.float64)
 
 
 def _key(settings: DictConfig) -> str | None:

@@ -38,7 +38,7 @@ class TransformersRollout:
         if not str(model.config._attn_implementation).startswith("forest_"):
             raise ValueError("the model's attention knows no shared prompts: use load_model")
         self.model, self.batch_size, self.batch_tokens = model, batch_size, batch_tokens
-        self.end_id, self.pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+        self.end_id = tokenizer.eos_token_id
         self.divided = any(hasattr(weights, "ds_numel") for weights in model.parameters())
 
     def stream(
@@ -177,7 +177,7 @@ class TransformersRollout:
     def _padded(self, prompts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """Prompts padded on the left: ids and mask [prompts, length]."""
         length = max(map(len, prompts))
-        ids = torch.full((len(prompts), length), self.pad_id)
+        ids = torch.full((len(prompts), length), self.end_id)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
             ids[row, length - len(prompt) :] = torch.tensor(prompt)

@@ -27,11 +27,11 @@ def evaluation(cfg: DictConfig) -> list[str]:
         problems.append(f"compare={cfg.compare}: give at least two folders: compare=[DIR,DIR]")
     if cfg.engine.name == "anthropic" and cfg.engine.model is None:
         problems.append("engine.model=null: engine=anthropic needs one: engine.model=NAME")
-    shown = {"rescore": cfg.rescore, "compare": cfg.compare}
+    of_stage = {"rescore": "eval", "compare": "eval", "record": "infer", "question": "infer"}
     problems += [
-        f"{name}={value}: it belongs to stage=eval; this is stage={cfg.stage}"
-        for name, value in shown.items()
-        if value is not None and cfg.stage != "eval"
+        f"{name}={cfg[name]}: it belongs to stage={stage}; this is stage={cfg.stage}"
+        for name, stage in of_stage.items()
+        if cfg[name] is not None and cfg.stage != stage
     ]
     return problems
 

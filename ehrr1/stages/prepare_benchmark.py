@@ -21,14 +21,12 @@ from ehrr1.errors import UserError
 from ehrr1.files import replacing, write_json
 from ehrr1.runs import Run
 from ehrr1.settings.rules import COUNT, COUNT_OR_ALL
-from ehrr1.tasks.benchmark import Benchmark, read_benchmark
+from ehrr1.tasks.benchmark import SHOTS, Benchmark, read_benchmark
 from ehrr1.tasks.cdm import read_cdm
 from ehrr1.tasks.ehrshot import Limits, read_ehrshot
 from ehrr1.tasks.samples import INDEX, SPLIT, TEXTS
 
 console = Console(stderr=True)
-
-SHOTS = "shots.parquet"
 
 
 def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
@@ -36,7 +34,7 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
     found = read(cfg, run.folder / TEXTS)
     splits = found.index.select("subject_id", "split").unique().sort("subject_id")
     frames = {
-        INDEX: found.index.with_columns(pl.lit(cfg.data.get("balanced", False)).alias("balanced")),
+        INDEX: found.index.with_columns(pl.lit(cfg.data.balanced).alias("balanced")),
         SPLIT: splits,
         SHOTS: found.shots,
     }

@@ -1,18 +1,23 @@
-"""The benchmark's JSONL: rows that bring context, question and answer and need no records.
+"""The benchmark's rows, as JSONL or CSV: context, question and answer, which need no records.
 
-A row is `{idx, instruction, input, output, candidates, task_info: {task, ...}}`. Every row is
-checked; one that cannot be used is reported by its reason, none is lost in silence. What a row does
-not say is filled: without `subject_id` each row is a patient of its own, without `prediction_time`
-it is asked at the time of the last event of its context.
+A row is `{idx, instruction, input, output, candidates, task_info: {task, ...}}`; a CSV has these as
+columns, lists and dictionaries as JSON or Python literals, and may have `task` and `target` instead
+of `task_info` and `output`. Every row is checked; one that cannot be used is reported by its
+reason, none is lost in silence. What a row does not say is filled: without `subject_id` each row is
+a patient of its own, without `prediction_time` it is asked at the time of the last event of its
+context.
 """
 
+import csv
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import polars as pl
 import pyarrow as pa
@@ -20,10 +25,19 @@ import pyarrow as pa
 from ehrr1.errors import UserError
 from ehrr1.files import replacing
 from ehrr1.records.markdown import events_of
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.catalog import ALL_TASKS
+from ehrr1.tasks.cells import LONGEST, value_of
 
 TEXTS_AT_ONCE = 1_000
 UNKNOWN_TIME = datetime(1970, 1, 1)
+
+SUFFIXES = (".jsonl", ".csv")
+
+SHOTS = "shots.parquet"
+"""Beside the index: the samples that a benchmark names as examples."""
+
+POINTS = "period_end"
+"""A column of the release's index files, whose rows point into records and bring none."""
 
 INDEX_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "sample_id": pl.String,
@@ -49,35 +63,34 @@ class UnusableError(Exception):
 
 @dataclass
 class Benchmark:
-    """The usable rows of a file as an index, and what became of the others."""
+    """The usable rows of a benchmark as an index, and what became of the others.
+
+    `shots`: samples that the benchmark names as examples (columns `sample_id, k, replicate`), where
+    it does. `counts`: what else is told of the reading, by the name of a metric.
+    """
 
     index: pl.DataFrame
     read: int
     reported: Counter[str] = field(default_factory=Counter)
+    shots: pl.DataFrame | None = None
+    counts: dict[str, float | int] = field(default_factory=dict)
 
 
 def read_benchmark(path: Path, texts: Path) -> Benchmark:
-    """Read the rows of `path`; their contexts go to the file `texts`, equal ones once.
+    """Read the rows of `path`, a file or a folder of files; their contexts go to the file `texts`,
+    equal ones once.
 
     Raises UserError where there is no such file or no usable row.
     """
-    if not path.is_file():
-        raise UserError(f"data.path={path}: there is no such file")
     rows: dict[str, dict[str, Any]] = {}
     reported: Counter[str] = Counter()
     read = 0
-    with (
-        path.open("rb") as lines,
-        replacing(texts) as temporary,
-        pa.ipc.new_file(str(temporary), _Texts.SCHEMA) as file,
-    ):
-        contexts = _Texts(file)
-        for number, line in enumerate(lines):
-            if not line.strip():
-                continue
+    files = _files(path)
+    with text_file(texts) as contexts:
+        for given in (given for file in files for given in _rows_of(file)):
             read += 1
             try:
-                row = _row(line, number)
+                row = _row(given, read - 1)
                 if row["sample_id"] in rows:
                     raise UnusableError("repeated_id")
             except UnusableError as reason:
@@ -86,33 +99,115 @@ def read_benchmark(path: Path, texts: Path) -> Benchmark:
             row["text_row"] = contexts.add(row.pop("input"))
             row["context_id"] = f"text/{row['text_row']}"
             rows[row["sample_id"]] = row
-        contexts.write()
         if not rows:
-            found = ", ".join(f"{why} {n}" for why, n in reported.items()) or "it is empty"
-            raise UserError(
-                f"data.path={path}: it has no usable row ({found}): a JSON object a line is "
-                "needed, with instruction, input, output and task_info.task"
-            )
+            raise _nothing(path, files, reported)
     return Benchmark(pl.DataFrame(list(rows.values()), schema=INDEX_SCHEMA), read, reported)
 
 
-def _row(line: bytes, number: int) -> dict[str, Any]:
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"data.path={path}: there is no such file or folder")
+    found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    if not found:
+        raise UserError(f"data.path={path}: the folder holds no {', '.join(SUFFIXES)}")
+    return found
+
+
+def _nothing(path: Path, files: list[Path], reported: Counter[str]) -> UserError:
+    found = ", ".join(f"{why} {n}" for why, n in reported.items()) or "it is empty"
+    if any(POINTS in _header(file) for file in files):
+        return UserError(
+            f"data.path={path}: its rows bring no input but point into patients_ehr/: read the "
+            "release's folder with them, data=release data.root=DIR"
+        )
+    return UserError(
+        f"data.path={path}: it has no usable row ({found}): JSON objects, one a line, or rows of a "
+        "CSV are needed, with instruction, input, output and task_info.task"
+    )
+
+
+def _rows_of(file: Path) -> Iterator[dict[str, Any] | str]:
+    """The rows of a file; instead of one that cannot be read, the reason."""
+    if file.suffix != ".csv":
+        with file.open("rb") as lines:
+            yield from (_object(line) for line in lines if line.strip())
+        return
+    csv.field_size_limit(LONGEST)  # a record is longer than the default
+    with _opened(file) as lines:
+        reader = csv.DictReader(lines)
+        while True:
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                raise UserError(
+                    f"data.path={file}: it cannot be read ({error}): fetch it again"
+                ) from error
+            if cells is None:
+                return
+            yield _from_cells(cells)
+
+
+def _opened(file: Path) -> TextIO:
+    """A CSV as text; bytes that are no UTF-8 become half letters, and their rows are reported."""
+    return file.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _header(file: Path) -> list[str]:
+    """The headings of a CSV."""
+    if file.suffix != ".csv":
+        return []
+    with _opened(file) as lines:
+        return next(csv.reader(lines), [])
+
+
+def _from_cells(cells: dict[str | None, Any]) -> dict[str, Any] | str:
+    """A row of a CSV as the object that a line of JSONL is; the reason where it cannot be read."""
+    if None in cells or None in cells.values():  # more cells than headings, or fewer
+        return "bad_row"
+    given: dict[str, Any] = {str(name): cell for name, cell in cells.items() if cell.strip()}
+    for name in ("candidates", "task_info", "target"):
+        if name in given:
+            try:
+                given[name] = value_of(given[name])
+            except ValueError:
+                if name != "target":  # one item is no literal
+                    return f"bad_{name}"
+                given[name] = [given[name]]
+    target = given.get("target")
+    if "target" in given and not isinstance(target, list):
+        target = [target]
+    info = given.setdefault("task_info", {name: given[name] for name in ("task",) if name in given})
+    if isinstance(target, list) and isinstance(info, dict):
+        info.setdefault("target", target)
+        given.setdefault("output", "\n".join(map(str, target)))
+    for name in ("subject_id", "idx"):
+        if (number := given.get(name, "").removesuffix(".0")).isdecimal():
+            given[name] = int(number)
+    return given
+
+
+def _row(given: dict[str, Any] | str, number: int) -> dict[str, Any]:
     """One row of the index, with `input`; raises UnusableError."""
-    given = _object(line)
+    if isinstance(given, str):
+        raise UnusableError(given)
     info = given.get("task_info")
     task = info.get("task") if isinstance(info, dict) else None
     if not isinstance(info, dict) or not isinstance(task, str):
         raise UnusableError("no_task")
-    if task not in TASKS:
+    if task not in ALL_TASKS:
         raise UnusableError("unknown_task")
     text, question = (_text(given, name) for name in ("input", "instruction"))
     subject, idx = given.get("subject_id"), given.get("idx", number)
     candidates = given.get("candidates") or []
     if not isinstance(candidates, list) or not all(isinstance(c, str) for c in candidates):
         raise UnusableError("bad_candidates")
+    sample_id = str(given.get("sample_id") or f"{task}/{idx}")
+    _check_letters("".join([sample_id, *candidates]))
     events = events_of(text)
     return {
-        "sample_id": str(given.get("sample_id") or f"{task}/{idx}"),
+        "sample_id": sample_id,
         "task": task,
         "split": "test",
         "subject_id": subject if _is_id(subject) else -1 - number,
@@ -129,33 +224,36 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
-def _object(line: bytes) -> dict[str, Any]:
+def _object(line: bytes) -> dict[str, Any] | str:
     try:
         given = json.loads(line)
     except UnicodeDecodeError:
-        raise UnusableError("not_utf8") from None
+        return "not_utf8"
     except (json.JSONDecodeError, RecursionError):
-        raise UnusableError("not_json") from None
-    if not isinstance(given, dict):
-        raise UnusableError("no_object")
-    return given
+        return "not_json"
+    return given if isinstance(given, dict) else "no_object"
+
+
+def _check_letters(text: str) -> None:
+    """Half letters, as JSON's escapes may give and broken UTF-8 does, cannot be written again."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UnusableError("not_utf8")
 
 
 def _text(given: dict[str, Any], name: str) -> str:
     value = given.get(name)
     if not isinstance(value, str) or not value.strip():
         raise UnusableError(f"no_{name}")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):  # half a letter, by JSON's escapes
-        raise UnusableError("not_utf8")
+    _check_letters(value)
     return value
 
 
 def _answer(output: str, task: str) -> list[str]:
     """The distinct lines of the answer, yes or no, or a whole text."""
-    if TASKS[task].target == "text":
+    if ALL_TASKS[task].target == "text":
         return [output.strip()]
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    if TASKS[task].kind == "decision":
+    if ALL_TASKS[task].kind == "decision":
         return list(dict.fromkeys(lines))
     answer = lines[0].lower() if len(lines) == 1 else ""
     if answer not in ("yes", "no"):
@@ -180,7 +278,16 @@ def _time(given: dict[str, Any], times: list[datetime | None]) -> datetime:
     return max((time for time in times if time is not None), default=UNKNOWN_TIME)
 
 
-class _Texts:
+@contextmanager
+def text_file(path: Path) -> Iterator["Texts"]:
+    """Contexts on their way into the Arrow file `path`, which appears whole or not at all."""
+    with replacing(path) as temporary, pa.ipc.new_file(str(temporary), Texts.SCHEMA) as file:
+        contexts = Texts(file)
+        yield contexts
+        contexts.write()
+
+
+class Texts:
     """Distinct texts on their way into an Arrow file of one column, a few at a time."""
 
     SCHEMA = pa.schema([("text", pa.large_string())])

@@ -8,6 +8,8 @@ Keys are EHR-R1's (its spelling of "Tranfer" included); the sentences are ours.
 from dataclasses import dataclass
 from typing import Literal
 
+from ehrr1.tasks.benchmark_tasks import CDM_DISEASE, CDM_ICD, CDM_QUESTIONS, EHRSHOT_QUESTIONS
+
 Kind = Literal["decision", "risk"]
 Metric = Literal["f1", "auroc", "accuracy", "rouge"]
 Target = Literal["item", "class", "heading", "text", "label"]
@@ -371,10 +373,22 @@ _RISK = (
 TASKS: dict[str, Task] = {task.key: task for task in (*_DECISION, *_RISK)}
 """Every task: 45 of the release's catalogue, and `discharge`."""
 
-ONE_ITEM = ("admissions", "transfers", "services", "next_event")
+ONE_ITEM = ("admissions", "transfers", "services", "next_event", CDM_DISEASE)
 """Decision tasks whose answer is one item."""
 
-BENCHMARK_TASKS: dict[str, Task] = {}
+BENCHMARK_TASKS: dict[str, Task] = {
+    **{key: _risk(key, "any", 0, text) for key, text in EHRSHOT_QUESTIONS.items()},
+    CDM_DISEASE: _decision(
+        CDM_DISEASE,
+        "any",
+        "disease",
+        CDM_QUESTIONS[CDM_DISEASE],
+        0,
+        metric="accuracy",
+        paper=False,
+    ),
+    CDM_ICD: _decision(CDM_ICD, "any", "icd_diagnosis", CDM_QUESTIONS[CDM_ICD], 0, paper=False),
+}
 """Tasks of other benchmarks, whose samples come from files and are only evaluated on."""
 
 ALL_TASKS: dict[str, Task] = TASKS | BENCHMARK_TASKS
@@ -382,5 +396,7 @@ ALL_TASKS: dict[str, Task] = TASKS | BENCHMARK_TASKS
 SUITES: dict[str, tuple[str, ...]] = {
     "paper42": tuple(key for key, task in TASKS.items() if task.in_paper_24 or task.kind == "risk"),
     "release45": tuple(key for key in TASKS if key != "discharge"),
+    "ehrshot": tuple(EHRSHOT_QUESTIONS),
+    "mimiciv_cdm": tuple(CDM_QUESTIONS),
 }
 """Named sets of tasks: the paper's 24 decision and 18 risk tasks; all that were released."""

@@ -1,4 +1,4 @@
-"""Results as pages: one HTML file each, which loads nothing and can be mailed, printed, archived."""
+"""Results as pages: one HTML file each, which loads nothing and can be mailed and printed."""
 
 from ehrr1.evaluation.pages.cases import Case, choose_cases
 from ehrr1.evaluation.pages.report import write_report

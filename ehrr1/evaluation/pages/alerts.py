@@ -88,8 +88,8 @@ def _fewer(scored: pl.DataFrame) -> list[str]:
     sums = sizes.group_by("model").agg(pl.col("n").sum(), pl.col("most").sum())
     short = {row["model"]: row for row in sums.iter_rows(named=True) if row["n"] < row["most"]}
     return [
-        f"{name} answered {short[name]['n']:,} of the {short[name]['most']:,} samples of its tasks: "
-        "its scores are of these alone; differences are of samples that both answered."
+        f"{name} answered {short[name]['n']:,} of the {short[name]['most']:,} samples of its "
+        "tasks: its scores are of these alone; differences are of samples that both answered."
         for name in names(scored)
         if name in short
     ]

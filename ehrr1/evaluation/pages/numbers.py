@@ -123,7 +123,7 @@ def bars(
     metrics: Metrics, results: Sequence[Result], tasks: Sequence[str], kind: str, metric: str
 ) -> dict[str, Any] | None:
     """One metric of all results, task by task, with their mean first."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for task in tasks:
         cells = [cell(metrics, f"{prefix}{task}/{metric}") for _, prefix in results]
         if kind_of(task) == kind and any(cells):
@@ -170,16 +170,22 @@ def subgroups(
 def differences(
     metrics: Metrics, found: Iterable[tuple[str, str, str]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Paired differences by what is compared (`risk: AUROC`): `found` has what is told (`rl - adapt`),
-    the key that its metrics begin with, and a note."""
-    by_metric: dict[str, list[dict[str, Any]]] = {}
+    """Paired differences by what is compared (`Risk: AUROC`); `found` has what a difference is
+    called, the key that its metrics begin with, and a note."""
+    by_metric: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for told, head, note in found:
         start = f"{head}/"
         for key in metrics:
             if key.startswith(start) and key.endswith("/macro"):
                 kind, metric, _ = key.removeprefix(start).split("/")
                 lower = metric.startswith(LOWER_IS_BETTER)
-                title = f"{KINDS[kind]}: {label(metric)}" + ", lower is better" * lower
                 row = {"label": told, "note": note, "value": cell(metrics, key), "lower": lower}
-                by_metric.setdefault(title, []).append(row)
-    return by_metric
+                by_metric.setdefault((kind, metric), []).append(row)
+    main = [("risk", "auroc"), ("decision", "f1")]
+    rest = [(kind, metric) for metric in ordered(m for _, m in by_metric) for kind in KINDS]
+    return {
+        f"{KINDS[kind]}: {label(metric)}"
+        + ", lower is better" * metric.startswith(LOWER_IS_BETTER): by_metric[kind, metric]
+        for kind, metric in dict.fromkeys(main + rest)
+        if (kind, metric) in by_metric
+    }

@@ -17,8 +17,8 @@ from ehrr1.evaluation.summary import BASELINES, last_result, names, pairs, prefi
 from ehrr1.tasks.catalog import ALL_TASKS
 
 PROBABILITY_RULE = (
-    "A probability of yes is P(yes) / (P(yes) + P(no)), each summed over all one-token spellings of "
-    "the word, read behind the prompt (or behind the chain) without sampling."
+    "A probability of yes is P(yes) / (P(yes) + P(no)), each summed over all one-token spellings "
+    "of the word, read behind the prompt (or behind the chain) without sampling."
 )
 CLOSED = "Cases are not shown: the data are not open, and a page is easily passed on."
 NO_CASES = "Cases are not shown: the records that were asked about are not beside the predictions."
@@ -29,51 +29,49 @@ POOLED = "all tasks pooled"
 def write_report(
     path: Path,
     predictions: pl.DataFrame,
-    metrics: dict[str, float | int],
+    metrics: Mapping[str, float | int],
     tasks: Sequence[str],
     *,
     title: str,
-    settings: dict[str, Any],
+    settings: Mapping[str, Any],
+    split: str,
     cases: Sequence[Case],
     open_data: bool,
 ) -> None:
-    """Write one evaluation as a page. `settings` has the evaluation's own under `eval`; patients'
-    texts (`cases`) are left out of it unless the data are open."""
-    data = report_data(predictions, metrics, tasks, title, settings, cases if open_data else ())
-    data["no_cases"] = NO_CASES if open_data else CLOSED
+    """Write one evaluation as a page, of the rows of `split`. `settings` has the evaluation's own
+    under `eval`; patients' texts (`cases`) are left out unless the data are open."""
+    scored = predictions.filter(pl.col("split") == split)
+    told = pairs(names(scored))
+    data = report_data(scored, metrics, tasks, dict.fromkeys(told, ""))
+    data |= {
+        "title": title,
+        "lead": [["benchmark", settings["eval"]["suite"]], *lead(scored, split)],
+        "rules": rules(settings["eval"]),
+        "settings": [table("Settings", ["setting", "value"], flat_settings(settings))],
+        "cases": [shown(case) for case in cases if open_data],
+        "no_cases": NO_CASES if open_data else CLOSED,
+    }
     path.write_text(page(data), encoding="utf-8")
 
 
 def report_data(
-    predictions: pl.DataFrame,
+    scored: pl.DataFrame,
     metrics: Mapping[str, float | int],
     tasks: Sequence[str],
-    title: str,
-    settings: Mapping[str, Any],
-    cases: Sequence[Case],
+    compared: Mapping[tuple[str, str], str],
 ) -> dict[str, Any]:
-    """Everything that the page shows."""
-    split = settings["eval"]["split"]
-    scored = predictions.filter(pl.col("split") == split)
+    """Everything that follows from the predictions that were scored and their metrics; `compared`
+    has the pairs of results whose difference is told, with a note on each."""
     found = names(scored)
     results = [(name, prefix_of(name)) for name in found]
     main = last_result(scored) or found[-1]
     charts = [("risk", "auroc"), ("decision", "f1"), ("text", "rougeL")]
     bars = [numbers.bars(metrics, results, tasks, *chart) for chart in charts]
-    told = [(f"{one} − {other}", f"{one}-{other}", "") for one, other in pairs(found)]
+    told = [(f"{a} \N{MINUS SIGN} {b}", f"{a}-{b}", note) for (a, b), note in compared.items()]
     return {
-        "title": title,
-        "lead": lead(scored, settings["eval"]),
         "warnings": warnings(scored, metrics),
         "results": coloured(found),
-        "asked": asked(scored, metrics),
-        "rules": [
-            PROBABILITY_RULE,
-            f"Records and questions have at most {settings['eval']['max_prompt_tokens']:,} tokens: "
-            "longer records lose their oldest events.",
-            f"Intervals hold 95 %: {settings['eval']['bootstrap']:,} bootstrap replicates, drawn by "
-            "patient; an interval of a difference is paired.",
-        ],
+        "asked": [asked(scored, metrics)],
         "overview": numbers.overview(metrics, results),
         "bars": [chart for chart in bars if chart],
         "curves": all_curves(scored, metrics, tasks),
@@ -81,17 +79,25 @@ def report_data(
         "everything": numbers.everything(metrics, results, tasks, prefix_of(main)),
         "subgroups": numbers.subgroups(metrics, results, scored),
         "differences": numbers.differences(metrics, told),
-        "cases": [shown(case) for case in cases],
-        "settings": [table("Settings", ["setting", "value"], flat_settings(settings))],
     }
 
 
-def lead(scored: pl.DataFrame, settings: Mapping[str, Any]) -> list[list[str]]:
+def rules(settings: Mapping[str, Any]) -> list[str]:
+    """How probabilities, records and intervals are to be read; `settings` are those of `eval`."""
+    return [
+        PROBABILITY_RULE,
+        f"Records and questions have at most {settings['max_prompt_tokens']:,} tokens: longer "
+        "records lose their oldest events.",
+        f"Intervals hold 95 %: {settings['bootstrap']:,} bootstrap replicates, drawn by patient; "
+        "an interval of a difference is paired.",
+    ]
+
+
+def lead(scored: pl.DataFrame, split: str) -> list[list[str]]:
     """The few facts that stand on top."""
     risk = scored.filter(pl.col("task").is_in(_of_kind("risk")))
     facts = {
-        "benchmark": settings["suite"],
-        "split": settings["split"],
+        "split": split,
         "patients": f"{scored['subject_id'].n_unique():,}",
         "questions": f"{scored['sample_id'].n_unique():,}",
         "tasks": f"{risk['task'].n_unique()} risk, "
@@ -111,7 +117,11 @@ def asked(scored: pl.DataFrame, metrics: Mapping[str, float | int]) -> Table:
             [
                 {"result": at},
                 *([_mode(part) for part in parts] if name not in BASELINES else ["baseline"] * 2),
-                *([_only(own[c]) for c in ("candidates", "wording")] if name not in BASELINES else ["", ""]),
+                *(
+                    [_only(own[c]) for c in ("candidates", "wording")]
+                    if name not in BASELINES
+                    else ["", ""]
+                ),
                 int((own["draw"].max() or 0) + 1),  # type: ignore[operator]
                 *(part["sample_id"].n_unique() for part in parts),
                 own["subject_id"].n_unique(),
@@ -143,7 +153,9 @@ def all_curves(
             fitted = None if temperature is None or own.is_empty() else cooled(own, temperature)
             drawn = None if own.is_empty() else curves(own, fitted)
             if drawn:
-                numbers_of = {m: _of_task(metrics, name, title, m) for m in ("auroc", "auprc", "ece")}
+                numbers_of = {
+                    m: _of_task(metrics, name, title, m) for m in ("auroc", "auprc", "ece")
+                }
                 series.append({"result": at, **drawn, **numbers_of})
         if series:
             found.append({"title": title, "series": series, **_of_all(rows)})

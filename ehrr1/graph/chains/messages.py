@@ -31,25 +31,30 @@ OUTAGE = 20
 CACHED = {"cache_control": {"type": "ephemeral"}}
 
 
-def check(settings: DictConfig, open_data: bool) -> None:
+def check(
+    settings: DictConfig,
+    open_data: bool,
+    group: str = "chains",
+    here: str = "write on this machine (chains=vllm or chains=transformers)",
+) -> None:
     """Raise UserError, before anything is sent, where it must not or cannot be.
 
-    `open_data`: whether the prepared records are open (`data.open`).
+    `open_data`: whether the prepared records are open (`data.open`). `group`: whose settings they
+    are; `here`: what to do instead.
     """
     problems = []
     if not open_data and not settings.compliant_endpoint:
         problems.append(
-            "chains.writer=anthropic: the prepared records are not open (data.open=false), and "
-            "this writer sends them to a third party, which the data use agreement of credentialed "
-            "records forbids; write on this machine (chains=vllm or chains=transformers), or set "
-            "chains.compliant_endpoint=true if your agreement covers this endpoint"
+            f"{group}=anthropic: the prepared records are not open (data.open=false), and "
+            "this sends them to a third party, which the data use agreement of credentialed "
+            f"records forbids; {here}, or set {group}.compliant_endpoint=true if your agreement "
+            "covers this endpoint"
         )
     if not os.environ.get(KEY):
-        problems.append(f"{KEY} is not set: chains=anthropic needs a key; export {KEY}=...")
+        problems.append(f"{KEY} is not set: {group}=anthropic needs a key; export {KEY}=...")
     if find_spec("anthropic") is None:
         problems.append(
-            "chains.writer=anthropic: the SDK is not installed; "
-            "pip install -c constraints.txt anthropic"
+            f"{group}=anthropic: the SDK is not installed; pip install -c constraints.txt anthropic"
         )
     if problems:
         raise UserError("; ".join(problems))
@@ -66,17 +71,26 @@ def client_settings(settings: DictConfig) -> dict[str, Any]:
 
 
 def request(settings: DictConfig, prompt: Prompt, shared: bool) -> dict[str, Any]:
-    """The body of one request; `shared`: other drafts will read the prompt from the cache, which
-    costs more to write than to send."""
-    texts = filter(None, (prompt.record, prompt.question))  # an empty block is refused
-    marked = CACHED if shared else {}
+    """The body of one request for a draft; `shared`: others will read the prompt from the cache."""
+    texts = (prompt.record, prompt.question)
+    return request_body(settings.model, settings.max_tokens, prompt.system, texts, 2 * shared)
+
+
+def request_body(
+    model: str, max_tokens: int, system: str, said: Sequence[str], cached: int
+) -> dict[str, Any]:
+    """A request in which a user says something in several blocks, the first `cached` of which are
+    kept for requests that begin alike: that costs more than to send them once."""
+    blocks = [
+        {"type": "text", "text": text, **(CACHED if number < cached else {})}
+        for number, text in enumerate(said)
+        if text  # an empty block is refused
+    ]
     return {
-        "model": settings.model,
-        "max_tokens": settings.max_tokens,
-        "system": [{"type": "text", "text": prompt.system, **CACHED}],
-        "messages": [
-            {"role": "user", "content": [{"type": "text", "text": t, **marked} for t in texts]}
-        ],
+        "model": model,
+        "max_tokens": max_tokens,
+        "system": [{"type": "text", "text": system, **CACHED}],
+        "messages": [{"role": "user", "content": blocks}],
     }
 
 
@@ -114,28 +128,34 @@ def may_pass(status: int) -> bool:
     return status in (408, 409, 429) or status >= 500
 
 
-def refused(status: int, message: str) -> UserError:
+LIMITS = {
+    "chains": "chains.temperature (1.0 for models from Claude 4.7 on), chains.max_tokens",
+    "engine": "eval.max_new_tokens",
+}
+"""By the group of settings, what else than the model and the prompt's length is refused."""
+
+
+def refused(status: int, message: str, group: str = "chains") -> UserError:
     """Why the endpoint will not answer, however often it is asked."""
     hints = {
-        400: "check chains.model, chains.temperature (1.0 for models from Claude 4.7 on), "
-        "chains.max_tokens and chains.max_prompt_chars",
+        400: f"check {group}.model, {LIMITS[group]} and {group}.max_prompt_chars",
         401: f"check {KEY}",
         403: f"check {KEY} and what it may do",
-        404: "check chains.model and chains.base_url",
-        413: "lower chains.max_prompt_chars",
+        404: f"check {group}.model and {group}.base_url",
+        413: f"lower {group}.max_prompt_chars",
     }
-    hint = hints.get(status, "check the account and chains.base_url")
+    hint = hints.get(status, f"check the account and {group}.base_url")
     said = " ".join(message.split())[:300]
     return UserError(
-        f"chains=anthropic: the endpoint refuses the request with status {status} ({said}); "
+        f"{group}=anthropic: the endpoint refuses the request with status {status} ({said}); "
         f"{hint}. What was written is saved"
     )
 
 
-def unreachable(reason: str) -> UserError:
+def unreachable(reason: str, group: str = "chains") -> UserError:
     return UserError(
-        f"chains=anthropic: the endpoint does not answer ({reason}); check chains.base_url and the "
-        "network. What was written is saved: the same command goes on"
+        f"{group}=anthropic: the endpoint does not answer ({reason}); check {group}.base_url and "
+        "the network. What was written is saved: the same command goes on"
     )
 
 
@@ -215,10 +235,10 @@ class _Messages:
         """The answer, or why there is none."""
         import anthropic
 
-        body, headers = sampling(self.settings)
+        more, headers = sampling(self.settings)
         try:
             raw = await self.client.messages.with_raw_response.create(
-                **request(self.settings, prompt, shared), extra_body=body, extra_headers=headers
+                **request(self.settings, prompt, shared), extra_body=more, extra_headers=headers
             )
             return read_message(raw.http_response.json(), self.price)
         except anthropic.APIStatusError as error:

@@ -1,0 +1,175 @@
+"""Questions on records that were handed over, and what a model says to them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ehrr1.prompts.chat_format import OPENED
+from ehrr1.prompts.trees import Question, Tree, TreeMaker
+from ehrr1.records.events import Event
+from ehrr1.rollout.live import Watch
+from ehrr1.scoring.answers import THINK_CLOSE, split_think
+from ehrr1.tasks.catalog import ALL_TASKS
+from ehrr1.tasks.one_record import read_text, text_events
+from ehrr1.tasks.samples import Prepared, Sample
+
+Record = str | Path | Sequence[Event]
+"""The text of a record, the file that holds it, or its events, oldest first."""
+
+YES_NO = "Answer yes or no."
+YES_NO_WORDS = frozenset(
+    [
+        *("will", "would", "is", "are", "was", "were", "does", "do", "did", "has", "have", "had"),
+        *("can", "could", "should", "may", "might", "must"),
+    ]
+)
+"""A question that begins with one of them is answered by yes or no."""
+
+NOTHING_FITS = "no event of the record fits beside the question"
+
+
+def asks_yes_or_no(question: str) -> bool:
+    """Whether it ends in "yes or no" or begins with a verb such as will, is, does, has."""
+    words = question.lower().split()
+    asked = " ".join(words).rstrip(" .?!").endswith("yes or no")
+    return asked or (bool(words) and words[0].strip("'\"(") in YES_NO_WORDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model says to a question.
+
+    `items` are the lines of the answer, of a yes/no question the likelier word; `probability` is
+    that of yes among yes and no, None for other questions; `chain` what was written before the
+    answer, or all that was where no answer can be read in it. `problem`: why there is no answer, or
+    what is wrong with it. A record that was too long
+    lost its `cut_events` oldest events and `cut_tokens` of its history of earlier stays.
+    """
+
+    items: tuple[str, ...]
+    probability: float | None = None
+    chain: str | None = None
+    problem: str | None = None
+    cut_events: int = 0
+    cut_tokens: int = 0
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.items)
+
+    def __str__(self) -> str:
+        return self.text if self.chain is None else f"{thought_of(self.chain)}{self.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """One question on one record: in words, or a task's. Equal `context_id`, equal record."""
+
+    id: str
+    context_id: str
+    record: Callable[[], list[Event]]
+    question: str | None = None
+    task: str | None = None
+    yes_no: bool | None = None
+    """None: as the task is, else as the words say (`asks_yes_or_no`)."""
+
+    @property
+    def has_label(self) -> bool:
+        if self.yes_no is not None:
+            return self.yes_no
+        if self.question is None:
+            return ALL_TASKS[self.task or ""].kind == "risk"
+        return asks_yes_or_no(self.question)
+
+    @property
+    def words(self) -> str | None:
+        """The question as it is put; None: in the task's own words."""
+        if self.question is None or not self.has_label or "yes or no" in self.question.lower():
+            return self.question
+        return f"{self.question.strip()} {YES_NO}"
+
+    @property
+    def sample(self) -> Sample:
+        time = datetime.min  # the record says what was known
+        place = ("", time, self.context_id, ())
+        return Sample(self.id, 0, None, None, self.task or "", *place, instruction=self.words)
+
+
+class Given(Prepared):
+    """Records that were handed over, by their `context_id`."""
+
+    def __init__(self, records: Mapping[str, Callable[[], list[Event]]]):
+        super().__init__(Path())
+        self.records = records
+
+    def context(self, sample: Sample) -> list[Event]:
+        return self.records[sample.context_id]()
+
+
+@dataclass
+class CountingMaker(TreeMaker):
+    """Remembers what it cut from the record of each question."""
+
+    cut: dict[str, tuple[int, int, bool]] = field(default_factory=dict)
+    """Events, tokens, and whether nothing was left."""
+
+    def tree(
+        self,
+        events: Sequence[Event],
+        preamble: int,
+        questions: Sequence[Question],
+        head: list[int] | None = None,
+    ) -> Tree:
+        tree = super().tree(events, preamble, questions, head)
+        nothing = tree.cut_events == len(events)
+        for question in questions:
+            self.cut[question.sample_id] = (tree.cut_events, tree.cut_tokens, nothing)
+        return tree
+
+
+class Shown:
+    """Passes on what is written. Of a yes/no question only the chain (`closes`): its answer is the
+    likelier word, which `finish` tells, and not what happened to be written."""
+
+    def __init__(self, watch: Watch, closes: bool):
+        self.watch, self.closes, self.text = watch, closes, ""
+
+    def __call__(self, piece: str) -> None:
+        told = len(self.text)
+        self.text += piece
+        end = self.text.find(THINK_CLOSE)
+        if self.closes and end >= 0:
+            piece = self.text[told : end + len(THINK_CLOSE)]
+        if piece:
+            self.watch(piece)
+
+    def finish(self, answer: Answer) -> None:
+        if not self.text:
+            self.watch(str(answer))
+        elif self.closes:
+            close = "" if THINK_CLOSE in self.text else f"\n{THINK_CLOSE}"
+            self.watch(f"{close}\n\n{answer.text}")
+
+
+def thought_of(chain: str) -> str:
+    return f"{OPENED}{chain}\n{THINK_CLOSE}\n\n"
+
+
+def events(record: Record) -> list[Event]:
+    """The events of a record in any form. Raises UserError for an empty or unreadable one."""
+    if isinstance(record, Path):
+        record = read_text(record)
+    return text_events(record) if isinstance(record, str) else list(record)
+
+
+def read_row(row: Mapping[str, Any], maker: CountingMaker) -> Answer:
+    """A row of predictions as an answer."""
+    events_cut, tokens_cut, nothing = maker.cut.pop(row["sample_id"])
+    chain = split_think(row["completion"] or "")[0]
+    if chain is None and row["problem"]:
+        chain = row["completion"] or None
+    items = tuple(item for item in row["prediction"].split("\n") if item)
+    problem = row["problem"] or (NOTHING_FITS if nothing else None)
+    return Answer(items, row["probability"], chain, problem, events_cut, tokens_cut)

@@ -1,0 +1,232 @@
+"""A file of questions: read, checked row by row, answered line by line, resumed."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from hashlib import blake2b
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+from ehrr1 import runs
+from ehrr1.errors import UserError
+from ehrr1.evaluation.asking import Answer, Asking, events
+from ehrr1.files import read_json, write_json
+from ehrr1.records.events import Event
+from ehrr1.tasks.catalog import ALL_TASKS
+
+SHOWN = 20
+"""Lines that cannot be asked and are named; the others are counted."""
+
+Records = Callable[[dict[str, Any]], Callable[[], list[Event]]]
+"""A row that names a patient -> what reads the record."""
+
+
+class RowError(ValueError):
+    """What is wrong with one row; no patient's text is in it."""
+
+
+@dataclass
+class Batch:
+    """The rows of a file: those that are `left` to answer, those that cannot be asked (`refused`,
+    by their line), and the ids that are `done`, as text, of the file's `rows`."""
+
+    path: Path
+    output: Path
+    rows: int
+    left: list[Asking]
+    ids: dict[str, Any]
+    """id as text -> as the file has it"""
+    lines: dict[str, int]
+    refused: dict[int, str]
+    done: set[str] = field(default_factory=set)
+    _file: TextIOWrapper | None = None
+
+    @contextmanager
+    def writing(self, settings: dict[str, Any]) -> Iterator[None]:
+        """Take up the output where it was left; nobody else writes to it meanwhile.
+
+        Raises UserError for an output that was made with other settings.
+        """
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        with runs.held(self.output):
+            self._same(settings)
+            self.done = finished(self.output) & self.ids.keys()
+            self.left = [asking for asking in self.left if asking.id not in self.done]
+            with self.output.open("a", encoding="utf-8") as self._file:
+                yield
+
+    def _same(self, settings: dict[str, Any]) -> None:
+        """Remember what the answers are made with, beside them."""
+        path = self.output.with_name(f"{self.output.name}.settings.json")
+        there = read_json(path) if path.exists() and self.output.exists() else settings
+        changed = [
+            f"{key}: {there.get(key)} there, {value} now"
+            for key, value in settings.items()
+            if there.get(key) != value
+        ]
+        if changed:
+            raise UserError(
+                f"infer.output={self.output} was made with other settings ({'; '.join(changed)}): "
+                "name another by infer.output=FILE, or remove it"
+            )
+        write_json(path, settings)
+
+    def refuse(self, problem: Callable[[Asking], str | None]) -> None:
+        """Leave out the rows with a problem, and those whose record cannot be read."""
+        kept = []
+        for asking in self.left:
+            reason = problem(asking) or unreadable(asking)
+            if reason:
+                self.refused[self.lines[asking.id]] = reason
+            else:
+                kept.append(asking)
+        self.left = kept
+
+    def report(self) -> list[str]:
+        """A line for each row that is left out."""
+        shown = sorted(self.refused.items())[:SHOWN]
+        lines = [f"{self.path} line {line}: {reason}; left out" for line, reason in shown]
+        more = len(self.refused) - len(shown)
+        return [*lines, f"and {more:,} more rows"] if more else lines
+
+    def write(self, name: str, answer: Answer) -> None:
+        assert self._file is not None
+        row = {
+            "id": self.ids[name],
+            "answer": answer.text,
+            "probability": answer.probability,
+            "chain": answer.chain,
+            "problem": answer.problem,
+        }
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.flush()
+        self.done.add(name)
+
+
+def read_batch(path: Path, output: Path, records: Records) -> Batch:
+    """Read and check all rows. Raises UserError for a file that cannot be read, and for an id that
+    stands in it twice."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise UserError(
+            f"infer.path={path}: {reason}; name a file with a JSON object a line"
+        ) from error
+    batch = Batch(path, output, 0, [], {}, {}, {})
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        batch.rows += 1
+        try:
+            asking, own = read_row(line, records)
+        except RowError as error:
+            batch.refused[number] = str(error)
+            continue
+        if asking.id in batch.ids:
+            raise UserError(
+                f"infer.path={path}: id {asking.id} stands in lines {batch.lines[asking.id]} and "
+                f"{number}; give each row its own"
+            )
+        batch.ids[asking.id], batch.lines[asking.id] = own, number
+        batch.left.append(asking)
+    if not batch.rows:
+        raise UserError(f"infer.path={path}: it is empty; give a JSON object a line")
+    return batch
+
+
+def read_row(line: str, records: Records) -> tuple[Asking, Any]:
+    """A row as a question, and its id as it stands there. Raises RowError for what is none."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise RowError(f"no JSON (character {error.pos})") from error
+    if not isinstance(row, dict):
+        raise RowError("no JSON object")
+    name = row.get("id")
+    if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
+        raise RowError("no id (a text or a whole number)")
+    question, task = row.get("question"), row.get("task")
+    if (question is None) == (task is None):
+        raise RowError("it needs a question or a task, one of the two")
+    if question is not None and not isinstance(question, str):
+        raise RowError("question is no text")
+    if task is not None and task not in ALL_TASKS:
+        raise RowError(f"task {task} is unknown")
+    context_id, record = read_record(row, records)
+    return Asking(str(name), context_id, record, question, task), name
+
+
+def read_record(row: dict[str, Any], records: Records) -> tuple[str, Callable[[], list[Event]]]:
+    """What the record depends on, and what reads it."""
+    text, subject = row.get("record"), row.get("subject_id")
+    if (text is None) == (subject is None):
+        raise RowError("it needs a record or a subject_id, one of the two")
+    if text is not None:
+        if not isinstance(text, str):
+            raise RowError("record is no text")
+        return blake2b(text.encode(), digest_size=16).hexdigest(), partial(events, text)
+    if isinstance(subject, bool) or not isinstance(subject, int):
+        raise RowError("subject_id is no whole number")
+    try:
+        time = time_of(row.get("time"))
+    except UserError as error:
+        raise RowError("time is none; write it as 'YYYY-MM-DD HH:MM:SS'") from error
+    return f"{subject}/{time}/{shows_the_moment(row.get('task'))}", records(row)
+
+
+def shows_the_moment(task: str | None) -> bool:
+    """Whether a record shows what became known at its very time: not to those who are asked what
+    came then."""
+    return task is None or ALL_TASKS[task].kind == "risk"
+
+
+def unreadable(asking: Asking) -> str | None:
+    """Why a record cannot be read; None where it can."""
+    try:
+        asking.record()
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def finished(output: Path) -> set[str]:
+    """The ids that are answered. A last line that was only half written is cut off.
+
+    Raises UserError for a file that holds something else.
+    """
+    if not output.exists():
+        return set()
+    content = output.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    done = set()
+    for number, line in enumerate(whole.decode(errors="replace").split("\n")[:-1], start=1):
+        try:
+            done.add(str(json.loads(line)["id"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"infer.output={output}: line {number} is no answer; name another file"
+            ) from error
+    if len(whole) < len(content):
+        with output.open("r+b") as file:
+            file.truncate(len(whole))
+    return done
+
+
+def time_of(value: Any) -> datetime | None:
+    """`infer.time` or a row's `time`. Raises UserError for what is none."""
+    if value is None:
+        return None
+    try:
+        time = datetime.fromisoformat(str(value))
+    except ValueError:
+        time = None
+    if time is None or time.tzinfo is not None:
+        raise UserError(
+            f"infer.time={value}: write it as 'YYYY-MM-DD HH:MM:SS', without a time zone"
+        )
+    return time
