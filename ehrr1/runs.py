@@ -124,6 +124,11 @@ def folder_of(cfg: DictConfig, stage: str) -> Path:
     return home(cfg) / f"{stage}{mode}"
 
 
+def data_is_open(prepare: Path) -> bool:
+    """Whether the records of a finished `prepare` may be shown to anyone (`data.open`)."""
+    return bool(OmegaConf.select(OmegaConf.load(prepare / "config.yaml"), "data.open"))
+
+
 def is_finished(folder: Path) -> bool:
     return (folder / "metrics.json").exists()
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ehrr1.errors import UserError
 from ehrr1.evaluation.asked import Asked
@@ -24,6 +24,7 @@ from ehrr1.graph.chains import messages
 from ehrr1.graph.chains.costs import Price
 from ehrr1.graph.chains.prompting import Limit, fitting_record
 from ehrr1.prompts.messages import SYSTEM, asking_for_both, listing_candidates
+from ehrr1.runs import data_is_open
 from ehrr1.scoring.answers import THINK_CLOSE, THINK_OPEN, read_answer
 from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.catalog import ALL_TASKS
@@ -82,7 +83,7 @@ def predict(
 ) -> Iterator[Rows]:
     """The rows of `samples`, as they are answered. Raises UserError as `check` and `ChatPredictor`;
     it is the records that were prepared which must be open, whatever the command says of them."""
-    check(cfg.engine, bool(OmegaConf.load(prepared.folder / "config.yaml").data.open))
+    check(cfg.engine, data_is_open(prepared.folder))
     limits = cfg.eval.max_new_tokens
     predictor = ChatPredictor(
         cfg.engine,

@@ -78,7 +78,7 @@ def speed(folder: Path) -> dict[str, float]:
     loading not counted, over what the last of its starts has answered."""
     found: dict[str, float] = {}
     whole = [0.0, 0.0]
-    for result in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for result in sorted(path for path in folder.glob("*/") if path.is_dir()):
         work = [read_json(file) for file in sorted(result.glob("*.json"))]
         both = [sum(one[name] for one in work) for name in ("samples", "seconds")]
         whole = [sum(pair) for pair in zip(whole, both, strict=True)]

@@ -15,6 +15,7 @@ from ehrr1.evaluation.scores import one_class
 from ehrr1.evaluation.summary import last_result, names, pairs, prefix_of
 from ehrr1.files import replacing
 from ehrr1.records.markdown import record_markdown
+from ehrr1.runs import data_is_open
 from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.samples import Prepared
 
@@ -104,7 +105,8 @@ def publish(
         name: OmegaConf.to_container(cfg[name]) if OmegaConf.is_config(cfg[name]) else cfg[name]
         for name in SHOWN_SETTINGS
     }
-    is_open = bool(cfg.data.open)
+    # what counts is what was prepared, whatever the command says of its data
+    is_open = prepared is not None and data_is_open(prepared.folder)
     cases = []
     if is_open and prepared is not None:
         cases = cases_of(predictions.filter(pl.col("split") == cfg.eval.split), prepared, cfg)

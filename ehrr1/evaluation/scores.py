@@ -1,6 +1,7 @@
 """From predictions to scores: per task and macro, each with its bootstrap replicates."""
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import polars as pl
@@ -18,7 +19,7 @@ from ehrr1.evaluation.metrics import (
     weighted_log_loss,
 )
 from ehrr1.scoring.consistency import agreed
-from ehrr1.scoring.sets import normalise, reduce, set_scores
+from ehrr1.scoring.sets import SetScores, normalise, reduce, set_scores
 from ehrr1.scoring.texts import rouge
 from ehrr1.tasks.catalog import ALL_TASKS
 
@@ -50,12 +51,15 @@ def score(
     has AUROC only: the others depend on the prevalence, which was made up.
     """
     found: Replicates = {}
+    by_task = {key[0]: rows for key, rows in predictions.partition_by("task", as_dict=True).items()}
     for task in tasks:
-        rows = predictions.filter(pl.col("task") == task)
+        if task not in by_task:
+            continue
+        rows = by_task[task]
         if ALL_TASKS[task].kind == "risk":
             values = _risk(rows, resamples, temperature, main_only)
         elif ALL_TASKS[task].target == "text":
-            values = _means(rows, resamples, _texts(rows)) if len(rows) and not main_only else {}
+            values = {} if main_only else _means(rows, resamples, _texts(rows))
         else:
             values = _decision(rows, resamples, main_only)
         found |= {f"{task}/{name}": array for name, array in values.items()}
@@ -119,13 +123,11 @@ def _risk(
 
 
 def _decision(rows: pl.DataFrame, resamples: Resamples, main_only: bool) -> Replicates:
-    if len(rows) == 0:
-        return {}
-    said = [text.split("\n") for text in rows["prediction"]]
-    true = [text.split("\n") for text in rows["target"]]
-    columns = np.array([set_scores(*pair) for pair in zip(said, true, strict=True)]).T
+    pairs = list(zip(rows["prediction"], rows["target"], strict=True))
+    columns = np.array([_compared(*pair) for pair in pairs]).T
     if main_only:
         return _means(rows, resamples, {"f1": columns[2]})
+    said, true = ([text.split("\n") for text in texts] for texts in zip(*pairs, strict=True))
     reduced = [
         set_scores(map(reduce, one), map(reduce, other)).f1
         for one, other in zip(said, true, strict=True)
@@ -137,6 +139,12 @@ def _decision(rows: pl.DataFrame, resamples: Resamples, main_only: bool) -> Repl
         | {"f1_normalised": np.array(reduced)},
     )
     return found | _micro(rows, resamples, said, true) | _draws(rows, resamples)
+
+
+@lru_cache(maxsize=2**18)
+def _compared(said: str, true: str) -> SetScores:
+    """Scores of one answer: subgroups and differences ask for the same ones again."""
+    return set_scores(said.split("\n"), true.split("\n"))
 
 
 def _micro(

@@ -130,8 +130,8 @@ def subgroup_scores(rows: pl.DataFrame, resamples: Resamples, tasks: Sequence[st
     fewer than `LEAST_PATIENTS` have their number only."""
     found: Metrics = {}
     for column in SUBGROUPS:
-        for value in sorted(rows[column].drop_nulls().unique().to_list()):
-            group = rows.filter(pl.col(column) == value)
+        groups = rows.drop_nulls(column).partition_by(column, as_dict=True)
+        for (value,), group in sorted(groups.items()):
             head = f"subgroup/{column}/{value.replace('/', ' or ')}"
             found[f"{head}/patients"] = patients = group["subject_id"].n_unique()
             if patients < LEAST_PATIENTS:
@@ -146,7 +146,7 @@ def flat(found: Replicates, least: float = 0.0) -> Metrics:
     """Estimates and intervals; an interval that no replicate tells (one class) is left out.
 
     A resample has fewer distinct patients, and so a larger calibration error, than the study: the
-    replicates of `ece` are moved back to the estimate. `least`: what it can be, -1 for a difference.
+    replicates of `ece` are moved back to the estimate, but not below `least` (of a difference: -1).
     """
     metrics: Metrics = {}
     for name, values in found.items():

@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 
@@ -19,6 +20,7 @@ def normalise(items: Iterable[str]) -> set[str]:
     return {line for line in (item.strip().lower() for item in items) if line}
 
 
+@lru_cache(maxsize=2**16)
 def reduce(item: str) -> str:
     """An item without what two spellings of a name differ in: letters' case and width, accents
     apart from their letters, numbers or bullets before it, punctuation, repeated blanks."""

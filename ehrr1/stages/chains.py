@@ -35,7 +35,7 @@ from ehrr1.graph.evidence import covered, from_json
 from ehrr1.progress import bar, track
 from ehrr1.prompts.messages import answer_text
 from ehrr1.records.events import Event
-from ehrr1.runs import Run
+from ehrr1.runs import Run, data_is_open
 from ehrr1.tasks.samples import Prepared, Sample
 
 UNFINISHED = "unfinished"
@@ -172,11 +172,6 @@ def choose_writer(cfg: DictConfig, run: Run) -> Asker:
     tokenizer = local.check(cfg.chains)
     write_here = partial(local.write_local, tokenizer=tokenizer, seed=cfg.seed, folder=run.folder)
     return Asker(write_here, (chars, local.limit_of(cfg.chains, tokenizer)))
-
-
-def data_is_open(prepare: Path) -> bool:
-    """Whether the prepared records may be shown to anyone (`data.open`)."""
-    return bool(OmegaConf.select(OmegaConf.load(prepare / "config.yaml"), "data.open"))
 
 
 def ask(work: Work, ledger: Ledger, asker: Asker) -> Metrics:

@@ -66,17 +66,18 @@ class Study:
 
 def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
     """Ask every model what is not answered yet, add the baselines, score, show and publish."""
-    study = study_of(cfg, run)
-    wanted = results(cfg, run.inputs)
-    makers: Makers = {}
-    for result in wanted:
-        ask(cfg, run, study, result, makers)
-    parts = [Parts(run.folder / "parts", result.name).read() for result in wanted]
-    parts.append(baselines(cfg, run, study, wanted[-1]))
-    predictions = with_subgroups(pl.concat(parts), study.prepared)
-    with replacing(run.folder / "predictions.parquet") as path:
-        predictions.write_parquet(path)
-    metrics = told(cfg, run.folder, predictions, study.prepared)
+    whole = run.folder / "predictions.parquet"
+    if not whole.exists():
+        study = study_of(cfg, run)
+        wanted = results(cfg, run.inputs)
+        makers: Makers = {}
+        for result in wanted:
+            ask(cfg, run, study, result, makers)
+        parts = [Parts(run.folder / "parts", result.name).read() for result in wanted]
+        parts.append(baselines(cfg, run, study, wanted[-1]))
+        with replacing(whole) as path:
+            with_subgroups(pl.concat(parts), study.prepared).write_parquet(path)
+    metrics = told(cfg, run.folder, pl.read_parquet(whole), Prepared(run.input("prepare")))
     metrics |= speed(run.folder / "parts")
     remove(run.folder / "parts")
     return metrics
@@ -218,7 +219,7 @@ def study_of(cfg: DictConfig, run: Run) -> Study:
         )
     count, risk = cfg.eval.calibration_samples_per_task, rows_of(index, "risk")["task"].unique()
     pool = prepared.scan("validation", risk.to_list())
-    none = count == 0 or cfg.eval.split == "validation"
+    none = count == 0 or cfg.eval.split == "validation" or cfg.engine.name == "anthropic"
     calibration = select(pool, count, cfg.seed)
     return Study(prepared, tasks, index, calibration.clear() if none else calibration)
 

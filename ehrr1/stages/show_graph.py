@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 
 from ehrr1 import runs
@@ -21,6 +21,7 @@ from ehrr1.files import replacing, write_text
 from ehrr1.graph.evidence import from_json
 from ehrr1.graph.pictures.figure import draw
 from ehrr1.graph.pictures.page import Shown, page
+from ehrr1.runs import data_is_open
 from ehrr1.tasks.samples import Prepared, Sample
 
 MADE_BY = "run `python run.py stage=chains` with the same settings, then this command again."
@@ -40,7 +41,7 @@ def show(cfg: DictConfig, console: Console) -> None:
         graph=graph,
         draft=draft,
         note=note,
-        is_open=bool(OmegaConf.load(prepared.folder / "config.yaml").data.open),
+        is_open=data_is_open(prepared.folder),
     )
     stem = inputs["graph"] / "show" / safe_name(sample.sample_id)
     title = f"{sample.task} at {sample.prediction_time:%Y-%m-%d %H:%M}: evidence for the answer"
