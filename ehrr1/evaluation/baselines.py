@@ -13,6 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from ehrr1.evaluation.predictions import DIRECT, Told, Written, prediction_row, risk_row
+from ehrr1.evaluation.text_bags import text_bag
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
 from ehrr1.tasks.catalog import ALL_TASKS
@@ -87,6 +88,11 @@ def bag_of_items(context: Sequence[Event]) -> Bag:
     bag: Counter[str] = Counter()
     numbers: Bag = {}
     for event in context:
+        if event.text is not None:  # a benchmark's
+            counted, told = text_bag(event)
+            bag.update(counted)
+            numbers |= told
+            continue
         keys = TABLES[event.table].keys
         flags = [position for position, key in enumerate(keys) if key in FLAG_KEYS]
         bag[event.table] += 1

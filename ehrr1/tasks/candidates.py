@@ -18,7 +18,7 @@ from scipy import sparse
 
 from ehrr1.errors import UserError
 from ehrr1.records.reading import SUFFIXES, as_text, read_columns, read_header
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.catalog import ALL_TASKS, TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import select
 
@@ -81,7 +81,7 @@ class Candidates:
         self._similar: dict[str, Similar] = {}
 
     def __call__(self, sample: Sample) -> list[str]:
-        task = TASKS[sample.task]
+        task = ALL_TASKS[sample.task]
         if task.kind == "risk" or task.target == "text":
             return []
         if sample.task not in self._similar:
