@@ -127,7 +127,7 @@ def refused(command_line: CommandLine, *arguments: str) -> str:
     ("arguments", "words"),
     [
         (["stage=rx"], ["stage/rx", "adapt audit card chains consolidate curriculum"]),
-        (["model=9b"], ["model/9b", "1.7b 72b 8b smollm2_135m tiny"]),
+        (["model=9b"], ["model/9b", "1.7b 72b 8b folder smollm2_135m tiny"]),
         (["experiment=nope"], ["experiment/nope", "mimic_demo"]),
         (["rl.nope=1"], ["rl.nope"]),
         (["data.subjects=many", "adapt.lr=-1"], ["data.subjects=many", "adapt.lr=-1"]),

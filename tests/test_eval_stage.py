@@ -127,7 +127,13 @@ def test_any_folder_is_evaluated_by_the_same_command(
     world: Path, command_line: CommandLine
 ) -> None:
     model = world / "smoke" / "reason" / "hf"
-    done = command_line(*QUICK, f"output_root={world}", f"model={model}", "candidates=list")
+    done = command_line(
+        *QUICK,
+        f"output_root={world}",
+        f"model={model}",
+        "candidates=list",
+        "eval.max_prompt_tokens=2048",
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     folder = world / "smoke" / "reason" / "eval-list"
     table = predictions(folder)

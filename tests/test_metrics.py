@@ -1,6 +1,8 @@
 """Calibration, several answers, subgroups: equal to other implementations; honest intervals."""
 
+import shutil
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,13 +24,17 @@ from ehrr1.evaluation.metrics import (
     weighted_ece,
     weighted_log_loss,
 )
-from ehrr1.evaluation.predictions import Told, Written, frame, prediction_row, risk_row
+from ehrr1.evaluation.predictions import SUBGROUPS, Told, Written, frame, prediction_row, risk_row
 from ehrr1.evaluation.scores import score
+from ehrr1.evaluation.subgroups import with_subgroups
 from ehrr1.evaluation.summary import summarise
 from ehrr1.scoring.consistency import agreed
 from ehrr1.scoring.sets import normalise, reduce, set_scores
 from ehrr1.scoring.texts import rouge
+from ehrr1.tasks.samples import Prepared
+from tests.small_tables import DAY, DICTIONARIES, START, SUBJECT, Rows, place, row, write_csv
 from tests.test_graph import sample
+from tests.test_records import prepared
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -237,6 +243,76 @@ def test_subgroups_have_scores_where_they_have_patients() -> None:
     assert low <= value <= high
     assert metrics["m/subgroup/race/WHITE/patients"] == 5
     assert "m/subgroup/race/WHITE/auroc/macro" not in metrics
+
+
+def test_a_difference_of_calibration_errors_may_be_negative() -> None:
+    """Its interval holds it, and is the other way round where the two change places."""
+    generator = np.random.default_rng(0)
+    tables = []
+    for name, power in (("m:think", 3.0), ("m:direct", 1.0)):
+        rows = []
+        for number in range(600):
+            honest = float(np.random.default_rng(number).normal(0, 1.5))
+            dies = np.random.default_rng([number, 1]).random() < 1 / (1 + np.exp(-honest))
+            asked = sample(number, "Inpatient_Mortality", "yes" if dies else "no")
+            noisy = power * honest + 0.01 * generator.normal()
+            rows.append(risk_row(asked, Told(1 / (1 + np.exp(-noisy)))))
+        tables.append(frame(name, rows))
+    key = "risk/ece/macro"
+    for order, sign, pair in ((tables, -1, "m:direct-m:think"), (tables[::-1], 1, None)):
+        metrics = summarise(pl.concat(order), ["Inpatient_Mortality"], "train", 200, seed=0)
+        name = f"{pair or 'm:think-m:direct'}/{key}"
+        low, value, high = (sign * metrics[name + end] for end in ("/low", "", "/high"))
+        low, high = sorted((low, high))
+        assert 0 < low < value < high
+
+
+WHO = (
+    ("F", 44, "WHITE - RUSSIAN", "Medicare", "Medical Intensive Care Unit (MICU)"),
+    ("M", 79, "HISPANIC/LATINO - CUBAN", "", "Neuro Stepdown"),
+    ("M", 85, "UNABLE TO OBTAIN", "Medicaid", "Trauma SICU (TSICU)"),
+)
+
+
+def hospital(root: Path) -> Path:
+    """Three patients with one stay each, in the year in which they have their anchor age."""
+    tables: dict[str, Rows] = {}
+    for number, (sex, age, race, insurance, unit) in enumerate(WHO):
+        given = {
+            "patients": {"gender": sex, "anchor_age": age, "anchor_year": START.year},
+            "admissions": {"race": race, "insurance": insurance, "dischtime": START + 6 * DAY},
+            "icustays": {"first_careunit": unit, "outtime": START + 4 * DAY},
+            "labevents": {},
+        }
+        for name, cells in given.items():
+            one = row(name, number, number, START + DAY * (name != "admissions"), **cells)
+            tables.setdefault(place(name), []).append(one)
+    return write_csv(root, DICTIONARIES | tables)
+
+
+def test_groups_come_from_the_tables_that_are_there(tmp_path: Path) -> None:
+    study, _ = prepared(hospital(tmp_path / "csv"), tmp_path / "prepare")
+    samples = study.samples(tasks=["ICU_Stay_7day", "Inpatient_Mortality"])
+    table = frame("m", [risk_row(one, Told(0.5)) for one in reversed(samples)])
+    found = with_subgroups(table, study)
+    assert found["sample_id"].equals(table["sample_id"]) and found.schema == table.schema
+    bands, races = ("18-44", "65-79", "80+"), ("WHITE", "HISPANIC", "OTHER")
+    wanted = {
+        SUBJECT + number: (sex, band, race, insurance or None, unit)
+        for number, ((sex, _, _, insurance, unit), band, race) in enumerate(
+            zip(WHO, bands, races, strict=True)
+        )
+    }
+    stays = dict.fromkeys(one.sample_id for one in samples if one.stay_id is not None)
+    assert stays and len(stays) < len(samples)
+    for one in found.iter_rows(named=True):
+        *first, unit = wanted[one["subject_id"]]
+        unit = unit if one["sample_id"] in stays else None
+        assert [one[name] for name in SUBGROUPS] == [*first, unit]
+
+    shutil.rmtree(tmp_path / "prepare" / "store")  # as of records that a benchmark brings
+    bare = with_subgroups(table, Prepared(tmp_path / "prepare"))
+    assert bare.select(SUBGROUPS).null_count().row(0) == (len(table),) * len(SUBGROUPS)
 
 
 def test_intervals_cover_the_truth() -> None:

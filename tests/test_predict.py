@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1.evaluation.asked import Answer, Asked
-from ehrr1.evaluation.predict import Predictor, Rows, Thought, Writing, tell, thought
+from ehrr1.evaluation.predict import TOO_LONG, Predictor, Rows, Thought, Writing, tell, thought
 from ehrr1.evaluation.predictions import DIRECT, SCHEMA, frame
 from ehrr1.models.loading import load_model
 from ehrr1.prompts.messages import CASES
@@ -169,6 +169,19 @@ def test_what_is_not_told_is_no_probability() -> None:
     assert both.probability == pytest.approx(
         (np.exp(-1) + np.exp(-2)) / (np.exp(-1) + np.exp(-2) + np.exp(-3))
     )
+
+
+def test_a_question_that_leaves_no_room_is_counted_and_the_others_are_asked(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    asking = replace(predictor(model, tokenizer), maker=TreeMaker(tokenizer, 600))
+    long = replace(QUESTIONS[0], sample_id="long", instruction="Sodium " * 700)
+    table = table_of(asking.risk([long, *QUESTIONS[:2]], DIRECT))
+    assert len(table) == 3 and table["probability"].null_count() == 1
+    [row] = table.filter(pl.col("sample_id") == "long").to_dicts()
+    assert row["problem"] == TOO_LONG and row["probability"] is None
+    decisions = table_of(asking.decisions([replace(long, task="emar"), sample(1)], DIRECT))
+    assert decisions["problem"].to_list().count(TOO_LONG) == 1
 
 
 def test_candidates_and_own_words_are_asked_for_by_the_mode(

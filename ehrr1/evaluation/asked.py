@@ -1,11 +1,17 @@
 """How a question is put to a model: what a score cannot be compared without."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from ehrr1.prompts.messages import asking_for_both, listing_candidates
+from ehrr1.tasks.samples import Sample
 
 Answer = Literal["direct", "think", "both"]
 Candidates = Literal["none", "list"]
 Wording = Literal["file", "ours"]
+Chooser = Callable[[Sample], Sequence[str]]
+"""The answers that a sample's question is listed with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +36,13 @@ class Asked:
     @property
     def thinks(self) -> bool:
         return self.answer != "direct"
+
+    def words(self, sample: Sample, candidates: Chooser | None) -> str | None:
+        """What is asked instead of the task's own question; None: just that."""
+        own = sample.instruction if self.wording == "file" else None
+        if self.answer == "both":
+            own = asking_for_both(sample.task, own)
+        if self.candidates == "list" and candidates is not None:
+            listed = list(sample.candidates) or candidates(sample)
+            own = listing_candidates(sample.task, own, listed) if listed else own
+        return own

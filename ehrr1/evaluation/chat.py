@@ -23,7 +23,7 @@ from ehrr1.evaluation.results import Result
 from ehrr1.graph.chains import messages
 from ehrr1.graph.chains.costs import Price
 from ehrr1.graph.chains.prompting import Limit, fitting_record
-from ehrr1.prompts.messages import SYSTEM, asking_for_both, listing_candidates
+from ehrr1.prompts.messages import SYSTEM
 from ehrr1.runs import data_is_open
 from ehrr1.scoring.answers import THINK_CLOSE, THINK_OPEN, read_answer
 from ehrr1.tasks.candidates import Candidates
@@ -137,12 +137,7 @@ class ChatPredictor:
 
     def question(self, sample: Sample, asked: Asked) -> str:
         """What is asked of a record: the question, and whether to think."""
-        own = sample.instruction if asked.wording == "file" else None
-        if asked.answer == "both":
-            own = asking_for_both(sample.task, own)
-        if asked.candidates == "list" and self.candidates is not None:
-            listed = list(sample.candidates) or self.candidates(sample)
-            own = listing_candidates(sample.task, own, listed) if listed else own
+        own = asked.words(sample, self.candidates)
         text = (own or ALL_TASKS[sample.task].instruction).rstrip()
         return f"{text} {THINK if asked.thinks else DIRECT}"
 

@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ehrr1.evaluation.asked import Asked
+from ehrr1.evaluation.asked import Asked, Chooser
 from ehrr1.evaluation.predictions import Told, Written, prediction_row, risk_row
 from ehrr1.prompts.chat_format import OPENED
-from ehrr1.prompts.messages import CASES, asking_for_both, listing_candidates
+from ehrr1.prompts.messages import CASES
 from ehrr1.prompts.trees import Question, Tree, TreeMaker
 from ehrr1.rollout.sampling import Completion, Rollout, Sampling
 from ehrr1.scoring.answers import THINK_CLOSE, THINK_OPEN, read_answer
 from ehrr1.scoring.risk import AnswerTokens, answer_tokens
-from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.context import preamble_length
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import by_context
@@ -32,6 +31,7 @@ RECORDS_AT_ONCE = 512
 NOT_CLOSED = "think block is not closed"
 NOT_TOLD = "no probability of yes or no"
 REFUSED = "refused by the server"
+TOO_LONG = "the question alone is too long for the prompt"
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Predictor:
     maker: TreeMaker
     prepared: Prepared
     writing: Writing
-    candidates: Candidates | None = None
+    candidates: Chooser | None = None
     heads: Mapping[str, list[int]] = field(default_factory=dict)
 
     def risk(self, samples: Iterable[Sample], asked: Asked) -> Iterator[Rows]:
@@ -82,7 +82,9 @@ class Predictor:
         The questions on one context are the branches of one tree: its trunk is computed once.
         """
         words = answer_tokens(self.maker.tokenizer)
-        for groups in chunks(self._groups(samples), RECORDS_AT_ONCE):
+        fitting, others = self._fitting(samples, asked)
+        yield from others
+        for groups in chunks(self._groups(fitting), RECORDS_AT_ONCE):
             trees = [self._tree(group, asked) for group in groups]
             thoughts: dict[str, Thought] = {}
             if asked.thinks:
@@ -98,7 +100,9 @@ class Predictor:
     def decisions(self, samples: Iterable[Sample], asked: Asked, seed: int = 0) -> Iterator[Rows]:
         """The written answers to each sample, after thinking or directly."""
         sampling = self.writing.sampling(asked)
-        for some in chunks(samples, RECORDS_AT_ONCE):
+        fitting, others = self._fitting(samples, asked)
+        yield from others
+        for some in chunks(fitting, RECORDS_AT_ONCE):
             prompts = [self._prompt(sample, asked) for sample in some]
             seeds = [_seed(seed, sample) for sample in some]
             written = self.engine.stream(
@@ -106,6 +110,17 @@ class Predictor:
             )
             for index, group in written:
                 yield self._written(some[index], group, asked)
+
+    def _fitting(self, samples: Iterable[Sample], asked: Asked) -> tuple[list[Sample], list[Rows]]:
+        """The samples whose question leaves room for a record, and rows for the others."""
+        fitting: list[Sample] = []
+        others: list[Rows] = []
+        for sample in samples:
+            if self.maker.fits(self._question(sample, asked)):
+                fitting.append(sample)
+            else:
+                others.append([prediction_row(sample, asked, Written([], None, TOO_LONG))])
+        return fitting, others
 
     def _written(self, sample: Sample, group: Sequence[Completion], asked: Asked) -> Rows:
         """The rows of one sample; a server may have refused its prompt."""
@@ -138,13 +153,8 @@ class Predictor:
         return tree.trunk + tree.branches[0].prompt
 
     def _question(self, sample: Sample, asked: Asked) -> Question:
-        own = sample.instruction if asked.wording == "file" else None
-        if asked.answer == "both":
-            own = asking_for_both(sample.task, own)
-        if asked.candidates == "list" and self.candidates is not None:
-            listed = list(sample.candidates) or self.candidates(sample)
-            own = listing_candidates(sample.task, own, listed) if listed else own
-        return Question(sample.sample_id, sample.task, asked.thinks, instruction=own)
+        words = asked.words(sample, self.candidates)
+        return Question(sample.sample_id, sample.task, asked.thinks, instruction=words)
 
     def _thoughts(self, trees: Sequence[Tree], asked: Asked) -> dict[str, Thought]:
         """What is written before the answer to each question."""

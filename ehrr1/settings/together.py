@@ -27,6 +27,8 @@ def evaluation(cfg: DictConfig) -> list[str]:
         problems.append(f"compare={cfg.compare}: give at least two folders: compare=[DIR,DIR]")
     if cfg.engine.name == "anthropic" and cfg.engine.model is None:
         problems.append("engine.model=null: engine=anthropic needs one: engine.model=NAME")
+    if cfg.engine.name == "anthropic" and cfg.eval.shots:
+        problems.append(f"eval.shots={cfg.eval.shots}: engine=anthropic shows none; leave it out")
     of_stage = {"rescore": "eval", "compare": "eval", "record": "infer", "question": "infer"}
     problems += [
         f"{name}={cfg[name]}: it belongs to stage={stage}; this is stage={cfg.stage}"
