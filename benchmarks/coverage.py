@@ -24,6 +24,9 @@ Floats = NDArray[np.float64]
 SHARED = 0.5
 """Of the variance, what the samples of a patient have in common."""
 
+GAPS = (1.0, 0.8)
+"""How far the mean scores of the two classes are apart, of each model."""
+
 
 class Study:
     """Two models' probabilities and F1 on the samples of some patients."""
@@ -41,7 +44,7 @@ class Study:
         self.labels = noise() < norm.ppf(0.25)
         common = noise()
         self.scores = [
-            norm.cdf(0.8 * common + 0.6 * noise() + self.labels * gap - 1) for gap in (1.0, 0.8)
+            norm.cdf(0.8 * common + 0.6 * noise() + self.labels * gap - 1) for gap in GAPS
         ]
         self.f1 = [
             np.clip(0.5 + 0.25 * (0.8 * common + 0.6 * noise()) + g, 0, 1) for g in (0, 0.03)
@@ -65,9 +68,13 @@ def truth() -> dict[str, float]:
     """The values in a study so large that chance is gone; AUROC by the normal distribution."""
     study = Study(np.random.default_rng(10**6), 2_000_000)
     found = study.values(np.ones((1, len(study.subjects))))
-    known = {name: float(value[0]) for name, value in found.items()}
-    exact = [float(norm.cdf(gap / np.sqrt(2))) for gap in (1.0, 0.8)]
-    return known | {"AUROC": exact[0], "AUROC, difference of two models": exact[0] - exact[1]}
+    return {name: float(value[0]) for name, value in found.items()} | exact()
+
+
+def exact() -> dict[str, float]:
+    """What the normal distribution tells: scores of both classes have variance 1 before `cdf`."""
+    first, second = (float(norm.cdf(gap / np.sqrt(2))) for gap in GAPS)
+    return {"AUROC": first, "AUROC, difference of two models": first - second}
 
 
 def coverage(studies: int, patients: int, replicates: int) -> dict[str, float]:

@@ -9,11 +9,11 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from scipy.stats import norm
+from numpy.typing import NDArray
 from sklearn.metrics import brier_score_loss, log_loss
 from torchmetrics.functional.classification import binary_calibration_error
 
-from benchmarks.coverage import coverage
+from benchmarks.coverage import Study, coverage, exact
 from ehrr1.evaluation.asked import Asked
 from ehrr1.evaluation.bootstrap import Resamples
 from ehrr1.evaluation.calibration import cooled, fit_temperature, temperature_of
@@ -49,11 +49,11 @@ def test_calibration_metrics_equal_other_implementations(seed: int) -> None:
     brier, loss, ece = (
         f(scores, labels, weights) for f in (weighted_brier, weighted_log_loss, weighted_ece)
     )
-    for row in range(2):
-        known = brier_score_loss(labels, scores, sample_weight=weights[row])
-        assert brier[row] == pytest.approx(known, abs=1e-9)
-        known = log_loss(labels, scores, sample_weight=weights[row], labels=[False, True])
-        assert loss[row] == pytest.approx(known, abs=1e-9)
+    for number, weight in enumerate(weights):
+        known = brier_score_loss(labels, scores, sample_weight=weight)
+        assert brier[number] == pytest.approx(known, abs=1e-9)
+        known = log_loss(labels, scores, sample_weight=weight, labels=[False, True])
+        assert loss[number] == pytest.approx(known, abs=1e-9)
     theirs = binary_calibration_error(
         torch.tensor(scores), torch.tensor(labels).int(), n_bins=15, norm="l1"
     )
@@ -246,25 +246,24 @@ def test_subgroups_have_scores_where_they_have_patients() -> None:
 
 
 def test_a_difference_of_calibration_errors_may_be_negative() -> None:
-    """Its interval holds it, and is the other way round where the two change places."""
     generator = np.random.default_rng(0)
-    tables = []
-    for name, power in (("m:think", 3.0), ("m:direct", 1.0)):
-        rows = []
-        for number in range(600):
-            honest = float(np.random.default_rng(number).normal(0, 1.5))
-            dies = np.random.default_rng([number, 1]).random() < 1 / (1 + np.exp(-honest))
-            asked = sample(number, "Inpatient_Mortality", "yes" if dies else "no")
-            noisy = power * honest + 0.01 * generator.normal()
-            rows.append(risk_row(asked, Told(1 / (1 + np.exp(-noisy)))))
-        tables.append(frame(name, rows))
+    honest = generator.normal(0, 1.5, 600)
+    dies = generator.random(600) < 1 / (1 + np.exp(-honest))
+
+    def said(name: str, logits: NDArray[np.float64]) -> pl.DataFrame:
+        asked = [sample(n, "Inpatient_Mortality", "yes" if d else "no") for n, d in enumerate(dies)]
+        told = [Told(float(p)) for p in 1 / (1 + np.exp(-logits))]
+        return frame(name, [risk_row(*pair) for pair in zip(asked, told, strict=True)])
+
+    sure, fair = said("m:think", 3 * honest), said("m:direct", honest)
     key = "risk/ece/macro"
-    for order, sign, pair in ((tables, -1, "m:direct-m:think"), (tables[::-1], 1, None)):
-        metrics = summarise(pl.concat(order), ["Inpatient_Mortality"], "train", 200, seed=0)
-        name = f"{pair or 'm:think-m:direct'}/{key}"
-        low, value, high = (sign * metrics[name + end] for end in ("/low", "", "/high"))
-        low, high = sorted((low, high))
-        assert 0 < low < value < high
+    for tables, name, sign in (
+        ((fair, sure), f"m:think-m:direct/{key}", 1),
+        ((sure, fair), f"m:direct-m:think/{key}", -1),
+    ):
+        metrics = summarise(pl.concat(tables), ["Inpatient_Mortality"], "train", 200, seed=0)
+        ends = [sign * metrics[f"{name}/{end}"] for end in ("low", "high")]
+        assert 0 < min(ends) < sign * metrics[name] < max(ends)
 
 
 WHO = (
@@ -315,10 +314,16 @@ def test_groups_come_from_the_tables_that_are_there(tmp_path: Path) -> None:
     assert bare.select(SUBGROUPS).null_count().row(0) == (len(table),) * len(SUBGROUPS)
 
 
+def test_the_studies_have_the_auroc_that_is_taken_for_true() -> None:
+    large = Study(np.random.default_rng(1), 100_000)
+    found = large.values(np.ones((1, len(large.subjects))))
+    for name, value in exact().items():
+        assert found[name][0] == pytest.approx(value, abs=0.005)
+
+
 def test_intervals_cover_the_truth() -> None:
     """A smaller copy of `python -m benchmarks.coverage`; the bounds are four standard errors."""
     studies = 120
     least = 0.95 - 4 * np.sqrt(0.95 * 0.05 / studies)
     for name, share in coverage(studies, patients=300, replicates=300).items():
         assert share >= least, name
-    assert norm.cdf(1 / np.sqrt(2)) == pytest.approx(0.7602, abs=1e-4)  # the AUROC of the studies
