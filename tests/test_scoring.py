@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ehrr1.errors import UserError
 from ehrr1.scoring.answers import read_answer
 from ehrr1.scoring.risk import AnswerTokens, answer_tokens, probability_of_yes
 from ehrr1.scoring.sets import set_scores
@@ -83,7 +84,7 @@ def test_answer_tokens_are_the_whole_word_spellings() -> None:
     tokens = answer_tokens(_Tokenizer({"yes": 1, "Yes": 2, "no": 3}))
     assert tokens == ([1, 2], [3])
     assert answer_tokens(_Tokenizer({})) == ([100 + ord("y")], [100 + ord("n")])
-    with pytest.raises(ValueError, match="same token"):
+    with pytest.raises(UserError, match="same token"):
         answer_tokens(_Tokenizer({"yes": 1, "no": 1}))
 
 

@@ -5,6 +5,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ehrr1.errors import UserError
+
 YES_SPELLINGS = ("yes", "Yes", "YES", " yes", " Yes")
 NO_SPELLINGS = ("no", "No", "NO", " no", " No")
 
@@ -26,12 +28,16 @@ def answer_tokens(tokenizer: Encoder) -> AnswerTokens:
     """The ids of all spellings of yes and no that are one token each.
 
     A tokenizer that has no one-token spelling of a word lends the first token of its plain
-    spelling. Raises ValueError where the two words begin with the same token, as then one
+    spelling. Raises UserError where the two words begin with the same token, as then one
     prefill cannot tell them apart.
     """
     yes, no = _ids(tokenizer, YES_SPELLINGS), _ids(tokenizer, NO_SPELLINGS)
     if set(yes) & set(no):
-        raise ValueError("the tokenizer begins yes and no with the same token")
+        raise UserError(
+            "model.path: its tokenizer begins yes and no with the same token, so that their "
+            "probabilities cannot be read; ask decisions only (data without risk tasks), or "
+            "another model"
+        )
     return AnswerTokens(yes, no)
 
 
