@@ -13,7 +13,9 @@ import polars as pl
 import pytest
 
 from ehrr1.evaluation.predictions import SCHEMA
+from ehrr1.tasks.catalog import SUITES
 from tests.conftest import ROOT, CommandLine
+from tests.test_ehrshot import assets
 
 QUICK = ("experiment=smoke", "stage=eval")
 
@@ -139,6 +141,25 @@ def test_any_folder_is_evaluated_by_the_same_command(
     table = predictions(folder)
     assert "reason:direct-list" in set(table["model"])
     assert {"samples_per_second", "reason:direct-list/samples_per_second"} <= metrics(folder).keys()
+
+
+def test_another_benchmark_is_prepared_and_evaluated_by_one_command(
+    world: Path, tmp_path: Path, command_line: CommandLine
+) -> None:
+    """EHRSHOT's own files, the models of the experiment."""
+    done = command_line(
+        *QUICK,
+        f"output_root={world}",
+        "eval=ehrshot",
+        f"data.root={assets(tmp_path / 'EHRSHOT_ASSETS')}",
+        "eval.models=[adapt]",
+        "eval.max_prompt_tokens=2048",
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = world / "smoke" / "ehrshot"
+    table = predictions(folder / "eval")
+    assert "adapt" in set(table["model"]) and set(table["task"]) <= set(SUITES["ehrshot"])
+    assert (folder / "prepare" / "metrics.json").exists()
 
 
 @pytest.mark.parametrize(

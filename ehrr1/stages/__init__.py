@@ -50,6 +50,8 @@ def execute(cfg: DictConfig) -> None:
     if cfg.stage == "chains" and cfg.chains.get("dry_run"):
         _dry_run(cfg)
         return
+    if cfg.stage == "eval" and cfg.data.name in runs.BENCHMARKS and cfg.inputs.prepare is None:
+        _execute_one(cfg, "prepare")  # a file or two: no reason to ask for another command
     for stage in runs.ORDER if cfg.stage == "curriculum" else (cfg.stage,):
         if (
             stage in TRAINING
