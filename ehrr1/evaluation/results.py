@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from ehrr1.errors import UserError
 from ehrr1.evaluation.asked import Answer, Asked
@@ -51,7 +51,9 @@ def results(cfg: DictConfig, inputs: Mapping[str, Path]) -> list[Result]:
     usual: list[Answer | None] = [None] if trained else ["direct"]
     answers = chosen_answers(cfg) or usual
     return [
-        _result(cfg, model, source, answer) for model, source in found.items() for answer in answers
+        _result(cfg, model, source, answer, thinks(model, inputs))
+        for model, source in found.items()
+        for answer in answers
     ]
 
 
@@ -59,7 +61,11 @@ def models(cfg: DictConfig, inputs: Mapping[str, Path]) -> dict[str, Path | str 
     """Model -> where its weights are."""
     if cfg.engine.name not in LOCAL:
         return {short(cfg.engine.model or cfg.engine.name): None}
-    stages: dict[str, Path | str | None] = {s: inputs[s] / "hf" for s in STAGES if s in inputs}
+    stages: dict[str, Path | str | None] = {}
+    for stage in STAGES:
+        # without reasoning (ablation=no_reason) rl starts from adapt: that is no second model
+        if stage in inputs and inputs[stage] / "hf" not in stages.values():
+            stages[stage] = inputs[stage] / "hf"
     start = start_of(cfg.model, None)
     if not stages:
         return {cfg.model.name: start}
@@ -78,12 +84,23 @@ def short(name: str) -> str:
     return name.rstrip("/").split("/")[-1]
 
 
+def thinks(model: str, inputs: Mapping[str, Path]) -> bool:
+    """Whether a stage's model was trained to think before it decides."""
+    if model == "rl" and model in inputs:
+        return bool(OmegaConf.load(inputs[model] / "config.yaml").rl.think != "none")
+    return model in THINKING
+
+
 def _result(
-    cfg: DictConfig, model: str, source: Path | str | None, answer: Answer | None
+    cfg: DictConfig,
+    model: str,
+    source: Path | str | None,
+    answer: Answer | None,
+    thinking: bool,
 ) -> Result:
     how: dict[str, Any] = {"candidates": cfg.candidates, "wording": cfg.wording}
     if answer is None:
-        decision = Asked("think" if model in THINKING else "direct", **how)
+        decision = Asked("think" if thinking else "direct", **how)
         suffix = decision.name.removeprefix(decision.answer)
         name = f"{model}:{suffix[1:]}" if suffix else model
         return Result(name, model, source, Asked("direct", **how), decision)

@@ -153,7 +153,7 @@ RULES: dict[str, Rule] = {
     "rl.inner_epochs": COUNT,
     "rl.minibatches": COUNT,
     "rl.order": Choice(("random", "easy_first")),
-    "rl.think": Choice(("task", "both")),
+    "rl.think": Choice(("task", "both", "none")),
     "rl.dynamic_sampling": Number(0, whole=True),
     "rl.loss": Choice(("grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo")),
     "rl.level": Choice(("token", "sequence")),

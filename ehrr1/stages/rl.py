@@ -159,9 +159,7 @@ def make_prompts(
         samples = evenly(samples, wanted, cfg.seed)
     maker = TreeMaker(tokenizer, cfg.rl.max_prompt_tokens)
     path = folder / "data" / f"{split}.arrow"
-    return parallel.in_turn(
-        lambda: Prompts(path, prepared, samples, maker, both=cfg.rl.think == "both")
-    )
+    return parallel.in_turn(lambda: Prompts(path, prepared, samples, maker, think=cfg.rl.think))
 
 
 def compare(folder: Path, prompts: Prompts, cfg: DictConfig) -> dict[str, float | int]:

@@ -19,6 +19,10 @@ Thinking = Literal["none", "chain", "both"]
 """What is written before the answer: nothing; a chain of thought; the case for each outcome."""
 
 
+Asked = Literal["task", "both", "none"]
+"""`rl.think`: as the task is released; risk tasks after the case for each outcome; all at once."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt's tokens and what the rewards must know of its sample."""
@@ -34,7 +38,7 @@ class Prompt:
 
 class Prompts(Sequence[Prompt]):
     """One prompt a sample, read where it is asked for; samples too long for any record are left
-    out. `both`: risk questions are answered after the case for each outcome, not at once."""
+    out. `think` says what is written before an answer (`rl.think`)."""
 
     def __init__(
         self,
@@ -42,9 +46,9 @@ class Prompts(Sequence[Prompt]):
         prepared: Prepared,
         samples: Sequence[Sample],
         maker: TreeMaker,
-        both: bool = False,
+        think: Asked = "task",
     ):
-        self.prepared, self.both = prepared, both
+        self.prepared, self.think = prepared, think
         self.samples = {sample.sample_id: sample for sample in samples}
         self.trees: Dataset = write_trees(path, prepared, samples, self.ask, maker)
         self.places = [
@@ -61,10 +65,10 @@ class Prompts(Sequence[Prompt]):
         return [Question(sample.sample_id, sample.task, think != "none", instruction=own)]
 
     def thinking(self, sample: Sample) -> Thinking:
-        """Decision tasks think and risk tasks answer at once, as released."""
+        """Decision tasks think and risk tasks answer at once, as released, but for `rl.think`."""
         if TASKS[sample.task].kind == "decision":
-            return "chain"
-        return "both" if self.both else "none"
+            return "none" if self.think == "none" else "chain"
+        return "both" if self.think == "both" else "none"
 
     def __len__(self) -> int:
         return len(self.places)
