@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 import sys
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -90,7 +91,7 @@ def make_models(tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedModel, Pr
     for attention in (choose("auto"), "sdpa"):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=attention
+            deepcopy(config), dtype=torch.float32, attn_implementation=attention
         )
         models.append(model.eval())
     return models[0], models[1]

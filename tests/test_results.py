@@ -47,6 +47,9 @@ def test_a_model_of_others_has_its_own_name_and_tells_its_mode() -> None:
     model = {"name": "EHR-R1-8B", "path": "BlueZeros/EHR-R1-8B"}
     [one] = results(settings(model=model), {})
     assert one.name == "EHR-R1-8B:direct" and one.source == "BlueZeros/EHR-R1-8B"
+    model = {"name": "reason", "path": "outputs/demo/reason/hf"}  # a folder called as a stage is
+    [one] = results(settings(model=model, candidates="list"), {})
+    assert one.name == "reason:direct-list"
     served = {"name": "server", "model": "Qwen/Qwen3-8B"}
     [one] = results(settings(engine=served, answer="think"), {})
     assert one.name == "Qwen3-8B:think" and one.source is None

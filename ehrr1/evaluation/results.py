@@ -47,7 +47,7 @@ def results(cfg: DictConfig, inputs: Mapping[str, Path]) -> list[Result]:
                 f"eval.models: {', '.join(unknown)} is not here; there are {', '.join(found)}"
             )
         found = {name: source for name, source in found.items() if name in chosen}
-    trained = len(found) > 1 or any(stage in found for stage in STAGES)
+    trained = cfg.engine.name in LOCAL and any(stage in inputs for stage in STAGES)
     usual: list[Answer | None] = [None] if trained else ["direct"]
     answers = chosen_answers(cfg) or usual
     return [
