@@ -24,6 +24,10 @@ from ehrr1.rollout.scoring import answer_logprobs
 __all__ = ["Completion", "Sampling", "TransformersRollout"]
 
 
+CPU_TOKENS = 4096
+"""Tokens read at a time on a CPU: more leave its caches (python -m benchmarks.risk_speed)."""
+
+
 class TransformersRollout:
     """Generates groups of completions; `batch_size` of them side by side, and as many prompts as
     have `batch_tokens` with their padding."""
@@ -77,7 +81,9 @@ class TransformersRollout:
         self, trees: Sequence[Tree], ids: Sequence[int]
     ) -> Iterator[tuple[int, NDArray[np.float64]]]:
         """See `Rollout`. The questions on a record share one prefill."""
-        for chosen in batches(list(map(len, trees)), self.batch_tokens):
+        on_cpu = self.model.device.type == "cpu"
+        most = min(self.batch_tokens, CPU_TOKENS) if on_cpu else self.batch_tokens
+        for chosen in batches(list(map(len, trees)), most):
             with evaluating(self.model):
                 found = answer_logprobs(self.model, [trees[i] for i in chosen], ids)
             yield from zip(chosen, found, strict=True)
