@@ -1,11 +1,13 @@
 """One small world for all tests: the real command line on a hospital of a few patients."""
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,3 +66,22 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_py("experiment=smoke", f"output_root={root}")
     assert done.returncode == 0, done.stderr[-3000:]
     return root / "smoke"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium that logs what it complains about and what it asks the network for."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None or find_spec("selenium") is None:
+        pytest.skip("no browser: apt-get install chromium chromium-driver; pip install selenium")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("no-sandbox", "headless=new", "disable-gpu", "disable-dev-shm-usage"):
+        options.add_argument(f"--{flag}")
+    options.add_argument("--window-size=1366,768")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield opened
+    opened.quit()

@@ -10,15 +10,15 @@ that were written to the wire whole: what a client may have got and would have t
 
 import json
 import random
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, field, fields
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+from tests.local_server import LocalServer
 
 Body = dict[str, Any]
 
@@ -46,7 +46,7 @@ NAMES = tuple(one.name for one in fields(Faults))
 
 
 @dataclass
-class MessagesServer:
+class MessagesServer(LocalServer):
     """`answer` writes the text of a request's body; `status` refuses everything with that code."""
 
     faults: Faults = Faults()
@@ -70,27 +70,6 @@ class MessagesServer:
     at_once: int = 0
     most_at_once: int = 0
 
-    def __enter__(self) -> Self:
-        server = self
-        handler = type("Handler", (_Handler,), {"owner": server})
-        self.lock = threading.Lock()
-        self.http = _Server(("127.0.0.1", 0), handler)
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.http.shutdown()
-        self.http.server_close()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.http.server_port}"
-
     def fault(self, key: str, attempt: int, batch: bool = False) -> str | None:
         """What happens to the n-th time that something is asked."""
         level = random.Random(f"{self.seed}/{key}/{attempt}").random()
@@ -101,14 +80,6 @@ class MessagesServer:
                     return name
                 level -= share
         return None
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone away is no error."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -334,3 +305,6 @@ def text_of(body: Body) -> str:
     """All that a request's user says: tells one request from another."""
     content = body["messages"][0]["content"]
     return "\n".join(block["text"] for block in content)
+
+
+MessagesServer.handler = _Handler

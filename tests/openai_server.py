@@ -8,14 +8,14 @@ of each prompt.
 """
 
 import json
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+from tests.local_server import LocalServer
 
 Body = dict[str, Any]
 
@@ -28,7 +28,7 @@ def logprob(prompt: Sequence[int], token: int) -> float:
 
 
 @dataclass
-class CompletionsServer:
+class CompletionsServer(LocalServer):
     """`tells`: how it names tokens: `ids` (those that are asked for), `texts` (by `text_of`, the
     likeliest only) or `nothing`. Prompts of more than `longest` tokens are refused; `status`
     refuses everything; after `answers` answers it is gone."""
@@ -49,33 +49,6 @@ class CompletionsServer:
     keys: set[str | None] = field(default_factory=set)
     at_once: int = 0
     most_at_once: int = 0
-
-    def __enter__(self) -> Self:
-        self.lock = threading.Lock()
-        self.http = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"owner": self}))
-        threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.http.shutdown()
-        self.http.server_close()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.http.server_port}/v1"
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone away is no error."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -152,3 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
         except OSError:
             pass  # the client has given up
+
+
+CompletionsServer.handler = _Handler
+CompletionsServer.path = "/v1"

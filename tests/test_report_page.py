@@ -2,10 +2,7 @@
 
 import json
 import random
-import shutil
-from collections.abc import Iterator
 from datetime import datetime, timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -138,24 +135,6 @@ def report(
     metrics: dict[str, float | int],
 ) -> Path:
     return written(tmp_path_factory.mktemp("open"), table, metrics, True)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Driver]:
-    """A headless Chromium that logs what it complains about and what it asks the network for."""
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None or find_spec("selenium") is None:
-        pytest.skip("no browser: apt-get install chromium chromium-driver; pip install selenium")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("no-sandbox", "headless=new", "disable-gpu", "disable-dev-shm-usage"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield opened
-    opened.quit()
 
 
 def look(browser: Driver, path: Path, width: int = 1280) -> None:

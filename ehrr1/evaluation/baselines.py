@@ -1,5 +1,6 @@
 """Baselines in the same harness: what one gets without a language model."""
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -109,7 +110,7 @@ def bag_of_items(context: Sequence[Event]) -> Bag:
     return {**bag, **numbers}
 
 
-class Classifier:
+class Classifier(ABC):
     """One model a risk task, on bags of items.
 
     Features that fewer than `min_samples` training contexts have are dropped, then the most
@@ -157,9 +158,9 @@ class Classifier:
             return float(labels.mean())
         return self.model().fit(self._features(samples, bags), labels)
 
+    @abstractmethod
     def model(self) -> Any:
         """A fresh model of scikit-learn."""
-        raise NotImplementedError
 
     def _features(self, samples: Sequence[Sample], bags: Mapping[str, Bag]) -> NDArray[np.float32]:
         """Bags as rows [samples, features]; a feature that a bag lacks is 0."""

@@ -43,7 +43,7 @@ from ehrr1.prompts.tokenizer import load_tokenizer
 from ehrr1.prompts.trees import Question
 from ehrr1.rollout.live import LiveRollout, Watch
 from ehrr1.rollout.openai_server import OpenAIServer, served
-from ehrr1.rollout.sampling import Rollout, Sampling
+from ehrr1.rollout.sampling import Answerer, Sampling
 from ehrr1.rollout.vllm import VLLMRollout
 from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.catalog import ALL_TASKS, TASKS
@@ -133,7 +133,7 @@ class EHRModel:
         self._makers: dict[bool, CountingMaker] = {}
 
     @cached_property
-    def engine(self) -> Rollout:
+    def engine(self) -> Answerer:
         """Loaded with the first question."""
         if self.settings.name == "server":
             return OpenAIServer(self.settings, self.tokenizer)
@@ -144,7 +144,7 @@ class EHRModel:
         loaded = load_model(model, self.source, self.tokenizer, dtype=self.dtype)
         return LiveRollout(loaded.eval().to(self.device), self.tokenizer, BATCH_SIZE, BATCH_TOKENS)
 
-    def _vllm(self) -> Rollout:
+    def _vllm(self) -> Answerer:
         folder, most = Path(self.folder.name), max(self.writing.think, self.writing.direct)
         return VLLMRollout(
             folder_of(self.source),

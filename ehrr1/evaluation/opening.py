@@ -17,7 +17,7 @@ from ehrr1.prompts.chat_format import chat_format, end_token
 from ehrr1.prompts.tokenizer import load_tokenizer
 from ehrr1.prompts.trees import TreeMaker
 from ehrr1.rollout.openai_server import OpenAIServer, served
-from ehrr1.rollout.sampling import Rollout
+from ehrr1.rollout.sampling import Answerer
 from ehrr1.rollout.transformers import TransformersRollout
 from ehrr1.rollout.vllm import VLLMRollout
 
@@ -33,11 +33,11 @@ Makers = dict[tuple[str, int], TreeMaker]
 @contextmanager
 def opened(
     cfg: DictConfig, result: Result, inputs: Mapping[str, Path], log: Path, makers: Makers
-) -> Iterator[tuple[Rollout, TreeMaker]]:
+) -> Iterator[tuple[Answerer, TreeMaker]]:
     """The engine that answers for `result`, and what makes its prompts; closed at the end."""
     maker = reader(cfg, result, inputs, makers)
     if cfg.engine.name == "server":
-        engine: Rollout = OpenAIServer(cfg.engine, maker.tokenizer)
+        engine: Answerer = OpenAIServer(cfg.engine, maker.tokenizer)
     else:
         engine = local_engine(cfg, result, maker, log)
     try:
@@ -62,7 +62,7 @@ def reader(
     return maker_of(tokenizer, prompt_limit(cfg, result, positions), makers)
 
 
-def local_engine(cfg: DictConfig, result: Result, maker: TreeMaker, log: Path) -> Rollout:
+def local_engine(cfg: DictConfig, result: Result, maker: TreeMaker, log: Path) -> Answerer:
     """Transformers in this process, or vLLM beside it; vLLM needs weights that lie in a folder."""
     where, settings, tokenizer = device(cfg), cfg.eval, maker.tokenizer
     dtype = torch.bfloat16 if where.type == "cuda" else torch.float32

@@ -16,7 +16,7 @@ from ehrr1.evaluation.predictions import Told, Written, prediction_row, risk_row
 from ehrr1.prompts.chat_format import OPENED
 from ehrr1.prompts.messages import CASES
 from ehrr1.prompts.trees import Question, Tree, TreeMaker
-from ehrr1.rollout.sampling import Completion, Rollout, Sampling
+from ehrr1.rollout.sampling import Answerer, Completion, Sampling
 from ehrr1.scoring.answers import THINK_CLOSE, THINK_OPEN, read_answer
 from ehrr1.scoring.risk import AnswerTokens, answer_tokens
 from ehrr1.tasks.context import preamble_length
@@ -69,7 +69,7 @@ class Predictor:
     record, as tokens (`evaluation.shots`); `candidates` serve questions that list some.
     """
 
-    engine: Rollout
+    engine: Answerer
     maker: TreeMaker
     prepared: Prepared
     writing: Writing

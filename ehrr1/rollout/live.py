@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ehrr1.rollout.sampling import Sampling
 from ehrr1.rollout.transformers import TransformersRollout
@@ -14,16 +14,7 @@ Watch = Callable[[str], None]
 class LiveRollout(TransformersRollout):
     """Tells `watch`, where one is set, the text of a single completion piece by piece."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        batch_size: int,
-        batch_tokens: int,
-    ):
-        super().__init__(model, tokenizer, batch_size, batch_tokens)
-        self.tokenizer = tokenizer
-        self.watch: Watch | None = None
+    watch: Watch | None = None
 
     def _steps(
         self,

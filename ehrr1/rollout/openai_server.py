@@ -7,7 +7,7 @@ that is too long) is an empty answer, which is counted, and nothing that was ans
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from threading import Event
 from typing import Any, NamedTuple
@@ -16,13 +16,12 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ehrr1.errors import UserError
 from ehrr1.prompts.trees import Tree
 from ehrr1.rollout.http import FAILURES, call
-from ehrr1.rollout.sampling import Completion, Sampling, in_order
+from ehrr1.rollout.sampling import Answerer, Completion, Sampling, by_tree, questions
 from ehrr1.rollout.vllm_engine import spread
 
 START_SECONDS = 30
@@ -75,7 +74,7 @@ def down(settings: DictConfig, reason: str) -> UserError:
     )
 
 
-class OpenAIServer:
+class OpenAIServer(Answerer):
     """The server at `engine.url`; `tokenizer` is that of its model.
 
     Raises UserError where it is down for longer than the retries, or refuses everything.
@@ -95,7 +94,7 @@ class OpenAIServer:
         group_size: int = 1,
         seeds: Sequence[int] | None = None,
     ) -> Iterator[tuple[int, list[Completion]]]:
-        """See `Rollout`. A group is empty where the server refuses the prompt."""
+        """See `Answerer`. A group is empty where the server refuses the prompt."""
         chosen = range(len(prompts)) if seeds is None else seeds
         bodies = [
             self._body(prompt, sampling, group_size, seed)
@@ -104,51 +103,18 @@ class OpenAIServer:
         for number, answer in self._all(bodies):
             yield number, [self._completion(one) for one in answer["choices"]] if answer else []
 
-    def generate(
-        self,
-        prompts: Sequence[list[int]],
-        sampling: Sampling,
-        *,
-        group_size: int = 1,
-        seeds: Sequence[int] | None = None,
-        description: str | None = None,
-    ) -> list[list[Completion]]:
-        """See `Rollout`."""
-        groups = self.stream(prompts, sampling, group_size=group_size, seeds=seeds)
-        return in_order(groups, len(prompts), description)
-
     def answers(
         self, trees: Sequence[Tree], ids: Sequence[int]
     ) -> Iterator[tuple[int, NDArray[np.float64]]]:
-        """See `Rollout`. vLLM tells the tokens that are asked for; other servers the likeliest
+        """See `Answerer`. vLLM tells the tokens that are asked for; other servers the likeliest
         twenty by their text, and -inf stands for what is not among them."""
         texts = self.tokenizer.batch_decode([[one] for one in ids])
-        owners = [(n, b) for n, tree in enumerate(trees) for b in range(len(tree.branches))]
-        bodies = [
-            self._question(trees[n].trunk + trees[n].branches[b].prompt, ids) for n, b in owners
-        ]
-        found = [np.full((len(tree.branches), len(ids)), -np.inf) for tree in trees]
-        left = [len(tree.branches) for tree in trees]
-        for place, answer in self._all(bodies):
-            number, branch = owners[place]
-            if answer:
-                found[number][branch] = told(answer["choices"][0], ids, texts)
-            left[number] -= 1
-            if not left[number]:
-                yield number, found[number]
-
-    def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """It has its own weights."""
-        raise NotImplementedError("engine=server only answers; to train use rollout=vllm_server")
-
-    def logprobs(self, tokens: list[int]) -> list[float]:
-        """See `Rollout`; vLLM's servers only."""
-        body = self._question(tokens, []) | {"prompt_logprobs": 0}
-        [(_, answer)] = self._all([body])
-        if answer is None:
-            raise down(self.settings, "it refuses the prompt")
-        pairs = zip(answer["choices"][0]["prompt_logprobs"][1:], tokens[1:], strict=True)
-        return [at[str(token)]["logprob"] for at, token in pairs]
+        bodies = [self._question(prompt, ids) for prompt in questions(trees)]
+        replies = (
+            (number, told(answer["choices"][0], ids, texts) if answer else None)
+            for number, answer in self._all(bodies)
+        )
+        yield from by_tree(trees, len(ids), replies)
 
     def close(self) -> None:
         """Nothing: who started the server ends it."""

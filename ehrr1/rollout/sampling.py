@@ -1,4 +1,4 @@
-"""What every rollout takes and returns, and the check that it has the trainer's weights."""
+"""What engines take and return, and the check that one has the trainer's weights."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,8 +34,8 @@ class Sampling:
     top_k: int = 0
 
 
-class Rollout(Protocol):
-    """Who writes completions: the model that trains, an engine beside it, or a server."""
+class Writer(Protocol):
+    """Who writes completions."""
 
     def stream(
         self,
@@ -62,6 +62,16 @@ class Rollout(Protocol):
     ) -> list[list[Completion]]:
         """What `stream` yields, in the order of the prompts. `description` names a progress bar;
         None shows none."""
+        groups = self.stream(prompts, sampling, group_size=group_size, seeds=seeds)
+        found = dict(track(groups, description, len(prompts)) if description else groups)
+        return [found[number] for number in range(len(prompts))]
+
+    def close(self) -> None:
+        """Leave nothing running."""
+
+
+class Answerer(Writer, Protocol):
+    """A writer that also tells what it would say next: what evaluation asks."""
 
     def answers(
         self, trees: Sequence[Tree], ids: Sequence[int]
@@ -71,6 +81,36 @@ class Rollout(Protocol):
         [branches, ids]; -inf for a token that the engine does not tell. Nothing is generated.
         """
 
+
+def questions(trees: Sequence[Tree]) -> list[list[int]]:
+    """A prompt for each branch, for engines that take a prompt at a time; a tree's follow each
+    other, so that what they share is remembered."""
+    return [tree.trunk + branch.prompt for tree in trees for branch in tree.branches]
+
+
+def by_tree(
+    trees: Sequence[Tree],
+    width: int,
+    told: Iterable[tuple[int, Sequence[float] | NDArray[np.float64] | None]],
+) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """`Answerer.answers` out of what is told of each of `questions`, by its number, in any order;
+    None is told of one that was refused."""
+    owners = [(n, b) for n, tree in enumerate(trees) for b in range(len(tree.branches))]
+    found = [np.full((len(tree.branches), width), -np.inf) for tree in trees]
+    left = [len(tree.branches) for tree in trees]
+    for place, values in told:
+        number, branch = owners[place]
+        if values is not None:
+            found[number][branch] = values
+        left[number] -= 1
+        if not left[number]:
+            yield number, found[number]
+
+
+class Rollout(Writer, Protocol):
+    """A writer with the trainer's weights: the model that trains, an engine beside it, or a server
+    that takes them."""
+
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Take the weights of now: names as in an exported folder, whole tensors, one at a time.
 
@@ -79,17 +119,6 @@ class Rollout(Protocol):
 
     def logprobs(self, tokens: list[int]) -> list[float]:
         """The log-probability of each token but the first, at temperature 1."""
-
-    def close(self) -> None:
-        """Leave nothing running."""
-
-
-def in_order(
-    groups: Iterator[tuple[int, list[Completion]]], count: int, description: str | None
-) -> list[list[Completion]]:
-    """What a stream of `count` groups yields, by number."""
-    found = dict(track(groups, description, count) if description else groups)
-    return [found[number] for number in range(count)]
 
 
 class EngineError(RuntimeError):

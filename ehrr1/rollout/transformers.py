@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from ehrr1 import parallel
 from ehrr1.models.shared_trunks import SharedTrunks
 from ehrr1.prompts.trees import Tree
-from ehrr1.rollout.sampling import Completion, Sampling, in_order
+from ehrr1.rollout.sampling import Answerer, Completion, Rollout, Sampling
 from ehrr1.rollout.scoring import answer_logprobs
 
 __all__ = ["Completion", "Sampling", "TransformersRollout"]
@@ -28,7 +28,7 @@ CPU_TOKENS = 4096
 """Tokens read at a time on a CPU: more leave its caches (python -m benchmarks.risk_speed)."""
 
 
-class TransformersRollout:
+class TransformersRollout(Rollout, Answerer):
     """Generates groups of completions; `batch_size` of them side by side, and as many prompts as
     have `batch_tokens` with their padding."""
 
@@ -42,7 +42,7 @@ class TransformersRollout:
         if not str(model.config._attn_implementation).startswith("forest_"):
             raise ValueError("the model's attention knows no shared prompts: use load_model")
         self.model, self.batch_size, self.batch_tokens = model, batch_size, batch_tokens
-        self.end_id = tokenizer.eos_token_id
+        self.tokenizer, self.end_id = tokenizer, tokenizer.eos_token_id
         self.divided = any(hasattr(weights, "ds_numel") for weights in model.parameters())
 
     def stream(
@@ -63,19 +63,6 @@ class TransformersRollout:
                 drawn = torch.cat([levels[i] for i in chosen]).to(self.model.device)
                 groups = self._batch([prompts[i] for i in chosen], group_size, sampling, drawn)
             yield from zip(chosen, groups, strict=True)
-
-    def generate(
-        self,
-        prompts: Sequence[list[int]],
-        sampling: Sampling,
-        *,
-        seeds: Sequence[int] | None = None,
-        group_size: int = 1,
-        description: str | None = None,
-    ) -> list[list[Completion]]:
-        """See `Rollout`."""
-        groups = self.stream(prompts, sampling, group_size=group_size, seeds=seeds)
-        return in_order(groups, len(prompts), description)
 
     def answers(
         self, trees: Sequence[Tree], ids: Sequence[int]

@@ -22,7 +22,15 @@ from ehrr1 import parallel
 from ehrr1.errors import UserError
 from ehrr1.prompts.trees import Tree
 from ehrr1.rollout.exchange import laid_out
-from ehrr1.rollout.sampling import Completion, EngineError, Sampling, in_order
+from ehrr1.rollout.sampling import (
+    Answerer,
+    Completion,
+    EngineError,
+    Rollout,
+    Sampling,
+    by_tree,
+    questions,
+)
 from ehrr1.rollout.vllm_engine import Settings
 from ehrr1.rollout.vllm_worker import ENVIRONMENT, ENVIRONMENT_ON_CPU
 
@@ -36,7 +44,7 @@ LAST_WORDS = 2000
 """Characters of the engine's log that an error shows."""
 
 
-class VLLMRollout:
+class VLLMRollout(Rollout, Answerer):
     """An engine in a child process, on this process's device.
 
     `folder` holds the model and its first weights; `end_id` ends a turn; `max_length` bounds prompt
@@ -110,35 +118,16 @@ class VLLMRollout:
         for reply in self._ask(request, len(prompts)):
             yield reply["number"], [Completion(*one) for one in reply["group"]]
 
-    def generate(
-        self,
-        prompts: Sequence[list[int]],
-        sampling: Sampling,
-        *,
-        group_size: int = 1,
-        seeds: Sequence[int] | None = None,
-        description: str | None = None,
-    ) -> list[list[Completion]]:
-        """See `Rollout`."""
-        groups = self.stream(prompts, sampling, group_size=group_size, seeds=seeds)
-        return in_order(groups, len(prompts), description)
-
     def answers(
         self, trees: Sequence[Tree], ids: Sequence[int]
     ) -> Iterator[tuple[int, NDArray[np.float64]]]:
         """See `Rollout`. A request a question; the engine remembers what they share."""
-        owners = [(n, b) for n, tree in enumerate(trees) for b in range(len(tree.branches))]
-        prompts = [trees[n].trunk + trees[n].branches[b].prompt for n, b in owners]
+        prompts = questions(trees)
         check_lengths(prompts, Sampling(1), self.max_length)
-        found = [np.full((len(tree.branches), len(ids)), np.nan) for tree in trees]
-        left = [len(tree.branches) for tree in trees]
         request = {"work": "answers", "prompts": prompts, "ids": list(ids)}
-        for reply in self._ask(request, len(prompts)):
-            number, branch = owners[reply["number"]]
-            found[number][branch] = reply["logprobs"]
-            left[number] -= 1
-            if not left[number]:
-                yield number, found[number]
+        replies = self._ask(request, len(prompts))
+        told = ((reply["number"], reply["logprobs"]) for reply in replies)
+        yield from by_tree(trees, len(ids), told)
 
     def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """See `Rollout`. Process 0 writes the files, the engine of each process reads them."""

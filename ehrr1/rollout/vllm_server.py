@@ -17,18 +17,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ehrr1 import parallel
 from ehrr1.errors import UserError
-from ehrr1.prompts.trees import Tree
 from ehrr1.rollout.exchange import laid_out
 from ehrr1.rollout.http import FAILURES, call
 from ehrr1.rollout.openai_server import completion
-from ehrr1.rollout.sampling import Completion, Sampling, in_order
+from ehrr1.rollout.sampling import Completion, Rollout, Sampling
 from ehrr1.rollout.vllm_engine import spread
 from ehrr1.rollout.vllm_worker import ENVIRONMENT, ENVIRONMENT_ON_CPU, NAME
 
@@ -41,7 +38,7 @@ START_SECONDS = 30
 """For what a server that is there answers at once."""
 
 
-class VLLMServerRollout:
+class VLLMServerRollout(Rollout):
     """The server at `url`. Its workers must see the folder `exchange`; one answer takes at most
     `timeout` seconds; `batch_size` completions are asked for side by side. `dtype` is the server's.
 
@@ -96,25 +93,6 @@ class VLLMServerRollout:
         ]
         for number, answer in self._all(bodies, max(1, self.batch_size // group_size)):
             yield number, [completion(one) for one in answer["choices"]]
-
-    def generate(
-        self,
-        prompts: Sequence[list[int]],
-        sampling: Sampling,
-        *,
-        group_size: int = 1,
-        seeds: Sequence[int] | None = None,
-        description: str | None = None,
-    ) -> list[list[Completion]]:
-        """See `Rollout`."""
-        groups = self.stream(prompts, sampling, group_size=group_size, seeds=seeds)
-        return in_order(groups, len(prompts), description)
-
-    def answers(
-        self, trees: Sequence[Tree], ids: Sequence[int]
-    ) -> Iterator[tuple[int, NDArray[np.float64]]]:
-        """Evaluation asks a server by `engine=server`."""
-        raise NotImplementedError("rollout=vllm_server generates; engine=server answers")
 
     def _all(
         self, bodies: Sequence[dict[str, Any]], workers: int

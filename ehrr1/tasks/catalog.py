@@ -378,16 +378,10 @@ ONE_ITEM = ("admissions", "transfers", "services", "next_event", CDM_DISEASE)
 
 BENCHMARK_TASKS: dict[str, Task] = {
     **{key: _risk(key, "any", 0, text) for key, text in EHRSHOT_QUESTIONS.items()},
-    CDM_DISEASE: _decision(
-        CDM_DISEASE,
-        "any",
-        "disease",
-        CDM_QUESTIONS[CDM_DISEASE],
-        0,
-        metric="accuracy",
-        paper=False,
-    ),
-    CDM_ICD: _decision(CDM_ICD, "any", "icd_diagnosis", CDM_QUESTIONS[CDM_ICD], 0, paper=False),
+    **{
+        key: _decision(key, "any", source, CDM_QUESTIONS[key], 0, paper=False)
+        for key, source in ((CDM_DISEASE, "disease"), (CDM_ICD, "icd_diagnosis"))
+    },
 }
 """Tasks of other benchmarks, whose samples come from files and are only evaluated on."""
 

@@ -19,7 +19,7 @@ from ehrr1.graph.chains.ledger import Advance, Answer, Budget, Ledger, over_budg
 from ehrr1.graph.chains.prompting import CHARS_PER_TOKEN, Limit, Prompt, Prompts
 from ehrr1.models.loading import load_model
 from ehrr1.prompts.tokenizer import load_tokenizer
-from ehrr1.rollout.sampling import Completion, Rollout, Sampling
+from ehrr1.rollout.sampling import Completion, Sampling, Writer
 from ehrr1.rollout.transformers import TransformersRollout
 from ehrr1.rollout.vllm import VLLMRollout
 from ehrr1.scoring.answers import THINK_CLOSE
@@ -119,7 +119,7 @@ def write_local(
                 raise over_budget(ledger, settings)
 
 
-def open_rollout(settings: DictConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Rollout:
+def open_rollout(settings: DictConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Writer:
     """Who generates: bfloat16 on a GPU, float32 without one."""
     gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if gpu else torch.float32
@@ -150,7 +150,7 @@ class _Local:
         settings: DictConfig,
         ledger: Ledger,
         budget: Budget,
-        rollout: Rollout,
+        rollout: Writer,
         tokenizer: PreTrainedTokenizerBase,
         seed: int,
         advance: Advance,
