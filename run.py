@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import sys
+from pathlib import Path
 
 # Hydra otherwise prints its own errors and exits with 1; ours are one line and exit with 2.
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -18,11 +19,11 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ehrr1.errors import StoppedError, UserError
-from ehrr1.runs import BENCHMARKS
+from ehrr1.runs import BENCHMARKS, short
 
 EXPECTED = (UserError, OSError, HydraException, OmegaConfBaseException)
 OWN_FOLDER = ("data", "model", "concepts", "ablation")
@@ -36,11 +37,9 @@ def compose_and_run(cfg: DictConfig) -> None:
     from ehrr1.stages import execute
 
     cfg = as_released(cfg)
-    with open_dict(cfg):
-        if cfg.variant is None:
+    if cfg.variant is None:
+        with open_dict(cfg):
             cfg.variant = own_variant(cfg)
-        if cfg.eval.mode is None:
-            cfg.eval.mode = own_mode(cfg)
     try:
         check(cfg)
         execute(cfg)
@@ -65,36 +64,18 @@ def as_released(cfg: DictConfig) -> DictConfig:
 
 def own_variant(cfg: DictConfig) -> str:
     """The choices that are not the experiment's own, so that they get their own folder."""
-    return "-".join(short(cfg.model.name) if g == "model" else c for g, c in other(OWN_FOLDER))
-
-
-def own_mode(cfg: DictConfig) -> str:
-    """How models are asked, where that is not how they were trained, and by which engine."""
-    answers = cfg.answer if OmegaConf.is_list(cfg.answer) else filter(None, [cfg.answer])
-    parts = [choice for _, choice in other(("eval",)) if choice not in BENCHMARKS]
-    if cfg.engine.name != "transformers":
-        parts += filter(None, (cfg.engine.name, short(cfg.engine.get("model") or "")))
-    parts += filter(None, ("+".join(answers), cfg.candidates.replace("none", "")))
-    return "-".join([*parts, "ours"] if cfg.wording == "ours" else parts)
-
-
-def other(groups: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Of these groups those whose choice is not the experiment's own, with the choice."""
     overrides = HydraConfig.get().overrides.task
     if not any(
-        override.startswith(tuple(f"{group}=" for group in groups)) for override in overrides
+        override.startswith(tuple(f"{group}=" for group in OWN_FOLDER)) for override in overrides
     ):
-        return []  # composing once more takes a sixth of a second
+        return ""  # composing once more takes a sixth of a second
     chosen = HydraConfig.get().runtime.choices
     plain = hydra.compose(
         "config", overrides=[f"experiment={chosen['experiment']}"], return_hydra_config=True
     ).hydra.runtime.choices
-    return [(group, chosen[group]) for group in groups if chosen[group] != plain[group]]
-
-
-def short(name: str) -> str:
-    """The last part of a path or of a name on the hub."""
-    return name.rstrip("/").split("/")[-1]
+    own = [group for group in OWN_FOLDER if chosen[group] != plain[group]]
+    # a model's folder (the choice `folder`) is told by its name
+    return "-".join(short(cfg.model.name) if g == "model" else chosen[g] for g in own)
 
 
 def spelled_out(arguments: list[str]) -> list[str]:
@@ -105,7 +86,8 @@ def spelled_out(arguments: list[str]) -> list[str]:
         group, _, value = argument.partition("=")
         if group == "model" and "/" in value:
             folder, name = value.rstrip("/"), short(value)
-            name = folder.split("/")[-2] if name == "hf" else name
+            if name == "hf":  # of a run: outputs/demo/rl/hf is demo-rl
+                name = "-".join(Path(folder).parts[-3:-1])
             found += ["model=folder", f"model.path={folder}", f"model.name={name}"]
         elif (
             group in ("question", "record") and value[:1] not in ("'", '"', "") and value != "null"

@@ -69,14 +69,7 @@ NOT_COMPARED = frozenset(
         *("chains.poll_seconds", "chains.batch_size", "chains.batches", "chains.dry_run"),
         *("chains.budget_tokens", "chains.budget_usd", "chains.compliant_endpoint"),
         *("chains.gpu_memory_utilization", "chains.kv_cache_gib"),
-        *(
-            "eval.mode",
-            "eval.shard",
-            "eval.shards",
-            "eval.batch_size",
-            "eval.batch_tokens",
-            "eval.cases",
-        ),
+        *("eval.shard", "eval.shards", "eval.batch_size", "eval.batch_tokens", "eval.cases"),
         *("engine.tensor_parallel", "engine.gpu_memory_utilization", "engine.kv_cache_gib"),
         *("engine.url", "engine.key_variable", "engine.concurrency", "engine.timeout_seconds"),
         *("engine.max_retries", "engine.compliant_endpoint"),
@@ -118,10 +111,13 @@ def home(cfg: DictConfig) -> Path:
 
 
 def folder_of(cfg: DictConfig, stage: str) -> Path:
-    """Where a stage's result is or will be. An evaluation's mode is part of its folder's name, so
-    that one run can have several."""
-    mode = f"-{cfg.eval.mode}" if stage == "eval" and cfg.eval.mode else ""
-    return home(cfg) / f"{stage}{mode}"
+    """Where a stage's result is or will be."""
+    return home(cfg) / stage
+
+
+def short(name: str) -> str:
+    """The last part of a model's path or of its name on the hub."""
+    return name.rstrip("/").split("/")[-1]
 
 
 def data_is_open(prepare: Path) -> bool:
@@ -163,21 +159,27 @@ def find_inputs(cfg: DictConfig, stage: str) -> dict[str, Path]:
 
 
 def _made(cfg: DictConfig, stage: str, reader: str) -> Path:
-    """Where a stage's result is or will be: in this variant, or in the experiment without one.
+    """Where a stage's result is or will be: in this variant, or in one above it (`no_graph/both` is
+    below `no_graph`, and that below the experiment) that was made as this one would make it.
 
     An ablation thus shares what it does not change: the same settings, made from the same inputs.
-    What an evaluation on a benchmark's own records (a variant that differs in nothing else) asks
-    was not made from them: of its models the settings alone are compared.
+    What an evaluation on a benchmark's own records asks was not made from them: of its models the
+    settings alone are compared, where the variant differs in nothing but its data.
     """
-    own, shared = home(cfg) / stage, Path(cfg.output_root) / cfg.name / stage
-    if is_finished(own) or not cfg.variant or not is_finished(shared):
+    own = folder_of(cfg, stage)
+    depth = len(Path(cfg.variant or "").parts)
+    above = [folder / stage for folder in list(home(cfg).parents)[:depth] if depth]
+    finished = [folder for folder in above if is_finished(folder)]
+    if is_finished(own) or not finished:
         return own
-    elsewhere = reader == "eval" and stage != "prepare" and cfg.variant == cfg.data.name
+    model = reader == "eval" and stage != "prepare"
     try:
-        inputs = {} if elsewhere and cfg.data.name in BENCHMARKS else find_inputs(cfg, stage)
+        elsewhere = model and cfg.data.name in BENCHMARKS & {Path(cfg.variant).name}
+        inputs = {} if elsewhere else find_inputs(cfg, stage)
     except UserError:
         return own
-    return own if _differences(cfg, stage, shared, inputs) else shared
+    same = (folder for folder in finished if not _differences(cfg, stage, folder, inputs))
+    return next(same, own)
 
 
 @contextmanager

@@ -117,7 +117,7 @@ def test_what_cannot_be_compared_is_refused_in_a_line(tmp_path: Path) -> None:
 def test_runs_are_called_by_what_their_paths_do_not_share() -> None:
     named = {
         ("outputs/a/eval", "outputs/b/eval"): ["a", "b"],
-        ("outputs/a/eval", "outputs/a/eval-both"): ["eval", "eval-both"],
+        ("outputs/a/eval", "outputs/a/both/eval"): ["a", "a/both"],
         ("x/a/8b/eval", "x/b/eval"): ["a/8b", "b"],
         ("x/demo/eval", "x/demo/no_graph/eval"): ["demo", "demo/no_graph"],
     }

@@ -46,9 +46,9 @@ def world(smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_killed_evaluation_goes_on_with_what_is_left(world: Path) -> None:
-    arguments = [*QUICK, f"output_root={world}", "eval.mode=killed", "overwrite=false"]
+    arguments = [*QUICK, f"output_root={world}", "variant=killed"]
     command = [sys.executable, str(ROOT / "run.py"), *arguments]
-    folder = world / "smoke" / "eval-killed"
+    folder = world / "smoke" / "killed" / "eval"
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     while not list(folder.glob("parts/*/*.parquet")):
         assert process.poll() is None
@@ -66,7 +66,7 @@ def test_a_killed_evaluation_goes_on_with_what_is_left(world: Path) -> None:
 @pytest.mark.parametrize("by", ["shards", "srun"])
 def test_processes_share_the_records(world: Path, command_line: CommandLine, by: str) -> None:
     """By eval.shard, and as tasks of srun or torchrun: no process waits for another."""
-    arguments = [*QUICK, f"output_root={world}", f"eval.mode={by}", "eval.models=[adapt]"]
+    arguments = [*QUICK, f"output_root={world}", f"variant={by}", "eval.models=[adapt]"]
     for number in range(2):
         group = {"WORLD_SIZE": "2", "RANK": str(number), "LOCAL_RANK": str(number)}
         own = [f"eval.shard={number}", "eval.shards=2"] if by == "shards" else []
@@ -80,7 +80,7 @@ def test_processes_share_the_records(world: Path, command_line: CommandLine, by:
         assert done.returncode == 0, done.stderr[-2000:]
         left = "0 answers are missing" in done.stderr
         assert left == bool(number)
-    folder = world / "smoke" / f"eval-{by}"
+    folder = world / "smoke" / by / "eval"
     whole = predictions(world / "smoke" / "eval")
     same_answers(
         predictions(folder).filter(pl.col("model") == "adapt"),
@@ -107,10 +107,15 @@ def test_scoring_again_needs_no_model_and_no_records(
 
 def test_the_mode_is_part_of_the_result_s_name(world: Path, command_line: CommandLine) -> None:
     done = command_line(
-        *QUICK, f"output_root={world}", "eval.models=[rl]", "answer=[think,both]", "eval.draws=2"
+        *QUICK,
+        f"output_root={world}",
+        "variant=modes",
+        "eval.models=[rl]",
+        "answer=[think,both]",
+        "eval.draws=2",
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    folder = world / "smoke" / "eval-think+both"
+    folder = world / "smoke" / "modes" / "eval"
     table = predictions(folder)
     assert table.schema == SCHEMA
     assert {"rl:think", "rl:both"} < set(table["model"])
@@ -137,10 +142,12 @@ def test_any_folder_is_evaluated_by_the_same_command(
         "eval.max_prompt_tokens=2048",
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    folder = world / "smoke" / "reason" / "eval-list"
+    folder = world / "smoke" / "smoke-reason" / "eval"
     table = predictions(folder)
-    assert "reason:direct-list" in set(table["model"])
-    assert {"samples_per_second", "reason:direct-list/samples_per_second"} <= metrics(folder).keys()
+    assert "smoke-reason:direct-list" in set(table["model"])
+    assert {"samples_per_second", "smoke-reason:direct-list/samples_per_second"} <= metrics(
+        folder
+    ).keys()
 
 
 def test_another_benchmark_is_prepared_and_evaluated_by_one_command(
@@ -171,7 +178,7 @@ def test_another_benchmark_is_prepared_and_evaluated_by_one_command(
         (["rescore=nowhere"], "rescore=nowhere"),
         (["compare=[nowhere]"], "compare="),
         (["eval=ehrshot"], "data.root"),
-        (["engine=server", "engine.url=http://127.0.0.1:9/v1"], "engine.url"),
+        (["engine=server", "engine.url=http://127.0.0.1:9/v1", "variant=served"], "engine.url"),
         (["model=no/where"], "model.path=no/where"),
     ],
 )

@@ -32,6 +32,19 @@ def test_finished_run_is_reported_not_made_again(tmp_path: Path) -> None:
         assert run is None
 
 
+def test_a_variant_reads_what_it_does_not_change_from_those_above_it(tmp_path: Path) -> None:
+    cfg = settings(tmp_path)
+    shared = make(cfg, "prepare")
+    above = settings(tmp_path, variant="no_graph", graph={"top": 1})
+    graph = make(above, "graph")
+    below = settings(tmp_path, variant="no_graph/both", graph={"top": 1})
+    assert runs.find_inputs(below, "chains") == {"prepare": shared, "graph": graph}
+    make(cfg, "graph")
+    other = settings(tmp_path, variant="wide/both", graph={"top": 3})
+    with pytest.raises(UserError, match="'graph'"):
+        runs.find_inputs(other, "chains")
+
+
 def test_half_done_run_resumes(tmp_path: Path) -> None:
     cfg = settings(tmp_path)
     with pytest.raises(KeyboardInterrupt), runs.opened(cfg, "prepare") as run:

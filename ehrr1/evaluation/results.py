@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from ehrr1.errors import UserError
 from ehrr1.evaluation.asked import Answer, Asked
 from ehrr1.models.gguf import start_of
-from ehrr1.runs import LOCAL
+from ehrr1.runs import LOCAL, short
 
 STAGES = ("adapt", "reason", "rl")
 THINKING = frozenset({"reason", "rl"})
@@ -77,11 +77,6 @@ def chosen_answers(cfg: DictConfig) -> list[Answer | None]:
     if cfg.answer is None:
         return []
     return list(cfg.answer) if isinstance(cfg.answer, ListConfig) else [cfg.answer]
-
-
-def short(name: str) -> str:
-    """The last part of a model's path or name on the hub."""
-    return name.rstrip("/").split("/")[-1]
 
 
 def thinks(model: str, inputs: Mapping[str, Path]) -> bool:

@@ -50,7 +50,7 @@ def execute(cfg: DictConfig) -> None:
     if cfg.stage == "chains" and cfg.chains.get("dry_run"):
         _dry_run(cfg)
         return
-    if cfg.stage == "eval" and cfg.data.name in runs.BENCHMARKS and cfg.inputs.prepare is None:
+    if _brings_records(cfg):
         _execute_one(cfg, "prepare")  # a file or two: no reason to ask for another command
     for stage in runs.ORDER if cfg.stage == "curriculum" else (cfg.stage,):
         if (
@@ -77,6 +77,13 @@ def _dry_run(cfg: DictConfig) -> None:
     from ehrr1.stages.chains import dry_run
 
     dry_run(cfg, _check_inputs(cfg, "chains"), runs.folder_of(cfg, "chains"))
+
+
+def _brings_records(cfg: DictConfig) -> bool:
+    """Whether a benchmark's records are to be prepared first; processes that share the work would
+    all do it, and must find them."""
+    alone = cfg.eval.shard is None and cfg.inputs.prepare is None
+    return cfg.stage == "eval" and cfg.data.name in runs.BENCHMARKS and alone
 
 
 def _score_again(cfg: DictConfig) -> None:

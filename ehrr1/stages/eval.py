@@ -29,6 +29,7 @@ from ehrr1.evaluation.meds_export import export
 from ehrr1.evaluation.opening import Makers, opened, reader
 from ehrr1.evaluation.parts import Parts, speed
 from ehrr1.evaluation.predict import Predictor, Rows, Writing
+from ehrr1.evaluation.predictions import SCHEMA
 from ehrr1.evaluation.report import publish, show
 from ehrr1.evaluation.results import Result, results
 from ehrr1.evaluation.subgroups import with_subgroups
@@ -192,6 +193,11 @@ def rescore(cfg: DictConfig) -> None:
     assert isinstance(then, DictConfig)
     then.eval.bootstrap = cfg.eval.bootstrap
     predictions = pl.read_parquet(folder / "predictions.parquet")
+    if missing := [name for name in SCHEMA if name not in predictions.columns]:
+        raise UserError(
+            f"rescore={folder}: an earlier version made its predictions (no {', '.join(missing)}); "
+            "evaluate again with overwrite=true"
+        )
     with runs.held(folder):
         metrics = told(then, folder, predictions, prepared_of(folder))
         seconds = {k: v for k, v in runs.metrics_of(folder).items() if k.startswith("seconds")}
@@ -257,6 +263,7 @@ def prepared_of(folder: Path) -> Prepared | None:
     """The records that an evaluation has read, if they are still where they were."""
     config = OmegaConf.load(folder / "config.yaml")
     assert isinstance(config, DictConfig)
-    given = config.inputs.prepare
-    source = Path(given) if given else runs.home(config) / "prepare"
-    return Prepared(source) if runs.is_finished(source) else None
+    try:
+        return Prepared(runs.find_inputs(config, "eval")["prepare"])
+    except UserError:
+        return None
