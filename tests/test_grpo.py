@@ -396,7 +396,7 @@ def test_resumed_run_repeats_the_uninterrupted_one(tmp_path: Path, phase: str) -
         "update": (GRPOModule, "learn"),
         "sync": (GRPOModule, "sync"),
     }[phase]
-    real = vars(owner)[name]
+    real = getattr(owner, name)
 
     def failing(*given: Any, **named: Any) -> Any:
         nonlocal calls
