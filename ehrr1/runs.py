@@ -41,7 +41,7 @@ INPUTS: dict[str, tuple[str, ...]] = {
     "eval": ("prepare",),
     "plan": (),
 }
-"""What each stage cannot do without."""
+"""What each stage reads; `needed` says what it cannot do without."""
 
 OPTIONAL_INPUTS: dict[str, tuple[str, ...]] = {"eval": ("adapt", "reason", "rl")}
 """What a stage uses where it is there."""
@@ -105,6 +105,22 @@ class Run:
         return self.inputs[stage]
 
 
+def needed(cfg: DictConfig, stage: str) -> tuple[str, ...]:
+    """What a stage cannot do without, with these settings."""
+    inputs = INPUTS[stage]
+    if stage == "rl":
+        inputs = ("prepare", cfg.rl.start)
+    if stage == "eval" and cfg.engine.name in LOCAL and cfg.model.path is None:
+        inputs += ("adapt",)  # a model from nothing, untrained, knows nothing and has no tokenizer
+    return inputs
+
+
+def order(cfg: DictConfig) -> tuple[str, ...]:
+    """The curriculum with these settings: without reasoning nothing leads to it."""
+    left_out = ("graph", "chains", "reason") if cfg.rl.start == "adapt" else ()
+    return tuple(stage for stage in ORDER if stage not in left_out)
+
+
 def home(cfg: DictConfig) -> Path:
     """The folder that holds the stages of this experiment and variant."""
     return Path(cfg.output_root) / cfg.name / (cfg.variant or "")
@@ -137,15 +153,13 @@ def find_inputs(cfg: DictConfig, stage: str) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     missing = []
-    needed = INPUTS[stage]
-    if stage == "eval" and cfg.engine.name in LOCAL and cfg.model.path is None:
-        needed += ("adapt",)  # a model from nothing, untrained, knows nothing and has no tokenizer
-    for name in dict.fromkeys(needed + OPTIONAL_INPUTS.get(stage, ())):
+    cannot_do_without = needed(cfg, stage)
+    for name in dict.fromkeys(cannot_do_without + OPTIONAL_INPUTS.get(stage, ())):
         given = cfg.inputs[name]
-        folder = Path(given) if given else _made(cfg, name, stage)
+        folder = Path(given) if given else made(cfg, name, stage)
         if is_finished(folder):
             found[name] = folder
-        elif given or name in needed:
+        elif given or name in cannot_do_without:
             missing.append((name, folder))
     if missing:
         first = missing[0][0]
@@ -158,7 +172,7 @@ def find_inputs(cfg: DictConfig, stage: str) -> dict[str, Path]:
     return found
 
 
-def _made(cfg: DictConfig, stage: str, reader: str) -> Path:
+def made(cfg: DictConfig, stage: str, reader: str) -> Path:
     """Where a stage's result is or will be: in this variant, or in one above it (`no_graph/both` is
     below `no_graph`, and that below the experiment) that was made as this one would make it.
 

@@ -61,9 +61,8 @@ def test_what_starts_from_weights_is_called_base(tmp_path: Path) -> None:
     assert [one.name for one in found] == ["base", "adapt"]
 
 
-def test_without_reasoning_rl_answers_at_once_and_adapt_is_asked_once(tmp_path: Path) -> None:
-    inputs = stages(tmp_path, "adapt", "rl", think="none")
-    found = results(settings(), inputs | {"reason": inputs["adapt"]})
+def test_without_reasoning_rl_answers_at_once(tmp_path: Path) -> None:
+    found = results(settings(), stages(tmp_path, "adapt", "rl", think="none"))
     assert [one.name for one in found] == ["untrained", "adapt", "rl"]
     assert found[-1].decision is not None and found[-1].decision.answer == "direct"
 

@@ -63,8 +63,7 @@ def models(cfg: DictConfig, inputs: Mapping[str, Path]) -> dict[str, Path | str 
         return {short(cfg.engine.model or cfg.engine.name): None}
     stages: dict[str, Path | str | None] = {}
     for stage in STAGES:
-        # without reasoning (ablation=no_reason) rl starts from adapt: that is no second model
-        if stage in inputs and inputs[stage] / "hf" not in stages.values():
+        if stage in inputs:
             stages[stage] = inputs[stage] / "hf"
     start = start_of(cfg.model, None)
     if not stages:

@@ -5,7 +5,7 @@ Nothing here needs a model: rescoring reads predictions.parquet and calls `summa
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import combinations, pairwise
+from itertools import combinations
 
 import numpy as np
 import polars as pl
@@ -19,6 +19,8 @@ from ehrr1.evaluation.subgroups import LEAST_PATIENTS
 
 CURRICULUM = ("untrained", "base", "adapt", "reason", "rl")
 """Models in the order of the curriculum, as they were trained to be asked."""
+
+STARTS = ("untrained", "base")
 
 BASELINES = ("frequency", "logistic", "logistic_cut", "boosting", "boosting_cut")
 
@@ -89,13 +91,14 @@ def last_result(predictions: pl.DataFrame) -> str | None:
 
 
 def pairs(found: Sequence[str]) -> list[tuple[str, str]]:
-    """Whose difference is told, the later first: each stage and the one before it; modes of one
-    model; the first trained model, and the main one, against each baseline."""
+    """Whose difference is told, the later first: each stage and those before it, its start only for
+    the first; modes of one model; the first trained model, and the main one, against each
+    baseline."""
     asked = [name for name in found if name not in BASELINES]
     stages = [name for name in CURRICULUM if name in asked]
-    told = [(later, earlier) for earlier, later in pairwise(stages)]
+    told = [(b, a) for a, b in combinations(stages, 2) if a not in STARTS or b == stages[1]]
     told += [(b, a) for a, b in combinations(asked, 2) if _model(a) == _model(b)]
-    trained = [name for name in stages or asked if name not in ("untrained", "base")] or asked
+    trained = [name for name in stages or asked if name not in STARTS] or asked
     compared = dict.fromkeys([*trained[:1], *trained[-1:]])
     told += [(name, b) for name in compared for b in BASELINES if b in found]
     return list(dict.fromkeys(told))

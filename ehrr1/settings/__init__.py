@@ -64,15 +64,15 @@ def check(cfg: DictConfig) -> None:
         raise UserError("; ".join(problems))
 
 
-def _adapters(lora: DictConfig | None) -> list[str]:
+def _adapters(lora: DictConfig | str | None) -> list[str]:
     """What is wrong with `model.lora`, which is null or has four settings."""
     if lora is None:
         return []
     rules: dict[str, Rule] = {"r": COUNT, "alpha": POSITIVE, "dropout": SHARE}
-    missing = sorted({*rules, "targets"} - set(lora))
-    if missing:
+    missing = sorted({*rules, "targets"} - (set(lora) if isinstance(lora, DictConfig) else set()))
+    if missing or isinstance(lora, str):
         return [
-            f"model.lora={dict(lora)}: {', '.join(missing)} missing; for example "
+            f"model.lora={lora}: {', '.join(missing)} missing; for example "
             "model.lora='{r: 16, alpha: 32, dropout: 0.0, targets: [q_proj, v_proj]}'"
         ]
     return [

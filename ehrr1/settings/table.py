@@ -226,6 +226,7 @@ RULES: dict[str, Rule] = {
     "cluster.reserved_gib": Number(0),
     "cluster.cpu_memory_gib": Number(0, above=True, none=True),
     "cluster.peak_tflops": POSITIVE,
+    "rl.start": Choice(("adapt", "reason")),
     "plan.stage": Choice(("adapt", "reason", "rl")),
     "plan.micro_batch": COUNT,
     "plan.questions": COUNT,

@@ -52,7 +52,7 @@ def execute(cfg: DictConfig) -> None:
         return
     if _brings_records(cfg):
         _execute_one(cfg, "prepare")  # a file or two: no reason to ask for another command
-    for stage in runs.ORDER if cfg.stage == "curriculum" else (cfg.stage,):
+    for stage in runs.order(cfg) if cfg.stage == "curriculum" else (cfg.stage,):
         if (
             stage in TRAINING
             and _processes(cfg) > 1

@@ -33,7 +33,7 @@ from ehrr1.evaluation.predictions import SCHEMA
 from ehrr1.evaluation.report import publish, show
 from ehrr1.evaluation.results import Result, results
 from ehrr1.evaluation.subgroups import with_subgroups
-from ehrr1.evaluation.summary import summarise
+from ehrr1.evaluation.summary import STARTS, summarise
 from ehrr1.files import remove, replacing, write_json
 from ehrr1.runs import Run
 from ehrr1.tasks.candidates import Candidates
@@ -58,7 +58,7 @@ class Study:
         """The samples that a result answers: those of the untrained model, which writes to the
         limit, have fewer decisions."""
         risk, decision = (rows_of(self.index, kind) for kind in ("risk", "decision"))
-        if result.model in ("untrained", "base"):
+        if result.model in STARTS:
             decision = select(decision, cfg.eval.untrained_samples_per_task, cfg.seed)
         parts = [risk, self.calibration] if result.risk else []
         parts += [decision] if result.decision else []

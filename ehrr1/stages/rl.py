@@ -41,13 +41,13 @@ from ehrr1.training.strategies import on_gpu
 
 def check(cfg: DictConfig, inputs: dict[str, Path]) -> None:
     """Raise UserError for everything that cannot work, before anything is read."""
-    source = inputs["reason"] / "hf"
+    source = inputs[cfg.rl.start] / "hf"
     check_reinforcement(cfg, read_config(cfg.model, source), load_tokenizer(source), source)
 
 
 def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
     check(cfg, run.inputs)
-    source, prepared = run.input("reason") / "hf", Prepared(run.input("prepare"))
+    source, prepared = run.input(cfg.rl.start) / "hf", Prepared(run.input("prepare"))
     tokenizer = load_tokenizer(source)
     training = make_prompts(cfg, "train", prepared, tokenizer, run.folder)
     validation = make_prompts(cfg, "validation", prepared, tokenizer, run.folder)
