@@ -117,9 +117,17 @@ def test_what_cannot_be_compared_is_refused_in_a_line(tmp_path: Path) -> None:
 def test_runs_are_called_by_what_their_paths_do_not_share() -> None:
     named = {
         ("outputs/a/eval", "outputs/b/eval"): ["a", "b"],
-        ("outputs/a/eval", "outputs/a/both/eval"): ["a", "a/both"],
-        ("x/a/8b/eval", "x/b/eval"): ["a/8b", "b"],
-        ("x/demo/eval", "x/demo/no_graph/eval"): ["demo", "demo/no_graph"],
+        ("outputs/a/eval", "outputs/a/both/eval"): ["a", "a.both"],
+        ("x/a/8b/eval", "x/b/eval"): ["a.8b", "b"],
+        ("x/demo/eval", "x/demo/no_graph/eval"): ["demo", "demo.no_graph"],
     }
     for folders, wanted in named.items():
         assert labels([Path(folder) for folder in folders]) == wanted
+
+
+def test_a_variant_is_compared_with_the_run_above_it(tmp_path: Path) -> None:
+    table = predictions({"rl": 1.0}, patients=20)
+    folders = [evaluated(tmp_path / one / "eval", table) for one in ("a", "a/both")]
+    compare(folders, tmp_path / "compare", 20, 0)
+    metrics, page = found(tmp_path / "compare")
+    assert metrics["rl@a.both-rl@a/risk/auroc/macro"] == 0 and "rl@a.both" in page

@@ -112,7 +112,7 @@ def labels(folders: Sequence[Path]) -> list[str]:
         parts = [one[:-1] for one in parts]
     while all(len(one) > 1 for one in parts) and len({one[0] for one in parts}) == 1:
         parts = [one[1:] for one in parts]
-    return ["/".join(one) for one in parts]
+    return [".".join(one) for one in parts]  # a slash would end the name of a metric
 
 
 def named(run: Finished, first: bool) -> pl.DataFrame:
