@@ -10,7 +10,7 @@ variants those of `compare/differences.csv` (`stage=eval compare=[...]`), curves
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from benchmarks.measure import markdown
-from ehrr1.evaluation.summary import BASELINES
+from ehrr1.evaluation.summary import BASELINES, CURRICULUM
 from ehrr1.runs import ORDER, metrics_of
 
 SCORES = {
@@ -30,8 +30,11 @@ SCORES = {
     "decisions, F1": "decision/f1/macro",
 }
 
+VARIANTS = ("", "random_graph", "no_reason", "modes")
+"""Folders below the experiment's; "" is the study itself."""
+
 CURVES = {
-    ("adapt", "loss"): ("", "random_graph"),
+    ("adapt", "loss"): ("",),
     ("reason", "loss"): ("", "random_graph"),
     ("rl", "reward"): ("", "random_graph", "no_reason"),
 }
@@ -48,7 +51,7 @@ def main() -> None:
     given = arguments.parse_args()
     evaluations = {
         name: given.folder / name / "eval"
-        for name in ("", "random_graph", "no_reason", "modes")
+        for name in VARIANTS
         if (given.folder / name / "eval" / "metrics.json").exists()
     }
     for name, folder in evaluations.items():
@@ -67,10 +70,11 @@ def main() -> None:
 
 def score_rows(metrics: dict[str, Any]) -> list[list[str]]:
     """A row a result: scores with intervals, the share of probabilities that are as good as
-    certain, and the share of answers that could not be read."""
-    found = dict.fromkeys(name for name in map(owner, metrics) if name)
+    certain, and the number of answers that could not be read."""
+    first = (*CURRICULUM, *BASELINES)
+    found = {name for name in map(owner, metrics) if name}
     rows = []
-    for name in found:
+    for name in sorted(found, key=lambda one: first.index(one) if one in first else -1):
         prefix = f"baseline/{name}/" if name in BASELINES else f"{name}/"
         cells = [interval(metrics, prefix + key) for key in SCORES.values()]
         certain = metrics.get(f"{prefix}saturated")
@@ -120,8 +124,8 @@ def interval(metrics: dict[str, Any], key: str, signed: bool = False) -> str:
     return f"{metrics[key]:{sign}.3f} [{metrics[f'{key}/low']:.3f}, {metrics[f'{key}/high']:.3f}]"
 
 
-def time_rows(folder: Path) -> Any:
-    for name in ("", "random_graph", "no_reason", "modes"):
+def time_rows(folder: Path) -> Iterator[list[str]]:
+    for name in VARIANTS:
         files = [folder / name / stage / "metrics.json" for stage in ORDER]
         cells = [f"{metrics_of(f.parent)['seconds']:,.0f}" if f.exists() else "" for f in files]
         if any(cells):

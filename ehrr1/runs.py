@@ -116,7 +116,8 @@ def needed(cfg: DictConfig, stage: str) -> tuple[str, ...]:
 
 
 def order(cfg: DictConfig) -> tuple[str, ...]:
-    """The curriculum with these settings: without reasoning nothing leads to it."""
+    """The curriculum with these settings: where `rl` starts from `adapt`, nothing needs `reason`
+    and what leads to it."""
     left_out = ("graph", "chains", "reason") if cfg.rl.start == "adapt" else ()
     return tuple(stage for stage in ORDER if stage not in left_out)
 
@@ -153,13 +154,13 @@ def find_inputs(cfg: DictConfig, stage: str) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     missing = []
-    cannot_do_without = needed(cfg, stage)
-    for name in dict.fromkeys(cannot_do_without + OPTIONAL_INPUTS.get(stage, ())):
+    required, possible = needed(cfg, stage), OPTIONAL_INPUTS.get(stage, ())
+    for name in dict.fromkeys((*required, *(one for one in possible if one in order(cfg)))):
         given = cfg.inputs[name]
-        folder = Path(given) if given else made(cfg, name, stage)
+        folder = Path(given) if given else _made(cfg, name, stage)
         if is_finished(folder):
             found[name] = folder
-        elif given or name in cannot_do_without:
+        elif given or name in required:
             missing.append((name, folder))
     if missing:
         first = missing[0][0]
@@ -172,7 +173,7 @@ def find_inputs(cfg: DictConfig, stage: str) -> dict[str, Path]:
     return found
 
 
-def made(cfg: DictConfig, stage: str, reader: str) -> Path:
+def _made(cfg: DictConfig, stage: str, reader: str) -> Path:
     """Where a stage's result is or will be: in this variant, or in one above it (`no_graph/both` is
     below `no_graph`, and that below the experiment) that was made as this one would make it.
 

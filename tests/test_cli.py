@@ -113,6 +113,23 @@ def test_same_seed_same_numbers(smoke: Path, tmp_path: Path, command_line: Comma
         assert again[name] == first[name]
 
 
+def test_without_reasoning_rl_goes_on_from_adapt(
+    smoke: Path, tmp_path: Path, command_line: CommandLine
+) -> None:
+    shutil.copytree(smoke, tmp_path / "smoke")
+    asked = ["experiment=smoke", "ablation=no_reason", f"output_root={tmp_path}"]
+    done = command_line(*asked, "stage=rl")
+    assert done.returncode == 0, done.stderr[-3000:]
+    inputs = json.loads((tmp_path / "smoke" / "no_reason" / "rl" / "inputs.json").read_text())
+    assert set(inputs) == {"prepare", "adapt"}
+    done = command_line(*asked, "stage=eval")
+    assert done.returncode == 0, done.stderr[-3000:]
+    predictions = pl.read_parquet(tmp_path / "smoke" / "no_reason" / "eval" / "predictions.parquet")
+    assert {"adapt", "rl"} <= set(predictions["model"]) and "reason" not in set(
+        predictions["model"]
+    )
+
+
 def refused(command_line: CommandLine, *arguments: str) -> str:
     """Run a wrong command; its one line of complaint."""
     done = command_line(*arguments)
@@ -134,6 +151,8 @@ def refused(command_line: CommandLine, *arguments: str) -> str:
         (["data.tasks=[labs]", "stage=prepare", "data.subjects=2"], ["labs", "labevents"]),
         (["experiment=mimic_demo"], ["data.root", "data.root=DIR"]),
         (["experiment=mimic_demo", "data.root=nowhere"], ["data.root=nowhere"]),
+        (["model.lora='{r: 4}'"], ["model.lora={r: 4}", "alpha, dropout, r, targets missing"]),
+        (["stage=rl", "ablation=no_reason"], ["stage=rl", "'adapt' (not in", "no_reason/adapt"]),
         (["stage=rl", "model=8b"], ["stage=rl", "demo/8b/reason", "inputs."]),
         (["stage=eval"], ["stage=eval", "stage=prepare"]),
     ],

@@ -153,6 +153,18 @@ def test_risk_behind_a_chain_reads_the_answer_where_the_chain_ends(
     )
 
 
+def test_a_case_ends_where_the_model_writes_the_next_heading(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However it spells it: the second case has its own place, and stands there once."""
+    writes = iter(["fever #1\n# Case for no\nyoung", "young\n</think>\n\nno"])
+    asking = predictor(model, tokenizer)
+    monkeypatch.setattr(Predictor, "_greedily", lambda self, prompts, *_: {"q": next(writes)})
+    case_yes, case_no = CASES
+    chain = f"<think>\n{case_yes}\nfever #1\n{case_no}\nyoung\n</think>\n\n"
+    assert asking._cases({"q": []})["q"].text == chain
+
+
 def test_a_chain_is_closed_where_the_model_did_not() -> None:
     assert thought("<think>\nfever\n</think>\n\nyes") == Thought("<think>\nfever\n</think>\n\n")
     assert thought("fever and").text == "<think>\nfever and\n</think>\n\n"

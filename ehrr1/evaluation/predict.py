@@ -3,6 +3,7 @@
 Rows come as they are made, a batch at a time, so that whoever takes them can save them.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -27,6 +28,9 @@ Rows = list[dict[str, Any]]
 
 RECORDS_AT_ONCE = 512
 """Records that are tokenised and held at a time; those of like length share batches."""
+
+CASE_END = re.compile(rf"^##? |{THINK_CLOSE}", re.MULTILINE)
+"""Where a case that a model writes is over: at the next heading, however it is spelled."""
 
 NOT_CLOSED = "think block is not closed"
 NOT_TOLD = "no probability of yes or no"
@@ -171,8 +175,10 @@ class Predictor:
         most = max(1, self.writing.think // 2)
         for heading in (CASES[1], THINK_CLOSE):
             written = self._greedily(prompts, texts, most)
-            cases = {name: until(text, (*CASES, THINK_CLOSE)) for name, text in written.items()}
-            texts = {name: f"{text}{cases[name]}\n{heading}\n" for name, text in texts.items()}
+            texts = {
+                name: f"{text}{CASE_END.split(written[name], maxsplit=1)[0].strip()}\n{heading}\n"
+                for name, text in texts.items()
+            }
         return {name: Thought(text + "\n") for name, text in texts.items()}
 
     def _greedily(
@@ -203,14 +209,9 @@ class Predictor:
 
 def thought(text: str) -> Thought:
     """A chain out of what was written: all before the closing tag, which is set where it lacks."""
-    chain = until(text, (THINK_CLOSE,)).removeprefix(THINK_OPEN).strip()
+    chain = text.split(THINK_CLOSE)[0].strip().removeprefix(THINK_OPEN).strip()
     problem = None if THINK_CLOSE in text else NOT_CLOSED
     return Thought(f"{OPENED}{chain}\n{THINK_CLOSE}\n\n", problem)
-
-
-def until(text: str, marks: Sequence[str]) -> str:
-    """The text before the first of `marks`, without blanks around it."""
-    return text[: min(text.find(m) if m in text else len(text) for m in marks)].strip()
 
 
 def tell(logprobs: NDArray[np.float64], words: AnswerTokens) -> Told | None:

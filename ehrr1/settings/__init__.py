@@ -4,6 +4,8 @@ Hydra knows which settings exist; `table` says which values make sense, the rest
 together. Files, folders and what a stage needs of its data are checked by whoever opens them.
 """
 
+from typing import Any
+
 from omegaconf import DictConfig, OmegaConf
 
 from ehrr1.errors import UserError
@@ -64,13 +66,13 @@ def check(cfg: DictConfig) -> None:
         raise UserError("; ".join(problems))
 
 
-def _adapters(lora: DictConfig | str | None) -> list[str]:
+def _adapters(lora: Any) -> list[str]:
     """What is wrong with `model.lora`, which is null or has four settings."""
     if lora is None:
         return []
     rules: dict[str, Rule] = {"r": COUNT, "alpha": POSITIVE, "dropout": SHARE}
-    missing = sorted({*rules, "targets"} - (set(lora) if isinstance(lora, DictConfig) else set()))
-    if missing or isinstance(lora, str):
+    given = set(lora) if isinstance(lora, DictConfig) else set()  # a text in quotes is none
+    if missing := sorted({*rules, "targets"} - given):
         return [
             f"model.lora={lora}: {', '.join(missing)} missing; for example "
             "model.lora='{r: 16, alpha: 32, dropout: 0.0, targets: [q_proj, v_proj]}'"
