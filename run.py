@@ -9,9 +9,7 @@ python run.py --help                            settings and their choices
 
 import errno
 import os
-import re
 import sys
-from pathlib import Path
 
 # Hydra otherwise prints its own errors and exits with 1; ours are one line and exit with 2.
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -23,7 +21,8 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ehrr1.errors import StoppedError, UserError
-from ehrr1.runs import BENCHMARKS, short
+from ehrr1.runs import short
+from ehrr1.settings.spelling import spelled_out
 
 EXPECTED = (UserError, OSError, HydraException, OmegaConfBaseException)
 OWN_FOLDER = ("data", "model", "concepts", "ablation")
@@ -76,35 +75,6 @@ def own_variant(cfg: DictConfig) -> str:
     own = [group for group in OWN_FOLDER if chosen[group] != plain[group]]
     # a model's folder (the choice `folder`) is told by its name
     return "-".join(short(cfg.model.name) if g == "model" else chosen[g] for g in own)
-
-
-def spelled_out(arguments: list[str]) -> list[str]:
-    """`model=FOLDER` or `model=OWNER/NAME` as the choice and the path that it stands for; the
-    records of a benchmark that brings its own; and texts as Hydra's grammar takes them."""
-    found = []
-    for argument in arguments:
-        group, _, value = argument.partition("=")
-        if group == "model" and "/" in value:
-            folder, name = value.rstrip("/"), short(value)
-            if name == "hf":  # of a run: outputs/demo/rl/hf is demo-rl
-                name = "-".join(Path(folder).parts[-3:-1])
-            found += ["model=folder", f"model.path={folder}", f"model.name={name}"]
-        elif (
-            group in ("question", "record") and value[:1] not in ("'", '"', "") and value != "null"
-        ):
-            found.append(f"{group}={quoted(value)}")
-        else:
-            found.append(argument)
-            own_data = any(given.startswith("data=") for given in arguments)
-            if group == "eval" and value in BENCHMARKS and not own_data:
-                found.append(f"data={value}")
-    return found
-
-
-def quoted(value: str) -> str:
-    """A text for Hydra's grammar, whatever stands in it."""
-    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
-    return "'" + escaped.replace("${", r"\${") + "'"
 
 
 def main() -> None:

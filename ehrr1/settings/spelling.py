@@ -1,0 +1,35 @@
+"""What users may type, in the words that Hydra's grammar takes."""
+
+import re
+from pathlib import Path
+
+from ehrr1.runs import BENCHMARKS, short
+
+
+def spelled_out(arguments: list[str]) -> list[str]:
+    """`model=FOLDER` or `model=OWNER/NAME` as the choice and the path that it stands for; the
+    records of a benchmark that brings its own; and texts as Hydra's grammar takes them."""
+    found = []
+    for argument in arguments:
+        group, _, value = argument.partition("=")
+        if group == "model" and "/" in value:
+            folder, name = value.rstrip("/"), short(value)
+            if name == "hf":  # of a run: outputs/demo/rl/hf is demo-rl
+                name = "-".join(Path(folder).parts[-3:-1])
+            found += ["model=folder", f"model.path={folder}", f"model.name={name}"]
+        elif (
+            group in ("question", "record") and value[:1] not in ("'", '"', "") and value != "null"
+        ):
+            found.append(f"{group}={quoted(value)}")
+        else:
+            found.append(argument)
+            own_data = any(given.startswith("data=") for given in arguments)
+            if group == "eval" and value in BENCHMARKS and not own_data:
+                found.append(f"data={value}")
+    return found
+
+
+def quoted(value: str) -> str:
+    """A text for Hydra's grammar, whatever stands in it."""
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    return "'" + escaped.replace("${", r"\${") + "'"

@@ -1,0 +1,1 @@
+"""Many runs: a grid of overrides becomes a graph of runs, each a process of its own."""

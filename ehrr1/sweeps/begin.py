@@ -1,0 +1,90 @@
+"""From the arguments of `sweep.py` to the runs of a sweep, everything checked."""
+
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ehrr1.errors import UserError
+from ehrr1.settings.spelling import spelled_out
+from ehrr1.sweeps.book import Entry
+from ehrr1.sweeps.grid import TRAINING, Planned, plan
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+Begun = tuple[str, dict[str, Any], list[str], list[Entry], Path]
+
+
+def entries_of(arguments: Sequence[str]) -> Begun:
+    """Name, launcher, overrides and runs of a sweep, and the root of outputs.
+
+    Raises UserError for everything that cannot work, before anything is submitted.
+    """
+    overrides = [one for one in arguments if not one.startswith("name=")]
+    names = [one.partition("=")[2] for one in arguments if one.startswith("name=")]
+    if words := [one for one in overrides if "=" not in one and not one.startswith("~")]:
+        raise UserError(
+            f"{' '.join(words)}: neither an override (KEY=VALUE) nor one of status, logs, resume, "
+            "cancel, compare, clean; see `python sweep.py --help`"
+        )
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            planned = plan(overrides, spelled_out)
+    except (HydraException, OmegaConfBaseException) as error:
+        told = str(error).split("Config search path")[0].rstrip()
+        raise UserError(
+            f"{told}; `python run.py --help` lists the settings and their choices"
+        ) from None
+    if not planned:
+        raise UserError("there is nothing to run: no override names a stage")
+    roots = {Path(one.cfg.output_root) for one in planned}
+    if len(roots) > 1:
+        raise UserError(f"output_root: one for all runs, not {', '.join(map(str, sorted(roots)))}")
+    root = roots.pop()
+    launchers = {str(one.cfg.launcher): one.cfg.launcher for one in planned}
+    if len(launchers) > 1:
+        raise UserError("launcher: one for all runs of a sweep")
+    launcher: Any = OmegaConf.to_container(next(iter(launchers.values())), resolve=True)
+    runs = {one.folder: str(one.folder.relative_to(root)) for one in planned}
+    entries = [entry(one, runs) for one in planned]
+    own = [one for one in overrides if not one.startswith(("launcher", "output_root="))]
+    name = names[-1] if names else sha256("\n".join(sorted(own)).encode()).hexdigest()[:8]
+    if not name or "/" in name or name.startswith("."):
+        raise UserError(f"name={name}: a plain word is needed, it becomes a folder in {root}/sweeps")
+    return name, launcher, own, entries, root
+
+
+def entry(one: Planned, runs: dict[Path, str]) -> Entry:
+    needs = [runs[folder] for folder in one.needs if folder in runs]
+    overrides = [o for o in one.overrides if not o.startswith("launcher")]
+    job = resources(one.cfg, one.stage)
+    if one.stage in TRAINING and job and one.cfg.trainer.devices == "auto":
+        overrides.append(f"trainer.devices={job['tasks_per_node']}")
+    return Entry(runs[one.folder], one.stage, str(one.folder), overrides, needs, job)
+
+
+def resources(cfg: DictConfig, stage: str) -> dict[str, Any]:
+    """What SLURM is asked for one run: nodes and tasks are those of `trainer`, one a device, for
+    the stages that train in a group."""
+    if cfg.launcher.name == "local":
+        return {}
+    job: dict[str, Any] = dict(OmegaConf.to_container(cfg.launcher, resolve=True))  # type: ignore[arg-type]
+    job |= job.pop("stages").get(stage, {})
+    job |= {"nodes": 1, "tasks_per_node": 1}
+    if stage in TRAINING:
+        devices = cfg.trainer.devices
+        tasks = max(1, job["gpus_per_node"]) if devices == "auto" else int(devices)
+        if job["gpus_per_node"] and devices != "auto" and tasks != job["gpus_per_node"]:
+            raise UserError(
+                f"trainer.devices={devices}, launcher.gpus_per_node={job['gpus_per_node']}: a task "
+                "has one GPU; make them equal, or set trainer.devices=auto"
+            )
+        job |= {"nodes": int(cfg.trainer.nodes), "tasks_per_node": tasks}
+    return job

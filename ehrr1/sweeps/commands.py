@@ -1,0 +1,236 @@
+"""What `sweep.py` does with its arguments."""
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from ehrr1.errors import UserError
+from ehrr1.sweeps import local
+from ehrr1.sweeps.book import Book, Entry, Told, status
+
+COLOURS = {"done": "green", "running": "cyan", "failed": "red", "cancelled": "yellow"}
+
+ROOT = "outputs"
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Do what is asked; the exit code. Raises UserError."""
+    commands = {
+        "status": show_status,
+        "logs": show_log,
+        "resume": resume,
+        "cancel": cancel,
+        "compare": show_comparison,
+        "clean": clean,
+    }
+    if arguments[0] not in commands:
+        return begin(arguments)
+    words = [one for one in arguments[1:] if "=" not in one and not one.startswith("--")]
+    options = dict(one.split("=", 1) for one in arguments[1:] if "=" in one)
+    flags = {one for one in arguments[1:] if one.startswith("--")}
+    root = Path(options.pop("output_root", ROOT))
+    if not words:
+        raise UserError(f"{arguments[0]}: which sweep? python sweep.py {arguments[0]} NAME")
+    book = Book.open(root / "sweeps" / words[0])
+    return commands[arguments[0]](book, words[1:], options, flags)
+
+
+def launcher_of(book: Book) -> ModuleType:
+    """The module that starts runs: it has check, submit, settle, active and cancel."""
+    if book.asked["launcher"]["name"] == "local":
+        return local
+    from ehrr1.sweeps import slurm  # submitit is not part of the core
+
+    return slurm
+
+
+def begin(arguments: Sequence[str]) -> int:
+    """Expand the grid, write the sweep down, start what is not finished, and return."""
+    from ehrr1.sweeps.begin import entries_of  # hydra is slow to import
+
+    dry = "--dry-run" in arguments
+    name, launcher, overrides, entries, root = entries_of(
+        [one for one in arguments if one != "--dry-run"]
+    )
+    book = Book(root / "sweeps" / name)
+    if dry:
+        told = [Told(e.run, e.overrides, state_before(e), None, e.folder) for e in entries]
+        Console().print(table(told, name))
+        return 0
+    with book.held():
+        if (book.folder / "sweep.json").exists():
+            entries = same(book, overrides, entries)
+        else:
+            book.write(overrides, launcher, entries)
+        module = launcher_of(book)
+        module.check(launcher)
+        start_missing(book, module, [entry.run for entry in entries], again=False)
+    console = Console(stderr=True)
+    console.print(f"{len(entries)} runs in {book.folder}", soft_wrap=True)
+    console.print(f"python sweep.py status {name} output_root={root}", soft_wrap=True)
+    return 0
+
+
+def state_before(entry: Entry) -> str:
+    return "done" if (Path(entry.folder) / "metrics.json").exists() else "pending"
+
+
+def same(book: Book, overrides: Sequence[str], entries: list[Entry]) -> list[Entry]:
+    """The runs of an existing sweep, which the same overrides go on with. Raises UserError for
+    others."""
+    if list(overrides) != book.asked["overrides"]:
+        raise UserError(
+            f"name={book.folder.name}: there is a sweep of that name with other overrides "
+            f"({' '.join(book.asked['overrides'])}); choose another name=NAME"
+        )
+    return book.entries() or entries
+
+
+def start_missing(book: Book, module: ModuleType, runs: Sequence[str], again: bool) -> list[str]:
+    """Hand in the runs that are neither finished nor under way; with `again` those that have
+    failed or were cancelled, and those that wait for them, too. Returns what was handed in."""
+    module.settle(book)
+    active = module.active(book)
+    entries = book.entries()
+    if again:
+        for entry in (e for e in entries if e.run in set(runs) and e.run not in active):
+            if book.state(entry).get("state") in ("failed", "cancelled", "running"):
+                book.state_file(entry).unlink(missing_ok=True)
+    states = {one.run: one.state for one in status(book, active)}
+    wanted = [
+        entry
+        for entry in entries
+        if entry.run in set(runs) and states[entry.run] == "pending" and entry.run not in active
+    ]
+    if wanted:
+        module.submit(book, wanted)
+    return [entry.run for entry in wanted]
+
+
+def show_status(book: Book, words: list[str], options: dict[str, str], flags: set[str]) -> int:
+    """A row a run; `--json` as a list, `--watch` until all are over."""
+
+    def look() -> list[Told]:
+        return status(book, launcher_of(book).active(book))
+
+    if "--json" in flags:
+        print(json.dumps([asdict(one) for one in look()], indent=1))
+        return 0
+    name = book.folder.name
+    if "--watch" in flags and sys.stdout.isatty():
+        with Live(table(look(), name), refresh_per_second=1) as live:
+            told = look()
+            while any(one.state in ("pending", "running") for one in told):
+                time.sleep(2)
+                told = look()
+                live.update(table(told, name))
+        return 0
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200
+    console.print(table(look(), name))
+    return 0
+
+
+def table(told: Sequence[Told], name: str) -> Table:
+    counts = {state: sum(one.state == state for one in told) for state in {o.state for o in told}}
+    title = f"{name}: " + ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
+    found = Table(title=title, title_justify="left")
+    for column in ("run", "state", "step", "s/step", "note"):
+        found.add_column(column, justify="right" if column in ("step", "s/step") else "left")
+    for one in told:
+        state = f"[{COLOURS.get(one.state, 'default')}]{one.state}[/]"
+        speed = "" if one.seconds_per_step is None else f"{one.seconds_per_step:.2f}"
+        step = "" if one.step is None else f"{one.step:,}"
+        found.add_row(one.run, state, step, speed, one.note.replace("[", r"\["))
+    return found
+
+
+def chosen(book: Book, words: Sequence[str]) -> list[Entry]:
+    """The runs that are named, by their names or by what stands in them; all where none is."""
+    entries = book.entries()
+    if not words:
+        return entries
+    found = [e for e in entries if any(word == e.run for word in words)]
+    found = found or [e for e in entries if any(word in e.run for word in words)]
+    if not found:
+        raise UserError(
+            f"{' '.join(words)}: no such run in {book.folder.name}; there are "
+            f"{', '.join(entry.run for entry in entries[:20])}"
+        )
+    return found
+
+
+def show_log(book: Book, words: list[str], options: dict[str, str], flags: set[str]) -> int:
+    """What one run printed, over all its attempts."""
+    entries = chosen(book, words)
+    if len(entries) > 1:
+        raise UserError(f"logs: name one run of {', '.join(e.run for e in entries[:20])}")
+    log = book.log(entries[0])
+    if not log.exists():
+        raise UserError(f"{entries[0].run}: it has not begun, there is no log yet")
+    with log.open("rb") as file:
+        shutil.copyfileobj(file, sys.stdout.buffer)
+    return 0
+
+
+def resume(book: Book, words: list[str], options: dict[str, str], flags: set[str]) -> int:
+    """Start what is missing, has failed or was cancelled; what is done or under way is left."""
+    with book.held():
+        module = launcher_of(book)
+        module.check(book.asked["launcher"])
+        begun = start_missing(book, module, [e.run for e in chosen(book, words)], again=True)
+    Console(stderr=True).print(f"{len(begun)} runs handed in", *begun, sep="\n  ", soft_wrap=True)
+    return 0
+
+
+def cancel(book: Book, words: list[str], options: dict[str, str], flags: set[str]) -> int:
+    """Runs that wait are not started; those at work save and end."""
+    with book.held():
+        module = launcher_of(book)
+        names = {entry.run for entry in chosen(book, words)}
+        told = status(book, module.active(book))
+        over = [one.run for one in told if one.run in names and one.state in ("pending", "running")]
+        entries = {entry.run: entry for entry in book.entries()}
+        for one in over:
+            kept = {key: book.state(entries[one]).get(key) for key in ("pid", "job")}
+            book.tell(entries[one], state="cancelled", note="by `sweep.py cancel`", **kept)
+        module.cancel(book, over)
+    Console(stderr=True).print(f"{len(over)} runs cancelled; `resume` goes on with them")
+    return 0
+
+
+def clean(book: Book, words: list[str], options: dict[str, str], flags: set[str]) -> int:
+    """Forget a sweep that is over: its lists and logs go, the runs' folders stay."""
+    with book.held():
+        under_way = launcher_of(book).active(book)
+        if under_way:
+            raise UserError(
+                f"name={book.folder.name}: {len(under_way)} runs are under way; cancel them first: "
+                f"python sweep.py cancel {book.folder.name}"
+            )
+        gone = book.folder.with_name(f".{book.folder.name}.{os.getpid()}")
+        book.folder.rename(gone)
+    shutil.rmtree(gone)
+    return 0
+
+
+def show_comparison(
+    book: Book, words: list[str], options: dict[str, str], flags: set[str]
+) -> int:
+    from ehrr1.sweeps.comparing import compare_sweep  # polars and numpy are slow to import
+
+    return compare_sweep(book, options, flags)
+
+

@@ -1,0 +1,294 @@
+"""From Hydra overrides to a graph of runs.
+
+A run here is one stage of one point of the grid. Its folder follows from the overrides that matter
+for it, so points share what they do not change: with `rl.loss=grpo,dapo` one `adapt` serves both.
+An override matters for a stage when it changes a setting that the stage's result depends on
+(`runs.RESULT_SETTINGS`), or one that its inputs' depend on, from what the experiment has.
+
+The seed is of training alone: records, chains and the questions of an evaluation stay those of the
+experiment, or seeds could not be compared.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from ehrr1.errors import UserError
+from ehrr1.runs import NOT_COMPARED, OPTIONAL_INPUTS, ORDER, RESULT_SETTINGS, is_finished, needed, order
+from ehrr1.settings import check
+from ehrr1.settings.spelling import quoted
+
+TRAINING = ("adapt", "reason", "rl")
+
+NAMED_BY_CHOICE = frozenset({"data", "model", "concepts", "ablation"})
+"""Groups whose choice alone names a folder, as `run.py` does."""
+
+PLACES = frozenset({"output_root", "variant", "stage", "experiment", "overwrite"})
+"""Overrides that say where and what, not how."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One override of one point: `rl.lr=1e-5`."""
+
+    key: str
+    text: str
+    value: Any
+    swept: bool
+    group: bool
+
+
+Point = tuple[Setting, ...]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One stage of one point. `needs` are the folders that it reads."""
+
+    stage: str
+    folder: Path
+    overrides: tuple[str, ...]
+    needs: tuple[Path, ...]
+    cfg: DictConfig
+
+
+class Composer:
+    """Configurations of many points: Hydra composes each combination of groups once, values are
+    set in copies (a composition takes a sixth of a second, and there may be thousands)."""
+
+    def __init__(self) -> None:
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def of(self, settings: Sequence[Setting]) -> DictConfig:
+        """The configuration with these settings. Raises Hydra's and OmegaConf's errors."""
+        by_hydra = tuple(s.text for s in settings if s.group or not s.swept)
+        if by_hydra not in self.composed:
+            whole = hydra.compose("config", overrides=list(by_hydra), return_hydra_config=True)
+            with open_dict(whole):
+                whole.name = whole.hydra.runtime.choices.experiment
+                del whole["hydra"]
+            self.composed[by_hydra] = whole
+        cfg = self.composed[by_hydra].copy()
+        for setting in settings:
+            if setting.swept and not setting.group:
+                OmegaConf.update(cfg, setting.key, setting.value)
+        return cfg
+
+
+def points(overrides: Sequence[str]) -> list[Point]:
+    """The grid, the last override changing fastest. Raises Hydra's errors."""
+    loader = GlobalHydra.instance().config_loader()
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+    groups = set(loader.list_groups(""))
+    return list(product(*(choices(override, groups) for override in parsed)))
+
+
+def choices(override: Override, groups: set[str]) -> list[Setting]:
+    """The values of one override; one where it is not swept."""
+    key = override.get_key_element()
+    group = override.key_or_group in groups
+    if not override.is_sweep_override():
+        text = override.input_line or key
+        return [Setting(key, text, None if group else override.value(), False, group)]
+    texts = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    if len(set(texts)) < len(texts):
+        raise UserError(f"{override.input_line}: a value stands there twice")
+    if group:
+        return [Setting(key, text, None, True, True) for text in texts]
+    plain = OverridesParser.create().parse_overrides(texts)
+    return [
+        Setting(key, text, one.value(), True, False)
+        for text, one in zip(texts, plain, strict=True)
+    ]
+
+
+def plan(
+    overrides: Sequence[str], spelled_out: Callable[[list[str]], list[str]]
+) -> list[Planned]:
+    """Every run that the overrides ask for, inputs first, each once.
+
+    Raises UserError, all problems at once, for settings that make no sense, inputs that are neither
+    asked for nor there, and sweeps from which nothing follows.
+    """
+    stages, others = split_stages(spelled_out(list(overrides)))
+    composer, found, problems = Composer(), dict[Path, Planned](), dict[str, None]()
+    used: set[str] = set()
+    mattering: dict[tuple[str, str], frozenset[str]] = {}
+    for point in points(others):
+        cfg = composer.of(point)
+        try:
+            check(cfg)
+        except UserError as error:
+            problems[str(error)] = None
+            continue
+        for setting in point:
+            key = (experiment_of(point), setting.text)
+            if key not in mattering:
+                mattering[key] = matters(setting, point, composer, stages)
+        road = Road(cfg, point, {s.text: mattering[experiment_of(point), s.text] for s in point})
+        links = [stage for stage in stages if stage in order(cfg) or len(stages) == 1]
+        for stage in links:
+            planned = road.run(stage, links)
+            used |= {s.text for s in point if stage in road.stages_of[s.text]}
+            found.setdefault(planned.folder, planned)
+            for name, folder in road.missing(stage, links):
+                problems[
+                    f"stage={stage} needs '{name}', which is not finished in {folder}: add it to "
+                    f"the chain (stage={name},{','.join(stages)}), or give inputs.{name}=DIR"
+                ] = None
+    idle = {s.key for p in points(others) for s in p if s.swept} - {t.split("=")[0] for t in used}
+    if idle := idle - PLACES:
+        problems[
+            f"{', '.join(sorted(idle))}: swept, but the result of {', '.join(stages)} does not "
+            "depend on it"
+        ] = None
+    if problems:
+        raise UserError("; ".join(problems))
+    return list(found.values())
+
+
+def split_stages(overrides: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """The links of the chain, in the curriculum's order, and the other overrides."""
+    given = [o.partition("=")[2] for o in overrides if o.startswith("stage=")]
+    names = given[-1].split(",") if given else ["curriculum"]
+    if names == ["curriculum"]:
+        names = list(ORDER)
+    if unknown := [name for name in names if name not in ORDER]:
+        raise UserError(
+            f"stage={given[-1]}: {', '.join(unknown)} cannot be a link of a chain; choose from "
+            f"{', '.join(ORDER)}, or curriculum for all"
+        )
+    return (
+        tuple(name for name in ORDER if name in names),
+        [o for o in overrides if not o.startswith("stage=")],
+    )
+
+
+def experiment_of(point: Point) -> str:
+    return next((s.text for s in point if s.key == "experiment"), "")
+
+
+def matters(
+    setting: Setting, point: Point, composer: Composer, asked: Sequence[str]
+) -> frozenset[str]:
+    """The stages whose result changes by this one setting, directly or through their inputs."""
+    if setting.key in PLACES or setting.key.startswith("launcher"):
+        return frozenset()
+    base = [s for s in point if s.key == "experiment"]
+    if setting.key == "seed":
+        direct = {stage for stage in asked if stage in TRAINING} or set(asked)
+        direct = direct if composer.of(base).seed != setting.value else set()
+    else:
+        with_it, without = composer.of([*base, setting]), composer.of(base)
+        direct = {s for s in ORDER if settings_of(with_it, s) != settings_of(without, s)}
+    cfg = composer.of([*base, setting])
+    return frozenset(stage for stage in ORDER if direct & {stage, *ancestors(cfg, stage)})
+
+
+def settings_of(cfg: DictConfig, stage: str) -> dict[str, Any]:
+    """What a stage's result depends on, flat."""
+    found: dict[str, Any] = {}
+    for section in (s for s in RESULT_SETTINGS[stage] if s != "seed"):
+        value = OmegaConf.select(cfg, section)
+        plain = OmegaConf.to_container(value, resolve=False) if OmegaConf.is_config(value) else value
+        found |= flat(plain, section)
+    inputs = {i: cfg.inputs[i] for i in read_by(cfg, stage) if cfg.inputs[i] is not None}
+    return {k: v for k, v in found.items() if k not in NOT_COMPARED} | inputs
+
+
+def flat(value: Any, prefix: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {k: v for name, one in value.items() for k, v in flat(one, f"{prefix}.{name}").items()}
+
+
+def read_by(cfg: DictConfig, stage: str) -> tuple[str, ...]:
+    """The stages that a stage reads, where they are there."""
+    return tuple(dict.fromkeys(needed(cfg, stage) + OPTIONAL_INPUTS.get(stage, ())))
+
+
+def ancestors(cfg: DictConfig, stage: str) -> set[str]:
+    return {name for one in read_by(cfg, stage) for name in {one} | ancestors(cfg, one)}
+
+
+@dataclass(frozen=True)
+class Road:
+    """One point's way through the stages. `stages_of`: a setting's text -> where it matters."""
+
+    cfg: DictConfig
+    point: Point
+    stages_of: dict[str, frozenset[str]]
+
+    def run(self, stage: str, asked: Sequence[str]) -> Planned:
+        """This point's run of a stage: its folder, its command, what it waits for."""
+        inputs = self.inputs(stage, asked)
+        kept = [s for s in self.point if self.told_to(s, stage, asked)]
+        overrides = [f"stage={stage}", *(s.text for s in kept)]
+        if variant := self.variant(stage):
+            overrides.append(f"variant={quoted(variant)}")
+        overrides += [f"inputs.{name}={quoted(str(path))}" for name, path in inputs.items()]
+        return Planned(stage, self.folder(stage), tuple(overrides), tuple(inputs.values()), self.cfg)
+
+    def told_to(self, setting: Setting, stage: str, asked: Sequence[str]) -> bool:
+        """Whether the command of a stage has the setting: what is fixed, and what matters."""
+        if setting.key == "variant":
+            return False
+        if setting.key == "seed":
+            trains = any(name in TRAINING for name in asked)
+            return stage in TRAINING or not trains
+        return not setting.swept or setting.key in PLACES or stage in self.stages_of[setting.text]
+
+    def variant(self, stage: str) -> str:
+        """The path below the experiment that tells what matters for a stage: settings that matter
+        from an earlier stage on stand above those that matter from a later one."""
+        levels: dict[int, list[str]] = {}
+        for setting in self.point:
+            where = self.stages_of[setting.text]
+            if stage in where:
+                first = min(ORDER.index(name) for name in where)
+                levels.setdefault(first, []).append(token(setting))
+        parts = ["-".join(levels[level]) for level in sorted(levels)]
+        return "/".join([*([str(self.cfg.variant)] if self.cfg.variant else []), *parts])
+
+    def folder(self, stage: str) -> Path:
+        return Path(self.cfg.output_root) / self.cfg.name / self.variant(stage) / stage
+
+    def inputs(self, stage: str, asked: Sequence[str]) -> dict[str, Path]:
+        """The folders that a stage reads, apart from those the settings name."""
+        required = needed(self.cfg, stage)
+        found = {
+            name: self.folder(name)
+            for name in read_by(self.cfg, stage)
+            if self.cfg.inputs[name] is None
+        }
+        return {
+            name: folder
+            for name, folder in found.items()
+            if name in required or name in asked or is_finished(folder)
+        }
+
+    def missing(self, stage: str, asked: Sequence[str]) -> list[tuple[str, Path]]:
+        """What a stage reads that will not be there."""
+        return [
+            (name, folder)
+            for name, folder in self.inputs(stage, asked).items()
+            if name not in asked and not is_finished(folder)
+        ]
+
+
+def token(setting: Setting) -> str:
+    """A setting as a part of a folder's name; what a name cannot hold is told by a hash."""
+    key, _, value = setting.text.partition("=")
+    text = value if key in NAMED_BY_CHOICE and setting.group else f"{key.lstrip('+~')}={value}"
+    plain = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", text).strip("_")
+    return plain if plain == text else f"{plain[:60]}_{sha256(text.encode()).hexdigest()[:6]}"
