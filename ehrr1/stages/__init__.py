@@ -145,6 +145,10 @@ def _execute_one(cfg: DictConfig, stage: str) -> None:
         module = importlib.import_module(f"ehrr1.stages.{stage}")
         metrics = module.run(cfg, run)
         seconds = time.monotonic() - begin
+        if stage in TRAINING or stage == "eval":
+            from ehrr1.stages import hparams
+
+            hparams.write(cfg, run, metrics)
         runs.finish(run, {**metrics, "seconds": round(seconds, 3)})
         console.print(f"[bold]{stage}[/]: done in {seconds:.0f} s")
 

@@ -57,7 +57,9 @@ def entries_of(arguments: Sequence[str]) -> Begun:
     own = [one for one in overrides if not one.startswith(("launcher", "output_root="))]
     name = names[-1] if names else sha256("\n".join(sorted(own)).encode()).hexdigest()[:8]
     if not name or "/" in name or name.startswith("."):
-        raise UserError(f"name={name}: a plain word is needed, it becomes a folder in {root}/sweeps")
+        raise UserError(
+            f"name={name}: a plain word is needed, it becomes a folder in {root}/sweeps"
+        )
     return name, launcher, own, entries, root
 
 
@@ -67,7 +69,7 @@ def entry(one: Planned, runs: dict[Path, str]) -> Entry:
     job = resources(one.cfg, one.stage)
     if one.stage in TRAINING and job and one.cfg.trainer.devices == "auto":
         overrides.append(f"trainer.devices={job['tasks_per_node']}")
-    return Entry(runs[one.folder], one.stage, str(one.folder), overrides, needs, job)
+    return Entry(runs[one.folder], one.stage, str(one.folder), overrides, needs, one.settings, job)
 
 
 def resources(cfg: DictConfig, stage: str) -> dict[str, Any]:

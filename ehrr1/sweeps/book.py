@@ -29,14 +29,15 @@ STATES = ("pending", "running", "done", "failed", "cancelled")
 
 @dataclass(frozen=True)
 class Entry:
-    """One run of a sweep. `needs` are the runs that it waits for; `tasks` are processes of one
-    group, `nodes` times `tasks` of them."""
+    """One run of a sweep. `needs` are the runs that it waits for, `settings` the swept ones that it
+    depends on, `job` what SLURM is asked for."""
 
     run: str
     stage: str
     folder: str
     overrides: list[str]
     needs: list[str]
+    settings: dict[str, str]
     job: dict[str, Any]
 
     @property
@@ -85,7 +86,11 @@ class Book:
     def write(self, overrides: Sequence[str], launcher: dict[str, Any], runs: list[Entry]) -> None:
         for name in ("submissions", "states", "logs", "jobs"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        told = {"overrides": list(overrides), "launcher": launcher, "runs": [asdict(r) for r in runs]}
+        told = {
+            "overrides": list(overrides),
+            "launcher": launcher,
+            "runs": [asdict(r) for r in runs],
+        }
         write_json(self.folder / "sweep.json", told)
 
     def state_file(self, entry: Entry) -> Path:
@@ -139,9 +144,7 @@ def status(book: Book, active: dict[str, str]) -> list[Told]:
     for entry in book.entries():
         state, note = state_of(book, entry, active, found)
         step, speed = progress(Path(entry.folder)) if state != "pending" else (None, None)
-        found[entry.run] = Told(
-            entry.run, entry.overrides, state, step, entry.folder, speed, note
-        )
+        found[entry.run] = Told(entry.run, entry.overrides, state, step, entry.folder, speed, note)
     return list(found.values())
 
 

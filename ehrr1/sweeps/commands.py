@@ -226,11 +226,7 @@ def clean(book: Book, words: list[str], options: dict[str, str], flags: set[str]
     return 0
 
 
-def show_comparison(
-    book: Book, words: list[str], options: dict[str, str], flags: set[str]
-) -> int:
+def show_comparison(book: Book, words: list[str], options: dict[str, str], flags: set[str]) -> int:
     from ehrr1.sweeps.comparing import compare_sweep  # polars and numpy are slow to import
 
-    return compare_sweep(book, options, flags)
-
-
+    return compare_sweep(book, words, options.get("metric"), "--json" in flags)

@@ -24,7 +24,15 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ehrr1.errors import UserError
-from ehrr1.runs import NOT_COMPARED, OPTIONAL_INPUTS, ORDER, RESULT_SETTINGS, is_finished, needed, order
+from ehrr1.runs import (
+    NOT_COMPARED,
+    OPTIONAL_INPUTS,
+    ORDER,
+    RESULT_SETTINGS,
+    is_finished,
+    needed,
+    order,
+)
 from ehrr1.settings import check
 from ehrr1.settings.spelling import quoted
 
@@ -53,12 +61,14 @@ Point = tuple[Setting, ...]
 
 @dataclass(frozen=True)
 class Planned:
-    """One stage of one point. `needs` are the folders that it reads."""
+    """One stage of one point. `needs` are the folders that it reads, `settings` the swept ones that
+    it depends on."""
 
     stage: str
     folder: Path
     overrides: tuple[str, ...]
     needs: tuple[Path, ...]
+    settings: dict[str, str]
     cfg: DictConfig
 
 
@@ -107,14 +117,11 @@ def choices(override: Override, groups: set[str]) -> list[Setting]:
         return [Setting(key, text, None, True, True) for text in texts]
     plain = OverridesParser.create().parse_overrides(texts)
     return [
-        Setting(key, text, one.value(), True, False)
-        for text, one in zip(texts, plain, strict=True)
+        Setting(key, text, one.value(), True, False) for text, one in zip(texts, plain, strict=True)
     ]
 
 
-def plan(
-    overrides: Sequence[str], spelled_out: Callable[[list[str]], list[str]]
-) -> list[Planned]:
+def plan(overrides: Sequence[str], spelled_out: Callable[[list[str]], list[str]]) -> list[Planned]:
     """Every run that the overrides ask for, inputs first, each once.
 
     Raises UserError, all problems at once, for settings that make no sense, inputs that are neither
@@ -122,32 +129,34 @@ def plan(
     """
     stages, others = split_stages(spelled_out(list(overrides)))
     composer, found, problems = Composer(), dict[Path, Planned](), dict[str, None]()
-    used: set[str] = set()
-    mattering: dict[tuple[str, str], frozenset[str]] = {}
-    for point in points(others):
+    grid = points(others)
+    effects = effects_of(grid, composer, stages)
+    keys = {
+        key: frozenset[str]().union(*(e for (_, k, _), e in effects.items() if k == key))
+        for key in {setting.key for setting in grid[0]}
+    }
+    for point in grid:
         cfg = composer.of(point)
         try:
             check(cfg)
         except UserError as error:
             problems[str(error)] = None
             continue
-        for setting in point:
-            key = (experiment_of(point), setting.text)
-            if key not in mattering:
-                mattering[key] = matters(setting, point, composer, stages)
-        road = Road(cfg, point, {s.text: mattering[experiment_of(point), s.text] for s in point})
+        experiment = experiment_of(point)
+        road = Road(cfg, point, {s.text: effects[experiment, s.key, s.text] for s in point}, keys)
         links = [stage for stage in stages if stage in order(cfg) or len(stages) == 1]
         for stage in links:
             planned = road.run(stage, links)
-            used |= {s.text for s in point if stage in road.stages_of[s.text]}
             found.setdefault(planned.folder, planned)
             for name, folder in road.missing(stage, links):
                 problems[
                     f"stage={stage} needs '{name}', which is not finished in {folder}: add it to "
                     f"the chain (stage={name},{','.join(stages)}), or give inputs.{name}=DIR"
                 ] = None
-    idle = {s.key for p in points(others) for s in p if s.swept} - {t.split("=")[0] for t in used}
-    if idle := idle - PLACES:
+    idle = {
+        s.key for s in grid[0] if s.swept and s.key not in PLACES and not keys[s.key] & set(stages)
+    }
+    if idle:
         problems[
             f"{', '.join(sorted(idle))}: swept, but the result of {', '.join(stages)} does not "
             "depend on it"
@@ -155,6 +164,19 @@ def plan(
     if problems:
         raise UserError("; ".join(problems))
     return list(found.values())
+
+
+def effects_of(
+    grid: Sequence[Point], composer: Composer, stages: Sequence[str]
+) -> dict[tuple[str, str, str], frozenset[str]]:
+    """Experiment, key and text of each setting of the grid -> the stages that it matters for."""
+    found: dict[tuple[str, str, str], frozenset[str]] = {}
+    for point in grid:
+        for setting in point:
+            place = (experiment_of(point), setting.key, setting.text)
+            if place not in found:
+                found[place] = matters(setting, point, composer, stages)
+    return found
 
 
 def split_stages(overrides: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
@@ -200,7 +222,9 @@ def settings_of(cfg: DictConfig, stage: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for section in (s for s in RESULT_SETTINGS[stage] if s != "seed"):
         value = OmegaConf.select(cfg, section)
-        plain = OmegaConf.to_container(value, resolve=False) if OmegaConf.is_config(value) else value
+        plain = (
+            OmegaConf.to_container(value, resolve=False) if OmegaConf.is_config(value) else value
+        )
         found |= flat(plain, section)
     inputs = {i: cfg.inputs[i] for i in read_by(cfg, stage) if cfg.inputs[i] is not None}
     return {k: v for k, v in found.items() if k not in NOT_COMPARED} | inputs
@@ -223,11 +247,13 @@ def ancestors(cfg: DictConfig, stage: str) -> set[str]:
 
 @dataclass(frozen=True)
 class Road:
-    """One point's way through the stages. `stages_of`: a setting's text -> where it matters."""
+    """One point's way through the stages. `stages_of`: a setting's text -> where it matters;
+    `keys`: a setting's key -> where any of its values does."""
 
     cfg: DictConfig
     point: Point
     stages_of: dict[str, frozenset[str]]
+    keys: dict[str, frozenset[str]]
 
     def run(self, stage: str, asked: Sequence[str]) -> Planned:
         """This point's run of a stage: its folder, its command, what it waits for."""
@@ -237,7 +263,13 @@ class Road:
         if variant := self.variant(stage):
             overrides.append(f"variant={quoted(variant)}")
         overrides += [f"inputs.{name}={quoted(str(path))}" for name, path in inputs.items()]
-        return Planned(stage, self.folder(stage), tuple(overrides), tuple(inputs.values()), self.cfg)
+        told = {
+            s.key: s.text.partition("=")[2]
+            for s in self.point
+            if s.swept and (s.key == "experiment" or stage in self.keys[s.key])
+        }
+        needs = tuple(inputs.values())
+        return Planned(stage, self.folder(stage), tuple(overrides), needs, told, self.cfg)
 
     def told_to(self, setting: Setting, stage: str, asked: Sequence[str]) -> bool:
         """Whether the command of a stage has the setting: what is fixed, and what matters."""

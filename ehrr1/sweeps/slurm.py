@@ -102,7 +102,9 @@ def submit_alike(book: Book, entries: Sequence[Entry], dependency: str | None) -
         "dependency": dependency,
         "additional_parameters": extra,
     }
-    command = f"{sys.executable} -u -m ehrr1.sweeps.link {book.folder.resolve()} --submission {token}"
+    command = (
+        f"{sys.executable} -u -m ehrr1.sweeps.link {book.folder.resolve()} --submission {token}"
+    )
     chosen = {name: value for name, value in parameters.items() if value is not None}
     try:
         number = Commands(book.folder / "jobs").submit_command(command, len(entries), **chosen)
@@ -161,8 +163,7 @@ def settle(book: Book) -> None:
 def active(book: Book) -> dict[str, str]:
     """The runs that SLURM has: `pending` or `running`."""
     return {
-        run: "running" if state in RUNNING else "pending"
-        for run, (_, state) in queue(book).items()
+        run: "running" if state in RUNNING else "pending" for run, (_, state) in queue(book).items()
     }
 
 

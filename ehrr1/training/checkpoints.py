@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from safetensors.torch import save_file
 from torch import Tensor
@@ -104,6 +105,8 @@ class Checkpoints(Callback):
             whole = self.folder / f"step={self.done:08d}.ckpt"
             partial = self.folder / f".{whole.name}.partial"  # the same for all processes
             self.folder.mkdir(parents=True, exist_ok=True)
+            if isinstance(trainer.logger, TensorBoardLogger):
+                trainer.logger.experiment.flush()  # curves are not behind the checkpoint
             try:
                 trainer.save_checkpoint(partial)
             except RuntimeError as error:

@@ -41,9 +41,15 @@ def quiet() -> None:
 
 
 def make_trainer(
-    trainer: DictConfig, clip: float, folder: Path, callbacks: list[Callback], evaluates: bool
+    trainer: DictConfig,
+    clip: float,
+    folder: Path,
+    callbacks: list[Callback],
+    evaluates: bool,
+    start: int,
 ) -> Trainer:
-    """A Lightning trainer for one pass over the planned steps; TensorBoard goes to `folder`/tb."""
+    """A Lightning trainer for one pass over the planned steps from `start` on; TensorBoard goes to
+    `folder`/tb, where later steps that a stopped run has shown are taken back."""
     return Trainer(
         accelerator="gpu" if on_gpu(trainer) else "cpu",
         devices=parallel.size() // trainer.nodes,
@@ -52,7 +58,7 @@ def make_trainer(
         strategy=make_strategy(trainer, clip),
         plugins=[environment(), PlainFile()],
         max_epochs=1,
-        logger=TensorBoardLogger(folder, name="tb", version=""),
+        logger=TensorBoardLogger(folder, name="tb", version="", purge_step=start + 1),
         callbacks=callbacks,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -91,7 +97,7 @@ def fit(
         Checkpoints(folder / "checkpoints", start, steps, save_seconds),
     ]
     made = make_trainer(
-        trainer, module.settings.clip, folder, callbacks, data.evaluation is not None
+        trainer, module.settings.clip, folder, callbacks, data.evaluation is not None, start
     )
     made.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 

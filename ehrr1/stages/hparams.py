@@ -1,0 +1,48 @@
+"""TensorBoard's HParams page: what a run was told, and what came of it.
+
+Parameters are the overrides of the command, so that the page has a column for what differs and not
+for every setting; metrics are `final/<name>`, without those of single tasks and subgroups.
+"""
+
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from ehrr1.runs import Run
+from ehrr1.tasks.catalog import ALL_TASKS
+
+NOT_SHOWN = ("stage", "inputs.", "output_root", "overwrite", "experiment", "launcher")
+
+
+def write(cfg: DictConfig, run: Run, metrics: dict[str, Any]) -> None:
+    """Add parameters and final metrics to `tb/` of a finished run."""
+    shown = {f"final/{name}": float(value) for name, value in metrics.items() if whole(name)}
+    with SummaryWriter(str(run.folder / "tb")) as writer:
+        for summary in hparams({"experiment": cfg.name, **parameters(cfg)}, shown):
+            writer.file_writer.add_summary(summary)
+        for name, value in shown.items():
+            writer.add_scalar(name, value, 0)
+
+
+def parameters(cfg: DictConfig) -> dict[str, bool | str | float | int]:
+    """What the command line set, and the seed."""
+    found: dict[str, bool | str | float | int] = {"seed": int(cfg.seed)}
+    if not HydraConfig.initialized():
+        return found
+    parser = OverridesParser.create()
+    for override in parser.parse_overrides(list(HydraConfig.get().overrides.task)):
+        if not override.key_or_group.startswith(NOT_SHOWN):
+            value = override.value()
+            known = isinstance(value, bool | int | float)
+            found[override.key_or_group] = value if known else str(value)
+    return found
+
+
+def whole(name: str) -> bool:
+    """Whether a metric is of the whole run: not of one task, one subgroup, or an interval's end."""
+    parts = name.split("/")
+    return not (parts[-1] in ("low", "high") or "subgroup" in parts or set(parts) & set(ALL_TASKS))
