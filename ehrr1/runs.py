@@ -157,7 +157,7 @@ def find_inputs(cfg: DictConfig, stage: str) -> dict[str, Path]:
     required, possible = needed(cfg, stage), OPTIONAL_INPUTS.get(stage, ())
     for name in dict.fromkeys((*required, *(one for one in possible if one in order(cfg)))):
         given = cfg.inputs[name]
-        folder = Path(given) if given else _made(cfg, name, stage)
+        folder = Path(given) if given else made(cfg, name, stage)
         if is_finished(folder):
             found[name] = folder
         elif given or name in required:
@@ -173,7 +173,7 @@ def find_inputs(cfg: DictConfig, stage: str) -> dict[str, Path]:
     return found
 
 
-def _made(cfg: DictConfig, stage: str, reader: str) -> Path:
+def made(cfg: DictConfig, stage: str, reader: str) -> Path:
     """Where a stage's result is or will be: in this variant, or in one above it (`no_graph/both` is
     below `no_graph`, and that below the experiment) that was made as this one would make it.
 

@@ -2,7 +2,7 @@
 
     <output_root>/sweeps/<NAME>/
         sweep.json            what was asked, and every run: written before anything starts
-        submissions/          <token>.json: the runs of one submission, and its job once SLURM has it
+        submissions/          <token>.json: the runs of one submission, its job once SLURM has it
         states/               <run>.json: what the run's own process said last; <run>.lock: it lives
         logs/                 <run>.log: everything it printed, over all its attempts
         jobs/                 SLURM's scripts and logs

@@ -21,6 +21,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ehrr1.errors import UserError
@@ -30,6 +31,7 @@ from ehrr1.runs import (
     ORDER,
     RESULT_SETTINGS,
     is_finished,
+    made,
     needed,
     order,
 )
@@ -98,7 +100,13 @@ class Composer:
 def points(overrides: Sequence[str]) -> list[Point]:
     """The grid, the last override changing fastest. Raises Hydra's errors."""
     loader = GlobalHydra.instance().config_loader()
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+    parser, parsed = OverridesParser.create(config_loader=loader), []
+    for override in overrides:
+        try:
+            parsed += parser.parse_overrides([override])
+        except OverrideParseException as error:
+            told = str(error).split("See https")[0].strip()
+            raise UserError(f"{override}: not in Hydra's grammar: {told}; quote it?") from None
     groups = set(loader.list_groups(""))
     return list(product(*(choices(override, groups) for override in parsed)))
 
@@ -143,7 +151,14 @@ def plan(overrides: Sequence[str], spelled_out: Callable[[list[str]], list[str]]
             problems[str(error)] = None
             continue
         experiment = experiment_of(point)
-        road = Road(cfg, point, {s.text: effects[experiment, s.key, s.text] for s in point}, keys)
+        plain = composer.of([s for s in point if s.key == "experiment"])
+        road = Road(
+            cfg,
+            point,
+            {s.text: effects[experiment, s.key, s.text] for s in point},
+            keys,
+            plain.seed,
+        )
         links = [stage for stage in stages if stage in order(cfg) or len(stages) == 1]
         for stage in links:
             planned = road.run(stage, links)
@@ -248,12 +263,13 @@ def ancestors(cfg: DictConfig, stage: str) -> set[str]:
 @dataclass(frozen=True)
 class Road:
     """One point's way through the stages. `stages_of`: a setting's text -> where it matters;
-    `keys`: a setting's key -> where any of its values does."""
+    `keys`: a setting's key -> where any of its values does; `seed`: the experiment's."""
 
     cfg: DictConfig
     point: Point
     stages_of: dict[str, frozenset[str]]
     keys: dict[str, frozenset[str]]
+    seed: int
 
     def run(self, stage: str, asked: Sequence[str]) -> Planned:
         """This point's run of a stage: its folder, its command, what it waits for."""
@@ -299,7 +315,7 @@ class Road:
         """The folders that a stage reads, apart from those the settings name."""
         required = needed(self.cfg, stage)
         found = {
-            name: self.folder(name)
+            name: self.folder(name) if name in asked else self.there(name, stage)
             for name in read_by(self.cfg, stage)
             if self.cfg.inputs[name] is None
         }
@@ -308,6 +324,13 @@ class Road:
             for name, folder in found.items()
             if name in required or name in asked or is_finished(folder)
         }
+
+    def there(self, stage: str, reader: str) -> Path:
+        """Where a stage that is not asked for is, or would have to be: in its own folder, or above
+        it, made with the same settings (a run that `run.py` has made there)."""
+        cfg = self.cfg.copy()
+        cfg.variant, cfg.seed = self.variant(stage), self.seed
+        return made(cfg, stage, reader)
 
     def missing(self, stage: str, asked: Sequence[str]) -> list[tuple[str, Path]]:
         """What a stage reads that will not be there."""
