@@ -1,16 +1,18 @@
 """Many runs: grids and chains of run.py, on SLURM or on this machine.
 
 python sweep.py OVERRIDES... [launcher=local|slurm|slurm_8gpu] [name=NAME] [--dry-run]
-python sweep.py status  NAME [output_root=DIR] [--json] [--watch]    every run: state, step, speed
-python sweep.py logs    NAME RUN                                     what a run printed
-python sweep.py resume  NAME [RUN...]                                what is missing or has failed
+python sweep.py status  NAME [output_root=DIR] [--json] [--watch]   state, step, speed of every run
+python sweep.py logs    NAME RUN                                    what a run printed
+python sweep.py resume  NAME [RUN...]                               what is missing or has failed
 python sweep.py cancel  NAME [RUN...]
-python sweep.py compare NAME [metric=NAME] [--json]                  scores, seeds together
-python sweep.py clean   NAME                                         forget a sweep that is over; its runs stay
+python sweep.py compare NAME [metric=NAME] [--json]                 scores, seeds together
+python sweep.py compare NAME RUN RUN                                settings that differ
+python sweep.py clean   NAME                                        forget a sweep; its runs stay
 
-OVERRIDES are Hydra's: `stage=rl model=1.7b,8b seed=1,2,3` is a grid of six runs, `stage=adapt,reason,rl,eval`
-a chain of four stages (`stage=curriculum`: all of them), and both together a chain that branches where
-the grid does. A run that is finished is used, not run again. The command returns at once.
+OVERRIDES are Hydra's: `stage=rl model=1.7b,8b seed=1,2,3` is a grid of six runs,
+`stage=adapt,reason,rl,eval` a chain of four stages (`stage=curriculum`: all of them), and both
+together a chain that branches where the grid does. A run that is finished is used, not run again.
+The command returns at once.
 """
 
 import os

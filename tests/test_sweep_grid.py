@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from ehrr1.errors import UserError
+from ehrr1.runs import ORDER
 from ehrr1.sweeps.begin import entries_of
 from ehrr1.sweeps.book import Entry
 
@@ -23,10 +24,7 @@ def finished(root: Path, *names: str) -> None:
 
 def test_a_grid_branches_where_its_settings_matter(tmp_path: Path) -> None:
     found = planned(tmp_path, "stage=curriculum", "seed=0,1", "rl.loss=grpo,dapo")
-    assert list(found)[:7] == [
-        f"smoke/{stage}"
-        for stage in ["prepare", "graph", "chains", "adapt", "reason", "rl", "eval"]
-    ]
+    assert list(found)[:7] == [f"smoke/{stage}" for stage in ORDER]
     assert list(found)[7:9] == ["smoke/rl.loss=dapo/rl", "smoke/rl.loss=dapo/eval"]
     assert len(found) == 15  # of 28: records, chains and what `rl` starts from are shared
     inner = found["smoke/seed=1/rl.loss=dapo/rl"]

@@ -36,9 +36,9 @@ def parameters(cfg: DictConfig) -> dict[str, bool | str | float | int]:
     parser = OverridesParser.create()
     for override in parser.parse_overrides(list(HydraConfig.get().overrides.task)):
         if not override.key_or_group.startswith(NOT_SHOWN):
-            value = override.value()
-            known = isinstance(value, bool | int | float)
-            found[override.key_or_group] = value if known else str(value)
+            value: Any = override.value()
+            simple = isinstance(value, bool | int | float)
+            found[override.key_or_group] = value if simple else str(value)
     return found
 
 

@@ -152,13 +152,8 @@ def plan(overrides: Sequence[str], spelled_out: Callable[[list[str]], list[str]]
             continue
         experiment = experiment_of(point)
         plain = composer.of([s for s in point if s.key == "experiment"])
-        road = Road(
-            cfg,
-            point,
-            {s.text: effects[experiment, s.key, s.text] for s in point},
-            keys,
-            plain.seed,
-        )
+        stages_of = {s.text: effects[experiment, s.key, s.text] for s in point}
+        road = Road(cfg, point, stages_of, keys, plain.seed)
         links = [stage for stage in stages if stage in order(cfg) or len(stages) == 1]
         for stage in links:
             planned = road.run(stage, links)

@@ -43,8 +43,8 @@ def check(launcher: dict[str, Any]) -> None:
     """Raise UserError where there is no SLURM here, or none with that partition."""
     if missing := [name for name in COMMANDS if shutil.which(name) is None]:
         raise UserError(
-            f"launcher={launcher['name']}: there is no SLURM here (no {', '.join(missing)}); log in "
-            "to the cluster, or use launcher=local"
+            f"launcher={launcher['name']}: there is no SLURM here (no {', '.join(missing)}); log "
+            "in to the cluster, or use launcher=local"
         )
     there = ask(["sinfo", "--noheader", "--format=%R"]).split()
     if launcher["partition"] not in (None, *there):
