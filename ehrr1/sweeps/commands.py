@@ -47,7 +47,11 @@ def run(arguments: Sequence[str]) -> int:
 
 def launcher_of(book: Book) -> ModuleType:
     """The module that starts runs: it has check, submit, settle, active and cancel."""
-    if book.asked["launcher"]["name"] == "local":
+    return module_of(book.asked["launcher"])
+
+
+def module_of(launcher: dict[str, Any]) -> ModuleType:
+    if launcher["name"] == "local":
         return local
     from ehrr1.sweeps import slurm  # submitit is not part of the core
 
@@ -67,13 +71,13 @@ def begin(arguments: Sequence[str]) -> int:
         told = [Told(e.run, e.overrides, state_before(e), None, e.folder) for e in entries]
         Console().print(table(told, name))
         return 0
+    module_of(launcher).check(launcher)
     with book.held():
         if (book.folder / "sweep.json").exists():
-            entries = same(book, overrides, entries)
+            entries = same(book, overrides)
         else:
             book.write(overrides, launcher, entries)
         module = launcher_of(book)
-        module.check(launcher)
         start_missing(book, module, [entry.run for entry in entries], again=False)
     console = Console(stderr=True)
     console.print(f"{len(entries)} runs in {book.folder}", soft_wrap=True)
@@ -85,7 +89,7 @@ def state_before(entry: Entry) -> str:
     return "done" if (Path(entry.folder) / "metrics.json").exists() else "pending"
 
 
-def same(book: Book, overrides: Sequence[str], entries: list[Entry]) -> list[Entry]:
+def same(book: Book, overrides: Sequence[str]) -> list[Entry]:
     """The runs of an existing sweep, which the same overrides go on with. Raises UserError for
     others."""
     if list(overrides) != book.asked["overrides"]:
@@ -93,7 +97,7 @@ def same(book: Book, overrides: Sequence[str], entries: list[Entry]) -> list[Ent
             f"name={book.folder.name}: there is a sweep of that name with other overrides "
             f"({' '.join(book.asked['overrides'])}); choose another name=NAME"
         )
-    return book.entries() or entries
+    return book.entries()
 
 
 def start_missing(book: Book, module: ModuleType, runs: Sequence[str], again: bool) -> list[str]:
@@ -102,19 +106,29 @@ def start_missing(book: Book, module: ModuleType, runs: Sequence[str], again: bo
     module.settle(book)
     active = module.active(book)
     entries = book.entries()
+    wanted_names = with_needs(entries, runs)
     if again:
-        for entry in (e for e in entries if e.run in set(runs) and e.run not in active):
+        for entry in (e for e in entries if e.run in wanted_names and e.run not in active):
             if book.state(entry).get("state") in ("failed", "cancelled", "running"):
                 book.state_file(entry).unlink(missing_ok=True)
     states = {one.run: one.state for one in status(book, active)}
     wanted = [
         entry
         for entry in entries
-        if entry.run in set(runs) and states[entry.run] == "pending" and entry.run not in active
+        if entry.run in wanted_names and states[entry.run] == "pending" and entry.run not in active
     ]
     if wanted:
         module.submit(book, wanted)
     return [entry.run for entry in wanted]
+
+
+def with_needs(entries: Sequence[Entry], runs: Sequence[str]) -> set[str]:
+    """Runs and all that they wait for."""
+    found = set(runs)
+    for entry in reversed(entries):  # inputs stand first
+        if entry.run in found:
+            found |= set(entry.needs)
+    return found
 
 
 def show_status(book: Book, words: list[str], options: dict[str, str], flags: set[str]) -> int:
