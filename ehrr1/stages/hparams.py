@@ -18,12 +18,38 @@ from ehrr1.tasks.catalog import ALL_TASKS
 NOT_SHOWN = ("stage", "inputs.", "output_root", "overwrite", "experiment", "launcher")
 
 
+LAYOUT = {
+    "training": {
+        "loss": ["Multiline", [r"train/loss$"]],
+        "gradient norm": ["Multiline", [r"train/grad_norm$"]],
+        "learning rate": ["Multiline", [r"train/lr$"]],
+    },
+    "reward": {
+        "reward": ["Multiline", [r"train/reward$"]],
+        "parts": ["Multiline", [r"train/rewards/.*/mean$"]],
+        "groups without signal": ["Multiline", [r"train/frac_reward_zero_std$"]],
+        "completion length": ["Multiline", [r"train/completions/mean_length$"]],
+    },
+    "timing": {
+        "seconds": ["Multiline", [r"train/seconds$", r"train/timing/.*"]],
+        "tokens a second": ["Multiline", [r"train/tokens_per_second$"]],
+    },
+    "evaluation": {
+        "risk": ["Multiline", [r"(adapt|reason|rl)/risk/(auroc|auprc)/macro$"]],
+        "decisions": ["Multiline", [r"(adapt|reason|rl)/decision/f1/macro$"]],
+        "loss": ["Multiline", [r"eval/loss$"]],
+    },
+}
+"""TensorBoard's Custom Scalars page: section -> chart -> which curves."""
+
+
 def write(cfg: DictConfig, run: Run, metrics: dict[str, Any]) -> None:
     """Add parameters and final metrics to `tb/` of a finished run."""
     shown = {f"final/{name}": float(value) for name, value in metrics.items() if whole(name)}
     with SummaryWriter(str(run.folder / "tb")) as writer:
         for summary in hparams({"experiment": cfg.name, **parameters(cfg)}, shown):
             writer.file_writer.add_summary(summary)
+        writer.add_custom_scalars(LAYOUT)
         for name, value in shown.items():
             writer.add_scalar(name, value, 0)
 
