@@ -17,16 +17,15 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ehrr1.errors import StoppedError, UserError
 from ehrr1.runs import short
-from ehrr1.settings.spelling import spelled_out
+from ehrr1.settings.spelling import NAMED_BY_CHOICE, spelled_out, variant_of
 
 EXPECTED = (UserError, OSError, HydraException, OmegaConfBaseException)
-OWN_FOLDER = ("data", "model", "concepts", "ablation")
-"""Groups whose choice, where it is not the experiment's own, names the run's variant."""
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
 
 
@@ -41,6 +40,7 @@ def compose_and_run(cfg: DictConfig) -> None:
             cfg.variant = own_variant(cfg)
     try:
         check(cfg)
+        refuse_groups(cfg)
         execute(cfg)
     except StoppedError as error:
         left = "all saved; the same command resumes"
@@ -61,18 +61,36 @@ def as_released(cfg: DictConfig) -> DictConfig:
     return hydra.compose("config", overrides=[*overrides, "experiment=released"])
 
 
+def refuse_groups(cfg: DictConfig) -> None:
+    """Raise UserError for a job of `-m` with several devices: a second process would replay the
+    whole sweep, or hang."""
+    from ehrr1 import parallel
+
+    if HydraConfig.get().mode == RunMode.MULTIRUN and parallel.wanted(cfg.trainer) > 1:
+        told = " ".join(HydraConfig.get().overrides.task)
+        raise UserError(
+            f"-m with trainer.devices={cfg.trainer.devices}, trainer.nodes={cfg.trainer.nodes}: "
+            "Hydra's multirun cannot start groups of processes; use python sweep.py with the same "
+            f"overrides (this job's: {told}), launcher=local or launcher=slurm"
+        )
+
+
 def own_variant(cfg: DictConfig) -> str:
-    """The choices that are not the experiment's own, so that they get their own folder."""
+    """The choices that are not the experiment's own, so that they get their own folder; of a job of
+    `-m` all that it was told."""
     overrides = HydraConfig.get().overrides.task
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return variant_of(overrides)
     if not any(
-        override.startswith(tuple(f"{group}=" for group in OWN_FOLDER)) for override in overrides
+        override.startswith(tuple(f"{group}=" for group in NAMED_BY_CHOICE))
+        for override in overrides
     ):
         return ""  # composing once more takes a sixth of a second
     chosen = HydraConfig.get().runtime.choices
     plain = hydra.compose(
         "config", overrides=[f"experiment={chosen['experiment']}"], return_hydra_config=True
     ).hydra.runtime.choices
-    own = [group for group in OWN_FOLDER if chosen[group] != plain[group]]
+    own = [group for group in NAMED_BY_CHOICE if chosen[group] != plain[group]]
     # a model's folder (the choice `folder`) is told by its name
     return "-".join(short(cfg.model.name) if g == "model" else chosen[g] for g in own)
 

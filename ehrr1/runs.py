@@ -193,7 +193,7 @@ def made(cfg: DictConfig, stage: str, reader: str) -> Path:
         inputs = {} if elsewhere else find_inputs(cfg, stage)
     except UserError:
         return own
-    same = (folder for folder in finished if not _differences(cfg, stage, folder, inputs))
+    same = (folder for folder in finished if not differences(cfg, stage, folder, inputs))
     return next(same, own)
 
 
@@ -316,32 +316,33 @@ def _fingerprint(folder: Path) -> str:
 def _refuse_other_settings(
     cfg: DictConfig, stage: str, folder: Path, inputs: dict[str, Path]
 ) -> None:
-    if differences := _differences(cfg, stage, folder, inputs):
+    if told := differences(cfg, stage, folder, inputs):
         raise UserError(
-            f"{folder} was made with other settings ({'; '.join(differences)}): "
+            f"{folder} was made with other settings ({'; '.join(told)}): "
             "set overwrite=true to replace it, or variant=NAME to keep both"
         )
 
 
-def _differences(cfg: DictConfig, stage: str, folder: Path, inputs: dict[str, Path]) -> list[str]:
-    """What was asked of the run in `folder` and of this one, where that changes the result."""
+def differences(cfg: DictConfig, stage: str, folder: Path, inputs: dict[str, Path]) -> list[str]:
+    """What was asked of the begun run in `folder` and of this one, where that changes the result,
+    and which of its finished `inputs` were made anew since."""
     there: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     wanted: Any = OmegaConf.to_container(cfg, resolve=True)
-    differences = []
+    found = []
     for section in RESULT_SETTINGS[stage]:
         now, then = _flat(wanted[section], section), _flat(there.get(section), section)
-        differences += [
+        found += [
             f"{key}: {then.get(key)} there, {now.get(key)} now"
             for key in sorted((now.keys() | then.keys()) - NOT_COMPARED)
             if now.get(key) != then.get(key)
         ]
     recorded = read_json(folder / "inputs.json")
-    differences += [
+    found += [
         f"its input '{name}' has changed since"
         for name, path in inputs.items()
         if recorded.get(name) != _fingerprint(path)
     ]
-    return differences
+    return found
 
 
 def _flat(value: Any, prefix: str) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from ehrr1.errors import UserError
 from ehrr1.runs import BENCHMARKS
 from ehrr1.settings.rules import COUNT, POSITIVE, SHARE, Rule
-from ehrr1.settings.table import ENGINES, RULES, WRITERS
-from ehrr1.settings.together import evaluation, thinking
+from ehrr1.settings.table import ENGINES, LAUNCHERS, RULES, WRITERS
+from ehrr1.settings.together import evaluation, launching, thinking
 
 
 def check(cfg: DictConfig) -> None:
@@ -20,7 +20,8 @@ def check(cfg: DictConfig) -> None:
     problems = []
     writer = {f"chains.{name}": rule for name, rule in WRITERS.get(cfg.chains.writer, {}).items()}
     engine = {f"engine.{name}": rule for name, rule in ENGINES.get(cfg.engine.name, {}).items()}
-    for name, rule in (RULES | writer | engine).items():
+    launcher = {f"launcher.{k}": rule for k, rule in LAUNCHERS.get(cfg.launcher.name, {}).items()}
+    for name, rule in (RULES | writer | engine | launcher).items():
         value = OmegaConf.select(cfg, name, throw_on_missing=True)
         problem = rule.problem(value)
         if problem:
@@ -62,6 +63,7 @@ def check(cfg: DictConfig) -> None:
     problems += _adapters(cfg.model.lora)
     problems += thinking(cfg)
     problems += evaluation(cfg)
+    problems += launching(cfg.launcher)
     if problems:
         raise UserError("; ".join(problems))
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from omegaconf import ListConfig
+
 
 @dataclass(frozen=True)
 class Number:
@@ -56,11 +58,28 @@ class Devices:
         return "a whole number is needed, or auto for one a GPU"
 
 
+@dataclass(frozen=True)
+class Text:
+    """A word, or null."""
+
+    def problem(self, value: Any) -> str | None:
+        return None if value is None or isinstance(value, str) else "a text is needed, or null"
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A list of texts."""
+
+    def problem(self, value: Any) -> str | None:
+        fits = isinstance(value, list | ListConfig) and all(isinstance(one, str) for one in value)
+        return None if fits else "a list of texts is needed: [ONE,OTHER], or []"
+
+
 def _word(word: str | None) -> str:
     return "null" if word is None else word
 
 
-Rule = Number | Choice | Switch | Devices
+Rule = Number | Choice | Switch | Devices | Text | Texts
 COUNT = Number(1, whole=True)
 COUNT_OR_ALL = Number(1, whole=True, none=True)
 SHARE = Number(0, 1)

@@ -1,9 +1,17 @@
 """What users may type, in the words that Hydra's grammar takes."""
 
 import re
+from collections.abc import Iterable
+from hashlib import sha256
 from pathlib import Path
 
 from ehrr1.runs import BENCHMARKS, short
+
+NAMED_BY_CHOICE = ("data", "model", "concepts", "ablation")
+"""Groups whose choice alone names a folder."""
+
+PLACES = frozenset({"output_root", "variant", "stage", "experiment", "overwrite"})
+"""Overrides that say where and what, not how."""
 
 
 def spelled_out(arguments: list[str]) -> list[str]:
@@ -33,3 +41,17 @@ def quoted(value: str) -> str:
     """A text for Hydra's grammar, whatever stands in it."""
     escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
     return "'" + escaped.replace("${", r"\${") + "'"
+
+
+def folder_word(override: str) -> str:
+    """An override as a part of a folder's name; what a name cannot hold is told by a hash."""
+    key, _, value = override.partition("=")
+    text = value if key in NAMED_BY_CHOICE else f"{key.lstrip('+~')}={value}"
+    plain = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", text).strip("_")
+    return plain if plain == text else f"{plain[:60]}_{sha256(text.encode()).hexdigest()[:6]}"
+
+
+def variant_of(overrides: Iterable[str]) -> str:
+    """The variant of one job of Hydra's multirun: all that it was told, apart from places."""
+    elsewhere = ("hydra", "launcher", "search", "inputs.", *(f"{place}=" for place in PLACES))
+    return "-".join(folder_word(one) for one in overrides if not one.startswith(elsewhere))

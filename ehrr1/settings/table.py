@@ -10,6 +10,8 @@ from ehrr1.settings.rules import (
     Number,
     Rule,
     Switch,
+    Text,
+    Texts,
 )
 
 TRAINING: dict[str, Rule] = {
@@ -88,6 +90,25 @@ ENGINES: dict[str, dict[str, Rule]] = {
     },
 }
 """What each engine of evaluation and inference has."""
+
+LAUNCHERS: dict[str, dict[str, Rule]] = {
+    "local": {"parallel": COUNT},
+    "slurm": {
+        "partition": Text(),
+        "account": Text(),
+        "qos": Text(),
+        "minutes": COUNT,
+        "cpus_per_task": COUNT,
+        "memory_gb": COUNT_OR_ALL,
+        "gpus_per_node": Number(0, whole=True),
+        "setup": Texts(),
+        "srun_args": Texts(),
+        "signal_seconds": Number(0, 65_535, whole=True),
+        "requeues": Number(0, whole=True),
+        "parallel": COUNT,
+    },
+}
+"""What each launcher of `sweep.py` has."""
 
 ANSWERS = ("direct", "think", "both")
 

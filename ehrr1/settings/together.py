@@ -2,7 +2,8 @@
 
 from omegaconf import DictConfig, OmegaConf
 
-from ehrr1.settings.table import ANSWERS
+from ehrr1.runs import ORDER
+from ehrr1.settings.table import ANSWERS, LAUNCHERS
 
 
 def evaluation(cfg: DictConfig) -> list[str]:
@@ -35,6 +36,34 @@ def evaluation(cfg: DictConfig) -> list[str]:
         for name, stage in of_stage.items()
         if cfg[name] is not None and cfg.stage != stage
     ]
+    return problems
+
+
+def launching(launcher: DictConfig) -> list[str]:
+    """What SLURM is asked for a stage is named and ruled as for all of them."""
+    if launcher.name == "local":
+        return [] if "stages" not in launcher else ["launcher.stages: launcher=local has none"]
+    rules = LAUNCHERS["slurm"]
+    if not OmegaConf.is_dict(launcher.stages) or not OmegaConf.is_dict(launcher.sbatch):
+        return ["launcher.stages, launcher.sbatch: settings by name are needed, or {}"]
+    problems = []
+    if isinstance(launcher.minutes, int) and launcher.signal_seconds >= 60 * launcher.minutes:
+        problems.append(
+            f"launcher.signal_seconds={launcher.signal_seconds}: a job of launcher.minutes="
+            f"{launcher.minutes} would be told to save before it begins; set one of them"
+        )
+    for stage, given in launcher.stages.items():
+        if stage not in ORDER or not OmegaConf.is_dict(given):
+            problems.append(
+                f"launcher.stages.{stage}={given}: name a stage of {', '.join(ORDER)} and its "
+                "settings: {prepare: {cpus_per_task: 32}}"
+            )
+            continue
+        for name, value in given.items():
+            known = name in rules and name != "parallel"
+            problem = rules[str(name)].problem(value) if known else f"choose of {', '.join(rules)}"
+            if problem:
+                problems.append(f"launcher.stages.{stage}.{name}={value}: {problem}")
     return problems
 
 

@@ -150,11 +150,16 @@ def show_status(book: Book, words: list[str], options: dict[str, str], flags: se
                 told = look()
                 live.update(table(told, name))
         return 0
+    wide_console().print(table(look(), name))
+    return 0
+
+
+def wide_console() -> Console:
+    """The terminal; in a file or a pipe lines are not broken."""
     console = Console()
     if not console.is_terminal:
-        console.width = 200
-    console.print(table(look(), name))
-    return 0
+        console.width = 1_000
+    return console
 
 
 def table(told: Sequence[Told], name: str) -> Table:
@@ -162,7 +167,8 @@ def table(told: Sequence[Told], name: str) -> Table:
     title = f"{name}: " + ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
     found = Table(title=title, title_justify="left")
     for column in ("run", "state", "step", "s/step", "note"):
-        found.add_column(column, justify="right" if column in ("step", "s/step") else "left")
+        numbers = column in ("step", "s/step")
+        found.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for one in told:
         state = f"[{COLOURS.get(one.state, 'default')}]{one.state}[/]"
         speed = "" if one.seconds_per_step is None else f"{one.seconds_per_step:.2f}"

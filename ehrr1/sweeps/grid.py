@@ -9,10 +9,8 @@ The seed is of training alone: records, chains and the questions of an evaluatio
 experiment, or seeds could not be compared.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,21 +28,16 @@ from ehrr1.runs import (
     OPTIONAL_INPUTS,
     ORDER,
     RESULT_SETTINGS,
+    differences,
     is_finished,
     made,
     needed,
     order,
 )
 from ehrr1.settings import check
-from ehrr1.settings.spelling import quoted
+from ehrr1.settings.spelling import PLACES, folder_word, quoted
 
 TRAINING = ("adapt", "reason", "rl")
-
-NAMED_BY_CHOICE = frozenset({"data", "model", "concepts", "ablation"})
-"""Groups whose choice alone names a folder, as `run.py` does."""
-
-PLACES = frozenset({"output_root", "variant", "stage", "experiment", "overwrite"})
-"""Overrides that say where and what, not how."""
 
 
 @dataclass(frozen=True)
@@ -153,11 +146,13 @@ def plan(overrides: Sequence[str], spelled_out: Callable[[list[str]], list[str]]
         experiment = experiment_of(point)
         plain = composer.of([s for s in point if s.key == "experiment"])
         stages_of = {s.text: effects[experiment, s.key, s.text] for s in point}
-        road = Road(cfg, point, stages_of, keys, plain.seed)
+        road = Road(cfg, point, stages_of, keys, plain)
         links = [stage for stage in stages if stage in order(cfg) or len(stages) == 1]
         for stage in links:
             planned = road.run(stage, links)
-            found.setdefault(planned.folder, planned)
+            if planned.folder not in found:
+                found[planned.folder] = planned
+                problems |= dict.fromkeys(road.other_settings(planned))
             for name, folder in road.missing(stage, links):
                 problems[
                     f"stage={stage} needs '{name}', which is not finished in {folder}: add it to "
@@ -258,13 +253,13 @@ def ancestors(cfg: DictConfig, stage: str) -> set[str]:
 @dataclass(frozen=True)
 class Road:
     """One point's way through the stages. `stages_of`: a setting's text -> where it matters;
-    `keys`: a setting's key -> where any of its values does; `seed`: the experiment's."""
+    `keys`: a setting's key -> where any of its values does; `plain`: the experiment alone."""
 
     cfg: DictConfig
     point: Point
     stages_of: dict[str, frozenset[str]]
     keys: dict[str, frozenset[str]]
-    seed: int
+    plain: DictConfig
 
     def run(self, stage: str, asked: Sequence[str]) -> Planned:
         """This point's run of a stage: its folder, its command, what it waits for."""
@@ -297,11 +292,31 @@ class Road:
         levels: dict[int, list[str]] = {}
         for setting in self.point:
             where = self.stages_of[setting.text]
-            if stage in where:
+            if stage in where and not self.fills(setting):
                 first = min(ORDER.index(name) for name in where)
-                levels.setdefault(first, []).append(token(setting))
+                levels.setdefault(first, []).append(folder_word(setting.text))
         parts = ["-".join(levels[level]) for level in sorted(levels)]
         return "/".join([*([str(self.cfg.variant)] if self.cfg.variant else []), *parts])
+
+    def fills(self, setting: Setting) -> bool:
+        """Whether a setting is a path that the experiment leaves open (`data.root=DIR`): it names no
+        folder, or the sweep would not find what `run.py` has made with it."""
+        open_path = not (setting.swept or setting.group) and "/" in str(setting.value)
+        return open_path and OmegaConf.select(self.plain, setting.key) is None
+
+    def other_settings(self, planned: Planned) -> list[str]:
+        """What is wrong with a run's folder that was begun before, with other settings."""
+        if not (planned.folder / "config.yaml").exists():
+            return []
+        cfg = self.cfg.copy()
+        if not any(override.startswith("seed=") for override in planned.overrides):
+            cfg.seed = self.plain.seed
+        if told := differences(cfg, planned.stage, planned.folder, {}):
+            return [
+                f"{planned.folder} was made with other settings ({'; '.join(told)}): remove it, or "
+                "set variant=NAME to keep both"
+            ]
+        return []
 
     def folder(self, stage: str) -> Path:
         return Path(self.cfg.output_root) / self.cfg.name / self.variant(stage) / stage
@@ -324,7 +339,7 @@ class Road:
         """Where a stage that is not asked for is, or would have to be: in its own folder, or above
         it, made with the same settings (a run that `run.py` has made there)."""
         cfg = self.cfg.copy()
-        cfg.variant, cfg.seed = self.variant(stage), self.seed
+        cfg.variant, cfg.seed = self.variant(stage), self.plain.seed
         return made(cfg, stage, reader)
 
     def missing(self, stage: str, asked: Sequence[str]) -> list[tuple[str, Path]]:
@@ -334,11 +349,3 @@ class Road:
             for name, folder in self.inputs(stage, asked).items()
             if name not in asked and not is_finished(folder)
         ]
-
-
-def token(setting: Setting) -> str:
-    """A setting as a part of a folder's name; what a name cannot hold is told by a hash."""
-    key, _, value = setting.text.partition("=")
-    text = value if key in NAMED_BY_CHOICE and setting.group else f"{key.lstrip('+~')}={value}"
-    plain = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", text).strip("_")
-    return plain if plain == text else f"{plain[:60]}_{sha256(text.encode()).hexdigest()[:6]}"
