@@ -7,7 +7,6 @@ python run.py stage=infer model=DIR record=FILE.md question="..."
 python run.py --help                            settings and their choices
 """
 
-import errno
 import os
 import sys
 
@@ -21,12 +20,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from ehrr1.errors import StoppedError, UserError
+from ehrr1.errors import StoppedError, UserError, cannot_write
 from ehrr1.runs import short
 from ehrr1.settings.spelling import NAMED_BY_CHOICE, spelled_out, variant_of
 
 EXPECTED = (UserError, OSError, HydraException, OmegaConfBaseException)
-CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -108,12 +106,7 @@ def complain(error: Exception) -> int:
     message = str(error)
     # Hydra's missing-configuration error is an OSError too
     if isinstance(error, OSError) and not isinstance(error, HydraException):
-        if error.errno not in CANNOT_WRITE:
-            raise error
-        message = (
-            f"{error.filename or 'the run folder'}: {error.strerror}: free space or rights are "
-            "missing there; set output_root=DIR to write elsewhere. The same command resumes."
-        )
+        message = cannot_write(error)
     elif not isinstance(error, UserError):
         message = message.split("Config search path")[0].rstrip()
         message += "; `python run.py --help` lists the settings and their choices"

@@ -20,7 +20,7 @@ import sys
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
-from ehrr1.errors import UserError
+from ehrr1.errors import UserError, cannot_write
 
 
 def main(arguments: list[str]) -> int:
@@ -32,8 +32,11 @@ def main(arguments: list[str]) -> int:
     try:
         return commands.run(arguments)
     except UserError as error:
-        print("sweep.py: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        message = str(error)
+    except OSError as error:
+        message = cannot_write(error)
+    print("sweep.py: " + " ".join(message.split()), file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

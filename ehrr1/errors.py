@@ -1,6 +1,9 @@
 """Errors that a user can cause (one line, exit code 2); the audit's verdict (exit code 1)."""
 
+import errno
 import signal
+
+CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
 
 
 class UserError(Exception):
@@ -24,3 +27,13 @@ class StoppedError(Exception):
     def __init__(self, number: int, steps: int):
         super().__init__(f"stopped by {signal.Signals(number).name} after {steps} steps")
         self.exit_code = 128 + number
+
+
+def cannot_write(error: OSError) -> str:
+    """What is wrong with a disk, and what to do; other errors are raised again: they are bugs."""
+    if error.errno not in CANNOT_WRITE:
+        raise error
+    return (
+        f"{error.filename or 'the run folder'}: {error.strerror}: free space or rights are "
+        "missing there; set output_root=DIR to write elsewhere. The same command resumes."
+    )

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -66,6 +67,24 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run_py("experiment=smoke", f"output_root={root}")
     assert done.returncode == 0, done.stderr[-3000:]
     return root / "smoke"
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment in which SLURM's commands reach a real cluster of this one machine."""
+    if os.geteuid() != 0 or shutil.which("slurmctld") is None:
+        pytest.skip("no SLURM: as root on Debian, apt-get install slurm-wlm munge")
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("two tasks need two cores")
+    folder = tmp_path_factory.mktemp("slurm")
+    start = ["bash", str(ROOT / "tests" / "one_node_slurm.sh"), str(folder)]
+    done = subprocess.run(start, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        assert done.returncode == 0, done.stderr
+        yield {"SLURM_CONF": f"{folder}/slurm.conf"}
+    finally:
+        for process in folder.glob("*.pid"):
+            os.kill(int(process.read_text()), signal.SIGTERM)
 
 
 @pytest.fixture(scope="module")

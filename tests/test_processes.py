@@ -3,12 +3,10 @@ trajectory, one resume, one kind of folder."""
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,21 +163,9 @@ def test_torchrun_starts_the_same_run(smoke: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def srun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+def srun(slurm: dict[str, str]) -> list[str]:
     """The command that starts two tasks on a real SLURM of this machine."""
-    if os.geteuid() != 0 or shutil.which("slurmctld") is None:
-        pytest.skip("no SLURM: as root on Debian, apt-get install slurm-wlm munge")
-    if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("two tasks need two cores")
-    folder = tmp_path_factory.mktemp("slurm")
-    start = ["bash", str(ROOT / "tests" / "one_node_slurm.sh"), str(folder)]
-    done = subprocess.run(start, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        assert done.returncode == 0, done.stderr
-        yield ["env", f"SLURM_CONF={folder}/slurm.conf", "srun", "--immediate=30", "--ntasks=2"]
-    finally:
-        for process in folder.glob("*.pid"):
-            os.kill(int(process.read_text()), signal.SIGTERM)
+    return ["env", *(f"{k}={v}" for k, v in slurm.items()), "srun", "--immediate=30", "--ntasks=2"]
 
 
 def test_srun_starts_the_same_run(srun: list[str], smoke: Path, tmp_path: Path) -> None:

@@ -2,43 +2,21 @@
 
 import json
 import os
-import shutil
-import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
 from tests.test_sweeps import begin, states, sweep, told, wait
 
 SMALL = ["launcher=slurm", "launcher.cpus_per_task=1", "launcher.setup=[export OMP_NUM_THREADS=1]"]
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment in which SLURM's commands reach a cluster of this one machine."""
-    if os.geteuid() != 0 or shutil.which("slurmctld") is None:
-        pytest.skip("no SLURM: as root on Debian, apt-get install slurm-wlm munge")
-    if len(os.sched_getaffinity(0)) < 2:
-        pytest.skip("two tasks need two cores")
-    folder = tmp_path_factory.mktemp("slurm")
-    start = ["bash", str(ROOT / "tests" / "one_node_slurm.sh"), str(folder)]
-    done = subprocess.run(start, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        assert done.returncode == 0, done.stderr
-        yield {"SLURM_CONF": f"{folder}/slurm.conf"}
-    finally:
-        for process in folder.glob("*.pid"):
-            os.kill(int(process.read_text()), signal.SIGTERM)
-
-
-def ask(cluster: dict[str, str], *command: str) -> str:
+def ask(slurm: dict[str, str], *command: str) -> str:
     return subprocess.run(
-        command, env=os.environ | cluster, capture_output=True, text=True, check=True
+        command, env=os.environ | slurm, capture_output=True, text=True, check=True
     ).stdout
 
 
@@ -47,68 +25,68 @@ def losses(folder: Path) -> list[Any]:
     return [(json.loads(line)["step"], json.loads(line)["loss"]) for line in lines]
 
 
-def until(root: Path, name: str, step: int, cluster: dict[str, str]) -> str:
+def until(root: Path, name: str, step: int, slurm: dict[str, str]) -> str:
     """The folder of the one run of a sweep, once it has done so many steps."""
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
-        (one,) = told(root, name, **cluster)
+        (one,) = told(root, name, **slurm)
         if (one["step"] or 0) >= step:
             return str(one["folder"])
         time.sleep(0.3)
-    raise AssertionError(told(root, name, **cluster))
+    raise AssertionError(told(root, name, **slurm))
 
 
-def test_a_chain_with_a_grid_runs_by_dependencies(cluster: dict[str, str], tmp_path: Path) -> None:
+def test_a_chain_with_a_grid_runs_by_dependencies(slurm: dict[str, str], tmp_path: Path) -> None:
     arguments = ["experiment=smoke", "stage=curriculum", "rl.loss=grpo,dapo", "name=chain", *SMALL]
-    begin(*arguments, f"output_root={tmp_path}", **cluster)
-    found = states(tmp_path, "chain", **cluster)
+    begin(*arguments, f"output_root={tmp_path}", **slurm)
+    found = states(tmp_path, "chain", **slurm)
     assert len(found) == 9 and set(found.values()) <= {"pending", "running"}
     # called again, even now: no run twice
-    queued = ask(cluster, "squeue", "-h", "-r", "-o", "%i")
-    begin(*arguments, f"output_root={tmp_path}", **cluster)
-    assert len(ask(cluster, "squeue", "-h", "-r", "-o", "%i").split()) <= len(queued.split())
-    assert set(wait(tmp_path, "chain", 600, **cluster).values()) == {"done"}
+    queued = ask(slurm, "squeue", "-h", "-r", "-o", "%i")
+    begin(*arguments, f"output_root={tmp_path}", **slurm)
+    assert len(ask(slurm, "squeue", "-h", "-r", "-o", "%i").split()) <= len(queued.split())
+    assert set(wait(tmp_path, "chain", 600, **slurm).values()) == {"done"}
     done = sweep("compare", "chain", f"output_root={tmp_path}")
     assert done.returncode == 0 and "minus the best" in done.stdout
 
 
 def test_a_failing_link_stops_what_waits_for_it(
-    cluster: dict[str, str], smoke: Path, tmp_path: Path
+    slurm: dict[str, str], smoke: Path, tmp_path: Path
 ) -> None:
     given = [f"inputs.prepare={smoke}/prepare", f"output_root={tmp_path}", "name=broken"]
     # a learning rate at which the loss is not a number ends the run
-    begin("experiment=smoke", "stage=adapt,eval", "adapt.lr=1e30,1e-3", *given, *SMALL, **cluster)
-    over = wait(tmp_path, "broken", **cluster)
-    notes = {one["run"]: one["note"] for one in told(tmp_path, "broken", **cluster)}
+    begin("experiment=smoke", "stage=adapt,eval", "adapt.lr=1e30,1e-3", *given, *SMALL, **slurm)
+    over = wait(tmp_path, "broken", **slurm)
+    notes = {one["run"]: one["note"] for one in told(tmp_path, "broken", **slurm)}
     failed = [run for run, state in over.items() if state == "failed"]
     assert len(failed) == 2 and "not started" in notes[failed[1]], (over, notes)
     assert list(over.values()).count("done") == 2
 
 
-def test_two_tasks_are_one_group(cluster: dict[str, str], smoke: Path, tmp_path: Path) -> None:
+def test_two_tasks_are_one_group(slurm: dict[str, str], smoke: Path, tmp_path: Path) -> None:
     given = [f"inputs.prepare={smoke}/prepare", f"output_root={tmp_path}", "name=two"]
     two = ["trainer=zero2", "trainer.devices=2", "trainer.precision=32-true", "adapt.max_steps=3"]
-    begin("experiment=smoke", "stage=adapt", *given, *two, *SMALL, **cluster)
-    assert set(wait(tmp_path, "two", **cluster).values()) == {"done"}
-    (one,) = told(tmp_path, "two", **cluster)
+    begin("experiment=smoke", "stage=adapt", *given, *two, *SMALL, **slurm)
+    assert set(wait(tmp_path, "two", **slurm).values()) == {"done"}
+    (one,) = told(tmp_path, "two", **slurm)
     parts = next(Path(one["folder"], "checkpoints").glob("step=*.ckpt"))
     assert len(list(parts.rglob("*optim_states.pt"))) == 2  # each has its share
 
 
 @pytest.mark.parametrize("how", ["preempted", "time limit"])
 def test_a_stopped_job_goes_on_as_if_it_had_not_stopped(
-    cluster: dict[str, str], smoke: Path, tmp_path: Path, how: str
+    slurm: dict[str, str], smoke: Path, tmp_path: Path, how: str
 ) -> None:
     given = [f"inputs.prepare={smoke}/prepare", "experiment=smoke", "stage=adapt"]
     steps = ["adapt.epochs=12", "adapt.trees_per_step=4", "adapt.save_seconds=1"]
     limit = ["launcher.minutes=1", "launcher.signal_seconds=45"] if how == "time limit" else []
     root = f"output_root={tmp_path}"
-    begin(*given, *steps, *SMALL, *limit, root, "name=stopped", **cluster)
-    folder = Path(until(tmp_path, "stopped", 3, cluster))
+    begin(*given, *steps, *SMALL, *limit, root, "name=stopped", **slurm)
+    folder = Path(until(tmp_path, "stopped", 3, slurm))
     if how == "preempted":
-        job = ask(cluster, "squeue", "-h", "-o", "%i").split()[0]
-        ask(cluster, "scontrol", "requeue", job)
-    assert set(wait(tmp_path, "stopped", 500, **cluster).values()) == {"done"}
+        job = ask(slurm, "squeue", "-h", "-o", "%i").split()[0]
+        ask(slurm, "scontrol", "requeue", job)
+    assert set(wait(tmp_path, "stopped", 500, **slurm).values()) == {"done"}
     resumed = {
         json.loads(line)["resumed_from"]
         for line in (folder / "train.jsonl").read_text().splitlines()
@@ -120,25 +98,25 @@ def test_a_stopped_job_goes_on_as_if_it_had_not_stopped(
     assert losses(folder) == losses(Path(one["folder"]))
 
 
-def test_many_runs_are_submitted_at_once(cluster: dict[str, str], tmp_path: Path) -> None:
+def test_many_runs_are_submitted_at_once(slurm: dict[str, str], tmp_path: Path) -> None:
     """500 runs in under a minute, their states in under two seconds."""
     seeds = ",".join(map(str, range(1, 501)))
     arguments = ["experiment=smoke", "stage=prepare", f"seed={seeds}", "name=many", *SMALL]
     began = time.monotonic()
-    begin(*arguments, f"output_root={tmp_path}", **cluster)
+    begin(*arguments, f"output_root={tmp_path}", **slurm)
     took = time.monotonic() - began
     began = time.monotonic()
-    found = told(tmp_path, "many", **cluster)
+    found = told(tmp_path, "many", **slurm)
     looked = time.monotonic() - began
-    begin("cancel", "many", f"output_root={tmp_path}", **cluster)
+    begin("cancel", "many", f"output_root={tmp_path}", **slurm)
     assert len(found) == 500 and took < 60 and looked < 10, (took, looked)
 
 
-def test_an_unknown_partition_is_named(cluster: dict[str, str], tmp_path: Path) -> None:
+def test_an_unknown_partition_is_named(slurm: dict[str, str], tmp_path: Path) -> None:
     done = sweep(
         *("experiment=smoke", "stage=prepare", "seed=1,2", "launcher.partition=moon", *SMALL),
         f"output_root={tmp_path}",
-        **cluster,
+        **slurm,
     )
     assert done.returncode == 2 and "launcher.partition=moon" in done.stderr
     assert "main" in done.stderr and not (tmp_path / "sweeps").exists()

@@ -5,7 +5,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from hydra import initialize_config_dir
+from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -36,7 +36,7 @@ def entries_of(arguments: Sequence[str]) -> Begun:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            planned = plan(overrides, spelled_out)
+            planned = plan(with_grid(overrides), spelled_out)
     except (HydraException, OmegaConfBaseException) as error:
         told = str(error).split("Config search path")[0].rstrip()
         raise UserError(
@@ -61,6 +61,17 @@ def entries_of(arguments: Sequence[str]) -> Begun:
             f"name={name}: a plain word is needed, it becomes a folder in {root}/sweeps"
         )
     return name, launcher, own, entries, root
+
+
+def with_grid(overrides: Sequence[str]) -> list[str]:
+    """The overrides, after those that the experiment itself sweeps (`hydra.sweeper.params`)."""
+    experiment = [one for one in overrides if one.startswith("experiment=")]
+    if any("," in one or "(" in one for one in experiment):
+        return list(overrides)  # several experiments: the command line has the grid
+    whole = compose("config", overrides=experiment, return_hydra_config=True)
+    params = whole.hydra.sweeper.params or {}
+    given = {one.partition("=")[0] for one in overrides}
+    return [f"{key}={value}" for key, value in params.items() if key not in given] + list(overrides)
 
 
 def entry(one: Planned, runs: dict[Path, str]) -> Entry:

@@ -156,10 +156,7 @@ def show_status(book: Book, words: list[str], options: dict[str, str], flags: se
 
 def wide_console() -> Console:
     """The terminal; in a file or a pipe lines are not broken."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = 1_000
-    return console
+    return Console() if sys.stdout.isatty() else Console(width=1_000, height=100)
 
 
 def table(told: Sequence[Told], name: str) -> Table:

@@ -13,7 +13,6 @@ from typing import Any
 
 import polars as pl
 from omegaconf import OmegaConf
-from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student
 
@@ -24,7 +23,7 @@ from ehrr1.evaluation.summary import last_result
 from ehrr1.files import read_json, write_json, write_text
 from ehrr1.runs import NOT_COMPARED, ORDER
 from ehrr1.sweeps.book import Book, Entry
-from ehrr1.sweeps.commands import chosen
+from ehrr1.sweeps.commands import chosen, wide_console
 from ehrr1.sweeps.grid import flat
 from ehrr1.tasks.catalog import ALL_TASKS
 
@@ -209,9 +208,7 @@ def show(
     metric: str,
     rows: Sequence[Row],
 ) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200
+    console = wide_console()
     table = Table(title=f"{book.folder.name}: the last stage, best {metric} first")
     for column in columns:
         table.add_column(column)

@@ -11,6 +11,7 @@ experiment, or seeds could not be compared.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ from ehrr1.runs import (
 )
 from ehrr1.settings import check
 from ehrr1.settings.spelling import PLACES, folder_word, quoted
+
+LONGEST_NAME = 150
 
 TRAINING = ("adapt", "reason", "rl")
 
@@ -80,7 +83,8 @@ class Composer:
         if by_hydra not in self.composed:
             whole = hydra.compose("config", overrides=list(by_hydra), return_hydra_config=True)
             with open_dict(whole):
-                whole.name = whole.hydra.runtime.choices.experiment
+                if OmegaConf.is_interpolation(whole, "name"):  # `hydra:` is of a running job
+                    whole.name = whole.hydra.runtime.choices.experiment
                 del whole["hydra"]
             self.composed[by_hydra] = whole
         cfg = self.composed[by_hydra].copy()
@@ -228,7 +232,7 @@ def settings_of(cfg: DictConfig, stage: str) -> dict[str, Any]:
     for section in (s for s in RESULT_SETTINGS[stage] if s != "seed"):
         value = OmegaConf.select(cfg, section)
         plain = (
-            OmegaConf.to_container(value, resolve=False) if OmegaConf.is_config(value) else value
+            OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         )
         found |= flat(plain, section)
     inputs = {i: cfg.inputs[i] for i in read_by(cfg, stage) if cfg.inputs[i] is not None}
@@ -295,14 +299,14 @@ class Road:
             if stage in where and not self.fills(setting):
                 first = min(ORDER.index(name) for name in where)
                 levels.setdefault(first, []).append(folder_word(setting.text))
-        parts = ["-".join(levels[level]) for level in sorted(levels)]
+        parts = [short_enough(levels[level]) for level in sorted(levels)]
         return "/".join([*([str(self.cfg.variant)] if self.cfg.variant else []), *parts])
 
     def fills(self, setting: Setting) -> bool:
-        """Whether a setting is a path that the experiment leaves open (`data.root=DIR`): it names no
-        folder, or the sweep would not find what `run.py` has made with it."""
-        open_path = not (setting.swept or setting.group) and "/" in str(setting.value)
-        return open_path and OmegaConf.select(self.plain, setting.key) is None
+        """Whether a setting is a text that the experiment leaves open (`data.root=DIR`): it names
+        no folder, or the sweep would not find what `run.py` has made with it."""
+        text = not (setting.swept or setting.group) and isinstance(setting.value, str)
+        return text and OmegaConf.select(self.plain, setting.key) is None
 
     def other_settings(self, planned: Planned) -> list[str]:
         """What is wrong with a run's folder that was begun before, with other settings."""
@@ -349,3 +353,11 @@ class Road:
             for name, folder in self.inputs(stage, asked).items()
             if name not in asked and not is_finished(folder)
         ]
+
+
+def short_enough(words: Sequence[str]) -> str:
+    """Words as one name of a folder; many are told by a hash, as a file system has its limits."""
+    whole = "-".join(words)
+    if len(whole) <= LONGEST_NAME:
+        return whole
+    return f"{len(words)}_settings_{sha256(whole.encode()).hexdigest()[:10]}"
