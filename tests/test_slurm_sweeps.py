@@ -11,7 +11,10 @@ import pytest
 
 from tests.test_sweeps import begin, states, sweep, told, wait
 
-SMALL = ["launcher=slurm", "launcher.cpus_per_task=1", "launcher.setup=[export OMP_NUM_THREADS=1]"]
+SMALL = [
+    *("launcher=slurm", "launcher.cpus_per_task=1"),
+    "launcher.setup=['export OMP_NUM_THREADS=1']",
+]
 
 
 def ask(slurm: dict[str, str], *command: str) -> str:
