@@ -33,7 +33,7 @@ TaskPlugin=task/none
 MpiDefault=none
 JobRequeue=1
 MaxArraySize=2000
-KillWait=60
+KillWait=10
 SchedulerParameters=batch_sched_delay=0,sched_interval=5
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core

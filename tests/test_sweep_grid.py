@@ -6,13 +6,13 @@ import pytest
 
 from ehrr1.errors import UserError
 from ehrr1.runs import ORDER
-from ehrr1.sweeps.begin import entries_of
+from ehrr1.sweeps.begin import begun
 from ehrr1.sweeps.book import Entry
 
 
 def planned(root: Path, *overrides: str) -> dict[str, Entry]:
     """The runs of a sweep of experiment=smoke, by name."""
-    found = entries_of(["experiment=smoke", *overrides, f"output_root={root}"])[3]
+    found = begun(["experiment=smoke", *overrides, f"output_root={root}"]).entries
     return {entry.run: entry for entry in found}
 
 

@@ -1,6 +1,7 @@
 """From the arguments of `sweep.py` to the runs of a sweep, everything checked."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,49 +19,85 @@ from ehrr1.sweeps.grid import TRAINING, Planned, plan
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
-Begun = tuple[str, dict[str, Any], list[str], list[Entry], Path]
+
+@dataclass(frozen=True)
+class Begun:
+    """What the arguments of `sweep.py` ask for: `overrides` without name, launcher and place, the
+    runs, and what a search is told."""
+
+    name: str
+    launcher: dict[str, Any]
+    overrides: list[str]
+    entries: list[Entry]
+    root: Path
+    search: dict[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "sweeps" / self.name
 
 
-def entries_of(arguments: Sequence[str]) -> Begun:
-    """Name, launcher, overrides and runs of a sweep, and the root of outputs.
+def begun(arguments: Sequence[str]) -> Begun:
+    """The runs of a sweep, everything checked.
 
     Raises UserError for everything that cannot work, before anything is submitted.
     """
     overrides = [one for one in arguments if not one.startswith("name=")]
-    names = [one.partition("=")[2] for one in arguments if one.startswith("name=")]
     if words := [one for one in overrides if "=" not in one and not one.startswith("~")]:
         raise UserError(
             f"{' '.join(words)}: neither an override (KEY=VALUE) nor one of status, logs, resume, "
             "cancel, compare, clean; see `python sweep.py --help`"
         )
+    planned = planned_of(overrides)
+    if not planned:
+        raise UserError("there is nothing to run: no override names a stage")
+    roots = {Path(one.cfg.output_root) for one in planned}
+    launchers = {str(one.cfg.launcher): one.cfg.launcher for one in planned}
+    if len(roots) > 1 or len(launchers) > 1:
+        raise UserError("output_root, launcher: one for all runs of a sweep")
+    root, launcher = roots.pop(), next(iter(launchers.values()))
+    runs = {one.folder: str(one.folder.relative_to(root)) for one in planned}
+    cfg = planned[0].cfg
+    settings: Any = OmegaConf.to_container(cfg.search, resolve=True)
+    told: Any = OmegaConf.to_container(launcher, resolve=True)
+    return Begun(
+        name_of(arguments),
+        told,
+        own(arguments),
+        [entry(one, runs) for one in planned],
+        root,
+        settings | {"seed": cfg.seed, "parallel": told["parallel"]},
+    )
+
+
+def planned_of(overrides: Sequence[str]) -> list[Planned]:
+    """Hydra's errors are the user's: told in its words, with where to look."""
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            planned = plan(with_grid(overrides), spelled_out)
+            return plan(with_grid(overrides), spelled_out)
     except (HydraException, OmegaConfBaseException) as error:
         told = str(error).split("Config search path")[0].rstrip()
         raise UserError(
             f"{told}; `python run.py --help` lists the settings and their choices"
         ) from None
-    if not planned:
-        raise UserError("there is nothing to run: no override names a stage")
-    roots = {Path(one.cfg.output_root) for one in planned}
-    if len(roots) > 1:
-        raise UserError(f"output_root: one for all runs, not {', '.join(map(str, sorted(roots)))}")
-    root = roots.pop()
-    launchers = {str(one.cfg.launcher): one.cfg.launcher for one in planned}
-    if len(launchers) > 1:
-        raise UserError("launcher: one for all runs of a sweep")
-    launcher: Any = OmegaConf.to_container(next(iter(launchers.values())), resolve=True)
-    runs = {one.folder: str(one.folder.relative_to(root)) for one in planned}
-    entries = [entry(one, runs) for one in planned]
-    own = [one for one in overrides if not one.startswith(("launcher", "output_root="))]
-    name = names[-1] if names else sha256("\n".join(sorted(own)).encode()).hexdigest()[:8]
+
+
+def own(arguments: Sequence[str]) -> list[str]:
+    """What is asked, wherever and by whatever it is run."""
+    elsewhere = ("launcher", "output_root=", "name=")
+    return [one for one in arguments if not one.startswith(elsewhere)]
+
+
+def name_of(arguments: Sequence[str]) -> str:
+    """`name=NAME`, else a hash of what is asked: the same command names the same sweep."""
+    given = [one.partition("=")[2] for one in arguments if one.startswith("name=")]
+    name = (
+        given[-1] if given else sha256("\n".join(sorted(own(arguments))).encode()).hexdigest()[:8]
+    )
     if not name or "/" in name or name.startswith("."):
-        raise UserError(
-            f"name={name}: a plain word is needed, it becomes a folder in {root}/sweeps"
-        )
-    return name, launcher, own, entries, root
+        raise UserError(f"name={name}: a plain word is needed, it becomes a folder of sweeps")
+    return name
 
 
 def with_grid(overrides: Sequence[str]) -> list[str]:

@@ -93,6 +93,13 @@ class Book:
         }
         write_json(self.folder / "sweep.json", told)
 
+    def add(self, runs: Sequence[Entry]) -> None:
+        """More runs of a sweep that is searched; those that it has stay as they are."""
+        there = self.asked
+        known = {one["run"] for one in there["runs"]}
+        there["runs"] += [asdict(one) for one in runs if one.run not in known]
+        write_json(self.folder / "sweep.json", there)
+
     def state_file(self, entry: Entry) -> Path:
         return self.folder / "states" / f"{entry.slug}.json"
 

@@ -61,44 +61,50 @@ def module_of(launcher: dict[str, Any]) -> ModuleType:
 
 def begin(arguments: Sequence[str]) -> int:
     """Expand the grid, write the sweep down, start what is not finished, and return."""
-    from ehrr1.sweeps.begin import entries_of  # hydra is slow to import
+    from ehrr1.sweeps.begin import begun  # hydra is slow to import
 
-    dry = "--dry-run" in arguments
-    name, launcher, overrides, entries, root = entries_of(
-        [one for one in arguments if one != "--dry-run"]
-    )
-    book = Book(root / "sweeps" / name)
-    if dry:
-        told = [Told(e.run, e.overrides, state_before(e), None, e.folder) for e in entries]
-        Console().print(table(told, name))
+    if any(one.startswith("search.metric=") for one in arguments):
+        from ehrr1.sweeps.search import begin_search  # and so is optuna
+
+        return begin_search([one for one in arguments if one != "--dry-run"])
+    asked = begun([one for one in arguments if one != "--dry-run"])
+    if "--dry-run" in arguments:
+        told = [Told(e.run, e.overrides, state_before(e), None, e.folder) for e in asked.entries]
+        wide_console().print(table(told, asked.name))
         return 0
-    module_of(launcher).check(launcher)
+    book, module = Book(asked.folder), module_of(asked.launcher["name"])
+    module.check(asked.launcher)
     with book.held():
         if (book.folder / "sweep.json").exists():
-            entries = same(book, overrides)
+            refuse_others(book, asked.overrides)
         else:
-            book.write(overrides, launcher, entries)
-        module = launcher_of(book)
-        start_missing(book, module, [entry.run for entry in entries], again=False)
-    console = Console(stderr=True)
-    console.print(f"{len(entries)} runs in {book.folder}", soft_wrap=True)
-    console.print(f"python sweep.py status {name} output_root={root}", soft_wrap=True)
+            book.write(asked.overrides, asked.launcher, asked.entries)
+        start_missing(book, module, [entry.run for entry in book.entries()], again=False)
+    tell_begun(book, asked.root)
     return 0
+
+
+def tell_begun(book: Book, root: Path) -> None:
+    console = Console(stderr=True)
+    console.print(f"{len(book.entries())} runs in {book.folder}", soft_wrap=True)
+    console.print(
+        f"python sweep.py status {book.folder.name} output_root={root}",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 def state_before(entry: Entry) -> str:
     return "done" if (Path(entry.folder) / "metrics.json").exists() else "pending"
 
 
-def same(book: Book, overrides: Sequence[str]) -> list[Entry]:
-    """The runs of an existing sweep, which the same overrides go on with. Raises UserError for
-    others."""
+def refuse_others(book: Book, overrides: Sequence[str]) -> None:
+    """The same overrides go on with a sweep. Raises UserError for others."""
     if list(overrides) != book.asked["overrides"]:
         raise UserError(
             f"name={book.folder.name}: there is a sweep of that name with other overrides "
             f"({' '.join(book.asked['overrides'])}); choose another name=NAME"
         )
-    return book.entries()
 
 
 def start_missing(book: Book, module: ModuleType, runs: Sequence[str], again: bool) -> list[str]:
@@ -174,6 +180,10 @@ def table(told: Sequence[Told], name: str) -> Table:
     return found
 
 
+def is_search(book: Book) -> bool:
+    return (book.folder / "search.json").exists()
+
+
 def chosen(book: Book, words: Sequence[str]) -> list[Entry]:
     """The runs that are named, by their names or by what stands in them; all where none is."""
     entries = book.entries()
@@ -207,7 +217,12 @@ def resume(book: Book, words: list[str], options: dict[str, str], flags: set[str
     with book.held():
         module = launcher_of(book)
         module.check(book.asked["launcher"])
-        begun = start_missing(book, module, [e.run for e in chosen(book, words)], again=True)
+        runs = [entry.run for entry in chosen(book, words)]
+        if is_search(book):
+            from ehrr1.sweeps.search import resumed
+
+            runs = resumed(book, runs)
+        begun = start_missing(book, module, runs, again=True)
     Console(stderr=True).print(f"{len(begun)} runs handed in", *begun, sep="\n  ", soft_wrap=True)
     return 0
 
@@ -217,6 +232,10 @@ def cancel(book: Book, words: list[str], options: dict[str, str], flags: set[str
     with book.held():
         module = launcher_of(book)
         names = {entry.run for entry in chosen(book, words)}
+        if is_search(book) and not words:
+            from ehrr1.sweeps.search import stopped
+
+            stopped(book)
         told = status(book, module.active(book))
         over = [one.run for one in told if one.run in names and one.state in ("pending", "running")]
         entries = {entry.run: entry for entry in book.entries()}

@@ -115,6 +115,10 @@ def choices(override: Override, groups: set[str]) -> list[Setting]:
     if not override.is_sweep_override():
         text = override.input_line or key
         return [Setting(key, text, None if group else override.value(), False, group)]
+    if override.is_interval_sweep():
+        raise UserError(
+            f"{override.input_line}: an interval is searched, not listed: add search.metric=NAME"
+        )
     texts = [f"{key}={value}" for value in override.sweep_string_iterator()]
     if len(set(texts)) < len(texts):
         raise UserError(f"{override.input_line}: a value stands there twice")
@@ -213,7 +217,7 @@ def matters(
     setting: Setting, point: Point, composer: Composer, asked: Sequence[str]
 ) -> frozenset[str]:
     """The stages whose result changes by this one setting, directly or through their inputs."""
-    if setting.key in PLACES or setting.key.startswith("launcher"):
+    if setting.key in PLACES or setting.key.startswith(("launcher", "search.")):
         return frozenset()
     base = [s for s in point if s.key == "experiment"]
     if setting.key == "seed":
@@ -231,9 +235,7 @@ def settings_of(cfg: DictConfig, stage: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for section in (s for s in RESULT_SETTINGS[stage] if s != "seed"):
         value = OmegaConf.select(cfg, section)
-        plain = (
-            OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        )
+        plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
         found |= flat(plain, section)
     inputs = {i: cfg.inputs[i] for i in read_by(cfg, stage) if cfg.inputs[i] is not None}
     return {k: v for k, v in found.items() if k not in NOT_COMPARED} | inputs

@@ -1,0 +1,321 @@
+"""Settings that are searched instead of listed: Optuna proposes trials, which are runs like others.
+
+    python -m ehrr1.sweeps.search SWEEP_FOLDER
+
+search.json has the space and every trial, and a study is made from it anew for each proposal: a
+searcher that is killed loses nothing, and `resume` starts another. Trials that lag behind the
+median of the finished ones in `search.curve` are stopped (Golovin et al., 2017, the median rule).
+"""
+
+import fcntl
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+from types import ModuleType
+from typing import Any
+
+import optuna
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+# what Hydra's own Optuna sweeper makes of `interval(...)` and the like; its version is pinned
+from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override
+from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from ehrr1.errors import UserError
+from ehrr1.files import read_json, write_json
+from ehrr1.settings.spelling import quoted
+from ehrr1.sweeps.begin import begun, name_of, own
+from ehrr1.sweeps.book import Book, Entry, Told, status
+from ehrr1.sweeps.commands import (
+    launcher_of,
+    module_of,
+    refuse_others,
+    start_missing,
+    tell_begun,
+)
+from ehrr1.sweeps.grid import TRAINING
+from ehrr1.sweeps.local import detached
+
+LOOK_SECONDS = 2
+
+STATES = {
+    "running": TrialState.RUNNING,
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
+
+
+@dataclass
+class Trial:
+    """One proposal: its values, its runs (the one that is scored last), and what came of it.
+    `curve`: a step -> the mean of `search.curve` over the steps since the one before."""
+
+    params: dict[str, Any]
+    runs: list[str]
+    state: str = "running"
+    value: float | None = None
+    curve: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass
+class Search:
+    """search.json of a sweep."""
+
+    settings: dict[str, Any]
+    arguments: list[str]
+    space: dict[str, str]
+    trials: list[Trial]
+    stopped: bool = False
+
+    @staticmethod
+    def read(book: Book) -> "Search":
+        found = read_json(book.folder / "search.json")
+        trials = [
+            Trial(**{**one, "curve": {int(k): v for k, v in one["curve"].items()}})
+            for one in found.pop("trials")
+        ]
+        return Search(**found, trials=trials)
+
+    def write(self, book: Book) -> None:
+        write_json(book.folder / "search.json", asdict(self))
+
+
+def space_of(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """What is searched, as Optuna's distributions in JSON, and the overrides that are not.
+
+    Raises UserError where nothing is searched.
+    """
+    space, fixed = {}, []
+    for override in overrides:
+        parsed = OverridesParser.create().parse_override(override)
+        if parsed.is_sweep_override() and parsed.key_or_group != "stage":
+            distribution = create_optuna_distribution_from_override(parsed)
+            space[parsed.get_key_element()] = distribution_to_json(distribution)
+        else:
+            fixed.append(override)
+    if not space:
+        raise UserError(
+            "search.metric: nothing is searched; give a setting an interval, such as "
+            "'adapt.lr=tag(log, interval(1e-4, 1e-1))', or choices: adapt.optimizer=adamw,muon"
+        )
+    return space, fixed
+
+
+def study_of(search: Search) -> optuna.Study:
+    """Optuna's view of the trials so far."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    draws = search.settings["seed"] + len(search.trials)
+    study = optuna.create_study(
+        direction=search.settings["direction"],
+        sampler=optuna.samplers.TPESampler(seed=draws, constant_liar=True),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
+    )
+    for trial in search.trials:
+        study.add_trial(frozen(search, trial))
+    return study
+
+
+def frozen(search: Search, trial: Trial) -> FrozenTrial:
+    return create_trial(
+        state=STATES[trial.state],
+        params=trial.params,
+        distributions={key: json_to_distribution(text) for key, text in search.space.items()},
+        value=trial.value,
+        intermediate_values={step: value * sign(search) for step, value in trial.curve.items()},
+    )
+
+
+def sign(search: Search) -> int:
+    """A reward is better when it is larger, all else when it is smaller; a study has one sense."""
+    larger = "reward" in str(search.settings["curve"])
+    return 1 if larger == (search.settings["direction"] == "maximize") else -1
+
+
+def propose(search: Search) -> dict[str, Any]:
+    """The values of the next trial, numbers with four figures: they name a folder."""
+    distributions: dict[str, Any] = {
+        key: json_to_distribution(text) for key, text in search.space.items()
+    }
+    params = study_of(search).ask(distributions).params
+    for key, value in params.items():
+        if isinstance(value, float):
+            low, high = distributions[key].low, distributions[key].high
+            params[key] = min(max(float(f"{value:.4g}"), low), high)
+    return params
+
+
+def spelled(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    plain = re.fullmatch(r"[\w.+-]+", str(value))
+    return str(value) if plain else quoted(str(value))
+
+
+def begin_search(arguments: Sequence[str]) -> int:
+    """Write a search down with its first trials, start it in the background, and return."""
+    space, fixed = space_of(own(arguments))
+    elsewhere = [one for one in arguments if one.startswith(("launcher", "output_root="))]
+    name = f"name={name_of(arguments)}"
+    search = Search({"seed": 0, "direction": "minimize"}, [*fixed, *elsewhere, name], space, [])
+    asked = begun([*search.arguments, *chosen_values(propose(search))])
+    search.settings = asked.search
+    book, module = Book(asked.folder), module_of(asked.launcher["name"])
+    module.check(asked.launcher)
+    with book.held():
+        if (book.folder / "sweep.json").exists():
+            refuse_others(book, own(arguments))
+        else:
+            book.write(own(arguments), asked.launcher, [])
+            search.write(book)
+        step(book, Search.read(book), module)
+    search_behind(book)
+    tell_begun(book, asked.root)
+    return 0
+
+
+def search_behind(book: Book) -> None:
+    detached([sys.executable, "-m", "ehrr1.sweeps.search", str(book.folder)], book)
+
+
+def begin_trial(book: Book, search: Search) -> None:
+    """Ask for a trial and write down its runs; they are started by the round that follows."""
+    params = propose(search)
+    entries = begun([*search.arguments, *chosen_values(params)]).entries
+    search.trials.append(Trial(params, [entry.run for entry in entries]))
+    search.write(book)
+    book.add(entries)
+
+
+def chosen_values(params: dict[str, Any]) -> list[str]:
+    """Overrides that count as swept: each value names its folder."""
+    return [f"{key}=choice({spelled(value)})" for key, value in params.items()]
+
+
+def resumed(book: Book, runs: Sequence[str]) -> list[str]:
+    """Let a search go on, failed trials too; the runs that it wants, of those that are named."""
+    search = Search.read(book)
+    search.stopped = False
+    over = {run for trial in search.trials if trial.state == "pruned" for run in trial.runs}
+    wanted = {run for trial in search.trials if trial.state != "pruned" for run in trial.runs}
+    for trial in search.trials:
+        if trial.state == "failed" and set(trial.runs) & set(runs):
+            trial.state = "running"
+    search.write(book)
+    search_behind(book)
+    return [run for run in runs if run in wanted or run not in over]
+
+
+def stopped(book: Book) -> None:
+    """Let a search propose nothing more."""
+    search = Search.read(book)
+    search.stopped = True
+    search.write(book)
+
+
+def step(book: Book, search: Search, module: ModuleType) -> bool:
+    """One round: what has ended is told, what lags is stopped, what is free gets a trial; whether
+    there is more to do."""
+    entries = {entry.run: entry for entry in book.entries()}
+    told = {one.run: one for one in status(book, module.active(book))}
+    for trial in [trial for trial in search.trials if trial.state == "running"]:
+        if not set(trial.runs) <= set(entries):  # its searcher was killed before it wrote them
+            search.trials.remove(trial)
+            continue
+        settle(search, trial, entries, told)
+        if trial.state == "running" and lags(search, trial):
+            stop(book, search, trial, entries, told, module)
+    while (
+        len(search.trials) < search.settings["trials"]
+        and sum(trial.state == "running" for trial in search.trials) < search.settings["parallel"]
+    ):
+        begin_trial(book, search)
+    search.write(book)
+    start_missing(book, module, [entry.run for entry in book.entries()], again=False)
+    return any(trial.state == "running" for trial in search.trials)
+
+
+def settle(search: Search, trial: Trial, entries: dict[str, Entry], told: dict[str, Told]) -> None:
+    """Read a trial's score, or its curve so far."""
+    metric, last = search.settings["metric"], entries[trial.runs[-1]]
+    trained = [entries[run] for run in trial.runs if entries[run].stage in TRAINING]
+    if search.settings["curve"] and trained:
+        trial.curve = curve_of(search, Path(trained[-1].folder))
+    if all(told[run].state == "done" for run in trial.runs):
+        found = read_json(Path(last.folder) / "metrics.json").get(metric)
+        trial.state, trial.value = ("failed", None) if found is None else ("complete", found)
+    elif any(told[run].state in ("failed", "cancelled") for run in trial.runs):
+        trial.state = "failed"
+
+
+def curve_of(search: Search, folder: Path) -> dict[int, float]:
+    """The mean of the watched number over each so many steps of a run."""
+    every, name = search.settings["every_steps"], search.settings["curve"]
+    log = folder / "train.jsonl"
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    values = [json.loads(line).get(name) for line in lines if line.endswith("\n")]
+    ends = range(every, len(values) + 1, every)
+    parts = {end: [v for v in values[end - every : end] if v is not None] for end in ends}
+    return {end: fmean(part) for end, part in parts.items() if part}
+
+
+def lags(search: Search, trial: Trial) -> bool:
+    """Whether the trial's curve is worse than the median of the finished trials at its step."""
+    if not trial.curve:
+        return False
+    study = study_of(search)
+    return bool(study.pruner.prune(study, frozen(search, trial)))
+
+
+def stop(
+    book: Book,
+    search: Search,
+    trial: Trial,
+    entries: dict[str, Entry],
+    told: dict[str, Told],
+    module: ModuleType,
+) -> None:
+    """End the runs that no other trial needs."""
+    others = {run for one in search.trials if one is not trial for run in one.runs}
+    over = [
+        run for run in trial.runs if told[run].state in ("pending", "running") and run not in others
+    ]
+    note = f"stopped by the search: {search.settings['curve']} lags at step {max(trial.curve)}"
+    for run in over:
+        kept = {key: book.state(entries[run]).get(key) for key in ("pid", "job")}
+        book.tell(entries[run], state="cancelled", note=note, **kept)
+    module.cancel(book, over)
+    trial.state = "pruned"
+
+
+def search_on(book: Book) -> None:
+    """Propose, start, judge, until all trials are over or the search is stopped."""
+    with (book.folder / ".searcher.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        module, more = launcher_of(book), True
+        while more:
+            with book.held():
+                search = Search.read(book)
+                more = not search.stopped and step(book, search, module)
+            time.sleep(LOOK_SECONDS)
+
+
+def best(search: Search) -> Trial | None:
+    """The finished trial with the best value."""
+    finished = [trial for trial in search.trials if trial.value is not None]
+    pick = max if search.settings["direction"] == "maximize" else min
+    return pick(finished, key=lambda trial: trial.value or 0.0) if finished else None
+
+
+if __name__ == "__main__":
+    search_on(Book(Path(sys.argv[1])))
