@@ -8,15 +8,19 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from ehrr1.runs import Run
 from ehrr1.tasks.catalog import ALL_TASKS
 
-NOT_SHOWN = ("stage", "inputs.", "output_root", "overwrite", "experiment", "launcher")
+TRAINING = ("adapt", "reason", "rl")
 
+NOT_SHOWN = ("stage", "inputs.", "output_root", "overwrite", "experiment", "launcher", "variant")
+
+FIRST = ("risk/auroc/macro", "decision/f1/macro", "eval/loss", "validation/reward/accuracy/after")
+"""What the page shows in its first columns."""
 
 LAYOUT = {
     "training": {
@@ -45,18 +49,22 @@ LAYOUT = {
 
 def write(cfg: DictConfig, run: Run, metrics: dict[str, Any]) -> None:
     """Add parameters and final metrics to `tb/` of a finished run."""
-    shown = {f"final/{name}": float(value) for name, value in metrics.items() if whole(name)}
+    names = [*(name for name in FIRST if name in metrics), *filter(whole, metrics)]
+    shown = {f"final/{name}": float(metrics[name]) for name in names}
     with SummaryWriter(str(run.folder / "tb")) as writer:
-        for summary in hparams({"experiment": cfg.name, **parameters(cfg)}, shown):
+        for summary in hparams({"experiment": cfg.name, **parameters(cfg, run)}, shown):
             writer.file_writer.add_summary(summary)
         writer.add_custom_scalars(LAYOUT)
         for name, value in shown.items():
             writer.add_scalar(name, value, 0)
 
 
-def parameters(cfg: DictConfig) -> dict[str, bool | str | float | int]:
-    """What the command line set, and the seed."""
-    found: dict[str, bool | str | float | int] = {"seed": int(cfg.seed)}
+def parameters(cfg: DictConfig, run: Run) -> dict[str, bool | str | float | int]:
+    """What the command line set, and the seed: of an evaluation that of the model it scores."""
+    trained = [folder for stage, folder in run.inputs.items() if stage in TRAINING]
+    of_model = run.stage == "eval" and trained
+    seed = OmegaConf.load(trained[-1] / "config.yaml").seed if of_model else cfg.seed
+    found: dict[str, bool | str | float | int] = {"seed": int(seed)}
     if not HydraConfig.initialized():
         return found
     parser = OverridesParser.create()
@@ -69,6 +77,8 @@ def parameters(cfg: DictConfig) -> dict[str, bool | str | float | int]:
 
 
 def whole(name: str) -> bool:
-    """Whether a metric is of the whole run: not of one task, one subgroup, or an interval's end."""
+    """Whether a metric is of the whole run: not of one task, one subgroup, an interval's end, a
+    baseline or a difference."""
     parts = name.split("/")
-    return not (parts[-1] in ("low", "high") or "subgroup" in parts or set(parts) & set(ALL_TASKS))
+    apart = {"low", "high", "subgroup", "baseline", *ALL_TASKS}
+    return not apart & set(parts) and "-" not in parts[0]

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -48,11 +47,11 @@ def run(arguments: Sequence[str]) -> int:
 
 def launcher_of(book: Book) -> ModuleType:
     """The module that starts runs: it has check, submit, settle, active and cancel."""
-    return module_of(book.asked["launcher"])
+    return module_of(book.asked["launcher"]["name"])
 
 
-def module_of(launcher: dict[str, Any]) -> ModuleType:
-    if launcher["name"] == "local":
+def module_of(launcher: str) -> ModuleType:
+    if launcher == "local":
         return local
     from ehrr1.sweeps import slurm  # submitit is not part of the core
 

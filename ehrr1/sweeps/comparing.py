@@ -156,8 +156,9 @@ def tell_differences(book: Book, rows: Sequence[Row], metric: str) -> None:
     ]
     tasks = [task for task in ALL_TASKS if (groups[0][0]["task"] == task).any()]
     resamples = Resamples.draw(groups[0][0]["subject_id"], REPLICATES, 0)
+    main = metric in METRICS["eval"]  # the others take three times as long
     scores = [
-        mean_of([score(table, resamples, tasks, main_only=True) for table in group], metric)
+        mean_of([score(table, resamples, tasks, main_only=main) for table in group], metric)
         for group in groups
     ]
     for row, values in zip(rows[1:], scores[1:], strict=True):
