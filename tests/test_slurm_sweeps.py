@@ -81,8 +81,10 @@ def test_a_stopped_job_goes_on_as_if_it_had_not_stopped(
     slurm: dict[str, str], smoke: Path, tmp_path: Path, how: str
 ) -> None:
     given = [f"inputs.prepare={smoke}/prepare", "experiment=smoke", "stage=adapt"]
-    steps = ["adapt.epochs=12", "adapt.trees_per_step=4", "adapt.save_seconds=1"]
-    limit = ["launcher.minutes=1", "launcher.signal_seconds=45"] if how == "time limit" else []
+    # a job that meets its limit is told after 20 to 50 seconds
+    epochs = 16 if how == "time limit" else 4
+    steps = [f"adapt.epochs={epochs}", "adapt.trees_per_step=4", "adapt.save_seconds=1"]
+    limit = ["launcher.minutes=1", "launcher.signal_seconds=10"] if how == "time limit" else []
     root = f"output_root={tmp_path}"
     begin(*given, *steps, *SMALL, *limit, root, "name=stopped", **slurm)
     folder = Path(until(tmp_path, "stopped", 3, slurm))

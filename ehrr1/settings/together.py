@@ -47,10 +47,13 @@ def launching(launcher: DictConfig) -> list[str]:
     if not OmegaConf.is_dict(launcher.stages) or not OmegaConf.is_dict(launcher.sbatch):
         return ["launcher.stages, launcher.sbatch: settings by name are needed, or {}"]
     problems = []
-    if isinstance(launcher.minutes, int) and launcher.signal_seconds >= 60 * launcher.minutes:
+    early = 45  # seconds that SLURM may send it before its time, and that a process needs to begin
+    if not any(
+        LAUNCHERS["slurm"][k].problem(launcher[k]) for k in ("minutes", "signal_seconds")
+    ) and (launcher.signal_seconds + early > 60 * launcher.minutes):
         problems.append(
             f"launcher.signal_seconds={launcher.signal_seconds}: a job of launcher.minutes="
-            f"{launcher.minutes} would be told to save before it begins; set one of them"
+            f"{launcher.minutes} would be told to save as soon as it begins; set one of them"
         )
     for stage, given in launcher.stages.items():
         if stage not in ORDER or not OmegaConf.is_dict(given):

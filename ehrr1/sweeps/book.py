@@ -148,17 +148,25 @@ def is_held(lock: Path) -> bool:
 def status(book: Book, active: dict[str, str]) -> list[Told]:
     """How every run is doing. `active`: the runs that a queue or a supervisor has, and as what."""
     found: dict[str, Told] = {}
+    handed_in = {
+        run: one["time"] for one in book.submissions() if one["job"] for run in one["runs"]
+    }
     for entry in book.entries():
-        state, note = state_of(book, entry, active, found)
-        step, speed = progress(Path(entry.folder)) if state != "pending" else (None, None)
+        state, note = state_of(book, entry, active, found, handed_in)
+        step, speed = progress(Path(entry.folder))
         found[entry.run] = Told(entry.run, entry.overrides, state, step, entry.folder, speed, note)
     return list(found.values())
 
 
 def state_of(
-    book: Book, entry: Entry, active: dict[str, str], before: dict[str, Told]
+    book: Book,
+    entry: Entry,
+    active: dict[str, str],
+    before: dict[str, Told],
+    handed_in: dict[str, float],
 ) -> tuple[str, str]:
-    """A run's state, and a word about it. `before`: the states of the runs that it may need."""
+    """A run's state, and a word about it. `before`: the states of the runs that it may need;
+    `handed_in`: when SLURM got the run last."""
     if (Path(entry.folder) / "metrics.json").exists():
         return "done", ""
     said = book.state(entry)
@@ -174,6 +182,8 @@ def state_of(
         return "pending", said.get("note", "")
     if said.get("state") == "running":
         return "failed", "its process ended without a word (killed?): `resume` goes on"
+    if handed_in.get(entry.run, 0.0) > said.get("time", 0.0):
+        return "failed", f"its job ended before it began (see {book.folder}/jobs): `resume` retries"
     return "pending", said.get("note", "") or "not submitted: `resume` submits it"
 
 

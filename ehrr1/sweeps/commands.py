@@ -115,8 +115,8 @@ def start_missing(book: Book, module: ModuleType, runs: Sequence[str], again: bo
     wanted_names = with_needs(entries, runs)
     if again:
         for entry in (e for e in entries if e.run in wanted_names and e.run not in active):
-            if book.state(entry).get("state") in ("failed", "cancelled", "running"):
-                book.state_file(entry).unlink(missing_ok=True)
+            if state_before(entry) != "done":
+                book.tell(entry, state="pending")
     states = {one.run: one.state for one in status(book, active)}
     wanted = [
         entry

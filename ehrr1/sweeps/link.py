@@ -81,6 +81,7 @@ def saved(
     limit = entry.job.get("requeues", 0)
     if told == signal.SIGUSR1 and restarts < limit:
         book.tell(entry, state="pending", note="time limit: saved, queued again", **cost)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         subprocess.run(["scontrol", "requeue", job], check=True)
         time.sleep(60)  # SLURM ends this job
         return 1

@@ -12,6 +12,7 @@ import json
 import re
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -111,6 +112,8 @@ def space_of(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 def study_of(search: Search) -> optuna.Study:
     """Optuna's view of the trials so far."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # the pinned version says of trials that are made from a file that this may change
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     draws = search.settings["seed"] + len(search.trials)
     study = optuna.create_study(
         direction=search.settings["direction"],

@@ -102,8 +102,10 @@ def submit_alike(book: Book, entries: Sequence[Entry], dependency: str | None) -
         "dependency": dependency,
         "additional_parameters": extra,
     }
+    # until Python has its own handlers a signal would end it
     command = (
-        f"{sys.executable} -u -m ehrr1.sweeps.link {book.folder.resolve()} --submission {token}"
+        "bash -c \"trap '' USR1; exec "
+        f'{sys.executable} -u -m ehrr1.sweeps.link {book.folder.resolve()} --submission {token}"'
     )
     chosen = {name: value for name, value in parameters.items() if value is not None}
     try:
