@@ -21,14 +21,14 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ehrr1.errors import StoppedError, UserError, cannot_write
-from ehrr1.runs import short
+from ehrr1.runs import folder_of, metrics_of, short
 from ehrr1.settings.spelling import NAMED_BY_CHOICE, spelled_out, variant_of
 
 EXPECTED = (UserError, OSError, HydraException, OmegaConfBaseException)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def compose_and_run(cfg: DictConfig) -> None:
+def compose_and_run(cfg: DictConfig) -> float | None:
     from ehrr1.settings import check
     from ehrr1.stages import execute
 
@@ -40,6 +40,7 @@ def compose_and_run(cfg: DictConfig) -> None:
         check(cfg)
         refuse_groups(cfg)
         execute(cfg)
+        return searched(cfg)
     except StoppedError as error:
         left = "all saved; the same command resumes"
         if cfg.overwrite:
@@ -71,6 +72,20 @@ def refuse_groups(cfg: DictConfig) -> None:
             "Hydra's multirun cannot start groups of processes; use python sweep.py with the same "
             f"overrides (this job's: {told}), launcher=local or launcher=slurm"
         )
+
+
+def searched(cfg: DictConfig) -> float | None:
+    """What a search by Hydra's Optuna sweeper makes good."""
+    if cfg.search.metric is None:
+        return None
+    stage = "eval" if cfg.stage == "curriculum" else cfg.stage
+    metrics = metrics_of(folder_of(cfg, stage))
+    if cfg.search.metric not in metrics:
+        raise UserError(
+            f"search.metric={cfg.search.metric}: stage={stage} has none; there are "
+            f"{', '.join(list(metrics)[:20])}"
+        )
+    return float(metrics[cfg.search.metric])
 
 
 def own_variant(cfg: DictConfig) -> str:

@@ -3,12 +3,14 @@
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.test_sweeps import begin, states, sweep, told, wait
 
 SMALL = [
@@ -115,6 +117,23 @@ def test_many_runs_are_submitted_at_once(slurm: dict[str, str], tmp_path: Path) 
     looked = time.monotonic() - began
     begin("cancel", "many", f"output_root={tmp_path}", **slurm)
     assert len(found) == 500 and took < 60 and looked < 10, (took, looked)
+
+
+def test_hydras_own_launcher_runs_single_devices(
+    slurm: dict[str, str], smoke: Path, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "run.py"), "-m", "hydra/launcher=slurm", *SMALL),
+            *("experiment=smoke", "stage=adapt", f"inputs.prepare={smoke}/prepare"),
+            *("adapt.max_steps=2", "seed=1,2", f"output_root={tmp_path}"),
+        ],
+        capture_output=True,
+        text=True,
+        env=os.environ | slurm,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(list(tmp_path.glob("smoke/*seed=*/adapt/metrics.json"))) == 2
 
 
 def test_an_unknown_partition_is_named(slurm: dict[str, str], tmp_path: Path) -> None:

@@ -3,16 +3,19 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, CommandLine
 
 
 def sweep(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -63,43 +66,165 @@ def world(smoke: Path, tmp_path: Path) -> list[str]:
     ]
 
 
-def test_a_grid_with_a_failing_run_and_what_resume_and_compare_make_of_it(
-    smoke: Path, world: list[str], tmp_path: Path
-) -> None:
-    broken = tmp_path / "smoke" / "adapt.max_steps=2-seed=2"
+@dataclass(frozen=True)
+class Grid:
+    """A sweep of which one run could not begin, what its status said, and the same resumed."""
+
+    root: Path
+    command: list[str]
+    first: list[dict[str, Any]]
+    resumed: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def grid(smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> Grid:
+    root = tmp_path_factory.mktemp("grid")
+    broken = root / "smoke" / "adapt.max_steps=2-seed=2"
     broken.parent.mkdir()
     broken.write_text("a file where the run's folder must be")
-    chain = ["stage=adapt,eval", "eval.models=[adapt]", "seed=1,2", "adapt.lr=1e-3,1e-2"]
-    begin(*world, *chain, "launcher.parallel=2", "name=grid")
-    found = told(tmp_path, "grid")
+    command = [
+        *("experiment=smoke", "stage=adapt,eval", "eval.models=[adapt]", "adapt.max_steps=2"),
+        *("seed=1,2", "adapt.lr=1e-3,1e-2", "launcher.parallel=2", "name=grid"),
+        *(f"inputs.prepare={smoke}/prepare", f"output_root={root}"),
+    ]
+    begin(*command)
+    found = told(root, "grid")
     assert len(found) == 8 and {one["state"] for one in found} <= {"pending", "running", "done"}
-    over = wait(tmp_path, "grid")
-    assert list(over.values()).count("done") == 6
-    assert list(over.values()).count("failed") == 2
-    notes = {one["run"]: one["note"] for one in told(tmp_path, "grid")}
-    first, waiting = [run for run, state in over.items() if state == "failed"]
-    assert "exit code" in notes[first]
-    assert f"not started: {first} is failed" in notes[waiting]
-    assert sweep("logs", "grid", first, f"output_root={tmp_path}").stdout.strip()
-
+    wait(root, "grid")
+    first = told(root, "grid")
     broken.unlink()
-    begin("resume", "grid", f"output_root={tmp_path}")
-    assert set(wait(tmp_path, "grid").values()) == {"done"}
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")}
-    begin(*world, *chain, "name=grid")  # finished: nothing is run again
-    assert set(wait(tmp_path, "grid").values()) == {"done"}
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")}
+    begin("resume", "grid", f"output_root={root}")
+    return Grid(root, command, first, wait(root, "grid"))
 
-    done = sweep("compare", "grid", f"output_root={tmp_path}", "metric=risk/log_loss/macro")
+
+def test_a_failing_link_stops_what_needs_it_and_resume_mends_it(grid: Grid) -> None:
+    states_then = [one["state"] for one in grid.first]
+    assert states_then.count("done") == 6 and states_then.count("failed") == 2
+    failed, waiting = [one for one in grid.first if one["state"] == "failed"]
+    assert "exit code" in failed["note"]
+    assert f"not started: {failed['run']} is failed" in waiting["note"]
+    log = sweep("logs", "grid", failed["run"], f"output_root={grid.root}").stdout
+    assert log.strip()
+    assert set(grid.resumed.values()) == {"done"}
+
+
+def test_the_same_command_runs_nothing_again(grid: Grid) -> None:
+    before = {path: path.stat().st_mtime_ns for path in grid.root.rglob("metrics.json")}
+    begin(*grid.command)
+    assert set(wait(grid.root, "grid").values()) == {"done"}
+    assert before == {path: path.stat().st_mtime_ns for path in grid.root.rglob("metrics.json")}
+
+
+def test_compare_puts_seeds_together_and_says_how_sure_it_is(grid: Grid) -> None:
+    done = sweep("compare", "grid", f"output_root={grid.root}", "metric=risk/log_loss/macro")
     assert done.returncode == 0, done.stderr
-    table = pl.read_csv(tmp_path / "sweeps" / "grid" / "compare.csv")
+    table = pl.read_csv(grid.root / "sweeps" / "grid" / "compare.csv")
     assert table.height == 2 and set(map(str, table["adapt.lr"])) == {"0.001", "0.01"}
     assert all("(n=2)" in cell for cell in table["risk/log_loss/macro"])
     assert "[" in table["minus the best"][1]
     assert "best: " in done.stdout
-    one, _, other, _ = [run for run in over if run.endswith("adapt")]
-    done = sweep("compare", "grid", one, other, f"output_root={tmp_path}")
+    one, _, other, _ = [run for run in grid.resumed if run.endswith("adapt")]
+    done = sweep("compare", "grid", one, other, f"output_root={grid.root}")
     assert done.returncode == 0 and "| seed | 1 | 2 |" in done.stdout, done.stdout
+    done = sweep("compare", "grid", f"output_root={grid.root}", "metric=auroc")
+    assert done.returncode == 2 and "risk/auroc/macro" in done.stderr
+
+
+def test_tensorboard_shows_parameters_beside_scores(grid: Grid, browser: Any) -> None:
+    """A real TensorBoard in a real browser: the HParams page of the finished sweep."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("tensorboard")), "--logdir", str(grid.root)]
+    board = subprocess.Popen([*command, "--port", str(port)], stderr=subprocess.DEVNULL)
+    try:
+        page = until(lambda: shown(browser, port), "final/risk/auroc/macro", seconds=90)
+    finally:
+        board.terminate()
+        board.wait()
+    for word in ("adapt.lr", "seed", "final/decision/f1/macro", "final/eval/loss"):
+        assert word in page
+
+
+def shown(browser: Any, port: int) -> str:
+    """The text of TensorBoard's HParams page, through its shadow trees; empty before it is up."""
+    from selenium.common.exceptions import WebDriverException
+
+    try:
+        if "hparams" not in browser.current_url:
+            browser.get(f"http://localhost:{port}/#hparams")
+        found: str = browser.execute_script(
+            """const text = node => [...(node.shadowRoot ? [node.shadowRoot] : []),
+                 ...node.childNodes].map(n => n.nodeType === 3 ? n.textContent : text(n)).join(" ");
+               return text(document.body)"""
+        )
+    except WebDriverException:
+        return ""
+    return found
+
+
+def until(look: Callable[[], str], word: str, seconds: float) -> str:
+    """What is seen once it holds the word."""
+    deadline = time.monotonic() + seconds
+    while word not in (found := look()):
+        assert time.monotonic() < deadline, found[:2000]
+        time.sleep(1)
+    return found
+
+
+def test_a_search_proposes_and_stops_laggards(smoke: Path, tmp_path: Path) -> None:
+    begin(
+        *("experiment=smoke", "stage=adapt", f"inputs.prepare={smoke}/prepare"),
+        *("adapt.trees_per_step=4", "adapt.lr=choice(1e-2,1e-9)", "search.metric=eval/loss"),
+        *("search.trials=6", "search.curve=loss", "search.every_steps=3", "adapt.epochs=2"),
+        *("launcher.parallel=2", f"output_root={tmp_path}", "name=find"),
+    )
+    assert told(tmp_path, "find")
+    file = tmp_path / "sweeps" / "find" / "search.json"
+
+    def trials() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(file.read_text())["trials"]
+        return found
+
+    deadline = time.monotonic() + 300
+    while len(trials()) < 6 or any(one["state"] == "running" for one in trials()):
+        assert time.monotonic() < deadline, trials()
+        time.sleep(1)
+    assert {one["state"] for one in trials()} <= {"complete", "pruned"}
+    assert all(one["value"] for one in trials() if one["state"] == "complete")
+    done = sweep("compare", "find", f"output_root={tmp_path}")
+    assert done.returncode == 0 and "adapt.lr" in done.stdout
+
+
+def test_multirun_with_several_devices_is_refused(command_line: CommandLine) -> None:
+    done = command_line("-m", "experiment=smoke", "stage=adapt", "trainer.devices=2", "seed=1,2")
+    assert done.returncode == 2 and "python sweep.py" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_hydras_sweeper_searches_in_one_process(
+    smoke: Path, tmp_path: Path, command_line: CommandLine
+) -> None:
+    done = command_line(
+        *("-m", "experiment=smoke", "stage=adapt", f"inputs.prepare={smoke}/prepare"),
+        *("hydra/sweeper=search", "search.metric=eval/loss", "search.trials=2"),
+        *("adapt.lr=tag(log,interval(1e-4,1e-2))", "adapt.max_steps=1", f"output_root={tmp_path}"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("smoke/*/adapt/metrics.json"))) == 2
+    assert "best_value" in (tmp_path / "multirun" / "optimization_results.yaml").read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a small file system can only be mounted as root")
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        done = sweep("experiment=smoke", "stage=curriculum", "seed=0,1", f"output_root={tmp_path}")
+        assert done.returncode == 2 and "No space left" in done.stderr, done.stderr
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_a_killed_supervisor_and_killed_runs_lose_nothing(world: list[str], tmp_path: Path) -> None:

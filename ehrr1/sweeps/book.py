@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,11 @@ class Entry:
 
     @property
     def slug(self) -> str:
-        return self.run.replace("/", "~")
+        """The run's name as that of a file."""
+        name = self.run.replace("/", "~")
+        return (
+            name if len(name) <= 150 else f"{name[:130]}~{sha256(name.encode()).hexdigest()[:10]}"
+        )
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from ehrr1.runs import (
 from ehrr1.settings import check
 from ehrr1.settings.spelling import PLACES, folder_word, quoted
 
-LONGEST_NAME = 150
+LONGEST_NAME = 80
 
 TRAINING = ("adapt", "reason", "rl")
 
@@ -295,13 +295,13 @@ class Road:
     def variant(self, stage: str) -> str:
         """The path below the experiment that tells what matters for a stage: settings that matter
         from an earlier stage on stand above those that matter from a later one."""
-        levels: dict[int, list[str]] = {}
+        levels: dict[int, list[Setting]] = {}
         for setting in self.point:
             where = self.stages_of[setting.text]
             if stage in where and not self.fills(setting):
                 first = min(ORDER.index(name) for name in where)
-                levels.setdefault(first, []).append(folder_word(setting.text))
-        parts = [short_enough(levels[level]) for level in sorted(levels)]
+                levels.setdefault(first, []).append(setting)
+        parts = [level_name(levels[level]) for level in sorted(levels)]
         return "/".join([*([str(self.cfg.variant)] if self.cfg.variant else []), *parts])
 
     def fills(self, setting: Setting) -> bool:
@@ -357,9 +357,17 @@ class Road:
         ]
 
 
-def short_enough(words: Sequence[str]) -> str:
-    """Words as one name of a folder; many are told by a hash, as a file system has its limits."""
-    whole = "-".join(words)
-    if len(whole) <= LONGEST_NAME:
-        return whole
-    return f"{len(words)}_settings_{sha256(whole.encode()).hexdigest()[:10]}"
+def level_name(settings: Sequence[Setting]) -> str:
+    """Settings as one folder's name. Where they are many, those that all runs of the sweep have
+    are told by a hash: a file system has its limits."""
+    words = [folder_word(one.text) for one in settings]
+    if len("-".join(words)) <= LONGEST_NAME:
+        return "-".join(words)
+    fixed = [word for one, word in zip(settings, words, strict=True) if not one.swept]
+    swept = [word for one, word in zip(settings, words, strict=True) if one.swept]
+    name = "-".join([*([counted(fixed)] if fixed else []), *swept])
+    return name if len(name) <= LONGEST_NAME else counted(words)
+
+
+def counted(words: Sequence[str]) -> str:
+    return f"{len(words)}_settings_{sha256('-'.join(words).encode()).hexdigest()[:10]}"

@@ -1,0 +1,65 @@
+"""The experiments that are sweeps, and the paper's curriculum, each run at the size of a toy."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from tests.test_sweeps import begin, wait
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {}
+        found |= {} if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
+    return found
+
+
+SMOKE = yaml.safe_load((ROOT / "experiments" / "smoke.yaml").read_text())
+TINY = {
+    **{"data": "synthetic", "model": "tiny", "trainer": "single", "concepts": "items"},
+    **{"chains": "template", "eval": "smoke", "launcher.parallel": "2"},
+    **flat({key: value for key, value in SMOKE.items() if key != "defaults"}),
+    **{"graph.require_path": "false", "chains.show_graph": "true", "eval.max_prompt_tokens": "384"},
+    **{"eval.max_new_tokens.think": "48", "eval.max_new_tokens.direct": "16"},
+}
+"""What makes a toy of the paper's experiments: experiment=smoke as overrides."""
+
+SWEEPS = {
+    # `no_graph` needs a language model as writer
+    "ablations": {"ablation": "none,no_reason,no_rl"},
+    "grpo_losses": {"rl.loss": "grpo,dapo", "seed": "0"},
+    "group_size": {"rl.group_size": "2,4", "seed": "0"},
+    "context_length": {"ablation": "none,context_2k"},
+    "paper_1.7b": {"stage": "adapt"},
+    "paper_72b": {"stage": "adapt"},
+}
+
+LENGTHS = (
+    "adapt.max_tokens",
+    "reason.max_tokens",
+    "rl.max_prompt_tokens",
+    "eval.max_prompt_tokens",
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all: what one sweep has made another uses."""
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.mark.parametrize("experiment", SWEEPS)
+def test_a_sweep_of_toys_runs(experiment: str, root: Path) -> None:
+    settings = TINY | SWEEPS[experiment]
+    if experiment == "context_length":
+        settings = {key: value for key, value in settings.items() if key not in LENGTHS}
+    if "stage" in settings:
+        (prepare,) = root.glob("paper_8b/*/prepare")
+        settings |= {"inputs.prepare": str(prepare)}
+    overrides = [f"{key}={value}" for key, value in settings.items()]
+    begin(f"experiment={experiment}", *overrides, f"output_root={root}", f"name={experiment}")
+    assert set(wait(root, experiment, 600).values()) == {"done"}
