@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
-from ehrr1.runs import BENCHMARKS, short
+from ehrr1.runs import BENCHMARKS, NOT_COMPARED, short
 
 NAMED_BY_CHOICE = ("data", "model", "concepts", "ablation")
 """Groups whose choice alone names a folder."""
@@ -52,6 +52,8 @@ def folder_word(override: str) -> str:
 
 
 def variant_of(overrides: Iterable[str]) -> str:
-    """The variant of one job of Hydra's multirun: all that it was told, apart from places."""
+    """The variant of one job of Hydra's multirun: what it was told, apart from places, paths and
+    what changes no result."""
     elsewhere = ("hydra", "launcher", "search", "inputs.", *(f"{place}=" for place in PLACES))
-    return "-".join(folder_word(one) for one in overrides if not one.startswith(elsewhere))
+    told = [one for one in overrides if not one.startswith(elsewhere) and "/" not in one]
+    return "-".join(folder_word(one) for one in told if one.split("=")[0] not in NOT_COMPARED)
