@@ -115,16 +115,16 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     losses that follow are the uninterrupted run's, bit for bit."""
     processes = "1" if strategy == "single" else "2"
     setting = [f"trainer={strategy}", f"trainer.devices={processes}", EXACT]
-    setting += ["adapt.max_steps=60", "adapt.epochs=5", "adapt.save_seconds=0.3"]
+    setting += ["adapt.max_steps=30", "adapt.epochs=3", "adapt.save_seconds=0.3"]
     whole = [*given(smoke, tmp_path, "whole"), *setting]
     broken = [*given(smoke, tmp_path, "broken"), *setting]
     folder = tmp_path / "smoke" / "broken" / "adapt"
     process = start(broken)
-    wait_for_steps(folder, 15)
+    wait_for_steps(folder, 8)
     process.send_signal(told)
     _, said = process.communicate(timeout=120)
     done = len(lines_of(folder))
-    assert 15 <= done < 60
+    assert 8 <= done < 30
     if told == signal.SIGKILL:
         assert process.returncode == -told
     else:
