@@ -1,5 +1,8 @@
-"""The experiments that are sweeps, and the paper's curriculum, each run at the size of a toy."""
+"""The experiments that are sweeps, and the paper's curriculum, each run at the size of a toy, as a
+graph of jobs on a real SLURM."""
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +10,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from tests.test_sweeps import begin, wait
+from tests.test_sweeps import begin, states, wait
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -21,7 +24,8 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
 SMOKE = yaml.safe_load((ROOT / "experiments" / "smoke.yaml").read_text())
 TINY = {
     **{"data": "synthetic", "model": "tiny", "trainer": "single", "concepts": "items"},
-    **{"chains": "template", "eval": "smoke", "launcher.parallel": "2"},
+    **{"chains": "template", "eval": "smoke", "launcher": "slurm"},
+    **{"launcher.cpus_per_task": "1", "launcher.gpus_per_node": "0"},
     **flat({key: value for key, value in SMOKE.items() if key != "defaults"}),
     **{"graph.require_path": "false", "chains.show_graph": "true", "eval.max_prompt_tokens": "384"},
     **{"eval.max_new_tokens.think": "48", "eval.max_new_tokens.direct": "16"},
@@ -29,11 +33,11 @@ TINY = {
 """What makes a toy of the paper's experiments: experiment=smoke as overrides."""
 
 SWEEPS = {
-    # `no_graph` needs a language model as writer
+    # the whole curriculum; `no_graph` needs a language model as writer
     "ablations": {"ablation": "none,no_reason,no_rl"},
-    "grpo_losses": {"rl.loss": "grpo,dapo", "seed": "0"},
-    "group_size": {"rl.group_size": "2,4", "seed": "0"},
-    "context_length": {"ablation": "none,context_2k"},
+    "grpo_losses": {"rl.loss": "grpo,dapo", "seed": "0", "stage": "rl"},
+    "group_size": {"rl.group_size": "2,4", "seed": "0", "stage": "rl"},
+    "context_length": {"ablation": "context_8k,context_2k", "stage": "adapt"},
     "paper_1.7b": {"stage": "adapt"},
     "paper_72b": {"stage": "adapt"},
 }
@@ -53,13 +57,20 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("experiment", SWEEPS)
-def test_a_sweep_of_toys_runs(experiment: str, root: Path) -> None:
+def test_a_sweep_of_toys_runs(experiment: str, root: Path, slurm: dict[str, str]) -> None:
     settings = TINY | SWEEPS[experiment]
     if experiment == "context_length":
         settings = {key: value for key, value in settings.items() if key not in LENGTHS}
-    if "stage" in settings:
+    if settings.get("stage") == "adapt":
         (prepare,) = root.glob("paper_8b/*/prepare")
         settings |= {"inputs.prepare": str(prepare)}
     overrides = [f"{key}={value}" for key, value in settings.items()]
-    begin(f"experiment={experiment}", *overrides, f"output_root={root}", f"name={experiment}")
-    assert set(wait(root, experiment, 600).values()) == {"done"}
+    command = [f"experiment={experiment}", *overrides, f"output_root={root}", f"name={experiment}"]
+    begin(*command, **slurm)
+    begin(*command, **slurm)  # called again, even now: no run twice
+    listed = ["squeue", "--noheader", "--array", "--states=all", "--format=%i"]
+    found = states(root, experiment, **slurm)
+    jobs = subprocess.run(listed, env=os.environ | slurm, capture_output=True, text=True).stdout
+    if experiment == "ablations":
+        assert len(found) == 10 == len(jobs.split())
+    assert set(wait(root, experiment, 600, **slurm).values()) == {"done"}

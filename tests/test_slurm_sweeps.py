@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT
-from tests.test_sweeps import begin, states, sweep, told, wait
+from tests.test_sweeps import begin, sweep, told, wait
 
 SMALL = [
     *("launcher=slurm", "launcher.cpus_per_task=1"),
@@ -39,19 +39,6 @@ def until(root: Path, name: str, step: int, slurm: dict[str, str]) -> str:
             return str(one["folder"])
         time.sleep(0.3)
     raise AssertionError(told(root, name, **slurm))
-
-
-def test_a_whole_chain_runs_by_dependencies(slurm: dict[str, str], tmp_path: Path) -> None:
-    arguments = ["experiment=smoke", "stage=curriculum", "name=chain", *SMALL]
-    begin(*arguments, f"output_root={tmp_path}", **slurm)
-    found = states(tmp_path, "chain", **slurm)
-    assert len(found) == 7 and set(found.values()) <= {"pending", "running"}
-    # called again, even now: no run twice
-    queued = ask(slurm, "squeue", "-h", "-r", "-o", "%i")
-    begin(*arguments, f"output_root={tmp_path}", **slurm)
-    assert len(ask(slurm, "squeue", "-h", "-r", "-o", "%i").split()) <= len(queued.split())
-    assert set(wait(tmp_path, "chain", 600, **slurm).values()) == {"done"}
-    assert sweep("compare", "chain", f"output_root={tmp_path}").returncode == 0
 
 
 def test_a_grid_of_two_by_three_whose_sweep_is_killed_as_it_submits(
@@ -114,8 +101,8 @@ def test_a_stopped_job_goes_on_as_if_it_had_not_stopped(
     epochs = 16 if how == "time limit" else 4
     steps = [f"adapt.epochs={epochs}", "adapt.trees_per_step=4", "adapt.save_seconds=1"]
     limit = ["launcher.minutes=1", "launcher.signal_seconds=10"] if how == "time limit" else []
-    root = f"output_root={tmp_path}"
-    begin(*given, *steps, *SMALL, *limit, root, "name=stopped", **slurm)
+    begin(*given, *steps, *SMALL, *limit, f"output_root={tmp_path}", "name=stopped", **slurm)
+    begin(*given, *steps, "launcher=local", f"output_root={tmp_path}/whole", "name=whole")
     folder = Path(until(tmp_path, "stopped", 3, slurm))
     if how == "preempted":
         job = ask(slurm, "squeue", "-h", "-o", "%i").split()[0]
@@ -126,7 +113,6 @@ def test_a_stopped_job_goes_on_as_if_it_had_not_stopped(
         for line in (folder / "train.jsonl").read_text().splitlines()
     }
     assert len(resumed) > 1, "it was never stopped"
-    begin(*given, *steps, "launcher=local", f"output_root={tmp_path}/whole", "name=whole")
     assert set(wait(tmp_path / "whole", "whole").values()) == {"done"}
     (one,) = told(tmp_path / "whole", "whole")
     assert losses(folder) == losses(Path(one["folder"]))

@@ -25,8 +25,9 @@ def spelled_out(arguments: list[str]) -> list[str]:
             if name == "hf":  # of a run: outputs/demo/rl/hf is demo-rl
                 name = "-".join(Path(folder).parts[-3:-1])
             found += ["model=folder", f"model.path={folder}", f"model.name={name}"]
-        elif (
-            group in ("question", "record") and value[:1] not in ("'", '"', "") and value != "null"
+        elif value[:1] not in ("'", '"', "", "[", "{") and (
+            (group in ("question", "record") and value != "null")
+            or ("/" in value and "=" in value and "(" not in value and "," not in value)  # a folder
         ):
             found.append(f"{group}={quoted(value)}")
         else:

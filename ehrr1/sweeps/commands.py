@@ -22,6 +22,9 @@ COLOURS = {"done": "green", "running": "cyan", "failed": "red", "cancelled": "ye
 
 ROOT = "outputs"
 
+OPTIONS = ("output_root=", "metric=")
+"""What the commands take beside names."""
+
 
 def run(arguments: Sequence[str]) -> int:
     """Do what is asked; the exit code. Raises UserError."""
@@ -35,8 +38,9 @@ def run(arguments: Sequence[str]) -> int:
     }
     if arguments[0] not in commands:
         return begin(arguments)
-    words = [one for one in arguments[1:] if "=" not in one and not one.startswith("--")]
-    options = dict(one.split("=", 1) for one in arguments[1:] if "=" in one)
+    given = [one for one in arguments[1:] if one.startswith(OPTIONS)]
+    options = dict(one.split("=", 1) for one in given)  # names of runs have signs of equality too
+    words = [one for one in arguments[1:] if one not in given and not one.startswith("--")]
     flags = {one for one in arguments[1:] if one.startswith("--")}
     root = Path(options.pop("output_root", ROOT))
     if not words:

@@ -72,7 +72,8 @@ def compare_sweep(book: Book, words: Sequence[str], metric: str | None, as_json:
     rows = grouped(book, entries, metrics)
     if metric and not any(row.values.get(metric) for row in rows):
         known = sorted(name for name in read_json(Path(entries[0].folder) / "metrics.json"))
-        near = [name for name in known if metric.split("/")[-1] in name][:10]
+        near = [name for name in known if metric.split("/")[-1] in name]
+        near = sorted(near, key=lambda name: (not name.endswith("/macro"), len(name)))[:10]
         raise UserError(
             f"metric={metric}: no run has it; there are {', '.join(near or known[:20])}"
         )
