@@ -37,7 +37,7 @@ def until(root: Path, name: str, step: int, slurm: dict[str, str]) -> str:
         (one,) = told(root, name, **slurm)
         if (one["step"] or 0) >= step:
             return str(one["folder"])
-        time.sleep(0.3)
+        time.sleep(1)
     raise AssertionError(told(root, name, **slurm))
 
 
@@ -116,20 +116,6 @@ def test_a_stopped_job_goes_on_as_if_it_had_not_stopped(
     assert set(wait(tmp_path / "whole", "whole").values()) == {"done"}
     (one,) = told(tmp_path / "whole", "whole")
     assert losses(folder) == losses(Path(one["folder"]))
-
-
-def test_many_runs_are_submitted_at_once(slurm: dict[str, str], tmp_path: Path) -> None:
-    """500 runs in under a minute, their states in under two seconds."""
-    seeds = ",".join(map(str, range(1, 501)))
-    arguments = ["experiment=smoke", "stage=prepare", f"seed={seeds}", "name=many", *SMALL]
-    began = time.monotonic()
-    begin(*arguments, f"output_root={tmp_path}", **slurm)
-    took = time.monotonic() - began
-    began = time.monotonic()
-    found = told(tmp_path, "many", **slurm)
-    looked = time.monotonic() - began
-    begin("cancel", "many", f"output_root={tmp_path}", **slurm)
-    assert len(found) == 500 and took < 60 and looked < 10, (took, looked)
 
 
 def test_hydras_own_launcher_runs_single_devices(

@@ -179,7 +179,7 @@ def test_a_search_proposes_and_stops_laggards(smoke: Path, tmp_path: Path) -> No
     begin(
         *("experiment=smoke", "stage=adapt", f"inputs.prepare={smoke}/prepare"),
         *("adapt.trees_per_step=4", "adapt.lr=choice(1e-2,1e-9)", "search.metric=eval/loss"),
-        *("search.trials=6", "search.curve=loss", "search.every_steps=3", "adapt.epochs=2"),
+        *("search.trials=5", "search.curve=loss", "search.every_steps=3", "adapt.max_steps=12"),
         *("launcher.parallel=2", f"output_root={tmp_path}", "name=find"),
     )
     assert told(tmp_path, "find")
@@ -190,7 +190,7 @@ def test_a_search_proposes_and_stops_laggards(smoke: Path, tmp_path: Path) -> No
         return found
 
     deadline = time.monotonic() + 300
-    while len(trials()) < 6 or any(one["state"] == "running" for one in trials()):
+    while len(trials()) < 5 or any(one["state"] == "running" for one in trials()):
         assert time.monotonic() < deadline, trials()
         time.sleep(1)
     assert {one["state"] for one in trials()} <= {"complete", "pruned"}
