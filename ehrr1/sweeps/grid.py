@@ -78,7 +78,8 @@ class Composer:
         self.composed: dict[tuple[str, ...], DictConfig] = {}
 
     def of(self, settings: Sequence[Setting]) -> DictConfig:
-        """The configuration with these settings. Raises Hydra's and OmegaConf's errors."""
+        """The configuration with these settings, to be read: points share it. Raises Hydra's and
+        OmegaConf's errors."""
         by_hydra = tuple(s.text for s in settings if s.group or not s.swept)
         if by_hydra not in self.composed:
             whole = hydra.compose("config", overrides=list(by_hydra), return_hydra_config=True)
@@ -87,10 +88,12 @@ class Composer:
                     whole.name = whole.hydra.runtime.choices.experiment
                 del whole["hydra"]
             self.composed[by_hydra] = whole
+        values = [one for one in settings if one.swept and not one.group]
+        if not values:
+            return self.composed[by_hydra]
         cfg = self.composed[by_hydra].copy()
-        for setting in settings:
-            if setting.swept and not setting.group:
-                OmegaConf.update(cfg, setting.key, setting.value)
+        for setting in values:
+            OmegaConf.update(cfg, setting.key, setting.value)
         return cfg
 
 
@@ -220,14 +223,15 @@ def matters(
     if setting.key in PLACES or setting.key.startswith(("launcher", "search.")):
         return frozenset()
     base = [s for s in point if s.key == "experiment"]
+    without = composer.of(base)
     if setting.key == "seed":
+        with_it = without
         direct = {stage for stage in asked if stage in TRAINING} or set(asked)
-        direct = direct if composer.of(base).seed != setting.value else set()
+        direct = direct if without.seed != setting.value else set()
     else:
-        with_it, without = composer.of([*base, setting]), composer.of(base)
+        with_it = composer.of([*base, setting])
         direct = {s for s in ORDER if settings_of(with_it, s) != settings_of(without, s)}
-    cfg = composer.of([*base, setting])
-    return frozenset(stage for stage in ORDER if direct & {stage, *ancestors(cfg, stage)})
+    return frozenset(stage for stage in ORDER if direct & {stage, *ancestors(with_it, stage)})
 
 
 def settings_of(cfg: DictConfig, stage: str) -> dict[str, Any]:
