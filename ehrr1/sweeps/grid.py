@@ -288,13 +288,15 @@ class Road:
         return Planned(stage, self.folder(stage), tuple(overrides), needs, told, self.cfg)
 
     def told_to(self, setting: Setting, stage: str, asked: Sequence[str]) -> bool:
-        """Whether the command of a stage has the setting: what is fixed, and what matters."""
+        """Whether the command of a stage has the setting: what is fixed, and what matters for it
+        with any value."""
         if setting.key == "variant":
             return False
         if setting.key == "seed":
             trains = any(name in TRAINING for name in asked)
             return stage in TRAINING or not trains
-        return not setting.swept or setting.key in PLACES or stage in self.stages_of[setting.text]
+        # the experiment's own value too: TensorBoard's table has what was told
+        return not setting.swept or setting.key in PLACES or stage in self.keys[setting.key]
 
     def variant(self, stage: str) -> str:
         """The path below the experiment that tells what matters for a stage: settings that matter
