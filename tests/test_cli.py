@@ -236,7 +236,7 @@ def test_full_disk_is_named(tmp_path: Path, command_line: CommandLine) -> None:
 )
 def test_every_experiment_composes(path: Path, command_line: CommandLine) -> None:
     text = path.read_text()
-    assert "# python run.py" in text.splitlines()[1]
+    assert text.splitlines()[1].startswith(("# python run.py", "# python sweep.py"))
     done = command_line(f"experiment={path.stem}", "--cfg", "job")
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load(done.stdout)["name"]
