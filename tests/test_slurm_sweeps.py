@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import ROOT
 from tests.test_sweeps import begin, sweep, told, wait
@@ -28,6 +29,12 @@ def ask(slurm: dict[str, str], *command: str) -> str:
 def losses(folder: Path) -> list[Any]:
     lines = (folder / "train.jsonl").read_text().splitlines()
     return [(json.loads(line)["step"], json.loads(line)["loss"]) for line in lines]
+
+
+def curve(folder: Path) -> list[int]:
+    """The steps of TensorBoard's loss: each once, also where a stopped run did them again."""
+    events = EventAccumulator(str(folder / "tb")).Reload()
+    return [one.step for one in events.Scalars("train/loss")]
 
 
 def until(root: Path, name: str, step: int, slurm: dict[str, str]) -> str:
@@ -116,6 +123,7 @@ def test_a_stopped_job_goes_on_as_if_it_had_not_stopped(
     assert set(wait(tmp_path / "whole", "whole").values()) == {"done"}
     (one,) = told(tmp_path / "whole", "whole")
     assert losses(folder) == losses(Path(one["folder"]))
+    assert curve(folder) == [step for step, _ in losses(folder)]
 
 
 def test_hydras_own_launcher_runs_single_devices(
