@@ -69,7 +69,9 @@ def begin(arguments: Sequence[str]) -> int:
     if any(one.startswith("search.metric=") for one in arguments):
         from ehrr1.sweeps.search import begin_search  # and so is optuna
 
-        return begin_search([one for one in arguments if one != "--dry-run"])
+        if "--dry-run" in arguments:
+            raise UserError("--dry-run: a search proposes its runs as it goes; leave it out")
+        return begin_search(arguments)
     asked = begun([one for one in arguments if one != "--dry-run"])
     if "--dry-run" in arguments:
         told = [Told(e.run, e.overrides, state_before(e), None, e.folder) for e in asked.entries]
