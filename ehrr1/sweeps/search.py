@@ -148,7 +148,9 @@ def propose(search: Search) -> dict[str, Any]:
     }
     params = study_of(search).ask(distributions).params
     for key, value in params.items():
-        if isinstance(value, float):
+        if isinstance(value, float) and not isinstance(
+            distributions[key], optuna.distributions.CategoricalDistribution
+        ):
             low, high = distributions[key].low, distributions[key].high
             params[key] = min(max(float(f"{value:.4g}"), low), high)
     return params
