@@ -140,7 +140,7 @@ def test_tensorboard_shows_parameters_beside_scores(grid: Grid, browser: Any) ->
     try:
         answered(port, seconds=60)
         for word in ("adapt.lr", "seed", "final/risk/auroc/macro", "final/decision/f1/macro"):
-            until(lambda: shown(browser, port), word, seconds=90)
+            until(lambda: shown(browser, port), word, seconds=150)
     finally:
         board.terminate()
         board.wait()
@@ -159,6 +159,9 @@ def shown(browser: Any, port: int) -> str:
     """The text of TensorBoard's HParams page, through its shadow trees."""
     if "hparams" not in browser.current_url:
         browser.get(f"http://localhost:{port}/#hparams")
+    else:
+        browser.refresh()  # the page asks once, and the server may still be reading
+    time.sleep(6)
     found: str = browser.execute_script(
         """const text = node => [...(node.shadowRoot ? [node.shadowRoot] : []),
              ...node.childNodes].map(n => n.nodeType === 3 ? n.textContent : text(n)).join(" ");
