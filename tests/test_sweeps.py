@@ -159,9 +159,8 @@ def shown(browser: Any, port: int) -> str:
     """The text of TensorBoard's HParams page, through its shadow trees."""
     if "hparams" not in browser.current_url:
         browser.get(f"http://localhost:{port}/#hparams")
-    else:
-        browser.refresh()  # the page asks once, and the server may still be reading
-    time.sleep(6)
+    elif browser.execute_script("return performance.now()") > 20_000:
+        browser.refresh()  # the page asks once, and the server may still have been reading
     found: str = browser.execute_script(
         """const text = node => [...(node.shadowRoot ? [node.shadowRoot] : []),
              ...node.childNodes].map(n => n.nodeType === 3 ? n.textContent : text(n)).join(" ");
