@@ -142,15 +142,20 @@ def gather(own: Result) -> list[Result]:
     return found
 
 
+def free_port() -> int:
+    """A port of this machine that no process listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def start(command: Sequence[str], processes: int) -> int:
     """Run `command` as a group of `processes` on this machine; the first failing exit code, or 0.
 
     Process 0 shows what it prints; the others' output is shown if they fail. When one process
     fails the others are ended. SIGTERM and SIGUSR1 are passed on, and processes end with this one.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     alive, ours = os.pipe()
     with tempfile.TemporaryDirectory() as logs:
         group = []

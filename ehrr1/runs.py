@@ -28,6 +28,9 @@ from ehrr1.files import read_json, remove, replacing, write_json, write_text
 ORDER = ("prepare", "graph", "chains", "adapt", "reason", "rl", "eval")
 """The curriculum: each stage in the order in which its input is made."""
 
+TRAINING = ("adapt", "reason", "rl")
+"""The stages that train a model, in one process or a group of them."""
+
 INPUTS: dict[str, tuple[str, ...]] = {
     "prepare": (),
     "audit": ("prepare",),
@@ -330,7 +333,7 @@ def differences(cfg: DictConfig, stage: str, folder: Path, inputs: dict[str, Pat
     wanted: Any = OmegaConf.to_container(cfg, resolve=True)
     found = []
     for section in RESULT_SETTINGS[stage]:
-        now, then = _flat(wanted[section], section), _flat(there.get(section), section)
+        now, then = flat(wanted[section], section), flat(there.get(section), section)
         found += [
             f"{key}: {then.get(key)} there, {now.get(key)} now"
             for key in sorted((now.keys() | then.keys()) - NOT_COMPARED)
@@ -345,13 +348,11 @@ def differences(cfg: DictConfig, stage: str, folder: Path, inputs: dict[str, Pat
     return found
 
 
-def _flat(value: Any, prefix: str) -> dict[str, Any]:
+def flat(value: Any, prefix: str) -> dict[str, Any]:
+    """Settings by their whole names: `adapt.lr`."""
     if not isinstance(value, dict):
         return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= _flat(inner, f"{prefix}.{key}")
-    return flat
+    return {k: v for key, one in value.items() for k, v in flat(one, f"{prefix}.{key}").items()}
 
 
 def _environment() -> str:

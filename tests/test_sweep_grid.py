@@ -8,6 +8,7 @@ from ehrr1.errors import UserError
 from ehrr1.runs import ORDER
 from ehrr1.sweeps.begin import begun
 from ehrr1.sweeps.book import Entry
+from tests.conftest import CommandLine
 
 
 def planned(root: Path, *overrides: str) -> dict[str, Entry]:
@@ -91,6 +92,26 @@ def test_groups_by_glob_and_names_that_no_folder_can_have(tmp_path: Path) -> Non
     )
     (name,) = odd
     assert "/" not in name.removeprefix("smoke/").removesuffix("/adapt") and " " not in name
+
+
+def test_a_run_that_was_begun_on_all_gpus_goes_on(
+    tmp_path: Path, command_line: CommandLine
+) -> None:
+    """`trainer.devices=auto` stands in the command as a number, and is the same run when the sweep
+    is asked for again; another learning rate is not."""
+    finished(tmp_path, "prepare")
+    asked = ["stage=adapt", "launcher=slurm_8gpu", "trainer=zero3"]
+    ((_, entry),) = planned(tmp_path, *asked).items()
+    config = command_line(*entry.overrides, "--cfg", "job", "--resolve")
+    assert config.returncode == 0, config.stderr
+    folder = Path(entry.folder)
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(config.stdout)
+    (folder / "inputs.json").write_text("{}")
+    assert list(planned(tmp_path, *asked)) == [entry.run]
+    (folder / "config.yaml").write_text(config.stdout.replace("devices: 8", "devices: 4"))
+    with pytest.raises(UserError, match=r"trainer\.devices: 4 there, 8 now"):
+        planned(tmp_path, *asked)
 
 
 def test_tasks_follow_from_the_trainer(tmp_path: Path) -> None:

@@ -15,19 +15,14 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests.conftest import ROOT, CommandLine
+from ehrr1.parallel import free_port
+from ehrr1.sweeps.search import Search, Trial, lags, space_of
+from tests.conftest import CommandLine, run_py
 
 
 def sweep(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`python sweep.py ARGUMENTS`, as a user types it."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / "sweep.py"), *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | environment,
-    )
+    return run_py(*arguments, script="sweep.py", **environment)
 
 
 def told(root: Path, name: str, **environment: str) -> list[dict[str, Any]]:
@@ -132,9 +127,7 @@ def test_compare_puts_seeds_together_and_says_how_sure_it_is(grid: Grid) -> None
 
 def test_tensorboard_shows_parameters_beside_scores(grid: Grid, browser: Any) -> None:
     """A real TensorBoard in a real browser: the HParams page of the finished sweep."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [str(Path(sys.executable).with_name("tensorboard")), "--logdir", str(grid.root)]
     board = subprocess.Popen([*command, "--port", str(port)], stderr=subprocess.DEVNULL)
     try:
@@ -201,6 +194,19 @@ def test_a_search_proposes_and_stops_laggards(smoke: Path, tmp_path: Path) -> No
     assert done.returncode == 0 and "adapt.lr" in done.stdout
 
 
+@pytest.mark.parametrize(("curve", "metric"), [("loss", "minimize"), ("reward", "maximize")])
+def test_a_trial_lags_where_its_curve_is_worse_than_the_median(curve: str, metric: str) -> None:
+    space, _ = space_of(["adapt.lr=interval(0.0,1.0)"])
+    settings = {"seed": 0, "direction": metric, "curve": curve}
+    over = [
+        Trial({"adapt.lr": v}, ["one"], "complete", v, {10: v}) for v in (0.3, 0.4, 0.5, 0.6, 0.7)
+    ]
+    search = Search(settings, [], space, over)
+    low = Trial({"adapt.lr": 0.1}, ["two"], curve={10: 0.1})
+    high = Trial({"adapt.lr": 0.9}, ["two"], curve={10: 0.9})
+    assert [lags(search, low), lags(search, high)] == [curve == "reward", curve == "loss"]
+
+
 def test_multirun_with_several_devices_is_refused(command_line: CommandLine) -> None:
     done = command_line("-m", "experiment=smoke", "stage=adapt", "trainer.devices=2", "seed=1,2")
     assert done.returncode == 2 and "python sweep.py" in done.stderr
@@ -256,16 +262,25 @@ def test_a_killed_supervisor_and_killed_runs_lose_nothing(world: list[str], tmp_
 
 
 def test_cancelled_runs_save_and_go_on(world: list[str], tmp_path: Path) -> None:
-    begin(*world[:3], world[4], "adapt.max_steps=400", "seed=1,2", "name=stopped")
+    long = ["adapt.max_steps=120", "adapt.epochs=3", "adapt.trees_per_step=4"]
+    begin(*world[:3], world[4], *long, "seed=1,2", "name=stopped")
     deadline = time.monotonic() + 90
     while not any(one["step"] for one in told(tmp_path, "stopped")):
         assert time.monotonic() < deadline
         time.sleep(0.5)
     begin("cancel", "stopped", f"output_root={tmp_path}")
     assert set(states(tmp_path, "stopped").values()) == {"cancelled"}
-    done = sweep("clean", "stopped", f"output_root={tmp_path}")
-    if done.returncode:  # the one at work is still saving
-        assert "under way" in done.stderr
+    (log,) = tmp_path.glob("smoke/*/adapt/train.jsonl")  # the other had not begun
+    while not list(log.parent.glob("checkpoints/step=*.ckpt")):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    begin("resume", "stopped", f"output_root={tmp_path}")
+    assert set(wait(tmp_path, "stopped").values()) == {"done"}
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 121))
+    assert 0 < lines[-1]["resumed_from"] < 120
+    begin("clean", "stopped", f"output_root={tmp_path}")
+    assert log.exists() and not (tmp_path / "sweeps" / "stopped").exists()
 
 
 @pytest.mark.parametrize(
@@ -273,6 +288,11 @@ def test_cancelled_runs_save_and_go_on(world: list[str], tmp_path: Path) -> None
     [
         (["status", "nothing"], "no sweep of that name"),
         (["status"], "which sweep?"),
+        (["status", "nothing", "--jsn"], "--jsn: status takes --json and --watch"),
+        (
+            ["stage=adapt", "search.metric=eval/loss", "adapt.lr=interval("],
+            "not in Hydra's grammar",
+        ),
         (["stage=adapt", "experiment=smoke", "seed=1,2"], "needs 'prepare'"),
         (["stage=prepare", "data.subjects=5,6", "launcher=slurm"], "there is no SLURM here"),
         (["stage=prepare", "data.subjects=5,x"], "data.subjects=x"),

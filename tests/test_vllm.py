@@ -3,7 +3,6 @@ clear ends. Real engines; a start takes 15 to 60 seconds, so the tests share the
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ehrr1.errors import UserError
 from ehrr1.models.loading import load_model
 from ehrr1.models.logprobs import token_logprobs
+from ehrr1.parallel import free_port
 from ehrr1.prompts.forest import collate
 from ehrr1.prompts.tokenizer import train_tokenizer
 from ehrr1.prompts.trees import Branch, Tree
@@ -331,9 +331,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The documented command, and the rollout that uses it."""
     folder = tmp_path_factory.mktemp("server")
     model, tokenizer = small(folder / "hf", tied=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     options = f"--port {port} --dtype float32 --max-model-len {LENGTH}"
     options += " --kv-cache-memory-bytes 300000000"
     words = COMMAND.replace("FOLDER", str(folder / "hf")).split()[1:] + options.split()

@@ -15,7 +15,6 @@ from ehrr1.stages.consolidate import consolidate_run
 
 console = Console(stderr=True)
 
-TRAINING = frozenset({"adapt", "reason", "rl"})
 """The stages that several processes can share."""
 
 
@@ -54,7 +53,7 @@ def execute(cfg: DictConfig) -> None:
         _execute_one(cfg, "prepare")  # a file or two: no reason to ask for another command
     for stage in runs.order(cfg) if cfg.stage == "curriculum" else (cfg.stage,):
         if (
-            stage in TRAINING
+            stage in runs.TRAINING
             and _processes(cfg) > 1
             and not runs.is_finished(runs.folder_of(cfg, stage))
         ):
@@ -113,10 +112,10 @@ def _start_group(cfg: DictConfig, stage: str) -> None:
 
 def _execute_in_group(cfg: DictConfig, stage: str) -> None:
     """One process of several: process 0 opens the run's folder, all of them train."""
-    if stage not in TRAINING:
+    if stage not in runs.TRAINING:
         raise UserError(
             f"stage={stage} runs in one process, and srun or torchrun started {parallel.size()}; "
-            f"start one, or name one of {', '.join(sorted(TRAINING))}"
+            f"start one, or name one of {', '.join(sorted(runs.TRAINING))}"
         )
     parallel.check_size(_processes(cfg), cfg.trainer.devices, cfg.trainer.nodes)
     from ehrr1.training.strategies import on_gpu
@@ -145,7 +144,7 @@ def _execute_one(cfg: DictConfig, stage: str) -> None:
         module = importlib.import_module(f"ehrr1.stages.{stage}")
         metrics = module.run(cfg, run)
         seconds = time.monotonic() - begin
-        if stage in TRAINING or stage == "eval":
+        if stage in runs.TRAINING or stage == "eval":
             from ehrr1.stages import hparams
 
             hparams.write(cfg, run, metrics)
@@ -188,7 +187,7 @@ def _check_inputs(cfg: DictConfig, stage: str) -> dict[str, Path]:
     try:
         return runs.find_inputs(cfg, stage)
     except UserError as error:
-        if stage not in TRAINING:
+        if stage not in runs.TRAINING:
             raise
         from ehrr1.models.sizes import requirements
 

@@ -12,10 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from ehrr1.runs import Run
+from ehrr1.runs import TRAINING, Run
 from ehrr1.tasks.catalog import ALL_TASKS
-
-TRAINING = ("adapt", "reason", "rl")
 
 NOT_SHOWN = ("stage", "inputs.", "output_root", "overwrite", "experiment", "launcher", "variant")
 

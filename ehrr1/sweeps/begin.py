@@ -13,9 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ehrr1.errors import UserError
+from ehrr1.runs import TRAINING
 from ehrr1.settings.spelling import spelled_out
 from ehrr1.sweeps.book import Entry
-from ehrr1.sweeps.grid import TRAINING, Planned, plan
+from ehrr1.sweeps.grid import Planned, devices_of, plan
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -112,7 +113,7 @@ def with_grid(overrides: Sequence[str]) -> list[str]:
 
 
 def entry(one: Planned, runs: dict[Path, str]) -> Entry:
-    needs = [runs[folder] for folder in one.needs if folder in runs]
+    needs = [runs[folder] for folder in one.inputs.values() if folder in runs]
     overrides = [o for o in one.overrides if not o.startswith("launcher")]
     job = resources(one.cfg, one.stage)
     if one.stage in TRAINING and job and one.cfg.trainer.devices == "auto":
@@ -129,11 +130,10 @@ def resources(cfg: DictConfig, stage: str) -> dict[str, Any]:
     job |= job.pop("stages").get(stage, {})
     job |= {"nodes": 1, "tasks_per_node": 1}
     if stage in TRAINING:
-        devices = cfg.trainer.devices
-        tasks = max(1, job["gpus_per_node"]) if devices == "auto" else int(devices)
-        if job["gpus_per_node"] and devices != "auto" and tasks != job["gpus_per_node"]:
+        tasks = int(devices_of(cfg, stage))
+        if job["gpus_per_node"] and tasks != job["gpus_per_node"]:
             raise UserError(
-                f"trainer.devices={devices}, launcher.gpus_per_node={job['gpus_per_node']}: a task "
+                f"trainer.devices={tasks}, launcher.gpus_per_node={job['gpus_per_node']}: a task "
                 "has one GPU; make them equal, or set trainer.devices=auto"
             )
         job |= {"nodes": int(cfg.trainer.nodes), "tasks_per_node": tasks}

@@ -42,6 +42,10 @@ class Entry:
     job: dict[str, Any]
 
     @property
+    def done(self) -> bool:
+        return (Path(self.folder) / "metrics.json").exists()
+
+    @property
     def slug(self) -> str:
         """The run's name as that of a file."""
         name = self.run.replace("/", "~")
@@ -142,12 +146,20 @@ def is_held(lock: Path) -> bool:
     """Whether a process holds a lock."""
     if not lock.exists():
         return False
-    with lock.open("r+") as file:
+    with alone(lock) as free:
+        return not free
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[bool]:
+    """Hold a lock for as long as this lasts; False where another process has it."""
+    with lock.open("w") as file:
+        free = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return True
-    return False
+            free = False
+        yield free
 
 
 def status(book: Book, active: dict[str, str]) -> list[Told]:
@@ -172,7 +184,7 @@ def state_of(
 ) -> tuple[str, str]:
     """A run's state, and a word about it. `before`: the states of the runs that it may need;
     `handed_in`: when SLURM got the run last."""
-    if (Path(entry.folder) / "metrics.json").exists():
+    if entry.done:
         return "done", ""
     said = book.state(entry)
     if said.get("state") in ("failed", "cancelled"):

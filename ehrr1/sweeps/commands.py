@@ -25,6 +25,8 @@ ROOT = "outputs"
 OPTIONS = ("output_root=", "metric=")
 """What the commands take beside names."""
 
+FLAGS = {"status": {"--json", "--watch"}, "compare": {"--json"}}
+
 
 def run(arguments: Sequence[str]) -> int:
     """Do what is asked; the exit code. Raises UserError."""
@@ -42,6 +44,11 @@ def run(arguments: Sequence[str]) -> int:
     options = dict(one.split("=", 1) for one in given)  # names of runs have signs of equality too
     words = [one for one in arguments[1:] if one not in given and not one.startswith("--")]
     flags = {one for one in arguments[1:] if one.startswith("--")}
+    known = FLAGS.get(arguments[0], set())
+    if unknown := sorted(flags - known):
+        raise UserError(
+            f"{' '.join(unknown)}: {arguments[0]} takes {' and '.join(sorted(known)) or 'no flags'}"
+        )
     root = Path(options.pop("output_root", ROOT))
     if not words:
         raise UserError(f"{arguments[0]}: which sweep? python sweep.py {arguments[0]} NAME")
@@ -74,7 +81,10 @@ def begin(arguments: Sequence[str]) -> int:
         return begin_search(arguments)
     asked = begun([one for one in arguments if one != "--dry-run"])
     if "--dry-run" in arguments:
-        told = [Told(e.run, e.overrides, state_before(e), None, e.folder) for e in asked.entries]
+        told = [
+            Told(e.run, e.overrides, "done" if e.done else "pending", None, e.folder)
+            for e in asked.entries
+        ]
         wide_console().print(table(told, asked.name))
         return 0
     book, module = Book(asked.folder), module_of(asked.launcher["name"])
@@ -99,10 +109,6 @@ def tell_begun(book: Book, root: Path) -> None:
     )
 
 
-def state_before(entry: Entry) -> str:
-    return "done" if (Path(entry.folder) / "metrics.json").exists() else "pending"
-
-
 def refuse_others(book: Book, overrides: Sequence[str]) -> None:
     """The same overrides go on with a sweep. Raises UserError for others."""
     if list(overrides) != book.asked["overrides"]:
@@ -116,12 +122,12 @@ def start_missing(book: Book, module: ModuleType, runs: Sequence[str], again: bo
     """Hand in the runs that are neither finished nor under way; with `again` those that have
     failed or were cancelled, and those that wait for them, too. Returns what was handed in."""
     module.settle(book)
-    active = module.active(book)
     entries = book.entries()
     wanted_names = with_needs(entries, runs)
+    active = wait_for_cancelled(book, module, wanted_names) if again else module.active(book)
     if again:
         for entry in (e for e in entries if e.run in wanted_names and e.run not in active):
-            if state_before(entry) != "done":
+            if not entry.done:
                 book.tell(entry, state="pending")
     states = {one.run: one.state for one in status(book, active)}
     wanted = [
@@ -132,6 +138,19 @@ def start_missing(book: Book, module: ModuleType, runs: Sequence[str], again: bo
     if wanted:
         module.submit(book, wanted)
     return [entry.run for entry in wanted]
+
+
+def wait_for_cancelled(book: Book, module: ModuleType, runs: set[str]) -> dict[str, str]:
+    """What is under way once no run that was cancelled is still saving. Raises UserError after two
+    minutes."""
+    cancelled = {e.run for e in book.entries() if book.state(e).get("state") == "cancelled"} & runs
+    deadline = time.monotonic() + 120
+    while saving := cancelled & module.active(book).keys():
+        if time.monotonic() > deadline:
+            raise UserError(f"{', '.join(sorted(saving))}: cancelled, and still saving; try again")
+        time.sleep(1)
+    found: dict[str, str] = module.active(book)
+    return found
 
 
 def with_needs(entries: Sequence[Entry], runs: Sequence[str]) -> set[str]:
@@ -243,19 +262,24 @@ def cancel(book: Book, words: list[str], options: dict[str, str], flags: set[str
             stopped(book)
         told = status(book, module.active(book))
         over = [one.run for one in told if one.run in names and one.state in ("pending", "running")]
-        entries = {entry.run: entry for entry in book.entries()}
-        for one in over:
-            kept = {key: book.state(entries[one]).get(key) for key in ("pid", "job")}
-            book.tell(entries[one], state="cancelled", note="by `sweep.py cancel`", **kept)
-        module.cancel(book, over)
+        end(book, module, over, "by `sweep.py cancel`")
     Console(stderr=True).print(f"{len(over)} runs cancelled; `resume` goes on with them")
     return 0
+
+
+def end(book: Book, module: ModuleType, runs: Sequence[str], note: str) -> None:
+    """Runs that wait are not started, those at work save and end; why is noted."""
+    for entry in (entry for entry in book.entries() if entry.run in runs):
+        kept = {key: book.state(entry).get(key) for key in ("pid", "job")}
+        book.tell(entry, state="cancelled", note=note, **kept)
+    module.cancel(book, runs)
 
 
 def clean(book: Book, words: list[str], options: dict[str, str], flags: set[str]) -> int:
     """Forget a sweep that is over: its lists and logs go, the runs' folders stay."""
     with book.held():
-        under_way = launcher_of(book).active(book)
+        done = {entry.run for entry in book.entries() if entry.done}
+        under_way = launcher_of(book).active(book).keys() - done
         if under_way:
             raise UserError(
                 f"name={book.folder.name}: {len(under_way)} runs are under way; cancel them first: "

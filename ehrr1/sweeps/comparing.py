@@ -20,11 +20,10 @@ from ehrr1.errors import UserError
 from ehrr1.evaluation.bootstrap import Resamples, estimate
 from ehrr1.evaluation.scores import Replicates, score
 from ehrr1.evaluation.summary import last_result
-from ehrr1.files import read_json, write_json, write_text
-from ehrr1.runs import NOT_COMPARED, ORDER
+from ehrr1.files import write_json, write_text
+from ehrr1.runs import NOT_COMPARED, ORDER, flat, metrics_of
 from ehrr1.sweeps.book import Book, Entry
 from ehrr1.sweeps.commands import chosen, wide_console
-from ehrr1.sweeps.grid import flat
 from ehrr1.tasks.catalog import ALL_TASKS
 
 METRICS = {
@@ -65,13 +64,13 @@ def compare_sweep(book: Book, words: Sequence[str], metric: str | None, as_json:
     """Show finished runs side by side, or how two of them were set. Raises UserError."""
     if words:
         return show_settings([entry for word in words for entry in chosen(book, [word])])
-    entries = [entry for entry in leaves(book) if (Path(entry.folder) / "metrics.json").exists()]
+    entries = [entry for entry in leaves(book) if entry.done]
     if not entries:
         raise UserError(f"{book.folder.name}: no run of the last stage is finished yet")
     metrics = [metric] if metric else default_metrics(entries[0])
     rows = grouped(book, entries, metrics)
     if metric and not any(row.values.get(metric) for row in rows):
-        known = sorted(name for name in read_json(Path(entries[0].folder) / "metrics.json"))
+        known = sorted(name for name in metrics_of(Path(entries[0].folder)))
         near = [name for name in known if metric.split("/")[-1] in name]
         near = sorted(near, key=lambda name: (not name.endswith("/macro"), len(name)))[:10]
         raise UserError(
@@ -101,7 +100,7 @@ def leaves(book: Book) -> list[Entry]:
 
 
 def default_metrics(entry: Entry) -> list[str]:
-    there = read_json(Path(entry.folder) / "metrics.json")
+    there = metrics_of(Path(entry.folder))
     wanted = METRICS.get(entry.stage, LOSSES)
     return [name for name in wanted if name in there] or ["seconds"]
 
@@ -114,7 +113,7 @@ def grouped(book: Book, entries: Sequence[Entry], metrics: Sequence[str]) -> lis
         settings = {k: v for k, v in entry.settings.items() if k != "seed"}
         row = rows.setdefault(json.dumps(settings, sort_keys=True), Row(settings))
         row.runs.append(entry.run)
-        found = read_json(Path(entry.folder) / "metrics.json")
+        found = metrics_of(Path(entry.folder))
         for name in metrics:
             if name in found:
                 row.values.setdefault(name, []).append(found[name])
@@ -133,8 +132,7 @@ def chain_of(entry: Entry, by_name: dict[str, Entry]) -> list[Entry]:
 
 def add_cost(row: Row, entry: Entry) -> None:
     """What a run took: wall-clock of its folder, GPUs, tokens learnt from."""
-    file = Path(entry.folder) / "metrics.json"
-    metrics = read_json(file) if file.exists() else {}
+    metrics = metrics_of(Path(entry.folder)) if entry.done else {}
     hours = metrics.get("seconds", 0.0) / 3600
     row.hours += hours
     row.gpu_hours += hours * entry.job.get("gpus_per_node", 0) * entry.job.get("nodes", 1)

@@ -29,7 +29,9 @@ from ehrr1.runs import (
     OPTIONAL_INPUTS,
     ORDER,
     RESULT_SETTINGS,
+    TRAINING,
     differences,
+    flat,
     is_finished,
     made,
     needed,
@@ -39,8 +41,6 @@ from ehrr1.settings import check
 from ehrr1.settings.spelling import PLACES, folder_word, quoted
 
 LONGEST_NAME = 80
-
-TRAINING = ("adapt", "reason", "rl")
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ Point = tuple[Setting, ...]
 
 @dataclass(frozen=True)
 class Planned:
-    """One stage of one point. `needs` are the folders that it reads, `settings` the swept ones that
-    it depends on."""
+    """One stage of one point. `inputs` are the folders that it reads, `settings` the swept ones
+    that it depends on."""
 
     stage: str
     folder: Path
     overrides: tuple[str, ...]
-    needs: tuple[Path, ...]
+    inputs: dict[str, Path]
     settings: dict[str, str]
     cfg: DictConfig
 
@@ -100,15 +100,17 @@ class Composer:
 def points(overrides: Sequence[str]) -> list[Point]:
     """The grid, the last override changing fastest. Raises Hydra's errors."""
     loader = GlobalHydra.instance().config_loader()
-    parser, parsed = OverridesParser.create(config_loader=loader), []
-    for override in overrides:
-        try:
-            parsed += parser.parse_overrides([override])
-        except OverrideParseException as error:
-            told = str(error).split("See https")[0].strip()
-            raise UserError(f"{override}: not in Hydra's grammar: {told}; quote it?") from None
-    groups = set(loader.list_groups(""))
-    return list(product(*(choices(override, groups) for override in parsed)))
+    parser, groups = OverridesParser.create(config_loader=loader), set(loader.list_groups(""))
+    return list(product(*(choices(parsed(one, parser), groups) for one in overrides)))
+
+
+def parsed(override: str, parser: OverridesParser) -> Override:
+    """An override in Hydra's grammar. Raises UserError."""
+    try:
+        return parser.parse_overrides([override])[0]  # `parse_override` has errors of its own
+    except OverrideParseException as error:
+        told = str(error).split("See https")[0].strip()
+        raise UserError(f"{override}: not in Hydra's grammar: {told}; quote it?") from None
 
 
 def choices(override: Override, groups: set[str]) -> list[Setting]:
@@ -164,7 +166,9 @@ def plan(overrides: Sequence[str], spelled_out: Callable[[list[str]], list[str]]
             if planned.folder not in found:
                 found[planned.folder] = planned
                 problems |= dict.fromkeys(road.other_settings(planned))
-            for name, folder in road.missing(stage, links):
+            for name, folder in planned.inputs.items():
+                if name in links or is_finished(folder):
+                    continue
                 problems[
                     f"stage={stage} needs '{name}', which is not finished in {folder}: add it to "
                     f"the chain (stage={name},{','.join(stages)}), or give inputs.{name}=DIR"
@@ -245,12 +249,6 @@ def settings_of(cfg: DictConfig, stage: str) -> dict[str, Any]:
     return {k: v for k, v in found.items() if k not in NOT_COMPARED} | inputs
 
 
-def flat(value: Any, prefix: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {k: v for name, one in value.items() for k, v in flat(one, f"{prefix}.{name}").items()}
-
-
 def read_by(cfg: DictConfig, stage: str) -> tuple[str, ...]:
     """The stages that a stage reads, where they are there."""
     return tuple(dict.fromkeys(needed(cfg, stage) + OPTIONAL_INPUTS.get(stage, ())))
@@ -284,8 +282,7 @@ class Road:
             for s in self.point
             if s.swept and (s.key == "experiment" or stage in self.keys[s.key])
         }
-        needs = tuple(inputs.values())
-        return Planned(stage, self.folder(stage), tuple(overrides), needs, told, self.cfg)
+        return Planned(stage, self.folder(stage), tuple(overrides), inputs, told, self.cfg)
 
     def told_to(self, setting: Setting, stage: str, asked: Sequence[str]) -> bool:
         """Whether the command of a stage has the setting: what is fixed, and what matters for it
@@ -323,6 +320,7 @@ class Road:
         cfg = self.cfg.copy()
         if not any(override.startswith("seed=") for override in planned.overrides):
             cfg.seed = self.plain.seed
+        cfg.trainer.devices = devices_of(cfg, planned.stage)
         if told := differences(cfg, planned.stage, planned.folder, {}):
             return [
                 f"{planned.folder} was made with other settings ({'; '.join(told)}): remove it, or "
@@ -352,15 +350,16 @@ class Road:
         it, made with the same settings (a run that `run.py` has made there)."""
         cfg = self.cfg.copy()
         cfg.variant, cfg.seed = self.variant(stage), self.plain.seed
+        cfg.trainer.devices = devices_of(cfg, stage)
         return made(cfg, stage, reader)
 
-    def missing(self, stage: str, asked: Sequence[str]) -> list[tuple[str, Path]]:
-        """What a stage reads that will not be there."""
-        return [
-            (name, folder)
-            for name, folder in self.inputs(stage, asked).items()
-            if name not in asked and not is_finished(folder)
-        ]
+
+def devices_of(cfg: DictConfig, stage: str) -> int | str:
+    """What a run's command has as `trainer.devices`: on SLURM `auto` is one for each GPU asked."""
+    if cfg.trainer.devices != "auto" or cfg.launcher.name == "local" or stage not in TRAINING:
+        return cfg.trainer.devices
+    asked = cfg.launcher.stages.get(stage, {})
+    return max(1, int(asked.get("gpus_per_node", cfg.launcher.gpus_per_node)))
 
 
 def level_name(settings: Sequence[Setting]) -> str:

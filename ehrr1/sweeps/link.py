@@ -12,7 +12,6 @@ anything else that ends the child is a failure: it is told, and not queued again
 """
 
 import argparse
-import fcntl
 import os
 import signal
 import subprocess
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ehrr1.files import read_json
-from ehrr1.sweeps.book import Book, Entry, last_line
+from ehrr1.sweeps.book import Book, Entry, alone, last_line
 
 SAVED = {128 + signal.SIGUSR1, 128 + signal.SIGTERM}
 """Exit codes of a run that was told to stop and goes on by the same command: a training run has
@@ -44,12 +43,8 @@ def main() -> int:
     entry = next(one for one in book.entries() if one.run == name)
     if int(os.environ.get("SLURM_PROCID", 0)) > 0:
         return Child(book, entry).wait()
-    with (book.folder / "states" / f"{entry.slug}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return 0  # another process works on it
-        return attempt(book, entry)
+    with alone(book.folder / "states" / f"{entry.slug}.lock") as free:
+        return attempt(book, entry) if free else 0  # another process works on it
 
 
 def attempt(book: Book, entry: Entry) -> int:

@@ -6,7 +6,6 @@ The supervisor owns nothing that is lost with it: each run is a session of its o
 state in a file, and a new supervisor goes on from these files.
 """
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ehrr1.sweeps.book import Book, Entry, Told, is_held, status
+from ehrr1.sweeps.book import Book, Entry, Told, alone, is_held, status
 
 LOOK_SECONDS = 0.5
 
@@ -66,10 +65,8 @@ def cancel(book: Book, runs: Iterable[str]) -> None:
 
 def supervise(book: Book) -> None:
     """Start what is ready, so many at a time, until nothing is left that can be started."""
-    with (book.folder / ".supervisor.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with alone(book.folder / ".supervisor.lock") as free:
+        if not free:
             return
         children: dict[str, subprocess.Popen[bytes]] = {}
         while True:

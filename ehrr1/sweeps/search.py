@@ -7,7 +7,6 @@ searcher that is killed loses nothing, and `resume` starts another. Trials that 
 median of the finished ones in `search.curve` are stopped (Golovin et al., 2017, the median rule).
 """
 
-import fcntl
 import json
 import re
 import sys
@@ -30,17 +29,19 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from ehrr1.errors import UserError
 from ehrr1.files import read_json, write_json
+from ehrr1.runs import TRAINING, metrics_of
 from ehrr1.settings.spelling import quoted
 from ehrr1.sweeps.begin import begun, name_of, own
-from ehrr1.sweeps.book import Book, Entry, Told, status
+from ehrr1.sweeps.book import Book, Entry, Told, alone, status
 from ehrr1.sweeps.commands import (
+    end,
     launcher_of,
     module_of,
     refuse_others,
     start_missing,
     tell_begun,
 )
-from ehrr1.sweeps.grid import TRAINING
+from ehrr1.sweeps.grid import parsed
 from ehrr1.sweeps.local import detached
 
 LOOK_SECONDS = 2
@@ -95,10 +96,10 @@ def space_of(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """
     space, fixed = {}, []
     for override in overrides:
-        parsed = OverridesParser.create().parse_override(override)
-        if parsed.is_sweep_override() and parsed.key_or_group != "stage":
-            distribution = create_optuna_distribution_from_override(parsed)
-            space[parsed.get_key_element()] = distribution_to_json(distribution)
+        read = parsed(override, OverridesParser.create())
+        if read.is_sweep_override() and read.key_or_group != "stage":
+            distribution = create_optuna_distribution_from_override(read)
+            space[read.get_key_element()] = distribution_to_json(distribution)
         else:
             fixed.append(override)
     if not space:
@@ -208,14 +209,13 @@ def resumed(book: Book, runs: Sequence[str]) -> list[str]:
     """Let a search go on, failed trials too; the runs that it wants, of those that are named."""
     search = Search.read(book)
     search.stopped = False
-    over = {run for trial in search.trials if trial.state == "pruned" for run in trial.runs}
     wanted = {run for trial in search.trials if trial.state != "pruned" for run in trial.runs}
     for trial in search.trials:
         if trial.state == "failed" and set(trial.runs) & set(runs):
             trial.state = "running"
     search.write(book)
     search_behind(book)
-    return [run for run in runs if run in wanted or run not in over]
+    return [run for run in runs if run in wanted]
 
 
 def stopped(book: Book) -> None:
@@ -236,7 +236,7 @@ def step(book: Book, search: Search, module: ModuleType) -> bool:
             continue
         settle(search, trial, entries, told)
         if trial.state == "running" and lags(search, trial):
-            stop(book, search, trial, entries, told, module)
+            stop(book, search, trial, told, module)
     while (
         len(search.trials) < search.settings["trials"]
         and sum(trial.state == "running" for trial in search.trials) < search.settings["parallel"]
@@ -254,7 +254,7 @@ def settle(search: Search, trial: Trial, entries: dict[str, Entry], told: dict[s
     if search.settings["curve"] and trained:
         trial.curve = curve_of(search, Path(trained[-1].folder))
     if all(told[run].state == "done" for run in trial.runs):
-        found = read_json(Path(last.folder) / "metrics.json").get(metric)
+        found = metrics_of(Path(last.folder)).get(metric)
         trial.state, trial.value = ("failed", None) if found is None else ("complete", found)
     elif any(told[run].state in ("failed", "cancelled") for run in trial.runs):
         trial.state = "failed"
@@ -283,7 +283,6 @@ def stop(
     book: Book,
     search: Search,
     trial: Trial,
-    entries: dict[str, Entry],
     told: dict[str, Told],
     module: ModuleType,
 ) -> None:
@@ -293,33 +292,19 @@ def stop(
         run for run in trial.runs if told[run].state in ("pending", "running") and run not in others
     ]
     note = f"stopped by the search: {search.settings['curve']} lags at step {max(trial.curve)}"
-    for run in over:
-        kept = {key: book.state(entries[run]).get(key) for key in ("pid", "job")}
-        book.tell(entries[run], state="cancelled", note=note, **kept)
-    module.cancel(book, over)
+    end(book, module, over, note)
     trial.state = "pruned"
 
 
 def search_on(book: Book) -> None:
     """Propose, start, judge, until all trials are over or the search is stopped."""
-    with (book.folder / ".searcher.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return
-        module, more = launcher_of(book), True
+    with alone(book.folder / ".searcher.lock") as free:
+        module, more = launcher_of(book), free
         while more:
             with book.held():
                 search = Search.read(book)
                 more = not search.stopped and step(book, search, module)
             time.sleep(LOOK_SECONDS)
-
-
-def best(search: Search) -> Trial | None:
-    """The finished trial with the best value."""
-    finished = [trial for trial in search.trials if trial.value is not None]
-    pick = max if search.settings["direction"] == "maximize" else min
-    return pick(finished, key=lambda trial: trial.value or 0.0) if finished else None
 
 
 if __name__ == "__main__":
