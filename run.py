@@ -20,10 +20,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from ehrr1.errors import StoppedError, UserError, cannot_write
+from ehrr1.errors import StoppedError, UserError, cannot_write, need_extra
 from ehrr1.runs import folder_of, metrics_of, short
 from ehrr1.settings.spelling import NAMED_BY_CHOICE, spelled_out, variant_of
 
+PLUGINS = {"hydra/launcher=slurm": "submitit", "hydra/sweeper=search": "optuna"}
 EXPECTED = (UserError, OSError, HydraException, OmegaConfBaseException)
 
 
@@ -111,8 +112,11 @@ def own_variant(cfg: DictConfig) -> str:
 def main() -> None:
     sys.argv[1:] = spelled_out(sys.argv[1:])
     try:
+        for plugin, package in PLUGINS.items():
+            if plugin in sys.argv:
+                need_extra(plugin, package, "sweeps")
         compose_and_run()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (UserError, HydraException, OmegaConfBaseException) as error:
         sys.exit(complain(error))
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import signal
+from importlib.util import find_spec
 
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
 
@@ -27,6 +28,14 @@ class StoppedError(Exception):
     def __init__(self, number: int, steps: int):
         super().__init__(f"stopped by {signal.Signals(number).name} after {steps} steps")
         self.exit_code = 128 + number
+
+
+def need_extra(asked: str, package: str, extra: str) -> None:
+    """Raise UserError where a package that what is `asked` needs is not installed."""
+    if find_spec(package) is None:
+        raise UserError(
+            f"{asked}: {package} is not installed; pip install -c constraints.txt -e '.[{extra}]'"
+        )
 
 
 def cannot_write(error: OSError) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ehrr1.errors import UserError
+from ehrr1.errors import UserError, need_extra
 from ehrr1.runs import ORDER
 from ehrr1.sweeps.begin import begun
 from ehrr1.sweeps.book import Entry
@@ -126,3 +126,9 @@ def test_tasks_follow_from_the_trainer(tmp_path: Path) -> None:
         planned(tmp_path, *slurm, "trainer.devices=4")
     data = planned(tmp_path, "stage=prepare", "data.subjects=7,9", "launcher=slurm_8gpu")
     assert next(iter(data.values())).job["gpus_per_node"] == 0
+
+
+def test_a_missing_extra_is_named() -> None:
+    with pytest.raises(UserError, match=r"launcher=slurm: no_such_package .*\[sweeps\]"):
+        need_extra("launcher=slurm", "no_such_package", "sweeps")
+    need_extra("launcher=slurm", "hydra", "sweeps")

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from ehrr1.errors import UserError
+from ehrr1.errors import UserError, need_extra
 from ehrr1.sweeps import local
 from ehrr1.sweeps.book import Book, Entry, Told, status
 
@@ -64,7 +64,8 @@ def launcher_of(book: Book) -> ModuleType:
 def module_of(launcher: str) -> ModuleType:
     if launcher == "local":
         return local
-    from ehrr1.sweeps import slurm  # submitit is not part of the core
+    need_extra(f"launcher={launcher}", "submitit", "sweeps")
+    from ehrr1.sweeps import slurm
 
     return slurm
 
@@ -74,7 +75,8 @@ def begin(arguments: Sequence[str]) -> int:
     from ehrr1.sweeps.begin import begun  # hydra is slow to import
 
     if any(one.startswith("search.metric=") for one in arguments):
-        from ehrr1.sweeps.search import begin_search  # and so is optuna
+        need_extra("search.metric", "optuna", "sweeps")
+        from ehrr1.sweeps.search import begin_search
 
         if "--dry-run" in arguments:
             raise UserError("--dry-run: a search proposes its runs as it goes; leave it out")
