@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ehrr1.errors import StoppedError, UserError, cannot_write, need_extra
 from ehrr1.runs import folder_of, metrics_of, short
-from ehrr1.settings.spelling import NAMED_BY_CHOICE, spelled_out, variant_of
+from ehrr1.settings.spelling import NAMED_BY_CHOICE, fixed_keys, key_of, spelled_out, variant_of
 
 PLUGINS = {"hydra/launcher=slurm": "submitit", "hydra/sweeper=search": "optuna"}
 EXPECTED = (UserError, OSError, HydraException, OmegaConfBaseException)
@@ -90,23 +90,25 @@ def searched(cfg: DictConfig) -> float | None:
 
 
 def own_variant(cfg: DictConfig) -> str:
-    """The choices that are not the experiment's own, so that they get their own folder; of a job of
-    `-m` all that it was told."""
-    overrides = HydraConfig.get().overrides.task
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        return variant_of(overrides)
-    if not any(
-        override.startswith(tuple(f"{group}=" for group in NAMED_BY_CHOICE))
-        for override in overrides
-    ):
-        return ""  # composing once more takes a sixth of a second
-    chosen = HydraConfig.get().runtime.choices
+    """What tells this run from the experiment's plain one, so that it gets its own folder: the
+    groups' choices and, of a job of `-m`, what varies from job to job."""
+    job = HydraConfig.get()
+    overrides, varied = list(job.overrides.task), ""
+    if job.mode == RunMode.MULTIRUN:
+        fixed = set(job.job.config.override_dirname.exclude_keys)
+        varied = variant_of(one for one in overrides if key_of(one) not in fixed)
+        overrides = [one for one in overrides if key_of(one) in fixed]
+    groups = [group for group in NAMED_BY_CHOICE if any(key_of(one) == group for one in overrides)]
+    if not groups:
+        return varied  # composing once more takes a sixth of a second
+    chosen = job.runtime.choices
     plain = hydra.compose(
         "config", overrides=[f"experiment={chosen['experiment']}"], return_hydra_config=True
     ).hydra.runtime.choices
-    own = [group for group in NAMED_BY_CHOICE if chosen[group] != plain[group]]
+    own = [group for group in groups if chosen[group] != plain[group]]
     # a model's folder (the choice `folder`) is told by its name
-    return "-".join(short(cfg.model.name) if g == "model" else chosen[g] for g in own)
+    names = [short(cfg.model.name) if g == "model" else chosen[g] for g in own]
+    return "-".join([*names, varied]).strip("-")
 
 
 def main() -> None:
@@ -115,6 +117,10 @@ def main() -> None:
         for plugin, package in PLUGINS.items():
             if plugin in sys.argv:
                 need_extra(plugin, package, "sweeps")
+        if {"-m", "--multirun"} & set(sys.argv):
+            # jobs know all that they were told, not what of it varies
+            told = ",".join(fixed_keys(sys.argv[1:]))
+            sys.argv.append(f"hydra.job.config.override_dirname.exclude_keys=[{told}]")
         compose_and_run()
     except (UserError, HydraException, OmegaConfBaseException) as error:
         sys.exit(complain(error))

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
 from ehrr1.runs import BENCHMARKS, NOT_COMPARED, short
 
 NAMED_BY_CHOICE = ("data", "model", "concepts", "ablation")
@@ -52,9 +54,24 @@ def folder_word(override: str) -> str:
     return plain if plain == text else f"{plain[:60]}_{sha256(text.encode()).hexdigest()[:6]}"
 
 
+def key_of(override: str) -> str:
+    """`adapt.lr` of `+adapt.lr=3e-4`."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def fixed_keys(arguments: Iterable[str]) -> list[str]:
+    """The keys of the command line's overrides that are the same in each job of a multirun; raises
+    hydra.errors.OverrideParseException."""
+    told = [one for one in arguments if "=" in one and not one.startswith(("-", "hydra"))]
+    parsed = OverridesParser.create().parse_overrides(told)
+    return [
+        key_of(text) for text, one in zip(told, parsed, strict=True) if not one.is_sweep_override()
+    ]
+
+
 def variant_of(overrides: Iterable[str]) -> str:
-    """The variant of one job of Hydra's multirun: what it was told, apart from places, paths and
-    what changes no result."""
-    elsewhere = ("hydra", "launcher", "search", "inputs.", *(f"{place}=" for place in PLACES))
-    told = [one for one in overrides if not one.startswith(elsewhere) and "/" not in one]
-    return "-".join(folder_word(one) for one in told if one.split("=")[0] not in NOT_COMPARED)
+    """The variant of one job of Hydra's multirun by what varies, apart from places and what
+    changes no result."""
+    elsewhere = ("hydra", "launcher", "search", *(f"{place}=" for place in PLACES))
+    told = [one for one in overrides if not one.startswith(elsewhere)]
+    return "-".join(folder_word(one) for one in told if key_of(one) not in NOT_COMPARED)
