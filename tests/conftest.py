@@ -5,7 +5,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -84,7 +86,14 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     done = subprocess.run(start, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         assert done.returncode == 0, done.stderr
-        yield {"SLURM_CONF": f"{folder}/slurm.conf"}
+        variables = {"SLURM_CONF": f"{folder}/slurm.conf"}
+        yield variables
+        # what is at work when its node's daemon ends would stay
+        ask = partial(subprocess.run, env=os.environ | variables, capture_output=True)
+        ask(["scancel", "--user=root"])
+        deadline = time.monotonic() + 20
+        while ask(["squeue", "--noheader"]).stdout and time.monotonic() < deadline:
+            time.sleep(0.2)
     finally:
         for process in folder.glob("*.pid"):
             os.kill(int(process.read_text()), signal.SIGTERM)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 def train(smoke: Path, tmp_path_factory: pytest.TempPathFactory, command_line: CommandLine) -> Any:
     root = tmp_path_factory.mktemp("processes")
 
+    @cache
     def run(name: str, *arguments: str) -> Path:
         done = command_line(*given(smoke, root, name), *arguments)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -110,21 +112,23 @@ def wait_for_steps(folder: Path, count: int) -> None:
     [("zero3", signal.SIGTERM), ("zero2", signal.SIGKILL)],
 )
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
-    strategy: str, told: signal.Signals, smoke: Path, tmp_path: Path, command_line: CommandLine
+    strategy: str,
+    told: signal.Signals,
+    smoke: Path,
+    tmp_path: Path,
+    train: Any,
+    command_line: CommandLine,
 ) -> None:
     """SIGTERM and SIGUSR1 save first; SIGKILL of the starting process ends the others too. The
     losses that follow are the uninterrupted run's, bit for bit."""
-    setting = [f"trainer={strategy}", "trainer.devices=2", EXACT]
-    setting += ["adapt.max_steps=30", "adapt.epochs=3", "adapt.save_seconds=0.3"]
-    whole = [*given(smoke, tmp_path, "whole"), *setting]
-    broken = [*given(smoke, tmp_path, "broken"), *setting]
+    broken = [*given(smoke, tmp_path, "broken"), *STRATEGIES[strategy], "adapt.save_seconds=0.05"]
     folder = tmp_path / "smoke" / "broken" / "adapt"
     process = start(broken)
-    wait_for_steps(folder, 8)
+    wait_for_steps(folder, 4)
     process.send_signal(told)
     _, said = process.communicate(timeout=120)
     done = len(lines_of(folder))
-    assert 8 <= done < 30
+    assert 4 <= done < STEPS
     if told == signal.SIGKILL:
         assert process.returncode == -told
     else:
@@ -136,18 +140,17 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
         assert made.returncode == 0 and f"after {done} steps" in made.stderr, made.stderr
         assert (folder / "hf" / "model.safetensors").exists()
     deadline = time.monotonic() + 60
-    for arguments in (broken, whole):
-        again = command_line(*arguments)
-        while "in use by another process" in again.stderr and time.monotonic() < deadline:
-            again = command_line(*arguments)  # the killed group is not gone yet
-        assert again.returncode == 0, again.stderr[-3000:]
-    found, expected = lines_of(folder), lines_of(folder.parent.parent / "whole" / "adapt")
+    again = command_line(*broken)
+    while "in use by another process" in again.stderr and time.monotonic() < deadline:
+        again = command_line(*broken)  # the killed group is not gone yet
+    assert again.returncode == 0, again.stderr[-3000:]
+    whole = train(strategy, *STRATEGIES[strategy])
+    found, expected = lines_of(folder), lines_of(whole)
     for name in ("step", "loss", "lr", "grad_norm", "tokens", "samples"):
         assert [line[name] for line in found] == [line[name] for line in expected], name
     assert 0 < found[-1]["resumed_from"] <= done
     losses = [
-        json.loads((path / "metrics.json").read_text())["eval/loss"]
-        for path in (folder, folder.parent.parent / "whole" / "adapt")
+        json.loads((path / "metrics.json").read_text())["eval/loss"] for path in (folder, whole)
     ]
     assert losses[0] == losses[1]
 
@@ -166,14 +169,6 @@ def test_torchrun_starts_the_same_run(smoke: Path, tmp_path: Path) -> None:
 def srun(slurm: dict[str, str]) -> list[str]:
     """The command that starts two tasks on a real SLURM of this machine."""
     return ["env", *(f"{k}={v}" for k, v in slurm.items()), "srun", "--immediate=30", "--ntasks=2"]
-
-
-def test_srun_starts_the_same_run(srun: list[str], smoke: Path, tmp_path: Path) -> None:
-    arguments = [*given(smoke, tmp_path, "slurm"), "trainer=zero2", "trainer.devices=2", EXACT]
-    command = [*srun, "--kill-on-bad-exit", sys.executable, str(ROOT / "run.py"), *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert_same_trajectory(tmp_path / "smoke" / "slurm" / "adapt")
 
 
 def test_two_tasks_with_a_device_each_are_refused(

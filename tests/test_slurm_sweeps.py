@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import ROOT
+from tests.test_processes import ARGUMENTS, STRATEGIES, assert_same_trajectory
 from tests.test_sweeps import begin, sweep, told, wait
 
 SMALL = [
@@ -90,36 +90,31 @@ def test_a_failing_link_stops_what_waits_for_it(
 
 
 def test_two_tasks_are_one_group(slurm: dict[str, str], smoke: Path, tmp_path: Path) -> None:
+    """They are srun's, and take the steps of a single process."""
     given = [f"inputs.prepare={smoke}/prepare", f"output_root={tmp_path}", "name=two"]
-    two = ["trainer=zero2", "trainer.devices=2", "trainer.precision=32-true", "adapt.max_steps=3"]
-    begin("experiment=smoke", "stage=adapt", *given, *two, *SMALL, **slurm)
+    begin(*ARGUMENTS, "stage=adapt", *given, *STRATEGIES["zero2"], *SMALL, **slurm)
     assert set(wait(tmp_path, "two", **slurm).values()) == {"done"}
     (one,) = told(tmp_path, "two", **slurm)
+    assert_same_trajectory(Path(one["folder"]))
     parts = next(Path(one["folder"], "checkpoints").glob("step=*.ckpt"))
     assert len(list(parts.rglob("*optim_states.pt"))) == 2  # each has its share
 
 
-@pytest.mark.parametrize("how", ["preempted", "time limit"])
 def test_a_stopped_job_goes_on_as_if_it_had_not_stopped(
-    slurm: dict[str, str], smoke: Path, tmp_path: Path, how: str
+    slurm: dict[str, str], smoke: Path, tmp_path: Path
 ) -> None:
+    """One that is preempted, and later meets its time limit."""
     given = [f"inputs.prepare={smoke}/prepare", "experiment=smoke", "stage=adapt"]
     # a job that meets its limit is told after 20 to 50 seconds
-    epochs = 16 if how == "time limit" else 4
-    steps = [f"adapt.epochs={epochs}", "adapt.trees_per_step=4", "adapt.save_seconds=1"]
-    limit = ["launcher.minutes=1", "launcher.signal_seconds=10"] if how == "time limit" else []
+    steps = ["adapt.epochs=16", "adapt.trees_per_step=4", "adapt.save_seconds=1"]
+    limit = ["launcher.minutes=1", "launcher.signal_seconds=10"]
     begin(*given, *steps, *SMALL, *limit, f"output_root={tmp_path}", "name=stopped", **slurm)
-    begin(*given, *steps, "launcher=local", f"output_root={tmp_path}/whole", "name=whole")
     folder = Path(until(tmp_path, "stopped", 3, slurm))
-    if how == "preempted":
-        job = ask(slurm, "squeue", "-h", "-o", "%i").split()[0]
-        ask(slurm, "scontrol", "requeue", job)
+    ask(slurm, "scontrol", "requeue", ask(slurm, "squeue", "-h", "-o", "%i").split()[0])
+    begin(*given, *steps, "launcher=local", f"output_root={tmp_path}/whole", "name=whole")
     assert set(wait(tmp_path, "stopped", 500, **slurm).values()) == {"done"}
-    resumed = {
-        json.loads(line)["resumed_from"]
-        for line in (folder / "train.jsonl").read_text().splitlines()
-    }
-    assert len(resumed) > 1, "it was never stopped"
+    lines = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    assert len({line["resumed_from"] for line in lines}) > 2, "it was not stopped twice"
     assert set(wait(tmp_path / "whole", "whole").values()) == {"done"}
     (one,) = told(tmp_path / "whole", "whole")
     assert losses(folder) == losses(Path(one["folder"]))

@@ -3,10 +3,11 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,29 +132,29 @@ def test_tensorboard_shows_parameters_beside_scores(grid: Grid, browser: Any) ->
     command = [str(Path(sys.executable).with_name("tensorboard")), "--logdir", str(grid.root)]
     board = subprocess.Popen([*command, "--port", str(port)], stderr=subprocess.DEVNULL)
     try:
-        answered(port, seconds=60)
+        # the page asks once: first let the server have read all
+        until(lambda: told_by(port), "final/decision/f1/macro", seconds=120)
+        browser.get(f"http://localhost:{port}/#hparams")
         for word in ("adapt.lr", "seed", "final/risk/auroc/macro", "final/decision/f1/macro"):
-            until(lambda: shown(browser, port), word, seconds=150)
+            until(lambda: shown(browser), word, seconds=120)
     finally:
         board.terminate()
         board.wait()
 
 
-def answered(port: int, seconds: float) -> None:
-    """Wait until a server is up."""
-    deadline = time.monotonic() + seconds
-    with socket.socket() as plug:
-        while plug.connect_ex(("localhost", port)):
-            assert time.monotonic() < deadline
-            time.sleep(0.5)
+def told_by(port: int) -> str:
+    """What TensorBoard's server has for its HParams page; empty while it is not up."""
+    page = f"http://localhost:{port}/data/plugin/hparams/experiment"
+    asked = urllib.request.Request(page, b'{"experimentName": ""}', {"Content-Type": "text/json"})
+    try:
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            return str(answer.read())
+    except urllib.error.URLError:
+        return ""
 
 
-def shown(browser: Any, port: int) -> str:
-    """The text of TensorBoard's HParams page, through its shadow trees."""
-    if "hparams" not in browser.current_url:
-        browser.get(f"http://localhost:{port}/#hparams")
-    elif browser.execute_script("return performance.now()") > 20_000:
-        browser.refresh()  # the page asks once, and the server may still have been reading
+def shown(browser: Any) -> str:
+    """The text of a page, through its shadow trees."""
     found: str = browser.execute_script(
         """const text = node => [...(node.shadowRoot ? [node.shadowRoot] : []),
              ...node.childNodes].map(n => n.nodeType === 3 ? n.textContent : text(n)).join(" ");

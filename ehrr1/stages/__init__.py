@@ -1,10 +1,12 @@
 """The stages: one file each, `run(cfg, run) -> metrics`, read top to bottom."""
 
+import gc
 import importlib
 import sys
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import ModuleType
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -15,21 +17,29 @@ from ehrr1.stages.consolidate import consolidate_run
 
 console = Console(stderr=True)
 
-"""The stages that several processes can share."""
-
-
 SHARED = {"prepare": ("data", "shards"), "eval": ("eval", "answers")}
 """The stages whose work several processes share by files -> the section with `shard`, and what they
 make."""
+
+
+def module_of(stage: str) -> ModuleType:
+    """A stage's file, imported where it is needed: `prepare` and `export` do not wait for torch.
+
+    What is imported stays: that the garbage collector looks through it again and again, as it
+    grows, would be a fifth of the time.
+    """
+    gc.disable()
+    try:
+        return importlib.import_module(f"ehrr1.stages.{stage}")
+    finally:
+        gc.enable()
 
 
 def execute(cfg: DictConfig) -> None:
     """Run the stage that `cfg.stage` names; `curriculum` runs all of them in order."""
     parallel.end_with_parent()
     if cfg.stage == "infer":
-        from ehrr1.stages.infer import run_infer
-
-        run_infer(cfg)
+        module_of("infer").run_infer(cfg)
         return
     if cfg.stage == "eval" and (cfg.rescore or cfg.compare):
         _score_again(cfg)
@@ -87,8 +97,7 @@ def _brings_records(cfg: DictConfig) -> bool:
 
 def _score_again(cfg: DictConfig) -> None:
     """Score a finished evaluation again, or set several side by side; no run is begun."""
-    from ehrr1.stages import eval as stage
-
+    stage = module_of("eval")
     stage.compare_runs(cfg) if cfg.compare else stage.rescore(cfg)
 
 
@@ -99,7 +108,7 @@ def _processes(cfg: DictConfig) -> int:
 def _start_group(cfg: DictConfig, stage: str) -> None:
     """Run a stage in several processes on this machine, each of which types the same command."""
     inputs = _check_inputs(cfg, stage)
-    importlib.import_module(f"ehrr1.stages.{stage}").check(cfg, inputs)
+    module_of(stage).check(cfg, inputs)
     if cfg.trainer.nodes > 1:
         raise UserError(
             f"trainer.nodes={cfg.trainer.nodes}: start the command on every node, by srun with "
@@ -124,7 +133,7 @@ def _execute_in_group(cfg: DictConfig, stage: str) -> None:
     if parallel.rank() == 0:
         _execute_one(cfg, stage)
     elif (run := parallel.from_first(lambda: None)) is not None:
-        importlib.import_module(f"ehrr1.stages.{stage}").run(cfg, run)
+        module_of(stage).run(cfg, run)
 
 
 def _execute_one(cfg: DictConfig, stage: str) -> None:
@@ -140,9 +149,7 @@ def _execute_one(cfg: DictConfig, stage: str) -> None:
             return
         console.print(f"[bold]{stage}[/]{': resumed' * run.resuming} -> {folder}")
         begin = time.monotonic()
-        # imported here: `prepare` and `export` must not wait for torch
-        module = importlib.import_module(f"ehrr1.stages.{stage}")
-        metrics = module.run(cfg, run)
+        metrics = module_of(stage).run(cfg, run)
         seconds = time.monotonic() - begin
         if stage in runs.TRAINING or stage == "eval":
             from ehrr1.stages import hparams
@@ -165,7 +172,7 @@ def _opened(cfg: DictConfig, stage: str, stack: ExitStack) -> runs.Run | None:
 
 def _execute_share(cfg: DictConfig, stage: str) -> None:
     """Do one process's share of a stage; whoever finds everything done puts it together."""
-    module = importlib.import_module(f"ehrr1.stages.{stage}")
+    module = module_of(stage)
     (section, made), folder = SHARED[stage], runs.folder_of(cfg, stage)
     share, shares = cfg[section].shard, cfg[section].shards
     with runs.joined(cfg, stage, share) as run:

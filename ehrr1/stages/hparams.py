@@ -2,8 +2,12 @@
 
 Parameters are the overrides of the command, so that the page has a column for what differs and not
 for every setting; metrics are `final/<name>`, without those of single tasks and subgroups.
+
+They lie in a folder of their own, `tb/final`, as the page has a column for each curve of such a
+folder. TensorBoard can be told the columns instead, but of many runs that told it takes any one's.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -17,8 +21,8 @@ from ehrr1.tasks.catalog import ALL_TASKS
 
 NOT_SHOWN = ("stage", "inputs.", "output_root", "overwrite", "experiment", "launcher", "variant")
 
-FIRST = ("risk/auroc/macro", "decision/f1/macro", "eval/loss", "validation/reward/accuracy/after")
-"""What the page shows in its first columns."""
+MAIN = ("risk/auroc/macro", "decision/f1/macro")
+"""What is shown of each model, where an evaluation names it."""
 
 LAYOUT = {
     "training": {
@@ -47,14 +51,13 @@ LAYOUT = {
 
 def write(cfg: DictConfig, run: Run, metrics: dict[str, Any]) -> None:
     """Add parameters and final metrics to `tb/` of a finished run."""
-    names = [*(name for name in FIRST if name in metrics), *filter(whole, metrics)]
-    shown = {f"final/{name}": float(metrics[name]) for name in names}
-    with SummaryWriter(str(run.folder / "tb")) as writer:
-        for summary in hparams({"experiment": cfg.name, **parameters(cfg, run)}, shown):
+    _, began, ended = hparams({"experiment": cfg.name, **parameters(cfg, run)}, {})
+    with SummaryWriter(str(run.folder / "tb" / "final")) as writer:
+        for summary in (began, ended):
             writer.file_writer.add_summary(summary)
         writer.add_custom_scalars(LAYOUT)
-        for name, value in shown.items():
-            writer.add_scalar(name, value, 0)
+        for name in columns(metrics):
+            writer.add_scalar(f"final/{name}", float(metrics[name]), 0)
 
 
 def parameters(cfg: DictConfig, run: Run) -> dict[str, bool | str | float | int]:
@@ -74,9 +77,14 @@ def parameters(cfg: DictConfig, run: Run) -> dict[str, bool | str | float | int]
     return found
 
 
-def whole(name: str) -> bool:
-    """Whether a metric is of the whole run: not of one task, one subgroup, an interval's end, a
-    baseline or a difference."""
-    parts = name.split("/")
+def columns(metrics: Collection[str]) -> list[str]:
+    """The metrics of the whole run: not of one task, one subgroup, an interval's end, a baseline or
+    a difference; of single models the main ones."""
     apart = {"low", "high", "subgroup", "baseline", *ALL_TASKS}
-    return not apart & set(parts) and "-" not in parts[0]
+    found = []
+    for name in metrics:
+        owner, _, rest = name.partition("/")
+        own = rest in metrics and rest not in MAIN
+        if not (own or "-" in owner or apart & set(name.split("/"))):
+            found.append(name)
+    return found
