@@ -14,7 +14,7 @@ demo: $(BIN)/.core ## the whole curriculum on a synthetic hospital (installs the
 	$(BIN)/python run.py $(ARGS)
 
 test: $(BIN)/.everything ## the tests (installs everything)
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(BIN)/.everything ## formatting, lint, layers and types
 	$(BIN)/ruff format --check .

