@@ -108,7 +108,7 @@ def own_variant(cfg: DictConfig) -> str:
     own = [group for group in groups if chosen[group] != plain[group]]
     # a model's folder (the choice `folder`) is told by its name
     names = [short(cfg.model.name) if g == "model" else chosen[g] for g in own]
-    return "-".join([*names, varied]).strip("-")
+    return "-".join(filter(None, [*names, varied]))
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ import polars as pl
 import pytest
 
 from ehrr1.parallel import free_port
+from ehrr1.stages.hparams import columns
 from ehrr1.sweeps.search import Search, Trial, lags, space_of
 from tests.conftest import CommandLine, run_py
 
@@ -135,7 +136,8 @@ def test_tensorboard_shows_parameters_beside_scores(grid: Grid, browser: Any) ->
         # the page asks once: first let the server have read all
         until(lambda: told_by(port), "final/decision/f1/macro", seconds=120)
         browser.get(f"http://localhost:{port}/#hparams")
-        for word in ("adapt.lr", "seed", "final/risk/auroc/macro", "final/decision/f1/macro"):
+        # of training runs and of evaluations: no run's own columns alone
+        for word in ("adapt.lr", "seed", "final/eval/loss", "final/decision/f1/macro"):
             until(lambda: shown(browser), word, seconds=120)
     finally:
         board.terminate()
@@ -193,6 +195,12 @@ def test_a_search_proposes_and_stops_laggards(smoke: Path, tmp_path: Path) -> No
     assert all(one["value"] for one in trials() if one["state"] == "complete")
     done = sweep("compare", "find", f"output_root={tmp_path}")
     assert done.returncode == 0 and "adapt.lr" in done.stdout
+
+
+def test_columns_are_of_the_whole_run() -> None:
+    shown = ["risk/auroc/macro", "risk/ece/macro", "adapt/risk/auroc/macro", "train/loss/last"]
+    left = ["adapt/risk/ece/macro", "risk/auroc/macro/low", "rl-adapt/risk/auroc/macro"]
+    assert columns([*shown, *left]) == shown
 
 
 @pytest.mark.parametrize(("curve", "metric"), [("loss", "minimize"), ("reward", "maximize")])

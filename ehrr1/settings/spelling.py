@@ -49,7 +49,7 @@ def quoted(value: str) -> str:
 def folder_word(override: str) -> str:
     """An override as a part of a folder's name; what a name cannot hold is told by a hash."""
     key, _, value = override.partition("=")
-    text = value if key in NAMED_BY_CHOICE else f"{key.lstrip('+~')}={value}"
+    text = value if key in NAMED_BY_CHOICE else f"{key_of(override)}={value}"
     plain = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", text).strip("_")
     return plain if plain == text else f"{plain[:60]}_{sha256(text.encode()).hexdigest()[:6]}"
 
