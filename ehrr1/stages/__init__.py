@@ -114,7 +114,9 @@ def _start_group(cfg: DictConfig, stage: str) -> None:
             f"trainer.nodes={cfg.trainer.nodes}: start the command on every node, by srun with "
             f"{cfg.trainer.devices} tasks a node, or by torchrun (docs/training.md)"
         )
-    command = [sys.executable, *sys.argv, f"stage={stage}"]
+    module = Path(sys.argv[0]).name == "__main__.py"  # a script there would see ehrr1/ as its path
+    entry = ["-m", "ehrr1"] if module else [sys.argv[0]]
+    command = [sys.executable, *entry, *sys.argv[1:], f"stage={stage}"]
     if code := parallel.start(command, _processes(cfg)):
         sys.exit(code)
 

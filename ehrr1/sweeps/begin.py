@@ -18,7 +18,7 @@ from ehrr1.settings.spelling import spelled_out
 from ehrr1.sweeps.book import Entry
 from ehrr1.sweeps.grid import Planned, devices_of, plan
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,6 @@ SAVED = {128 + signal.SIGUSR1, 128 + signal.SIGTERM}
 """Exit codes of a run that was told to stop and goes on by the same command: a training run has
 saved, others keep what they have as they work."""
 
-RUN = Path(__file__).resolve().parents[2] / "run.py"
-
 
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -97,7 +95,7 @@ class Child:
         log = book.log(entry).open("ab")
         for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(one, self.note)
-        command = [sys.executable, str(RUN), *entry.overrides]
+        command = [sys.executable, "-m", "ehrr1", *entry.overrides]
         self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         if self.told:  # before there was a child
             self.pass_on()

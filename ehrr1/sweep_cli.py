@@ -1,0 +1,45 @@
+"""Many runs: grids and chains of run.py, on SLURM or on this machine.
+
+python sweep.py OVERRIDES... [launcher=local|slurm|slurm_8gpu] [name=NAME] [--dry-run]
+python sweep.py status  NAME [output_root=DIR] [--json] [--watch]   state, step, speed of every run
+python sweep.py logs    NAME RUN                                    what a run printed
+python sweep.py resume  NAME [RUN...]                               what is missing or has failed
+python sweep.py cancel  NAME [RUN...]
+python sweep.py compare NAME [metric=NAME] [--json]                 scores, seeds together
+python sweep.py compare NAME RUN RUN                                settings that differ
+python sweep.py clean   NAME                                        forget a sweep; its runs stay
+
+OVERRIDES are Hydra's: `stage=rl model=1.7b,8b seed=1,2,3` is a grid of six runs,
+`stage=adapt,reason,rl,eval` a chain of four stages (`stage=curriculum`: all of them), and both
+together a chain that branches where the grid does. A run that is finished is used, not run again.
+The command returns at once.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+
+from ehrr1.errors import UserError, cannot_write
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Do what is asked; returns the exit code."""
+    from ehrr1.sweeps import commands
+
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    try:
+        return commands.run(arguments)
+    except UserError as error:
+        message = str(error)
+    except OSError as error:
+        message = cannot_write(error)
+    print(f"{Path(sys.argv[0]).name}: " + " ".join(message.split()), file=sys.stderr)
+    return 2
