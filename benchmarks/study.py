@@ -19,8 +19,9 @@ import numpy as np
 import polars as pl
 
 from benchmarks.measure import markdown
+from ehrr1.config.names import ORDER
 from ehrr1.evaluation.summary import BASELINES, CURRICULUM
-from ehrr1.runs import ORDER, metrics_of
+from ehrr1.runs import metrics_of
 
 SCORES = {
     "AUROC": "risk/auroc/macro",

@@ -18,12 +18,14 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from ehrr1.config.complaints import composing
+from ehrr1.config.schema import Config, read
 from ehrr1.errors import StoppedError, UserError, cannot_write, need_extra
 from ehrr1.runs import folder_of, metrics_of, short
-from ehrr1.settings.spelling import NAMED_BY_CHOICE, fixed_keys, key_of, spelled_out, variant_of
+from ehrr1.spelling import NAMED_BY_CHOICE, fixed_keys, key_of, spelled_out, variant_of
 
 CONF = Path(__file__).parent / "conf"
 PLUGINS = {"hydra/launcher=slurm": "submitit", "hydra/sweeper=search": "optuna"}
@@ -32,21 +34,18 @@ EXPECTED = (UserError, OSError, HydraException, OmegaConfBaseException)
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def compose_and_run(cfg: DictConfig) -> float | None:
-    from ehrr1.settings import check
     from ehrr1.stages import execute
 
-    cfg = as_released(cfg)
-    if cfg.variant is None:
-        with open_dict(cfg):
-            cfg.variant = own_variant(cfg)
     try:
-        check(cfg)
-        refuse_groups(cfg)
-        execute(cfg)
-        return searched(cfg)
+        config = read(cfg)
+        if config.variant is None:
+            config.variant = own_variant(config)
+        refuse_groups(config)
+        execute(config)
+        return searched(config)
     except StoppedError as error:
         left = "all saved; the same command resumes"
-        if cfg.overwrite:
+        if config.overwrite:
             left = "the run that overwrite=true was to replace is back in its place"
         print(f"{command()}: {error}, {left}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -55,15 +54,7 @@ def compose_and_run(cfg: DictConfig) -> float | None:
         sys.exit(complain(error))
 
 
-def as_released(cfg: DictConfig) -> DictConfig:
-    """A plan without an experiment is one of the released lengths and batches, not the demo's."""
-    overrides = list(HydraConfig.get().overrides.task)
-    if cfg.stage != "plan" or any(override.startswith("experiment=") for override in overrides):
-        return cfg
-    return hydra.compose("config", overrides=[*overrides, "experiment=released"])
-
-
-def refuse_groups(cfg: DictConfig) -> None:
+def refuse_groups(cfg: Config) -> None:
     """Raise UserError for a job of `-m` with several devices: a second process would replay the
     whole sweep, or hang."""
     from ehrr1 import parallel
@@ -77,7 +68,7 @@ def refuse_groups(cfg: DictConfig) -> None:
         )
 
 
-def searched(cfg: DictConfig) -> float | None:
+def searched(cfg: Config) -> float | None:
     """What a search by Hydra's Optuna sweeper makes good."""
     if cfg.search.metric is None:
         return None
@@ -91,7 +82,7 @@ def searched(cfg: DictConfig) -> float | None:
     return float(metrics[cfg.search.metric])
 
 
-def own_variant(cfg: DictConfig) -> str:
+def own_variant(cfg: Config) -> str:
     """What tells this run from the experiment's plain one, so that it gets its own folder: the
     groups' choices and, of a job of `-m`, what varies from job to job."""
     job = HydraConfig.get()
@@ -135,8 +126,7 @@ def complain(error: Exception) -> int:
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         message = cannot_write(error)
     elif not isinstance(error, UserError):
-        message = message.split("Config search path")[0].rstrip()
-        message += "; `python run.py --help` lists the settings and their choices"
+        message = composing(error, Config)
     print(f"{command()}: " + " ".join(message.split()), file=sys.stderr)
     return 2
 

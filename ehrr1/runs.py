@@ -20,16 +20,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+import yaml
+from omegaconf import OmegaConf
 
+from ehrr1.config.names import BENCHMARKS, LOCAL, ORDER
+from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
-from ehrr1.files import read_json, remove, replacing, write_json, write_text
-
-ORDER = ("prepare", "graph", "chains", "adapt", "reason", "rl", "eval")
-"""The curriculum: each stage in the order in which its input is made."""
-
-TRAINING = ("adapt", "reason", "rl")
-"""The stages that train a model, in one process or a group of them."""
+from ehrr1.files import read_json, remove, write_json, write_text
 
 INPUTS: dict[str, tuple[str, ...]] = {
     "prepare": (),
@@ -80,12 +77,6 @@ NOT_COMPARED = frozenset(
 )
 """Settings of those sections that say who does the work and at what cost, not what comes of it."""
 
-LOCAL = frozenset({"transformers", "vllm"})
-"""Engines that load a model here."""
-
-BENCHMARKS = frozenset({"benchmark", "ehrshot", "mimiciv_cdm"})
-"""Data that bring their own questions and records, to evaluate on."""
-
 ALWAYS_AGAIN = frozenset({"audit", "card", "export", "plan"})
 """Stages that only show what is there: they run again and overwrite."""
 
@@ -108,7 +99,7 @@ class Run:
         return self.inputs[stage]
 
 
-def needed(cfg: DictConfig, stage: str) -> tuple[str, ...]:
+def needed(cfg: Config, stage: str) -> tuple[str, ...]:
     """What a stage cannot do without, with these settings."""
     inputs = INPUTS[stage]
     if stage == "rl":
@@ -118,19 +109,19 @@ def needed(cfg: DictConfig, stage: str) -> tuple[str, ...]:
     return inputs
 
 
-def order(cfg: DictConfig) -> tuple[str, ...]:
+def order(cfg: Config) -> tuple[str, ...]:
     """The curriculum with these settings: where `rl` starts from `adapt`, nothing needs `reason`
     and what leads to it."""
     left_out = ("graph", "chains", "reason") if cfg.rl.start == "adapt" else ()
     return tuple(stage for stage in ORDER if stage not in left_out)
 
 
-def home(cfg: DictConfig) -> Path:
+def home(cfg: Config) -> Path:
     """The folder that holds the stages of this experiment and variant."""
     return Path(cfg.output_root) / cfg.name / (cfg.variant or "")
 
 
-def folder_of(cfg: DictConfig, stage: str) -> Path:
+def folder_of(cfg: Config, stage: str) -> Path:
     """Where a stage's result is or will be."""
     return home(cfg) / stage
 
@@ -141,15 +132,18 @@ def short(name: str) -> str:
 
 
 def data_is_open(prepare: Path) -> bool:
-    """Whether the records of a finished `prepare` may be shown to anyone (`data.open`)."""
-    return bool(OmegaConf.select(OmegaConf.load(prepare / "config.yaml"), "data.open"))
+    """Whether the records of a finished `prepare` may be shown to anyone: what it has decided
+    (`records/openness.py`), whatever a later command says. Those of a version that decided nothing
+    are closed."""
+    decided = prepare / "open.json"
+    return decided.exists() and read_json(decided)["open"] is True
 
 
 def is_finished(folder: Path) -> bool:
     return (folder / "metrics.json").exists()
 
 
-def find_inputs(cfg: DictConfig, stage: str) -> dict[str, Path]:
+def find_inputs(cfg: Config, stage: str) -> dict[str, Path]:
     """The finished folders that `stage` reads: `inputs.<stage>` where given, else beside it, else,
     for a variant, the experiment's own where it was made as this variant would make it.
 
@@ -159,7 +153,7 @@ def find_inputs(cfg: DictConfig, stage: str) -> dict[str, Path]:
     missing = []
     required, possible = needed(cfg, stage), OPTIONAL_INPUTS.get(stage, ())
     for name in dict.fromkeys((*required, *(one for one in possible if one in order(cfg)))):
-        given = cfg.inputs[name]
+        given = cfg.inputs.of(name)
         folder = Path(given) if given else made(cfg, name, stage)
         if is_finished(folder):
             found[name] = folder
@@ -176,7 +170,7 @@ def find_inputs(cfg: DictConfig, stage: str) -> dict[str, Path]:
     return found
 
 
-def made(cfg: DictConfig, stage: str, reader: str) -> Path:
+def made(cfg: Config, stage: str, reader: str) -> Path:
     """Where a stage's result is or will be: in this variant, or in one above it (`no_graph/both` is
     below `no_graph`, and that below the experiment) that was made as this one would make it.
 
@@ -192,7 +186,7 @@ def made(cfg: DictConfig, stage: str, reader: str) -> Path:
         return own
     model = reader == "eval" and stage != "prepare"
     try:
-        elsewhere = model and cfg.data.name in BENCHMARKS & {Path(cfg.variant).name}
+        elsewhere = model and cfg.data.name in BENCHMARKS & {Path(cfg.variant or "").name}
         inputs = {} if elsewhere else find_inputs(cfg, stage)
     except UserError:
         return own
@@ -201,7 +195,7 @@ def made(cfg: DictConfig, stage: str, reader: str) -> Path:
 
 
 @contextmanager
-def opened(cfg: DictConfig, stage: str, variant_hint: str = "") -> Iterator[Run | None]:
+def opened(cfg: Config, stage: str, variant_hint: str = "") -> Iterator[Run | None]:
     """The run folder of `stage`, locked; None where the run is finished already.
 
     With `overwrite=true` the earlier run is put aside and comes back if the new one fails before
@@ -243,7 +237,7 @@ def opened(cfg: DictConfig, stage: str, variant_hint: str = "") -> Iterator[Run 
 
 
 @contextmanager
-def joined(cfg: DictConfig, stage: str, member: int) -> Iterator[Run | None]:
+def joined(cfg: Config, stage: str, member: int) -> Iterator[Run | None]:
     """The folder of a stage that several processes make together; this one is `member`.
 
     None where the run is finished. Raises UserError as `opened` does; nothing is ever removed.
@@ -300,14 +294,14 @@ def _locked(lock: Path, folder: Path, shared: bool = False) -> Iterator[None]:
         yield
 
 
-def _describe(cfg: DictConfig, run: Run) -> None:
+def _describe(cfg: Config, run: Run) -> None:
     """Write what this run is made from, config last: its presence says that the run has begun."""
     run.folder.mkdir(parents=True, exist_ok=True)
     fingerprints = {name: _fingerprint(folder) for name, folder in run.inputs.items()}
     write_json(run.folder / "inputs.json", fingerprints)
     write_text(run.folder / "environment.txt", _environment())
-    with replacing(run.folder / "config.yaml") as path:
-        OmegaConf.save(cfg, path, resolve=True)
+    settings = yaml.safe_dump(cfg.plain(), sort_keys=False, allow_unicode=True)
+    write_text(run.folder / "config.yaml", settings)
 
 
 def _fingerprint(folder: Path) -> str:
@@ -316,9 +310,7 @@ def _fingerprint(folder: Path) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _refuse_other_settings(
-    cfg: DictConfig, stage: str, folder: Path, inputs: dict[str, Path]
-) -> None:
+def _refuse_other_settings(cfg: Config, stage: str, folder: Path, inputs: dict[str, Path]) -> None:
     if told := differences(cfg, stage, folder, inputs):
         raise UserError(
             f"{folder} was made with other settings ({'; '.join(told)}): "
@@ -326,11 +318,11 @@ def _refuse_other_settings(
         )
 
 
-def differences(cfg: DictConfig, stage: str, folder: Path, inputs: dict[str, Path]) -> list[str]:
+def differences(cfg: Config, stage: str, folder: Path, inputs: dict[str, Path]) -> list[str]:
     """What was asked of the begun run in `folder` and of this one, where that changes the result,
     and which of its finished `inputs` were made anew since."""
     there: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    wanted: Any = OmegaConf.to_container(cfg, resolve=True)
+    wanted = cfg.plain()
     found = []
     for section in RESULT_SETTINGS[stage]:
         now, then = flat(wanted[section], section), flat(there.get(section), section)

@@ -13,6 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from ehrr1 import runs
+from ehrr1.config.names import ORDER
 from ehrr1.errors import LeakError, UserError
 from ehrr1.evaluation.audit_report import draw, notes
 from ehrr1.files import write_json
@@ -299,7 +300,7 @@ def test_a_leak_under_strict_fails_after_its_files_are_written(
         {
             **settings(),
             **{"output_root": str(tmp_path), "name": "test", "variant": "", "overwrite": False},
-            "inputs": dict.fromkeys(runs.ORDER) | {"prepare": str(world.folder)},
+            "inputs": dict.fromkeys(ORDER) | {"prepare": str(world.folder)},
         }
     )
     for _ in range(2):  # the second time in the folder of the first

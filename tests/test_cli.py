@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import yaml
 
-from ehrr1.runs import ORDER
+from ehrr1.config.names import ORDER
 from ehrr1.tasks.catalog import TASKS
 from tests.conftest import ROOT, CommandLine
 

@@ -6,11 +6,12 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from ehrr1 import runs
+from ehrr1.config.names import ORDER
 from ehrr1.errors import UserError
 
 
 def settings(root: Path, **changes: object) -> DictConfig:
-    inputs = dict.fromkeys(runs.ORDER)
+    inputs = dict.fromkeys(ORDER)
     cfg = {"output_root": str(root), "name": "test", "variant": "", "overwrite": False}
     cfg |= {"seed": 0, "data": {"subjects": 3}, "graph": {"top": 20}, "concepts": {}}
     cfg |= {"chains": {"writer": "template"}, "inputs": inputs}
@@ -109,7 +110,7 @@ def test_missing_predecessors_are_named_together(tmp_path: Path) -> None:
 def test_inputs_may_come_from_elsewhere(tmp_path: Path) -> None:
     cfg = settings(tmp_path)
     folder = make(cfg, "prepare")
-    inputs = dict.fromkeys(runs.ORDER) | {"prepare": str(folder)}
+    inputs = dict.fromkeys(ORDER) | {"prepare": str(folder)}
     other = settings(tmp_path, variant="other", inputs=inputs)
     assert runs.find_inputs(other, "graph") == {"prepare": folder}
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from ehrr1.config.names import ORDER
 from ehrr1.errors import UserError, need_extra
-from ehrr1.runs import ORDER
 from ehrr1.sweeps.begin import begun
 from ehrr1.sweeps.book import Entry
 from tests.conftest import CommandLine

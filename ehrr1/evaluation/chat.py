@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from omegaconf import DictConfig
-
+from ehrr1.config.schema import Config
+from ehrr1.config.writers import AnthropicEngine
 from ehrr1.errors import UserError
 from ehrr1.evaluation.asked import Asked
 from ehrr1.evaluation.bags import of_kind
@@ -71,7 +71,7 @@ class Missed:
     reason: str
 
 
-def check(settings: DictConfig, open_data: bool) -> None:
+def check(settings: AnthropicEngine, open_data: bool) -> None:
     """Raise UserError, before anything is sent, where records must not leave this machine, or there
     is no key or no SDK; `settings` are those of `engine=anthropic`."""
     here = "ask a model on this machine (engine=vllm or engine=transformers)"
@@ -79,14 +79,16 @@ def check(settings: DictConfig, open_data: bool) -> None:
 
 
 def predict(
-    cfg: DictConfig, prepared: Prepared, result: Result, samples: Sequence[Sample]
+    cfg: Config, prepared: Prepared, result: Result, samples: Sequence[Sample]
 ) -> Iterator[Rows]:
     """The rows of `samples`, as they are answered. Raises UserError as `check` and `ChatPredictor`;
     it is the records that were prepared which must be open, whatever the command says of them."""
-    check(cfg.engine, data_is_open(prepared.folder))
+    engine = cfg.engine
+    assert isinstance(engine, AnthropicEngine)
+    check(engine, data_is_open(prepared.folder))
     limits = cfg.eval.max_new_tokens
     predictor = ChatPredictor(
-        cfg.engine,
+        engine,
         prepared,
         Writing(limits.think, limits.direct, cfg.eval.draws),
         Candidates(prepared, cfg.seed) if cfg.candidates == "list" else None,
@@ -101,7 +103,7 @@ class ChatPredictor:
     """A model behind the Messages API, with what it reads. `writing` says how much is written and
     how many draws there are; its temperature is not used."""
 
-    settings: DictConfig
+    settings: AnthropicEngine
     prepared: Prepared
     writing: Writing
     candidates: Candidates | None = None
@@ -149,7 +151,9 @@ class ChatPredictor:
         most = self.writing.think if asked.thinks else self.writing.direct
         shared = len(group) * self.writing.draws > 1
         return [
-            messages.request_body(self.settings.model, most, SYSTEM, (record, text), int(shared))
+            messages.request_body(
+                str(self.settings.model), most, SYSTEM, (record, text), int(shared)
+            )
             for text in questions
         ]
 

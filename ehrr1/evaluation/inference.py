@@ -16,9 +16,13 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from pydantic import ValidationError
 from transformers import PretrainedConfig
 
+from ehrr1.config.complaints import problems
+from ehrr1.config.training import Attention, ModelSettings
+from ehrr1.config.types import Section
+from ehrr1.config.writers import ServerEngine, TransformersEngine, VllmEngine
 from ehrr1.errors import UserError
 from ehrr1.evaluation.asked import Answer as Mode
 from ehrr1.evaluation.asked import Asked
@@ -74,6 +78,24 @@ class Drawing(Writing):
         return Sampling(self.think if asked.thinks else self.direct, self.temperature)
 
 
+def engine_settings(
+    settings: dict[str, Any],
+) -> TransformersEngine | VllmEngine | ServerEngine:
+    """An engine's settings, checked as the command line's. Raises UserError."""
+    kinds: dict[str, type[Section]] = {
+        "transformers": TransformersEngine,
+        "vllm": VllmEngine,
+        "server": ServerEngine,
+    }
+    kind = kinds[settings["name"]]
+    try:
+        made = kind.model_validate(settings)
+    except ValidationError as error:
+        raise UserError("; ".join(problems(error, settings, kind))) from None
+    assert isinstance(made, TransformersEngine | VllmEngine | ServerEngine)
+    return made
+
+
 class EHRModel:
     """A model that answers questions on records.
 
@@ -97,7 +119,7 @@ class EHRModel:
         engine: str = "transformers",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        attention: str = "auto",
+        attention: Attention = "auto",
         max_prompt_tokens: int = 32_000,
         think_tokens: int = 4096,
         direct_tokens: int = 128,
@@ -111,13 +133,13 @@ class EHRModel:
                 f"engine={engine} with {given or 'no settings'}: choose one of "
                 + "; ".join(f"{name} ({', '.join(has)})" for name, has in ENGINES.items())
             )
-        self.settings = OmegaConf.create({"name": engine, **ENGINES[engine], **settings})
+        self.settings = engine_settings({"name": engine, **ENGINES[engine], **settings})
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         half = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.dtype, self.attention = dtype or half, attention
         self.max_prompt_tokens, self.seed = max_prompt_tokens, seed
         self.writing = Drawing(think_tokens, direct_tokens, temperature=temperature)
-        if engine == "server":
+        if isinstance(self.settings, ServerEngine):
             found = served(self.settings)
             self.source = str(self.settings.tokenizer or source or found.root)
             self.positions = found.max_length or LONGEST
@@ -135,16 +157,16 @@ class EHRModel:
     @cached_property
     def engine(self) -> Answerer:
         """Loaded with the first question."""
-        if self.settings.name == "server":
+        if isinstance(self.settings, ServerEngine):
             return OpenAIServer(self.settings, self.tokenizer)
-        if self.settings.name == "vllm":
-            return self._vllm()
+        if isinstance(self.settings, VllmEngine):
+            return self._vllm(self.settings)
         check_fits(self.source, read_folder(self.source), self.dtype, self.device)
-        model = OmegaConf.create({"path": None, "attention": self.attention})
+        model = ModelSettings.of_folder(None, self.attention)
         loaded = load_model(model, self.source, self.tokenizer, dtype=self.dtype)
         return LiveRollout(loaded.eval().to(self.device), self.tokenizer, BATCH_SIZE, BATCH_TOKENS)
 
-    def _vllm(self) -> Answerer:
+    def _vllm(self, settings: VllmEngine) -> Answerer:
         folder, most = Path(self.folder.name), max(self.writing.think, self.writing.direct)
         return VLLMRollout(
             folder_of(self.source),
@@ -155,9 +177,9 @@ class EHRModel:
             exchange=folder / "exchange",
             log=folder / "vllm.log",
             batch_size=BATCH_SIZE,
-            gpu_memory_utilization=self.settings.gpu_memory_utilization,
-            kv_cache_gib=self.settings.kv_cache_gib,
-            tensor_parallel=self.settings.tensor_parallel,
+            gpu_memory_utilization=settings.gpu_memory_utilization,
+            kv_cache_gib=settings.kv_cache_gib,
+            tensor_parallel=settings.tensor_parallel,
             sleeps=False,
         )
 

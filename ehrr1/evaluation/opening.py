@@ -5,11 +5,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from ehrr1 import parallel
+from ehrr1.config.schema import Config
+from ehrr1.config.writers import VllmEngine
 from ehrr1.errors import UserError
 from ehrr1.evaluation.results import Result
 from ehrr1.models.loading import folder_of, load_model, read_config
@@ -32,7 +33,7 @@ Makers = dict[tuple[str, int], TreeMaker]
 
 @contextmanager
 def opened(
-    cfg: DictConfig, result: Result, inputs: Mapping[str, Path], log: Path, makers: Makers
+    cfg: Config, result: Result, inputs: Mapping[str, Path], log: Path, makers: Makers
 ) -> Iterator[tuple[Answerer, TreeMaker]]:
     """The engine that answers for `result`, and what makes its prompts; closed at the end."""
     maker = reader(cfg, result, inputs, makers)
@@ -46,9 +47,7 @@ def opened(
         engine.close()
 
 
-def reader(
-    cfg: DictConfig, result: Result, inputs: Mapping[str, Path], makers: Makers
-) -> TreeMaker:
+def reader(cfg: Config, result: Result, inputs: Mapping[str, Path], makers: Makers) -> TreeMaker:
     """What makes the prompts of `result`: its tokenizer, and as much of a record as fits."""
     if cfg.engine.name == "server":
         found = served(cfg.engine)
@@ -62,7 +61,7 @@ def reader(
     return maker_of(tokenizer, prompt_limit(cfg, result, positions), makers)
 
 
-def local_engine(cfg: DictConfig, result: Result, maker: TreeMaker, log: Path) -> Answerer:
+def local_engine(cfg: Config, result: Result, maker: TreeMaker, log: Path) -> Answerer:
     """Transformers in this process, or vLLM beside it; vLLM needs weights that lie in a folder."""
     where, settings, tokenizer = device(cfg), cfg.eval, maker.tokenizer
     dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
@@ -71,6 +70,8 @@ def local_engine(cfg: DictConfig, result: Result, maker: TreeMaker, log: Path) -
         return TransformersRollout(
             model.eval().to(where), tokenizer, settings.batch_size, settings.batch_tokens
         )
+    engine = cfg.engine
+    assert isinstance(engine, VllmEngine)
     return VLLMRollout(
         folder_of(result.source),
         tokenizer.eos_token_id,
@@ -80,21 +81,21 @@ def local_engine(cfg: DictConfig, result: Result, maker: TreeMaker, log: Path) -
         exchange=log.parent / "exchange",
         log=log,
         batch_size=settings.batch_size,
-        gpu_memory_utilization=cfg.engine.gpu_memory_utilization,
-        kv_cache_gib=cfg.engine.kv_cache_gib,
-        tensor_parallel=cfg.engine.tensor_parallel,
+        gpu_memory_utilization=engine.gpu_memory_utilization,
+        kv_cache_gib=engine.kv_cache_gib,
+        tensor_parallel=engine.tensor_parallel,
         sleeps=False,
     )
 
 
-def prompt_limit(cfg: DictConfig, result: Result, positions: int) -> int:
+def prompt_limit(cfg: Config, result: Result, positions: int) -> int:
     """Tokens of record and question: `eval.max_prompt_tokens`, or what the model has room for."""
     thinks = any(asked is not None and asked.thinks for asked in (result.risk, result.decision))
-    written = cfg.eval.max_new_tokens["think" if thinks else "direct"]
+    written = cfg.eval.max_new_tokens.of("think" if thinks else "direct")
     room = positions - written
     if room < 1:
         raise UserError(
-            f"eval.max_new_tokens={dict(cfg.eval.max_new_tokens)}: {result.model} has "
+            f"eval.max_new_tokens={cfg.eval.max_new_tokens.plain()}: {result.model} has "
             f"{positions} positions, which leaves no room for a record; lower it"
         )
     if room < cfg.eval.max_prompt_tokens:
@@ -110,7 +111,7 @@ def maker_of(tokenizer: PreTrainedTokenizerBase, limit: int, makers: Makers) -> 
     return makers.setdefault((content, limit), TreeMaker(tokenizer, limit))
 
 
-def device(cfg: DictConfig) -> torch.device:
+def device(cfg: Config) -> torch.device:
     """The GPU of this process where there is one and the trainer may use it."""
     if not torch.cuda.is_available() or cfg.trainer.accelerator == "cpu":
         return torch.device("cpu")

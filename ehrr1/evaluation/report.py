@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
+from ehrr1.config.schema import Config
+from ehrr1.config.types import Section
 from ehrr1.evaluation.pages import Case, choose_cases, write_report
 from ehrr1.evaluation.scores import one_class
 from ehrr1.evaluation.summary import last_result, names, pairs, prefix_of
@@ -92,7 +93,7 @@ def write_scalars(folder: Path, metrics: Metrics) -> None:
 
 
 def publish(
-    cfg: DictConfig,
+    cfg: Config,
     folder: Path,
     predictions: pl.DataFrame,
     metrics: Metrics,
@@ -102,7 +103,7 @@ def publish(
     """Write report.html and tb/. Cases are shown of open data only, and while the records are
     there."""
     settings: dict[str, Any] = {
-        name: OmegaConf.to_container(cfg[name]) if OmegaConf.is_config(cfg[name]) else cfg[name]
+        name: value.plain() if isinstance(value := cfg.of(name), Section) else value
         for name in SHOWN_SETTINGS
     }
     # what counts is what was prepared, whatever the command says of its data
@@ -126,7 +127,7 @@ def publish(
         write_scalars(logs, metrics)
 
 
-def cases_of(predictions: pl.DataFrame, prepared: Prepared, cfg: DictConfig) -> list[Case]:
+def cases_of(predictions: pl.DataFrame, prepared: Prepared, cfg: Config) -> list[Case]:
     """A few answers with their records."""
     rows = choose_cases(predictions, cfg.eval.cases)
     wanted = prepared.scan().filter(pl.col("sample_id").is_in(rows["sample_id"].to_list()))

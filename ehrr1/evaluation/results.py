@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import OmegaConf
 
+from ehrr1.config.names import LOCAL
+from ehrr1.config.schema import Config, value_of
 from ehrr1.errors import UserError
 from ehrr1.evaluation.asked import Answer, Asked
 from ehrr1.models.gguf import start_of
-from ehrr1.runs import LOCAL, short
+from ehrr1.runs import short
 
 STAGES = ("adapt", "reason", "rl")
 THINKING = frozenset({"reason", "rl"})
@@ -34,7 +36,7 @@ class Result:
     decision: Asked | None
 
 
-def results(cfg: DictConfig, inputs: Mapping[str, Path]) -> list[Result]:
+def results(cfg: Config, inputs: Mapping[str, Path]) -> list[Result]:
     """The results of this evaluation, in the order of the curriculum.
 
     Raises UserError where `eval.models` names a model that is not there.
@@ -57,10 +59,10 @@ def results(cfg: DictConfig, inputs: Mapping[str, Path]) -> list[Result]:
     ]
 
 
-def models(cfg: DictConfig, inputs: Mapping[str, Path]) -> dict[str, Path | str | None]:
+def models(cfg: Config, inputs: Mapping[str, Path]) -> dict[str, Path | str | None]:
     """Model -> where its weights are."""
     if cfg.engine.name not in LOCAL:
-        return {short(cfg.engine.model or cfg.engine.name): None}
+        return {short(value_of(cfg, "engine.model") or cfg.engine.name): None}
     stages: dict[str, Path | str | None] = {}
     for stage in STAGES:
         if stage in inputs:
@@ -71,11 +73,11 @@ def models(cfg: DictConfig, inputs: Mapping[str, Path]) -> dict[str, Path | str 
     return {"untrained" if start is None else "base": start, **stages}
 
 
-def chosen_answers(cfg: DictConfig) -> list[Answer | None]:
+def chosen_answers(cfg: Config) -> list[Answer | None]:
     """The modes that `answer` names: none, one, or several."""
     if cfg.answer is None:
         return []
-    return list(cfg.answer) if isinstance(cfg.answer, ListConfig) else [cfg.answer]
+    return list(cfg.answer) if isinstance(cfg.answer, list) else [cfg.answer]
 
 
 def thinks(model: str, inputs: Mapping[str, Path]) -> bool:
@@ -86,7 +88,7 @@ def thinks(model: str, inputs: Mapping[str, Path]) -> bool:
 
 
 def _result(
-    cfg: DictConfig,
+    cfg: Config,
     model: str,
     source: Path | str | None,
     answer: Answer | None,

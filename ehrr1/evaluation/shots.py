@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 import polars as pl
-from omegaconf import DictConfig
 
+from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
 from ehrr1.prompts.messages import answer_text
 from ehrr1.prompts.trees import Question, TreeMaker
@@ -18,7 +18,7 @@ ROOM = 0.5
 """Of the prompt's tokens, what examples may take together."""
 
 
-def chosen(cfg: DictConfig, prepared: Prepared, tasks: Sequence[str]) -> list[Sample]:
+def chosen(cfg: Config, prepared: Prepared, tasks: Sequence[str]) -> list[Sample]:
     """`eval.shots` examples of each class of each risk task, and as many of each decision task, of
     the training split: those of the benchmark's own sets of that size, where it has some. A task
     that is not asked about, as there are no samples of it in any split, needs no examples.
@@ -35,7 +35,7 @@ def chosen(cfg: DictConfig, prepared: Prepared, tasks: Sequence[str]) -> list[Sa
     return found
 
 
-def _named(cfg: DictConfig, prepared: Prepared, task: str) -> pl.DataFrame:
+def _named(cfg: Config, prepared: Prepared, task: str) -> pl.DataFrame:
     """The benchmark's set of `eval.shots`: the seed says which of its replicates."""
     pool = prepared.scan("train", [task])
     if not (prepared.folder / SHOTS).exists():
@@ -49,7 +49,7 @@ def _named(cfg: DictConfig, prepared: Prepared, task: str) -> pl.DataFrame:
     return pool.filter(pl.col("sample_id").is_in(chosen["sample_id"].implode())).collect()
 
 
-def _drawn(cfg: DictConfig, prepared: Prepared, task: str) -> pl.DataFrame:
+def _drawn(cfg: Config, prepared: Prepared, task: str) -> pl.DataFrame:
     """A draw of each class of a risk task, or of all samples."""
     pool, shots = prepared.scan("train", [task]), cfg.eval.shots
     if ALL_TASKS[task].kind == "risk":
@@ -74,7 +74,7 @@ def _code(prepared: Prepared, word: str) -> int:
 
 
 def heads(
-    cfg: DictConfig, prepared: Prepared, maker: TreeMaker, tasks: Sequence[str]
+    cfg: Config, prepared: Prepared, maker: TreeMaker, tasks: Sequence[str]
 ) -> dict[str, list[int]]:
     """Task -> the tokens before a record that show its examples; empty without `eval.shots`."""
     if not cfg.eval.shots:

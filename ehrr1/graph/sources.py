@@ -4,8 +4,7 @@ kept for all runs under `concepts.cache`."""
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from omegaconf import DictConfig
-
+from ehrr1.config.records import Concepts, OpenConcepts, UmlsConcepts
 from ehrr1.errors import UserError
 from ehrr1.files import fingerprint, locked
 from ehrr1.graph.knowledge import FORMAT
@@ -31,7 +30,7 @@ class Dictionary:
         return self._linker.link(names)
 
 
-def open_dictionary(concepts: DictConfig) -> Dictionary | None:
+def open_dictionary(concepts: Concepts) -> Dictionary | None:
     """The dictionary that `concepts` names; None for concepts=items."""
     linker, source = open_linker(concepts), open_source(concepts)
     if linker is None or source is None:
@@ -39,14 +38,14 @@ def open_dictionary(concepts: DictConfig) -> Dictionary | None:
     return Dictionary(linker, source, Path(concepts.cache))
 
 
-def knowledge_folder(concepts: DictConfig) -> Path | None:
+def knowledge_folder(concepts: Concepts) -> Path | None:
     """The knowledge base, built where it is not there yet; None where there are no relations."""
-    if concepts.source == "umls":
-        meta = Path(concepts.folder)
+    if isinstance(concepts, UmlsConcepts):
+        meta = Path(str(concepts.folder))
         files = [meta / name for name in ("MRCONSO.RRF", "MRSTY.RRF", "MRREL.RRF")]
         setting = f"concepts.folder={meta}"
-    elif concepts.source == "open" and concepts.relations is not None:
-        files = [Path(concepts.dictionary), Path(concepts.relations)]
+    elif isinstance(concepts, OpenConcepts) and concepts.relations is not None:
+        files = [Path(str(concepts.dictionary)), Path(concepts.relations)]
         setting = f"concepts.dictionary={files[0]} concepts.relations={files[1]}"
     else:
         return None

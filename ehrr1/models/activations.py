@@ -11,7 +11,6 @@ import weakref
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv
 
+from ehrr1.config.training import ModelSettings
 from ehrr1.models.loading import add_adapters
 from ehrr1.models.sizes import model_config
 
@@ -51,14 +51,14 @@ class Work(NamedTuple):
     attention: Attention
 
 
-def activation_bytes(model: DictConfig, work: Work, layers: float | None = None) -> Bytes:
+def activation_bytes(model: ModelSettings, work: Work, layers: float | None = None) -> Bytes:
     """Bytes a token of one row with all layers, or with `layers` of them."""
     depth = model_config(model).num_hidden_layers if layers is None else layers
     two, three = (_bytes_a_token(model, work, number) for number in (2, 3))
     return Bytes(*(a + (depth - 2) * (b - a) for a, b in zip(two, three, strict=True)))
 
 
-def shell(model: DictConfig, layers: int | None = None, **how: Any) -> PreTrainedModel:
+def shell(model: ModelSettings, layers: int | None = None, **how: Any) -> PreTrainedModel:
     """The architecture with its adapters on the meta device, with all layers or so many."""
     config = model_config(model)
     if layers is not None:
@@ -71,7 +71,7 @@ def shell(model: DictConfig, layers: int | None = None, **how: Any) -> PreTraine
     return built.train()
 
 
-def _bytes_a_token(model: DictConfig, work: Work, layers: int) -> Bytes:
+def _bytes_a_token(model: ModelSettings, work: Work, layers: int) -> Bytes:
     built = shell(model, layers, attn_implementation="plan", dtype=work.dtype)
     if work.checkpointing:
         built.gradient_checkpointing_enable()

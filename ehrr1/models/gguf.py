@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.constants import HF_HOME
-from omegaconf import DictConfig
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
 from transformers.utils import is_gguf_available
 
+from ehrr1.config.training import ModelSettings
 from ehrr1.errors import UserError
 from ehrr1.files import locked, replacing
 
@@ -34,7 +34,7 @@ def model_folder(path: str) -> str:
     return str(gguf_folder(path.removeprefix(PACKAGE)))
 
 
-def start_of(model: DictConfig, source: Path | str | None = None) -> Path | str | None:
+def start_of(model: ModelSettings, source: Path | str | None = None) -> Path | str | None:
     """What a model starts from: `source`, else where `model.path` is read; None: from nothing."""
     return source or (model.path and model_folder(model.path))
 

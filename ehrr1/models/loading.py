@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from omegaconf import DictConfig
 from safetensors import safe_open
 from transformers import (
     AutoConfig,
@@ -22,6 +21,7 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ehrr1 import parallel
+from ehrr1.config.training import Lora, ModelSettings
 from ehrr1.errors import UserError
 from ehrr1.models.attention import choose
 from ehrr1.models.gguf import start_of
@@ -35,7 +35,7 @@ Sharding = Callable[[], AbstractContextManager[Any]]
 
 
 def load_model(
-    model: DictConfig,
+    model: ModelSettings,
     source: Path | str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     seed: int = 0,
@@ -74,7 +74,7 @@ def check_vocabulary(
 
 
 def read_config(
-    model: DictConfig, source: Path | str | None = None, vocabulary: int | None = None
+    model: ModelSettings, source: Path | str | None = None, vocabulary: int | None = None
 ) -> PretrainedConfig:
     """The architecture of what `load_model` would load."""
     start = start_of(model, source)
@@ -83,7 +83,7 @@ def read_config(
     return read_folder(start)
 
 
-def add_adapters(model: PreTrainedModel, lora: DictConfig) -> Any:
+def add_adapters(model: PreTrainedModel, lora: Lora) -> Any:
     """Freeze the weights and put low-rank adapters (Hu et al., arXiv 2106.09685) beside those that
     `lora.targets` names, in place; returns the peft model around it."""
     from peft import LoraConfig, get_peft_model
@@ -118,7 +118,7 @@ def fuse_kernels(model: PreTrainedModel) -> None:
 
 
 def _random(
-    model: DictConfig,
+    model: ModelSettings,
     tokenizer: PreTrainedTokenizerBase | None,
     seed: int,
     dtype: torch.dtype,
@@ -131,7 +131,7 @@ def _random(
             attn_implementation=choose(model.attention),
             dtype=dtype,
         )
-        if "start" in model:
+        if model.start is not None:
             pass_on(built, model.start)
     return built
 

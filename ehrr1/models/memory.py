@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from omegaconf import DictConfig
 
+from ehrr1.config.training import ModelSettings, TrainerSettings
 from ehrr1.models.activations import Attention, Bytes, Work, activation_bytes, shell
 from ehrr1.models.attention import bunched
 from ehrr1.models.last_layer import KNOWN, decoder_layers
@@ -65,7 +65,7 @@ class Anatomy:
     """Whether the last layer leaves out a record's tokens (`models/last_layer.py`)."""
 
 
-def anatomy(model: DictConfig) -> Anatomy:
+def anatomy(model: ModelSettings) -> Anatomy:
     built = shell(model)
     config = built.config
     named = list(built.named_parameters())
@@ -166,12 +166,12 @@ class Memory(NamedTuple):
         return most
 
 
-def precision_bytes(trainer: DictConfig) -> int:
+def precision_bytes(trainer: TrainerSettings) -> int:
     """Bytes of a weight: DeepSpeed's bf16-mixed has bf16 weights, Lightning's is autocast."""
     return 2 if STAGES[trainer.strategy] and trainer.precision == "bf16-mixed" else 4
 
 
-def work(trainer: DictConfig, attention: str, shape: TreeShape) -> Work:
+def work(trainer: TrainerSettings, attention: str, shape: TreeShape) -> Work:
     """How the layers compute; `attention` is `model.attention`."""
     low = precision_bytes(trainer) == 2
     return Work(
@@ -182,7 +182,9 @@ def work(trainer: DictConfig, attention: str, shape: TreeShape) -> Work:
     )
 
 
-def activations(model: DictConfig, trainer: DictConfig, body: Anatomy, shape: TreeShape) -> Bytes:
+def activations(
+    model: ModelSettings, trainer: TrainerSettings, body: Anatomy, shape: TreeShape
+) -> Bytes:
     """Bytes a token of a row. Without checkpointing the last layer keeps little of a record's
     tokens where nothing is learnt on them, and is counted for the others."""
     layers = float(body.depth)
@@ -191,7 +193,7 @@ def activations(model: DictConfig, trainer: DictConfig, body: Anatomy, shape: Tr
     return activation_bytes(model, work(trainer, model.attention, shape), layers)
 
 
-def memory(body: Anatomy, trainer: DictConfig, gpus: int, kept: Bytes, load: Load) -> Memory:
+def memory(body: Anatomy, trainer: TrainerSettings, gpus: int, kept: Bytes, load: Load) -> Memory:
     """The memory of one of `gpus` GPUs; `kept` is that of `activations`.
 
     Gradients are counted at every moment: a step has several rows, and those of the earlier ones
@@ -223,7 +225,7 @@ def memory(body: Anatomy, trainer: DictConfig, gpus: int, kept: Bytes, load: Loa
 
 
 def states(
-    body: Anatomy, trainer: DictConfig, gpus: int, load: Load
+    body: Anatomy, trainer: TrainerSettings, gpus: int, load: Load
 ) -> tuple[dict[str, float], float]:
     """Weights, gradients and optimizer states on a GPU, and what of its share is on the CPU.
 
@@ -248,7 +250,7 @@ def states(
     return {"weights": weights, "gradients": on_gpu, "optimizer": 0.0}, cpu
 
 
-def buffers(body: Anatomy, trainer: DictConfig) -> float:
+def buffers(body: Anatomy, trainer: TrainerSettings) -> float:
     """What the strategy holds beside its share: gradients on their way, gathered weights."""
     stage, low = STAGES[trainer.strategy], precision_bytes(trainer)
     if trainer.strategy == "ddp":
@@ -274,7 +276,7 @@ def logits(body: Anatomy, learnt: int, low: int, held: int) -> float:
     return float(max(copies, gradient) + 2 * low * learnt * body.hidden)
 
 
-def step(body: Anatomy, trainer: DictConfig, gpus: int) -> float:
+def step(body: Anatomy, trainer: TrainerSettings, gpus: int) -> float:
     """What an optimizer step needs for itself: DeepSpeed flattens its gradients and turns them to
     float32; PyTorch's fused AdamW works in place."""
     stage, low = STAGES[trainer.strategy], precision_bytes(trainer)

@@ -7,8 +7,8 @@ epochs are the stage's own settings.
 from dataclasses import dataclass
 from math import ceil
 
-from omegaconf import DictConfig, OmegaConf
-
+from ehrr1.config.schema import Config, value_of
+from ehrr1.config.training import Adapt, Reason, TrainerSettings
 from ehrr1.models import flops
 from ehrr1.models.activations import Bytes, Work
 from ehrr1.models.memory import (
@@ -45,8 +45,8 @@ class Time:
 class Planner:
     """Plans `cfg.plan.stage` for any trainer; activations are measured once a way of computing."""
 
-    def __init__(self, cfg: DictConfig):
-        self.cfg, self.stage = cfg, cfg[cfg.plan.stage]
+    def __init__(self, cfg: Config):
+        self.cfg, self.stage = cfg, cfg.training(cfg.plan.stage)
         self.rl = cfg.plan.stage == "rl"
         self.body = anatomy(cfg.model)
         self.shape = tree(cfg)
@@ -62,11 +62,11 @@ class Planner:
             "tokens a GPU"
         )
 
-    def gpus(self, trainer: DictConfig) -> int:
+    def gpus(self, trainer: TrainerSettings) -> int:
         """trainer=single uses one, whatever the cluster has."""
         return 1 if trainer.strategy == "single" else int(self.cfg.cluster.gpus)
 
-    def memory(self, trainer: DictConfig, trees: int | None = None) -> Memory:
+    def memory(self, trainer: TrainerSettings, trees: int | None = None) -> Memory:
         """Of one GPU that computes `trees` trees at a time, by default `plan.micro_batch`."""
         how = work(trainer, self.cfg.model.attention, self.shape)
         if how not in self._measured:
@@ -78,9 +78,9 @@ class Planner:
         rows, length, engine = 0, 0, 0.0
         rollout = self.cfg.rollout
         if self.rl and rollout.name == "transformers":
-            group = self.stage.group_size
+            group = self.cfg.rl.group_size
             rows = group * max(1, min(trees, rollout.batch_size // group))
-            length = self.stage.max_prompt_tokens + self.stage.max_completion_tokens
+            length = self.cfg.rl.max_prompt_tokens + self.cfg.rl.max_completion_tokens
         elif self.rl and rollout.name == "vllm":
             engine = rollout.gpu_memory_utilization * self.cfg.cluster.gpu_memory_gib * GIB
         return Load(
@@ -90,7 +90,7 @@ class Planner:
             generated_tokens=length,
             engine=engine,
             entropy=self.rl,
-            reference=self.rl and self.stage.beta > 0,
+            reference=self.rl and self.cfg.rl.beta > 0,
             muon=self.stage.optimizer == "muon",
             reserved=self.cfg.cluster.reserved_gib * GIB,
         )
@@ -99,12 +99,12 @@ class Planner:
         """GiB of a node's CPU memory that its GPUs' shares take."""
         return found.cpu * min(self.cfg.cluster.gpus, self.cfg.cluster.gpus_per_node) / GIB
 
-    def fits(self, trainer: DictConfig) -> bool:
+    def fits(self, trainer: TrainerSettings) -> bool:
         found, room = self.memory(trainer), self.cfg.cluster.cpu_memory_gib
         on_cpu = room is None or self.on_cpu(found) <= room
         return on_cpu and found.total / GIB <= self.cfg.cluster.gpu_memory_gib
 
-    def largest(self, trainer: DictConfig) -> int:
+    def largest(self, trainer: TrainerSettings) -> int:
         """The most trees at a time that fit a GPU; 0 where not even one does."""
         room = self.cfg.cluster.gpu_memory_gib * GIB
         return most_trees(lambda trees: self.memory(trainer, trees).total, room)
@@ -126,7 +126,7 @@ class Planner:
 
     @property
     def asked_trees(self) -> int:
-        return int(OmegaConf.select(self.cfg, self.step_setting))
+        return int(value_of(self.cfg, self.step_setting))
 
     def time(self) -> Time:
         """Processes share a step's trees evenly: their number is rounded up to a multiple."""
@@ -147,7 +147,7 @@ class Planner:
         learning = flops.training(self.body, mean, cfg.trainer.activation_checkpointing)
         if not self.rl:
             return learning / (peak * cfg.plan.utilisation)
-        if self.stage.beta > 0:
+        if self.cfg.rl.beta > 0:
             learning += flops.forward(self.body, mean)
         learning *= self.parts
         branches = mean.branches * self.parts
@@ -158,55 +158,53 @@ class Planner:
         )
 
 
-def other(trainer: DictConfig, name: str) -> DictConfig:
+def other(trainer: TrainerSettings, name: str) -> TrainerSettings:
     """The precision and checkpointing of a trainer with another of `TRAINERS`."""
     strategy, _, offload = name.partition("_")
-    changed = OmegaConf.merge(trainer, {"strategy": strategy, "offload": bool(offload)})
-    assert isinstance(changed, DictConfig)
-    return changed
+    return trainer.model_copy(update={"strategy": strategy, "offload": bool(offload)})
 
 
-def tree(cfg: DictConfig, fill: float = 1.0) -> TreeShape:
+def tree(cfg: Config, fill: float = 1.0) -> TreeShape:
     """A tree of the stage's greatest length, or of a share `fill` of it."""
     name = cfg.plan.stage
     if name == "rl":
         trunk, branch = cfg.rl.max_prompt_tokens, cfg.rl.max_completion_tokens
         count, record_learnt = ceil(cfg.rl.group_size / parts(cfg)), False
     else:
-        branch = cfg.plan.answer_tokens[name]
-        trunk = cfg[name].max_tokens - branch
+        branch = cfg.plan.answer_tokens.of(name)
+        trunk = cfg.supervised(name).max_tokens - branch
         count, record_learnt = cfg.plan.questions, cfg.loss.on == "all"
     trunk, branch = ceil(trunk * fill), ceil(branch * fill)
     return TreeShape(trunk, (branch,) * count, count * branch + trunk * record_learnt)
 
 
-def parts(cfg: DictConfig) -> int:
+def parts(cfg: Config) -> int:
     """Into how many trees a group of greatest length is divided, to fit `rl.max_batch_tokens`."""
     rl = cfg.rl
     fitting = max(1, (rl.max_batch_tokens - rl.max_prompt_tokens) // rl.max_completion_tokens)
     return ceil(rl.group_size / fitting)
 
 
-def steps(cfg: DictConfig, trees_per_step: int) -> int:
+def steps(cfg: Config, trees_per_step: int) -> int:
     """Optimizer steps of the whole run."""
-    settings = cfg[cfg.plan.stage]
     if cfg.plan.stage == "rl":
-        return settings.steps or ceil(samples(cfg) / trees_per_step)
+        return cfg.rl.steps or ceil(samples(cfg) / trees_per_step)
+    settings = cfg.supervised(cfg.plan.stage)
     trees = ceil(samples(cfg) / cfg.plan.questions)
     return settings.max_steps or settings.epochs * ceil(trees / trees_per_step)
 
 
-def samples(cfg: DictConfig) -> int:
+def samples(cfg: Config) -> int:
     """Samples of the run (rl: prompts), as many as the stage would take of full tasks."""
-    name, settings = cfg.plan.stage, cfg[cfg.plan.stage]
+    name, settings = cfg.plan.stage, cfg.training(cfg.plan.stage)
     if cfg.plan.samples is not None:
         return int(cfg.plan.samples)
     if settings.samples_per_task is None:
         return RELEASED[name]
     number = len(LEARNABLE) * settings.samples_per_task
-    if name == "adapt" and settings.decision_samples_per_task is not None:
+    if isinstance(settings, Adapt) and settings.decision_samples_per_task is not None:
         fewer = settings.samples_per_task - settings.decision_samples_per_task
         number -= (len(LEARNABLE) - len(RISK)) * fewer
-    if name == "reason" and settings.direct_share < 1:
+    if isinstance(settings, Reason) and settings.direct_share < 1:
         number = round(number / (1 - settings.direct_share))
     return number

@@ -1,24 +1,23 @@
 """What a model weighs, known before any of it is loaded."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+from ehrr1.config.training import ModelSettings
 from ehrr1.errors import UserError
 from ehrr1.prompts.tokenizer import reachable
 
 GIB = 2**30
 
 
-def model_config(model: DictConfig, vocab_size: int | None = None) -> PretrainedConfig:
+def model_config(model: ModelSettings, vocab_size: int | None = None) -> PretrainedConfig:
     """The architecture in `model.config`, or where that is null (`model=DIR`) the folder's own;
     `vocab_size` is that of a trained tokenizer."""
     if model.config is None:
-        return read_folder(model.path)
-    values: Any = OmegaConf.to_container(model.config, resolve=True)
+        return read_folder(str(model.path))
+    values = dict(model.config)
     if vocab_size is not None:
         values["vocab_size"] = vocab_size
     elif "vocab_size" not in values:
@@ -47,7 +46,7 @@ def unreadable(start: Path | str, error: Exception) -> UserError:
     )
 
 
-def parameter_count(model: DictConfig) -> int:
+def parameter_count(model: ModelSettings) -> int:
     """Parameters of the architecture in `model.config`, tied ones once; nothing is loaded."""
     return count_parameters(model_config(model))
 
@@ -59,7 +58,7 @@ def count_parameters(config: PretrainedConfig) -> int:
     return sum(parameter.numel() for parameter in built.parameters())
 
 
-def requirements(model: DictConfig) -> str:
+def requirements(model: ModelSettings) -> str:
     """One line: parameters, where the weights come from, memory in GiB to hold and to train them.
 
     Training is counted as in mixed precision with AdamW: 16 bytes a parameter (bf16 weights and
@@ -73,7 +72,7 @@ def requirements(model: DictConfig) -> str:
     )
 
 
-def check_memory(model: DictConfig, accelerator: str) -> None:
+def check_memory(model: ModelSettings, accelerator: str) -> None:
     """Raise UserError where one CPU process cannot hold the training of this model.
 
     The bound is 16 bytes a parameter (float32 weights, gradients and two moments) against the

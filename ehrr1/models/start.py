@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from omegaconf import DictConfig
 from scipy import sparse
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ehrr1.config.training import Start
 from ehrr1.models.last_layer import decoder_layers
 
 SEEN_OFTEN = 20
 """Records that a token must be in to count for the scale of what tokens say."""
 
 
-def pass_on(model: PreTrainedModel, start: DictConfig) -> None:
+def pass_on(model: PreTrainedModel, start: Start) -> None:
     """Attention that adds to each token `value_gain` times the mean of what it sees.
 
     Values are a rotation and the output turns them back. `query_gains` scale each layer's query

@@ -15,6 +15,7 @@ import polars as pl
 
 from ehrr1.files import replacing
 from ehrr1.progress import track
+from ehrr1.records.openness import mark
 from ehrr1.records.synthetic_columns import COLUMNS
 from ehrr1.records.synthetic_conditions import CONDITIONS
 from ehrr1.records.synthetic_course import NEVER, simulate
@@ -49,6 +50,8 @@ def write_hospital(folder: Path, subjects: int, seed: int, *, progress: bool = T
         write_dictionaries(temporary)
         truth.write_parquet(temporary / "synthetic" / "truth.parquet")
         links().write_parquet(temporary / "synthetic" / "links.parquet")
+        people = pl.read_csv(temporary / "hosp" / "patients.csv.gz", columns=["subject_id"])
+        mark(temporary, people["subject_id"])
 
 
 def _chunks(starts: range, subjects: int, seed: int) -> Iterator[Chunk]:

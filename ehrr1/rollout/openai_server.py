@@ -15,9 +15,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
-from omegaconf import DictConfig
 from transformers import PreTrainedTokenizerBase
 
+from ehrr1.config.writers import ServerEngine
 from ehrr1.errors import UserError
 from ehrr1.prompts.trees import Tree
 from ehrr1.rollout.http import FAILURES, call
@@ -43,7 +43,7 @@ class Served(NamedTuple):
     max_length: int | None
 
 
-def served(settings: DictConfig) -> Served:
+def served(settings: ServerEngine) -> Served:
     """Ask the server what it serves. Raises UserError where it is down or has no `engine.model`."""
     parts = urlsplit(settings.url)
     if parts.scheme not in ("http", "https") or parts.hostname is None:
@@ -67,7 +67,7 @@ def served(settings: DictConfig) -> Served:
     return Served(name, found.get("root") or name, found.get("max_model_len"))
 
 
-def down(settings: DictConfig, reason: str) -> UserError:
+def down(settings: ServerEngine, reason: str) -> UserError:
     return UserError(
         f"engine.url={settings.url}: {reason}; start the server (`vllm serve NAME --port 8000`), "
         "or point to where it runs. What was answered is saved: the same command goes on"
@@ -80,7 +80,7 @@ class OpenAIServer(Answerer):
     Raises UserError where it is down for longer than the retries, or refuses everything.
     """
 
-    def __init__(self, settings: DictConfig, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, settings: ServerEngine, tokenizer: PreTrainedTokenizerBase):
         self.settings, self.served = settings, served(settings)
         self.tokenizer, self.end_id = tokenizer, tokenizer.eos_token_id
         self.answered = False
@@ -228,7 +228,7 @@ def told(choice: dict[str, Any], ids: Sequence[int], texts: Sequence[str]) -> ND
     return np.array(found, dtype=np.float64)
 
 
-def _key(settings: DictConfig) -> str | None:
+def _key(settings: ServerEngine) -> str | None:
     if settings.key_variable is None:
         return None
     if settings.key_variable not in os.environ:

@@ -8,10 +8,12 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import ModuleType
 
-from omegaconf import DictConfig
 from rich.console import Console
 
 from ehrr1 import parallel, runs
+from ehrr1.config.names import BENCHMARKS, TRAINING
+from ehrr1.config.schema import Config
+from ehrr1.config.writers import ModelChains
 from ehrr1.errors import UserError
 from ehrr1.stages.consolidate import consolidate_run
 
@@ -35,7 +37,7 @@ def module_of(stage: str) -> ModuleType:
         gc.enable()
 
 
-def execute(cfg: DictConfig) -> None:
+def execute(cfg: Config) -> None:
     """Run the stage that `cfg.stage` names; `curriculum` runs all of them in order."""
     parallel.end_with_parent()
     if cfg.stage == "infer":
@@ -56,14 +58,14 @@ def execute(cfg: DictConfig) -> None:
     if cfg.stage == "graph" and cfg.graph.show is not None:
         _show_graph(cfg)
         return
-    if cfg.stage == "chains" and cfg.chains.get("dry_run"):
+    if cfg.stage == "chains" and isinstance(cfg.chains, ModelChains) and cfg.chains.dry_run:
         _dry_run(cfg)
         return
     if _brings_records(cfg):
         _execute_one(cfg, "prepare")  # a file or two: no reason to ask for another command
     for stage in runs.order(cfg) if cfg.stage == "curriculum" else (cfg.stage,):
         if (
-            stage in runs.TRAINING
+            stage in TRAINING
             and _processes(cfg) > 1
             and not runs.is_finished(runs.folder_of(cfg, stage))
         ):
@@ -72,7 +74,7 @@ def execute(cfg: DictConfig) -> None:
             _execute_one(cfg, stage)
 
 
-def _show_graph(cfg: DictConfig) -> None:
+def _show_graph(cfg: Config) -> None:
     """Draw one sample of a graph, which is made first where it is not there yet."""
     from ehrr1.stages.show_graph import show
 
@@ -81,31 +83,31 @@ def _show_graph(cfg: DictConfig) -> None:
     show(cfg, console)
 
 
-def _dry_run(cfg: DictConfig) -> None:
+def _dry_run(cfg: Config) -> None:
     """Say what writing chains would cost; no run is begun."""
     from ehrr1.stages.chains import dry_run
 
     dry_run(cfg, _check_inputs(cfg, "chains"), runs.folder_of(cfg, "chains"))
 
 
-def _brings_records(cfg: DictConfig) -> bool:
+def _brings_records(cfg: Config) -> bool:
     """Whether a benchmark's records are to be prepared first; processes that share the work would
     all do it, and must find them."""
     alone = cfg.eval.shard is None and cfg.inputs.prepare is None
-    return cfg.stage == "eval" and cfg.data.name in runs.BENCHMARKS and alone
+    return cfg.stage == "eval" and cfg.data.name in BENCHMARKS and alone
 
 
-def _score_again(cfg: DictConfig) -> None:
+def _score_again(cfg: Config) -> None:
     """Score a finished evaluation again, or set several side by side; no run is begun."""
     stage = module_of("eval")
     stage.compare_runs(cfg) if cfg.compare else stage.rescore(cfg)
 
 
-def _processes(cfg: DictConfig) -> int:
+def _processes(cfg: Config) -> int:
     return parallel.wanted(cfg.trainer)
 
 
-def _start_group(cfg: DictConfig, stage: str) -> None:
+def _start_group(cfg: Config, stage: str) -> None:
     """Run a stage in several processes on this machine, each of which types the same command."""
     inputs = _check_inputs(cfg, stage)
     module_of(stage).check(cfg, inputs)
@@ -121,12 +123,12 @@ def _start_group(cfg: DictConfig, stage: str) -> None:
         sys.exit(code)
 
 
-def _execute_in_group(cfg: DictConfig, stage: str) -> None:
+def _execute_in_group(cfg: Config, stage: str) -> None:
     """One process of several: process 0 opens the run's folder, all of them train."""
-    if stage not in runs.TRAINING:
+    if stage not in TRAINING:
         raise UserError(
             f"stage={stage} runs in one process, and srun or torchrun started {parallel.size()}; "
-            f"start one, or name one of {', '.join(sorted(runs.TRAINING))}"
+            f"start one, or name one of {', '.join(sorted(TRAINING))}"
         )
     parallel.check_size(_processes(cfg), cfg.trainer.devices, cfg.trainer.nodes)
     from ehrr1.training.strategies import on_gpu
@@ -138,8 +140,8 @@ def _execute_in_group(cfg: DictConfig, stage: str) -> None:
         module_of(stage).run(cfg, run)
 
 
-def _execute_one(cfg: DictConfig, stage: str) -> None:
-    if stage in SHARED and cfg[SHARED[stage][0]].shard is not None:
+def _execute_one(cfg: Config, stage: str) -> None:
+    if stage in SHARED and cfg.of(SHARED[stage][0]).shard is not None:
         _check_inputs(cfg, stage)
         _execute_share(cfg, stage)
         return
@@ -153,7 +155,7 @@ def _execute_one(cfg: DictConfig, stage: str) -> None:
         begin = time.monotonic()
         metrics = module_of(stage).run(cfg, run)
         seconds = time.monotonic() - begin
-        if stage in runs.TRAINING or stage == "eval":
+        if stage in TRAINING or stage == "eval":
             from ehrr1.stages import hparams
 
             hparams.write(cfg, run, metrics)
@@ -161,7 +163,7 @@ def _execute_one(cfg: DictConfig, stage: str) -> None:
         console.print(f"[bold]{stage}[/]: done in {seconds:.0f} s")
 
 
-def _opened(cfg: DictConfig, stage: str, stack: ExitStack) -> runs.Run | None:
+def _opened(cfg: Config, stage: str, stack: ExitStack) -> runs.Run | None:
     """The run's folder, in every process of a group; None (to the others) where it is refused."""
     try:
         _check_inputs(cfg, stage)
@@ -172,11 +174,11 @@ def _opened(cfg: DictConfig, stage: str, stack: ExitStack) -> runs.Run | None:
     return parallel.from_first(lambda: run)
 
 
-def _execute_share(cfg: DictConfig, stage: str) -> None:
+def _execute_share(cfg: Config, stage: str) -> None:
     """Do one process's share of a stage; whoever finds everything done puts it together."""
     module = module_of(stage)
     (section, made), folder = SHARED[stage], runs.folder_of(cfg, stage)
-    share, shares = cfg[section].shard, cfg[section].shards
+    share, shares = cfg.of(section).shard, cfg.of(section).shards
     with runs.joined(cfg, stage, share) as run:
         if run is None:
             console.print(f"[bold]{stage}[/]: finished already, in {folder}")
@@ -185,18 +187,18 @@ def _execute_share(cfg: DictConfig, stage: str) -> None:
     console.print(f"[bold]{stage}[/]: share {share} of {shares} is done; {left} {made} are missing")
     if not left:
         with suppress(runs.FolderInUseError):  # another share is finishing and will put together
-            whole = cfg.copy()
-            whole[section].shard = None
+            whole = cfg.model_copy(deep=True)
+            whole.of(section).shard = None
             _execute_one(whole, stage)
 
 
-def _check_inputs(cfg: DictConfig, stage: str) -> dict[str, Path]:
+def _check_inputs(cfg: Config, stage: str) -> dict[str, Path]:
     """The inputs' folders. Raises UserError for missing ones; a training stage adds what its model
     would need."""
     try:
         return runs.find_inputs(cfg, stage)
     except UserError as error:
-        if stage not in runs.TRAINING:
+        if stage not in TRAINING:
             raise
         from ehrr1.models.sizes import requirements
 

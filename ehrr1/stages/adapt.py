@@ -10,10 +10,11 @@ from itertools import islice
 from pathlib import Path
 
 from datasets import Dataset
-from omegaconf import DictConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
+from ehrr1.config.schema import Config
+from ehrr1.config.training import Adapt
 from ehrr1.errors import UserError
 from ehrr1.files import replacing
 from ehrr1.graph.chains.chain import ARROW, BAR, SECTIONS
@@ -36,13 +37,13 @@ COUNTED = 30_000
 """Branches, evenly spaced, that co-occurrence is counted on: a bound on time and memory."""
 
 
-def check(cfg: DictConfig, inputs: dict[str, Path]) -> None:
+def check(cfg: Config, inputs: dict[str, Path]) -> None:
     """Raise UserError for everything that cannot work, before anything is read."""
-    own = None if cfg.model.tokenizer.train else load_tokenizer(model_folder(cfg.model.path))
+    own = None if cfg.model.tokenizer.train else load_tokenizer(model_folder(str(cfg.model.path)))
     check_training(cfg, "adapt", read_config(cfg.model), own)
 
 
-def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
+def run(cfg: Config, run: Run) -> dict[str, float | int]:
     check(cfg, run.inputs)
     prepared = Prepared(run.input("prepare"))
     training = training_samples(prepared, cfg.adapt, cfg.seed)
@@ -57,15 +58,16 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
     questions = partial(ask, risk_weight=cfg.loss.risk_weight)
     material = Material(prepared, training, validation, questions)
     trees, evaluation = tokenise(material, tokenizer, run.folder, cfg.adapt.max_tokens, "adapt")
-    begin = partial(embed, cfg=cfg, trees=trees) if "start" in cfg.model else None
+    begin = partial(embed, cfg=cfg, trees=trees) if cfg.model.start is not None else None
     parameters = parallel.from_first(lambda: lay_base(cfg, run.folder, None, tokenizer))
     build = builder(cfg, None, tokenizer, begin if cfg.model.path is None else None)
     metrics = train(trees, evaluation, build, run.folder, cfg, "adapt")
     return metrics | {"vocabulary": len(tokenizer), "parameters": parameters}
 
 
-def embed(model: PreTrainedModel, *, cfg: DictConfig, trees: Dataset) -> None:
+def embed(model: PreTrainedModel, *, cfg: Config, trees: Dataset) -> None:
     """Embeddings from which tokens of training records, questions and answers go together."""
+    assert cfg.model.start is not None
     every = -(-sum(map(len, trees["sample_ids"])) // COUNTED)
     records = list(islice(branch_tokens(trees), 0, None, every))
     embed_by_cooccurrence(model, records, cfg.model.start.cooccurrence, cfg.seed)
@@ -85,7 +87,7 @@ def ask(sample: Sample, risk_weight: float) -> list[Question]:
     return [Question(sample.sample_id, sample.task, False, answer, weight=weight)]
 
 
-def training_samples(prepared: Prepared, settings: DictConfig, seed: int) -> list[Sample]:
+def training_samples(prepared: Prepared, settings: Adapt, seed: int) -> list[Sample]:
     """Training samples, capped by task; where the settings say null, as EHR-Ins is."""
     limits = {}
     for task in LEARNABLE:
@@ -97,17 +99,17 @@ def training_samples(prepared: Prepared, settings: DictConfig, seed: int) -> lis
 
 
 def make_tokenizer(
-    cfg: DictConfig, run: Run, prepared: Prepared, training: Sequence[Sample]
+    cfg: Config, run: Run, prepared: Prepared, training: Sequence[Sample]
 ) -> PreTrainedTokenizerBase:
     """The model's own tokenizer, or one trained on the training samples, kept for a resume."""
     if not cfg.model.tokenizer.train:
-        return load_tokenizer(model_folder(cfg.model.path))
+        return load_tokenizer(model_folder(str(cfg.model.path)))
     folder = run.folder / "tokenizer"
     if not folder.exists():
         parts = ["\n".join(SECTIONS) + "\n", f"{BAR}{ARROW}{BAR}"]
         parts += [f"{BAR}{table.heading}{BAR}0" for table in TABLES.values()]  # as chains cite it
         texts = corpus(prepared, training, parts, seed=cfg.seed)
-        tokenizer = train_tokenizer(texts, cfg.model.tokenizer.vocab_size)
+        tokenizer = train_tokenizer(texts, cfg.model.tokenizer.vocab_size or 0)
         with replacing(folder) as temporary:
             tokenizer.save_pretrained(temporary)
     return load_tokenizer(folder)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
+from ehrr1.config.schema import Config
 from ehrr1.errors import LeakError, UserError
 from ehrr1.evaluation.audit_report import draw, show
 from ehrr1.files import read_json, replacing, write_json
@@ -29,7 +30,7 @@ EXAMPLES = 5
 Metrics = dict[str, float | int]
 
 
-def run(cfg: DictConfig, run: Run) -> Metrics:
+def run(cfg: Config, run: Run) -> Metrics:
     """Audit the prepared index. Metrics: `leaking_samples/<task>`, `label_changes/<task>`, ..."""
     prepared = Prepared(run.input("prepare"))
     if not (prepared.folder / STORE).exists():

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from rich.console import Console
 
+from ehrr1.config.schema import Config
 from ehrr1.files import read_json, write_text
 from ehrr1.prompts.lengths import measures, prompt_lengths
 from ehrr1.records.codes import LOST_TASKS
@@ -36,7 +37,7 @@ GROUPS = ("labels", "split", "maps")
 """Settings that hold settings."""
 
 
-def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
+def run(cfg: Config, run: Run) -> dict[str, float | int]:
     """Write card.md. Metrics: `samples`, and `measured`, the prompts whose length was taken."""
     settings = cfg.card
     units = measures(Path(settings.tokenizer) if settings.tokenizer else None)

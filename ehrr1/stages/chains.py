@@ -19,9 +19,11 @@ from typing import Any, NamedTuple
 
 import networkx as nx
 import polars as pl
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from rich.console import Console
 
+from ehrr1.config.schema import Config
+from ehrr1.config.writers import AnthropicChains, ModelChains, TemplateChains
 from ehrr1.errors import UserError
 from ehrr1.files import write_jsonl
 from ehrr1.graph.chains import messages
@@ -62,7 +64,7 @@ Writer = Callable[[Sample, Sequence[Event], nx.DiGraph], list[Draft]]
 class Work:
     """What is to be written: the chosen samples of graphs.jsonl, with their graphs and contexts."""
 
-    cfg: DictConfig
+    cfg: Config
     prepared: Prepared
     graphs: Path
     samples: dict[str, Sample] = field(init=False)
@@ -110,7 +112,7 @@ class Work:
                 )
 
 
-def run(cfg: DictConfig, run: Run) -> Metrics:
+def run(cfg: Config, run: Run) -> Metrics:
     """Write chains.jsonl. Metrics: `chains/<task>` drafts written, `kept/<task>` samples with a
     kept chain, `rejected/<rule>` drafts that break the rule, `no_evidence/<task>` samples for
     which there was nothing to write, `faithfulness` the mean over all drafts; of language models
@@ -129,11 +131,14 @@ def run(cfg: DictConfig, run: Run) -> Metrics:
         return screen_all(work, written(ledger), run.folder) | asked
 
 
-def template(cfg: DictConfig) -> Writer:
+def template(cfg: Config) -> Writer:
     """The offline writer: one draft, none where the graph has no evidence."""
 
+    settings = cfg.chains
+    assert isinstance(settings, TemplateChains)
+
     def write(sample: Sample, context: Sequence[Event], graph: nx.DiGraph) -> list[Draft]:
-        drafts = write_template(sample, context, graph, max_evidence=cfg.chains.max_evidence)
+        drafts = write_template(sample, context, graph, max_evidence=settings.max_evidence)
         return [Draft(number, *draft) for number, draft in enumerate(drafts)]
 
     return write
@@ -159,19 +164,21 @@ class Asker:
     limits: tuple[Limit, ...]
 
 
-def choose_writer(cfg: DictConfig, run: Run) -> Asker:
+def choose_writer(cfg: Config, run: Run) -> Asker:
     """The language model that `chains.writer` names; UserError, before anything is asked, where it
     must not or cannot write."""
-    chars = Limit(len, cfg.chains.max_prompt_chars)
-    if cfg.chains.writer == "anthropic":
-        messages.check(cfg.chains, data_is_open(run.input("prepare")))
-        write = write_batches if cfg.chains.batches else messages.write_messages
+    settings = cfg.chains
+    assert not isinstance(settings, TemplateChains)
+    chars = Limit(len, settings.max_prompt_chars)
+    if isinstance(settings, AnthropicChains):
+        messages.check(settings, data_is_open(run.input("prepare")))
+        write = write_batches if settings.batches else messages.write_messages
         return Asker(write, (chars,))
     from ehrr1.graph.chains import local  # with torch
 
-    tokenizer = local.check(cfg.chains)
+    tokenizer = local.check(settings)
     write_here = partial(local.write_local, tokenizer=tokenizer, seed=cfg.seed, folder=run.folder)
-    return Asker(write_here, (chars, local.limit_of(cfg.chains, tokenizer)))
+    return Asker(write_here, (chars, local.limit_of(settings, tokenizer)))
 
 
 def ask(work: Work, ledger: Ledger, asker: Asker) -> Metrics:
@@ -182,16 +189,16 @@ def ask(work: Work, ledger: Ledger, asker: Asker) -> Metrics:
     Raises UserError where not one draft was written."""
     refuse_other_prompts(ledger)
     asked = work.asked()
-    ledger.begin(asked, work.cfg.chains.drafts)
+    settings = work.cfg.chains
+    assert isinstance(settings, ModelChains)
+    ledger.begin(asked, settings.drafts)
     states = ledger.states()
     with bar() as progress:
         task = progress.add_task(
             "writing chains", total=sum(states.values()), completed=states["done"]
         )
         advance: Advance = partial(progress.advance, task)
-        asker.write(
-            work.cfg.chains, ledger, lambda wanted: work.prompts(wanted, asker.limits), advance
-        )
+        asker.write(settings, ledger, lambda wanted: work.prompts(wanted, asker.limits), advance)
     states = ledger.states()
     if states["failed"] == sum(states.values()) > 0:
         raise UserError(
@@ -274,20 +281,21 @@ def graphed_samples(prepared: Prepared, graphs: Path) -> dict[str, Sample]:
     return {sample.sample_id: sample for sample in prepared.as_samples(chosen)}
 
 
-def dry_run(cfg: DictConfig, inputs: dict[str, Path], folder: Path) -> None:
+def dry_run(cfg: Config, inputs: dict[str, Path], folder: Path) -> None:
     """Show what a run in `folder` would ask and what it would cost at most. Asks nothing."""
     work = Work(cfg, Prepared(inputs["prepare"]), inputs["graph"] / "graphs.jsonl")
-    ledger = folder / LEDGER
-    limits = [Limit(len, cfg.chains.max_prompt_chars)]
-    every = range(cfg.chains.drafts)
+    ledger, settings = folder / LEDGER, cfg.chains
+    assert isinstance(settings, ModelChains)
+    limits = [Limit(len, settings.max_prompt_chars)]
+    every = range(settings.drafts)
     wanted = {sample_id: list(every) for sample_id in work.asked()}
     if ledger.exists():
         with Ledger(ledger) as begun:
-            begun.begin(wanted, cfg.chains.drafts)
+            begun.begin(wanted, settings.drafts)
             wanted = begun.wanted()
     prompts = track(work.prompts(wanted.keys(), limits), "building prompts", len(wanted))
     found = estimate(
-        ((prompt, len(wanted[sample_id])) for sample_id, prompt in prompts), cfg.chains.max_tokens
+        ((prompt, len(wanted[sample_id])) for sample_id, prompt in prompts), settings.max_tokens
     )
     counted = f"{CHARS_PER_TOKEN} characters a token"
-    Console().print(estimate_table(found, cfg.chains, counted))
+    Console().print(estimate_table(found, settings, counted))

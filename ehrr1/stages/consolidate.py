@@ -5,14 +5,14 @@ A finished run has its hf/ already; this makes it for one that was stopped, or m
 
 from pathlib import Path
 
-from omegaconf import DictConfig
 from rich.console import Console
 
 from ehrr1 import runs
+from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
 
 
-def consolidate_run(cfg: DictConfig, console: Console) -> None:
+def consolidate_run(cfg: Config, console: Console) -> None:
     """Write hf/ into the run folder `cfg.run`; raises UserError where nothing has been saved."""
     if cfg.run is None:
         raise UserError(

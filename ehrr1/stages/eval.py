@@ -17,10 +17,10 @@ from pathlib import Path
 from zlib import crc32
 
 import polars as pl
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from ehrr1 import runs
+from ehrr1.config.schema import Config, recorded
 from ehrr1.errors import UserError
 from ehrr1.evaluation import chat, shots
 from ehrr1.evaluation.bags import learn_baselines, of_kind
@@ -54,7 +54,7 @@ class Study:
     index: pl.DataFrame
     calibration: pl.DataFrame
 
-    def of(self, result: Result, cfg: DictConfig) -> list[Sample]:
+    def of(self, result: Result, cfg: Config) -> list[Sample]:
         """The samples that a result answers: those of the untrained model, which writes to the
         limit, have fewer decisions."""
         risk, decision = (rows_of(self.index, kind) for kind in ("risk", "decision"))
@@ -65,7 +65,7 @@ class Study:
         return [sample for part in parts for sample in self.prepared.as_samples(part)]
 
 
-def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
+def run(cfg: Config, run: Run) -> dict[str, float | int]:
     """Ask every model what is not answered yet, add the baselines, score, show and publish."""
     whole = run.folder / "predictions.parquet"
     if not whole.exists():
@@ -84,9 +84,9 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
     return metrics
 
 
-def run_share(cfg: DictConfig, run: Run) -> int:
+def run_share(cfg: Config, run: Run) -> int:
     """Answer this process's share of the records; returns how many answers are missing then."""
-    study, share, shares = study_of(cfg, run), cfg.eval.shard, cfg.eval.shards
+    study, share, shares = study_of(cfg, run), cfg.eval.shard or 0, cfg.eval.shards
     wanted = results(cfg, run.inputs)
     for result in wanted:
         ask(cfg, run, study, result, {}, share, shares)
@@ -97,7 +97,7 @@ def run_share(cfg: DictConfig, run: Run) -> int:
 
 
 def ask(
-    cfg: DictConfig,
+    cfg: Config,
     run: Run,
     study: Study,
     result: Result,
@@ -142,7 +142,7 @@ def share_of(sample: Sample, shares: int) -> int:
     return crc32(sample.context_id.encode()) % shares
 
 
-def baselines(cfg: DictConfig, run: Run, study: Study, result: Result) -> pl.DataFrame:
+def baselines(cfg: Config, run: Run, study: Study, result: Result) -> pl.DataFrame:
     """The baselines' rows, kept like those of the models.
 
     They learn from the training split, which a benchmark file may lack. `_cut`: of what the token
@@ -160,7 +160,7 @@ def baselines(cfg: DictConfig, run: Run, study: Study, result: Result) -> pl.Dat
     return pl.read_parquet(part)
 
 
-def training_samples(cfg: DictConfig, study: Study) -> list[Sample]:
+def training_samples(cfg: Config, study: Study) -> list[Sample]:
     """What baselines learn from: the examples that a model is shown, where it is shown some."""
     if cfg.eval.shots:
         return shots.chosen(cfg, study.prepared, study.tasks)
@@ -170,7 +170,7 @@ def training_samples(cfg: DictConfig, study: Study) -> list[Sample]:
 
 
 def told(
-    cfg: DictConfig, folder: Path, predictions: pl.DataFrame, prepared: Prepared | None
+    cfg: Config, folder: Path, predictions: pl.DataFrame, prepared: Prepared | None
 ) -> dict[str, float | int]:
     """Metrics of predictions, shown in the terminal and published in `folder`."""
     tasks = suite_tasks(cfg)
@@ -181,16 +181,15 @@ def told(
     return metrics
 
 
-def rescore(cfg: DictConfig) -> None:
+def rescore(cfg: Config) -> None:
     """Score the predictions of a finished evaluation again: no model, no records are needed."""
-    folder = Path(cfg.rescore)
+    folder = Path(str(cfg.rescore))
     if not (folder / "predictions.parquet").exists():
         raise UserError(
             f"rescore={folder}: there is no predictions.parquet; give the folder of a finished "
             "stage=eval"
         )
-    then = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(then, DictConfig)
+    then = recorded(folder)
     then.eval.bootstrap = cfg.eval.bootstrap
     predictions = pl.read_parquet(folder / "predictions.parquet")
     if missing := [name for name in SCHEMA if name not in predictions.columns]:
@@ -205,15 +204,15 @@ def rescore(cfg: DictConfig) -> None:
     console.print(f"scored again: {folder}")
 
 
-def compare_runs(cfg: DictConfig) -> None:
+def compare_runs(cfg: Config) -> None:
     """Set finished evaluations side by side, in a page and a table."""
-    folders = [Path(folder) for folder in cfg.compare]
+    folders = [Path(folder) for folder in cfg.compare or []]
     target = runs.home(cfg) / "compare"
     compare(folders, target, cfg.eval.bootstrap, cfg.seed)
     console.print(f"compared: {target / 'report.html'}")
 
 
-def study_of(cfg: DictConfig, run: Run) -> Study:
+def study_of(cfg: Config, run: Run) -> Study:
     """The samples that are answered. Raises UserError where there is none."""
     prepared = Prepared(run.input("prepare"))
     tasks = suite_tasks(cfg)
@@ -230,11 +229,11 @@ def study_of(cfg: DictConfig, run: Run) -> Study:
     return Study(prepared, tasks, index, calibration.clear() if none else calibration)
 
 
-def suite_tasks(cfg: DictConfig) -> tuple[str, ...]:
+def suite_tasks(cfg: Config) -> tuple[str, ...]:
     return tuple(SUITES[cfg.eval.suite])
 
 
-def choose_samples(cfg: DictConfig, prepared: Prepared, tasks: Sequence[str]) -> pl.DataFrame:
+def choose_samples(cfg: Config, prepared: Prepared, tasks: Sequence[str]) -> pl.DataFrame:
     """The rows of the index that every model answers. Decisions are written word by word and cost
     far more than risk, so they may have a smaller number of their own."""
     counts = {"risk": cfg.eval.samples_per_task, "decision": cfg.eval.decision_samples_per_task}
@@ -252,7 +251,7 @@ def rows_of(index: pl.DataFrame, kind: str) -> pl.DataFrame:
     )
 
 
-def writing(cfg: DictConfig) -> Writing:
+def writing(cfg: Config) -> Writing:
     limits, settings = cfg.eval.max_new_tokens, cfg.eval
     return Writing(
         limits.think, limits.direct, settings.draws, settings.temperature, settings.top_p
@@ -261,9 +260,7 @@ def writing(cfg: DictConfig) -> Writing:
 
 def prepared_of(folder: Path) -> Prepared | None:
     """The records that an evaluation has read, if they are still where they were."""
-    config = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(config, DictConfig)
     try:
-        return Prepared(runs.find_inputs(config, "eval")["prepare"])
+        return Prepared(runs.find_inputs(recorded(folder), "eval")["prepare"])
     except UserError:
         return None

@@ -16,8 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
+from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
 from ehrr1.files import write_jsonl
 from ehrr1.progress import track
@@ -35,18 +34,24 @@ CHUNK = 10_000
 """So many samples are held at a time."""
 
 
-def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
+def run(cfg: Config, run: Run) -> dict[str, float | int]:
     """Write the layout. Metrics: `rows`, and what the layout adds."""
     prepared = Prepared(run.input("prepare"))
     brought = prepared.folder / SIMILAR
-    folder = Path(cfg.similar_items) if cfg.similar_items else brought if brought.exists() else None
-    if cfg.layout == "meds":
+    folder = (
+        Path(cfg.export.similar_items)
+        if cfg.export.similar_items
+        else brought
+        if brought.exists()
+        else None
+    )
+    if cfg.export.layout == "meds":
         return export_meds.write(prepared, run.folder / "meds")
     candidates = Candidates(prepared, cfg.seed, folder)
-    if cfg.layout == "release":
+    if cfg.export.layout == "release":
         bench = partial(rows, prepared, candidates, split="test", limit=None)
         return export_release.write(prepared, run.folder / "release", bench)
-    found = rows(prepared, candidates, split=cfg.split, limit=cfg.limit)
+    found = rows(prepared, candidates, split=cfg.export.split, limit=cfg.export.limit)
     count = write_jsonl(run.folder / "samples.jsonl", found)
     return {"rows": count}
 

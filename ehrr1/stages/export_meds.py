@@ -24,6 +24,7 @@ from ehrr1.files import replacing
 from ehrr1.progress import track
 from ehrr1.records import meds
 from ehrr1.records.frames import ROWS_AT_ONCE, store_frames
+from ehrr1.records.openness import copy_mark
 from ehrr1.tasks.catalog import ONE_ITEM, TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 
@@ -38,6 +39,7 @@ def write(prepared: Prepared, folder: Path) -> dict[str, float | int]:
     """Write `folder`. Metrics: rows, subjects, files, `labels/<task>`, `left_out/<task>`."""
     with replacing(folder) as temporary:
         metrics = _write_data(prepared, temporary)
+        copy_mark(prepared.folder, temporary, prepared.splits["subject_id"])
         _write_metadata(prepared, temporary / "metadata")
         for task in prepared.index()["task"].unique().sort():
             if (

@@ -23,6 +23,7 @@ from ehrr1.files import replacing, write_jsonl
 from ehrr1.progress import track
 from ehrr1.records import release
 from ehrr1.records.frames import store_frames
+from ehrr1.records.openness import copy_mark
 from ehrr1.records.reading import SUFFIXES
 from ehrr1.tasks.candidates import COUNTED, neighbours_of
 from ehrr1.tasks.catalog import TASKS
@@ -54,6 +55,7 @@ def write(prepared: Prepared, folder: Path, bench: Any) -> dict[str, float | int
         )
     with replacing(folder) as temporary:
         metrics: dict[str, float | int] = {}
+        copy_mark(prepared.folder, temporary, prepared.splits["subject_id"])
         metrics["patients"] = _write_patients(prepared, temporary / release.FOLDER)
         metrics |= _write_indices(prepared, temporary)
         _write_cache(prepared, temporary / "cache")

@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
+from ehrr1.config.records import Graph
+from ehrr1.config.schema import Config
 from ehrr1.files import read_json, remove, write_json, write_jsonl
 from ehrr1.graph.associations import EvidenceRule, significance_bound
 from ehrr1.graph.concepts import Concept
@@ -34,7 +34,7 @@ PART = 256
 """Contexts that one process reads at a time."""
 
 
-def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
+def run(cfg: Config, run: Run) -> dict[str, float | int]:
     """Write graphs.jsonl; returns the metrics of `graph.statistics`."""
     prepared = Prepared(run.input("prepare"))
     counted, drawn = chosen_samples(prepared, cfg)
@@ -60,7 +60,7 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
     return tally.metrics() | linked_shares(history, ids)
 
 
-def chosen_samples(prepared: Prepared, cfg: DictConfig) -> tuple[list[Sample], list[Sample]]:
+def chosen_samples(prepared: Prepared, cfg: Config) -> tuple[list[Sample], list[Sample]]:
     """Training samples to count, and training and validation samples to draw.
 
     Without evidence (graph.evidence=none) nothing is counted. A task that has no training sample
@@ -86,7 +86,7 @@ def has_graph(task: Any, risk: bool) -> bool:
 
 
 def read_texts(
-    prepared: Prepared, samples: Sequence[Sample], dictionary: Dictionary, cfg: DictConfig
+    prepared: Prepared, samples: Sequence[Sample], dictionary: Dictionary, cfg: Config
 ) -> None:
     """Find what the free texts of these samples' contexts mention, each distinct text once."""
     texts: set[str] = set()
@@ -96,7 +96,7 @@ def read_texts(
     dictionary.read(sorted(texts), cfg.concepts.workers)
 
 
-def cached_texts(dictionary: Dictionary | None, cfg: DictConfig) -> Texts | None:
+def cached_texts(dictionary: Dictionary | None, cfg: Config) -> Texts | None:
     return None if dictionary is None else (Path(cfg.concepts.cache), dictionary.source)
 
 
@@ -105,7 +105,7 @@ def counted_tasks(
     prepared: Prepared,
     samples: Sequence[Sample],
     dictionary: Dictionary | None,
-    cfg: DictConfig,
+    cfg: Config,
 ) -> dict[str, Cooccurrence]:
     """Co-occurrence by task, from `folder` where an earlier try has left it whole."""
     done = folder / "tasks.json"
@@ -134,7 +134,7 @@ def linked_names(
     return dictionary.link(sorted(names.union(*(one.targets for one in counts.values()))))
 
 
-def evidence_rule(settings: DictConfig, task: str, counts: Cooccurrence) -> EvidenceRule:
+def evidence_rule(settings: Graph, task: str, counts: Cooccurrence) -> EvidenceRule:
     """What is evidence in a task; the bound on p follows from all pairs of the task."""
     bound = 1.0
     if settings.max_fdr is not None:
@@ -149,7 +149,7 @@ def evidence_rule(settings: DictConfig, task: str, counts: Cooccurrence) -> Evid
     )
 
 
-def path_rule(settings: DictConfig) -> PathRule:
+def path_rule(settings: Graph) -> PathRule:
     relations = None if settings.relations is None else tuple(settings.relations)
     return PathRule(settings.max_hops, settings.max_degree, relations)
 

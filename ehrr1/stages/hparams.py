@@ -12,11 +12,13 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from ehrr1.runs import TRAINING, Run
+from ehrr1.config.names import TRAINING
+from ehrr1.config.schema import Config
+from ehrr1.runs import Run
 from ehrr1.tasks.catalog import ALL_TASKS
 
 NOT_SHOWN = ("stage", "inputs.", "output_root", "overwrite", "experiment", "launcher", "variant")
@@ -49,7 +51,7 @@ LAYOUT = {
 """TensorBoard's Custom Scalars page: section -> chart -> which curves."""
 
 
-def write(cfg: DictConfig, run: Run, metrics: dict[str, Any]) -> None:
+def write(cfg: Config, run: Run, metrics: dict[str, Any]) -> None:
     """Add parameters and final metrics to `tb/` of a finished run."""
     _, began, ended = hparams({"experiment": cfg.name, **parameters(cfg, run)}, {})
     with SummaryWriter(str(run.folder / "tb" / "final")) as writer:
@@ -60,7 +62,7 @@ def write(cfg: DictConfig, run: Run, metrics: dict[str, Any]) -> None:
             writer.add_scalar(f"final/{name}", float(metrics[name]), 0)
 
 
-def parameters(cfg: DictConfig, run: Run) -> dict[str, bool | str | float | int]:
+def parameters(cfg: Config, run: Run) -> dict[str, bool | str | float | int]:
     """What the command line set, and the seed: of an evaluation that of the model it scores."""
     trained = [folder for stage, folder in run.inputs.items() if stage in TRAINING]
     of_model = run.stage == "eval" and trained

@@ -10,9 +10,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from ehrr1 import runs
+from ehrr1.config.schema import Config
+from ehrr1.config.types import Answer as Mode
 from ehrr1.errors import UserError
 from ehrr1.evaluation.asking import Answer, Record, events
 from ehrr1.evaluation.inference import ENGINES, EHRModel
@@ -26,7 +26,7 @@ from ehrr1.tasks.one_record import meds_events, patient_events
 from ehrr1.tasks.samples import Prepared
 
 
-def run_infer(cfg: DictConfig) -> None:
+def run_infer(cfg: Config) -> None:
     """Answer on stdout, or into the batch's output. Raises UserError before a model is loaded."""
     check(cfg)
     if cfg.infer.path is None:
@@ -35,7 +35,7 @@ def run_infer(cfg: DictConfig) -> None:
         ask_batch(cfg)
 
 
-def ask_one(cfg: DictConfig) -> None:
+def ask_one(cfg: Config) -> None:
     record = events(record_of(cfg))  # read before the model is
     with opened(cfg) as model:
         say(f"model: {model.source}")
@@ -44,7 +44,7 @@ def ask_one(cfg: DictConfig) -> None:
             record,
             cfg.question,
             task=cfg.infer.task,
-            answer=cfg.answer or "direct",
+            answer=way(cfg),
             candidates=candidates(cfg),
             watch=partial(print, end="", flush=True) if stream else None,
         )
@@ -54,18 +54,18 @@ def ask_one(cfg: DictConfig) -> None:
     tell(answer)
 
 
-def ask_batch(cfg: DictConfig) -> None:
+def ask_batch(cfg: Config) -> None:
     """Rows that cannot be asked are named by their lines and left out; the others are answered."""
-    batch = read_batch(Path(cfg.infer.path), output_of(cfg), row_reader(cfg))
+    batch = read_batch(Path(str(cfg.infer.path)), output_of(cfg), row_reader(cfg))
     with opened(cfg) as model, batch.writing(settings_of(cfg, model.source)):
-        batch.refuse(lambda asking: model.problem(asking, cfg.answer or "direct"))
+        batch.refuse(lambda asking: model.problem(asking, way(cfg)))
         for line in batch.report():
             say(line)
         say(f"{len(batch.left):,} of {batch.rows:,} rows to answer -> {batch.output}")
         cut = 0
         if batch.left:
             say(f"model: {model.source}")
-            for name, answer in model.answers(batch.left, cfg.answer or "direct", candidates(cfg)):
+            for name, answer in model.answers(batch.left, way(cfg), candidates(cfg)):
                 batch.write(name, answer)
                 cut += answer.cut_events > 0
     if cut:
@@ -73,7 +73,7 @@ def ask_batch(cfg: DictConfig) -> None:
     say(f"{len(batch.done):,} rows are answered, {len(batch.refused):,} cannot be asked")
 
 
-def check(cfg: DictConfig) -> None:
+def check(cfg: Config) -> None:
     """Raise one UserError for all that is missing or does not go together."""
     infer, problems = cfg.infer, []
     sources = {"record": cfg.record, "infer.subject": infer.subject, "infer.path": infer.path}
@@ -97,7 +97,7 @@ def check(cfg: DictConfig) -> None:
             problems.append(
                 f"infer.output={infer.output}: it is where the answers of infer.path go"
             )
-    if OmegaConf.is_list(cfg.answer):
+    if isinstance(cfg.answer, list):
         problems.append(f"answer={cfg.answer}: stage=infer asks in one way; choose one")
     if cfg.engine.name not in ENGINES:
         problems.append(
@@ -107,7 +107,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError("; ".join(problems))
 
 
-def _question_problems(cfg: DictConfig) -> list[str]:
+def _question_problems(cfg: Config) -> list[str]:
     infer, problems = cfg.infer, []
     if (cfg.question is None) == (infer.task is None):
         both = "both are set" if infer.task is not None else "neither is set"
@@ -116,8 +116,6 @@ def _question_problems(cfg: DictConfig) -> list[str]:
         problems.append(f"infer.task={infer.task}: no such task; choose {', '.join(ALL_TASKS)}")
     if infer.time is not None and infer.subject is None:
         problems.append(f"infer.time={infer.time}: it needs a patient: infer.subject=ID")
-    if infer.subject is not None and not isinstance(infer.subject, int):
-        problems.append(f"infer.subject={infer.subject}: a patient's number is needed")
     if cfg.candidates == "list" and infer.task is None:
         problems.append("candidates=list: candidates are those of a task: infer.task=TASK")
     if cfg.record is not None:
@@ -138,19 +136,25 @@ def is_meds(path: Path) -> bool:
     return path.is_dir() or path.suffix == ".parquet"
 
 
-def record_of(cfg: DictConfig) -> Record:
+def way(cfg: Config) -> Mode:
+    """How the model is asked; `check` has refused several ways."""
+    assert not isinstance(cfg.answer, list)
+    return cfg.answer or "direct"
+
+
+def record_of(cfg: Config) -> Record:
     """The one record: a text's file, or a patient's events of MEDS or of the prepared store."""
     path = None if cfg.record is None else Path(str(cfg.record))
     if path is not None and not is_meds(path):
         return path
-    how = {"time": time_of(cfg.infer.time), "hours": cfg.data.window_hours}
-    how["inclusive"] = shows_the_moment(cfg.infer.task)
+    subject, time = cfg.infer.subject or 0, time_of(cfg.infer.time)
+    hours, inclusive = cfg.data.window_hours, shows_the_moment(cfg.infer.task)
     if path is not None:
-        return meds_events(path, cfg.infer.subject, **how)
-    return patient_events(prepared(cfg).store, cfg.infer.subject, **how)
+        return meds_events(path, subject, time, hours, inclusive)
+    return patient_events(prepared(cfg).store, subject, time, hours, inclusive)
 
 
-def row_reader(cfg: DictConfig) -> Records:
+def row_reader(cfg: Config) -> Records:
     """What finds the record of a batch's row that names a patient; the store is opened once."""
     store = cache(lambda: prepared(cfg).store)
 
@@ -162,7 +166,7 @@ def row_reader(cfg: DictConfig) -> Records:
     return read
 
 
-def prepared(cfg: DictConfig) -> Prepared:
+def prepared(cfg: Config) -> Prepared:
     """The run's own store of patients. Raises UserError where it is not prepared."""
     try:
         return Prepared(runs.find_inputs(cfg, "card")["prepare"])
@@ -170,13 +174,13 @@ def prepared(cfg: DictConfig) -> Prepared:
         raise UserError(str(error).replace("stage=card", "a patient of the store", 1)) from error
 
 
-def candidates(cfg: DictConfig) -> Candidates | None:
+def candidates(cfg: Config) -> Candidates | None:
     """Lists of the prepared tasks' most frequent answers."""
     return Candidates(prepared(cfg), cfg.seed) if cfg.candidates == "list" else None
 
 
-def opened(cfg: DictConfig) -> EHRModel:
-    settings: Any = OmegaConf.to_container(cfg.engine, resolve=True)
+def opened(cfg: Config) -> EHRModel:
+    settings = cfg.engine.plain()
     limits = cfg.infer.max_new_tokens
     return EHRModel(
         None if cfg.engine.name == "server" else source_of(cfg),
@@ -192,10 +196,10 @@ def opened(cfg: DictConfig) -> EHRModel:
     )
 
 
-def source_of(cfg: DictConfig) -> Path | str:
+def source_of(cfg: Config) -> Path | str:
     """The weights: a stage's that is named, else those of `model.path`, else of the last finished
     training stage of this run. Raises UserError where there are none."""
-    given = [cfg.inputs[stage] for stage in reversed(STAGES) if cfg.inputs[stage]]
+    given = [cfg.inputs.of(stage) for stage in reversed(STAGES) if cfg.inputs.of(stage)]
     if given:
         return Path(given[0]) / "hf"
     if cfg.model.path is not None:
@@ -211,15 +215,15 @@ def source_of(cfg: DictConfig) -> Path | str:
     )
 
 
-def output_of(cfg: DictConfig) -> Path:
-    return Path(cfg.infer.output or Path(cfg.infer.path).with_suffix(".answers.jsonl"))
+def output_of(cfg: Config) -> Path:
+    return Path(cfg.infer.output or Path(str(cfg.infer.path)).with_suffix(".answers.jsonl"))
 
 
-def settings_of(cfg: DictConfig, source: str) -> dict[str, Any]:
+def settings_of(cfg: Config, source: str) -> dict[str, Any]:
     """What a batch's answers depend on, besides its rows."""
-    infer: Any = OmegaConf.to_container(cfg.infer, resolve=True)
+    infer = cfg.infer.plain()
     names = ("max_prompt_tokens", "max_new_tokens", "temperature")
-    how = {"answer": cfg.answer or "direct", "candidates": cfg.candidates, "seed": cfg.seed}
+    how = {"answer": way(cfg), "candidates": cfg.candidates, "seed": cfg.seed}
     return {"model": source, **how, **{name: infer[name] for name in names}}
 
 

@@ -7,10 +7,10 @@ assumed, stands in docs/plan.md.
 
 from collections.abc import Sequence
 
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
 from ehrr1.files import write_text
 from ehrr1.models.memory import STAGES, Memory
@@ -25,7 +25,7 @@ Section = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 """A table: its title, heads and rows."""
 
 
-def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
+def run(cfg: Config, run: Run) -> dict[str, float | int]:
     check(cfg)
     planner = Planner(cfg)
     found, time = planner.memory(cfg.trainer), planner.time()
@@ -44,7 +44,7 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
     return metrics
 
 
-def check(cfg: DictConfig) -> None:
+def check(cfg: Config) -> None:
     """All settings that cannot work together, at once."""
     trainer, cluster, problems = cfg.trainer, cfg.cluster, []
     if trainer.offload and not STAGES[trainer.strategy]:
@@ -63,13 +63,13 @@ def check(cfg: DictConfig) -> None:
             f"cluster.gpu_memory_gib={cluster.gpu_memory_gib}"
         )
     stage = cfg.plan.stage
-    if STAGES[trainer.strategy] and cfg[stage].optimizer == "muon":
+    if STAGES[trainer.strategy] and cfg.training(stage).optimizer == "muon":
         problems.append(
             f"{stage}.optimizer=muon: trainer.strategy={trainer.strategy} divides the matrices "
             "that Muon needs whole; set adamw"
         )
     if stage != "rl":
-        answer, most = cfg.plan.answer_tokens[stage], cfg[stage].max_tokens
+        answer, most = cfg.plan.answer_tokens.of(stage), cfg.supervised(stage).max_tokens
         if answer >= most:
             problems.append(
                 f"plan.answer_tokens.{stage}={answer}: it must leave room for a record within "

@@ -14,20 +14,23 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import polars as pl
-from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Column
 from rich.table import Table as RichTable
 
+from ehrr1.config.names import BENCHMARKS
+from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
 from ehrr1.files import replacing, write_json
+from ehrr1.records import openness
 from ehrr1.records.codes import LOST_TASKS
 from ehrr1.records.schema import MIMIC_TABLES, TABLES
 from ehrr1.records.source import Source
 from ehrr1.records.table import Classes
-from ehrr1.runs import BENCHMARKS, Run
+from ehrr1.runs import Run
 from ehrr1.stages import prepare_benchmark
 from ehrr1.stages import prepare_inputs as inputs
 from ehrr1.stages.prepare_inputs import AnySource
@@ -46,7 +49,7 @@ Rows = dict[str, Counter[str]]
 REPORTED = "reported/"
 
 
-def run(cfg: DictConfig, run: Run) -> Metrics:
+def run(cfg: Config, run: Run) -> Metrics:
     """Read every table, build the store and the index. Metrics: counts per table and task."""
     if cfg.data.name in BENCHMARKS:
         return prepare_benchmark.run(cfg, run)
@@ -60,6 +63,8 @@ def run(cfg: DictConfig, run: Run) -> Metrics:
         write(inputs.splits_of(cfg, source), run.folder / SPLIT)
         inputs.close(source, run.folder)
     write_json(run.folder / "reported.json", reported(rows))
+    decided = inputs.openness_of(cfg, source)
+    write_json(run.folder / openness.FILE, decided)
     metrics |= unknown_subjects(source)
     metrics |= table_metrics(rows, source.tables, len(source.subjects))
     metrics |= {f"samples/{task}": samples[f"samples/{task}"] for task in TASKS}
@@ -69,10 +74,21 @@ def run(cfg: DictConfig, run: Run) -> Metrics:
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3
     )
     show(rows, metrics, source.missing_maps)
+    console.print(told(decided))
     return metrics
 
 
-def run_share(cfg: DictConfig, run: Run) -> int:
+def told(decided: dict[str, Any]) -> str:
+    """Whether the records may be shown, for the terminal."""
+    if decided["open"]:
+        return f"open records ({decided['why']}): reports and logs may show them"
+    return (
+        f"closed records ({decided['why']}): nothing of them is shown or sent elsewhere; "
+        "data.open=true where you may"
+    )
+
+
+def run_share(cfg: Config, run: Run) -> int:
     """Build this process's share of the store, every `data.shards`-th shard from `data.shard` on.
 
     Returns how many shards are missing then. The shares together are the store that one process
@@ -83,7 +99,7 @@ def run_share(cfg: DictConfig, run: Run) -> int:
     return len(build.missing_shards(run.folder, source))
 
 
-def opened_source(cfg: DictConfig, folder: Path) -> AnySource:
+def opened_source(cfg: Config, folder: Path) -> AnySource:
     """The input, its patients read, after all settings of `data` were checked."""
     check(cfg)
     chosen_tasks(cfg)
@@ -91,7 +107,7 @@ def opened_source(cfg: DictConfig, folder: Path) -> AnySource:
     return inputs.opened(cfg, folder)
 
 
-def build_missing(cfg: DictConfig, run: Run, source: AnySource, share: int | None = None) -> None:
+def build_missing(cfg: Config, run: Run, source: AnySource, share: int | None = None) -> None:
     """Build the shards that are not there; of a share only those that are its own."""
     numbers = [
         number
@@ -103,7 +119,7 @@ def build_missing(cfg: DictConfig, run: Run, source: AnySource, share: int | Non
     build.build_shards(source, numbers, run.folder, index)
 
 
-def chosen_tasks(cfg: DictConfig) -> tuple[str, ...]:
+def chosen_tasks(cfg: Config) -> tuple[str, ...]:
     """The tasks of `data.suite`, or those of `data.tasks`; UserError for a name that is no task."""
     if cfg.data.suite is not None and cfg.data.suite not in SUITES:
         raise UserError(
@@ -120,25 +136,13 @@ def chosen_tasks(cfg: DictConfig) -> tuple[str, ...]:
     return tuple(cfg.data.tasks)
 
 
-def check(cfg: DictConfig) -> None:
+def check(cfg: Config) -> None:
     """Settings that only make sense together; all problems in one UserError."""
     problems = []
     data = cfg.data
-    if OmegaConf.is_missing(data, "root"):
-        raise UserError("data.root is not set: give the folder that holds MIMIC-IV's hosp/")
-    if data.protocol not in ("strict", "paper"):
-        problems.append(f"data.protocol={data.protocol}: choose one of strict, paper")
-    if not data.window_hours > 0:
-        problems.append(f"data.window_hours={data.window_hours}: it must be above 0")
-    shares = data.split.validation, data.split.test
-    if min(shares) < 0 or sum(shares) >= 1:
-        problems.append(
-            f"data.split={{validation: {shares[0]}, test: {shares[1]}}}: shares must be at least 0 "
-            "and leave patients to train on"
-        )
-    if data.root is None and (not isinstance(data.subjects, int) or data.subjects < 1):
+    if data.root is None and data.subjects is None:
         problems.append(f"data.subjects={data.subjects}: a whole number of at least 1 is needed")
-    for kind, path in data.maps.items():
+    for kind, path in data.maps.plain().items():
         by_package = kind == "ccs_diagnoses" and path == inputs.CCSR
         if path is not None and not by_package and not Path(path).is_file():
             problems.append(f"data.maps.{kind}={path}: there is no such file")
@@ -151,7 +155,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError("; ".join(problems))
 
 
-def draw_of(cfg: DictConfig) -> Draw:
+def draw_of(cfg: Config) -> Draw:
     """Which samples are kept: `data.force_task_num` of every task, else by `data.sampling`."""
     data = cfg.data
     limits: dict[str, int | None] = dict.fromkeys(TASKS, data.force_task_num)

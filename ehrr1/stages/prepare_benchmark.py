@@ -14,13 +14,13 @@ reported.json   reason -> rows that could not be used
 from pathlib import Path
 
 import polars as pl
-from omegaconf import DictConfig
 from rich.console import Console
 
-from ehrr1.errors import UserError
+from ehrr1.config.records import BenchmarkData, CdmData, EhrshotData
+from ehrr1.config.schema import Config, value_of
 from ehrr1.files import replacing, write_json
+from ehrr1.records import openness
 from ehrr1.runs import Run
-from ehrr1.settings.rules import COUNT, COUNT_OR_ALL
 from ehrr1.tasks.benchmark import SHOTS, Benchmark, read_benchmark
 from ehrr1.tasks.cdm import read_cdm
 from ehrr1.tasks.ehrshot import Limits, read_ehrshot
@@ -29,12 +29,12 @@ from ehrr1.tasks.samples import INDEX, SPLIT, TEXTS
 console = Console(stderr=True)
 
 
-def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
+def run(cfg: Config, run: Run) -> dict[str, float | int]:
     """Read and check every row. Metrics: rows read = rows kept + rows reported; samples a task."""
     found = read(cfg, run.folder / TEXTS)
     splits = found.index.select("subject_id", "split").unique().sort("subject_id")
     frames = {
-        INDEX: found.index.with_columns(pl.lit(cfg.data.balanced).alias("balanced")),
+        INDEX: found.index.with_columns(pl.lit(value_of(cfg, "data.balanced")).alias("balanced")),
         SPLIT: splits,
         SHOTS: found.shots,
     }
@@ -42,6 +42,9 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
         if frame is not None:
             with replacing(run.folder / name) as path:
                 frame.write_parquet(path)
+    # its ids may be a benchmark's own numbers: nothing follows from them
+    closed = {"open": cfg.data.open is True, "why": f"data.open={cfg.data.open}"}
+    write_json(run.folder / openness.FILE, closed)
     write_json(run.folder / "reported.json", {"benchmark": dict(found.reported)})
     lost = "".join(f"; {why} {n:,}" for why, n in sorted(found.reported.items()))
     console.print(f"{found.read:,} rows, {found.index.height:,} usable{lost}")
@@ -56,15 +59,15 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
     }
 
 
-def read(cfg: DictConfig, texts: Path) -> Benchmark:
+def read(cfg: Config, texts: Path) -> Benchmark:
     """The rows of `data.name`; raises UserError for a setting that makes no sense."""
     data = cfg.data
-    if data.name == "ehrshot":
-        for name, rule in (("max_events", COUNT), ("samples_per_task", COUNT_OR_ALL)):
-            if problem := rule.problem(data[name]):
-                raise UserError(f"data.{name}={data[name]}: {problem}")
+    if isinstance(data, EhrshotData):
         limits = Limits(data.max_events, data.samples_per_task, cfg.seed)
-        return read_ehrshot(Path(data.root), texts, limits)
-    if data.name == "mimiciv_cdm":
-        return read_cdm(Path(data.root), texts, data.split.validation, data.split.test, cfg.seed)
-    return read_benchmark(Path(data.path), texts)
+        return read_ehrshot(Path(str(data.root)), texts, limits)
+    if isinstance(data, CdmData):
+        return read_cdm(
+            Path(str(data.root)), texts, data.split.validation, data.split.test, cfg.seed
+        )
+    assert isinstance(data, BenchmarkData)
+    return read_benchmark(Path(str(data.path)), texts)

@@ -10,16 +10,18 @@ import zlib
 from collections.abc import Collection
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import polars as pl
-from omegaconf import DictConfig
 from rich.console import Console
 
+from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
 from ehrr1.files import locked, remove, replacing
 from ehrr1.records import release
 from ehrr1.records.codes import ClassMaps
 from ehrr1.records.meds_source import MedsFolder
+from ehrr1.records.openness import decide
 from ehrr1.records.reading import Folder
 from ehrr1.records.release_source import ReleaseFolder
 from ehrr1.records.rows import MimicFolder
@@ -50,12 +52,12 @@ UNPACKED = ".release"
 """Where an archive is unpacked, below the folder of `prepare`."""
 
 
-def opened(cfg: DictConfig, folder: Path) -> AnySource:
+def opened(cfg: Config, folder: Path) -> AnySource:
     """The input, its patients read; the synthetic hospital is written first if it is asked for."""
     if cfg.data.name == "meds":
-        return MedsFolder(Path(cfg.data.root), cfg.data.patients_per_shard)
+        return MedsFolder(Path(str(cfg.data.root)), cfg.data.patients_per_shard)
     if cfg.data.name == "release":
-        root = unpacked(Path(cfg.data.root), folder)
+        root = unpacked(Path(str(cfg.data.root)), folder)
         return ReleaseFolder(root, cfg.data.patients_per_shard)
     root, maps = hospital(cfg, folder)
     file = cfg.data.subjects_file
@@ -64,7 +66,7 @@ def opened(cfg: DictConfig, folder: Path) -> AnySource:
     return MimicFolder(Folder(root), class_maps, cfg.data.patients_per_shard, chosen)
 
 
-def splits_of(cfg: DictConfig, source: AnySource) -> pl.DataFrame:
+def splits_of(cfg: Config, source: AnySource) -> pl.DataFrame:
     """The input's own splits where it has them, else patients drawn by `data.split`."""
     if isinstance(source, MedsFolder) and source.splits is not None:
         return source.splits
@@ -77,7 +79,7 @@ def splits_of(cfg: DictConfig, source: AnySource) -> pl.DataFrame:
 
 
 def index_of(
-    cfg: DictConfig, source: AnySource, splits: pl.DataFrame, tasks: Collection[str]
+    cfg: Config, source: AnySource, splits: pl.DataFrame, tasks: Collection[str]
 ) -> build.BuildIndex:
     """What makes a shard's samples: the input's own, where it brings some, else by the protocol."""
     window = timedelta(hours=cfg.data.window_hours)
@@ -85,7 +87,7 @@ def index_of(
         return by_position(source, splits, tasks)
     if isinstance(source, MedsFolder) and not source.own:
         return by_labels(source, splits, window, tasks)
-    options = LabelOptions(**cfg.data.labels)
+    options = LabelOptions(**cfg.data.labels.plain())
     notes = "discharge" in source.tables
 
     def index(rows: pl.DataFrame, names: pl.Series, parents: dict[str, pl.DataFrame]) -> Index:
@@ -96,6 +98,13 @@ def index_of(
     return index
 
 
+def openness_of(cfg: Config, source: AnySource) -> dict[str, Any]:
+    """Whether the records may be shown to anyone, and why."""
+    invented = cfg.data.name == "synthetic"
+    folder = source.root if isinstance(source, ReleaseFolder) else Path(str(cfg.data.root))
+    return decide(cfg.data.open, None if invented else folder, source.subjects)
+
+
 def close(source: AnySource, folder: Path) -> None:
     """Keep of the input what later stages read, and remove what was only unpacked."""
     if isinstance(source, ReleaseFolder):
@@ -103,19 +112,20 @@ def close(source: AnySource, folder: Path) -> None:
         remove(folder / UNPACKED)
 
 
-def hospital(cfg: DictConfig, folder: Path) -> tuple[Path, dict[str, Path | None]]:
+def hospital(cfg: Config, folder: Path) -> tuple[Path, dict[str, Path | None]]:
     """The folder with the tables and the class maps; writes the synthetic hospital if asked."""
     maps = {
-        kind: Path(path) if path and path != CCSR else None for kind, path in cfg.data.maps.items()
+        kind: Path(path) if path and path != CCSR else None
+        for kind, path in cfg.data.maps.plain().items()
     }
     if cfg.data.root is not None:
-        return Path(cfg.data.root), maps
+        return Path(str(cfg.data.root)), maps
     from ehrr1.records.synthetic import write_hospital
 
     root = folder / "hospital"
     with locked(folder / ".hospital.lock"):  # shares may ask for it at the same time
         if not root.exists():
-            write_hospital(root, cfg.data.subjects, cfg.seed)
+            write_hospital(root, cfg.data.subjects or 0, cfg.seed)
     own = {kind: root / "maps" / f"{name}.csv" for kind, name in SYNTHETIC_MAPS.items()}
     if cfg.data.maps.ccs_diagnoses == CCSR:
         del own["ccs_diagnoses"]

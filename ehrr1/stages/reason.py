@@ -10,9 +10,9 @@ from math import ceil
 from pathlib import Path
 
 import polars as pl
-from omegaconf import DictConfig
 
 from ehrr1 import parallel
+from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
 from ehrr1.models.loading import read_config
 from ehrr1.prompts.messages import asking_for_both
@@ -27,13 +27,13 @@ from ehrr1.training.checks import check_training
 from ehrr1.training.sft import Material, builder, lay_base, tokenise, train
 
 
-def check(cfg: DictConfig, inputs: dict[str, Path]) -> None:
+def check(cfg: Config, inputs: dict[str, Path]) -> None:
     """Raise UserError for everything that cannot work, before anything is read."""
     start = inputs["adapt"] / "hf"
     check_training(cfg, "reason", read_config(cfg.model, start), load_tokenizer(start))
 
 
-def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
+def run(cfg: Config, run: Run) -> dict[str, float | int]:
     check(cfg, run.inputs)
     start = run.input("adapt") / "hf"
     prepared = Prepared(run.input("prepare"))
@@ -79,7 +79,7 @@ def mixture(
     prepared: Prepared,
     split: str,
     chains: dict[str, tuple[str, str]],
-    cfg: DictConfig,
+    cfg: Config,
     per_task: int | None,
 ) -> list[Sample]:
     """Samples with a chain, at most `per_task` of each task, and direct ones.

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
+from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
 from ehrr1.evaluation.bootstrap import Resamples, estimate
 from ehrr1.files import read_json
@@ -25,7 +25,7 @@ from ehrr1.rollout.sampling import SYNC_TOLERANCE, Rollout
 from ehrr1.rollout.transformers import TransformersRollout
 from ehrr1.rollout.vllm import VLLMRollout
 from ehrr1.rollout.vllm_server import VLLMServerRollout
-from ehrr1.runs import Run
+from ehrr1.runs import Run, data_is_open
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import LEARNABLE, select
@@ -39,13 +39,13 @@ from ehrr1.training.sft import builder, lay_base
 from ehrr1.training.strategies import on_gpu
 
 
-def check(cfg: DictConfig, inputs: dict[str, Path]) -> None:
+def check(cfg: Config, inputs: dict[str, Path]) -> None:
     """Raise UserError for everything that cannot work, before anything is read."""
     source = inputs[cfg.rl.start] / "hf"
     check_reinforcement(cfg, read_config(cfg.model, source), load_tokenizer(source), source)
 
 
-def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
+def run(cfg: Config, run: Run) -> dict[str, float | int]:
     check(cfg, run.inputs)
     source, prepared = run.input(cfg.rl.start) / "hf", Prepared(run.input("prepare"))
     tokenizer = load_tokenizer(source)
@@ -71,7 +71,7 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
         reference=builder(cfg, source, tokenizer) if cfg.model.lora is None else None,
         folder=run.folder,
         seed=cfg.seed,
-        shown=cfg.data.open,
+        shown=data_is_open(prepared.folder),
         tolerance=SYNC_TOLERANCE[engine_dtype(cfg)],
     )
     try:
@@ -99,7 +99,7 @@ def run(cfg: DictConfig, run: Run) -> dict[str, float | int]:
 
 
 def start_rollout(
-    cfg: DictConfig,
+    cfg: Config,
     tokenizer: PreTrainedTokenizerBase,
     source: Path,
     folder: Path,
@@ -134,7 +134,7 @@ def start_rollout(
     )
 
 
-def engine_dtype(cfg: DictConfig) -> torch.dtype:
+def engine_dtype(cfg: Config) -> torch.dtype:
     return torch.float32 if cfg.trainer.precision == "32-true" else torch.bfloat16
 
 
@@ -144,7 +144,7 @@ def one_by_one(count: int) -> Steps:
 
 
 def make_prompts(
-    cfg: DictConfig,
+    cfg: Config,
     split: str,
     prepared: Prepared,
     tokenizer: PreTrainedTokenizerBase,
@@ -162,7 +162,7 @@ def make_prompts(
     return parallel.in_turn(lambda: Prompts(path, prepared, samples, maker, think=cfg.rl.think))
 
 
-def compare(folder: Path, prompts: Prompts, cfg: DictConfig) -> dict[str, float | int]:
+def compare(folder: Path, prompts: Prompts, cfg: Config) -> dict[str, float | int]:
     """validation/reward[/<name>]/before|after, and the accuracy's gain with its paired interval:
     over all prompts, and as `validation/reward/set_f1` over those of decision tasks."""
     before, after = (read_json(folder / f"{moment}.json") for moment in ("before", "after"))
@@ -184,7 +184,7 @@ def compare(folder: Path, prompts: Prompts, cfg: DictConfig) -> dict[str, float 
     return metrics
 
 
-def gain(name: str, pair: np.ndarray, subjects: np.ndarray, cfg: DictConfig) -> dict[str, float]:
+def gain(name: str, pair: np.ndarray, subjects: np.ndarray, cfg: Config) -> dict[str, float]:
     """Means of a reward [before and after, prompts], and their difference with the interval of a
     bootstrap by patient."""
     weights = Resamples.draw(subjects, cfg.rl.bootstrap, cfg.seed).weights(subjects)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from omegaconf import DictConfig
 from rich.console import Console
 
 from ehrr1 import runs
+from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
 from ehrr1.files import replacing, write_text
 from ehrr1.graph.evidence import from_json
@@ -27,7 +27,7 @@ from ehrr1.tasks.samples import Prepared, Sample
 MADE_BY = "run `python run.py stage=chains` with the same settings, then this command again."
 
 
-def show(cfg: DictConfig, console: Console) -> None:
+def show(cfg: Config, console: Console) -> None:
     """Draw the sample that `graph.show` names, and print the paths. Raises UserError where the
     finished graph has no such sample."""
     inputs = runs.find_inputs(cfg, "chains")
@@ -66,7 +66,7 @@ def line_of(graphs: Path, sample_id: str) -> dict[str, Any]:
     )
 
 
-def find_draft(cfg: DictConfig, graph: Path, sample_id: str) -> tuple[dict[str, Any] | None, str]:
+def find_draft(cfg: Config, graph: Path, sample_id: str) -> tuple[dict[str, Any] | None, str]:
     """The kept draft of a sample, else its first; where there is none, a note that says why."""
     given = cfg.inputs.chains
     folder = Path(given) if given else runs.home(cfg) / "chains"

@@ -9,12 +9,13 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ehrr1.config.complaints import composing
+from ehrr1.config.names import TRAINING
+from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
-from ehrr1.runs import TRAINING
-from ehrr1.settings.spelling import spelled_out
+from ehrr1.spelling import spelled_out
 from ehrr1.sweeps.book import Entry
 from ehrr1.sweeps.grid import Planned, devices_of, plan
 
@@ -59,8 +60,7 @@ def begun(arguments: Sequence[str]) -> Begun:
     root, launcher = roots.pop(), next(iter(launchers.values()))
     runs = {one.folder: str(one.folder.relative_to(root)) for one in planned}
     cfg = planned[0].cfg
-    settings: Any = OmegaConf.to_container(cfg.search, resolve=True)
-    told: Any = OmegaConf.to_container(launcher, resolve=True)
+    settings, told = cfg.search.plain(), launcher.plain()
     return Begun(
         name_of(arguments),
         told,
@@ -78,10 +78,7 @@ def planned_of(overrides: Sequence[str]) -> list[Planned]:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return plan(with_grid(overrides), spelled_out)
     except (HydraException, OmegaConfBaseException) as error:
-        told = str(error).split("Config search path")[0].rstrip()
-        raise UserError(
-            f"{told}; `python run.py --help` lists the settings and their choices"
-        ) from None
+        raise UserError(composing(error, Config)) from None
 
 
 def own(arguments: Sequence[str]) -> list[str]:
@@ -121,12 +118,12 @@ def entry(one: Planned, runs: dict[Path, str]) -> Entry:
     return Entry(runs[one.folder], one.stage, str(one.folder), overrides, needs, one.settings, job)
 
 
-def resources(cfg: DictConfig, stage: str) -> dict[str, Any]:
+def resources(cfg: Config, stage: str) -> dict[str, Any]:
     """What SLURM is asked for one run: nodes and tasks are those of `trainer`, one a device, for
     the stages that train in a group."""
     if cfg.launcher.name == "local":
         return {}
-    job: dict[str, Any] = dict(OmegaConf.to_container(cfg.launcher, resolve=True))  # type: ignore[arg-type]
+    job = cfg.launcher.plain()
     job |= job.pop("stages").get(stage, {})
     job |= {"nodes": 1, "tasks_per_node": 1}
     if stage in TRAINING:

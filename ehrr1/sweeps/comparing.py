@@ -16,12 +16,13 @@ from omegaconf import OmegaConf
 from rich.table import Table
 from scipy.stats import t as student
 
+from ehrr1.config.names import ORDER
 from ehrr1.errors import UserError
 from ehrr1.evaluation.bootstrap import Resamples, estimate
 from ehrr1.evaluation.scores import Replicates, score
 from ehrr1.evaluation.summary import last_result
 from ehrr1.files import write_json, write_text
-from ehrr1.runs import NOT_COMPARED, ORDER, flat, metrics_of
+from ehrr1.runs import NOT_COMPARED, flat, metrics_of
 from ehrr1.sweeps.book import Book, Entry
 from ehrr1.sweeps.commands import chosen, wide_console
 from ehrr1.tasks.catalog import ALL_TASKS

@@ -23,13 +23,16 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from ehrr1.config.names import ORDER, TRAINING
+from ehrr1.config.schema import Config, check, parse, value_of
+from ehrr1.config.together import READ_BY
+from ehrr1.config.training import Devices, LocalLauncher
+from ehrr1.config.types import Section
 from ehrr1.errors import UserError
 from ehrr1.runs import (
     NOT_COMPARED,
     OPTIONAL_INPUTS,
-    ORDER,
     RESULT_SETTINGS,
-    TRAINING,
     differences,
     flat,
     is_finished,
@@ -37,8 +40,7 @@ from ehrr1.runs import (
     needed,
     order,
 )
-from ehrr1.settings import check
-from ehrr1.settings.spelling import PLACES, folder_word, quoted
+from ehrr1.spelling import PLACES, folder_word, quoted
 
 LONGEST_NAME = 80
 
@@ -67,7 +69,7 @@ class Planned:
     overrides: tuple[str, ...]
     inputs: dict[str, Path]
     settings: dict[str, str]
-    cfg: DictConfig
+    cfg: Config
 
 
 class Composer:
@@ -76,10 +78,17 @@ class Composer:
 
     def __init__(self) -> None:
         self.composed: dict[tuple[str, ...], DictConfig] = {}
+        self.parsed: dict[tuple[str, ...], Config] = {}
 
-    def of(self, settings: Sequence[Setting]) -> DictConfig:
+    def of(self, settings: Sequence[Setting]) -> Config:
         """The configuration with these settings, to be read: points share it. Raises Hydra's and
-        OmegaConf's errors."""
+        OmegaConf's errors, and UserError."""
+        key = tuple(one.text for one in settings)
+        if key not in self.parsed:
+            self.parsed[key] = parse(self._compose(settings))
+        return self.parsed[key]
+
+    def _compose(self, settings: Sequence[Setting]) -> DictConfig:
         by_hydra = tuple(s.text for s in settings if s.group or not s.swept)
         if by_hydra not in self.composed:
             whole = hydra.compose("config", overrides=list(by_hydra), return_hydra_config=True)
@@ -142,8 +151,11 @@ def plan(overrides: Sequence[str], spelled_out: Callable[[list[str]], list[str]]
     asked for nor there, and sweeps from which nothing follows.
     """
     stages, others = split_stages(spelled_out(list(overrides)))
-    composer, found, problems = Composer(), dict[Path, Planned](), dict[str, None]()
+    composer, found = Composer(), dict[Path, Planned]()
     grid = points(others)
+    problems = wrong(grid, composer, stages)
+    if problems:
+        raise UserError("; ".join(problems))
     effects = effects_of(grid, composer, stages)
     keys = {
         key: frozenset[str]().union(*(e for (_, k, _), e in effects.items() if k == key))
@@ -151,11 +163,6 @@ def plan(overrides: Sequence[str], spelled_out: Callable[[list[str]], list[str]]
     }
     for point in grid:
         cfg = composer.of(point)
-        try:
-            check(cfg)
-        except UserError as error:
-            problems[str(error)] = None
-            continue
         experiment = experiment_of(point)
         plain = composer.of([s for s in point if s.key == "experiment"])
         stages_of = {s.text: effects[experiment, s.key, s.text] for s in point}
@@ -184,6 +191,20 @@ def plan(overrides: Sequence[str], spelled_out: Callable[[list[str]], list[str]]
     if problems:
         raise UserError("; ".join(problems))
     return list(found.values())
+
+
+def wrong(grid: Sequence[Point], composer: Composer, stages: Sequence[str]) -> dict[str, None]:
+    """What makes no sense at any point, for the stages that are asked for; each problem once."""
+    found: dict[str, None] = {}
+    for point in grid:
+        try:
+            cfg = composer.of(point)
+            for stage in stages:
+                told = [s for s in READ_BY if stage not in READ_BY[s]]
+                check(cfg.model_copy(update={"stage": stage, **dict.fromkeys(told)}))
+        except UserError as error:
+            found[str(error)] = None
+    return found
 
 
 def effects_of(
@@ -238,23 +259,23 @@ def matters(
     return frozenset(stage for stage in ORDER if direct & {stage, *ancestors(with_it, stage)})
 
 
-def settings_of(cfg: DictConfig, stage: str) -> dict[str, Any]:
+def settings_of(cfg: Config, stage: str) -> dict[str, Any]:
     """What a stage's result depends on, flat."""
     found: dict[str, Any] = {}
     for section in (s for s in RESULT_SETTINGS[stage] if s != "seed"):
-        value = OmegaConf.select(cfg, section)
-        plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        value = cfg.of(section)
+        plain = value.plain() if isinstance(value, Section) else value
         found |= flat(plain, section)
-    inputs = {i: cfg.inputs[i] for i in read_by(cfg, stage) if cfg.inputs[i] is not None}
+    inputs = {i: cfg.inputs.of(i) for i in read_by(cfg, stage) if cfg.inputs.of(i) is not None}
     return {k: v for k, v in found.items() if k not in NOT_COMPARED} | inputs
 
 
-def read_by(cfg: DictConfig, stage: str) -> tuple[str, ...]:
+def read_by(cfg: Config, stage: str) -> tuple[str, ...]:
     """The stages that a stage reads, where they are there."""
     return tuple(dict.fromkeys(needed(cfg, stage) + OPTIONAL_INPUTS.get(stage, ())))
 
 
-def ancestors(cfg: DictConfig, stage: str) -> set[str]:
+def ancestors(cfg: Config, stage: str) -> set[str]:
     return {name for one in read_by(cfg, stage) for name in {one} | ancestors(cfg, one)}
 
 
@@ -263,11 +284,11 @@ class Road:
     """One point's way through the stages. `stages_of`: a setting's text -> where it matters;
     `keys`: a setting's key -> where any of its values does; `plain`: the experiment alone."""
 
-    cfg: DictConfig
+    cfg: Config
     point: Point
     stages_of: dict[str, frozenset[str]]
     keys: dict[str, frozenset[str]]
-    plain: DictConfig
+    plain: Config
 
     def run(self, stage: str, asked: Sequence[str]) -> Planned:
         """This point's run of a stage: its folder, its command, what it waits for."""
@@ -287,7 +308,7 @@ class Road:
     def told_to(self, setting: Setting, stage: str, asked: Sequence[str]) -> bool:
         """Whether the command of a stage has the setting: what is fixed, and what matters for it
         with any value."""
-        if setting.key == "variant":
+        if setting.key == "variant" or stage not in READ_BY.get(setting.key, (stage,)):
             return False
         if setting.key == "seed":
             trains = any(name in TRAINING for name in asked)
@@ -311,13 +332,13 @@ class Road:
         """Whether a setting is a text that the experiment leaves open (`data.root=DIR`): it names
         no folder, or the sweep would not find what `run.py` has made with it."""
         text = not (setting.swept or setting.group) and isinstance(setting.value, str)
-        return text and OmegaConf.select(self.plain, setting.key) is None
+        return text and value_of(self.plain, setting.key) is None
 
     def other_settings(self, planned: Planned) -> list[str]:
         """What is wrong with a run's folder that was begun before, with other settings."""
         if not (planned.folder / "config.yaml").exists():
             return []
-        cfg = self.cfg.copy()
+        cfg = self.cfg.model_copy(deep=True)
         if not any(override.startswith("seed=") for override in planned.overrides):
             cfg.seed = self.plain.seed
         cfg.trainer.devices = devices_of(cfg, planned.stage)
@@ -337,7 +358,7 @@ class Road:
         found = {
             name: self.folder(name) if name in asked else self.there(name, stage)
             for name in read_by(self.cfg, stage)
-            if self.cfg.inputs[name] is None
+            if self.cfg.inputs.of(name) is None
         }
         return {
             name: folder
@@ -348,18 +369,23 @@ class Road:
     def there(self, stage: str, reader: str) -> Path:
         """Where a stage that is not asked for is, or would have to be: in its own folder, or above
         it, made with the same settings (a run that `run.py` has made there)."""
-        cfg = self.cfg.copy()
+        cfg = self.cfg.model_copy(deep=True)
         cfg.variant, cfg.seed = self.variant(stage), self.plain.seed
         cfg.trainer.devices = devices_of(cfg, stage)
         return made(cfg, stage, reader)
 
 
-def devices_of(cfg: DictConfig, stage: str) -> int | str:
+def devices_of(cfg: Config, stage: str) -> Devices:
     """What a run's command has as `trainer.devices`: on SLURM `auto` is one for each GPU asked."""
-    if cfg.trainer.devices != "auto" or cfg.launcher.name == "local" or stage not in TRAINING:
+    launcher = cfg.launcher
+    if (
+        cfg.trainer.devices != "auto"
+        or isinstance(launcher, LocalLauncher)
+        or stage not in TRAINING
+    ):
         return cfg.trainer.devices
-    asked = cfg.launcher.stages.get(stage, {})
-    return max(1, int(asked.get("gpus_per_node", cfg.launcher.gpus_per_node)))
+    asked = {str(name): job.gpus_per_node for name, job in launcher.stages.items()}.get(stage)
+    return max(1, launcher.gpus_per_node if asked is None else asked)
 
 
 def level_name(settings: Sequence[Setting]) -> str:

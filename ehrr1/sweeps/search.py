@@ -27,9 +27,10 @@ from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_
 from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from ehrr1.config.names import TRAINING
 from ehrr1.errors import UserError
 from ehrr1.files import read_json, write_json
-from ehrr1.runs import TRAINING, metrics_of
+from ehrr1.runs import metrics_of
 from ehrr1.settings.spelling import quoted
 from ehrr1.sweeps.begin import begun, name_of, own
 from ehrr1.sweeps.book import Book, Entry, Told, alone, status

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
@@ -26,6 +25,7 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
+from ehrr1.config.training import Lora
 from ehrr1.errors import StoppedError, UserError
 from ehrr1.files import read_json, remove, replacing, write_json
 from ehrr1.models.loading import add_adapters, end_at_turn, read_whole
@@ -137,7 +137,7 @@ def write_base(
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype,
     source: Path | str | None = None,
-    lora: DictConfig | None = None,
+    lora: Lora | None = None,
 ) -> None:
     """Lay down in `folder`/base all of the later hf/ but the weights, so that any checkpoint can
     become one, also after a crash. Of adapters also what they stand on: `source`."""
@@ -148,11 +148,7 @@ def write_base(
         generation.save_pretrained(base)
         tokenizer.save_pretrained(base)
         if lora is not None:
-            write_json(base / "adapters.json", {"source": str(source), "lora": _plain(lora)})
-
-
-def _plain(settings: DictConfig) -> Any:
-    return OmegaConf.to_container(settings, resolve=True)
+            write_json(base / "adapters.json", {"source": str(source), "lora": lora.plain()})
 
 
 def consolidate(folder: Path) -> int:
@@ -230,7 +226,7 @@ def write_weights(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
 def _merge(adapters: dict[str, Any], checkpoint: Path, dtype: torch.dtype, hf: Path) -> None:
     """Weights with their adapters merged into them, and the adapters by themselves beside them."""
     model = read_whole(adapters["source"], dtype)
-    adapted = add_adapters(model, OmegaConf.create(adapters["lora"]))
+    adapted = add_adapters(model, Lora(**adapters["lora"]))
     learnt = {name: value.to(dtype) for name, value in learnt_weights(checkpoint)}
     left = model.load_state_dict(learnt, strict=False)
     assert not left.unexpected_keys, left.unexpected_keys

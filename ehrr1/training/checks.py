@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
+from ehrr1.config.schema import Config
+from ehrr1.config.training import RL, TrainerSettings
 from ehrr1.errors import UserError
 from ehrr1.models.sizes import check_memory
 from ehrr1.rollout.vllm import check as check_engine
@@ -18,7 +19,7 @@ from ehrr1.training.strategies import is_zero, on_gpu
 
 
 def check_training(
-    cfg: DictConfig,
+    cfg: Config,
     stage: str,
     config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -29,7 +30,7 @@ def check_training(
     be trained.
     """
     problems = [*_devices(cfg.trainer), *_strategy(cfg, stage), *_steps(cfg, stage)]
-    problems += _model(cfg, config, f"{stage}.max_tokens", cfg[stage].max_tokens)
+    problems += _model(cfg, config, f"{stage}.max_tokens", cfg.supervised(stage).max_tokens)
     if cfg.model.lora is not None and tokenizer is None:
         problems.append(
             "model.lora with model.path=null: adapters on random weights learn nothing; set null"
@@ -38,7 +39,7 @@ def check_training(
 
 
 def check_reinforcement(
-    cfg: DictConfig, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, source: Path
+    cfg: Config, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, source: Path
 ) -> None:
     """The same for stage=rl, which starts from the weights of `source`."""
     rl = cfg.rl
@@ -78,12 +79,12 @@ def check_reinforcement(
     _report(problems + _vocabulary(cfg, config, tokenizer), cfg)
 
 
-def _proper(rl: DictConfig, weights: Mapping[str, float], names: str) -> list[str]:
+def _proper(rl: RL, weights: Mapping[str, float], names: str) -> list[str]:
     """What would spoil a proper reward (`training.rewards`)."""
     wanted = {"scale": "none", "top_p": 1.0, "top_k": 0}
     if rl.think == "both":
         wanted["temperature"] = 1.0
-    off = [f"rl.{name}={value}" for name, value in wanted.items() if rl[name] != value]
+    off = [f"rl.{name}={value}" for name, value in wanted.items() if rl.of(name) != value]
     problems = [f"{names}: proper with {', '.join(off)} only; set them"] if off else []
     if weights.get("accuracy"):
         problems.append(
@@ -95,7 +96,7 @@ def _proper(rl: DictConfig, weights: Mapping[str, float], names: str) -> list[st
 
 
 def _vocabulary(
-    cfg: DictConfig, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None
+    cfg: Config, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None
 ) -> list[str]:
     if tokenizer is None or len(tokenizer) <= config.vocab_size:
         return []
@@ -105,13 +106,13 @@ def _vocabulary(
     ]
 
 
-def _report(problems: list[str], cfg: DictConfig) -> None:
+def _report(problems: list[str], cfg: Config) -> None:
     if problems:
         raise UserError("; ".join(problems))
     check_memory(cfg.model, cfg.trainer.accelerator)
 
 
-def _devices(trainer: DictConfig) -> list[str]:
+def _devices(trainer: TrainerSettings) -> list[str]:
     gpus = torch.cuda.device_count()
     if trainer.accelerator == "gpu" and not gpus:
         return ["trainer.accelerator=gpu: no GPU is found here; set cpu or auto"]
@@ -124,7 +125,7 @@ def _devices(trainer: DictConfig) -> list[str]:
     return []
 
 
-def _strategy(cfg: DictConfig, stage: str) -> list[str]:
+def _strategy(cfg: Config, stage: str) -> list[str]:
     trainer, problems = cfg.trainer, []
     if trainer.strategy == "single" and parallel.wanted(trainer) > 1:
         problems.append(
@@ -136,7 +137,7 @@ def _strategy(cfg: DictConfig, stage: str) -> list[str]:
             f"trainer.offload=true with trainer.strategy={trainer.strategy}: only zero1, zero2 and "
             "zero3 put the optimizer on the CPU"
         )
-    if is_zero(trainer) and cfg[stage].optimizer == "muon":
+    if is_zero(trainer) and cfg.training(stage).optimizer == "muon":
         problems.append(
             f"{stage}.optimizer=muon with trainer.strategy={trainer.strategy}: ZeRO divides the "
             "matrices that Muon needs whole; choose adamw, or trainer=ddp"
@@ -144,8 +145,8 @@ def _strategy(cfg: DictConfig, stage: str) -> list[str]:
     return problems
 
 
-def _steps(cfg: DictConfig, stage: str) -> list[str]:
-    processes, trees = parallel.wanted(cfg.trainer), cfg[stage].trees_per_step
+def _steps(cfg: Config, stage: str) -> list[str]:
+    processes, trees = parallel.wanted(cfg.trainer), cfg.supervised(stage).trees_per_step
     if trees % processes:
         return [
             f"{stage}.trees_per_step={trees}: {processes} processes cannot share it evenly; "
@@ -155,7 +156,7 @@ def _steps(cfg: DictConfig, stage: str) -> list[str]:
 
 
 def _model(
-    cfg: DictConfig, config: PretrainedConfig, name: str, tokens: int, before: int = 0
+    cfg: Config, config: PretrainedConfig, name: str, tokens: int, before: int = 0
 ) -> list[str]:
     problems = []
     if before + tokens > config.max_position_embeddings:

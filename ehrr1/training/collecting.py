@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
+from ehrr1.config.training import RL
 from ehrr1.prompts.dataset import rank as random_number
 from ehrr1.rollout.sampling import Completion, Rollout, Sampling
 from ehrr1.scoring.risk import answer_tokens
@@ -59,7 +59,7 @@ class Collector:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     rollout: Rollout
-    settings: DictConfig
+    settings: RL
     seed: int
 
     def __post_init__(self) -> None:

@@ -6,12 +6,12 @@ import warnings
 from pathlib import Path
 from statistics import fmean
 
-from omegaconf import DictConfig
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.loggers import TensorBoardLogger
 from transformers.utils import logging as transformers_logging
 
 from ehrr1 import parallel
+from ehrr1.config.training import TrainerSettings
 from ehrr1.prompts.steps import StepData
 from ehrr1.training.callbacks import Seeds, TrainLog
 from ehrr1.training.checkpoints import Checkpoints, PlainFile, last_checkpoint
@@ -41,7 +41,7 @@ def quiet() -> None:
 
 
 def make_trainer(
-    trainer: DictConfig,
+    trainer: TrainerSettings,
     clip: float,
     folder: Path,
     callbacks: list[Callback],
@@ -73,7 +73,7 @@ def fit(
     module: ForestModule,
     data: StepData,
     folder: Path,
-    trainer: DictConfig,
+    trainer: TrainerSettings,
     *,
     description: str,
     seed: int,

@@ -8,9 +8,9 @@ from typing import Any
 
 import polars as pl
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
+from ehrr1.config.training import RL
 from ehrr1.files import replacing
 from ehrr1.prompts.forest import Forest, collate, pack
 from ehrr1.prompts.trees import Branch, Tree
@@ -69,7 +69,7 @@ class Row:
 
 def lay_out(
     groups: Sequence[Group],
-    settings: DictConfig,
+    settings: RL,
     rank: int = 0,
     ranks: int = 1,
 ) -> list[Row]:

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
+from ehrr1.config.training import RL
 from ehrr1.files import read_json, write_json
 from ehrr1.models.logprobs import token_logprobs
 from ehrr1.models.weights import whole_weights, without_adapters
@@ -66,11 +66,13 @@ class GRPOModule(ForestModule):
     TensorBoard. `tolerance` bounds the difference of trainer and engine after a sync, in nats.
     """
 
+    settings: RL
+
     def __init__(
         self,
         build: Build,
         tokenizer: PreTrainedTokenizerBase,
-        settings: DictConfig,
+        settings: RL,
         *,
         plan: Sequence[Sequence[int]],
         prompts: Prompts,
@@ -87,7 +89,7 @@ class GRPOModule(ForestModule):
         self.validation, self.start, self.build_reference = validation, start, reference
         self.folder, self.seed, self.shown, self.tolerance = folder, seed, shown, tolerance
         names = [field.name for field in fields(PolicySettings)]
-        self.losses = PolicySettings(**{name: settings[name] for name in names})
+        self.losses = PolicySettings(**{name: settings.of(name) for name in names})
 
     def on_train_start(self) -> None:
         """The engine gets the weights of now (after a resume, those resumed) before it writes."""

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from math import cos, isfinite, pi
 from typing import Any
 
-from omegaconf import DictConfig
 from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.optim import AdamW, Muon, Optimizer
@@ -12,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
 
 from ehrr1 import parallel
+from ehrr1.config.training import Optimization
 from ehrr1.models.last_layer import decoder_layers
 from ehrr1.models.loading import Sharding
 from ehrr1.prompts.forest import Forest
@@ -34,7 +34,7 @@ def warmup_cosine(steps: int, warmup: float) -> Callable[[int], float]:
 
 
 def make_optimizers(
-    model: PreTrainedModel, settings: DictConfig, on_cpu: bool = False
+    model: PreTrainedModel, settings: Optimization, on_cpu: bool = False
 ) -> list[Optimizer]:
     """AdamW or, with `optimizer: muon`, Muon (Jordan et al., 2024) for the layers' matrices.
 
@@ -47,7 +47,7 @@ def make_optimizers(
     matrices = [p for p in learnt if id(p) in layers and settings.optimizer == "muon"]
     chosen = {id(p) for p in matrices}
     rest = [p for p in learnt if id(p) not in chosen]
-    given = {
+    given: dict[str, Any] = {
         "lr": settings.lr,
         "betas": (0.9, settings.beta2),
         "weight_decay": settings.weight_decay,
@@ -83,7 +83,7 @@ class ForestModule(LightningModule):
 
     model: PreTrainedModel
 
-    def __init__(self, build: Build, settings: DictConfig, updates: int):
+    def __init__(self, build: Build, settings: Optimization, updates: int):
         super().__init__()
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint has no frozen weights

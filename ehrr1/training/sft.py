@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from omegaconf import DictConfig
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
+from ehrr1.config.schema import Config
+from ehrr1.config.training import Supervised
 from ehrr1.errors import UserError
 from ehrr1.files import read_json, write_json
 from ehrr1.models.gguf import start_of
@@ -36,7 +37,7 @@ class SupervisedModule(ForestModule):
     The evaluation's losses are written to `evaluation`.
     """
 
-    def __init__(self, build: Build, settings: DictConfig, updates: int, evaluation: Path):
+    def __init__(self, build: Build, settings: Supervised, updates: int, evaluation: Path):
         super().__init__(build, settings, updates)
         self.evaluation = evaluation
 
@@ -87,7 +88,7 @@ class Material:
 
 
 def builder(
-    cfg: DictConfig,
+    cfg: Config,
     source: Path | None,
     tokenizer: PreTrainedTokenizerBase,
     begin: Callable[[PreTrainedModel], None] | None = None,
@@ -117,7 +118,7 @@ def builder(
 
 
 def lay_base(
-    cfg: DictConfig, folder: Path, source: Path | None, tokenizer: PreTrainedTokenizerBase
+    cfg: Config, folder: Path, source: Path | None, tokenizer: PreTrainedTokenizerBase
 ) -> int:
     """Write what hf/ will hold beside the weights; returns the number of the model's parameters."""
     config = read_config(cfg.model, source, len(tokenizer))
@@ -154,14 +155,14 @@ def tokenise(
 
 
 def train(
-    trees: Dataset, held_out: Dataset, build: Build, folder: Path, cfg: DictConfig, stage: str
+    trees: Dataset, held_out: Dataset, build: Build, folder: Path, cfg: Config, stage: str
 ) -> dict[str, float | int]:
     """Train on `trees` under the section `cfg.<stage>`, evaluate on `held_out`, and leave hf/.
 
     Returns train/loss/first and last, throughput, eval/loss (answers only) by task, and counts of
     what was read.
     """
-    settings = cfg[stage]
+    settings = cfg.supervised(stage)
     data = _steps(trees, held_out, settings, cfg)
     plan = data.training.plan
     evaluation = folder / "evaluation.json"
@@ -180,7 +181,7 @@ def train(
     return _counts(trees) | {"steps": len(plan)} | losses | summary
 
 
-def _steps(trees: Dataset, held_out: Dataset, settings: DictConfig, cfg: DictConfig) -> StepData:
+def _steps(trees: Dataset, held_out: Dataset, settings: Supervised, cfg: Config) -> StepData:
     """Training steps in planned order, and the held-out trees once."""
     plan = plan_steps(
         trees["length"],

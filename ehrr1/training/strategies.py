@@ -15,7 +15,6 @@ from math import isfinite
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from pytorch_lightning import LightningModule
 from pytorch_lightning.plugins.environments import (
     ClusterEnvironment,
@@ -26,6 +25,7 @@ from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strateg
 from torch import Tensor
 
 from ehrr1 import parallel
+from ehrr1.config.training import TrainerSettings
 from ehrr1.models.loading import Sharding
 from ehrr1.prompts.forest import Forest
 
@@ -34,14 +34,14 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-def on_gpu(trainer: DictConfig) -> bool:
+def on_gpu(trainer: TrainerSettings) -> bool:
     """Whether this run uses GPUs: `trainer.accelerator=auto` takes them where there are any."""
     return trainer.accelerator == "gpu" or (
         trainer.accelerator == "auto" and torch.cuda.is_available()
     )
 
 
-def is_zero(trainer: DictConfig) -> bool:
+def is_zero(trainer: TrainerSettings) -> bool:
     return str(trainer.strategy).startswith("zero")
 
 
@@ -50,7 +50,7 @@ def environment() -> ClusterEnvironment:
     return TorchElasticEnvironment() if parallel.size() > 1 else LightningEnvironment()
 
 
-def make_strategy(trainer: DictConfig, clip: float) -> Strategy | str:
+def make_strategy(trainer: TrainerSettings, clip: float) -> Strategy | str:
     """Lightning's strategy for `trainer.strategy`; `clip` bounds the gradient's norm under ZeRO."""
     if is_zero(trainer):
         config = zero_config(trainer, clip)
@@ -61,7 +61,7 @@ def make_strategy(trainer: DictConfig, clip: float) -> Strategy | str:
     return "auto"
 
 
-def zero_config(trainer: DictConfig, clip: float) -> dict[str, Any]:
+def zero_config(trainer: TrainerSettings, clip: float) -> dict[str, Any]:
     """DeepSpeed's configuration. Accumulation is 1 there: the module says which row is a step's
     last, and divides by the step's own count of tokens."""
     zero: dict[str, Any] = {

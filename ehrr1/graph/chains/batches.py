@@ -14,8 +14,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig
-
+from ehrr1.config.writers import AnthropicChains
 from ehrr1.graph.chains.costs import price_of
 from ehrr1.graph.chains.ledger import Advance, Answer, Batch, Budget, Ledger, over_budget
 from ehrr1.graph.chains.messages import (
@@ -49,7 +48,9 @@ class _UnansweredError(Exception):
     """No usable answer after all retries."""
 
 
-def write_batches(settings: DictConfig, ledger: Ledger, prompts: Prompts, advance: Advance) -> None:
+def write_batches(
+    settings: AnthropicChains, ledger: Ledger, prompts: Prompts, advance: Advance
+) -> None:
     """Ask for every draft that the ledger wants, each a few times at most.
 
     Raises UserError where the budget is spent, the endpoint refuses, or it does not answer.
@@ -71,7 +72,7 @@ def write_batches(settings: DictConfig, ledger: Ledger, prompts: Prompts, advanc
 
 
 class _Batches:
-    def __init__(self, client: Any, settings: DictConfig, ledger: Ledger, advance: Advance):
+    def __init__(self, client: Any, settings: AnthropicChains, ledger: Ledger, advance: Advance):
         self.client, self.settings, self.ledger, self.advance = client, settings, ledger, advance
         self.price = price_of(settings, batches=True)
         self.budget = Budget(ledger, settings.budget_tokens, settings.budget_usd)

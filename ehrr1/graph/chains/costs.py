@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from omegaconf import DictConfig
 from rich.table import Table
 
+from ehrr1.config.writers import AnthropicChains, ModelChains
 from ehrr1.graph.chains.prompting import Prompt
 
 MILLION = 1e6
@@ -33,7 +33,7 @@ class Price:
         return max(self.of(prompt, output), self.of(0, output, write=prompt))
 
 
-def price_of(settings: DictConfig, batches: bool) -> Price:
+def price_of(settings: AnthropicChains, batches: bool) -> Price:
     """The prices in `chains.price`."""
     price = settings.price
     factor = price.batch if batches else 1.0
@@ -74,10 +74,10 @@ def estimate(asked: Iterable[tuple[Prompt, int]], max_tokens: int) -> Estimate:
     return total
 
 
-def estimate_table(found: Estimate, settings: DictConfig, counted_by: str) -> Table:
+def estimate_table(found: Estimate, settings: ModelChains, counted_by: str) -> Table:
     """The dry run's table: what would be asked, and what it would cost at most."""
     table = Table(
-        title=f"chains={settings.writer}, model {settings.model}: {found.samples:,} samples, "
+        title=f"chains={settings.of('writer')}, model {settings.model}: {found.samples:,} samples, "
         f"{found.requests:,} requests, {found.cut:,} records cut",
         caption=f"tokens of prompts by {counted_by}, of answers as if each had all of "
         "chains.max_tokens; *: as set",
@@ -85,7 +85,7 @@ def estimate_table(found: Estimate, settings: DictConfig, counted_by: str) -> Ta
     for heading in ("way", "tokens in", "tokens out", "dollars, at most"):
         table.add_column(heading, justify="left" if heading == "way" else "right")
     tokens = (f"{found.tokens_in:,}", f"{found.tokens_out:,}")
-    if "price" not in settings:
+    if not isinstance(settings, AnthropicChains):
         table.add_row("on this machine", *tokens, "-")
         return table
     for batches in (False, True):

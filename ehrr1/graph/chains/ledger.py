@@ -16,8 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from omegaconf import DictConfig
-
+from ehrr1.config.writers import ModelChains
 from ehrr1.errors import UserError
 from ehrr1.graph.chains.prompting import Prompt
 
@@ -290,17 +289,19 @@ class Budget:
             self.used_usd += answer.cost_usd
 
 
-def over_budget(ledger: Ledger, settings: DictConfig) -> UserError:
+def over_budget(ledger: Ledger, settings: ModelChains) -> UserError:
     """The budget is spent: what there is, what is left, and how to go on."""
     states, spent = ledger.states(), ledger.spent()
-    names = [n for n in ("budget_tokens", "budget_usd") if settings.get(n) is not None]
-    budgets = ", ".join(f"chains.{name}={settings[name]}" for name in names)
+    budget = {
+        n: v for n, v in settings.plain().items() if n.startswith("budget_") and v is not None
+    }
+    budgets = ", ".join(f"chains.{name}={value}" for name, value in budget.items())
     tokens = spent["tokens_in"] + spent["tokens_out"]
     return UserError(
         f"{budgets}: {states['done']} of {sum(states.values())} drafts are written, "
         f"{states['open'] + states['sent']} are left; {tokens} tokens and {spent['cost_usd']:.2f} "
         "dollars are spent, and the next request might go over it. All is saved: raise "
-        f"{' or '.join(f'chains.{name}' for name in names)}, and the same command goes on"
+        f"{' or '.join(f'chains.{name}' for name in budget)}, and the same command goes on"
     )
 
 

@@ -11,9 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from ehrr1.config.training import ModelSettings
+from ehrr1.config.writers import LocalChains
 from ehrr1.errors import UserError
 from ehrr1.graph.chains.ledger import Advance, Answer, Budget, Ledger, over_budget
 from ehrr1.graph.chains.prompting import CHARS_PER_TOKEN, Limit, Prompt, Prompts
@@ -31,12 +32,12 @@ ENGINE_CHUNK = 4
 """vLLM is given so many times its batch at once: it fills gaps as drafts end."""
 
 
-def check(settings: DictConfig) -> PreTrainedTokenizerBase:
+def check(settings: LocalChains) -> PreTrainedTokenizerBase:
     """The model's tokenizer, ending where a turn of its chat ends.
 
     Raises UserError, before anything is loaded, for what cannot write.
     """
-    folder = Path(settings.model)
+    folder = Path(str(settings.model))
     if not (folder / "config.json").exists():
         raise UserError(
             f"chains.model={folder}: no Hugging Face model folder (with config.json) is there; "
@@ -70,7 +71,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.eos_token)
 
 
-def limit_of(settings: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Limit:
+def limit_of(settings: LocalChains, tokenizer: PreTrainedTokenizerBase) -> Limit:
     """How many tokens a prompt may have beside its draft."""
 
     def size(text: str) -> int:
@@ -79,11 +80,11 @@ def limit_of(settings: DictConfig, tokenizer: PreTrainedTokenizerBase) -> Limit:
     return Limit(size, longest(settings) - settings.max_tokens - TEMPLATE_TOKENS)
 
 
-def longest(settings: DictConfig) -> int:
+def longest(settings: LocalChains) -> int:
     """Tokens of prompt and draft together: what the model takes; vLLM, which lays out memory for
     them, is started for what is needed."""
     needed = round(settings.max_prompt_chars / CHARS_PER_TOKEN) + settings.max_tokens
-    config = AutoConfig.from_pretrained(settings.model).get_text_config()
+    config = AutoConfig.from_pretrained(str(settings.model)).get_text_config()
     taken = config.to_dict().get("max_position_embeddings")
     if taken and taken <= settings.max_tokens + TEMPLATE_TOKENS:
         raise UserError(
@@ -96,7 +97,7 @@ def longest(settings: DictConfig) -> int:
 
 
 def write_local(
-    settings: DictConfig,
+    settings: LocalChains,
     ledger: Ledger,
     prompts: Prompts,
     advance: Advance,
@@ -119,14 +120,14 @@ def write_local(
                 raise over_budget(ledger, settings)
 
 
-def open_rollout(settings: DictConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Writer:
+def open_rollout(settings: LocalChains, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Writer:
     """Who generates: bfloat16 on a GPU, float32 without one."""
     gpu = torch.cuda.is_available()
     dtype = torch.bfloat16 if gpu else torch.float32
     if settings.writer == "vllm":
         assert isinstance(tokenizer.eos_token_id, int)
         return VLLMRollout(
-            Path(settings.model),
+            Path(str(settings.model)),
             tokenizer.eos_token_id,
             max_length=longest(settings),
             dtype=dtype,
@@ -137,8 +138,8 @@ def open_rollout(settings: DictConfig, tokenizer: PreTrainedTokenizerBase, folde
             gpu_memory_utilization=settings.gpu_memory_utilization,
             kv_cache_gib=settings.kv_cache_gib,
         )
-    source = OmegaConf.create({"path": settings.model, "attention": "auto"})
-    model = load_model(source, Path(settings.model), tokenizer, dtype=dtype).eval()
+    source = ModelSettings.of_folder(settings.model)
+    model = load_model(source, Path(str(settings.model)), tokenizer, dtype=dtype).eval()
     if gpu:
         model.to("cuda")
     return TransformersRollout(model, tokenizer, settings.batch_size)
@@ -147,7 +148,7 @@ def open_rollout(settings: DictConfig, tokenizer: PreTrainedTokenizerBase, folde
 class _Local:
     def __init__(
         self,
-        settings: DictConfig,
+        settings: LocalChains,
         ledger: Ledger,
         budget: Budget,
         rollout: Writer,

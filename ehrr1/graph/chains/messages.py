@@ -12,8 +12,7 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from omegaconf import DictConfig
-
+from ehrr1.config.writers import AnthropicChains, AnthropicEngine
 from ehrr1.errors import UserError
 from ehrr1.graph.chains.costs import Price, price_of
 from ehrr1.graph.chains.ledger import Advance, Answer, Budget, Ledger, over_budget
@@ -32,20 +31,20 @@ CACHED = {"cache_control": {"type": "ephemeral"}}
 
 
 def check(
-    settings: DictConfig,
+    settings: AnthropicChains | AnthropicEngine,
     open_data: bool,
     group: str = "chains",
     here: str = "write on this machine (chains=vllm or chains=transformers)",
 ) -> None:
     """Raise UserError, before anything is sent, where it must not or cannot be.
 
-    `open_data`: whether the prepared records are open (`data.open`). `group`: whose settings they
-    are; `here`: what to do instead.
+    `open_data`: whether the prepared records are open (`runs.data_is_open`). `group`: whose
+    settings they are; `here`: what to do instead.
     """
     problems = []
     if not open_data and not settings.compliant_endpoint:
         problems.append(
-            f"{group}=anthropic: the prepared records are not open (data.open=false), and "
+            f"{group}=anthropic: the prepared records are closed, and "
             "this sends them to a third party, which the data use agreement of credentialed "
             f"records forbids; {here}, or set {group}.compliant_endpoint=true if your agreement "
             "covers this endpoint"
@@ -60,7 +59,7 @@ def check(
         raise UserError("; ".join(problems))
 
 
-def client_settings(settings: DictConfig) -> dict[str, Any]:
+def client_settings(settings: AnthropicChains | AnthropicEngine) -> dict[str, Any]:
     """What both of the SDK's clients are made with; the address never comes from elsewhere."""
     return {
         "api_key": os.environ[KEY],
@@ -70,10 +69,10 @@ def client_settings(settings: DictConfig) -> dict[str, Any]:
     }
 
 
-def request(settings: DictConfig, prompt: Prompt, shared: bool) -> dict[str, Any]:
+def request(settings: AnthropicChains, prompt: Prompt, shared: bool) -> dict[str, Any]:
     """The body of one request for a draft; `shared`: others will read the prompt from the cache."""
     texts = (prompt.record, prompt.question)
-    return request_body(settings.model, settings.max_tokens, prompt.system, texts, 2 * shared)
+    return request_body(str(settings.model), settings.max_tokens, prompt.system, texts, 2 * shared)
 
 
 def request_body(
@@ -94,7 +93,7 @@ def request_body(
     }
 
 
-def sampling(settings: DictConfig) -> tuple[dict[str, Any], dict[str, str]]:
+def sampling(settings: AnthropicChains) -> tuple[dict[str, Any], dict[str, str]]:
     """What a temperature adds to a request's body and headers; 1 is what the API does by itself."""
     if settings.temperature == 1:
         return {}, {}
@@ -160,7 +159,7 @@ def unreachable(reason: str, group: str = "chains") -> UserError:
 
 
 def write_messages(
-    settings: DictConfig, ledger: Ledger, prompts: Prompts, advance: Advance
+    settings: AnthropicChains, ledger: Ledger, prompts: Prompts, advance: Advance
 ) -> None:
     """Ask for every draft that the ledger wants, each a few times at most.
 
@@ -175,7 +174,7 @@ def write_messages(
 
 
 class _Messages:
-    def __init__(self, settings: DictConfig, ledger: Ledger, advance: Advance):
+    def __init__(self, settings: AnthropicChains, ledger: Ledger, advance: Advance):
         self.settings, self.ledger, self.advance = settings, ledger, advance
         self.price = price_of(settings, batches=False)
         self.budget = Budget(ledger, settings.budget_tokens, settings.budget_usd)

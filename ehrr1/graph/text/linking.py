@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Protocol
 
 import polars as pl
-from omegaconf import DictConfig
 
+from ehrr1.config.records import Concepts, ItemConcepts, OpenConcepts
 from ehrr1.graph.text.clinical import require_clinical
 from ehrr1.graph.text.dictionary import (
     GENERAL_TYPES,
@@ -81,13 +81,13 @@ class Linker(Protocol):
         ...
 
 
-def open_linker(concepts: DictConfig) -> Linker | None:
+def open_linker(concepts: Concepts) -> Linker | None:
     """The linker that `concepts.source` asks for; None for items. Builds an index where needed."""
-    if concepts.source == "items":
+    if isinstance(concepts, ItemConcepts):
         return None
     require_clinical(concepts.source)
-    if concepts.source == "open":
-        return OpenLinker(read_dictionary(Path(concepts.dictionary)))
+    if isinstance(concepts, OpenConcepts):
+        return OpenLinker(read_dictionary(Path(str(concepts.dictionary))))
     return UmlsLinker(quickumls_index(concepts), concepts.threshold)
 
 

@@ -15,8 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 
-from omegaconf import DictConfig
-
+from ehrr1.config.records import Concepts
 from ehrr1.errors import UserError
 from ehrr1.graph.text.mentions import Mention, Reader, Source, open_reader, open_source
 from ehrr1.progress import track, watch_parent
@@ -30,7 +29,7 @@ Row = tuple[bytes, str]
 """A text's hash and its mentions as JSON."""
 
 
-def open_cache(concepts: DictConfig) -> "MentionCache | None":
+def open_cache(concepts: Concepts) -> "MentionCache | None":
     """The cache of what `concepts` reads texts with, prepared where needed; None for items."""
     source = open_source(concepts)
     return None if source is None else MentionCache(Path(concepts.cache), source)

@@ -16,8 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from omegaconf import DictConfig
-
+from ehrr1.config.records import Concepts, ItemConcepts, UmlsConcepts
 from ehrr1.graph.text.clinical import require_clinical
 from ehrr1.graph.text.flowed_text import flow
 from ehrr1.graph.text.linking import SALTS
@@ -106,18 +105,18 @@ def without_salts(spans: Sequence["Span"]) -> list["Span"]:
     return [s for s in spans if s.start not in ends or s.text.lower() not in SALTS]
 
 
-def open_source(concepts: DictConfig) -> Source | None:
+def open_source(concepts: Concepts) -> Source | None:
     """What `concepts` asks for, prepared below `concepts.cache`; None for items."""
-    if concepts.source == "items":
+    if isinstance(concepts, ItemConcepts):
         return None
     require_clinical(concepts.source)
-    if concepts.source == "umls":
+    if isinstance(concepts, UmlsConcepts):
         from ehrr1.graph.text.quickumls_index import quickumls_index
 
         return Source("umls", quickumls_index(concepts), concepts.threshold)
     from ehrr1.graph.text.text_terms import prepared_terms
 
-    file = prepared_terms(Path(concepts.dictionary), Path(concepts.cache), blank())
+    file = prepared_terms(Path(str(concepts.dictionary)), Path(concepts.cache), blank())
     return Source("open", file, 1.0)
 
 

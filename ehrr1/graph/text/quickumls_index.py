@@ -19,8 +19,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
+from ehrr1.config.records import UmlsConcepts
 from ehrr1.errors import UserError
 from ehrr1.files import fingerprint, locked, replacing, write_text
 from ehrr1.progress import bar
@@ -54,12 +53,12 @@ STOP_WORDS = (
 """QuickUMLS begins and ends no term with one of these."""
 
 
-def quickumls_index(concepts: DictConfig) -> Path:
+def quickumls_index(concepts: UmlsConcepts) -> Path:
     """The index of `concepts.folder`, built first where it is missing.
 
     Raises UserError, naming the setting, for files that are missing or are not UMLS's.
     """
-    sources = [Path(concepts.folder) / name for name in FILES]
+    sources = [Path(str(concepts.folder)) / name for name in FILES]
     for source in sources:
         if not source.is_file():
             raise UserError(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from ehrr1.runs import BENCHMARKS, NOT_COMPARED, short
+from ehrr1.config.names import BENCHMARKS
+from ehrr1.runs import NOT_COMPARED, short
 
 NAMED_BY_CHOICE = ("data", "model", "concepts", "ablation")
 """Groups whose choice alone names a folder."""

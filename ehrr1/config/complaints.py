@@ -1,0 +1,263 @@
+"""What is wrong with a configuration, in one line a setting: its name, its value, what it may be or
+which one was meant."""
+
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, MinLen
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+RENAMED = {
+    "split": "export.split",
+    "limit": "export.limit",
+    "layout": "export.layout",
+    "similar_items": "export.similar_items",
+}
+"""Settings of earlier versions, and what they are called now."""
+
+ELSEWHERE = {
+    **dict.fromkeys(("learning_rate", "learningrate"), "lr"),
+    **dict.fromkeys(("batch_size", "per_device_train_batch_size"), "trees_per_step"),
+    **dict.fromkeys(("gradient_accumulation_steps", "accumulate_grad_batches"), "trees_per_step"),
+    **dict.fromkeys(("num_train_epochs", "max_epochs", "num_epochs"), "epochs"),
+    **dict.fromkeys(("max_seq_len", "max_seq_length", "max_length"), "max_tokens"),
+    **dict.fromkeys(("num_generations", "n_generations"), "group_size"),
+    **dict.fromkeys(("gradient_clip_val", "max_grad_norm", "grad_clip"), "clip"),
+    **dict.fromkeys(("num_nodes", "nnodes"), "nodes"),
+    **dict.fromkeys(("gpus", "num_gpus", "nproc_per_node", "num_processes"), "devices"),
+    **dict.fromkeys(("kl_coef", "kl_coeff"), "beta"),
+    **dict.fromkeys(("warmup_ratio", "warmup_steps"), "warmup"),
+    **dict.fromkeys(("output_dir", "out_dir", "default_root_dir"), "output_root"),
+    "lora_r": "lora",
+}
+"""What other frameworks call a setting -> the last part of its name here."""
+
+NOT_NEEDED = {
+    **dict.fromkeys(
+        ("resume", "ckpt_path", "checkpoint", "resume_from_checkpoint", "resume_from"),
+        "the same command again resumes a run that was stopped",
+    ),
+    **dict.fromkeys(
+        ("logger", "wandb", "report_to", "tensorboard"),
+        "curves and metrics are written to tb/ for TensorBoard; there is no other logger",
+    ),
+    **dict.fromkeys(("debug", "fast_dev_run"), "experiment=smoke runs every stage in seconds"),
+}
+"""Settings of other frameworks that have no counterpart, and what does the same."""
+
+CHOICES = {
+    "stage": {
+        **dict.fromkeys(("sft", "finetune", "fine_tune", "train", "training"), "adapt, reason"),
+        **dict.fromkeys(("grpo", "ppo", "rlhf", "dapo"), "rl"),
+        **dict.fromkeys(("test", "evaluate", "evaluation", "score"), "eval"),
+        **dict.fromkeys(("predict", "generate", "inference", "ask"), "infer"),
+        **dict.fromkeys(("preprocess", "data", "build"), "prepare"),
+        **dict.fromkeys(("sft_reasoning", "cot"), "reason"),
+        "all": "curriculum",
+    },
+    "data": dict.fromkeys(("mimiciv", "mimic-iv", "mimic4", "mimic_iv", "demo"), "mimic"),
+}
+"""What other frameworks call a choice of a group -> what it is here."""
+
+TAGGED = ("data", "chains", "engine", "launcher", "rollout", "concepts")
+"""Sections whose settings depend on a choice, which pydantic puts into a setting's place."""
+
+
+def problems(error: ValidationError, plain: dict[str, Any], config: type[BaseModel]) -> list[str]:
+    """One line for each wrong setting of the plain configuration."""
+    found = {}
+    for one in error.errors(include_url=False):
+        path = list(one["loc"])
+        if len(path) > 1 and path[0] in TAGGED:
+            del path[1]
+        key, kind = _key(path, plain), one["type"]
+        if kind == "extra_forbidden":
+            found[key] = f"{key}: {unknown(key, config)}"
+        elif kind == "missing":
+            found[key] = f"{key}: it is missing; {_needed(key, config)}"
+        elif kind == "union_tag_invalid":
+            field = one["ctx"]["discriminator"].strip("'")
+            words = one["ctx"]["expected_tags"].replace("'", "")
+            found[key] = f"{key}.{field}={one['ctx']['tag']}: it must be one of {words}"
+        else:
+            found.setdefault(key, f"{key}={_shown(_value(plain, key))}: {_needed(key, config)}")
+    return list(found.values())
+
+
+def _key(path: list[Any], plain: dict[str, Any]) -> str:
+    """The setting's name. pydantic adds which kind of a union it tried; what is not in the
+    configuration, except at the end, is such a word."""
+    parts: list[str] = []
+    value: Any = plain
+    for number, part in enumerate(path):
+        if isinstance(value, dict) and (part in value or number == len(path) - 1):
+            if not isinstance(part, str) or "[" in part:
+                break
+            parts.append(part)
+            value = value.get(part)
+        else:
+            break
+    return ".".join(map(str, parts))
+
+
+def _value(plain: Any, key: str) -> Any:
+    for part in key.split("."):
+        plain = plain.get(part) if isinstance(plain, dict) else None
+    return plain
+
+
+def _shown(value: Any) -> str:
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
+
+
+def unknown(key: str, config: type[BaseModel]) -> str:
+    """What to say of a setting that does not exist: what it is called here, or the nearest."""
+    last = key.rpartition(".")[2]
+    if key in RENAMED:
+        return f"this setting is called {RENAMED[key]} now"
+    for word in (key, last):
+        if word.lower() in NOT_NEEDED:
+            return f"there is no such setting: {NOT_NEEDED[word.lower()]}"
+    near = nearest(key, config)
+    meant = f"; did you mean {', '.join(near)}?" if near else ""
+    return f"there is no such setting{meant or '; `python run.py --help` lists them'}"
+
+
+def nearest(key: str, config: type[BaseModel]) -> list[str]:
+    """The settings that may have been meant: the same section first, then the same last word."""
+    section, _, last = key.rpartition(".")
+    names = keys(config)
+    last = ELSEWHERE.get(last.lower(), last)
+    same = [one for one in names if one.rpartition(".")[2] == last]
+    if same:
+        return [one for one in same if one.startswith(f"{section}.")] or same[:4]
+    within = [one for one in names if section and one.startswith(f"{section}.")]
+    if close := get_close_matches(key, within, 3, 0.75):
+        return close
+    sections = dict.fromkeys(name.partition(".")[0] for name in names)
+    top, _, rest = key.partition(".")
+    if top not in sections and (close := get_close_matches(top, sections, 1, 0.7)):
+        renamed = f"{close[0]}.{rest}" if rest else close[0]
+        return [renamed] if not rest or renamed in names else nearest(renamed, config)
+    words = {one.rpartition(".")[2] for one in names}
+    close = get_close_matches(last, words, 2, 0.75)
+    found = [one for one in names if one.rpartition(".")[2] in close][:4]
+    return found or get_close_matches(key, names, 3, 0.6)
+
+
+def no_choice(group: str, choice: str, choices: list[str]) -> str:
+    """What to say of `group=choice` where the group has none such."""
+    known = CHOICES.get(group, {}).get(choice.lower())
+    lower = {one.lower(): one for one in choices}
+    close = [lower[one] for one in get_close_matches(choice.lower(), lower, 2, 0.5)]
+    held = [one for one in choices if len(one) > 1 and choice.lower().endswith(one.lower())]
+    meant = known or ", ".join(held or close)
+    hint = f"did you mean {group}={meant}? " if meant else ""
+    return f"{group}={choice}: {hint}choose one of {', '.join(choices)}"
+
+
+def composing(error: Exception, config: type[BaseModel]) -> str:
+    """One line for an error of Hydra's as it composes."""
+    text = str(error).split("Config search path")[0].strip()
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return f"{found[1]}: {unknown(found[1], config)}"
+    if found := re.search(r"Could not find '([^'/]+)/([^']*)'", text):
+        choices = text.partition("Available options in")[2].partition(":")[2].split()
+        return no_choice(found[1], found[2], choices)
+    return f"{text}; `python run.py --help` lists the settings and their choices"
+
+
+@cache
+def keys(config: type[BaseModel]) -> tuple[str, ...]:
+    """Every setting by its whole name, of all choices."""
+    return tuple(dict.fromkeys(name for name, _ in _walk(config, "")))
+
+
+def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in model.model_fields.items():
+        models = [one for one in _members(field.annotation) if _is_model(one)]
+        if not models:
+            yield prefix + name, field
+        for one in models:
+            yield from _walk(one, f"{prefix}{name}.")
+
+
+def fields(config: type[BaseModel], key: str) -> list[FieldInfo]:
+    """What is said of a setting, once for each choice that has it."""
+    found: list[FieldInfo] = []
+    models: list[Any] = [config]
+    for part in key.split("."):
+        found = [m.model_fields[part] for m in models if part in m.model_fields]
+        models = [one for f in found for one in _members(f.annotation) if _is_model(one)]
+    return found
+
+
+def _needed(key: str, config: type[BaseModel]) -> str:
+    told = dict.fromkeys(describe(field) for field in fields(config, key))
+    return f"it must be {' or '.join(told)}" if told else "another value is needed"
+
+
+def describe(field: FieldInfo) -> str:
+    """What a setting may be: `a whole number >= 1 or null`."""
+    return _describe(field.annotation, list(field.metadata))
+
+
+def _describe(kind: Any, metadata: list[Any]) -> str:
+    if get_origin(kind) is Annotated:
+        inner, *more = get_args(kind)
+        return _describe(inner, [*metadata, *more])
+    if get_origin(kind) in (Union, UnionType):
+        words = [_describe(one, metadata) for one in get_args(kind) if one is not NoneType]
+        null = NoneType in get_args(kind)
+        return " or ".join([*dict.fromkeys(words), *(["null"] if null else [])])
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    if get_origin(kind) is list:
+        sizes = [one.min_length for one in _flat(metadata) if isinstance(one, MinLen)]
+        of = _describe(get_args(kind)[0], [])
+        return f"a list of {sizes[0] if sizes else 'values'}: [{of}, ...]"
+    if get_origin(kind) is dict:
+        return "settings by name: {NAME: VALUE}"
+    if kind is bool:
+        return "true or false"
+    if kind is int or kind is float:
+        return f"a {'whole ' * (kind is int)}number{_bounds(metadata)}"
+    if kind is str:
+        return "a text"
+    return "a section of settings" if _is_model(kind) else "another value"
+
+
+def _bounds(metadata: list[Any]) -> str:
+    words = []
+    for one in _flat(metadata):
+        if isinstance(one, Ge):
+            words.append(f">= {one.ge}")
+        if isinstance(one, Gt):
+            words.append(f"> {one.gt}")
+        if isinstance(one, Le):
+            words.append(f"<= {one.le}")
+    return f" {' and '.join(words)}" if words else ""
+
+
+def _flat(metadata: list[Any]) -> list[Any]:
+    """Constraints, those inside of pydantic's own Field(...) too."""
+    return [m for one in metadata for m in (one.metadata if isinstance(one, FieldInfo) else [one])]
+
+
+def _members(kind: Any) -> list[Any]:
+    if get_origin(kind) is Annotated:
+        return _members(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return [one for part in get_args(kind) for one in _members(part)]
+    return [kind]
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -1,0 +1,184 @@
+"""Sections of the configuration about records: data, and what is exported and counted of them."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ehrr1.config.types import Count, Natural, PathText, Positive, Section, Share, Text
+
+
+class Labels(Section):
+    """What the questions mean where releases differ."""
+
+    ed_time: Literal["hour", "triage"]
+    died_in_stay: Literal["released", "exclude"]
+    planned: Literal["count", "exclude"]
+
+
+class Split(Section):
+    """Shares of patients; the others train."""
+
+    validation: Share
+    test: Share
+
+
+class Maps(Section):
+    """Files of codes that the user brings."""
+
+    atc: PathText | None
+    ccs_diagnoses: PathText | None
+    ccs_procedures: PathText | None
+
+
+class AnyData(Section):
+    """What all kinds of records have."""
+
+    root: PathText | None
+    subjects: Count | None
+    open: bool | None
+    protocol: Literal["strict", "paper"]
+    window_hours: Positive
+    suite: Literal["paper42", "release45"] | None
+    tasks: list[str] | None
+    patients_per_shard: Count
+    shard: Natural | None
+    shards: Count
+    labels: Labels
+    subjects_file: PathText | None
+    sampling: PathText | None
+    force_task_num: Count | None
+    balance: Literal["none", "weights", "force"]
+    split: Split
+    maps: Maps
+
+
+class SyntheticData(AnyData):
+    """A hospital of invented patients."""
+
+    name: Literal["synthetic"]
+
+
+class MimicData(AnyData):
+    """MIMIC-IV's tables."""
+
+    name: Literal["mimic"]
+
+
+class MedsData(AnyData):
+    """A MEDS dataset."""
+
+    name: Literal["meds"]
+
+
+class ReleaseData(AnyData):
+    """The EHR-R1 release's folder."""
+
+    name: Literal["release"]
+
+
+class BenchmarkData(AnyData):
+    """Rows that bring their own context, question and answer."""
+
+    name: Literal["benchmark"]
+    path: PathText | None
+    balanced: bool
+
+
+class EhrshotData(AnyData):
+    """EHRSHOT."""
+
+    name: Literal["ehrshot"]
+    max_events: Count
+    samples_per_task: Count | None
+    balanced: bool
+
+
+class CdmData(AnyData):
+    """MIMIC-IV-Ext-CDM."""
+
+    name: Literal["mimiciv_cdm"]
+    balanced: bool
+
+
+Data = Annotated[
+    SyntheticData | MimicData | MedsData | ReleaseData | BenchmarkData | EhrshotData | CdmData,
+    Field(discriminator="name"),
+]
+
+
+class Export(Section):
+    """`stage=export`."""
+
+    split: Literal["train", "validation", "test", "all"]
+    limit: Count | None
+    layout: Literal["rows", "meds", "release"]
+    similar_items: PathText | None
+
+
+class Audit(Section):
+    """`stage=audit`."""
+
+    text_samples_per_task: Count | None
+
+
+class Card(Section):
+    """`stage=card`."""
+
+    samples_per_task: Count
+    tokenizer: PathText | None
+    max_tokens: Count
+
+
+class ItemConcepts(Section):
+    """Names as the record shows them."""
+
+    source: Literal["items"]
+    cache: PathText
+    workers: Count | None
+
+
+class OpenConcepts(Section):
+    """An open dictionary."""
+
+    source: Literal["open"]
+    dictionary: PathText | None
+    relations: PathText | None
+    cache: PathText
+    workers: Count | None
+
+
+class UmlsConcepts(Section):
+    """The user's licensed UMLS."""
+
+    source: Literal["umls"]
+    folder: PathText | None
+    threshold: Share
+    cache: PathText
+    workers: Count | None
+
+
+Concepts = Annotated[ItemConcepts | OpenConcepts | UmlsConcepts, Field(discriminator="source")]
+
+
+class Graph(Section):
+    """`stage=graph`."""
+
+    evidence: Literal["cooccurrence", "random", "none"]
+    knowledge: bool
+    require_path: bool
+    max_hops: Count
+    max_degree: Count
+    relations: list[str] | None
+    samples_per_task: Count | None
+    counted_samples_per_task: Count | None
+    validation_samples_per_task: Count | None
+    min_count: Count
+    min_support: Count
+    min_lift: Annotated[float, Field(ge=0)]
+    min_npmi: Annotated[float, Field(ge=-1, le=1)] | None
+    max_fdr: Annotated[float, Field(gt=0, le=0.4)] | None
+    top: Count
+    risk: bool
+    risk_min_lift: Annotated[float, Field(ge=0)]
+    workers: Count | None
+    show: Text | None

@@ -1,0 +1,148 @@
+"""The whole configuration, typed: every setting there is, what it may be, and nothing else.
+
+Values stand in conf/ and experiments/ alone; Hydra composes them, `read` turns the result into a
+`Config` and raises one UserError for all that is wrong. Rules for settings that go together are in
+`together.py`; files, and what a stage needs of its data, are checked by whoever opens them.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import Field, ValidationError
+
+from ehrr1.config.complaints import problems
+from ehrr1.config.records import Audit, Card, Concepts, Data, Export, Graph
+from ehrr1.config.together import conflicts
+from ehrr1.config.training import (
+    RL,
+    Adapt,
+    Cluster,
+    Launcher,
+    Loss,
+    ModelSettings,
+    Plan,
+    Reason,
+    Search,
+    TrainerSettings,
+)
+from ehrr1.config.types import PathText, Section, Text
+from ehrr1.config.writers import Answers, Chains, Engine, Eval, Infer, Rollout
+from ehrr1.errors import UserError
+
+
+class Inputs(Section):
+    """Finished runs to read in place of those beside this one."""
+
+    prepare: PathText | None
+    graph: PathText | None
+    chains: PathText | None
+    adapt: PathText | None
+    reason: PathText | None
+    rl: PathText | None
+
+
+class Config(Section):
+    """One configuration for all stages."""
+
+    stage: Literal[
+        "prepare",
+        "export",
+        "audit",
+        "card",
+        "graph",
+        "chains",
+        "adapt",
+        "reason",
+        "rl",
+        "eval",
+        "infer",
+        "plan",
+        "consolidate",
+        "curriculum",
+    ]
+    name: Text
+    variant: Text | None
+    output_root: PathText
+    overwrite: bool
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    inputs: Inputs
+    data: Data
+    model: ModelSettings
+    trainer: TrainerSettings
+    rollout: Rollout
+    engine: Engine
+    concepts: Concepts
+    chains: Chains
+    export: Export
+    audit: Audit
+    graph: Graph
+    loss: Loss
+    adapt: Adapt
+    reason: Reason
+    rl: RL
+    card: Card
+    plan: Plan
+    cluster: Cluster
+    eval: Eval
+    infer: Infer
+    launcher: Launcher
+    search: Search
+    answer: Answers
+    candidates: Literal["none", "list"]
+    wording: Literal["file", "ours"]
+    rescore: PathText | None
+    compare: list[PathText] | None
+    record: PathText | None
+    question: Text | None
+    run: PathText | None
+
+    def training(self, stage: str) -> Adapt | Reason | RL:
+        """The section of a stage that trains."""
+        return self.rl if stage == "rl" else self.supervised(stage)
+
+    def supervised(self, stage: str) -> Adapt | Reason:
+        """The section of a supervised stage."""
+        return self.adapt if stage == "adapt" else self.reason
+
+
+def read(cfg: DictConfig) -> Config:
+    """The composed configuration, checked. Raises UserError that lists everything wrong."""
+    config = parse(cfg)
+    check(config)
+    return config
+
+
+def parse(cfg: DictConfig) -> Config:
+    """The composed configuration, each setting checked by itself. Raises UserError."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    try:
+        return Config.model_validate(plain)
+    except ValidationError as error:
+        raise UserError("; ".join(problems(error, plain, Config))) from None
+
+
+def check(config: Config) -> None:
+    """Raise UserError for settings that make no sense beside each other."""
+    if found := conflicts(config):
+        raise UserError("; ".join(found))
+
+
+def recorded(folder: Path) -> Config:
+    """The configuration of a begun run. Raises UserError for one of another version."""
+    there = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(there, DictConfig)
+    try:
+        return parse(there)
+    except UserError as error:
+        raise UserError(f"{folder / 'config.yaml'} is of another version: {error}") from None
+
+
+def value_of(config: Section, key: str) -> Any:
+    """The setting `adapt.lr`; None where this choice of a group has none such."""
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else vars(value).get(part)
+        if value is None:
+            return None
+    return value

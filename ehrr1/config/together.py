@@ -1,0 +1,192 @@
+"""Settings that do not go together, by section and stage."""
+
+from typing import TYPE_CHECKING
+
+from ehrr1.config.names import BENCHMARKS
+from ehrr1.config.records import AnyData, Concepts, Graph, OpenConcepts, UmlsConcepts
+from ehrr1.config.training import Launcher, LocalLauncher
+from ehrr1.config.writers import AnthropicEngine, ModelChains, TemplateChains
+
+if TYPE_CHECKING:
+    from ehrr1.config.schema import Config
+
+NEEDED = {
+    "mimic": "the folder with hosp/",
+    "meds": "its folder",
+    "release": "its folder",
+    "ehrshot": "its folder",
+    "mimiciv_cdm": "its folder",
+}
+"""What `data.root` is of each kind of records."""
+
+READ_BY = {
+    "rescore": ("eval",),
+    "compare": ("eval",),
+    "record": ("infer",),
+    "question": ("infer",),
+    "run": ("consolidate",),
+    "answer": ("eval", "infer"),
+    "candidates": ("eval", "infer"),
+    "wording": ("eval", "infer"),
+}
+"""Settings outside of a section -> the stages that read them; others refuse them."""
+
+
+def conflicts(cfg: "Config") -> list[str]:
+    """One line for all settings that make no sense beside each other."""
+    return [*records(cfg), *thinking(cfg), *evaluation(cfg), *launching(cfg.launcher)]
+
+
+def records(cfg: "Config") -> list[str]:
+    """What is read, and by whom."""
+    data, problems = cfg.data, []
+    if data.name == "synthetic" and data.root is not None:
+        problems.append(
+            f"data.root={data.root} with data=synthetic, which invents its records: say what the "
+            "folder is: data=mimic, meds, release, ehrshot or mimiciv_cdm"
+        )
+    if data.name in NEEDED and data.root is None:
+        problems.append(
+            f"data.root=null: data={data.name} needs {NEEDED[data.name]}: data.root=DIR"
+        )
+    if data.name == "benchmark" and data.path is None:
+        problems.append("data.path=null: data=benchmark needs its file: data.path=FILE.jsonl")
+    if data.name in BENCHMARKS and data.shard is not None:
+        problems.append(f"data.shard={data.shard}: a benchmark file is read at once; leave out")
+    if data.name in ("meds", "release", *BENCHMARKS) and data.subjects_file is not None:
+        problems.append(
+            f"data.subjects_file={data.subjects_file}: patients are chosen with data=mimic or "
+            f"data=synthetic, not with data={data.name}; leave it out"
+        )
+    problems += _shares(data)
+    if data.shard is not None and cfg.overwrite:
+        problems.append(
+            "overwrite=true with data.shard would remove what other processes build: remove the "
+            "folder by hand"
+        )
+    return problems
+
+
+def _shares(data: AnyData) -> list[str]:
+    problems = []
+    if data.shard is not None and data.shard >= data.shards:
+        problems.append(
+            f"data.shard={data.shard}: it must be below data.shards={data.shards}; set data.shards "
+            "to the number of processes that share the work"
+        )
+    if data.split.validation + data.split.test >= 1:
+        problems.append(
+            f"data.split={data.split.model_dump()}: nothing is left to train on; the two shares "
+            "must add up to less than 1"
+        )
+    return problems
+
+
+def evaluation(cfg: "Config") -> list[str]:
+    """How models are asked, and which finished evaluations are looked at."""
+    problems = []
+    if cfg.eval.shard is not None and cfg.eval.shard >= cfg.eval.shards:
+        problems.append(
+            f"eval.shard={cfg.eval.shard}: it must be below eval.shards={cfg.eval.shards}; set "
+            "eval.shards to the number of processes that share the work"
+        )
+    if cfg.eval.shard is not None and cfg.overwrite:
+        problems.append(
+            "overwrite=true with eval.shard would remove what other processes answer: remove the "
+            "folder by hand"
+        )
+    if cfg.compare is not None and len(cfg.compare) < 2:
+        problems.append(f"compare={cfg.compare}: give at least two folders: compare=[DIR,DIR]")
+    engine = cfg.engine
+    if isinstance(engine, AnthropicEngine) and engine.model is None:
+        problems.append("engine.model=null: engine=anthropic needs one: engine.model=NAME")
+    if isinstance(engine, AnthropicEngine) and cfg.eval.shots:
+        problems.append(f"eval.shots={cfg.eval.shots}: engine=anthropic shows none; leave it out")
+    problems += [
+        f"{name}={cfg.of(name)}: it belongs to stage={' and '.join(stages)}; this is "
+        f"stage={cfg.stage}"
+        for name, stages in READ_BY.items()
+        if cfg.of(name) not in (None, "none", "file") and cfg.stage not in (*stages, "curriculum")
+    ]
+    return problems
+
+
+def launching(launcher: Launcher) -> list[str]:
+    """A job has time to save before its limit."""
+    early = 45  # seconds that SLURM may send it before its time, and that a process needs to begin
+    if isinstance(launcher, LocalLauncher):
+        return []
+    if launcher.signal_seconds + early > 60 * launcher.minutes:
+        return [
+            f"launcher.signal_seconds={launcher.signal_seconds}: a job of launcher.minutes="
+            f"{launcher.minutes} would be told to save as soon as it begins; set one of them"
+        ]
+    return []
+
+
+def thinking(cfg: "Config") -> list[str]:
+    """Settings of concepts, graph and chains that do not go together, where they are used."""
+    problems = []
+    if cfg.stage in ("graph", "curriculum"):
+        problems += _sources(cfg.concepts, cfg.graph)
+    if cfg.stage in ("chains", "curriculum"):
+        if isinstance(cfg.chains, TemplateChains):
+            problems += _template(cfg, cfg.chains)
+        else:
+            problems += _language_model(cfg, cfg.chains)
+    return problems
+
+
+def _sources(concepts: Concepts, graph: Graph) -> list[str]:
+    """Files that are needed and not named."""
+    problems = []
+    if isinstance(concepts, OpenConcepts) and concepts.dictionary is None:
+        problems.append(
+            "concepts.dictionary=null: concepts=open needs a dictionary: concepts.dictionary=FILE "
+            "(.tsv or .tsv.gz, docs/thinking_graph.md)"
+        )
+    if isinstance(concepts, UmlsConcepts) and concepts.folder is None:
+        problems.append(
+            "concepts.folder=null: concepts=umls needs the folder with MRCONSO.RRF: "
+            "concepts.folder=DIR"
+        )
+    paths = isinstance(concepts, UmlsConcepts) or (
+        isinstance(concepts, OpenConcepts) and concepts.relations is not None
+    )
+    if graph.require_path and not (graph.knowledge and paths):
+        problems.append(
+            "graph.require_path=true: there is no knowledge base to search; add concepts=umls or "
+            "concepts=open with concepts.relations=FILE, and leave graph.knowledge=true"
+        )
+    return problems
+
+
+def _language_model(cfg: "Config", chains: ModelChains) -> list[str]:
+    problems = []
+    if chains.model is None:
+        problems.append(
+            f"chains.model=null: chains={cfg.chains.writer} needs one: chains.model=NAME"
+        )
+    if chains.dry_run and cfg.stage == "curriculum":
+        problems.append("chains.dry_run=true: it is one stage that is counted; name stage=chains")
+    if cfg.overwrite:
+        problems.append(
+            "overwrite=true: drafts that were paid for would be lost if the run is stopped; remove "
+            "the folder by hand, or set variant=NAME"
+        )
+    return problems
+
+
+def _template(cfg: "Config", chains: TemplateChains) -> list[str]:
+    """The template writes from the graph, in sections, and from nothing else."""
+    refused = {
+        "chains.show_graph": (chains.show_graph, False),
+        "chains.sections": (chains.sections, False),
+        "graph.evidence": (cfg.graph.evidence, "none"),
+    }
+    return [
+        f"{name}={str(value).lower()}: the template writes from the graph and in sections; choose "
+        "a writer that reads the record: chains=anthropic, chains=vllm or chains=transformers"
+        for name, (value, wrong) in refused.items()
+        if value == wrong
+    ]

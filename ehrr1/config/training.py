@@ -1,0 +1,251 @@
+"""Sections of the configuration about models and their training."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field
+
+from ehrr1.config.types import (
+    Count,
+    Natural,
+    NotNegative,
+    Optimizer,
+    PathText,
+    Positive,
+    PositiveShare,
+    Section,
+    Share,
+    Text,
+)
+
+Attention = Literal["auto", "sdpa", "flex", "varlen", "dense"]
+
+
+class Tokenizer(Section):
+    """Whether the tokenizer is trained on the corpus, and its size."""
+
+    train: bool
+    vocab_size: Count | None
+
+
+class Start(Section):
+    """What a model from nothing begins as (`models/start.py`)."""
+
+    query_gains: list[Positive]
+    value_gain: Positive
+    cooccurrence: Share
+
+
+class Lora(Section):
+    """Adapters that learn in place of the weights (Hu et al., arXiv 2106.09685)."""
+
+    r: Count
+    alpha: Count
+    dropout: Share
+    targets: list[str]
+
+
+class ModelSettings(Section):
+    """A model's size, its weights and how it is computed."""
+
+    name: Text
+    path: PathText | None
+    attention: Attention
+    lora: Lora | None
+    tokenizer: Tokenizer
+    start: Start | None = None
+    config: dict[str, Any] | None
+    """What Transformers calls the model's configuration: `model_type`, `hidden_size`, ..."""
+
+    @classmethod
+    def of_folder(cls, path: str | None, attention: Attention = "auto") -> Self:
+        """A model as its folder says, all weights of it."""
+        whole = Tokenizer(train=False, vocab_size=None)
+        return cls(
+            name="folder", path=path, attention=attention, lora=None, tokenizer=whole, config=None
+        )
+
+
+Devices = Count | Literal["auto"]
+
+
+class TrainerSettings(Section):
+    """Who trains: strategy, processes, precision."""
+
+    strategy: Literal["single", "ddp", "zero1", "zero2", "zero3"]
+    offload: bool
+    accelerator: Literal["auto", "cpu", "gpu"]
+    devices: Devices
+    nodes: Count
+    precision: Literal["32-true", "bf16-mixed"]
+    activation_checkpointing: bool
+
+
+class Loss(Section):
+    """What supervised training learns from."""
+
+    on: Literal["answer", "all"]
+    record_weight: NotNegative
+    risk_weight: Positive
+
+
+class Optimization(Section):
+    """What every training stage has."""
+
+    samples_per_task: Count | None
+    optimizer: Optimizer
+    lr: Positive
+    warmup: Share
+    weight_decay: NotNegative
+    beta2: Share
+    clip: Positive
+    save_seconds: Positive
+
+
+class Supervised(Optimization):
+    """What both supervised stages have."""
+
+    eval_samples_per_task: Count | None
+    max_tokens: Count
+    max_batch_tokens: Count
+    trees_per_step: Count
+    epochs: Count
+    max_steps: Count | None
+    short_first: bool
+
+
+class Adapt(Supervised):
+    """`stage=adapt`."""
+
+    decision_samples_per_task: Count | None
+
+
+class Reason(Supervised):
+    """`stage=reason`."""
+
+    direct_share: Share
+
+
+class RL(Optimization):
+    """`stage=rl`."""
+
+    start: Literal["adapt", "reason"]
+    steps: Count | None
+    prompts_per_step: Count
+    group_size: Annotated[int, Field(ge=2)]
+    inner_epochs: Count
+    minibatches: Count
+    order: Literal["random", "easy_first"]
+    think: Literal["task", "both", "none"]
+    dynamic_sampling: Natural
+    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo"]
+    level: Literal["token", "sequence"]
+    scale: Literal["group", "batch", "none"]
+    epsilon: Share
+    epsilon_high: NotNegative
+    beta: NotNegative
+    kl: Literal["k1", "k2", "k3"]
+    mask_truncated: bool
+    correction: Literal[
+        "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
+    ]
+    correction_cap: Annotated[float, Field(ge=1)]
+    ratio_bounds: Annotated[list[Positive], Field(min_length=2, max_length=2)]
+    temperature: Positive
+    top_p: PositiveShare
+    top_k: Natural
+    max_prompt_tokens: Count
+    max_completion_tokens: Count
+    max_batch_tokens: Count
+    rewards: dict[str, float]
+    """Weights of the sum by name; names are the user's (`your.module.function`)."""
+    reward_timeout_seconds: Positive
+    validation_prompts: Count
+    bootstrap: Count
+
+
+class AnswerTokens(Section):
+    """How long a question with its answer is."""
+
+    adapt: Count
+    reason: Count
+
+
+class Plan(Section):
+    """`stage=plan`."""
+
+    stage: Literal["adapt", "reason", "rl"]
+    micro_batch: Count
+    questions: Count
+    answer_tokens: AnswerTokens
+    fill: PositiveShare
+    samples: Count | None
+    utilisation: PositiveShare
+    generation_utilisation: PositiveShare
+
+
+class Cluster(Section):
+    """The machines that `stage=plan` reckons with."""
+
+    gpus: Count
+    gpus_per_node: Count
+    gpu_memory_gib: Positive
+    reserved_gib: NotNegative
+    cpu_memory_gib: Positive | None
+    peak_tflops: Positive
+
+
+class LocalLauncher(Section):
+    """A sweep's runs on this machine."""
+
+    name: Literal["local"]
+    parallel: Count
+
+
+class Job(Section):
+    """What SLURM is asked for one run; of a stage only what differs."""
+
+    partition: Text | None = None
+    account: Text | None = None
+    qos: Text | None = None
+    minutes: Count | None = None
+    cpus_per_task: Count | None = None
+    memory_gb: Count | None = None
+    gpus_per_node: Natural | None = None
+    setup: list[str] | None = None
+    srun_args: list[str] | None = None
+    signal_seconds: Annotated[int, Field(ge=0, le=65_535)] | None = None
+    requeues: Natural | None = None
+
+
+class SlurmLauncher(Section):
+    """A sweep's runs as jobs on a SLURM cluster."""
+
+    name: Literal["slurm"]
+    partition: Text | None
+    account: Text | None
+    qos: Text | None
+    minutes: Count
+    cpus_per_task: Count
+    memory_gb: Count | None
+    gpus_per_node: Natural
+    setup: list[str]
+    srun_args: list[str]
+    sbatch: dict[str, Any]
+    """Any other flag of sbatch, by its name."""
+    stages: dict[Literal["prepare", "graph", "chains", "adapt", "reason", "rl", "eval"], Job]
+    signal_seconds: Annotated[int, Field(ge=0, le=65_535)]
+    requeues: Natural
+    parallel: Count
+
+
+Launcher = Annotated[LocalLauncher | SlurmLauncher, Field(discriminator="name")]
+
+
+class Search(Section):
+    """What Optuna searches for."""
+
+    metric: Text | None
+    direction: Literal["minimize", "maximize"]
+    trials: Count
+    curve: Text | None
+    every_steps: Count

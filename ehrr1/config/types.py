@@ -1,0 +1,49 @@
+"""What a setting may be: the kinds of values that several sections share."""
+
+import os.path
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """Settings by name. No others exist, and a value has its type already: "3" is no number."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    def of(self, name: str) -> Any:
+        """The setting of this name; raises KeyError."""
+        return vars(self)[name]
+
+    def plain(self) -> dict[str, Any]:
+        """Dicts, lists and values, as config.yaml has them."""
+        return self.model_dump(exclude_unset=True)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Marks a setting that is a file or a folder; the command line takes it as people type it."""
+
+
+def _text(value: Any) -> Any:
+    """The command line's grammar reads `data.root=2024` and `variant=1e3` as numbers."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if number else value
+
+
+def _path(value: Any) -> Any:
+    value = _text(value)
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+Text = Annotated[str, BeforeValidator(_text)]
+PathText = Annotated[str, BeforeValidator(_path), Place()]
+Optimizer = Literal["adamw", "muon"]
+Answer = Literal["direct", "think", "both"]
