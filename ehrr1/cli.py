@@ -9,19 +9,22 @@ python run.py --help                            settings and their choices
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 # Hydra otherwise prints its own errors and exits with 1; ours are one line and exit with 2.
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from ehrr1.config.complaints import composing
+from ehrr1.config.complaints import composing, no_choice
+from ehrr1.config.help import help_text
 from ehrr1.config.schema import Config, read
 from ehrr1.errors import StoppedError, UserError, cannot_write, need_extra
 from ehrr1.runs import folder_of, metrics_of, short
@@ -29,7 +32,13 @@ from ehrr1.spelling import NAMED_BY_CHOICE, fixed_keys, key_of, spelled_out, var
 
 CONF = Path(__file__).parent / "conf"
 PLUGINS = {"hydra/launcher=slurm": "submitit", "hydra/sweeper=search": "optuna"}
-EXPECTED = (UserError, OSError, HydraException, OmegaConfBaseException)
+EXPECTED = (
+    *(UserError, OSError, HydraException, OmegaConfBaseException),
+    *(yaml.YAMLError, UnicodeDecodeError),
+)
+"""Errors that a user can mend: one line, exit code 2."""
+OF_DEFAULTS = ("Config group override", "Invalid defaults list")
+"""How Hydra's bare ValueErrors about a list of defaults begin."""
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -52,6 +61,16 @@ def compose_and_run(cfg: DictConfig) -> float | None:
     except EXPECTED as error:
         # Hydra would print lines of its own about an exception that leaves its job.
         sys.exit(complain(error))
+
+
+def refuse_no_choice(arguments: Sequence[str]) -> None:
+    """Raise UserError for a group that is set to something else than a choice."""
+    for argument in arguments:
+        group, equals, value = argument.partition("=")
+        folder = CONF / group.lstrip("+")
+        odd = value in ("", "null") or value[:1] in ("[", "{")
+        if equals and odd and group and folder.is_dir():
+            raise UserError(no_choice(group, value, sorted(f.stem for f in folder.glob("*.yaml"))))
 
 
 def refuse_groups(cfg: Config) -> None:
@@ -101,29 +120,41 @@ def own_variant(cfg: Config) -> str:
     own = [group for group in groups if chosen[group] != plain[group]]
     # a model's folder (the choice `folder`) is told by its name
     names = [short(cfg.model.name) if g == "model" else chosen[g] for g in own]
-    return "-".join(filter(None, [*names, varied]))
+    return "/".join(filter(None, [*names, varied]))
 
 
 def main() -> None:
-    sys.argv[1:] = spelled_out(sys.argv[1:])
+    told = sys.argv[1:]
+    swept = bool({"-m", "--multirun"} & set(told))
+    sys.argv[1:] = spelled_out(told, swept)
     try:
+        if {"-h", "--help"} & set(told):
+            print(help_text(CONF, [one for one in sys.argv[1:] if not one.startswith("-")]))
+            return
+        refuse_no_choice(sys.argv[1:])
         for plugin, package in PLUGINS.items():
             if plugin in sys.argv:
                 need_extra(plugin, package, "sweeps")
-        if {"-m", "--multirun"} & set(sys.argv):
+        if swept:
             # jobs know all that they were told, not what of it varies
-            told = ",".join(fixed_keys(sys.argv[1:]))
-            sys.argv.append(f"hydra.job.config.override_dirname.exclude_keys=[{told}]")
+            fixed = ",".join(fixed_keys(sys.argv[1:]))
+            sys.argv.append(f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]")
         compose_and_run()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except EXPECTED as error:
         sys.exit(complain(error))
+    except ValueError as error:
+        if not str(error).startswith(OF_DEFAULTS):
+            raise
+        sys.exit(complain(UserError(f"{error}; it stands in a file of settings or was typed")))
 
 
 def complain(error: Exception) -> int:
     """Print one line on stderr; returns the exit code of an error that a user can mend."""
     message = str(error)
+    if isinstance(error, yaml.YAMLError | UnicodeDecodeError):
+        message = f"a file of settings (conf/, experiments/, --config-dir) is no YAML: {message}"
     # Hydra's missing-configuration error is an OSError too
-    if isinstance(error, OSError) and not isinstance(error, HydraException):
+    elif isinstance(error, OSError) and not isinstance(error, HydraException):
         message = cannot_write(error)
     elif not isinstance(error, UserError):
         message = composing(error, Config)

@@ -1,44 +1,72 @@
 """What users may type, in the words that Hydra's grammar takes."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from ehrr1.config.fields import places
 from ehrr1.config.names import BENCHMARKS
+from ehrr1.config.schema import Config
 from ehrr1.runs import NOT_COMPARED, short
 
-NAMED_BY_CHOICE = ("data", "model", "concepts", "ablation")
-"""Groups whose choice alone names a folder."""
+NAMED_BY_CHOICE = ("data", "concepts", "model", "ablation")
+"""Groups whose choice alone names a folder, those that matter from an earlier stage on first."""
+
+RELEASED = "released"
+"""The experiment of the released hyper-parameters."""
+
+QUOTES = ("'", '"')
 
 PLACES = frozenset({"output_root", "variant", "stage", "experiment", "overwrite"})
 """Overrides that say where and what, not how."""
 
 
-def spelled_out(arguments: list[str]) -> list[str]:
-    """`model=FOLDER` or `model=OWNER/NAME` as the choice and the path that it stands for; the
-    records of a benchmark that brings its own; and texts as Hydra's grammar takes them."""
+def spelled_out(arguments: list[str], swept: bool = False) -> list[str]:
+    """What users type, as Hydra's grammar takes it: `model=FOLDER` or `model=OWNER/NAME` as the
+    choice and the path that it stands for, the records of a benchmark that brings its own, files
+    and texts quoted, and the experiment that fits what is asked.
+
+    `swept`: a comma divides the values of a sweep.
+    """
     found = []
     for argument in arguments:
-        group, _, value = argument.partition("=")
-        if group == "model" and "/" in value:
+        key, _, value = argument.partition("=")
+        if key == "model" and "/" in value and not (swept and "," in value):
             folder, name = value.rstrip("/"), short(value)
             if name == "hf":  # of a run: outputs/demo/rl/hf is demo-rl
                 name = "-".join(Path(folder).parts[-3:-1])
-            found += ["model=folder", f"model.path={folder}", f"model.name={name}"]
-        elif value[:1] not in ("'", '"', "", "[", "{") and (
-            (group in ("question", "record") and value != "null")
-            or ("/" in value and "=" in value and "(" not in value and "," not in value)  # a folder
-        ):
-            found.append(f"{group}={quoted(value)}")
+            found += ["model=folder", f"model.path={quoted(folder)}", f"model.name={quoted(name)}"]
+        elif key in ("question", "record") or key_of(argument) in places(Config):
+            found.append(f"{key}={_as_typed(value, swept)}" if value else argument)
         else:
             found.append(argument)
             own_data = any(given.startswith("data=") for given in arguments)
-            if group == "eval" and value in BENCHMARKS and not own_data:
+            if key == "eval" and value in BENCHMARKS and not own_data:
                 found.append(f"data={value}")
-    return found
+    return [f"experiment={RELEASED}"] * is_real(found) + found
+
+
+def is_real(arguments: Sequence[str]) -> bool:
+    """Whether the arguments choose a real model or real records and no experiment: what the demo's
+    minutes and 320 tokens do not fit."""
+    invented = {"model": {"tiny"}, "data": {"synthetic", *BENCHMARKS}}
+    told = {key_of(one): one.partition("=")[2] for one in arguments}
+    real = any(set(told[key].split(",")) - names for key, names in invented.items() if key in told)
+    return real and "experiment" not in told
+
+
+def _as_typed(value: str, swept: bool) -> str:
+    """A file's name or a text in quotes, unless it is something else in Hydra's grammar."""
+    if value == "null" or value[:1] in ("'", '"', "{") or "${" in value:
+        return value
+    if value[:1] == "[" and value[-1:] == "]":
+        parts = [one.strip() for one in value[1:-1].split(",") if one.strip()]
+        return f"[{','.join(one if one[0] in QUOTES else quoted(one) for one in parts)}]"
+    several = swept and ("," in value or re.match(r"\w+\(.*\)$", value))
+    return value if several else quoted(value)
 
 
 def quoted(value: str) -> str:

@@ -2,15 +2,15 @@
 which one was meant."""
 
 import re
-from collections.abc import Iterator
 from difflib import get_close_matches
-from functools import cache
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
-from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
+
+from ehrr1.config.fields import describe, fields, keys
+
+GLOBAL = "# @package _global_"
+"""Without it Hydra puts a file's settings into a section of the group's name."""
 
 RENAMED = {
     "split": "export.split",
@@ -122,6 +122,8 @@ def unknown(key: str, config: type[BaseModel]) -> str:
     last = key.rpartition(".")[2]
     if key in RENAMED:
         return f"this setting is called {RENAMED[key]} now"
+    if key.partition(".")[0] in ("experiment", "ablation"):
+        return f"its file has settings of no section: its first line must be '{GLOBAL}'"
     for word in (key, last):
         if word.lower() in NOT_NEEDED:
             return f"there is no such setting: {NOT_NEEDED[word.lower()]}"
@@ -174,90 +176,6 @@ def composing(error: Exception, config: type[BaseModel]) -> str:
     return f"{text}; `python run.py --help` lists the settings and their choices"
 
 
-@cache
-def keys(config: type[BaseModel]) -> tuple[str, ...]:
-    """Every setting by its whole name, of all choices."""
-    return tuple(dict.fromkeys(name for name, _ in _walk(config, "")))
-
-
-def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
-    for name, field in model.model_fields.items():
-        models = [one for one in _members(field.annotation) if _is_model(one)]
-        if not models:
-            yield prefix + name, field
-        for one in models:
-            yield from _walk(one, f"{prefix}{name}.")
-
-
-def fields(config: type[BaseModel], key: str) -> list[FieldInfo]:
-    """What is said of a setting, once for each choice that has it."""
-    found: list[FieldInfo] = []
-    models: list[Any] = [config]
-    for part in key.split("."):
-        found = [m.model_fields[part] for m in models if part in m.model_fields]
-        models = [one for f in found for one in _members(f.annotation) if _is_model(one)]
-    return found
-
-
 def _needed(key: str, config: type[BaseModel]) -> str:
     told = dict.fromkeys(describe(field) for field in fields(config, key))
     return f"it must be {' or '.join(told)}" if told else "another value is needed"
-
-
-def describe(field: FieldInfo) -> str:
-    """What a setting may be: `a whole number >= 1 or null`."""
-    return _describe(field.annotation, list(field.metadata))
-
-
-def _describe(kind: Any, metadata: list[Any]) -> str:
-    if get_origin(kind) is Annotated:
-        inner, *more = get_args(kind)
-        return _describe(inner, [*metadata, *more])
-    if get_origin(kind) in (Union, UnionType):
-        words = [_describe(one, metadata) for one in get_args(kind) if one is not NoneType]
-        null = NoneType in get_args(kind)
-        return " or ".join([*dict.fromkeys(words), *(["null"] if null else [])])
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(str, get_args(kind)))
-    if get_origin(kind) is list:
-        sizes = [one.min_length for one in _flat(metadata) if isinstance(one, MinLen)]
-        of = _describe(get_args(kind)[0], [])
-        return f"a list of {sizes[0] if sizes else 'values'}: [{of}, ...]"
-    if get_origin(kind) is dict:
-        return "settings by name: {NAME: VALUE}"
-    if kind is bool:
-        return "true or false"
-    if kind is int or kind is float:
-        return f"a {'whole ' * (kind is int)}number{_bounds(metadata)}"
-    if kind is str:
-        return "a text"
-    return "a section of settings" if _is_model(kind) else "another value"
-
-
-def _bounds(metadata: list[Any]) -> str:
-    words = []
-    for one in _flat(metadata):
-        if isinstance(one, Ge):
-            words.append(f">= {one.ge}")
-        if isinstance(one, Gt):
-            words.append(f"> {one.gt}")
-        if isinstance(one, Le):
-            words.append(f"<= {one.le}")
-    return f" {' and '.join(words)}" if words else ""
-
-
-def _flat(metadata: list[Any]) -> list[Any]:
-    """Constraints, those inside of pydantic's own Field(...) too."""
-    return [m for one in metadata for m in (one.metadata if isinstance(one, FieldInfo) else [one])]
-
-
-def _members(kind: Any) -> list[Any]:
-    if get_origin(kind) is Annotated:
-        return _members(get_args(kind)[0])
-    if get_origin(kind) in (Union, UnionType):
-        return [one for part in get_args(kind) for one in _members(part)]
-    return [kind]
-
-
-def _is_model(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def planned_of(overrides: Sequence[str]) -> list[Planned]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            return plan(with_grid(overrides), spelled_out)
+            return plan(with_grid(overrides), partial(spelled_out, swept=True))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(composing(error, Config)) from None
 

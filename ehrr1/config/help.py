@@ -1,0 +1,122 @@
+"""`--help`: the stages, the groups with their choices, and every setting with what it means."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from omegaconf import OmegaConf
+
+from ehrr1.config.complaints import TAGGED
+from ehrr1.config.fields import describe, fields
+from ehrr1.config.schema import Config
+
+USAGE = """\
+EHR-R1 as an experiment framework: raw MIMIC-IV to questions, training, scores.
+
+  {command}                                               the curriculum on a synthetic hospital
+  {command} experiment=mimic_demo data.root=DIR           the same on a MIMIC-IV folder
+  {command} stage=adapt data=mimic data.root=DIR model=8b  real data or model: released settings
+  {command} stage=STAGE [GROUP=CHOICE] [section.setting=VALUE]
+
+Stages, in the order of the curriculum:
+  prepare      tables -> store of rows -> index of samples
+  graph        evidence for answers (graph.show=SAMPLE_ID: a picture)
+  chains       reasoning written from it
+  adapt        supervised, direct answers
+  reason       supervised, with chains
+  rl           GRPO from `reason`
+  eval         scores with intervals (rescore=DIR, compare=[DIR,DIR])
+  curriculum   all of them
+Beside them:
+  export       samples.jsonl, MEDS, the release's files
+  audit        what contexts knew too early, labels, splits
+  card         what prepare holds: card.md
+  plan         does it fit? memory and time of a training stage on a cluster
+  infer        one record, one question
+  consolidate  hf/ of a stopped run (run=DIR)
+
+Groups and their choices (GROUP=CHOICE):
+"""
+
+END = """
+--cfg job prints the configuration and runs nothing; -m sweeps over comma-separated values;
+--version tells the version. A stage that was stopped goes on by the same command.
+"""
+
+COMMENT_COLUMN = 44
+
+LINE = re.compile(r"""^(?P<indent> *)"?(?P<key>[\w.]+)"?:(?P<value>.*?)(?: # (?P<comment>.*))?$""")
+
+
+def help_text(conf: Path, overrides: list[str], command: str = "python run.py") -> str:
+    """The whole of it, settings as composed with these overrides. Raises Hydra's errors."""
+    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+        whole = hydra.compose("config", overrides=overrides, return_hydra_config=True)
+    choices = whole.hydra.runtime.choices
+    whole.name = whole.name if "name=" in " ".join(overrides) else choices.experiment
+    plain: Any = OmegaConf.to_container(OmegaConf.masked_copy(whole, list(Config.model_fields)))
+    groups = [
+        f"  {folder.name}: {', '.join(sorted(file.stem for file in folder.glob('*.yaml')))}"
+        for folder in sorted(conf.iterdir())
+        if folder.is_dir() and folder.name != "hydra"
+    ]
+    settings = [
+        line
+        for name, value in plain.items()
+        for line in _lines(name, value, _comments(conf, name, choices.get(name)), 0)
+    ]
+    head = USAGE.format(command=command) + "\n".join(groups)
+    return "\n".join(
+        [head, "", "Settings, as composed now (section.setting=VALUE):", *settings, END]
+    )
+
+
+def _lines(key: str, value: Any, comments: dict[str, str], depth: int) -> Iterator[str]:
+    name = key.rpartition(".")[2]
+    if isinstance(value, dict) and value and key != "model.config":
+        told = comments.get(key)
+        yield f"{'  ' * depth}{name}:" + (f" # {told}" if told else "")
+        for inner, one in value.items():
+            yield from _lines(f"{key}.{inner}", one, comments, depth + 1)
+        return
+    shown = yaml.safe_dump(value, default_flow_style=True, width=float("inf")).strip()
+    text = f"{'  ' * depth}{name}: {shown.removesuffix('...').strip()}"
+    told = comments.get(key) or _kind(key)
+    yield f"{text:<{COMMENT_COLUMN}} # {told}" if told else text
+
+
+def _kind(key: str) -> str:
+    section, _, last = key.rpartition(".")
+    if section in TAGGED and last in ("name", "writer", "source"):
+        return f"set by {section}=CHOICE"
+    return " or ".join(dict.fromkeys(describe(field) for field in fields(Config, key)))
+
+
+def _comments(conf: Path, section: str, choice: str | None) -> dict[str, str]:
+    """Setting -> the comment beside it: in the chosen file, else in another of the group's."""
+    if choice is not None:
+        files = [conf / section / f"{choice}.yaml", *sorted((conf / section).glob("*.yaml"))]
+        found = [_of_file(file, f"{section}.") for file in files if file.exists()]
+    elif (conf / f"{section}.yaml").exists():
+        found = [_of_file(conf / f"{section}.yaml", f"{section}.")]
+    else:
+        found = [_of_file(conf / "config.yaml", "")]
+    return {key: text for one in reversed(found) for key, text in one.items()}
+
+
+def _of_file(file: Path, prefix: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    parents: list[tuple[int, str]] = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not (match := LINE.match(line)):
+            continue
+        indent = len(match["indent"])
+        parents = [(depth, name) for depth, name in parents if depth < indent]
+        key = prefix + ".".join([*(name for _, name in parents), match["key"]])
+        if match["comment"]:
+            found[key] = match["comment"]
+        parents.append((indent, match["key"]))
+    return found
