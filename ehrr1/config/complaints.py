@@ -168,8 +168,9 @@ def no_choice(group: str, choice: str, choices: list[str]) -> str:
 def composing(error: Exception, config: type[BaseModel]) -> str:
     """One line for an error of Hydra's as it composes."""
     text = str(error).split("Config search path")[0].strip()
-    if found := re.search(r"Could not override '([^']+)'", text):
-        return f"{found[1]}: {unknown(found[1], config)}"
+    if found := re.search(r"Could not override '([^']+)'|not in struct\s+full_key: (\S+)", text):
+        key = found[1] or found[2]
+        return f"{key}: {unknown(key, config)}"
     if found := re.search(r"Could not find '([^'/]+)/([^']*)'", text):
         choices = text.partition("Available options in")[2].partition(":")[2].split()
         return no_choice(found[1], found[2], choices)
