@@ -165,9 +165,25 @@ def find_inputs(cfg: Config, stage: str) -> dict[str, Path]:
         raise UserError(
             f"stage={stage} needs the finished stage{'s' * (len(missing) > 1)} {places}: "
             f"run `python run.py stage={first}` with the same settings first, "
-            f"or point to a finished run by inputs.{first}=DIR"
+            f"or point to a finished run by inputs.{first}=DIR{_others(cfg, first)}"
         )
     return found
+
+
+def _others(cfg: Config, stage: str) -> str:
+    """What tells the finished runs of a stage above this variant from the one that is missing."""
+    finished = [folder for folder in above(cfg, stage) if is_finished(folder)]
+    return "".join(
+        f"; {folder} was made with other settings ({'; '.join(told[:3])})"
+        for folder in finished
+        if (told := differences(cfg, stage, folder, {}))
+    )
+
+
+def above(cfg: Config, stage: str) -> list[Path]:
+    """Where a stage's result would be in the variants above this one."""
+    depth = len(Path(cfg.variant or "").parts)
+    return [folder / stage for folder in list(home(cfg).parents)[:depth] if depth]
 
 
 def made(cfg: Config, stage: str, reader: str) -> Path:
@@ -179,9 +195,7 @@ def made(cfg: Config, stage: str, reader: str) -> Path:
     settings alone are compared, where the variant differs in nothing but its data.
     """
     own = folder_of(cfg, stage)
-    depth = len(Path(cfg.variant or "").parts)
-    above = [folder / stage for folder in list(home(cfg).parents)[:depth] if depth]
-    finished = [folder for folder in above if is_finished(folder)]
+    finished = [folder for folder in above(cfg, stage) if is_finished(folder)]
     if is_finished(own) or not finished:
         return own
     model = reader == "eval" and stage != "prepare"
