@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from omegaconf import OmegaConf
 from rich.console import Console
 
-from ehrr1.config.schema import Config
+from ehrr1.config.schema import Config, recorded
 from ehrr1.files import read_json, write_text
 from ehrr1.prompts.lengths import measures, prompt_lengths
+from ehrr1.records import openness
 from ehrr1.records.codes import LOST_TASKS
 from ehrr1.records.schema import MIMIC_TABLES, TABLES
 from ehrr1.runs import NOT_COMPARED, Run, metrics_of
@@ -47,7 +47,8 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     drawn = drawn_samples(prepared, settings.samples_per_task, cfg.seed)
     lengths = prompt_lengths(prepared, drawn, units)
     cut = settings.max_tokens if settings.tokenizer else None
-    data = OmegaConf.load(folder / "config.yaml").data
+    decided = read_json(folder / openness.FILE)
+    data = recorded(folder).data.plain() | {"open": f"{decided['open']}: {decided['why']}"}
     parts = [
         "# Data card",
         *settings_section(data),
@@ -70,11 +71,10 @@ def drawn_samples(prepared: Prepared, per_task: int, seed: int) -> pl.DataFrame:
     return pl.concat(select(prepared.scan(split), per_task, seed) for split in SPLITS)
 
 
-def settings_section(data: Any) -> list[str]:
+def settings_section(data: dict[str, Any]) -> list[str]:
     """The settings of `data` that `prepare` ran with; files as given or not."""
-    plain: Any = OmegaConf.to_container(data)
     rows = []
-    for name, value in plain.items():
+    for name, value in data.items():
         if f"data.{name}" in NOT_COMPARED:
             continue
         for key, one in (value or {"": None}).items() if name in GROUPS else [("", value)]:
