@@ -337,12 +337,14 @@ def differences(cfg: Config, stage: str, folder: Path, inputs: dict[str, Path]) 
     and which of its finished `inputs` were made anew since."""
     there: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     wanted = cfg.plain()
+    # a stage that only reads what was prepared may leave out from where
+    left_out = {"data.root"} if cfg.data.root is None and cfg.data.name != "synthetic" else set()
     found = []
     for section in RESULT_SETTINGS[stage]:
         now, then = flat(wanted[section], section), flat(there.get(section), section)
         found += [
             f"{key}: {then.get(key)} there, {now.get(key)} now"
-            for key in sorted((now.keys() | then.keys()) - NOT_COMPARED)
+            for key in sorted((now.keys() | then.keys()) - NOT_COMPARED - left_out)
             if now.get(key) != then.get(key)
         ]
     recorded = read_json(folder / "inputs.json")

@@ -13,8 +13,8 @@ GLOBAL = "# @package _global_"
 """Without it Hydra puts a file's settings into a section of the group's name."""
 
 RENAMED = {
-    "split": "export.split",
-    "limit": "export.limit",
+    "split": "export.split (of an evaluation: eval.split)",
+    "limit": "export.limit (of an evaluation: eval.samples_per_task)",
     "layout": "export.layout",
     "similar_items": "export.similar_items",
 }
@@ -33,7 +33,8 @@ ELSEWHERE = {
     **dict.fromkeys(("kl_coef", "kl_coeff"), "beta"),
     **dict.fromkeys(("warmup_ratio", "warmup_steps"), "warmup"),
     **dict.fromkeys(("output_dir", "out_dir", "default_root_dir"), "output_root"),
-    "lora_r": "lora",
+    "max_steps": "max_steps steps",
+    "num_steps": "max_steps steps",
 }
 """What other frameworks call a setting -> the last part of its name here."""
 
@@ -136,13 +137,14 @@ def nearest(key: str, config: type[BaseModel]) -> list[str]:
     """The settings that may have been meant: the same section first, then the same last word."""
     section, _, last = key.rpartition(".")
     names = keys(config)
-    last = ELSEWHERE.get(last.lower(), last)
-    same = [one for one in names if one.rpartition(".")[2] == last]
+    wanted = ELSEWHERE.get(last.lower(), last).split()
+    same = [one for one in names if one.rpartition(".")[2] in wanted]
     if same:
         return [one for one in same if one.startswith(f"{section}.")] or same[:4]
     within = [one for one in names if section and one.startswith(f"{section}.")]
-    if close := get_close_matches(key, within, 3, 0.75):
-        return close
+    ends = {one.rpartition(".")[2]: one for one in within}
+    if close := get_close_matches(last, ends, 3, 0.7):
+        return [ends[one] for one in close]
     sections = dict.fromkeys(name.partition(".")[0] for name in names)
     top, _, rest = key.partition(".")
     if top not in sections and (close := get_close_matches(top, sections, 1, 0.7)):

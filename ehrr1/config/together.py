@@ -40,16 +40,19 @@ def conflicts(cfg: "Config") -> list[str]:
 def records(cfg: "Config") -> list[str]:
     """What is read, and by whom."""
     data, problems = cfg.data, []
+    reads = cfg.stage in ("prepare", "curriculum") or (
+        cfg.stage == "eval" and data.name in BENCHMARKS and cfg.inputs.prepare is None
+    )
     if data.name == "synthetic" and data.root is not None:
         problems.append(
             f"data.root={data.root} with data=synthetic, which invents its records: say what the "
             "folder is: data=mimic, meds, release, ehrshot or mimiciv_cdm"
         )
-    if data.name in NEEDED and data.root is None:
+    if reads and data.name in NEEDED and data.root is None:
         problems.append(
             f"data.root=null: data={data.name} needs {NEEDED[data.name]}: data.root=DIR"
         )
-    if data.name == "benchmark" and data.path is None:
+    if reads and data.name == "benchmark" and data.path is None:
         problems.append("data.path=null: data=benchmark needs its file: data.path=FILE.jsonl")
     if data.name in BENCHMARKS and data.shard is not None:
         problems.append(f"data.shard={data.shard}: a benchmark file is read at once; leave out")
