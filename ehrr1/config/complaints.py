@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from ehrr1.config.fields import describe, fields, keys
+from ehrr1.config.fields import describe, fields, keys, owners
 
 GLOBAL = "# @package _global_"
 """Without it Hydra puts a file's settings into a section of the group's name."""
@@ -128,6 +128,11 @@ def unknown(key: str, config: type[BaseModel]) -> str:
     for word in (key, last):
         if word.lower() in NOT_NEEDED:
             return f"there is no such setting: {NOT_NEEDED[word.lower()]}"
+    if fields(config, key):
+        section = key.partition(".")[0]
+        return (
+            f"it is a setting of {' and '.join(f'{section}={one}' for one in owners(config, key))}"
+        )
     near = nearest(key, config)
     meant = f"; did you mean {', '.join(near)}?" if near else ""
     return f"there is no such setting{meant or '; `python run.py --help` lists them'}"
@@ -145,6 +150,8 @@ def nearest(key: str, config: type[BaseModel]) -> list[str]:
     ends = {one.rpartition(".")[2]: one for one in within}
     if close := get_close_matches(last, ends, 3, 0.7):
         return [ends[one] for one in close]
+    if section == "model":
+        return [f"model.config.{last}"]
     sections = dict.fromkeys(name.partition(".")[0] for name in names)
     top, _, rest = key.partition(".")
     if top not in sections and (close := get_close_matches(top, sections, 1, 0.7)):

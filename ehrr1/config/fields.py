@@ -37,6 +37,19 @@ def fields(config: type[BaseModel], key: str) -> list[FieldInfo]:
     return found
 
 
+def owners(config: type[BaseModel], key: str) -> list[str]:
+    """The choices of a group that have a setting: `vllm` and `server` of `engine.model`."""
+    section, _, name = key.partition(".")
+    models = [one for one in _members(config.model_fields[section].annotation) if _is_model(one)]
+    return [_tag(one) for one in models if name.partition(".")[0] in one.model_fields]
+
+
+def _tag(model: type[BaseModel]) -> str:
+    """The choice that a member of a union is for."""
+    named = next(f for n, f in model.model_fields.items() if n in ("name", "writer", "source"))
+    return str(get_args(named.annotation)[0])
+
+
 def describe(field: FieldInfo) -> str:
     """What a setting may be: `a whole number >= 1 or null`."""
     return _describe(field.annotation, list(field.metadata))
