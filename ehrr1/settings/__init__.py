@@ -12,7 +12,7 @@ from ehrr1.errors import UserError
 from ehrr1.runs import BENCHMARKS
 from ehrr1.settings.rules import COUNT, POSITIVE, SHARE, Rule
 from ehrr1.settings.table import ENGINES, LAUNCHERS, RULES, WRITERS
-from ehrr1.settings.together import evaluation, launching, thinking
+from ehrr1.settings.together import evaluation, keeping, launching, thinking
 
 
 def check(cfg: DictConfig) -> None:
@@ -61,6 +61,7 @@ def check(cfg: DictConfig) -> None:
             "the two shares must add up to less than 1"
         )
     problems += _adapters(cfg.model.lora)
+    problems += keeping(cfg)
     problems += thinking(cfg)
     problems += evaluation(cfg)
     problems += launching(cfg.launcher)

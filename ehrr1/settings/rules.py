@@ -59,6 +59,16 @@ class Devices:
 
 
 @dataclass(frozen=True)
+class Saved:
+    """A checkpoint: the last, the best, or the steps done."""
+
+    def problem(self, value: Any) -> str | None:
+        if value in ("last", "best") or COUNT.problem(value) is None:
+            return None
+        return "choose last, best, or the number of steps done in it"
+
+
+@dataclass(frozen=True)
 class Text:
     """A word, or null."""
 
@@ -79,7 +89,7 @@ def _word(word: str | None) -> str:
     return "null" if word is None else word
 
 
-Rule = Number | Choice | Switch | Devices | Text | Texts
+Rule = Number | Choice | Switch | Devices | Saved | Text | Texts
 COUNT = Number(1, whole=True)
 COUNT_OR_ALL = Number(1, whole=True, none=True)
 SHARE = Number(0, 1)

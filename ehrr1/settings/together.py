@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig, OmegaConf
 
-from ehrr1.runs import ORDER
+from ehrr1.runs import ORDER, order
 from ehrr1.settings.table import ANSWERS, LAUNCHERS
 
 
@@ -68,6 +68,20 @@ def launching(launcher: DictConfig) -> list[str]:
             if problem:
                 problems.append(f"launcher.stages.{stage}.{name}={value}: {problem}")
     return problems
+
+
+def keeping(cfg: DictConfig) -> list[str]:
+    """Which checkpoints are best is said by evaluations during training; rl has none, and keeps the
+    last one."""
+    asked = order(cfg) if cfg.stage == "curriculum" else (cfg.stage,)
+    blind = [s for s in ("adapt", "reason") if s in asked and cfg[s].eval_every is None]
+    if not cfg.trainer.keep_best or not blind:
+        return []
+    remedy = " and ".join(f"{stage}.eval_every=STEPS" for stage in blind)
+    return [
+        f"trainer.keep_best={cfg.trainer.keep_best}: evaluations during training say which are "
+        f"best; set {remedy}, or trainer.keep_best=0"
+    ]
 
 
 def thinking(cfg: DictConfig) -> list[str]:
