@@ -217,7 +217,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     try:
         processes = "1" if strategy == "single" else "2"
         done = command_line(
-            *given(smoke, disk, "full"), "adapt.save_seconds=0.001",
+            *given(smoke, disk, "full"), "adapt.save_seconds=0",
             f"trainer={strategy}", f"trainer.devices={processes}", EXACT,
         )  # fmt: skip
         assert done.returncode == 2, done.stderr[-3000:]

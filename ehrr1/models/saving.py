@@ -1,6 +1,7 @@
 """What a training run's checkpoints cost: bytes, seconds, a share of the time, room on the disk."""
 
 from dataclasses import dataclass
+from math import ceil
 
 SPACING = 20
 """A save is followed by the next no sooner than so many times what it took: saving is at most a
@@ -29,8 +30,8 @@ class Saving:
     """The cost of a run's checkpoints.
 
     `size` bytes each, written in `seconds`; the next begins after `pause` seconds of training.
-    `kept` of the best stay beside the last; `every`: seconds of training between two validations,
-    each of which may save one of the best too, None where none is kept.
+    `kept` of the best stay beside the last; `every`: seconds of training between two evaluations,
+    which are saved at once where they are among the best; None where none is kept.
     """
 
     size: int
@@ -41,13 +42,10 @@ class Saving:
 
     @property
     def share(self) -> float:
-        """Of the time, without the best."""
-        return self.seconds / (self.seconds + self.pause)
-
-    @property
-    def best_share(self) -> float:
-        """Of the time, if every validation is among the best: on top of `share` at most."""
-        return 0.0 if self.every is None else self.seconds / (self.seconds + self.every)
+        """Of the time, at most: if every evaluation is among the best, and then saved."""
+        trained = self.pause if self.every is None else self.every
+        saving = self.seconds * ceil(trained / self.pause)  # others come in between
+        return saving / (trained + saving)
 
     @property
     def room(self) -> int:

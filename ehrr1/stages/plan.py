@@ -114,7 +114,6 @@ def saving_metrics(saving: Saving) -> dict[str, float | int]:
         "checkpoint/seconds": saving.seconds,
         "checkpoint/pause_seconds": saving.pause,
         "checkpoint/share": saving.share,
-        "checkpoint/best_share": saving.best_share,
         "checkpoint/disk_gb": saving.room / GB,
     }
 
@@ -152,18 +151,17 @@ def run_table(planner: Planner, metrics: dict[str, float | int]) -> Section:
 
 def saving_table(planner: Planner, saving: Saving) -> Section:
     speed, parts = planner.cfg.cluster.write_gb_per_second, ["the last", "one being written"]
-    if saving.kept:
+    share = f"{saving.share:.1%} at most"
+    if saving.every is not None:
         parts.append(f"trainer.keep_best={saving.kept}")
+        share += f", if each evaluation ({_time(saving.every)}) is among the best"
     rows = [
         ("a checkpoint", f"{_n(saving.size / GB)} GB"),
         ("written in", f"{_time(saving.seconds)} at {speed:g} GB/s"),
         ("the next one", f"after {_time(saving.pause)} at least"),
-        ("share of the time", f"{saving.share:.1%} at most"),
+        ("share of the time", share),
         ("disk", f"{_n(saving.room / GB)} GB: {', '.join(parts)}"),
     ]
-    if saving.every is not None:
-        told = f"{saving.best_share:.1%} more, if each evaluation ({_time(saving.every)}) finds one"
-        rows.insert(4, ("for the best ones", told))
     return "Checkpoints", ["what", "value"], rows
 
 
