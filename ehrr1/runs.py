@@ -69,6 +69,8 @@ NOT_COMPARED = frozenset(
         *("chains.poll_seconds", "chains.batch_size", "chains.batches", "chains.dry_run"),
         *("chains.budget_tokens", "chains.budget_usd", "chains.compliant_endpoint"),
         *("chains.gpu_memory_utilization", "chains.kv_cache_gib"),
+        *("adapt.save_seconds", "reason.save_seconds", "rl.save_seconds", "trainer.keep_best"),
+        *("adapt.eval_every", "reason.eval_every"),
         *("eval.shard", "eval.shards", "eval.batch_size", "eval.batch_tokens", "eval.cases"),
         *("engine.tensor_parallel", "engine.gpu_memory_utilization", "engine.kv_cache_gib"),
         *("engine.url", "engine.key_variable", "engine.concurrency", "engine.timeout_seconds"),

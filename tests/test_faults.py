@@ -10,7 +10,8 @@ from tests.conftest import ROOT, CommandLine
 ROUNDS = 20
 SETTINGS = (
     "experiment=smoke", "stage=adapt", "adapt.max_steps=400", "adapt.epochs=20",
-    "adapt.trees_per_step=4", "adapt.save_seconds=0.02",
+    "adapt.trees_per_step=4", "adapt.save_seconds=0",
+    "adapt.eval_every=30", "trainer.keep_best=2",
 )  # fmt: skip
 
 
@@ -42,3 +43,13 @@ def test_twenty_kills_lose_nothing(smoke: Path, tmp_path: Path, command_line: Co
     assert begun <= {0, *steps}
     assert found[-1]["resumed_from"] == steps[-1]
     assert not list((folder / "checkpoints").glob(".step=*"))
+    # and kept the same checkpoints, for the same reasons
+    for place in (folder, tmp_path / "smoke" / "whole" / "adapt"):
+        best = json.loads((place / "checkpoints" / "best.json").read_text())
+        lines = [json.loads(line) for line in (place / "eval.jsonl").read_text().splitlines()]
+        losses = {line["step"]: line["eval/loss"] for line in lines}
+        assert list(losses) == [*range(30, 400, 30), 400]
+        expected = sorted(losses, key=lambda step: losses[step])[:2]
+        assert [one["step"] for one in best] == expected
+        there = {int(path.stem.split("=")[1]) for path in place.glob("checkpoints/step=*.ckpt")}
+        assert there == {*expected, 400}

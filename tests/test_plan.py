@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ehrr1.settings import check as check_settings
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,7 +22,6 @@ from ehrr1.models.planning import Planner, other, samples, steps, tree
 from ehrr1.models.sizes import GIB
 from ehrr1.prompts.forest import collate
 from ehrr1.prompts.trees import Branch, Tree
-from ehrr1.settings import check as check_settings
 from ehrr1.stages.plan import check
 from tests.conftest import ROOT, CommandLine
 
@@ -68,6 +68,9 @@ def test_contract(command_line: CommandLine, tmp_path: Path) -> None:
     assert states == pytest.approx(16 * 72_706_203_648 / 64 / GIB)
     assert states < found["memory_gib/total"] < 80
     assert found["tokens_per_step"] == 64 * 8192
+    assert found["checkpoint/gb"] == pytest.approx(12 * 72.706203648)
+    assert found["checkpoint/pause_seconds"] == pytest.approx(20 * found["checkpoint/gb"] / 2)
+    assert found["checkpoint/share"] < 0.05 and "872.47 GB" in done.stderr
     assert all(isinstance(value, int | float) for value in found.values())
     assert "| total" in (folder / "plan.md").read_text()
 
@@ -134,6 +137,23 @@ def test_rl_counts_the_group_and_its_cache() -> None:
     divided = Planner(composed("model=8b", "plan.stage=rl", "rl.max_batch_tokens=16384"))
     assert divided.shape.tokens == 10_000 + 3 * 2_048 and divided.parts == 6
     assert divided.time().tokens_per_step == 4 * 6 * divided.shape.tokens
+
+
+def test_checkpoints_follow_the_settings() -> None:
+    cfg = composed("model=8b", "trainer=zero2", "adapt.eval_every=100", "trainer.keep_best=3")
+    found = Planner(cfg).saving(seconds_per_step=2.0)
+    assert found.size == 14 * 8_190_735_360 and found.room == 5 * found.size
+    assert found.pause == pytest.approx(20 * found.size / 2e9) and found.every == 200
+    assert found.share > 1 / 21
+    cfg.plan.stage = "rl"  # which keeps the last alone
+    assert Planner(cfg).saving(2.0).room == 2 * found.size
+    cfg.cluster.write_gb_per_second = 1e6
+    assert Planner(cfg).saving(2.0).pause == cfg.rl.save_seconds
+    cfg.rl.save_seconds = 0
+    assert Planner(cfg).saving(7.0).pause == 7
+    lora = {"r": 16, "alpha": 32, "dropout": 0.0, "targets": ["q_proj", "v_proj"]}
+    cfg.model.lora = lora
+    assert Planner(cfg).saving(2.0).size == 14 * Planner(cfg).body.adapters
 
 
 def test_samples_and_steps_follow_the_settings() -> None:

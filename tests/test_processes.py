@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
+from ehrr1.models.memory import STAGES
+from ehrr1.models.saving import checkpoint_bytes
 from ehrr1.training.checkpoints import learnt_weights
 from tests.conftest import ROOT, CommandLine
 
@@ -29,6 +32,7 @@ STEPS = 12
 ARGUMENTS = ("experiment=smoke", f"adapt.max_steps={STEPS}")
 SEVERAL_ROWS = "adapt.max_batch_tokens=900"  # in place of one or two a step
 EXACT = "trainer.precision=32-true"
+EVALUATED = ("adapt.eval_every=5", "trainer.keep_best=1")  # which must change nothing
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
@@ -67,10 +71,10 @@ STRATEGIES = {
     "unpacked": ["adapt.max_batch_tokens=1"],  # every tree is a row of its own
     "checkpointed": ["trainer.activation_checkpointing=true"],
     "dense": ["model.attention=dense"],
-    "ddp": ["trainer=ddp", "trainer.devices=2", EXACT, SEVERAL_ROWS],
-    "zero1": ["trainer=zero1", "trainer.devices=2", EXACT, SEVERAL_ROWS],
+    "ddp": ["trainer=ddp", "trainer.devices=2", EXACT, SEVERAL_ROWS, *EVALUATED],
+    "zero1": ["trainer=zero1", "trainer.devices=2", EXACT, SEVERAL_ROWS, *EVALUATED],
     "zero2": ["trainer=zero2", "trainer.devices=2", EXACT],
-    "zero3": ["trainer=zero3", "trainer.devices=2", EXACT, SEVERAL_ROWS],
+    "zero3": ["trainer=zero3", "trainer.devices=2", EXACT, SEVERAL_ROWS, *EVALUATED],
     "zero3_offload": ["trainer=zero3_offload", "trainer.devices=1", EXACT, SEVERAL_ROWS],
 }
 
@@ -81,12 +85,26 @@ def test_every_strategy_has_the_committed_trajectory(name: str, train: Any) -> N
     assert_same_trajectory(folder)
     found = json.loads((folder / "metrics.json").read_text())
     assert found["eval/loss"] > 0 and found["train/tokens_per_second"] > 0
+    assert_saved_as_planned(folder, found["parameters"])
+    if EVALUATED[0] in STRATEGIES[name]:
+        lines = [json.loads(line) for line in (folder / "eval.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == [5, 10, STEPS]
+        assert lines[-1]["eval/loss"] == found["eval/loss"]
+        assert len(list((folder / "checkpoints").glob("step=*.ckpt"))) <= 2
     # hf/ of every strategy holds the weights that the plain run ends with
     weights = load_file(folder / "hf" / "model.safetensors")
     expected = load_file(train("single") / "hf" / "model.safetensors")
     assert weights.keys() == expected.keys()
     for key, value in weights.items():
         assert torch.allclose(value, expected[key], atol=2e-5), key
+
+
+def assert_saved_as_planned(folder: Path, parameters: int) -> None:
+    """A checkpoint is as large as stage=plan would say, but for names and padding."""
+    [*_, last] = sorted((folder / "checkpoints").glob("step=*.ckpt"))
+    size = sum(one.stat().st_size for one in (last, *last.rglob("*")) if one.is_file())
+    stage = STAGES[OmegaConf.load(folder / "config.yaml").trainer.strategy]
+    assert size == pytest.approx(checkpoint_bytes(stage, 4, parameters), rel=0.1)
 
 
 def start(arguments: list[str]) -> "subprocess.Popen[str]":
@@ -217,7 +235,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     try:
         processes = "1" if strategy == "single" else "2"
         done = command_line(
-            *given(smoke, disk, "full"), "adapt.save_seconds=0.001",
+            *given(smoke, disk, "full"), "adapt.save_seconds=0",
             f"trainer={strategy}", f"trainer.devices={processes}", EXACT,
         )  # fmt: skip
         assert done.returncode == 2, done.stderr[-3000:]

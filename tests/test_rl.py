@@ -29,7 +29,7 @@ def long(completions, **columns):
 COARSE = "+rl.rewards={my_rewards.long: 1.0}"
 OWN = "+rl.rewards={my_rewards.length: 1.0}"
 EXACT = "trainer.precision=32-true"
-SETTINGS = ("experiment=smoke", "stage=rl", "rl.steps=3", "rl.lr=1e-3", "rl.save_seconds=0.01")
+SETTINGS = ("experiment=smoke", "stage=rl", "rl.steps=3", "rl.lr=1e-3", "rl.save_seconds=0")
 
 Run = Callable[..., Path]
 

@@ -26,7 +26,7 @@ from ehrr1.config.training import (
     Search,
     TrainerSettings,
 )
-from ehrr1.config.types import PathText, Section, Text
+from ehrr1.config.types import Count, PathText, Section, Text
 from ehrr1.config.writers import Answers, Chains, Engine, Eval, Infer, Rollout
 from ehrr1.errors import UserError
 
@@ -96,6 +96,7 @@ class Config(Section):
     record: PathText | None
     question: Text | None
     run: PathText | None
+    checkpoint: Count | Literal["last", "best"]
 
     def training(self, stage: str) -> Adapt | Reason | RL:
         """The section of a stage that trains."""

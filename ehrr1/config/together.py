@@ -25,6 +25,7 @@ READ_BY = {
     "record": ("infer",),
     "question": ("infer",),
     "run": ("consolidate",),
+    "checkpoint": ("consolidate",),
     "answer": ("eval", "infer"),
     "candidates": ("eval", "infer"),
     "wording": ("eval", "infer"),
@@ -34,7 +35,13 @@ READ_BY = {
 
 def conflicts(cfg: "Config") -> list[str]:
     """One line for all settings that make no sense beside each other."""
-    return [*records(cfg), *thinking(cfg), *evaluation(cfg), *launching(cfg.launcher)]
+    return [
+        *records(cfg),
+        *keeping(cfg),
+        *thinking(cfg),
+        *evaluation(cfg),
+        *launching(cfg.launcher),
+    ]
 
 
 def records(cfg: "Config") -> list[str]:
@@ -109,7 +116,8 @@ def evaluation(cfg: "Config") -> list[str]:
         f"{name}={cfg.of(name)}: it belongs to stage={' and '.join(stages)}; this is "
         f"stage={cfg.stage}"
         for name, stages in READ_BY.items()
-        if cfg.of(name) not in (None, "none", "file") and cfg.stage not in (*stages, "curriculum")
+        if cfg.of(name) not in (None, "none", "file", "last")
+        and cfg.stage not in (*stages, "curriculum")
     ]
     return problems
 
@@ -125,6 +133,21 @@ def launching(launcher: Launcher) -> list[str]:
             f"{launcher.minutes} would be told to save as soon as it begins; set one of them"
         ]
     return []
+
+
+def keeping(cfg: "Config") -> list[str]:
+    """Which checkpoints are best is said by evaluations during training; rl has none, and keeps the
+    last one."""
+    with_reason = cfg.stage == "curriculum" and cfg.rl.start == "reason"
+    asked = {"curriculum": ["adapt", *["reason"] * with_reason]}.get(cfg.stage, [cfg.stage])
+    blind = [s for s in ("adapt", "reason") if s in asked and cfg.supervised(s).eval_every is None]
+    if not cfg.trainer.keep_best or not blind:
+        return []
+    remedy = " and ".join(f"{stage}.eval_every=STEPS" for stage in blind)
+    return [
+        f"trainer.keep_best={cfg.trainer.keep_best}: evaluations during training say which are "
+        f"best; set {remedy}, or trainer.keep_best=0"
+    ]
 
 
 def thinking(cfg: "Config") -> list[str]:

@@ -78,6 +78,7 @@ class TrainerSettings(Section):
     nodes: Count
     precision: Literal["32-true", "bf16-mixed"]
     activation_checkpointing: bool
+    keep_best: Natural
 
 
 class Loss(Section):
@@ -98,7 +99,7 @@ class Optimization(Section):
     weight_decay: NotNegative
     beta2: Share
     clip: Positive
-    save_seconds: Positive
+    save_seconds: NotNegative
 
 
 class Supervised(Optimization):
@@ -111,6 +112,7 @@ class Supervised(Optimization):
     epochs: Count
     max_steps: Count | None
     short_first: bool
+    eval_every: Count | None
 
 
 class Adapt(Supervised):
@@ -192,6 +194,7 @@ class Cluster(Section):
     reserved_gib: NotNegative
     cpu_memory_gib: Positive | None
     peak_tflops: Positive
+    write_gb_per_second: Positive
 
 
 class LocalLauncher(Section):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from ehrr1.config.schema import Config, value_of
-from ehrr1.config.training import Adapt, Reason, TrainerSettings
+from ehrr1.config.training import RL, Adapt, Reason, TrainerSettings
 from ehrr1.models import flops
 from ehrr1.models.activations import Bytes, Work
 from ehrr1.models.memory import (
@@ -20,8 +20,10 @@ from ehrr1.models.memory import (
     anatomy,
     memory,
     most_trees,
+    precision_bytes,
     work,
 )
+from ehrr1.models.saving import Saving, checkpoint_bytes, pause
 from ehrr1.models.sizes import GIB
 from ehrr1.tasks.selection import LEARNABLE, RISK
 
@@ -140,6 +142,22 @@ class Planner:
             seconds_per_step=each * self._seconds(mean),
             gpus=gpus,
         )
+
+    def saving(self, seconds_per_step: float) -> Saving:
+        """What checkpoints cost. One is written at the end of a step, so not in every step's time;
+        rl keeps none of the best."""
+        trainer, stage = self.cfg.trainer, self.stage
+        size = checkpoint_bytes(
+            STAGES[trainer.strategy],
+            precision_bytes(trainer),
+            self.body.learnt,
+            self.body.layers_learnt if stage.optimizer == "muon" else 0,
+        )
+        seconds = size / (self.cfg.cluster.write_gb_per_second * 1e9)
+        wait = max(pause(stage.save_seconds, seconds), seconds_per_step)
+        if isinstance(stage, RL) or not trainer.keep_best or stage.eval_every is None:
+            return Saving(size, seconds, wait)
+        return Saving(size, seconds, wait, trainer.keep_best, stage.eval_every * seconds_per_step)
 
     def _seconds(self, mean: TreeShape) -> float:
         """Of one GPU for one tree."""

@@ -143,11 +143,6 @@ class StepData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(self.training, batch_size=None)
 
-    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        if self.evaluation is None:
-            return []
-        return DataLoader(self.evaluation, batch_size=None)
-
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:

@@ -1,6 +1,7 @@
-"""stage=consolidate run=DIR: a Hugging Face folder from the last checkpoint of a training run.
+"""stage=consolidate run=DIR: a Hugging Face folder from a checkpoint of a training run.
 
-A finished run has its hf/ already; this makes it for one that was stopped, or makes it again.
+A finished run has that of its last checkpoint already; this makes it for one that was stopped, or
+from one of the best (`checkpoint`).
 """
 
 from pathlib import Path
@@ -10,6 +11,10 @@ from rich.console import Console
 from ehrr1 import runs
 from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
+from ehrr1.files import write_json
+
+STEP = "hf/step"
+"""The metric of a finished run whose hf/ is not that of its last checkpoint."""
 
 
 def consolidate_run(cfg: Config, console: Console) -> None:
@@ -21,8 +26,20 @@ def consolidate_run(cfg: Config, console: Console) -> None:
     folder = Path(cfg.run)
     if not folder.is_dir():
         raise UserError(f"run={folder}: no such folder; give the folder of a training run")
-    from ehrr1.training.checkpoints import consolidate
+    from ehrr1.training.checkpoints import consolidate, last_checkpoint
 
     with runs.held(folder):
-        step = consolidate(folder)
+        step = consolidate(folder, cfg.checkpoint)
+        if runs.is_finished(folder):
+            _note(folder, step, last_checkpoint(folder / "checkpoints")[1])
     console.print(f"[bold]consolidate[/]: the weights after {step} steps -> {folder / 'hf'}")
+
+
+def _note(folder: Path, step: int, last: int) -> None:
+    """Say in a finished run's metrics.json where its hf/ is from, unless from the last: what was
+    made from another hf/ is then seen to be (`runs.differences`)."""
+    metrics = runs.metrics_of(folder)
+    plain = {name: value for name, value in metrics.items() if name != STEP}
+    noted = plain if step == last else plain | {STEP: step}
+    if noted != metrics:
+        write_json(folder / "metrics.json", noted)

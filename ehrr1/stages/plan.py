@@ -15,11 +15,14 @@ from ehrr1.errors import UserError
 from ehrr1.files import write_text
 from ehrr1.models.memory import STAGES, Memory
 from ehrr1.models.planning import TRAINERS, Planner, Time, other
+from ehrr1.models.saving import Saving
 from ehrr1.models.sizes import GIB
 from ehrr1.runs import Run
 from ehrr1.stages.card import table
 
 console = Console(stderr=True)
+
+GB = 10**9
 
 Section = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 """A table: its title, heads and rows."""
@@ -29,7 +32,8 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     check(cfg)
     planner = Planner(cfg)
     found, time = planner.memory(cfg.trainer), planner.time()
-    metrics = memory_metrics(planner, found) | time_metrics(time)
+    saving = planner.saving(time.seconds_per_step)
+    metrics = memory_metrics(planner, found) | time_metrics(time) | saving_metrics(saving)
     metrics |= {
         "fits": int(planner.fits(cfg.trainer)),
         "micro_batch/largest": planner.largest(cfg.trainer),
@@ -39,8 +43,8 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
         trainer = other(cfg.trainer, name)
         metrics[f"trainers/{name}/memory_gib"] = planner.memory(trainer).total / GIB
         metrics[f"trainers/{name}/fits"] = int(planner.fits(trainer))
-    sections = [memory_table(planner, found), run_table(planner, metrics), trainers_table(metrics)]
-    show(run, sections)
+    sections = [memory_table(planner, found), run_table(planner, metrics)]
+    show(run, [*sections, saving_table(planner, saving), trainers_table(metrics)])
     return metrics
 
 
@@ -104,6 +108,16 @@ def time_metrics(time: Time) -> dict[str, float | int]:
     }
 
 
+def saving_metrics(saving: Saving) -> dict[str, float | int]:
+    return {
+        "checkpoint/gb": saving.size / GB,
+        "checkpoint/seconds": saving.seconds,
+        "checkpoint/pause_seconds": saving.pause,
+        "checkpoint/share": saving.share,
+        "checkpoint/disk_gb": saving.room / GB,
+    }
+
+
 def memory_table(planner: Planner, found: Memory) -> Section:
     """A part a row, a moment a column."""
     rows = [
@@ -135,6 +149,22 @@ def run_table(planner: Planner, metrics: dict[str, float | int]) -> Section:
     return "The run", ["what", "value"], rows
 
 
+def saving_table(planner: Planner, saving: Saving) -> Section:
+    speed, parts = planner.cfg.cluster.write_gb_per_second, ["the last", "one being written"]
+    share = f"{saving.share:.1%} at most"
+    if saving.every is not None:
+        parts.append(f"trainer.keep_best={saving.kept}")
+        share += f", if each evaluation ({_time(saving.every)}) is among the best"
+    rows = [
+        ("a checkpoint", f"{_n(saving.size / GB)} GB"),
+        ("written in", f"{_time(saving.seconds)} at {speed:g} GB/s"),
+        ("the next one", f"after {_time(saving.pause)} at least"),
+        ("share of the time", share),
+        ("disk", f"{_n(saving.room / GB)} GB: {', '.join(parts)}"),
+    ]
+    return "Checkpoints", ["what", "value"], rows
+
+
 def trainers_table(metrics: dict[str, float | int]) -> Section:
     rows = [
         (
@@ -160,6 +190,13 @@ def show(run: Run, sections: Sequence[Section]) -> None:
         console.print(f"[bold]{title}[/]", shown, sep="\n")
         parts += [f"## {title}", table(heads, rows)]
     write_text(run.folder / "plan.md", "\n\n".join(parts) + "\n")
+
+
+def _time(seconds: float) -> str:
+    minutes = seconds / 60
+    if minutes < 2:
+        return f"{seconds:.1f} s"
+    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 def _n(value: float) -> str:

@@ -1,7 +1,8 @@
 """Checkpoints: saved whole or not at all, found again, and turned into a Hugging Face folder.
 
 A checkpoint is `checkpoints/step=<steps done>.ckpt`: a file of Lightning's, or under ZeRO a folder
-of DeepSpeed's in which every process has its part. It holds all that a resumed run needs.
+of DeepSpeed's in which every process has its part. It holds all that a resumed run needs. The last
+stays, and those that `best.json` lists: the best by the validation loss.
 """
 
 import errno
@@ -13,8 +14,9 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -29,6 +31,7 @@ from ehrr1.config.training import Lora
 from ehrr1.errors import StoppedError, UserError
 from ehrr1.files import read_json, remove, replacing, write_json
 from ehrr1.models.loading import add_adapters, end_at_turn, read_whole
+from ehrr1.models.saving import pause
 
 NAME = re.compile(r"step=(\d+)\.ckpt")
 
@@ -36,17 +39,37 @@ SHARD_BYTES = 4 * 2**30
 """The size of one file of exported weights at most, one tensor aside."""
 
 
-def last_checkpoint(folder: Path) -> tuple[Path | None, int]:
-    """The newest checkpoint of `folder` and the number of steps done in it; (None, 0) if none.
+METRIC = "eval/loss"
+"""What says which checkpoints are best: the lower, the better."""
 
-    Half-written ones have other names and are never found.
-    """
+
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """Steps done -> checkpoint, in that order. Half-written ones have other names."""
     found = {
         int(match[1]): path
         for path in folder.glob("step=*.ckpt")
         if (match := NAME.fullmatch(path.name))
     }
+    return dict(sorted(found.items()))
+
+
+def last_checkpoint(folder: Path) -> tuple[Path | None, int]:
+    """The newest checkpoint of `folder` and the number of steps done in it; (None, 0) if none."""
+    found = checkpoints(folder)
     return (found[max(found)], max(found)) if found else (None, 0)
+
+
+def best_checkpoints(folder: Path) -> dict[int, float]:
+    """Steps done -> validation loss of the kept checkpoints that are there, the best first."""
+    listed = read_json(folder / "best.json") if (folder / "best.json").exists() else []
+    there = checkpoints(folder)
+    return {one["step"]: one[METRIC] for one in listed if one["step"] in there}
+
+
+def _list_best(folder: Path, losses: dict[int, float]) -> None:
+    """Write which checkpoints stay: the lowest loss first, of equal ones the earlier."""
+    order = sorted(losses, key=lambda step: (losses[step], step))
+    write_json(folder / "best.json", [{"step": step, METRIC: losses[step]} for step in order])
 
 
 class PlainFile(TorchCheckpointIO):
@@ -60,16 +83,20 @@ class PlainFile(TorchCheckpointIO):
 
 
 class Checkpoints(Callback):
-    """Saves at least every `seconds` of training, at the end, and when the process is told to stop.
+    """Saves while a run trains, at its end, and when the process is told to stop.
 
-    A checkpoint replaces the one before only when it is whole. `start` is the number of steps done
+    While it trains: `seconds` after the save before, or later where saves take long
+    (`models.saving.pause`). A checkpoint replaces the one before only when it is whole; of those
+    that were evaluated the `best` with the lowest loss stay. `start` is the number of steps done
     before this process, `steps` that of the whole run. On SIGTERM and SIGUSR1 the step at hand is
     finished and saved, then StoppedError ends the process. Processes decide together.
     """
 
-    def __init__(self, folder: Path, start: int, steps: int, seconds: float):
+    def __init__(self, folder: Path, start: int, steps: int, seconds: float, best: int = 0):
         self.folder, self.done, self.steps, self.seconds = folder, start, steps, seconds
-        self.saved_at = time.monotonic()
+        self.best = best
+        # what a save takes is known after the first, which also shows early that there is room
+        self.saved_at, self.pause = time.monotonic(), seconds
         self.told: signal.Signals | None = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
@@ -85,23 +112,33 @@ class Checkpoints(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         self.done += 1
-        late = time.monotonic() - self.saved_at >= self.seconds
+        late = time.monotonic() - self.saved_at >= self.pause
         own = [float(late and parallel.rank() == 0), float(self.told or 0)]
         due, told = parallel.totals(own)
         # the end is saved when its evaluation is there too
         if self.done == self.steps:
             return
-        if due or told:
-            self.save(trainer)
         if told:
-            raise StoppedError(self.told or signal.SIGTERM, self.done)
+            self.stop(trainer)
+        if due:
+            self.save(trainer)
+
+    def told_to_stop(self) -> bool:
+        """Whether any process was told to; all must ask."""
+        return any(parallel.totals([float(self.told or 0)]))
+
+    def stop(self, trainer: Trainer) -> NoReturn:
+        self.save(trainer)
+        raise StoppedError(self.told or signal.SIGTERM, self.done)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        earlier = list(self.folder.glob("step=*.ckpt"))  # two where one could not be removed
-        if last_checkpoint(self.folder)[1] < self.done:
+        """Write the checkpoint of now, unless it is there, and remove those that need not stay."""
+        begun = time.monotonic()
+        new = last_checkpoint(self.folder)[1] < self.done
+        if new:
             whole = self.folder / f"step={self.done:08d}.ckpt"
             partial = self.folder / f".{whole.name}.partial"  # the same for all processes
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -114,10 +151,39 @@ class Checkpoints(Callback):
             parallel.barrier()
             if parallel.rank() == 0:
                 partial.rename(whole)
-                for one in earlier:
-                    remove(one)
-            parallel.barrier()
+        if parallel.rank() == 0:
+            self._tidy()
+        parallel.barrier()
         self.saved_at = time.monotonic()
+        if new:
+            self.pause = pause(self.seconds, self.saved_at - begun)
+
+    def keep(self, trainer: Trainer, loss: float) -> None:
+        """Have the weights of now stay if their validation `loss` is among the `best` lowest."""
+        chosen = self.best and parallel.from_first(lambda: self._choose(loss))
+        if chosen and self.done < self.steps:
+            self.save(trainer)
+
+    def _choose(self, loss: float) -> bool:
+        """Whether the step at hand is among the best. It is listed before it is saved: what it
+        takes the place of goes when it is whole (`_tidy`)."""
+        losses = best_checkpoints(self.folder) | {self.done: loss}
+        better = sum(one <= loss for step, one in losses.items() if step != self.done)
+        if not isfinite(loss) or better >= self.best:
+            return False
+        _list_best(self.folder, losses)
+        return True
+
+    def _tidy(self) -> None:
+        """Remove what is neither the last nor among the best. With `best` 0 no more are added and
+        those that are there stay."""
+        there, listed = checkpoints(self.folder), best_checkpoints(self.folder)
+        kept = dict(list(listed.items())[: self.best or None])
+        if kept != listed:
+            _list_best(self.folder, kept)
+        for step, path in there.items():
+            if step < max(there) and step not in kept:
+                remove(path)
 
 
 def _full(error: RuntimeError, path: Path) -> Exception:
@@ -151,18 +217,14 @@ def write_base(
             write_json(base / "adapters.json", {"source": str(source), "lora": lora.plain()})
 
 
-def consolidate(folder: Path) -> int:
-    """Make `folder`/hf from the last checkpoint of a training run; returns its steps done.
+def consolidate(folder: Path, which: str | int = "last") -> int:
+    """Make `folder`/hf from a checkpoint of a training run; returns its steps done.
 
-    Works from the files alone, one tensor at a time. Adapters are merged into the weights that
-    they stand on. Raises UserError where there is no checkpoint.
+    `which` is the last, the best by the validation loss, or the steps done. Works from the files
+    alone, one tensor at a time. Adapters are merged into the weights that they stand on. Raises
+    UserError where there is no such checkpoint.
     """
-    checkpoint, step = last_checkpoint(folder / "checkpoints")
-    if checkpoint is None or not (folder / "base").is_dir():
-        raise UserError(
-            f"run={folder}: no checkpoint of a training run is there; give the folder of a run of "
-            "stage=adapt or stage=reason that has saved once"
-        )
+    checkpoint, step = _find(folder, which)
     config = AutoConfig.from_pretrained(folder / "base")
     with replacing(folder / "hf") as hf:
         hf.mkdir()
@@ -176,6 +238,30 @@ def consolidate(folder: Path) -> int:
             weights = learnt_weights(checkpoint)
             write_weights(((n, w.to(config.dtype)) for n, w in weights if n not in tied), hf)
     return step
+
+
+def _find(folder: Path, which: str | int) -> tuple[Path, int]:
+    """A checkpoint of a training run, and its steps done."""
+    there = checkpoints(folder / "checkpoints")
+    best = best_checkpoints(folder / "checkpoints")
+    if not there or not (folder / "base").is_dir():
+        raise UserError(
+            f"run={folder}: no checkpoint of a training run is there; give the folder of a run of "
+            "stage=adapt or stage=reason that has saved once"
+        )
+    names = {"last": max(there), "best": next(iter(best), None)}
+    step = names.get(str(which), which)
+    if step in there:
+        return there[int(step)], int(step)
+    told = [f"{s} (eval/loss {best[s]:.4g})" if s in best else str(s) for s in there]
+    remedy = (
+        "none was kept as one of the best: train with trainer.keep_best=1 and eval_every"
+        if which == "best"
+        else "choose one of them, last or best"
+    )
+    raise UserError(
+        f"checkpoint={which}: run={folder} has those of steps {', '.join(told)}; {remedy}"
+    )
 
 
 def learnt_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:

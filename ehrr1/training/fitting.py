@@ -17,6 +17,7 @@ from ehrr1.training.callbacks import Seeds, TrainLog
 from ehrr1.training.checkpoints import Checkpoints, PlainFile, last_checkpoint
 from ehrr1.training.module import ForestModule
 from ehrr1.training.strategies import environment, make_strategy, on_gpu
+from ehrr1.training.validation import Validation
 
 
 def quiet() -> None:
@@ -28,7 +29,7 @@ def quiet() -> None:
         ".*does not have many workers.*",
         ".*litlogger.*",
         ".*not resumable.*",
-        ".*no `validation_step`.*",
+        ".*no `val_dataloader`.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*does not exist in the model.*",
         ".*barrier.*using the device under current context.*",
@@ -45,7 +46,6 @@ def make_trainer(
     clip: float,
     folder: Path,
     callbacks: list[Callback],
-    evaluates: bool,
     start: int,
 ) -> Trainer:
     """A Lightning trainer for one pass over the planned steps from `start` on; TensorBoard goes to
@@ -63,8 +63,7 @@ def make_trainer(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=1.0 if evaluates else 0,
+        limit_val_batches=0,  # `Validation` does it
         use_distributed_sampler=False,
     )
 
@@ -78,11 +77,14 @@ def fit(
     description: str,
     seed: int,
     save_seconds: float,
+    eval_every: int | None = None,
+    keep_best: int = 0,
 ) -> None:
     """Train `module` over the steps of `data`, then evaluate it; a run that was stopped resumes.
 
     It goes on from the last checkpoint of `folder`: weights, optimizer, schedule and the position
-    in the data. A run whose last step is saved has nothing left to do.
+    in the data. A run whose last step is saved has nothing left to do. With `eval_every` it is
+    evaluated after every so many steps too, and the `keep_best` best checkpoints stay.
     """
     quiet()
     seed_everything(seed, verbose=False)
@@ -91,14 +93,15 @@ def fit(
     if start >= steps:
         return
     data.training.start = start
+    saver = Checkpoints(folder / "checkpoints", start, steps, save_seconds, keep_best)
     callbacks: list[Callback] = [
         Seeds(seed, start),
         TrainLog(folder / "train.jsonl", data.training, description),
-        Checkpoints(folder / "checkpoints", start, steps, save_seconds),
+        saver,
     ]
-    made = make_trainer(
-        trainer, module.settings.clip, folder, callbacks, data.evaluation is not None, start
-    )
+    if data.evaluation is not None:
+        callbacks.append(Validation(data.evaluation, eval_every, folder / "eval.jsonl", saver))
+    made = make_trainer(trainer, module.settings.clip, folder, callbacks, start)
     made.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
 

@@ -88,7 +88,8 @@ class ForestModule(LightningModule):
         self.automatic_optimization = False
         self.strict_loading = False  # a checkpoint has no frozen weights
         self.build, self.settings, self.updates = build, settings, updates
-        self.watched: dict[str, float] = {}
+        self.watched: dict[str, float] = {}  # in the last step
+        self.evaluated: dict[str, float] = {}  # in the last evaluation, by the metrics' names
 
     def configure_model(self) -> None:
         if "model" not in self._modules:

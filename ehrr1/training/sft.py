@@ -34,7 +34,7 @@ from ehrr1.training.strategies import is_zero, on_gpu
 class SupervisedModule(ForestModule):
     """Maximum likelihood of completions, and of the record where forests carry weights for it.
 
-    The evaluation's losses are written to `evaluation`.
+    The last evaluation's losses are written to `evaluation`.
     """
 
     def __init__(self, build: Build, settings: Supervised, updates: int, evaluation: Path):
@@ -69,6 +69,7 @@ class SupervisedModule(ForestModule):
         for task in TASKS:
             if sums[_tokens_of(task)]:
                 found[f"eval/loss/{task}"] = sums[task] / sums[_tokens_of(task)]
+        self.evaluated = found
         if parallel.rank() == 0:
             write_json(self.evaluation, found)
 
@@ -162,7 +163,12 @@ def train(
     Returns train/loss/first and last, throughput, eval/loss (answers only) by task, and counts of
     what was read.
     """
-    settings = cfg.supervised(stage)
+    settings, best = cfg.supervised(stage), cfg.trainer.keep_best
+    if best and len(held_out) == 0:
+        raise UserError(
+            f"trainer.keep_best={best}: no validation sample is there to tell which are best; "
+            "prepare more patients, or set 0"
+        )
     data = _steps(trees, held_out, settings, cfg)
     plan = data.training.plan
     evaluation = folder / "evaluation.json"
@@ -174,6 +180,8 @@ def train(
         description=stage,
         seed=cfg.seed,
         save_seconds=settings.save_seconds,
+        eval_every=settings.eval_every,
+        keep_best=best,
     )
     parallel.from_first(lambda: consolidate(folder))
     losses = read_json(evaluation) if len(held_out) else {}
