@@ -28,7 +28,7 @@ from ehrr1.training.rewards import (
     overlong_reward,
     set_f1_reward,
 )
-from ehrr1.training.scoring import RewardError, Scores, named_weights, resolve, score
+from ehrr1.training.scoring import RewardError, Scores, resolve, score
 from tests.conftest import ROOT
 from tests.settings import composed
 from tests.test_graph import event
@@ -423,7 +423,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ["+rl.rewards={own_rewards.length: 0.5}", "+rl.rewards.own_rewards.length=0.5"],
 )
 def test_a_reward_of_the_users_own_from_the_command_line(own_folder: Path, override: str) -> None:
-    weights = named_weights(composed(override, "rl.rewards.format=0").rl.rewards)
+    weights = composed(override, "rl.rewards.format=0").rl.rewards
     assert weights == {"accuracy": 1.0, "format": 0, "own_rewards.length": 0.5}
     assert scored(weights).total == [1 + 1.5, 1.0, 3.5]
 
