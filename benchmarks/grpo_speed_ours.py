@@ -14,8 +14,6 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 
@@ -27,8 +25,10 @@ from benchmarks.grpo_speed import (
     Case,
     digest,
 )
-from benchmarks.measure import ROOT
+from benchmarks.settings import composed
 from benchmarks.sft_speed_ours import MODEL as SFT_MODEL
+from ehrr1.config.schema import Config
+from ehrr1.config.training import ModelSettings
 from ehrr1.files import remove, write_json
 from ehrr1.models import flops
 from ehrr1.models.memory import Anatomy, TreeShape, anatomy
@@ -77,8 +77,8 @@ def setup(given: argparse.Namespace) -> dict[str, Any]:
 def operations(case: Case, checkpointing: bool) -> dict[str, float]:
     """Floating-point operations of an update of padded rows and of our forest, and their ratios."""
     values = {name: value for name, value in MODEL.to_dict().items() if value is not None}
-    model = OmegaConf.create({"config": values, "lora": None})
-    assert isinstance(model, DictConfig)
+    model = ModelSettings.of_folder(None)
+    model.config = values
     body = anatomy(model)
     row = TreeShape(case.prompt, (COMPLETION_TOKENS,), COMPLETION_TOKENS)
     padded = case.group * flops.training(body, row, checkpointing)
@@ -105,9 +105,9 @@ def left_out(body: Anatomy, shape: TreeShape, checkpointing: bool) -> float:
     return passes * (2 * weights * shape.trunk + 4 * body.attention * seen)
 
 
-def settings(given: argparse.Namespace) -> DictConfig:
+def settings(given: argparse.Namespace) -> Config:
     """The demo's configuration with this benchmark's model and sizes."""
-    overrides = [
+    return composed(
         "trainer=single",
         f"model.path={given.folder / 'model'}",
         "model.tokenizer.train=false",
@@ -124,9 +124,7 @@ def settings(given: argparse.Namespace) -> DictConfig:
         "~rl.rewards.format",
         "+rl.rewards.benchmarks.grpo_speed.rewards=1",
         *(f"rl.{name}={value}" for name, value in SAMPLING.items()),
-    ]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides=overrides)
+    )
 
 
 def clocks() -> tuple[float, float]:
@@ -176,7 +174,7 @@ class Timed(GRPOModule):
         self.cpu_parts[-1]["cpu_update"] = self.ends[-1][1] - self.asked
 
 
-def make_module(cfg: DictConfig, source: Path, prompts: Any, folder: Path) -> Timed:
+def make_module(cfg: Config, source: Path, prompts: Any, folder: Path) -> Timed:
     """As `stages/rl.py` makes it."""
     tokenizer = load_tokenizer(source)
     return Timed(

@@ -55,7 +55,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 def model_settings(case: dict[str, Any]) -> Any:
     """The section `model`: a Qwen3 with heads of 64, two queries a key."""
-    from omegaconf import OmegaConf
+    from ehrr1.config.training import Lora, ModelSettings, Tokenizer
 
     heads = case["config"]["hidden_size"] // 64
     config = {
@@ -65,18 +65,23 @@ def model_settings(case: dict[str, Any]) -> Any:
         "head_dim": 64,
         "tie_word_embeddings": case["config"]["vocab_size"] > 2**16,
     }
-    section = {"name": "case", "path": None, "attention": "sdpa", "lora": case.get("lora")}
-    return OmegaConf.create(section | {"config": config | case["config"]})
+    return ModelSettings(
+        name="case",
+        path=None,
+        attention="sdpa",
+        lora=Lora(**case["lora"]) if case.get("lora") else None,
+        tokenizer=Tokenizer(train=False, vocab_size=None),
+        config=config | case["config"],
+    )
 
 
 def predict(case: dict[str, Any]) -> dict[str, Any]:
     """The plan's bytes: total, and by part."""
-    from omegaconf import OmegaConf
-
+    from benchmarks.settings import composed
     from ehrr1.models.memory import Load, TreeShape, activations, anatomy, memory
 
     settings = model_settings(case)
-    trainer: Any = OmegaConf.load(ROOT / "conf" / "trainer" / "single.yaml")
+    trainer = composed("trainer=single").trainer
     trainer.activation_checkpointing = case.get("checkpointing", False)
     branches = (case["branch"],) * case.get("branches", 1)
     learnt = sum(branches) + (case["trunk"] if case.get("all") else 0)
@@ -98,8 +103,8 @@ def train(case: dict[str, Any]) -> float:
 
 def _two_steps(case: dict[str, Any]) -> None:
     import torch
-    from omegaconf import OmegaConf
 
+    from ehrr1.config.training import Lora, Optimization
     from ehrr1.models.loading import add_adapters, load_model
     from ehrr1.models.logprobs import token_logprobs
     from ehrr1.prompts.forest import collate
@@ -109,11 +114,20 @@ def _two_steps(case: dict[str, Any]) -> None:
 
     model = load_model(model_settings(case))
     if case.get("lora"):
-        add_adapters(model, OmegaConf.create(case["lora"]))
+        add_adapters(model, Lora(**case["lora"]))
     if case.get("checkpointing"):
         model.gradient_checkpointing_enable()
-    optimizer = {"optimizer": "adamw", "lr": 1e-4, "beta2": 0.999, "weight_decay": 0.0}
-    [adamw] = make_optimizers(model, OmegaConf.create(optimizer))
+    settings = Optimization(
+        samples_per_task=None,
+        optimizer="adamw",
+        lr=1e-4,
+        warmup=0.0,
+        weight_decay=0.0,
+        beta2=0.999,
+        clip=1.0,
+        save_seconds=15.0,
+    )
+    [adamw] = make_optimizers(model, settings)
     ids = torch.randint(10, 1000, (case["trunk"] + case["branch"],)).tolist()
     trunk, branch = ids[: case["trunk"]], ids[case["trunk"] :]
     branches = [Branch("", branch[:1], branch[1:])] * case.get("branches", 1)

@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 from torch.optim import AdamW
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Qwen3Config
 
-from benchmarks.measure import ROOT
+from benchmarks.settings import composed
+from ehrr1.config.schema import Config
 from ehrr1.files import remove, replacing, write_json
 from ehrr1.models.logprobs import token_logprobs
 from ehrr1.prompts.corpus import corpus
@@ -126,9 +125,9 @@ def flat(trees: Dataset, index: int) -> list[tuple[list[int], list[int]]]:
     ]
 
 
-def settings(given: argparse.Namespace) -> DictConfig:
+def settings(given: argparse.Namespace) -> Config:
     """The demo's configuration with this benchmark's model and sizes."""
-    overrides = [
+    return composed(
         f"model.path={given.folder / 'model'}",
         "model.tokenizer.train=false",
         f"trainer.activation_checkpointing={given.checkpointing}",
@@ -136,9 +135,7 @@ def settings(given: argparse.Namespace) -> DictConfig:
         f"adapt.lr={given.lr}",
         f"adapt.trees_per_step={given.trees_per_step}",
         f"adapt.max_batch_tokens={given.row_tokens}",
-    ]
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", overrides=overrides)
+    )
 
 
 def clocks() -> tuple[float, float]:

@@ -15,18 +15,15 @@ import sys
 import time
 from pathlib import Path
 
-import hydra
-
 from ehrr1.runs import home
 from ehrr1.stages import execute
 from ehrr1.training.checkpoints import last_checkpoint
-from tests.conftest import ROOT
+from tests.settings import composed
 
 
 def main() -> None:
     rounds, arguments = int(sys.argv[1]), sys.argv[2:]
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = hydra.compose("config", overrides=[*arguments, "name=killed"])
+    cfg = composed(*arguments, "name=killed")
     folder = home(cfg) / cfg.stage
     generator = random.Random(0)
     kills = 0

@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 
 import anthropic  # noqa: F401 (so that each fork has it)
-from omegaconf import DictConfig, OmegaConf
+import yaml
 
+from ehrr1.config.writers import AnthropicChains
 from ehrr1.graph.chains.batches import write_batches
 from ehrr1.graph.chains.ledger import Ledger
 from ehrr1.graph.chains.messages import write_messages
@@ -21,8 +22,8 @@ from ehrr1.graph.chains.prompting import Prompt
 
 
 def main() -> None:
-    ledger, settings, count = Path(sys.argv[1]), OmegaConf.load(sys.argv[2]), int(sys.argv[3])
-    assert isinstance(settings, DictConfig)
+    ledger, count = Path(sys.argv[1]), int(sys.argv[3])
+    settings = AnthropicChains(**yaml.safe_load(Path(sys.argv[2]).read_text()))
     while True:
         child = os.fork()
         if child == 0:
@@ -35,7 +36,7 @@ def main() -> None:
         sys.stdin.readline()
 
 
-def write(path: Path, settings: DictConfig, count: int) -> None:
+def write(path: Path, settings: AnthropicChains, count: int) -> None:
     ask = write_batches if settings.batches else write_messages
     with Ledger(path) as ledger:
         ledger.begin((f"sample {n}" for n in range(count)), settings.drafts)

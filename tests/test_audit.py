@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from omegaconf import OmegaConf
 
 from ehrr1 import runs
-from ehrr1.config.names import ORDER
+from ehrr1.config.schema import Config
 from ehrr1.errors import LeakError, UserError
 from ehrr1.evaluation.audit_report import draw, notes
 from ehrr1.files import write_json
@@ -26,6 +25,7 @@ from ehrr1.tasks import checks, context, leaks
 from ehrr1.tasks.leaks import VIEWS, View, by_table, by_task, find_leaks
 from ehrr1.tasks.samples import Prepared, Sample
 from tests.conftest import ROOT, CommandLine
+from tests.settings import composed, record
 from tests.test_records import hospital, prepared, write_tables
 from tests.test_tasks import DAY, HOUR, START, hand_made, icu, lab, stay
 
@@ -42,7 +42,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def finished(root: Path, folder: Path, **settings: object) -> Prepared:
     """A prepared folder as a run of `stage=prepare` leaves it."""
     world, metrics = prepared(root, folder, **settings)
-    OmegaConf.save({"data": {"protocol": "strict"}}, folder / "config.yaml")
+    record(composed(), folder)
     write_json(folder / "metrics.json", metrics)
     return world
 
@@ -283,8 +283,8 @@ def test_an_index_has_the_labels_of_its_own_protocol(
 # --- the stage --------------------------------------------------------------------------------
 
 
-def settings() -> dict[str, object]:
-    return {"seed": 0, "audit": {"text_samples_per_task": 2}}
+def settings(**values: object) -> Config:
+    return composed("audit.text_samples_per_task=2", "name=test", **values)
 
 
 def test_a_leak_under_strict_fails_after_its_files_are_written(
@@ -296,13 +296,7 @@ def test_a_leak_under_strict_fails_after_its_files_are_written(
     )
     monkeypatch.setitem(VIEWS, "strict", everything)
     monkeypatch.setattr(Prepared, "context", all_events)
-    cfg = OmegaConf.create(
-        {
-            **settings(),
-            **{"output_root": str(tmp_path), "name": "test", "variant": "", "overwrite": False},
-            "inputs": dict.fromkeys(ORDER) | {"prepare": str(world.folder)},
-        }
-    )
+    cfg = settings(output_root=str(tmp_path), inputs={"prepare": str(world.folder)})
     for _ in range(2):  # the second time in the folder of the first
         with (
             pytest.raises(LeakError, match="samples show what was known only after"),
@@ -338,7 +332,7 @@ def test_an_empty_index_is_named(world: Prepared, tmp_path: Path) -> None:
         write_tables(tmp_path / "hospital", hand_made()), tmp_path / "prepare", tasks=["radiology"]
     )
     with pytest.raises(UserError, match="has no samples to audit"):
-        audit.run(OmegaConf.create(settings()), Run(tmp_path, "audit", {"prepare": empty.folder}))
+        audit.run(settings(), Run(tmp_path, "audit", {"prepare": empty.folder}))
 
 
 def test_all_times_may_be_assumed(tmp_path: Path) -> None:

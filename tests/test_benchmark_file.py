@@ -8,7 +8,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-from omegaconf import OmegaConf
 
 from ehrr1.errors import UserError
 from ehrr1.prompts.messages import messages
@@ -17,6 +16,7 @@ from ehrr1.runs import Run
 from ehrr1.stages import export, prepare
 from ehrr1.tasks.samples import Prepared, preamble_length
 from tests.conftest import CommandLine
+from tests.settings import composed
 
 RECORD = """## Patient Demographics [None]
 - Anchor_Age: 61
@@ -71,8 +71,7 @@ def prepared(
     path: Path, folder: Path, balanced: bool = False
 ) -> tuple[Prepared, dict[str, float | int]]:
     folder.mkdir()
-    data = {"name": "benchmark", "path": str(path), "balanced": balanced}
-    cfg = OmegaConf.create({"data": data})
+    cfg = composed("data=benchmark", data={"path": str(path), "balanced": balanced})
     return Prepared(folder), prepare.run(cfg, Run(folder, "prepare"))
 
 
@@ -107,11 +106,8 @@ def test_rows_become_samples(tmp_path: Path) -> None:
 def test_export_gives_the_rows_again_with_their_own_question(tmp_path: Path) -> None:
     given = [row(0), risk(1, "yes")]
     world, _ = prepared(write(tmp_path / "b.jsonl", *given), tmp_path / "prepare")
-    cfg = OmegaConf.create(
-        {"split": "test", "limit": None, "layout": "rows", "seed": 0, "similar_items": None}
-    )
     (tmp_path / "export").mkdir()
-    export.run(cfg, Run(tmp_path / "export", "export", {"prepare": world.folder}))
+    export.run(composed(), Run(tmp_path / "export", "export", {"prepare": world.folder}))
     lines = (tmp_path / "export" / "samples.jsonl").read_text().splitlines()
     for back, row_ in zip(map(json.loads, lines), given, strict=True):
         for name in ("instruction", "input", "output", "candidates"):

@@ -7,7 +7,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-from omegaconf import OmegaConf
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ehrr1.errors import UserError
@@ -20,7 +19,8 @@ from ehrr1.stages import card
 from ehrr1.stages.card import lost_by_table, table
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared
-from tests.test_records import data_config, hospital, prepared
+from tests.settings import composed, record
+from tests.test_records import configured, hospital, prepared
 
 __all__ = ["hospital"]  # a fixture
 
@@ -31,7 +31,7 @@ SETTINGS: dict[str, Any] = {"labels": {"ed_time": "triage"}, "maps": {"atc": Non
 def folder(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepare")
     _, metrics = prepared(hospital, folder, **SETTINGS)
-    OmegaConf.save({"data": data_config(hospital, **SETTINGS)}, folder / "config.yaml")
+    record(configured(hospital, **SETTINGS), folder)
     write_json(folder / "metrics.json", metrics)
     return folder
 
@@ -47,9 +47,8 @@ def word_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def made(prepare: Path, out: Path, **settings: Any) -> str:
-    own = {"samples_per_task": 4, "tokenizer": None, "max_tokens": 1500} | settings
     out.mkdir(exist_ok=True)
-    cfg = OmegaConf.create({"seed": 0, "card": own})
+    cfg = composed(card={"samples_per_task": 4, "max_tokens": 1500} | settings)
     metrics = card.run(cfg, Run(out, "card", {"prepare": prepare}))
     assert metrics["samples"] == Prepared(prepare).index().height
     assert 0 < metrics["measured"] <= 3 * 4 * len(TASKS)

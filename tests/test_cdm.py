@@ -6,9 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import pytest
-from omegaconf import OmegaConf
 
 from ehrr1.errors import UserError
 from ehrr1.evaluation.text_bags import text_bag
@@ -20,6 +18,7 @@ from ehrr1.tasks.catalog import ALL_TASKS, ONE_ITEM, SUITES
 from ehrr1.tasks.cdm import hide
 from ehrr1.tasks.cells import value_of
 from ehrr1.tasks.samples import Prepared, preamble_length
+from tests.settings import composed
 
 REPORT = "CT abdomen\n\n## FINDINGS\nAcute ____ is likely; no Diverticulitis."
 
@@ -112,11 +111,12 @@ def flat() -> dict[str, Any]:
     }
 
 
-def prepared(root: Path, folder: Path) -> tuple[Prepared, dict[str, float | int]]:
+def prepared(
+    root: Path, folder: Path, validation: float = 0.0, test: float = 1.0
+) -> tuple[Prepared, dict[str, float | int]]:
     folder.mkdir()
-    data = {"name": "mimiciv_cdm", "root": str(root), "balanced": False}
-    split = {"validation": 0.0, "test": 1.0}
-    cfg = OmegaConf.create({"data": data | {"split": split}, "seed": 0})
+    split = {"validation": validation, "test": test}
+    cfg = composed("data=mimiciv_cdm", data={"root": str(root), "split": split})
     return Prepared(folder), prepare.run(cfg, Run(folder, "prepare"))
 
 
@@ -249,10 +249,6 @@ def test_patients_are_divided(tmp_path: Path) -> None:
     root.mkdir()
     rows = {str(n): flat() | {"Radiology": []} for n in range(1, 21)}
     (root / "pancreatitis.json").write_text(json.dumps(rows))
-    folder = tmp_path / "prepare"
-    folder.mkdir()
-    data = {"name": "mimiciv_cdm", "root": str(root), "balanced": False}
-    cfg = {"data": data | {"split": {"validation": 0.1, "test": 0.8}}, "seed": 0}
-    prepare.run(OmegaConf.create(cfg), Run(folder, "prepare"))
-    counts = pl.read_parquet(folder / "index.parquet")["split"].value_counts().sort("split")
+    world, _ = prepared(root, tmp_path / "prepare", validation=0.1, test=0.8)
+    counts = world.index()["split"].value_counts().sort("split")
     assert counts["count"].to_list() == [32, 4, 4]  # test, train, validation

@@ -8,8 +8,8 @@ from typing import Any
 
 import polars as pl
 import pytest
-from omegaconf import DictConfig, OmegaConf
 
+from ehrr1.config.writers import AnthropicEngine
 from ehrr1.errors import UserError
 from ehrr1.evaluation import chat
 from ehrr1.evaluation.asked import Asked
@@ -17,11 +17,13 @@ from ehrr1.evaluation.chat import ChatPredictor, check
 from ehrr1.evaluation.predict import Writing
 from ehrr1.evaluation.predictions import DIRECT, frame
 from ehrr1.evaluation.results import Result
+from ehrr1.files import write_json
 from ehrr1.prompts.messages import CASES, SYSTEM
+from ehrr1.records.openness import FILE, decide
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Sample
-from tests.conftest import ROOT
 from tests.messages_server import Body, Faults, MessagesServer, text_of
+from tests.settings import changed, composed
 from tests.test_graph import sample
 from tests.test_predict import QUESTIONS, Records
 
@@ -34,13 +36,11 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "test")
 
 
-def settings(server: MessagesServer, **changes: Any) -> DictConfig:
+def settings(server: MessagesServer, **changes: Any) -> AnthropicEngine:
     """The engine's own settings, in a hurry."""
-    cfg = OmegaConf.load(ROOT / "conf" / "engine" / "anthropic.yaml")
-    assert isinstance(cfg, DictConfig)
-    hurry = {"timeout_seconds": 2.0, "max_retries": 4}
-    cfg.update({"model": "some-model", "base_url": server.url, **hurry, **changes})
-    return cfg
+    own = {"model": "some-model", "base_url": server.url, "timeout_seconds": 2.0, "max_retries": 4}
+    made: AnthropicEngine = changed(composed("engine=anthropic").engine, **own | changes)
+    return made
 
 
 def answers(
@@ -120,7 +120,9 @@ def test_what_is_sent() -> None:
 
 def test_own_words_and_candidates_by_the_mode() -> None:
     told = replace(DECISIONS[0], instruction="What is given?", candidates=("Insulin", "Heparin"))
-    asking = ChatPredictor(OmegaConf.create(), Records(), Writing(9, 9), lambda sample: [])
+    engine = composed("engine=anthropic").engine
+    assert isinstance(engine, AnthropicEngine)
+    asking = ChatPredictor(engine, Records(), Writing(9, 9), lambda sample: [])
     assert asking.question(told, DIRECT) == f"What is given? {chat.DIRECT}"
     ours = asking.question(told, Asked("direct", wording="ours"))
     assert ours.startswith(TASKS["emar"].instruction)
@@ -226,32 +228,19 @@ def test_too_long_prompts_are_counted() -> None:
 
 def test_closed_records_and_a_missing_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with MessagesServer(answer=lambda body: "no") as server:
-        cfg = OmegaConf.create(
-            {
-                "seed": 0,
-                "candidates": "none",
-                "engine": settings(server),
-                "eval": {"draws": 1, "max_new_tokens": {"think": 9, "direct": 9}},
-                "data": {"open": True},
-            }
-        )
+        cfg = composed("engine=anthropic", "data.open=true", engine=settings(server).plain())
         records = Records()
         records.folder = tmp_path
         result = Result("claude:direct", "claude", None, DIRECT, DIRECT)
-        (tmp_path / "config.yaml").write_text("data: {open: false}")
+        write_json(tmp_path / FILE, decide(False, None, pl.Series([1])))
         with pytest.raises(UserError, match=r"third party.*engine\.compliant_endpoint=true"):
             list(chat.predict(cfg, records, result, QUESTIONS))
         assert not server.headers
-        (tmp_path / "config.yaml").write_text("data: {open: true}")
+        write_json(tmp_path / FILE, decide(True, None, pl.Series([1])))
         rows = list(chat.predict(cfg, records, result, [*DECISIONS, *QUESTIONS]))
         assert len(rows) == len(DECISIONS) + len(QUESTIONS)
         json.dumps([row for some in rows for row in some], default=str)
-        check(replace_open(cfg.engine), open_data=False)
+        check(settings(server, compliant_endpoint=True), open_data=False)
         monkeypatch.delenv("ANTHROPIC_API_KEY")
         with pytest.raises(UserError, match="ANTHROPIC_API_KEY is not set: engine=anthropic"):
-            check(cfg.engine, open_data=True)
-
-
-def replace_open(engine: DictConfig) -> DictConfig:
-    """The endpoint is covered by the agreement."""
-    return OmegaConf.merge(engine, {"compliant_endpoint": True})
+            check(settings(server), open_data=True)

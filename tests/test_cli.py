@@ -93,7 +93,9 @@ def test_same_command_again_reports(smoke: Path, command_line: CommandLine) -> N
 
 def test_export_writes_the_benchmark_row(smoke: Path, command_line: CommandLine) -> None:
     root = f"output_root={smoke.parent}"
-    done = command_line("experiment=smoke", "stage=export", "split=all", "limit=7", root)
+    done = command_line(
+        "experiment=smoke", "stage=export", "export.split=all", "export.limit=7", root
+    )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (smoke / "export" / "samples.jsonl").open()]
     assert len(rows) == 7
@@ -153,7 +155,7 @@ def refused(command_line: CommandLine, *arguments: str) -> str:
         (["experiment=mimic_demo", "data.root=nowhere"], ["data.root=nowhere"]),
         (["model.lora='{r: 4}'"], ["model.lora={r: 4}", "alpha, dropout, r, targets missing"]),
         (["stage=rl", "ablation=no_reason"], ["stage=rl", "'adapt' (not in", "no_reason/adapt"]),
-        (["stage=rl", "model=8b"], ["stage=rl", "demo/8b/reason", "inputs."]),
+        (["stage=rl", "model=8b"], ["stage=rl", "released/8b/reason", "inputs."]),
         (["stage=eval"], ["stage=eval", "stage=prepare"]),
     ],
 )

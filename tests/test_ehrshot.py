@@ -8,7 +8,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-from omegaconf import OmegaConf
 
 from ehrr1.errors import UserError
 from ehrr1.evaluation.text_bags import text_bag
@@ -19,6 +18,7 @@ from ehrr1.tasks.benchmark_tasks import EHRSHOT_QUESTIONS
 from ehrr1.tasks.catalog import ALL_TASKS, SUITES
 from ehrr1.tasks.ehrshot_text import PatientText, Row
 from ehrr1.tasks.samples import Prepared, preamble_length
+from tests.settings import composed
 
 EVENTS = [
     ("1", "1950-06-01 00:00:00", "SNOMED/3950001", "", "", "", "person"),
@@ -137,9 +137,9 @@ def meds(root: Path) -> Path:
 
 def prepared(root: Path, folder: Path, **data: Any) -> tuple[Prepared, dict[str, float | int]]:
     folder.mkdir()
-    settings = {"max_events": 2000, "samples_per_task": None, "balanced": False} | data
-    cfg = {"data": {"name": "ehrshot", "root": str(root), **settings}, "seed": 0}
-    return Prepared(folder), prepare.run(OmegaConf.create(cfg), Run(folder, "prepare"))
+    settings = {"root": str(root), "samples_per_task": None} | data
+    cfg = composed("data=ehrshot", data=settings)
+    return Prepared(folder), prepare.run(cfg, Run(folder, "prepare"))
 
 
 def test_both_forms_give_the_same_samples(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ehrr1.config.writers import ServerEngine
 from ehrr1.errors import UserError
 from ehrr1.evaluation.predict import NOT_TOLD, REFUSED, Predictor, Writing
 from ehrr1.evaluation.predictions import DIRECT
@@ -20,8 +20,8 @@ from ehrr1.rollout.openai_server import OpenAIServer, served
 from ehrr1.rollout.sampling import Sampling
 from ehrr1.rollout.transformers import TransformersRollout, batches
 from ehrr1.scoring.risk import answer_tokens
-from tests.conftest import ROOT
 from tests.openai_server import CompletionsServer, logprob
+from tests.settings import changed, composed
 from tests.test_graph import sample
 from tests.test_predict import MODEL, QUESTIONS, Records, tokenizer
 
@@ -54,11 +54,10 @@ def trees(count: int = 5) -> list[Tree]:
     ]
 
 
-def settings(server: CompletionsServer, **changes: Any) -> DictConfig:
-    cfg = OmegaConf.load(ROOT / "conf" / "engine" / "server.yaml")
-    assert isinstance(cfg, DictConfig)
-    cfg.update({"url": server.url, "timeout_seconds": 0.5, **changes})
-    return cfg
+def settings(server: CompletionsServer, **changes: Any) -> ServerEngine:
+    engine = composed("engine=server").engine
+    made: ServerEngine = changed(engine, url=server.url, **{"timeout_seconds": 0.5} | changes)
+    return made
 
 
 def expected(some: Sequence[Tree]) -> list[np.ndarray]:

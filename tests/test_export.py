@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
 
 from ehrr1.errors import UserError
 from ehrr1.files import write_json
@@ -18,6 +17,7 @@ from ehrr1.runs import Run
 from ehrr1.stages import export
 from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.catalog import TASKS
+from tests.settings import composed
 from tests.test_records import hospital, prepared
 
 __all__ = ["hospital"]  # a fixture
@@ -34,9 +34,7 @@ def folder(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def exported(prepare: Path, out: Path, split: str, limit: int | None) -> list[dict[str, Any]]:
     out.mkdir(exist_ok=True)
-    cfg = OmegaConf.create(
-        {"seed": 0, "split": split, "limit": limit, "layout": "rows", "similar_items": None}
-    )
+    cfg = composed(export={"split": split, "limit": limit})
     metrics = export.run(cfg, Run(out, "export", {"prepare": prepare}))
     rows = [json.loads(line) for line in (out / "samples.jsonl").open(encoding="utf-8")]
     assert metrics == {"rows": len(rows)}

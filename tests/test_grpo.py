@@ -9,9 +9,9 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ehrr1.config.training import RL, Lora, TrainerSettings
 from ehrr1.models.loading import Sharding, add_adapters
 from ehrr1.models.logprobs import token_logprobs
 from ehrr1.models.weights import whole_weights
@@ -29,19 +29,17 @@ from ehrr1.training.losses import PolicySettings, Tokens, policy_loss
 from ehrr1.training.probabilities import yes_probabilities
 from ehrr1.training.prompts import Prompt
 from ehrr1.training.scoring import RewardError
-from tests.conftest import ROOT
+from tests.settings import changed, composed
 from tests.test_models import small
 
-TRAINER = OmegaConf.create(
-    {
-        "strategy": "single",
-        "offload": False,
-        "accelerator": "cpu",
-        "devices": 1,
-        "nodes": 1,
-        "precision": "32-true",
-        "activation_checkpointing": False,
-    }
+TRAINER = TrainerSettings(
+    strategy="single",
+    offload=False,
+    accelerator="cpu",
+    devices=1,
+    nodes=1,
+    precision="32-true",
+    activation_checkpointing=False,
 )
 
 WORDS = ("yes", "no", "Potassium", "Sodium", "Heparin", "Insulin", "Urea", "Lactate")
@@ -80,18 +78,13 @@ def prompts(count: int = 4, kind: str = "decision") -> Listed:
     )
 
 
-def rl_settings(**changes: Any) -> DictConfig:
-    settings = OmegaConf.load(ROOT / "conf" / "rl.yaml")
-    whole = OmegaConf.create({"rl": settings})
-    OmegaConf.resolve(whole)
-    rewards = changes.pop("rewards", {"accuracy": 1.0, "format": 0.2})
-    whole.rl.update({"max_completion_tokens": 6, "temperature": 1.0, "top_p": 1.0, "top_k": 0})
-    whole.rl.update(changes)
-    whole.rl.rewards = rewards
-    return whole.rl
+def rl_settings(**changes: Any) -> RL:
+    plainly = {"max_completion_tokens": 6, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    found: RL = changed(composed("experiment=released").rl, **plainly | changes)
+    return found
 
 
-def speaker(lora: DictConfig | None = None) -> Start:
+def speaker(lora: Lora | None = None) -> Start:
     """A model that answers any prompt with one of eight words."""
     model, tokenizer = small()
     answers = [tokenizer(word)["input_ids"] + [tokenizer.eos_token_id] for word in WORDS]
@@ -293,7 +286,7 @@ def test_a_rollout_that_is_cut_everywhere_teaches_nothing(tmp_path: Path) -> Non
 
 
 def test_with_adapters_the_reference_is_the_model_without_them(tmp_path: Path) -> None:
-    lora = OmegaConf.create({"r": 4, "alpha": 8, "dropout": 0.0, "targets": ["q_proj", "v_proj"]})
+    lora = Lora(r=4, alpha=8, dropout=0.0, targets=["q_proj", "v_proj"])
     start = speaker(lora)
     lines = run(tmp_path, 6, start, lr=2e-2, rewards={UREA: 1.0}, beta=0.01, warmup=0.0)
     assert lines[0]["kl"] == pytest.approx(0, abs=1e-7)

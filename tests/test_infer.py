@@ -10,14 +10,12 @@ from contextlib import redirect_stdout
 from datetime import datetime
 from pathlib import Path
 
-import hydra
 import numpy as np
 import polars as pl
 import pytest
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
 
 from ehrr1 import EHRModel
+from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
 from ehrr1.evaluation.asking import NOTHING_FITS, CountingMaker, asks_yes_or_no, read_row
 from ehrr1.prompts.tokenizer import train_tokenizer
@@ -30,6 +28,7 @@ from ehrr1.stages.infer_batch import finished
 from ehrr1.tasks.one_record import meds_events, patient_events, text_events
 from ehrr1.tasks.samples import Prepared, Sample
 from tests.conftest import ROOT, CommandLine
+from tests.settings import composed
 
 TASK = "Readmission_30day"
 WORDS = "Which laboratory tests are taken next?"
@@ -58,13 +57,9 @@ def model(smoke: Path) -> Iterator[EHRModel]:
         yield model
 
 
-def configured(smoke: Path, *overrides: str) -> DictConfig:
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        # the name of an experiment is known to Hydra's own command line only
-        given = ["experiment=smoke", "name=smoke", "variant=''", "stage=infer"]
-        given += [f"output_root={smoke.parent}", *SHORTLY]
-        return hydra.compose("config", overrides=[*given, *overrides])
+def configured(smoke: Path, *overrides: str) -> Config:
+    given = ["experiment=smoke", "stage=infer", f"output_root={smoke.parent}", *SHORTLY]
+    return composed(*given, *overrides)
 
 
 def test_a_patient_is_shown_as_in_evaluation(prepared: Prepared) -> None:

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
 
+from ehrr1.config.records import ItemConcepts, OpenConcepts, UmlsConcepts
 from ehrr1.errors import UserError
 from ehrr1.graph.text.linking import open_linker
 from tests.conftest import shared_folder
@@ -84,9 +84,14 @@ def dictionary(tmp_path: Path) -> Path:
     return path
 
 
-def open_concepts(dictionary: Path, cache: Path) -> DictConfig:
-    settings = {"source": "open", "dictionary": f"{dictionary}", "cache": f"{cache}"}
-    return OmegaConf.create(settings)
+def item_concepts(cache: Path) -> ItemConcepts:
+    return ItemConcepts(source="items", cache=f"{cache}", workers=None)
+
+
+def open_concepts(dictionary: Path, cache: Path) -> OpenConcepts:
+    return OpenConcepts(
+        source="open", dictionary=f"{dictionary}", relations=None, cache=f"{cache}", workers=None
+    )
 
 
 def write_umls(folder: Path, terms: list[tuple[str, str, str]], damage: str = "") -> None:
@@ -112,9 +117,10 @@ UMLS = [
 ]
 
 
-def umls_concepts(folder: Path, cache: Path) -> DictConfig:
-    settings = {"source": "umls", "folder": f"{folder}", "cache": f"{cache}", "threshold": 0.8}
-    return OmegaConf.create(settings)
+def umls_concepts(folder: Path, cache: Path) -> UmlsConcepts:
+    return UmlsConcepts(
+        source="umls", folder=f"{folder}", threshold=0.8, cache=f"{cache}", workers=None
+    )
 
 
 def test_names_are_linked_exactly_or_simplified(dictionary: Path, tmp_path: Path):
@@ -127,7 +133,7 @@ def test_names_are_linked_exactly_or_simplified(dictionary: Path, tmp_path: Path
 
 
 def test_items_need_no_linker(tmp_path: Path):
-    assert open_linker(OmegaConf.create({"source": "items", "cache": f"{tmp_path}"})) is None
+    assert open_linker(item_concepts(tmp_path)) is None
 
 
 def test_umls_links_by_similarity_and_without_network(tmp_path: Path):

@@ -10,7 +10,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from omegaconf import OmegaConf
 from polars.testing import assert_frame_equal
 
 from ehrr1.errors import UserError
@@ -24,6 +23,7 @@ from ehrr1.runs import Run
 from ehrr1.stages import export, export_meds
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared
+from tests.settings import composed
 from tests.test_records import hospital, prepared, same_records
 
 __all__ = ["hospital"]  # a fixture
@@ -69,8 +69,9 @@ def exported(world: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("export")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export_meds, "ROWS_AT_ONCE", 5_000)
-        cfg = OmegaConf.create({"layout": "meds", "seed": 0, "similar_items": None})
-        metrics = export.run(cfg, Run(out, "export", {"prepare": world.folder}))
+        metrics = export.run(
+            composed("export.layout=meds"), Run(out, "export", {"prepare": world.folder})
+        )
     events = pl.read_parquet(out / "meds" / "data" / "**" / "*.parquet")
     assert metrics["rows"] == events.height and metrics["subjects"] == 40
     assert metrics["files"] == len(list(out.glob("meds/data/*/*.parquet"))) > 6

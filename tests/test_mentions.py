@@ -14,7 +14,6 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from omegaconf import OmegaConf
 
 from ehrr1.errors import UserError
 from ehrr1.graph.text.flowed_text import flow
@@ -22,7 +21,7 @@ from ehrr1.graph.text.mention_cache import BATCH, MentionCache, open_cache
 from ehrr1.graph.text.mentions import EVIDENCE, Reader, Source, open_reader, open_source
 from ehrr1.records.synthetic import write_hospital
 from tests.conftest import ROOT
-from tests.test_linking import HEADING, open_concepts, umls_concepts, write_umls
+from tests.test_linking import HEADING, item_concepts, open_concepts, umls_concepts, write_umls
 
 if importlib.util.find_spec("medspacy") is None:
     pytest.skip("no medspaCy: make setup", allow_module_level=True)
@@ -227,9 +226,10 @@ def test_umls_finds_similar_spellings_with_context(tmp_path: Path):
 
 def test_items_import_no_medspacy():
     code = (
-        "import sys, omegaconf\n"
+        "import sys\n"
+        "from ehrr1.config.records import ItemConcepts\n"
         "import ehrr1.graph.text.linking as links, ehrr1.graph.text.mention_cache as cache\n"
-        "items = omegaconf.OmegaConf.create({'source': 'items'})\n"
+        "items = ItemConcepts(source='items', cache='cache', workers=None)\n"
         "assert cache.open_cache(items) is None and links.open_linker(items) is None\n"
         "assert not {'medspacy', 'spacy', 'quickumls', 'nltk'} & sys.modules.keys()\n"
     )
@@ -315,4 +315,4 @@ def test_another_dictionary_has_another_cache(source: Source, dictionary: Path, 
     concepts = open_concepts(other, tmp_path)
     assert open_source(concepts).fingerprint != source.fingerprint
     assert open_source(concepts).fingerprint == open_source(concepts).fingerprint
-    assert open_source(OmegaConf.create({"source": "items"})) is None
+    assert open_source(item_concepts(tmp_path)) is None

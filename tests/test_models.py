@@ -1,11 +1,11 @@
 """Sizes, loading, export, and generation."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ehrr1.config.training import ModelSettings
 from ehrr1.errors import UserError
 from ehrr1.models import loading
 from ehrr1.models.loading import end_at_turn, load_model
@@ -21,19 +22,17 @@ from ehrr1.prompts.tokenizer import load_tokenizer, train_tokenizer
 from ehrr1.prompts.trees import Branch, Tree
 from ehrr1.rollout.sampling import Sampling
 from ehrr1.rollout.transformers import TransformersRollout, batches, kept
-from tests.conftest import ROOT
+from tests.settings import composed
 
 
-def model_settings(name: str) -> DictConfig:
-    settings = OmegaConf.load(ROOT / "conf" / "model" / f"{name}.yaml")
-    assert isinstance(settings, DictConfig)
-    return settings
+def model_settings(name: str, **config: Any) -> ModelSettings:
+    """The section `model`, with other values in what Transformers calls the configuration."""
+    return composed(f"model={name}", model={"config": config}).model
 
 
 def small() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     tokenizer = train_tokenizer({"Potassium\nSodium": 3, "yes": 3, "no": 3}, 300)
-    settings = model_settings("tiny")
-    settings.config.update(hidden_size=32, intermediate_size=48)
+    settings = model_settings("tiny", hidden_size=32, intermediate_size=48)
     return load_model(settings, None, tokenizer, seed=1), tokenizer
 
 
@@ -128,8 +127,8 @@ def test_greedy_generation_equals_transformers() -> None:
 def test_a_group_shares_its_prompt_exactly() -> None:
     """Heads that share keys, prompts of several lengths, completions that end early."""
     tokenizer = train_tokenizer({"Potassium\nSodium": 3, "yes": 3, "no": 3}, 300)
-    settings = model_settings("tiny")
-    settings.config.update(hidden_size=32, intermediate_size=48, num_key_value_heads=2)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_key_value_heads": 2}
+    settings = model_settings("tiny", **shape)
     model = load_model(settings, None, tokenizer, seed=1)
     with torch.no_grad():
         model.get_output_embeddings().weight[tokenizer.eos_token_id] *= 8

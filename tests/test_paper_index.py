@@ -168,7 +168,7 @@ def test_one_context_id_is_one_context_and_positions_are_its_rows(
 def test_other_windows_and_protocols_are_refused(hospital: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data.window_hours=12: the release's window is 24 hours"):
         prepared(hospital, tmp_path, protocol="paper", window_hours=12)
-    with pytest.raises(UserError, match=r"data.protocol=loose: choose one of strict, paper"):
+    with pytest.raises(UserError, match=r"data.protocol=loose: it must be one of strict, paper"):
         prepared(hospital, tmp_path, protocol="loose")
 
 
@@ -177,7 +177,7 @@ def test_command_line_export_and_a_change_of_protocol(
 ) -> None:
     own = ["data=mimic", f"data.root={hospital}", f"output_root={tmp_path}", "data.open=true"]
     assert command_line("stage=prepare", "data.protocol=paper", *own).returncode == 0
-    done = command_line("stage=export", "data.protocol=paper", "limit=20", *own)
+    done = command_line("stage=export", "data.protocol=paper", "export.limit=20", *own)
     assert done.returncode == 0, done.stderr
     (rows,) = tmp_path.rglob("samples.jsonl")
     assert len(rows.read_text().splitlines()) == 20

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from ehrr1.settings import check as check_settings
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.plan_memory import CASES, measure, model_settings, predict
+from ehrr1.config.schema import Config
+from ehrr1.config.schema import check as check_settings
+from ehrr1.config.training import Lora
 from ehrr1.errors import UserError
 from ehrr1.models import attention, flops
 from ehrr1.models.activations import Storages
@@ -19,19 +19,20 @@ from ehrr1.models.loading import add_adapters, load_model
 from ehrr1.models.logprobs import token_logprobs
 from ehrr1.models.memory import TreeShape, anatomy
 from ehrr1.models.planning import Planner, other, samples, steps, tree
-from ehrr1.models.sizes import GIB
+from ehrr1.models.sizes import GIB, model_config
 from ehrr1.prompts.forest import collate
 from ehrr1.prompts.trees import Branch, Tree
 from ehrr1.stages.plan import check
-from tests.conftest import ROOT, CommandLine
+from tests.conftest import CommandLine
+from tests.settings import composed
+from tests.test_models import model_settings as settings_of
+
+ADAPTERS = Lora(r=16, alpha=32, dropout=0.0, targets=["q_proj", "v_proj"])
 
 
-def composed(*overrides: str) -> DictConfig:
+def planned(*overrides: str) -> Config:
     """The configuration with everything as released."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = compose("config", overrides=["stage=plan", "experiment=released", *overrides])
-    OmegaConf.update(cfg, "name", "released")
-    return cfg
+    return composed("stage=plan", "experiment=released", *overrides)
 
 
 @pytest.mark.parametrize(
@@ -39,13 +40,12 @@ def composed(*overrides: str) -> DictConfig:
     [("1.7b", 1_720_574_976), ("8b", 8_190_735_360), ("72b", 72_706_203_648)],
 )
 def test_parameters_are_exact(name: str, count: int) -> None:
-    model = OmegaConf.load(ROOT / "conf" / "model" / f"{name}.yaml")
-    assert isinstance(model, DictConfig)
+    model = settings_of(name)
     assert anatomy(model).base == anatomy(model).learnt == count
-    model.lora = {"r": 16, "alpha": 32, "dropout": 0.0, "targets": ["q_proj", "v_proj"]}
+    model.lora = ADAPTERS
     adapted = anatomy(model)
     assert adapted.base == count
-    config = model.config
+    config = model_config(model)
     size = adapted.attention // config.num_attention_heads
     wide, narrow = adapted.attention, config.num_key_value_heads * size
     each = 16 * (2 * config.hidden_size + wide + narrow)
@@ -59,7 +59,7 @@ def test_contract(command_line: CommandLine, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "activations" in done.stderr and "GPU-hours" in done.stderr
-    folder = tmp_path / "demo" / "72b" / "plan"
+    folder = tmp_path / "released" / "72b" / "plan"
     found = json.loads((folder / "metrics.json").read_text())
     assert found["parameters"] == 72_706_203_648
     assert found["fits"] == 1 and found["zero_stage/smallest"] == 3
@@ -79,7 +79,7 @@ def test_wrong_settings_are_refused_in_one_line(command_line: CommandLine, tmp_p
     done = command_line("stage=plan", "cluster.gpus=0", f"output_root={tmp_path}")
     assert done.returncode == 2 and "cluster.gpus=0" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    check_settings(composed("trainer=zero3"))
+    check_settings(planned("trainer=zero3"))
     for overrides, words in (
         (["trainer=ddp", "trainer.offload=true"], r"trainer\.offload=true"),
         (["cluster.gpus=12"], r"cluster\.gpus=12.*gpus_per_node=8"),
@@ -88,11 +88,11 @@ def test_wrong_settings_are_refused_in_one_line(command_line: CommandLine, tmp_p
         (["cluster.reserved_gib=90"], r"cluster\.reserved_gib=90"),
     ):
         with pytest.raises(UserError, match=words):
-            check(composed(*overrides))
+            check(planned(*overrides))
 
 
 def test_memory_falls_where_it_should() -> None:
-    cfg = composed("model=8b", "trainer=zero3")
+    cfg = planned("model=8b", "trainer=zero3")
     planner = Planner(cfg)
     by_gpus = []
     for gpus in (8, 16, 64):
@@ -106,16 +106,16 @@ def test_memory_falls_where_it_should() -> None:
     cfg.trainer.activation_checkpointing = False
     assert planner.memory(cfg.trainer).total > usual
     cfg.trainer.activation_checkpointing = True
-    cfg.model.lora = {"r": 16, "alpha": 32, "dropout": 0.0, "targets": ["q_proj", "v_proj"]}
+    cfg.model.lora = ADAPTERS
     assert Planner(cfg).memory(other(cfg.trainer, "ddp")).total < whole / 3
 
 
 def test_what_fits() -> None:
-    cfg = composed("model=8b", "trainer=single", "trainer.precision=bf16-mixed")
+    cfg = planned("model=8b", "trainer=single", "trainer.precision=bf16-mixed")
     planner = Planner(cfg)
     assert planner.memory(cfg.trainer).total > 16 * 8_190_735_360
     assert not planner.fits(cfg.trainer) and planner.largest(cfg.trainer) == 0
-    zero3 = other(composed("trainer=zero3").trainer, "zero3")
+    zero3 = other(planned("trainer=zero3").trainer, "zero3")
     most = planner.largest(zero3)
     room = cfg.cluster.gpu_memory_gib * GIB
     assert planner.memory(zero3, most).total <= room < planner.memory(zero3, most + 1).total
@@ -126,7 +126,7 @@ def test_what_fits() -> None:
 
 
 def test_rl_counts_the_group_and_its_cache() -> None:
-    cfg = composed("model=8b", "trainer=zero3", "plan.stage=rl")
+    cfg = planned("model=8b", "trainer=zero3", "plan.stage=rl")
     planner = Planner(cfg)
     assert planner.shape.tokens == 10_000 + 16 * 2_048
     parts = planner.memory(cfg.trainer).parts
@@ -134,13 +134,13 @@ def test_rl_counts_the_group_and_its_cache() -> None:
     assert parts["rollout_cache"] == 36 * 2 * 8 * 128 * 2 * 16 * 12_048
     assert steps(cfg, 4) == 500 * 45 / 4
     # rows of less than the group: three completions each, and the prompt six times
-    divided = Planner(composed("model=8b", "plan.stage=rl", "rl.max_batch_tokens=16384"))
+    divided = Planner(planned("model=8b", "plan.stage=rl", "rl.max_batch_tokens=16384"))
     assert divided.shape.tokens == 10_000 + 3 * 2_048 and divided.parts == 6
     assert divided.time().tokens_per_step == 4 * 6 * divided.shape.tokens
 
 
 def test_checkpoints_follow_the_settings() -> None:
-    cfg = composed("model=8b", "trainer=zero2", "adapt.eval_every=100", "trainer.keep_best=3")
+    cfg = planned("model=8b", "trainer=zero2", "adapt.eval_every=100", "trainer.keep_best=3")
     found = Planner(cfg).saving(seconds_per_step=2.0)
     assert found.size == 14 * 8_190_735_360 and found.room == 5 * found.size
     assert found.pause == pytest.approx(20 * found.size / 2e9) and found.every == 200
@@ -151,19 +151,18 @@ def test_checkpoints_follow_the_settings() -> None:
     assert Planner(cfg).saving(2.0).pause == cfg.rl.save_seconds
     cfg.rl.save_seconds = 0
     assert Planner(cfg).saving(7.0).pause == 7
-    lora = {"r": 16, "alpha": 32, "dropout": 0.0, "targets": ["q_proj", "v_proj"]}
-    cfg.model.lora = lora
+    cfg.model.lora = Lora(r=16, alpha=32, dropout=0.0, targets=["q_proj", "v_proj"])
     assert Planner(cfg).saving(2.0).size == 14 * Planner(cfg).body.adapters
 
 
 def test_samples_and_steps_follow_the_settings() -> None:
-    assert samples(composed()) == 3_500_000
-    assert steps(composed(), 8) == 437_500
-    assert steps(composed("plan.stage=reason"), 64) == 5 * 4_688
-    few = composed("adapt.samples_per_task=100", "adapt.decision_samples_per_task=10")
+    assert samples(planned()) == 3_500_000
+    assert steps(planned(), 8) == 437_500
+    assert steps(planned("plan.stage=reason"), 64) == 5 * 4_688
+    few = planned("adapt.samples_per_task=100", "adapt.decision_samples_per_task=10")
     assert samples(few) == 18 * 100 + 27 * 10
-    assert steps(composed("plan.questions=4"), 8) == 109_375
-    assert tree(composed("plan.questions=4")).tokens == 8_192 + 3 * 128
+    assert steps(planned("plan.questions=4"), 8) == 109_375
+    assert tree(planned("plan.questions=4")).tokens == 8_192 + 3 * 128
 
 
 def test_operations() -> None:
@@ -173,9 +172,7 @@ def test_operations() -> None:
     where = places(forest.shapes, torch.device("cpu"))
     seen = sees(where, where.place[:, None], where.place[None, :]).sum().item()
     assert flops.pairs(shape) == seen
-    model = OmegaConf.load(ROOT / "conf" / "model" / "8b.yaml")
-    assert isinstance(model, DictConfig)
-    body = anatomy(model)
+    body = anatomy(settings_of("8b"))
     short = TreeShape(100, (28,), 128)
     # six operations a weight and token; what attention adds is small for a short text
     plain = 6 * (body.layers + body.head) * short.tokens
@@ -215,7 +212,7 @@ def test_storages_of_a_real_step_are_as_planned(
     states = sum(found["parts"][name] for name in ("weights", "gradients", "optimizer"))
     model = load_model(model_settings(case))
     if case.get("lora"):
-        add_adapters(model, OmegaConf.create(case["lora"]))
+        add_adapters(model, Lora(**case["lora"]))
     if case.get("checkpointing"):
         model.gradient_checkpointing_enable()
     ids = torch.randint(5, 400, (704,)).tolist()

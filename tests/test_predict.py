@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from omegaconf import OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ehrr1.config.training import ModelSettings, Tokenizer
 from ehrr1.evaluation.asked import Answer, Asked
 from ehrr1.evaluation.predict import TOO_LONG, Predictor, Rows, Thought, Writing, tell, thought
 from ehrr1.evaluation.predictions import DIRECT, SCHEMA, frame
@@ -24,23 +24,23 @@ from ehrr1.scoring.risk import AnswerTokens, answer_tokens
 from ehrr1.tasks.samples import Prepared, Sample
 from tests.test_graph import event, sample
 
-MODEL = OmegaConf.create(
-    {
-        "name": "mini",
-        "path": None,
-        "attention": "sdpa",
-        "config": {
-            "model_type": "qwen3",
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "head_dim": 16,
-            "max_position_embeddings": 512,
-            "tie_word_embeddings": True,
-        },
-    }
+MODEL = ModelSettings(
+    name="mini",
+    path=None,
+    attention="sdpa",
+    lora=None,
+    tokenizer=Tokenizer(train=True, vocab_size=None),
+    config={
+        "model_type": "qwen3",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+    },
 )
 QUESTIONS = [
     sample(number, task, "yes" if number else "no", context=f"c{number}")

@@ -12,6 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 from polars.testing import assert_frame_equal
 
+from ehrr1.config.schema import Config, check
 from ehrr1.errors import UserError
 from ehrr1.records.codes import ClassMaps
 from ehrr1.records.events import Event
@@ -22,7 +23,7 @@ from ehrr1.records.synthetic import write_hospital
 from ehrr1.runs import Run
 from ehrr1.stages import prepare, prepare_inputs
 from ehrr1.tasks.samples import Prepared
-from tests.conftest import ROOT
+from tests.settings import composed
 
 Metrics = dict[str, float | int]
 
@@ -35,21 +36,23 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def data_config(root: Path, **settings: Any) -> dict[str, Any]:
-    data = OmegaConf.load(ROOT / "conf" / "data" / "synthetic.yaml")
+def configured(root: Path, name: str = "mimic", **settings: Any) -> Config:
+    """The configuration of `stage=prepare` on `root`, with the maps that lie there."""
     maps = {
         kind: str(path)
-        for kind, name in prepare_inputs.SYNTHETIC_MAPS.items()
-        if (path := root / "maps" / f"{name}.csv").exists()
+        for kind, file in prepare_inputs.SYNTHETIC_MAPS.items()
+        if (path := root / "maps" / f"{file}.csv").exists()
     }
-    return dict(OmegaConf.merge(data, {"root": str(root), "maps": maps}, settings))
+    data = OmegaConf.merge({"root": str(root), "maps": maps}, settings)
+    cfg = composed(f"data={name}", "experiment=demo", data=data)
+    check(cfg)
+    return cfg
 
 
 def prepared(root: Path, folder: Path, **settings: Any) -> tuple[Prepared, Metrics]:
     """`stage=prepare` on `root`, in this process."""
     folder.mkdir(parents=True, exist_ok=True)
-    cfg = OmegaConf.create({"seed": 0, "data": data_config(root, **settings)})
-    return Prepared(folder), prepare.run(cfg, Run(folder, "prepare"))
+    return Prepared(folder), prepare.run(configured(root, **settings), Run(folder, "prepare"))
 
 
 def read_text(path: Path) -> pl.DataFrame:
@@ -192,7 +195,7 @@ def test_all_formats_give_the_same_store(hospital: Path, tmp_path: Path, suffix:
             frame.write_csv(module / path.name.removesuffix(".gz"))
         else:
             typed_parquet(frame).write_parquet(module / path.name.replace(".csv.gz", suffix))
-    maps = data_config(hospital)["maps"]
+    maps = configured(hospital).data.maps.plain()
     prepared(small, tmp_path / "one", maps=maps)
     prepared(other, tmp_path / "two", maps=maps)
     same_records(tmp_path / "one", tmp_path / "two")
@@ -277,9 +280,11 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_wrong_settings_are_reported_together(tmp_path: Path) -> None:
-    settings = {"window_hours": 0, "split": {"validation": 0.5, "test": 0.6}}
-    with pytest.raises(UserError, match=r"data.window_hours=0.*data.split"):
+    settings = {"window_hours": 0, "split": {"validation": 0.5, "test": 6}}
+    with pytest.raises(UserError, match=r"data.window_hours=0: .*data.split.test=6: .*<= 1"):
         prepared(tmp_path, tmp_path / "run", **settings)
+    with pytest.raises(UserError, match=r"data.split=.*nothing is left to train on"):
+        prepared(tmp_path, tmp_path / "run", split={"validation": 0.5, "test": 0.6})
     with pytest.raises(UserError, match=r"data.tasks: sepsis is no task"):
         prepared(tmp_path, tmp_path / "run", tasks=["sepsis"])
     with pytest.raises(UserError, match=r"data.suite=all"):

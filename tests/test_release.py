@@ -7,7 +7,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-from omegaconf import OmegaConf
 
 from ehrr1.errors import UserError
 from ehrr1.files import write_json
@@ -18,7 +17,8 @@ from ehrr1.runs import Run
 from ehrr1.stages import export
 from ehrr1.stages.audit import examine, flat
 from ehrr1.tasks.samples import Prepared, Sample
-from tests.test_records import Metrics, data_config, hospital, prepared
+from tests.settings import composed, record
+from tests.test_records import Metrics, configured, hospital, prepared
 
 __all__ = ["hospital"]  # a fixture
 
@@ -27,8 +27,7 @@ __all__ = ["hospital"]  # a fixture
 def world(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     folder = tmp_path_factory.mktemp("paper")
     world, metrics = prepared(hospital, folder, protocol="paper")
-    cfg = OmegaConf.create({"data": data_config(hospital, protocol="paper")})
-    OmegaConf.save(cfg, folder / "config.yaml")
+    record(configured(hospital, protocol="paper"), folder)
     write_json(folder / "metrics.json", metrics)
     return world
 
@@ -36,8 +35,9 @@ def world(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 @pytest.fixture(scope="module")
 def exported(world: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("export")
-    cfg = OmegaConf.create({"layout": "release", "seed": 0, "similar_items": None})
-    metrics = export.run(cfg, Run(out, "export", {"prepare": world.folder}))
+    metrics = export.run(
+        composed("export.layout=release"), Run(out, "export", {"prepare": world.folder})
+    )
     assert metrics["patients"] == 40 == len(list(out.glob("release/patients_ehr/*.parquet")))
     assert metrics["rows/ehr_ins"] == world.index("train").height
     return out / "release"
@@ -236,6 +236,6 @@ def test_wrong_folders_are_named(authors: Path, tmp_path: Path, world: Prepared)
 
 def test_strict_contexts_have_no_positions(hospital: Path, tmp_path: Path) -> None:
     strict, _ = prepared(hospital, tmp_path / "strict", tasks=["transfers"])
-    cfg = OmegaConf.create({"layout": "release", "seed": 0, "similar_items": None})
+    cfg = composed("export.layout=release")
     with pytest.raises(UserError, match=r"data\.protocol=paper"):
         export.run(cfg, Run(tmp_path, "export", {"prepare": strict.folder}))

@@ -4,16 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
+from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
 from ehrr1.evaluation.results import results
+from tests.settings import composed
 
 
-def settings(**changes: Any) -> DictConfig:
-    cfg = {"answer": None, "candidates": "none", "wording": "file", "eval": {"models": None}}
-    cfg |= {"engine": {"name": "transformers"}, "model": {"name": "tiny", "path": None}}
-    return OmegaConf.create(cfg | changes)
+def settings(*overrides: str, **changes: Any) -> Config:
+    return composed(*overrides, **changes)
 
 
 def stages(folder: Path, *names: str, think: str = "task") -> dict[str, Path]:
@@ -50,8 +50,8 @@ def test_a_model_of_others_has_its_own_name_and_tells_its_mode() -> None:
     model = {"name": "reason", "path": "outputs/demo/reason/hf"}  # a folder called as a stage is
     [one] = results(settings(model=model, candidates="list"), {})
     assert one.name == "reason:direct-list"
-    served = {"name": "server", "model": "Qwen/Qwen3-8B"}
-    [one] = results(settings(engine=served, answer="think"), {})
+    served = settings("engine=server", "engine.model=Qwen/Qwen3-8B", "answer=think")
+    [one] = results(served, {})
     assert one.name == "Qwen3-8B:think" and one.source is None
 
 

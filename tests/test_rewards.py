@@ -13,7 +13,6 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from ehrr1.errors import UserError
 from ehrr1.graph.chains.chain import Citable, citable
@@ -29,8 +28,9 @@ from ehrr1.training.rewards import (
     overlong_reward,
     set_f1_reward,
 )
-from ehrr1.training.scoring import RewardError, Scores, named_weights, resolve, score
+from ehrr1.training.scoring import RewardError, Scores, resolve, score
 from tests.conftest import ROOT
+from tests.settings import composed
 from tests.test_graph import event
 
 CHAIN = "<think>\n## Extraction\na\n## Reasoning\nb\n## Final Results\nx\n</think>\n\n"
@@ -423,9 +423,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ["+rl.rewards={own_rewards.length: 0.5}", "+rl.rewards.own_rewards.length=0.5"],
 )
 def test_a_reward_of_the_users_own_from_the_command_line(own_folder: Path, override: str) -> None:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        settings = compose("config", overrides=[override, "rl.rewards.format=0"]).rl.rewards
-    weights = named_weights(settings)
+    weights = composed(override, "rl.rewards.format=0").rl.rewards
     assert weights == {"accuracy": 1.0, "format": 0, "own_rewards.length": 0.5}
     assert scored(weights).total == [1 + 1.5, 1.0, 3.5]
 

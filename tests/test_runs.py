@@ -3,22 +3,19 @@
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
 
 from ehrr1 import runs
-from ehrr1.config.names import ORDER
+from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
+from tests.settings import composed
 
 
-def settings(root: Path, **changes: object) -> DictConfig:
-    inputs = dict.fromkeys(ORDER)
-    cfg = {"output_root": str(root), "name": "test", "variant": "", "overwrite": False}
-    cfg |= {"seed": 0, "data": {"subjects": 3}, "graph": {"top": 20}, "concepts": {}}
-    cfg |= {"chains": {"writer": "template"}, "inputs": inputs}
-    return OmegaConf.create(cfg | changes)
+def settings(root: Path, **changes: object) -> Config:
+    given = {"output_root": str(root), "data": {"subjects": 3}, "graph": {"top": 20}}
+    return composed("name=test", **given | changes)
 
 
-def make(cfg: DictConfig, stage: str, content: str = "result") -> Path:
+def make(cfg: Config, stage: str, content: str = "result") -> Path:
     with runs.opened(cfg, stage) as run:
         assert run is not None
         (run.folder / "result.txt").write_text(content)
@@ -76,8 +73,8 @@ def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
 
 
 def test_view_settings_are_not_compared(tmp_path: Path) -> None:
-    make(settings(tmp_path, limit=1), "prepare")
-    with runs.opened(settings(tmp_path, limit=2), "prepare") as run:
+    make(settings(tmp_path, export={"limit": 1}), "prepare")
+    with runs.opened(settings(tmp_path, export={"limit": 2}), "prepare") as run:
         assert run is None
 
 
@@ -110,8 +107,7 @@ def test_missing_predecessors_are_named_together(tmp_path: Path) -> None:
 def test_inputs_may_come_from_elsewhere(tmp_path: Path) -> None:
     cfg = settings(tmp_path)
     folder = make(cfg, "prepare")
-    inputs = dict.fromkeys(ORDER) | {"prepare": str(folder)}
-    other = settings(tmp_path, variant="other", inputs=inputs)
+    other = settings(tmp_path, variant="other", inputs={"prepare": str(folder)})
     assert runs.find_inputs(other, "graph") == {"prepare": folder}
 
 

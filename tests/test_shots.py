@@ -5,8 +5,8 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from omegaconf import DictConfig, OmegaConf
 
+from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
 from ehrr1.evaluation.shots import chosen, example_head, heads
 from ehrr1.prompts.messages import answer_text, instruction
@@ -15,14 +15,15 @@ from ehrr1.prompts.trees import Question, TreeMaker
 from ehrr1.records.markdown import record_markdown
 from ehrr1.tasks.context import preamble_length
 from ehrr1.tasks.samples import Prepared
+from tests.settings import composed
 from tests.test_cdm import flat
 from tests.test_cdm import prepared as cdm
 from tests.test_ehrshot import assets
 from tests.test_ehrshot import prepared as ehrshot
 
 
-def settings(shots: int, seed: int = 0) -> DictConfig:
-    return OmegaConf.create({"eval": {"shots": shots}, "seed": seed})
+def settings(shots: int, seed: int = 0) -> Config:
+    return composed(eval={"shots": shots}, seed=seed)
 
 
 def rows(answers: str, task: str = "guo_icu") -> pl.DataFrame:

@@ -6,22 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from ehrr1.config.training import ModelSettings
 from ehrr1.errors import UserError
 from ehrr1.models import gguf
 from ehrr1.models.loading import load_model
 from ehrr1.models.sizes import model_config
 from ehrr1.prompts.tokenizer import load_tokenizer
-from tests.conftest import ROOT, CommandLine
+from tests.conftest import CommandLine
+from tests.settings import composed
 
 
 @pytest.fixture(scope="module")
-def settings() -> DictConfig:
-    loaded = OmegaConf.load(ROOT / "conf" / "model" / "smollm2_135m.yaml")
-    assert isinstance(loaded, DictConfig)
-    return loaded
+def settings() -> ModelSettings:
+    return composed("model=smollm2_135m").model
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,9 @@ def words(smollm2: Path) -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture(scope="module")
-def model(settings: DictConfig, smollm2: Path, words: PreTrainedTokenizerBase) -> PreTrainedModel:
+def model(
+    settings: ModelSettings, smollm2: Path, words: PreTrainedTokenizerBase
+) -> PreTrainedModel:
     return load_model(settings, None, words).eval()
 
 
@@ -41,7 +42,7 @@ def nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) 
         return model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
 
 
-def test_the_architecture_is_that_of_the_file(settings: DictConfig, smollm2: Path) -> None:
+def test_the_architecture_is_that_of_the_file(settings: ModelSettings, smollm2: Path) -> None:
     ours, its = model_config(settings), AutoConfig.from_pretrained(smollm2)
     for name in settings.config:
         assert ours.to_dict()[name] == pytest.approx(its.to_dict()[name]), name

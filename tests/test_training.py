@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel
 
+from ehrr1.config.training import Adapt
 from ehrr1.models.loading import load_model
 from ehrr1.prompts.dataset import evenly, rank, read_tree, write_trees
 from ehrr1.prompts.forest import collate, pack
@@ -24,17 +24,14 @@ from ehrr1.training.checkpoints import last_checkpoint, learnt_weights
 from ehrr1.training.fitting import fit
 from ehrr1.training.module import make_optimizers, warmup_cosine
 from ehrr1.training.sft import SupervisedModule
-from tests.conftest import ROOT
+from tests.settings import composed
 from tests.test_forest import record, trained
 from tests.test_grpo import TRAINER
 from tests.test_models import model_settings, small
 
 
-def settings(**changes: Any) -> DictConfig:
-    found = OmegaConf.load(ROOT / "conf" / "adapt.yaml")
-    assert isinstance(found, DictConfig)
-    found.update({"lr": 1e-2, **changes})
-    return found
+def settings(**changes: Any) -> Adapt:
+    return composed("experiment=released", adapt={"lr": 1e-2, **changes}).adapt
 
 
 def sample(number: int, task: str, context: str, target: str = "yes") -> Sample:
@@ -151,8 +148,7 @@ def train(
 ) -> SupervisedModule:
     config = settings(max_batch_tokens=batch, optimizer=optimizer)
     plan = plan_steps(trees["length"], 4, 4, None, 0)
-    model_config = model_settings("tiny")
-    model_config.config.update(hidden_size=32, intermediate_size=48, head_dim=8)
+    model_config = model_settings("tiny", hidden_size=32, intermediate_size=48, head_dim=8)
 
     def build(sharding: Any) -> PreTrainedModel:
         return load_model(model_config, None, tokenizer, 1)

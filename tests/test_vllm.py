@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ehrr1.config.writers import ServerEngine
 from ehrr1.errors import UserError
 from ehrr1.models.loading import load_model
 from ehrr1.models.logprobs import token_logprobs
@@ -42,6 +42,7 @@ from ehrr1.rollout.transformers import TransformersRollout
 from ehrr1.rollout.vllm import VLLMRollout, check
 from ehrr1.rollout.vllm_server import COMMAND, VLLMServerRollout
 from tests.conftest import ROOT
+from tests.settings import composed
 from tests.test_grpo import UREA, run, speaker
 from tests.test_models import model_settings, write_folder
 
@@ -95,8 +96,8 @@ class Pair:
 def small(folder: Path, tied: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model with heads that vLLM can do on a CPU, also written to `folder`."""
     tokenizer = train_tokenizer({"Potassium\nSodium": 3, "yes": 3, "no": 3}, 300)
-    settings = model_settings("tiny")
-    settings.config.update(
+    settings = model_settings(
+        "tiny",
         num_attention_heads=2,
         num_key_value_heads=2,
         head_dim=32,
@@ -296,8 +297,7 @@ def test_no_engine_outlives_a_killed_trainer(tmp_path: Path) -> None:
 
 def test_heads_that_vllm_cannot_do_are_a_user_error(tmp_path: Path) -> None:
     tokenizer = train_tokenizer({"yes": 3}, 300)
-    settings = model_settings("tiny")
-    settings.config.head_dim = 16
+    settings = model_settings("tiny", head_dim=16)
     write_folder(load_model(settings, None, tokenizer), tokenizer, tmp_path / "hf")
     with pytest.raises(UserError, match="heads of 16"):
         check(tmp_path / "hf", gpu=False)
@@ -393,9 +393,8 @@ def test_any_server_of_vllm_answers_as_transformers(server: Server) -> None:
     """`engine=server`, by OpenAI's protocol alone."""
     pair = server.pair
     assert isinstance(pair.rollout, VLLMServerRollout)
-    cfg = OmegaConf.load(ROOT / "conf" / "engine" / "server.yaml")
-    assert isinstance(cfg, DictConfig)
-    cfg.url = f"{pair.rollout.url}/v1"
+    cfg = composed("engine=server", f"engine.url={pair.rollout.url}/v1").engine
+    assert isinstance(cfg, ServerEngine)
     engine = OpenAIServer(cfg, pair.tokenizer)
     assert engine.served.max_length == LENGTH
     assert_answers_of_transformers(pair, engine)

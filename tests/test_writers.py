@@ -16,19 +16,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
-from omegaconf import DictConfig, OmegaConf
+import yaml
 
+from ehrr1.config.schema import check
+from ehrr1.config.writers import AnthropicChains
 from ehrr1.errors import UserError
+from ehrr1.files import write_json
 from ehrr1.graph.chains.batches import write_batches
 from ehrr1.graph.chains.ledger import ATTEMPTS, Ledger
 from ehrr1.graph.chains.messages import write_messages
-from ehrr1.settings import check
 from ehrr1.stages import execute
 from tests.conftest import ROOT, CommandLine
 from tests.killed_writers import prompts
 from tests.messages_server import Body, Faults, MessagesServer, text_of
+from tests.settings import changed, composed
 from tests.test_models import small, write_folder
 
 SAMPLES = 2000
@@ -43,16 +45,15 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "test")
 
 
-def settings(server: MessagesServer, **changes: Any) -> DictConfig:
+def settings(server: MessagesServer, **changes: Any) -> AnthropicChains:
     """The writer's own settings, in a hurry."""
-    cfg = OmegaConf.load(ROOT / "conf" / "chains" / "anthropic.yaml")
-    assert isinstance(cfg, DictConfig)
     hurry = {"timeout_seconds": 2.0, "poll_seconds": 0.05, "max_retries": 4, "drafts": 1}
-    cfg.update({"model": "some-model", "base_url": server.url, **hurry, **changes})
-    return cfg
+    own = {"model": "some-model", "base_url": server.url, **hurry}
+    made: AnthropicChains = changed(composed("chains=anthropic").chains, **own | changes)
+    return made
 
 
-def ask(path: Path, cfg: DictConfig, count: int) -> None:
+def ask(path: Path, cfg: AnthropicChains, count: int) -> None:
     write = write_batches if cfg.batches else write_messages
     with Ledger(path) as ledger:
         ledger.begin((f"sample {n}" for n in range(count)), cfg.drafts)
@@ -95,10 +96,10 @@ class KilledWriters:
 
 
 @contextmanager
-def killed_writers(path: Path, cfg: DictConfig) -> Iterator[KilledWriters]:
+def killed_writers(path: Path, cfg: AnthropicChains) -> Iterator[KilledWriters]:
     """Writers of SAMPLES samples; the last must come to its end."""
     file = path.with_name("settings.yaml")
-    OmegaConf.save(cfg, file)
+    file.write_text(yaml.safe_dump(cfg.plain()))
     command = [sys.executable, "-m", "tests.killed_writers", str(path), str(file), str(SAMPLES)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
@@ -392,9 +393,7 @@ def few_graphs(smoke: Path, folder: Path) -> Path:
 
 def stage(smoke: Path, root: Path, *more: str) -> None:
     """What run.py does with these settings, without starting Python anew."""
-    given = [*arguments(smoke, root, *more), "name=smoke", "variant=''"]
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        cfg = hydra.compose("config", overrides=given)
+    cfg = composed(*arguments(smoke, root, *more))
     check(cfg)
     execute(cfg)
 
@@ -444,8 +443,7 @@ def test_the_whole_stage_with_a_budget_that_ends_it_in_between(
 def test_records_that_are_not_open_stay_here(smoke: Path, tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     shutil.copytree(smoke / "prepare", closed, symlinks=True)
-    text = (closed / "config.yaml").read_text()
-    (closed / "config.yaml").write_text(text.replace("open: true", "open: false"))
+    write_json(closed / "open.json", {"open": False, "why": "data.open=false"})
     with MessagesServer(answer=chain) as server:
         given = ["chains=anthropic", "chains.model=some-model", f"chains.base_url={server.url}"]
         given += [f"inputs.prepare={closed}", "chains.drafts=1"]
@@ -497,9 +495,9 @@ def test_without_graphs_every_sample_is_asked_about(
     samples = (graph / "graphs.jsonl").read_text().count("\n")
     counts = []
     for evidence in ("cooccurrence", "none"):
-        made_with = OmegaConf.load(graph / "config.yaml")
-        made_with.graph.evidence = evidence
-        OmegaConf.save(made_with, graph / "config.yaml")
+        made_with = yaml.safe_load((graph / "config.yaml").read_text())
+        made_with["graph"]["evidence"] = evidence
+        (graph / "config.yaml").write_text(yaml.safe_dump(made_with))
         stage(smoke, tmp_path / "outputs", *given)
         counts += [int(count) for count in re.findall(r"(\d+) samples", capsys.readouterr().out)]
     assert counts[0] < counts[1] == samples

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ehrr1.config.types import (
     Count,
@@ -127,6 +127,17 @@ class Reason(Supervised):
     direct_share: Share
 
 
+def _joined(value: Any) -> Any:
+    """Hydra reads `+rl.rewards.my_rewards.length=0.5` as a node in a node: my_rewards.length."""
+    if not isinstance(value, dict):
+        return value
+    found: dict[str, Any] = {}
+    for name, one in value.items():
+        parts = _joined(one).items() if isinstance(one, dict) else ()
+        found |= {f"{name}.{rest}": weight for rest, weight in parts} or {name: one}
+    return found
+
+
 class RL(Optimization):
     """`stage=rl`."""
 
@@ -158,7 +169,7 @@ class RL(Optimization):
     max_prompt_tokens: Count
     max_completion_tokens: Count
     max_batch_tokens: Count
-    rewards: dict[str, float]
+    rewards: Annotated[dict[str, float], BeforeValidator(_joined)]
     """Weights of the sum by name; names are the user's (`your.module.function`)."""
     reward_timeout_seconds: Positive
     validation_prompts: Count

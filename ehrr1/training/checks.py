@@ -14,7 +14,7 @@ from ehrr1.errors import UserError
 from ehrr1.models.sizes import check_memory
 from ehrr1.rollout.vllm import check as check_engine
 from ehrr1.training.collecting import PROPER
-from ehrr1.training.scoring import named_weights, resolve
+from ehrr1.training.scoring import resolve
 from ehrr1.training.strategies import is_zero, on_gpu
 
 
@@ -64,7 +64,7 @@ def check_reinforcement(
     low, high = rl.ratio_bounds
     if not low < 1 < high:
         problems.append(f"rl.ratio_bounds=[{low}, {high}]: 1 must lie between the two")
-    weights = named_weights(rl.rewards)
+    weights = rl.rewards
     try:
         resolve(weights)
     except UserError as error:

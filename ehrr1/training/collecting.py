@@ -15,7 +15,7 @@ from ehrr1.scoring.risk import answer_tokens
 from ehrr1.training.groups import Group
 from ehrr1.training.probabilities import yes_probabilities
 from ehrr1.training.prompts import Prompt, Prompts
-from ehrr1.training.scoring import named_weights, score
+from ehrr1.training.scoring import score
 
 PROPER = frozenset({"brier", "log"})
 """Rewards that must know the probability of yes."""
@@ -63,7 +63,7 @@ class Collector:
     seed: int
 
     def __post_init__(self) -> None:
-        self.weights = named_weights(self.settings.rewards)
+        self.weights = self.settings.rewards
 
     def collect(
         self, asked: Prompts, indices: Sequence[int], draw: str, clock: Clock

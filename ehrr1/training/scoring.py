@@ -45,7 +45,7 @@ def score(
     weights: Mapping[str, float],
     timeout_seconds: float | None = None,
 ) -> Scores:
-    """Apply the rewards that `weights` names (see `named_weights`); weight 0 only watches one.
+    """Apply the rewards that `weights` names (`rl.rewards`); weight 0 only watches one.
 
     `columns` are described in `training.rewards`. Raises RewardError for a reward that raises,
     takes longer than `timeout_seconds`, or returns anything but one finite number or None a
@@ -59,20 +59,6 @@ def score(
             total[place] += 0.0 if value is None else weight * value
     found = zip(completions, columns["kind"], strict=True)
     return Scores(total, parts, [read_answer(text, kind).problem for text, kind in found])
-
-
-def named_weights(settings: Mapping[str, Any]) -> dict[str, float]:
-    """`rl.rewards` as name -> weight.
-
-    Hydra reads `+rl.rewards.my_rewards.length=0.5` as a node in a node: that is my_rewards.length.
-    """
-    weights: dict[str, float] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            weights |= {f"{name}.{rest}": weight for rest, weight in named_weights(value).items()}
-        else:
-            weights[name] = value
-    return weights
 
 
 def resolve(names: Iterable[str]) -> dict[str, Reward]:
