@@ -7,7 +7,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
 # Not empty where there is a GPU: then torch is the CUDA build and vLLM the GPU's. `make GPU=1 ...`
 # on a login node, `make GPU= ...` for the CPU builds.
-GPU ?= $(shell nvidia-smi -L 2>/dev/null | head -1)
+GPU ?= $(shell nvidia-smi -L 2>/dev/null | grep -m1 "^GPU")
 # Where torch's CPU build comes from; on Linux the package index has only the CUDA build. Whoever has
 # told pip where to look has an index or a folder of their own, and that is left to decide.
 ifeq ($(shell uname -s)$(GPU)$(PIP_INDEX_URL)$(PIP_EXTRA_INDEX_URL)$(PIP_FIND_LINKS),Linux)

@@ -5,6 +5,7 @@ python run.py experiment=mimic_demo data.root=DIR
 python run.py stage=rl model=8b                 one stage, another model
 python run.py stage=infer model=DIR record=FILE.md question="..."
 python run.py --help                            settings and their choices
+python run.py --version
 """
 
 import os
@@ -21,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from ehrr1 import __version__
 from ehrr1.errors import StoppedError, UserError, cannot_write, need_extra
 from ehrr1.runs import folder_of, metrics_of, short
 from ehrr1.settings.spelling import NAMED_BY_CHOICE, fixed_keys, key_of, spelled_out, variant_of
@@ -114,6 +116,9 @@ def own_variant(cfg: DictConfig) -> str:
 
 
 def main() -> None:
+    if "--version" in sys.argv[1:]:  # Hydra's own tells Hydra's
+        print(f"ehrr1 {__version__}")
+        return
     sys.argv[1:] = spelled_out(sys.argv[1:])
     try:
         for plugin, package in PLUGINS.items():
