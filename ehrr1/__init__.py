@@ -3,7 +3,8 @@
 from importlib import import_module
 from typing import Any
 
-__all__ = ["EHRModel"]
+__all__ = ["EHRModel", "__version__"]
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ python run.py experiment=mimic_demo data.root=DIR
 python run.py stage=rl model=8b                 one stage, another model
 python run.py stage=infer model=DIR record=FILE.md question="..."
 python run.py --help                            settings and their choices
+python run.py --version
 """
 
 import os
@@ -23,6 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from ehrr1 import __version__
 from ehrr1.config.complaints import composing, no_choice
 from ehrr1.config.help import help_text
 from ehrr1.config.schema import Config, read
@@ -125,6 +127,9 @@ def own_variant(cfg: Config) -> str:
 
 def main() -> None:
     told = sys.argv[1:]
+    if "--version" in told:  # Hydra's own tells Hydra's
+        print(f"ehrr1 {__version__}")
+        return
     swept = bool({"-m", "--multirun"} & set(told))
     sys.argv[1:] = spelled_out(told, swept)
     try:

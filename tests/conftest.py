@@ -49,6 +49,7 @@ def smollm2() -> Path:
 LONG = [
     *("test_processes", "test_rl", "test_sweeps", "test_eval_stage", "test_slurm_sweeps"),
     *("test_experiment_sweeps", "test_plan", "test_vllm", "test_faults", "test_writers"),
+    "test_packages",
 ]
 """Files of minutes. They are begun first, so that no process is left alone with one at the end."""
 
