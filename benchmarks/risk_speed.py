@@ -88,7 +88,7 @@ def make_models(tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedModel, Pr
         max_position_embeddings=2 * MOST,
     )
     models = []
-    for attention in (choose("auto"), "sdpa"):
+    for attention in (choose("auto", torch.float32), "sdpa"):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(
             deepcopy(config), dtype=torch.float32, attn_implementation=attention

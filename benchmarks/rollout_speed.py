@@ -67,7 +67,7 @@ def make_model(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         eos_token_id=END,
     )
     torch.manual_seed(0)
-    attention = choose("auto")
+    attention = choose("auto", torch.float32)
     model = AutoModelForCausalLM.from_config(
         config, dtype=torch.float32, attn_implementation=attention
     ).eval()

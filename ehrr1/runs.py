@@ -3,7 +3,7 @@
     <output_root>/<name>[/<variant>]/<stage>/
         config.yaml       the resolved configuration
         inputs.json       the runs it read, each with a fingerprint of its result
-        environment.txt   Python, platform and package versions
+        environment.txt   Python, platform, processor, its kernels and threads, package versions
         metrics.json      flat, name to number; written last: it marks the run as finished
 
 A finished run is reported and not made again, a half-done one resumes, one made with other
@@ -370,4 +370,27 @@ def _environment() -> str:
     installed = {info.stem for path in sys.path for info in Path(path).glob("*.dist-info")}
     packages = sorted("==".join(name.rsplit("-", 1)) for name in installed)
     lines = [f"python {platform.python_version()}", platform.platform(), " ".join(sys.argv)]
-    return "\n".join(lines + packages) + "\n"
+    return "\n".join([*lines, *_kernels(), *packages]) + "\n"
+
+
+def _kernels() -> list[str]:
+    """The processor, and the kernels and threads that the numerical libraries which this process
+    has loaded chose for it: what the last digits of a result depend on."""
+    described = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    models = [line for line in described.splitlines() if line.startswith("model name")]
+    name = models[0].partition(":")[2].strip() if models else platform.processor()
+    lines = [f"processor {name or platform.machine()}"]
+    if "numpy" in sys.modules:
+        from threadpoolctl import threadpool_info
+
+        lines += [
+            f"{pool['internal_api']} {pool.get('architecture') or ''}".strip()
+            + f", {pool['num_threads']} threads"
+            for pool in threadpool_info()
+        ]
+    if "torch" in sys.modules:
+        import torch
+
+        capability = torch.backends.cpu.get_cpu_capability()
+        lines.append(f"torch {capability}, {torch.get_num_threads()} threads")
+    return lines

@@ -117,7 +117,7 @@ def norms(monkeypatch: pytest.MonkeyPatch) -> None:
 def small_model(kind: str, dtype: torch.dtype, way: str = "sdpa") -> PreTrainedModel:
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(
-        CONFIGS[kind], attn_implementation=attention.choose(way), dtype=dtype
+        CONFIGS[kind], attn_implementation=attention.choose(way, dtype), dtype=dtype
     )
 
 
@@ -252,11 +252,14 @@ def test_merged_parts_equal_one_masked_call() -> None:
 
 
 def test_auto_takes_the_fastest_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert attention.choose("dense") == "forest_dense"
+    half, single = torch.bfloat16, torch.float32
+    assert attention.choose("dense", half) == "forest_dense"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert attention.choose("auto") == "forest_sdpa"
+    assert attention.choose("auto", half) == "forest_sdpa"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(attention, "find_spec", lambda name: None)
-    assert attention.choose("auto") == "forest_flex"
+    assert attention.choose("auto", half) == "forest_flex"
     monkeypatch.setattr(attention, "find_spec", lambda name: name)
-    assert attention.choose("auto") == "forest_varlen"
+    assert attention.choose("auto", half) == "forest_varlen"
+    # flash-attn has no kernel for it
+    assert attention.choose("auto", single) == "forest_flex"

@@ -79,7 +79,8 @@ def prompts(count: int = 4, kind: str = "decision") -> Listed:
 
 
 def rl_settings(**changes: Any) -> RL:
-    plainly = {"max_completion_tokens": 6, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    plainly = {"max_prompt_tokens": 20, "max_completion_tokens": 6}
+    plainly |= {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
     found: RL = changed(composed("experiment=released").rl, **plainly | changes)
     return found
 
@@ -353,6 +354,25 @@ class Heated(TransformersRollout):
     def generate(self, prompts: Any, sampling: Sampling, **others: Any) -> Any:
         hot = Sampling(sampling.max_new_tokens, 2.0) if sampling.temperature else sampling
         return super().generate(prompts, hot, **others)
+
+
+class Turned(TransformersRollout):
+    """An engine that says other things of long texts alone, as with other rotary frequencies."""
+
+    def generate(self, prompts: Any, sampling: Sampling, **others: Any) -> Any:
+        found = super().generate(prompts, sampling, **others)
+        for prompt, group in zip(prompts, found, strict=True):
+            for one in group if len(prompt) > 100 else []:
+                one.logprobs[:] = [value - 0.01 for value in one.logprobs]
+        return found
+
+
+def test_an_engine_that_turns_long_positions_otherwise_stops_the_run(tmp_path: Path) -> None:
+    start = speaker()
+    given: dict[str, Any] = {"engine": lambda m: Turned(*start), "rewards": {UREA: 1.0}}
+    run(tmp_path / "short", 1, start, max_prompt_tokens=20, **given)
+    with pytest.raises(OutOfSyncError, match="nats"):
+        run(tmp_path / "long", 1, start, max_prompt_tokens=200, **given)
 
 
 def test_an_engine_with_old_weights_stops_the_run(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ Generation continues prompts that it keeps once (`models/shared_trunks.py`). Cal
 are plain scaled dot-product attention.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -37,13 +37,15 @@ BUNCH = 256
 would compute more pairs of branches that do not see each other, fewer would call more often."""
 
 
-def choose(attention: str) -> str:
-    """The name under which Transformers knows `model.attention`; `auto` is the fastest here."""
+def choose(attention: str, computes: torch.dtype) -> str:
+    """The name under which Transformers knows `model.attention`; `auto` is the fastest here of
+    those that compute in the type `computes`: flash-attn's kernels have 16 bits only."""
     if attention == "auto":
+        half = computes in (torch.bfloat16, torch.float16)
         if not torch.cuda.is_available():
             attention = "sdpa"
         else:
-            attention = "varlen" if find_spec("flash_attn") else "flex"
+            attention = "varlen" if half and find_spec("flash_attn") else "flex"
     return f"forest_{attention}"
 
 
@@ -343,6 +345,19 @@ PREPARE: dict[str, Callable[[Sequence[Shape], torch.device], Any]] = {
 }
 
 
+def of_one_type(*given: Tensor) -> Iterator[Tensor]:
+    """Query, key and value [..] in the type in which to compute: they come in several.
+
+    Under autocast a projection gives bf16, and a norm behind it (of Qwen3's query and key) or
+    rotary positions float32 again. PyTorch's own attention is cast with all else, kernels that are
+    called by name (`merged_attention.py`), flex and flash-attn are not.
+    """
+    device, dtype = given[-1].device.type, given[-1].dtype
+    if dtype == torch.float32 and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    return (one.to(dtype) for one in given)
+
+
 def _registered(compute: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, None]]:
     def forward(
         module: Any,
@@ -366,7 +381,7 @@ def _registered(compute: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, N
             assert scaling is not None
             found = forest.attend(module.layer_idx, query, key, value, scaling)
         else:
-            found = compute(query, key, value, forest, scaling)
+            found = compute(*of_one_type(query, key, value), forest, scaling)
         return found.transpose(1, 2).contiguous(), None
 
     return forward

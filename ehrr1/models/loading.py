@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from transformers import (
@@ -41,21 +42,24 @@ def load_model(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     sharding: Sharding | None = None,
+    computes: torch.dtype | None = None,
 ) -> PreTrainedModel:
     """A causal language model in training mode.
 
     `source` is an earlier stage's `hf/` folder; without it the weights come from `model.path`, a
     folder or a name on the hub, and where that is null they are random, drawn from `seed`, with
     the vocabulary of `tokenizer`. With `sharding` no process ever holds all of it (but of a model
-    from nothing, which is small). Raises UserError for weights that cannot be read.
+    from nothing, which is small). `computes` is the type of what layers compute where it is not
+    that of the weights, `dtype`: autocast's. Raises UserError for weights that cannot be read.
     """
     start = start_of(model, source)
+    attention = choose(model.attention, computes or dtype)
     if start is None:
-        built = _random(model, tokenizer, seed, dtype)
+        built = _random(model, tokenizer, seed, dtype, attention)
     elif sharding is None:
-        built = read_whole(start, dtype, choose(model.attention))
+        built = read_whole(start, dtype, attention)
     else:
-        built = _read_divided(start, choose(model.attention), dtype, sharding)
+        built = _read_divided(start, attention, dtype, sharding)
     if tokenizer is not None:
         check_vocabulary(start, built.config, tokenizer)
     shorten_last_layer(built)
@@ -122,13 +126,14 @@ def _random(
     tokenizer: PreTrainedTokenizerBase | None,
     seed: int,
     dtype: torch.dtype,
+    attention: str,
 ) -> PreTrainedModel:
     vocabulary = len(tokenizer) if tokenizer is not None else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         built = AutoModelForCausalLM.from_config(
             model_config(model, vocabulary),
-            attn_implementation=choose(model.attention),
+            attn_implementation=attention,
             dtype=dtype,
         )
         if model.start is not None:
@@ -157,12 +162,32 @@ def _read_divided(
     """Build under ZeRO-3, then fill the parameters one by one: process 0 reads each from its
     safetensors file and the others get their parts, so that none holds more than one whole."""
     folder = parallel.from_first(lambda: folder_of(start))
+
+    def build() -> PreTrainedModel:
+        config = AutoConfig.from_pretrained(folder)
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
+
     with sharding(), no_init_weights():
-        built = AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(folder), attn_implementation=attention, dtype=dtype
-        )
+        built = build()
+    built.tie_weights()  # which no_init_weights leaves out
+    # weights that are on no device, and buffers as they are where nothing is divided
+    with init_empty_weights(include_buffers=False), no_init_weights():
+        take_buffers(built, build())
     fill(built, folder)
     return built
+
+
+def take_buffers(model: PreTrainedModel, other: PreTrainedModel) -> None:
+    """Give the model the buffers that are computed and not saved, of `other`, in their types.
+
+    DeepSpeed's context makes every floating tensor in the weights' type, also those that a model
+    computes its buffers from: in bf16 rotary frequencies are 0.6% off, by whole turns where
+    a record is long.
+    """
+    saved = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        if name not in saved:
+            buffer.data = other.get_buffer(name).to(buffer.device)
 
 
 def folder_of(start: Path | str) -> Path:
@@ -176,27 +201,32 @@ def folder_of(start: Path | str) -> Path:
 
 
 def fill(model: PreTrainedModel, folder: Path) -> None:
-    """Copy the weights of a Hugging Face folder into a model that ZeRO-3 has divided.
+    """Copy the weights of a Hugging Face folder, and the buffers saved with them, into a model that
+    ZeRO-3 has divided.
 
-    Raises UserError where the files lack a parameter.
+    Raises UserError where the files lack one.
     """
     import deepspeed
 
     wanted = dict(model.named_parameters())
+    saved = model.state_dict().keys()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
     files = sorted(folder.glob("*.safetensors"))
     for file in files:
         with safe_open(file, framework="pt") as tensors:
             for name in sorted(tensors.keys()):
+                if name in buffers:  # not divided: every process reads its own
+                    buffers.pop(name).copy_(tensors.get_tensor(name))
                 if name not in wanted:
                     continue  # the head of a model whose embeddings are tied
                 parameter = wanted.pop(name)
                 with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                     if parallel.rank() == 0:
                         parameter.data.copy_(tensors.get_tensor(name))
-    if wanted:
+    if lacking := [*wanted, *buffers]:
         raise UserError(
-            f"model.path={folder}: its {len(files)} safetensors files lack {len(wanted)} weights "
-            f"({next(iter(wanted))}, ...); zero3 reads safetensors only: save the model as such"
+            f"model.path={folder}: its {len(files)} safetensors files lack {len(lacking)} weights "
+            f"({lacking[0]}, ...); zero3 reads safetensors only: save the model as such"
         )
 
 

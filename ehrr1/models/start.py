@@ -5,6 +5,9 @@ lost until long training has sorted the embeddings. So the attention begins by p
 reads, and the embeddings begin as what the records themselves say of the tokens: those that occur
 in the same records are alike, and those that occur everywhere say nothing. All of it is then learnt
 as every weight is.
+
+What is decomposed here is decomposed in double precision: directions that nearly tie turn with the
+rounding errors of whatever kernels a processor gets, and the trained model with them.
 """
 
 from collections.abc import Sequence
@@ -36,7 +39,7 @@ def pass_on(model: PreTrainedModel, start: Start) -> None:
         attention = layer.self_attn
         attention.q_norm.weight.data.mul_(gain)
         values = attention.v_proj.weight
-        nn.init.orthogonal_(values)
+        values.data.copy_(nn.init.orthogonal_(torch.empty(values.shape, dtype=torch.float64)))
         groups, size = attention.num_key_value_groups, attention.head_dim
         heads = values.data.view(-1, size, values.shape[1]).repeat_interleave(groups, 0)
         back = heads.reshape(-1, values.shape[1]).T * (start.value_gain / groups)
@@ -57,7 +60,8 @@ def embed_by_cooccurrence(
     size, width = embeddings.shape
     directions, told = token_vectors(records, size, width, seed)
     generator = torch.Generator().manual_seed(seed)
-    turn, _ = torch.linalg.qr(torch.randn(width, width, generator=generator))
+    drawn = torch.randn(width, width, generator=generator)
+    turn = torch.linalg.qr(drawn.double()).Q.float()
     common = torch.nn.functional.normalize(torch.randn(width, generator=generator), dim=0)
     length = embeddings.std() * width**0.5
     vectors = torch.from_numpy(directions) @ turn
@@ -77,7 +81,7 @@ def token_vectors(
     """A direction for each of `size` tokens [size, width], and how much it says [size], 0 to 1."""
     tokens = np.concatenate([np.fromiter(record, dtype=np.int64) for record in records])
     owners = np.repeat(np.arange(len(records)), [len(record) for record in records])
-    ones = np.ones(len(tokens), dtype=np.float32)
+    ones = np.ones(len(tokens))
     table = sparse.csr_matrix((ones, (owners, tokens)), shape=(len(records), size))
     together = (table.T @ table).toarray()
     counts = together.diagonal().copy()

@@ -137,6 +137,11 @@ def _strategy(cfg: Config, stage: str) -> list[str]:
             f"trainer.offload=true with trainer.strategy={trainer.strategy}: only zero1, zero2 and "
             "zero3 put the optimizer on the CPU"
         )
+    if cfg.model.attention == "varlen" and trainer.precision == "32-true":
+        problems.append(
+            "model.attention=varlen with trainer.precision=32-true: flash-attn computes in 16 bits "
+            "only; choose model.attention=flex, or trainer.precision=bf16-mixed"
+        )
     if is_zero(trainer) and cfg.training(stage).optimizer == "muon":
         problems.append(
             f"{stage}.optimizer=muon with trainer.strategy={trainer.strategy}: ZeRO divides the "

@@ -29,7 +29,7 @@ from ehrr1.models.logprobs import token_logprobs
 from ehrr1.models.weights import whole_weights, without_adapters
 from ehrr1.prompts.forest import Forest, collate
 from ehrr1.prompts.trees import Branch, Tree
-from ehrr1.rollout.sampling import OutOfSyncError, Rollout, check_sync
+from ehrr1.rollout.sampling import OutOfSyncError, Rollout, Sampling, check_sync
 from ehrr1.training.collecting import Clock, Collector
 from ehrr1.training.groups import Group, Row, group_metrics, lay_out, write_completions
 from ehrr1.training.losses import PolicySettings, Tokens, advantages, policy_loss
@@ -39,6 +39,10 @@ from ehrr1.training.strategies import frozen
 
 PROBE_TOKENS = 64
 """How many random tokens trainer and engine are compared on after each sync."""
+
+LONG_PROBE_TOKENS = 8
+"""How many tokens they are compared on behind a prompt of the greatest length, before the first
+rollout: positions that one of them turns otherwise agree where a text is short."""
 
 WATCHED = {
     "entropy": "entropy",
@@ -103,6 +107,7 @@ class GRPOModule(ForestModule):
             self.reference = (frozen(self, self.build_reference),)
         with self.trainer.precision_plugin.forward_context():
             self.sync()
+            self.check_long_positions()
             self.validate("before")
             self.order_plan()
 
@@ -249,6 +254,17 @@ class GRPOModule(ForestModule):
         forest = collate([Tree(probe[:1], [Branch("probe", [], probe[1:])])]).to(self.device)
         ours = self.logprobs(self.model, forest, temperature=1.0)
         check_sync(self.engine.logprobs(probe), ours.tolist(), self.tolerance)
+
+    def check_long_positions(self) -> None:
+        """Raise OutOfSyncError where what the engine says at the end of the longest text, random
+        tokens and a greedy completion, has other log-probabilities to the trainer."""
+        generator, most = np.random.default_rng(1), LONG_PROBE_TOKENS
+        length = self.settings.max_prompt_tokens + self.settings.max_completion_tokens - most
+        probe = generator.integers(self.model.config.vocab_size, size=max(length, 1)).tolist()
+        [[said]] = self.engine.generate([probe], Sampling(most, temperature=0))
+        tree = Tree(probe[:-1], [Branch("probe", probe[-1:], said.tokens)])
+        ours = self.logprobs(self.model, collate([tree]).to(self.device), temperature=1.0)
+        check_sync(said.logprobs, ours.tolist(), self.tolerance)
 
     def validation_step(self, number: int, index: int) -> None:
         self.validate("after")

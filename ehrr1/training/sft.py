@@ -102,9 +102,9 @@ def builder(
 
     def build(sharding: Sharding | None) -> PreTrainedModel:
         # under ZeRO the optimizer keeps float32 weights of its own
-        half = is_zero(cfg.trainer) and cfg.trainer.precision != "32-true"
-        dtype = torch.bfloat16 if half else torch.float32
-        model = load_model(cfg.model, source, tokenizer, cfg.seed, dtype, sharding)
+        computes = torch.float32 if cfg.trainer.precision == "32-true" else torch.bfloat16
+        dtype = computes if is_zero(cfg.trainer) else torch.float32
+        model = load_model(cfg.model, source, tokenizer, cfg.seed, dtype, sharding, computes)
         if begin is not None:
             begin(model)
         if cfg.model.lora is not None:
