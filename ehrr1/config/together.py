@@ -135,6 +135,17 @@ def launching(launcher: Launcher) -> list[str]:
     return []
 
 
+def architecture(cfg: "Config") -> list[str]:
+    """An experiment may change the sizes of its own model, which another model does not have."""
+    config = cfg.model.config
+    if config is None or "model_type" in config:
+        return []
+    return [
+        f"model.config={config}: its model_type is missing; model.config=null takes what "
+        f"model={cfg.model.name} is"
+    ]
+
+
 def keeping(cfg: "Config") -> list[str]:
     """Which checkpoints are best is said by evaluations during training; rl has none, and keeps the
     last one."""
