@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ehrr1.config.names import BENCHMARKS
+from ehrr1.config.names import BENCHMARKS, TRAINING
 from ehrr1.config.records import AnyData, Concepts, Graph, OpenConcepts, UmlsConcepts
 from ehrr1.config.training import Launcher, LocalLauncher
 from ehrr1.config.writers import AnthropicEngine, ModelChains, TemplateChains
@@ -37,6 +37,7 @@ def conflicts(cfg: "Config") -> list[str]:
     """One line for all settings that make no sense beside each other."""
     return [
         *records(cfg),
+        *architecture(cfg),
         *keeping(cfg),
         *thinking(cfg),
         *evaluation(cfg),
@@ -138,7 +139,8 @@ def launching(launcher: Launcher) -> list[str]:
 def architecture(cfg: "Config") -> list[str]:
     """An experiment may change the sizes of its own model, which another model does not have."""
     config = cfg.model.config
-    if config is None or "model_type" in config:
+    reads = cfg.stage in (*TRAINING, "plan", "curriculum")  # others take what lies in the folder
+    if not reads or config is None or "model_type" in config:
         return []
     return [
         f"model.config={config}: its model_type is missing; model.config=null takes what "
