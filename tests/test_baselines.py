@@ -100,3 +100,16 @@ def test_frequency_leaves_out_discharge_notes() -> None:
     asked = [sample(0, "emar", "A"), sample(1, "discharge", "A long note.")]
     (said,) = Frequency(asked).predict(asked)
     assert said["task"] == "emar" and said["prediction"] == "a"
+
+
+def test_logistic_regression_does_not_depend_on_the_order_of_sums() -> None:
+    """Another order of features, as another processor's kernels, sums in another order."""
+    generator = np.random.default_rng(0)
+    features = generator.poisson(1.0, (300, 200)).astype(np.float32)
+    labels = generator.random(300) < 0.3
+    order = generator.permutation(200)
+    one, other = (
+        Logistic(10).model().fit(given, labels).predict_proba(given)
+        for given in (features, features[:, order])
+    )
+    assert np.abs(one - other).max() < 1e-9

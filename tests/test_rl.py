@@ -17,19 +17,25 @@ import pytest
 from tests.conftest import ROOT, CommandLine
 
 REWARDS = '''
-def length(completions, **columns):
-    """Differs within a group, so that there is something to learn."""
-    return [min(len(text) / 50, 1.0) for text in completions]
+from zlib import crc32
 
 
-def long(completions, **columns):
-    """The same within many groups."""
-    return [float(len(text) > 60) for text in completions]
+def spread(completions, **columns):
+    """Differs within a group, whatever a model of seconds writes: there is something to learn."""
+    return [crc32(text.encode()) / 2**32 for text in completions]
+
+
+def coin(completions, **columns):
+    """The same within a third of all groups of four."""
+    return [float(crc32(text.encode()) % 4 == 0) for text in completions]
 '''
-COARSE = "+rl.rewards={my_rewards.long: 1.0}"
-OWN = "+rl.rewards={my_rewards.length: 1.0}"
+COARSE = "+rl.rewards={my_rewards.coin: 1.0}"
+OWN = "+rl.rewards={my_rewards.spread: 1.0}"
 EXACT = "trainer.precision=32-true"
-SETTINGS = ("experiment=smoke", "stage=rl", "rl.steps=3", "rl.lr=1e-3", "rl.save_seconds=0")
+SETTINGS = (
+    *("experiment=smoke", "stage=rl", "rl.steps=3", "rl.lr=1e-3", "rl.save_seconds=0"),
+    "rl.mask_truncated=false",  # a model of seconds may never end a turn
+)
 
 Run = Callable[..., Path]
 
@@ -68,7 +74,12 @@ def reinforce(smoke: Path, place: Path, command_line: CommandLine) -> Run:
 @pytest.fixture(scope="module")
 def plain(reinforce: Run) -> Path:
     """In one process, with a reference."""
-    return reinforce("plain", "rl.beta=0.05")
+    folder = reinforce("plain", "rl.beta=0.05")
+    groups = completions(folder).group_by("step", "prompt_id")
+    differ = groups.agg(pl.col("reward/my_rewards.spread").n_unique() > 1)
+    assert differ["reward/my_rewards.spread"].all(), "there is nothing to learn from"
+    assert all(line["grad_norm"] > 0 and "kl" in line for line in lines_of(folder))
+    return folder
 
 
 def test_a_run_leaves_what_the_contract_says(plain: Path) -> None:
@@ -78,12 +89,12 @@ def test_a_run_leaves_what_the_contract_says(plain: Path) -> None:
     written = completions(plain)
     columns = {
         "step", "sample_id", "task", "prompt_id", "completion", "reward/accuracy",
-        "reward/my_rewards.length", "advantage", "tokens", "truncated",
+        "reward/my_rewards.spread", "advantage", "tokens", "truncated",
     }  # fmt: skip
     assert columns <= set(written.columns)
     assert written.group_by("step", "prompt_id").len()["len"].unique().to_list() == [4]
     metrics = json.loads((plain / "metrics.json").read_text())
-    for name in ("reward", "reward/accuracy", "reward/my_rewards.length", "reward/set_f1"):
+    for name in ("reward", "reward/accuracy", "reward/my_rewards.spread", "reward/set_f1"):
         assert {f"validation/{name}/before", f"validation/{name}/after"} <= metrics.keys()
     assert metrics["validation/reward/set_f1/gain/low"] <= metrics["validation/reward/set_f1/gain"]
     assert (plain / "hf" / "model.safetensors").exists()
@@ -107,10 +118,10 @@ def test_adapters_and_replaced_groups_in_two_processes(reinforce: Run) -> None:
     lora = "model.lora={r: 4, alpha: 8, dropout: 0.0, targets: [q_proj, v_proj]}"
     more = ["rl.beta=0.05", "rl.dynamic_sampling=2", "rl.inner_epochs=2", "rl.minibatches=2"]
     one = reinforce("lora_1", lora, *more, own=COARSE)
-    both = ["trainer=ddp", "trainer.devices=2", EXACT]
-    two = reinforce("lora_2", lora, *more, *both, own=COARSE)
     assert sum(line["replaced_groups"] for line in lines_of(one)) > 0
     assert any(line["grad_norm"] > 0 for line in lines_of(one))
+    both = ["trainer=ddp", "trainer.devices=2", EXACT]
+    two = reinforce("lora_2", lora, *more, *both, own=COARSE)
     assert (two / "hf" / "adapter" / "adapter_config.json").exists()
     for found, expected in zip(lines_of(two), lines_of(one), strict=True):
         assert found["updates"] == 4
