@@ -37,6 +37,23 @@ def fields(config: type[BaseModel], key: str) -> list[FieldInfo]:
     return found
 
 
+def describe_values(field: FieldInfo) -> str | None:
+    """What each of a setting's values by name may be, where it has such."""
+    kind = get_args(field.annotation)
+    return _describe(kind[1], []) if get_origin(field.annotation) is dict else None
+
+
+def owners(config: type[BaseModel], key: str) -> list[str]:
+    """The choices of a group that have a setting: `engine=server` for `engine.url`."""
+    section, _, name = key.partition(".")
+    field = config.model_fields.get(section)
+    if field is None or field.discriminator is None:
+        return []
+    tag = str(field.discriminator)
+    models = [one for one in _members(field.annotation) if name in one.model_fields]
+    return [f"{section}={get_args(one.model_fields[tag].annotation)[0]}" for one in models]
+
+
 def describe(field: FieldInfo) -> str:
     """What a setting may be: `a whole number >= 1 or null`."""
     return _describe(field.annotation, list(field.metadata))
@@ -63,7 +80,9 @@ def _describe(kind: Any, metadata: list[Any]) -> str:
     if kind is int or kind is float:
         return f"a {'whole ' * (kind is int)}number{_bounds(metadata)}"
     if kind is str:
-        return "a text"
+        filled = any(isinstance(one, MinLen) for one in _flat(metadata))
+        what = "a file or a folder" if Place() in metadata else "a text"
+        return what + " that is not empty" * (filled and what == "a text")
     return "a section of settings" if _is_model(kind) else "another value"
 
 

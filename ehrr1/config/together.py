@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ehrr1.config.names import BENCHMARKS
+from ehrr1.config.names import BENCHMARKS, TRAINING
 from ehrr1.config.records import AnyData, Concepts, Graph, OpenConcepts, UmlsConcepts
 from ehrr1.config.training import Launcher, LocalLauncher
 from ehrr1.config.writers import AnthropicEngine, ModelChains, TemplateChains
@@ -34,7 +34,15 @@ READ_BY = {
 
 def conflicts(cfg: "Config") -> list[str]:
     """One line for all settings that make no sense beside each other."""
-    return [*records(cfg), *thinking(cfg), *evaluation(cfg), *launching(cfg.launcher)]
+    found = [*records(cfg), *thinking(cfg), *evaluation(cfg), *launching(cfg.launcher)]
+    return found + (training(cfg) if cfg.stage in (*TRAINING, "plan", "curriculum") else [])
+
+
+def training(cfg: "Config") -> list[str]:
+    """A model that is trained is a folder of weights, or has a configuration."""
+    if cfg.model.path is None and cfg.model.config is None:
+        return ["model.path=null, model.config=null: there is no model to train: model=FOLDER"]
+    return []
 
 
 def records(cfg: "Config") -> list[str]:
