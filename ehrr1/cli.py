@@ -10,7 +10,6 @@ python run.py --version
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 # Hydra otherwise prints its own errors and exits with 1; ours are one line and exit with 2.
@@ -25,12 +24,19 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ehrr1 import __version__
-from ehrr1.config.complaints import composing, no_choice
+from ehrr1.config.complaints import composing
 from ehrr1.config.help import help_text
 from ehrr1.config.schema import Config, read
 from ehrr1.errors import StoppedError, UserError, cannot_write, need_extra
 from ehrr1.runs import folder_of, metrics_of, short
-from ehrr1.spelling import NAMED_BY_CHOICE, fixed_keys, key_of, spelled_out, variant_of
+from ehrr1.spelling import (
+    NAMED_BY_CHOICE,
+    fixed_keys,
+    key_of,
+    refuse_no_choice,
+    spelled_out,
+    variant_of,
+)
 
 CONF = Path(__file__).parent / "conf"
 PLUGINS = {"hydra/launcher=slurm": "submitit", "hydra/sweeper=search": "optuna"}
@@ -39,7 +45,7 @@ EXPECTED = (
     *(yaml.YAMLError, UnicodeDecodeError),
 )
 """Errors that a user can mend: one line, exit code 2."""
-OF_DEFAULTS = ("Config group override", "Invalid defaults list")
+OF_DEFAULTS = ("Config group override", "Invalid defaults list", "Unsupported type in defaults")
 """How Hydra's bare ValueErrors about a list of defaults begin."""
 
 
@@ -48,7 +54,7 @@ def compose_and_run(cfg: DictConfig) -> float | None:
     from ehrr1.stages import execute
 
     try:
-        config = read(cfg)
+        config = read(cfg, HydraConfig.get().overrides.task)
         if config.variant is None:
             config.variant = own_variant(config)
         refuse_groups(config)
@@ -63,16 +69,6 @@ def compose_and_run(cfg: DictConfig) -> float | None:
     except EXPECTED as error:
         # Hydra would print lines of its own about an exception that leaves its job.
         sys.exit(complain(error))
-
-
-def refuse_no_choice(arguments: Sequence[str]) -> None:
-    """Raise UserError for a group that is set to something else than a choice."""
-    for argument in arguments:
-        group, equals, value = argument.partition("=")
-        folder = CONF / group.lstrip("+")
-        odd = value in ("", "null") or value[:1] in ("[", "{")
-        if equals and odd and group and folder.is_dir():
-            raise UserError(no_choice(group, value, sorted(f.stem for f in folder.glob("*.yaml"))))
 
 
 def refuse_groups(cfg: Config) -> None:
@@ -136,7 +132,7 @@ def main() -> None:
         if {"-h", "--help"} & set(told):
             print(help_text(CONF, [one for one in sys.argv[1:] if not one.startswith("-")]))
             return
-        refuse_no_choice(sys.argv[1:])
+        refuse_no_choice(sys.argv[1:], CONF)
         for plugin, package in PLUGINS.items():
             if plugin in sys.argv:
                 need_extra(plugin, package, "sweeps")
@@ -158,6 +154,8 @@ def complain(error: Exception) -> int:
     message = str(error)
     if isinstance(error, yaml.YAMLError | UnicodeDecodeError):
         message = f"a file of settings (conf/, experiments/, --config-dir) is no YAML: {message}"
+    elif isinstance(error, OSError) and message.startswith("Invalid loaded object"):
+        message = f"a file of settings (conf/, experiments/, --config-dir) has none: {message}"
     # Hydra's missing-configuration error is an OSError too
     elif isinstance(error, OSError) and not isinstance(error, HydraException):
         message = cannot_write(error)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from ehrr1.config.complaints import no_choice
 from ehrr1.config.fields import places
 from ehrr1.config.names import BENCHMARKS
 from ehrr1.config.schema import Config
+from ehrr1.errors import UserError
 from ehrr1.runs import NOT_COMPARED, short
 
 NAMED_BY_CHOICE = ("data", "concepts", "model", "ablation")
@@ -47,6 +49,16 @@ def spelled_out(arguments: list[str], swept: bool = False) -> list[str]:
             if key == "eval" and value in BENCHMARKS and not own_data:
                 found.append(f"data={value}")
     return [f"experiment={RELEASED}"] * is_real(found) + found
+
+
+def refuse_no_choice(arguments: Sequence[str], conf: Path) -> None:
+    """Raise UserError for a group that is set to something else than a choice."""
+    for argument in arguments:
+        group, equals, value = argument.partition("=")
+        folder = conf / group.lstrip("+")
+        odd = value in ("", "null") or value[:1] in ("[", "{")
+        if equals and odd and group and folder.is_dir():
+            raise UserError(no_choice(group, value, sorted(f.stem for f in folder.glob("*.yaml"))))
 
 
 def is_real(arguments: Sequence[str]) -> bool:

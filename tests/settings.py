@@ -35,7 +35,7 @@ def composed(*overrides: str, **values: Any) -> Config:
     checked by itself. Raises UserError."""
     merged = OmegaConf.merge(raw(*overrides), values)
     assert isinstance(merged, DictConfig)
-    return parse(merged)
+    return parse(merged, spelled_out(list(overrides)))
 
 
 def changed(section: Any, **changes: Any) -> Any:

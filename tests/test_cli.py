@@ -145,15 +145,15 @@ def refused(command_line: CommandLine, *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["stage=rx"], ["stage/rx", "adapt audit card chains consolidate curriculum"]),
-        (["model=9b"], ["model/9b", "1.7b 72b 8b folder smollm2_135m tiny"]),
-        (["experiment=nope"], ["experiment/nope", "mimic_demo"]),
+        (["stage=rx"], ["stage=rx", "adapt, audit, card, chains, consolidate, curriculum"]),
+        (["model=9b"], ["model=9b", "1.7b, 72b, 8b, folder, smollm2_135m, tiny"]),
+        (["experiment=nope"], ["experiment=nope", "mimic_demo"]),
         (["rl.nope=1"], ["rl.nope"]),
         (["data.subjects=many", "adapt.lr=-1"], ["data.subjects=many", "adapt.lr=-1"]),
         (["data.tasks=[labs]", "stage=prepare", "data.subjects=2"], ["labs", "labevents"]),
         (["experiment=mimic_demo"], ["data.root", "data.root=DIR"]),
         (["experiment=mimic_demo", "data.root=nowhere"], ["data.root=nowhere"]),
-        (["model.lora='{r: 4}'"], ["model.lora={r: 4}", "alpha, dropout, r, targets missing"]),
+        (["model.lora={r: 4}"], ["model.lora.alpha: it is missing", "model.lora.targets: it is"]),
         (["stage=rl", "ablation=no_reason"], ["stage=rl", "'adapt' (not in", "no_reason/adapt"]),
         (["stage=rl", "model=8b"], ["stage=rl", "released/8b/reason", "inputs."]),
         (["stage=eval"], ["stage=eval", "stage=prepare"]),
@@ -202,7 +202,7 @@ def test_broken_tables_are_named(hospital: Path, command_line: CommandLine) -> N
 
 def test_bad_input_leaves_a_good_run_alone(hospital: Path, command_line: CommandLine) -> None:
     assert command_line(*prepare(hospital)).returncode == 0
-    folder = hospital.parent / "outputs" / "demo" / "mimic" / "prepare"
+    folder = hospital.parent / "outputs" / "released" / "mimic" / "prepare"
     before = metrics(folder)
     (hospital / "hosp" / "patients.csv.gz").unlink()
     refused(command_line, *prepare(hospital), "overwrite=true")

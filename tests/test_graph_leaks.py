@@ -54,8 +54,14 @@ def worlds(
     for table, column in NAMES.items():
         mark_rows(root / "marked" / f"{table}.csv.gz", column, test)
     for name in ("plain", "marked"):
-        settings = ["experiment=smoke", f"data.root={root / name}", f"output_root={root / 'out'}"]
-        settings += [f"variant={name}", "concepts=open", "graph.risk=true", f"data.tasks={TASKS}"]
+        settings = ["experiment=smoke", "data=mimic", f"data.root={root / name}"]
+        settings += [
+            f"output_root={root / 'out'}",
+            f"variant={name}",
+            "concepts=open",
+            "graph.risk=true",
+            f"data.tasks={TASKS}",
+        ]
         settings += [f"concepts.dictionary={root / 'concepts.tsv'}"]
         settings += [f"concepts.relations={root / 'relations.tsv'}"]
         for stage in ("prepare", "graph"):

@@ -86,7 +86,8 @@ def test_a_spool_gives_back_what_it_was_given(tmp_path: Path) -> None:
 def test_processes_share_the_work(
     hospital: Path, tmp_path: Path, command_line: CommandLine
 ) -> None:
-    common = (f"data.root={hospital}", "data.patients_per_shard=6", "stage=prepare")
+    root = f"data.root={hospital}"
+    common = ("data=mimic", root, "data.patients_per_shard=6", "stage=prepare")
     alone = command_line(*common, f"output_root={tmp_path / 'alone'}")
     assert alone.returncode == 0, alone.stderr[-2000:]
     shared = (*common, f"output_root={tmp_path / 'shared'}", "data.shards=3")
@@ -95,7 +96,7 @@ def test_processes_share_the_work(
     assert "5 shards are missing" in first.stderr
     others = command_line("-m", *shared, "data.shard=range(0,3)", cwd=tmp_path)
     assert others.returncode == 0, others.stderr[-2000:]
-    folders = [tmp_path / kind / "demo" / "prepare" for kind in ("alone", "shared")]
+    folders = [tmp_path / kind / "released/mimic/prepare" for kind in ("alone", "shared")]
     same_records(*folders)
     assert (folders[1] / "metrics.json").exists()
     again = command_line(*shared)

@@ -2,12 +2,14 @@
 which one was meant."""
 
 import re
+from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
-from ehrr1.config.fields import describe, fields, keys, owners
+from ehrr1.config.fields import describe, describe_values, fields, keys, owners
 
 GLOBAL = "# @package _global_"
 """Without it Hydra puts a file's settings into a section of the group's name."""
@@ -62,6 +64,8 @@ CHOICES = {
         "all": "curriculum",
     },
     "data": dict.fromkeys(("mimiciv", "mimic-iv", "mimic4", "mimic_iv", "demo"), "mimic"),
+    "trainer": dict.fromkeys(("deepspeed", "fsdp"), "zero2, zero3"),
+    "engine": dict.fromkeys(("openai", "vllm_server"), "server"),
 }
 """What other frameworks call a choice of a group -> what it is here."""
 
@@ -77,7 +81,9 @@ def problems(error: ValidationError, plain: dict[str, Any], config: type[BaseMod
         if len(path) > 1 and path[0] in TAGGED:
             del path[1]
         key, kind = _key(path, plain), one["type"]
-        if kind == "extra_forbidden":
+        if kind == "invalid_key":
+            found[f"{key}.{path[-1]}"] = f"{key}.{path[-1]}: {unknown(f'{key}.{path[-1]}', config)}"
+        elif kind == "extra_forbidden":
             found[key] = f"{key}: {unknown(key, config)}"
         elif kind == "missing":
             found[key] = f"{key}: it is missing; {_needed(key, config)}"
@@ -123,16 +129,13 @@ def unknown(key: str, config: type[BaseModel]) -> str:
     last = key.rpartition(".")[2]
     if key in RENAMED:
         return f"this setting is called {RENAMED[key]} now"
+    if choices := owners(config, key):
+        return f"it belongs to {' and '.join(choices)}, and another is chosen"
     if key.partition(".")[0] in ("experiment", "ablation"):
         return f"its file has settings of no section: its first line must be '{GLOBAL}'"
     for word in (key, last):
         if word.lower() in NOT_NEEDED:
             return f"there is no such setting: {NOT_NEEDED[word.lower()]}"
-    if fields(config, key):
-        section = key.partition(".")[0]
-        return (
-            f"it is a setting of {' and '.join(f'{section}={one}' for one in owners(config, key))}"
-        )
     near = nearest(key, config)
     meant = f"; did you mean {', '.join(near)}?" if near else ""
     return f"there is no such setting{meant or '; `python run.py --help` lists them'}"
@@ -176,7 +179,8 @@ def no_choice(group: str, choice: str, choices: list[str]) -> str:
 
 def composing(error: Exception, config: type[BaseModel]) -> str:
     """One line for an error of Hydra's as it composes."""
-    text = str(error).split("Config search path")[0].strip()
+    # an error that Hydra wraps may say nothing itself
+    text = (str(error) or str(error.__cause__)).split("Config search path")[0].strip()
     if found := re.search(r"Could not override '([^']+)'|not in struct\s+full_key: (\S+)", text):
         key = found[1] or found[2]
         return f"{key}: {unknown(key, config)}"
@@ -188,4 +192,14 @@ def composing(error: Exception, config: type[BaseModel]) -> str:
 
 def _needed(key: str, config: type[BaseModel]) -> str:
     told = dict.fromkeys(describe(field) for field in fields(config, key))
+    if not told:
+        values = (describe_values(field) for field in _holders(key, config))
+        told = dict.fromkeys(value for value in values if value)
     return f"it must be {' or '.join(told)}" if told else "another value is needed"
+
+
+def _holders(key: str, config: type[BaseModel]) -> Iterator[FieldInfo]:
+    """The settings whose values have names of the user's, and this key is one of them."""
+    while "." in key:
+        key = key.rpartition(".")[0]
+        yield from fields(config, key)

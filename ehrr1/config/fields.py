@@ -37,17 +37,21 @@ def fields(config: type[BaseModel], key: str) -> list[FieldInfo]:
     return found
 
 
+def describe_values(field: FieldInfo) -> str | None:
+    """What each of a setting's values by name may be, where it has such."""
+    kind = get_args(field.annotation)
+    return _describe(kind[1], []) if get_origin(field.annotation) is dict else None
+
+
 def owners(config: type[BaseModel], key: str) -> list[str]:
-    """The choices of a group that have a setting: `vllm` and `server` of `engine.model`."""
+    """The choices of a group that have a setting: `engine=server` for `engine.url`."""
     section, _, name = key.partition(".")
-    models = [one for one in _members(config.model_fields[section].annotation) if _is_model(one)]
-    return [_tag(one) for one in models if name.partition(".")[0] in one.model_fields]
-
-
-def _tag(model: type[BaseModel]) -> str:
-    """The choice that a member of a union is for."""
-    named = next(f for n, f in model.model_fields.items() if n in ("name", "writer", "source"))
-    return str(get_args(named.annotation)[0])
+    field = config.model_fields.get(section)
+    if field is None or field.discriminator is None:
+        return []
+    tag = str(field.discriminator)
+    models = [one for one in _members(field.annotation) if name in one.model_fields]
+    return [f"{section}={get_args(one.model_fields[tag].annotation)[0]}" for one in models]
 
 
 def describe(field: FieldInfo) -> str:
@@ -76,7 +80,9 @@ def _describe(kind: Any, metadata: list[Any]) -> str:
     if kind is int or kind is float:
         return f"a {'whole ' * (kind is int)}number{_bounds(metadata)}"
     if kind is str:
-        return "a text"
+        filled = any(isinstance(one, MinLen) for one in _flat(metadata))
+        what = "a file or a folder" if Place() in metadata else "a text"
+        return what + " that is not empty" * (filled and what == "a text")
     return "a section of settings" if _is_model(kind) else "another value"
 
 

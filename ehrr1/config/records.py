@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ehrr1.config.types import Count, Natural, PathText, Positive, Section, Share, Text
+from ehrr1.config.types import Count, Natural, NotNegative, PathText, Positive, Section, Share, Text
 
 
 class Labels(Section):
@@ -174,11 +174,11 @@ class Graph(Section):
     validation_samples_per_task: Count | None
     min_count: Count
     min_support: Count
-    min_lift: Annotated[float, Field(ge=0)]
+    min_lift: NotNegative
     min_npmi: Annotated[float, Field(ge=-1, le=1)] | None
     max_fdr: Annotated[float, Field(gt=0, le=0.4)] | None
     top: Count
     risk: bool
-    risk_min_lift: Annotated[float, Field(ge=0)]
+    risk_min_lift: NotNegative
     workers: Count | None
     show: Text | None

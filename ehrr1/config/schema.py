@@ -5,13 +5,15 @@ Values stand in conf/ and experiments/ alone; Hydra composes them, `read` turns 
 `together.py`; files, and what a stage needs of its data, are checked by whoever opens them.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, ValidationError
 
-from ehrr1.config.complaints import problems
+from ehrr1.config.complaints import TAGGED, problems
+from ehrr1.config.fields import owners
 from ehrr1.config.records import Audit, Card, Concepts, Data, Export, Graph
 from ehrr1.config.together import conflicts
 from ehrr1.config.training import (
@@ -26,7 +28,7 @@ from ehrr1.config.training import (
     Search,
     TrainerSettings,
 )
-from ehrr1.config.types import Count, PathText, Section, Text
+from ehrr1.config.types import Count, Name, PathText, Section, Text
 from ehrr1.config.writers import Answers, Chains, Engine, Eval, Infer, Rollout
 from ehrr1.errors import UserError
 
@@ -61,7 +63,7 @@ class Config(Section):
         "consolidate",
         "curriculum",
     ]
-    name: Text
+    name: Name
     variant: Text | None
     output_root: PathText
     overwrite: bool
@@ -107,20 +109,35 @@ class Config(Section):
         return self.adapt if stage == "adapt" else self.reason
 
 
-def read(cfg: DictConfig) -> Config:
-    """The composed configuration, checked. Raises UserError that lists everything wrong."""
-    config = parse(cfg)
+def read(cfg: DictConfig, overrides: Sequence[str] = ()) -> Config:
+    """The composed configuration, checked. Raises UserError that lists everything wrong.
+    `overrides` are those that it was composed with."""
+    config = parse(cfg, overrides)
     check(config)
     return config
 
 
-def parse(cfg: DictConfig) -> Config:
+def parse(cfg: DictConfig, overrides: Sequence[str] = ()) -> Config:
     """The composed configuration, each setting checked by itself. Raises UserError."""
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    leave_replaced(plain, {one.partition("=")[0].lstrip("+") for one in overrides})
     try:
         return Config.model_validate(plain)
     except ValidationError as error:
         raise UserError("; ".join(problems(error, plain, Config))) from None
+
+
+def leave_replaced(plain: dict[str, Any], typed: set[str]) -> None:
+    """Leave out what an experiment sets for its own choice of a group (`chains.max_evidence`) where
+    the command line makes another (`chains=anthropic`)."""
+    for section in typed.intersection(TAGGED):
+        settings, tag = plain[section], str(Config.model_fields[section].discriminator)
+        if not isinstance(settings, dict):
+            continue
+        for name in set(settings) - {key.removeprefix(f"{section}.") for key in typed}:
+            choices = owners(Config, f"{section}.{name}")
+            if choices and f"{section}={settings[tag]}" not in choices:
+                del settings[name]
 
 
 def check(config: Config) -> None:

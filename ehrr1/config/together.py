@@ -35,14 +35,23 @@ READ_BY = {
 
 def conflicts(cfg: "Config") -> list[str]:
     """One line for all settings that make no sense beside each other."""
-    return [
-        *records(cfg),
-        *architecture(cfg),
-        *keeping(cfg),
-        *thinking(cfg),
-        *evaluation(cfg),
-        *launching(cfg.launcher),
-    ]
+    found = [*records(cfg), *keeping(cfg), *thinking(cfg), *evaluation(cfg)]
+    found += launching(cfg.launcher)
+    return found + (training(cfg) if cfg.stage in (*TRAINING, "plan", "curriculum") else [])
+
+
+def training(cfg: "Config") -> list[str]:
+    """A model that is trained is a folder of weights, or has a configuration of its own: an
+    experiment may change the sizes of its own model, which another model does not have."""
+    config = cfg.model.config
+    if cfg.model.path is None and config is None:
+        return ["model.path=null, model.config=null: there is no model to train: model=FOLDER"]
+    if config is not None and "model_type" not in config:
+        return [
+            f"model.config={config}: its model_type is missing; model.config=null takes what "
+            f"model={cfg.model.name} is"
+        ]
+    return []
 
 
 def records(cfg: "Config") -> list[str]:
@@ -134,18 +143,6 @@ def launching(launcher: Launcher) -> list[str]:
             f"{launcher.minutes} would be told to save as soon as it begins; set one of them"
         ]
     return []
-
-
-def architecture(cfg: "Config") -> list[str]:
-    """An experiment may change the sizes of its own model, which another model does not have."""
-    config = cfg.model.config
-    reads = cfg.stage in (*TRAINING, "plan", "curriculum")  # others take what lies in the folder
-    if not reads or config is None or "model_type" in config:
-        return []
-    return [
-        f"model.config={config}: its model_type is missing; model.config=null takes what "
-        f"model={cfg.model.name} is"
-    ]
 
 
 def keeping(cfg: "Config") -> list[str]:

@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from ehrr1.config.types import (
     Count,
+    Finite,
     Natural,
     NotNegative,
     Optimizer,
@@ -161,7 +162,7 @@ class RL(Optimization):
     correction: Literal[
         "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
     ]
-    correction_cap: Annotated[float, Field(ge=1)]
+    correction_cap: Annotated[float, Field(ge=1, allow_inf_nan=False)]
     ratio_bounds: Annotated[list[Positive], Field(min_length=2, max_length=2)]
     temperature: Positive
     top_p: PositiveShare
@@ -169,7 +170,7 @@ class RL(Optimization):
     max_prompt_tokens: Count
     max_completion_tokens: Count
     max_batch_tokens: Count
-    rewards: Annotated[dict[str, float], BeforeValidator(_joined)]
+    rewards: Annotated[dict[str, Finite], BeforeValidator(_joined)]
     """Weights of the sum by name; names are the user's (`your.module.function`)."""
     reward_timeout_seconds: Positive
     validation_prompts: Count

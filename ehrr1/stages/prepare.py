@@ -148,8 +148,8 @@ def check(cfg: Config) -> None:
             problems.append(f"data.maps.{kind}={path}: there is no such file")
     if data.protocol == "paper" and data.window_hours != WINDOW_HOURS:
         problems.append(
-            f"data.window_hours={data.window_hours}: the release's window is {WINDOW_HOURS} hours; "
-            "leave it out, or choose data.protocol=strict"
+            f"data.window_hours={data.window_hours:g}: the release's window is {WINDOW_HOURS} "
+            "hours; leave it out, or choose data.protocol=strict"
         )
     if problems:
         raise UserError("; ".join(problems))

@@ -16,7 +16,7 @@ from ehrr1.config.complaints import composing
 from ehrr1.config.names import TRAINING
 from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
-from ehrr1.spelling import spelled_out
+from ehrr1.spelling import refuse_no_choice, spelled_out
 from ehrr1.sweeps.book import Entry
 from ehrr1.sweeps.grid import Planned, devices_of, plan
 
@@ -75,6 +75,7 @@ def begun(arguments: Sequence[str]) -> Begun:
 def planned_of(overrides: Sequence[str]) -> list[Planned]:
     """Hydra's errors are the user's: told in its words, with where to look."""
     GlobalHydra.instance().clear()
+    refuse_no_choice(overrides, CONF)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             return plan(with_grid(overrides), partial(spelled_out, swept=True))

@@ -40,7 +40,7 @@ from ehrr1.runs import (
     needed,
     order,
 )
-from ehrr1.spelling import PLACES, folder_word, quoted
+from ehrr1.spelling import PLACES, folder_word, key_of, quoted
 
 LONGEST_NAME = 80
 
@@ -85,7 +85,7 @@ class Composer:
         OmegaConf's errors, and UserError."""
         key = tuple(one.text for one in settings)
         if key not in self.parsed:
-            self.parsed[key] = parse(self._compose(settings))
+            self.parsed[key] = parse(self._compose(settings), key)
         return self.parsed[key]
 
     def _compose(self, settings: Sequence[Setting]) -> DictConfig:
@@ -102,7 +102,8 @@ class Composer:
             return self.composed[by_hydra]
         cfg = self.composed[by_hydra].copy()
         for setting in values:
-            OmegaConf.update(cfg, setting.key, setting.value)
+            # the schema says what does not exist, and what was meant
+            OmegaConf.update(cfg, setting.key, setting.value, force_add=True)
         return cfg
 
 
@@ -124,16 +125,17 @@ def parsed(override: str, parser: OverridesParser) -> Override:
 
 def choices(override: Override, groups: set[str]) -> list[Setting]:
     """The values of one override; one where it is not swept."""
-    key = override.get_key_element()
+    whole = override.get_key_element()
+    key = key_of(whole)
     group = override.key_or_group in groups
     if not override.is_sweep_override():
-        text = override.input_line or key
+        text = override.input_line or whole
         return [Setting(key, text, None if group else override.value(), False, group)]
     if override.is_interval_sweep():
         raise UserError(
             f"{override.input_line}: an interval is searched, not listed: add search.metric=NAME"
         )
-    texts = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    texts = [f"{whole}={value}" for value in override.sweep_string_iterator()]
     if len(set(texts)) < len(texts):
         raise UserError(f"{override.input_line}: a value stands there twice")
     if group:
@@ -200,7 +202,8 @@ def wrong(grid: Sequence[Point], composer: Composer, stages: Sequence[str]) -> d
         try:
             cfg = composer.of(point)
             for stage in stages:
-                told = [s for s in READ_BY if stage not in READ_BY[s]]
+                others = set(stages) - {stage}
+                told = [s for s, readers in READ_BY.items() if others.intersection(readers)]
                 check(cfg.model_copy(update={"stage": stage, **dict.fromkeys(told)}))
         except UserError as error:
             found[str(error)] = None
