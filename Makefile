@@ -53,7 +53,9 @@ $(BIN)/.venv:
 	@touch $@
 
 $(BIN)/.core: $(BIN)/.venv setup.cfg constraints.txt
-	$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url $(TORCH_INDEX) torch)
+	@test -z "$(TORCH_INDEX)" || $(PIP) --no-deps --index-url "$(TORCH_INDEX)" torch || { \
+	  echo "make: no CPU build of torch from $(TORCH_INDEX). TORCH_INDEX=URL names another index," >&2; \
+	  echo "PIP_FIND_LINKS=DIR a folder with the wheel." >&2; exit 2; }
 	$(PIP) torch setuptools
 	$(PIP) -e .
 	@touch $@
