@@ -286,6 +286,8 @@ def held(folder: Path) -> Iterator[None]:
 
 def finish(run: Run, metrics: dict[str, Any]) -> None:
     """Write `metrics.json`, which marks the run as finished. Values are numbers, names flat."""
+    # again: only now the libraries that computed them are loaded, with the kernels they chose
+    write_text(run.folder / "environment.txt", _environment())
     write_json(run.folder / "metrics.json", metrics)
 
 

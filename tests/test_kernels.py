@@ -23,6 +23,7 @@ PROCESSORS = {
         "OPENBLAS_CORETYPE": "SkylakeX",
         "ATEN_CPU_CAPABILITY": "avx512",
         "OMP_NUM_THREADS": "2",
+        "OMP_WAIT_POLICY": "PASSIVE",  # else they would spin beside other tests
     },
     "zen": {
         "OPENBLAS_CORETYPE": "Zen",
