@@ -52,17 +52,20 @@ WRONG: dict[str, list[str]] = {
     "+rl.entropy_bonus=0.01": ["rl.entropy_bonus: there is no such setting"],
     "+logger=wandb": ["logger: there is no such setting", "TensorBoard"],
     "adapt.learning_rate=1e-5": ["did you mean adapt.lr?"],
-    "trainer.max_steps=10": ["did you mean adapt.max_steps, reason.max_steps?"],
+    "trainer.max_steps=10": ["did you mean adapt.max_steps, reason.max_steps, rl.steps?"],
     "trainer.num_gpus=8": ["trainer.num_gpus: there is no", "did you mean trainer.devices?"],
     "resume=true": ["resume: there is no such setting: the same command again resumes a run"],
     "ckpt_path=x": ["ckpt_path: there is no such setting: the same command again resumes a run"],
     "inputs.sft=x": ["inputs.sft: there is no such setting; did you mean inputs."],
     # what they were called in earlier versions
-    "split=test": ["split: this setting is called export.split now"],
-    "limit=3": ["limit: this setting is called export.limit now"],
+    "split=test": ["split: this setting is called export.split (of an evaluation: eval.split) now"],
+    "limit=3": ["limit: this setting is called export.limit (of an evaluation:"],
     "layout=rows": ["layout: this setting is called export.layout now"],
     "similar_items=x": ["similar_items: this setting is called export.similar_items now"],
-    "stage=eval split=validation limit=3": ["split: this setting is called export.split now"],
+    "stage=eval split=validation limit=3": [
+        "split: this setting",
+        "(of an evaluation: eval.split)",
+    ],
     # other choices' settings
     "chains.model=x": ["chains.model: it belongs to chains=transformers", "another is chosen"],
     "engine.url=x": ["engine.url: it belongs to engine=server, and another is chosen"],
@@ -139,7 +142,7 @@ SWEEPS: dict[str, list[str]] = {
     "stage=prepare data.subjects=10,-3": ["data.subjects=-3: it must be a whole number >= 1"],
     "model=tiny,9b": ["model=9b: did you mean model=8b? choose one of"],
     "data=null": ["data=null: choose one of"],
-    "split=test": ["split: this setting is called export.split now"],
+    "split=test": ["split: this setting is called export.split (of an evaluation: eval.split) now"],
     "stage=prepare question=x": ["question=x: it belongs to stage=infer"],
 }
 
