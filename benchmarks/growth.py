@@ -88,7 +88,7 @@ class Growth:
 
     def prepare(self, patients: int, number: int) -> Cost:
         output = self.work / f"{patients}-{number}"
-        command = [sys.executable, "run.py", "stage=prepare"]
+        command = [sys.executable, "run.py", "stage=prepare", "data=mimic"]
         command += [f"data.root={self.folder / str(patients)}", f"output_root={output}"]
         cost = run(command, self.work / "log")
         (metrics,) = output.rglob("metrics.json")
