@@ -64,6 +64,10 @@ def test_real_models_and_records_mean_the_released_settings() -> None:
         assert composed(invented).name == "demo", invented
     assert composed("experiment=smoke", "model=8b").name == "smoke"
     assert spelled_out(["model=tiny,8b"], swept=True)[0] == "experiment=released"
+    # behind the flags, before which argparse takes no override
+    assert spelled_out(["-m", "seed=1,2", "model=8b"]) == [
+        *("-m", "seed=1,2", "experiment=released", "model=8b")
+    ]
 
 
 def test_a_comma_divides_the_values_of_a_sweep() -> None:
