@@ -4,7 +4,8 @@
 
 Synthetic hospitals (`ehrr1.records.synthetic.write_hospital`, seed 0) of so many patients are
 written to FOLDER/<patients> once and used again. Whole processes of `python run.py stage=prepare
-data.root=FOLDER/<patients>` are timed in turn, imports included; a first round is not counted.
+data=mimic data.root=FOLDER/<patients>` are timed in turn, imports included; a first round is not
+counted.
 
 The full MIMIC-IV 3.1 is extrapolated by rows: the straight line through the two largest hospitals'
 (rows read, median seconds), prolonged to the 798 million rows of the tables that we read: hosp/ and
@@ -88,7 +89,7 @@ class Growth:
 
     def prepare(self, patients: int, number: int) -> Cost:
         output = self.work / f"{patients}-{number}"
-        command = [sys.executable, "run.py", "stage=prepare"]
+        command = [sys.executable, "run.py", "stage=prepare", "data=mimic"]
         command += [f"data.root={self.folder / str(patients)}", f"output_root={output}"]
         cost = run(command, self.work / "log")
         (metrics,) = output.rglob("metrics.json")

@@ -20,6 +20,9 @@ NAMED_BY_CHOICE = ("data", "concepts", "model", "ablation")
 RELEASED = "released"
 """The experiment of the released hyper-parameters."""
 
+INVENTED = {"model": {"tiny"}, "data": {"synthetic", *BENCHMARKS}}
+"""What the demo's minutes and 320 tokens fit."""
+
 QUOTES = ("'", '"')
 
 PLACES = frozenset({"output_root", "variant", "stage", "experiment", "overwrite"})
@@ -48,7 +51,11 @@ def spelled_out(arguments: list[str], swept: bool = False) -> list[str]:
             own_data = any(given.startswith("data=") for given in arguments)
             if key == "eval" and value in BENCHMARKS and not own_data:
                 found.append(f"data={value}")
-    return [f"experiment={RELEASED}"] * is_real(found) + found
+    if is_real(found):
+        # among the overrides: argparse takes none before `-m` and others behind it
+        place = next(n for n, one in enumerate(found) if key_of(one) in INVENTED)
+        found.insert(place, f"experiment={RELEASED}")
+    return found
 
 
 def refuse_no_choice(arguments: Sequence[str], conf: Path) -> None:
@@ -64,9 +71,8 @@ def refuse_no_choice(arguments: Sequence[str], conf: Path) -> None:
 def is_real(arguments: Sequence[str]) -> bool:
     """Whether the arguments choose a real model or real records and no experiment: what the demo's
     minutes and 320 tokens do not fit."""
-    invented = {"model": {"tiny"}, "data": {"synthetic", *BENCHMARKS}}
     told = {key_of(one): one.partition("=")[2] for one in arguments}
-    real = any(set(told[key].split(",")) - names for key, names in invented.items() if key in told)
+    real = any(set(told[key].split(",")) - names for key, names in INVENTED.items() if key in told)
     return real and "experiment" not in told
 
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from ehrr1.config.names import ORDER
+from ehrr1.config.schema import recorded
 from ehrr1.tasks.catalog import TASKS
 from tests.conftest import ROOT, CommandLine
 
@@ -27,6 +28,13 @@ def test_curriculum_leaves_every_run_folder(smoke: Path) -> None:
     for stage in ("adapt", "reason", "rl"):
         present = {path.name for path in (smoke / stage).iterdir()}
         assert {"hf", "checkpoints", "tb", "train.jsonl"} <= present, stage
+
+
+def test_what_a_run_has_recorded_are_settings_that_exist(smoke: Path) -> None:
+    for stage in ORDER:
+        config = recorded(smoke / stage)
+        written = yaml.safe_load((smoke / stage / "config.yaml").read_text())
+        assert config.plain() == written and config.name == "smoke", stage
 
 
 def test_prepare_counts_rows_and_samples(smoke: Path) -> None:
