@@ -16,16 +16,19 @@ endif
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format lock resolve tensorboard clean
+.PHONY: help setup demo test test-fast lint format lock resolve tensorboard clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(BIN)/.core ## the whole curriculum on a synthetic hospital (installs the core, about 2 GB)
 	$(BIN)/python run.py $(ARGS)
 
 test: $(BIN)/.everything ## the tests (installs everything)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-fast: $(BIN)/.everything ## what matters, in three minutes: no curriculum, no cluster, no browser
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 lint: $(BIN)/.everything ## formatting, lint, layers and types
 	$(BIN)/ruff format --check .

@@ -54,7 +54,22 @@ LONG = [
 """Files of minutes. They are begun first, so that no process is left alone with one at the end."""
 
 
+SLOW = frozenset({*LONG, "test_bf16", "test_fuzz", "test_kernels"})
+"""Files that `make test-fast` leaves out."""
+
+SLOW_FIXTURES = frozenset({"smoke", "slurm", "browser", "smollm2"})
+"""What takes long to make: it leaves out the tests that need them too."""
+
+
+def fixtures_of(item: pytest.Item) -> frozenset[str]:
+    return frozenset(item.fixturenames if isinstance(item, pytest.Function) else ())
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in SLOW or SLOW_FIXTURES & fixtures_of(item):
+            item.add_marker("slow")
     place = {name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
 

@@ -40,6 +40,7 @@ TRAINER = TrainerSettings(
     nodes=1,
     precision="32-true",
     activation_checkpointing=False,
+    keep_best=0,
 )
 
 WORDS = ("yes", "no", "Potassium", "Sodium", "Heparin", "Insulin", "Urea", "Lactate")
