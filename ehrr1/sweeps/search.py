@@ -31,7 +31,7 @@ from ehrr1.config.names import TRAINING
 from ehrr1.errors import UserError
 from ehrr1.files import read_json, write_json
 from ehrr1.runs import metrics_of
-from ehrr1.settings.spelling import quoted
+from ehrr1.spelling import quoted
 from ehrr1.sweeps.begin import begun, name_of, own
 from ehrr1.sweeps.book import Book, Entry, Told, alone, status
 from ehrr1.sweeps.commands import (
