@@ -130,7 +130,8 @@ def main() -> None:
     sys.argv[1:] = spelled_out(told, swept)
     try:
         if {"-h", "--help"} & set(told):
-            print(help_text(CONF, [one for one in sys.argv[1:] if not one.startswith("-")]))
+            typed = "ehrr1" if command() == "ehrr1" else "python run.py"
+            print(help_text(CONF, [one for one in sys.argv[1:] if "=" in one], typed))
             return
         refuse_no_choice(sys.argv[1:], CONF)
         for plugin, package in PLUGINS.items():

@@ -51,7 +51,7 @@ COMMENT_COLUMN = 44
 LINE = re.compile(r"""^(?P<indent> *)"?(?P<key>[\w.]+)"?:(?P<value>.*?)(?: # (?P<comment>.*))?$""")
 
 
-def help_text(conf: Path, overrides: list[str], command: str = "python run.py") -> str:
+def help_text(conf: Path, overrides: list[str], command: str) -> str:
     """The whole of it, settings as composed with these overrides. Raises Hydra's errors."""
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         whole = hydra.compose("config", overrides=overrides, return_hydra_config=True)
