@@ -16,8 +16,8 @@ from ehrr1.config.schema import Config
 USAGE = """\
 EHR-R1 as an experiment framework: raw MIMIC-IV to questions, training, scores.
 
-  {command}                                               the curriculum on a synthetic hospital
-  {command} experiment=mimic_demo data.root=DIR           the same on a MIMIC-IV folder
+  {command}                                                the curriculum on a synthetic hospital
+  {command} experiment=mimic_demo data.root=DIR            the same on a MIMIC-IV folder
   {command} stage=adapt data=mimic data.root=DIR model=8b  real data or model: released settings
   {command} stage=STAGE [GROUP=CHOICE] [section.setting=VALUE]
 
