@@ -348,7 +348,7 @@ def test_a_budget_stops_before_it_is_overspent(
         dollars = sum(row["cost_usd"] for row in done)
         assert tokens <= budget.get("budget_tokens", tokens)
         assert dollars <= budget.get("budget_usd", dollars)
-        cfg.update(dict.fromkeys(budget))
+        cfg = changed(cfg, **dict.fromkeys(budget))
         ask(path, cfg, 500)
         assert {row["state"] for row in rows(path)} == {"done"}
         assert max(server.served.values()) == 1
