@@ -54,8 +54,14 @@ LONG = [
 """Files of minutes. They are begun first, so that no process is left alone with one at the end."""
 
 
-SLOW = frozenset({*LONG, "test_bf16", "test_fuzz", "test_kernels"})
-"""Files that `make test-fast` leaves out."""
+SLOW = frozenset(
+    {
+        *LONG,
+        *("test_bf16", "test_fuzz", "test_kernels", "test_mentions", "test_planted_evidence"),
+        *("test_properties", "test_release", "test_shards", "test_synthetic"),
+    }
+)
+"""Files that `make test-fast` leaves out, beside the tests that are marked themselves."""
 
 SLOW_FIXTURES = frozenset({"smoke", "slurm", "browser", "smollm2"})
 """What takes long to make: it leaves out the tests that need them too."""

@@ -175,6 +175,7 @@ def test_forest_equals_single_rows(way: str, kind: str, dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.slow
 def test_long_trunks_and_long_branches(way: str) -> None:
     """A trunk of 4,000 tokens, and branches that `sdpa` computes one at a time and several."""
     generator = random.Random(2)

@@ -346,6 +346,7 @@ def test_all_times_may_be_assumed(tmp_path: Path) -> None:
     assert (tmp_path / "figure.png").read_bytes().startswith(PNG)
 
 
+@pytest.mark.slow
 def test_the_command_line(command_line: CommandLine, tmp_path: Path) -> None:
     shared = ["experiment=smoke", "data.subjects=6", f"output_root={tmp_path}"]
     shared += ["data.tasks=[labevents,emar,ICU_Mortality_7day]"]

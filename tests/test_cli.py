@@ -167,6 +167,7 @@ def refused(command_line: CommandLine, *arguments: str) -> str:
         (["stage=eval"], ["stage=eval", "stage=prepare"]),
     ],
 )
+@pytest.mark.slow
 def test_wrong_values_are_named(
     arguments: list[str], words: list[str], tmp_path: Path, command_line: CommandLine
 ) -> None:
@@ -244,6 +245,7 @@ def test_full_disk_is_named(tmp_path: Path, command_line: CommandLine) -> None:
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "experiments").glob("*.yaml")), ids=lambda p: p.stem
 )
+@pytest.mark.slow
 def test_every_experiment_composes(path: Path, command_line: CommandLine) -> None:
     text = path.read_text()
     assert text.splitlines()[1].startswith(("# python run.py", "# python sweep.py"))

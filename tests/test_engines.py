@@ -123,6 +123,7 @@ def test_completions_do_not_depend_on_their_neighbours(
         assert tokens == [one.tokens for one in alone] == [one.tokens for one in whole[number]]
 
 
+@pytest.mark.slow
 def test_a_server_answers_through_all_faults(tokenizer: PreTrainedTokenizerBase) -> None:
     some = trees()
     with CompletionsServer(ALL_FAULTS) as server:

@@ -212,6 +212,7 @@ def test_the_sampling_policy_is_the_policy_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "dapo", "gspo", "cispo"])
+@pytest.mark.slow
 def test_learns_a_toy_reward(tmp_path: Path, loss: str) -> None:
     """A word that an eighth of the first completions are."""
     lines = run(tmp_path, 60, speaker(), lr=5e-3, loss=loss, rewards={UREA: 1.0}, beta=0.001)
@@ -395,6 +396,7 @@ def test_a_reward_that_raises_ends_the_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("phase", ["generate", "score", "update", "sync"])
+@pytest.mark.slow
 def test_resumed_run_repeats_the_uninterrupted_one(tmp_path: Path, phase: str) -> None:
     """Stopped within a rollout, in any of its phases: the checkpoint before it is gone on from."""
     changes: dict[str, Any] = {"lr": 1e-2, "rewards": {UREA: 1.0}, "beta": 0.01}

@@ -321,6 +321,7 @@ def test_the_studies_have_the_auroc_that_is_taken_for_true() -> None:
         assert found[name][0] == pytest.approx(value, abs=0.005)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth() -> None:
     """A smaller copy of `python -m benchmarks.coverage`; the bounds are four standard errors."""
     studies = 120

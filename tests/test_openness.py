@@ -58,6 +58,7 @@ def with_patients(
     return target
 
 
+@pytest.mark.slow
 def test_by_the_command_line(tmp_path: Path, command_line: CommandLine) -> None:
     """A hospital that is invented, the same folder read as MIMIC-IV, and with a patient more."""
     small = ["stage=prepare", "data.tasks=[labevents]", f"output_root={tmp_path}"]

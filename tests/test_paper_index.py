@@ -172,6 +172,7 @@ def test_other_windows_and_protocols_are_refused(hospital: Path, tmp_path: Path)
         prepared(hospital, tmp_path, protocol="loose")
 
 
+@pytest.mark.slow
 def test_command_line_export_and_a_change_of_protocol(
     command_line: CommandLine, hospital: Path, tmp_path: Path
 ) -> None:

@@ -94,6 +94,7 @@ def test_groups_by_glob_and_names_that_no_folder_can_have(tmp_path: Path) -> Non
     assert "/" not in name.removeprefix("smoke/").removesuffix("/adapt") and " " not in name
 
 
+@pytest.mark.slow
 def test_a_run_that_was_begun_on_all_gpus_goes_on(
     tmp_path: Path, command_line: CommandLine
 ) -> None:

@@ -496,6 +496,7 @@ def test_chosen_tasks_only(hospital: Path, tmp_path: Path) -> None:
     assert metrics["samples/labevents"] == 0
 
 
+@pytest.mark.slow
 def test_the_mimic_demo(mimic_demo: Path, tmp_path: Path) -> None:
     world, metrics = prepared(mimic_demo, tmp_path)
     assert metrics["subjects"] == 100 and metrics["rows/chartevents"] == 668_862
