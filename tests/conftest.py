@@ -58,7 +58,8 @@ SLOW = frozenset(
     {
         *LONG,
         *("test_bf16", "test_fuzz", "test_kernels", "test_mentions", "test_planted_evidence"),
-        *("test_properties", "test_release", "test_shards", "test_synthetic"),
+        *("test_properties", "test_release", "test_shards", "test_synthetic", "test_audit"),
+        *("test_card", "test_export", "test_paper_index", "test_sampling"),
     }
 )
 """Files that `make test-fast` leaves out, beside the tests that are marked themselves."""
