@@ -23,6 +23,9 @@ RELEASED = "released"
 INVENTED = {"model": {"tiny"}, "data": {"synthetic", *BENCHMARKS}}
 """What the demo's minutes and 320 tokens fit."""
 
+LONGEST_NAME = 80
+"""Characters of one folder's name."""
+
 QUOTES = ("'", '"')
 
 PLACES = frozenset({"output_root", "variant", "stage", "experiment", "overwrite"})
@@ -99,6 +102,22 @@ def folder_word(override: str) -> str:
     text = value if key in NAMED_BY_CHOICE else f"{key_of(override)}={value}"
     plain = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", text).strip("_")
     return plain if plain == text else f"{plain[:60]}_{sha256(text.encode()).hexdigest()[:6]}"
+
+
+def level_name(words: Sequence[tuple[str, bool]]) -> str:
+    """Join the words of settings, each with whether it is swept, to one folder's name. Where they
+    are many, those that all runs of the sweep have are told by a hash: a file system has limits."""
+    whole = "-".join(word for word, _ in words)
+    if len(whole) <= LONGEST_NAME:
+        return whole
+    fixed = [word for word, swept in words if not swept]
+    name = "-".join([*([counted(fixed)] if fixed else []), *(w for w, swept in words if swept)])
+    return name if len(name) <= LONGEST_NAME else counted([word for word, _ in words])
+
+
+def counted(words: Sequence[str]) -> str:
+    """Tell many words by their number and a hash."""
+    return f"{len(words)}_settings_{sha256('-'.join(words).encode()).hexdigest()[:10]}"
 
 
 def key_of(override: str) -> str:

@@ -11,7 +11,6 @@ experiment, or seeds could not be compared.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -40,9 +39,7 @@ from ehrr1.runs import (
     needed,
     order,
 )
-from ehrr1.spelling import PLACES, folder_word, key_of, quoted
-
-LONGEST_NAME = 80
+from ehrr1.spelling import PLACES, folder_word, key_of, level_name, quoted
 
 
 @dataclass(frozen=True)
@@ -328,7 +325,10 @@ class Road:
             if stage in where and not self.fills(setting):
                 first = min(ORDER.index(name) for name in where)
                 levels.setdefault(first, []).append(setting)
-        parts = [level_name(levels[level]) for level in sorted(levels)]
+        parts = [
+            level_name([(folder_word(s.text), s.swept) for s in levels[level]])
+            for level in sorted(levels)
+        ]
         return "/".join([*([str(self.cfg.variant)] if self.cfg.variant else []), *parts])
 
     def fills(self, setting: Setting) -> bool:
@@ -389,19 +389,3 @@ def devices_of(cfg: Config, stage: str) -> Devices:
         return cfg.trainer.devices
     asked = {str(name): job.gpus_per_node for name, job in launcher.stages.items()}.get(stage)
     return max(1, launcher.gpus_per_node if asked is None else asked)
-
-
-def level_name(settings: Sequence[Setting]) -> str:
-    """Settings as one folder's name. Where they are many, those that all runs of the sweep have
-    are told by a hash: a file system has its limits."""
-    words = [folder_word(one.text) for one in settings]
-    if len("-".join(words)) <= LONGEST_NAME:
-        return "-".join(words)
-    fixed = [word for one, word in zip(settings, words, strict=True) if not one.swept]
-    swept = [word for one, word in zip(settings, words, strict=True) if one.swept]
-    name = "-".join([*([counted(fixed)] if fixed else []), *swept])
-    return name if len(name) <= LONGEST_NAME else counted(words)
-
-
-def counted(words: Sequence[str]) -> str:
-    return f"{len(words)}_settings_{sha256('-'.join(words).encode()).hexdigest()[:10]}"
