@@ -126,18 +126,6 @@ WRONG: dict[str, list[str]] = {
 """Command -> what is said."""
 
 
-@pytest.mark.parametrize("command", WRONG)
-def test_a_wrong_command_is_one_line(
-    command: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    line = refused("run.py", command.split(), tmp_path, monkeypatch, capsys)
-    for words in WRONG[command]:
-        assert words in line
-
-
 SWEEPS: dict[str, list[str]] = {
     "adapt.lrr=1,2": ["adapt.lrr: there is no such setting; did you mean adapt.lr?"],
     "+adapt.lrr=1,2": ["adapt.lrr: there is no such setting; did you mean adapt.lr?"],
@@ -151,16 +139,24 @@ SWEEPS: dict[str, list[str]] = {
 }
 
 
-@pytest.mark.parametrize("command", SWEEPS)
-def test_a_wrong_sweep_is_one_line(
+@pytest.mark.parametrize(
+    ("door", "command", "words"),
+    [
+        *(("run.py", command, words) for command, words in WRONG.items()),
+        *(("sweep.py", command, words) for command, words in SWEEPS.items()),
+    ],
+)
+def test_a_wrong_command_is_one_line(
+    door: str,
     command: str,
+    words: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    line = refused("sweep.py", command.split(), tmp_path, monkeypatch, capsys)
-    for words in SWEEPS[command]:
-        assert words in line
+    line = refused(door, command.split(), tmp_path, monkeypatch, capsys)
+    for one in words:
+        assert one in line
 
 
 WHOLE = "# @package _global_\n"
