@@ -158,7 +158,7 @@ def test_paper_contexts_leak_and_are_judged_as_they_are_rendered(
     assert found.labels is not None and found.labels["both"].sum() > 0
     # by another road: the store as a table
     rows = pl.read_ipc(tmp_path / "store" / "0000" / "rows.arrow")
-    totals = ["inputevents", "ingredientevents", "procedureevents"]
+    totals = ["inputevents", "ingredientevents", "procedureevents", "admissions"]
     with_total = pl.col("table").is_in([context.ORDER.index(name) for name in totals])
     samples = world.samples(tasks=["labevents"])
     leaking = 0

@@ -81,8 +81,8 @@ def test_deaths_change_no_question(frames: Frames) -> None:
 
 def test_the_end_of_a_hospital_stay_changes_no_question_about_it(frames: Frames) -> None:
     admissions = frames["admissions"].with_columns(
-        after("dischtime", pl.col("admittime") + DAY, pl.col("dischtime") + 9 * DAY),
-        after("deathtime", pl.col("admittime") + DAY, pl.col("deathtime") + 9 * DAY),
+        after(time, pl.col("admittime") + DAY, pl.col(time) + 9 * DAY)
+        for time in ("end_of_stay", "dischtime", "deathtime")
     )
     tasks = tasks_of("LengthOfStay")
     same_question_other_answer(frames, {**frames, "admissions": admissions}, tasks)
@@ -166,9 +166,10 @@ def test_options(tmp_path: Path, frames: Frames) -> None:
     own = parents(write_tables(tmp_path / "died", hand_made(hosp__admissions=[died])))
     tasks = ["LengthOfStay_3day", "LengthOfStay_7day"]
     released = risk_samples(own, tasks)
-    assert released.died_in_window == {"LengthOfStay_3day": 0, "LengthOfStay_7day": 1}
+    assert released.noted["died_in_window/LengthOfStay_3day"] == 0
+    assert released.noted["died_in_window/LengthOfStay_7day"] == 1
     without = risk_samples(own, tasks, LabelOptions(died_in_stay="exclude"))
-    assert without.frame["task"].to_list() == ["LengthOfStay_3day"] and not without.died_in_window
+    assert without.frame["task"].to_list() == ["LengthOfStay_3day"] and not without.noted
     assert without.excluded["LengthOfStay_7day/died_in_window"] == 1
 
 

@@ -15,9 +15,9 @@ from polars.testing import assert_frame_equal
 from ehrr1.errors import UserError
 from ehrr1.files import write_json
 from ehrr1.records import meds
+from ehrr1.records.cells import SEPARATOR
 from ehrr1.records.frames import store_frames
 from ehrr1.records.markdown import record_markdown
-from ehrr1.records.rows import SEPARATOR
 from ehrr1.records.schema import MIMIC_TABLES, ORDER
 from ehrr1.runs import Run
 from ehrr1.stages import export, export_meds

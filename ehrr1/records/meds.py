@@ -14,7 +14,7 @@ from datetime import timedelta
 import polars as pl
 import pyarrow as pa
 
-from ehrr1.records.rows import SEPARATOR
+from ehrr1.records.cells import SEPARATOR
 from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.table import TEXTS, Table
 

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ehrr1.errors import UserError
+from ehrr1.records.cells import SEPARATOR
 from ehrr1.records.meds import BIRTH, EXTRA, SPLITS
-from ehrr1.records.rows import PARENTS, SEPARATOR, STORE_SCHEMA
+from ehrr1.records.rows import PARENTS, STORE_SCHEMA
 from ehrr1.records.schema import FOREIGN, MIMIC_TABLES, ORDER, TABLES
 from ehrr1.records.source import Shards, Source
 

@@ -1,17 +1,22 @@
 """Finding and reading MIMIC-IV's files: `.csv.gz`, `.csv` or `.parquet`, wherever a module lies.
 
-Every cell is read as text (Parquet keeps its types), so that nothing is guessed. A file that
-cannot be read is a `UserError` that names the file, the cause and the remedy.
+Every cell is read as text (Parquet keeps its types), so that nothing is guessed; what other tools
+write for a missing value (`MISSING`, quoted or not) is null. A file that cannot be read is a
+`UserError` that names the file, the cause and the remedy.
 """
 
 import csv
 import gzip
+import io
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
+from pyarrow import csv as arrow_csv
 
 from ehrr1.errors import UserError
 
@@ -20,6 +25,12 @@ SUFFIXES = (".csv.gz", ".csv", ".parquet")
 
 BATCH_ROWS = 500_000
 """So many rows of a file are held at a time."""
+
+BLOCK_BYTES = 4 << 20
+"""A CSV file is parsed in blocks of so many bytes; one row must fit into a block."""
+
+MISSING = ("", "NA", "<NA>", "NULL", "null", "NaN", "nan", r"\N")
+"""What tools write for a missing value; cells of blanks alone are missing as well."""
 
 TIME_FORMATS = (
     "%Y-%m-%d %H:%M:%S",
@@ -30,7 +41,7 @@ TIME_FORMATS = (
 )
 
 READ_ERRORS = (
-    *(pl.exceptions.PolarsError, pl.exceptions.PanicException),
+    *(pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException),
     *(OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error),
 )
 """What a broken file raises; a panic of Polars is no `Exception` and would pass all handlers."""
@@ -90,20 +101,29 @@ class Folder:
         return paths
 
 
-def read_columns(paths: list[Path], columns: list[str]) -> pl.DataFrame:
+Lost = Counter[str]
+"""Reason -> rows that could not be read."""
+
+
+def read_columns(paths: list[Path], columns: list[str], lost: Lost | None = None) -> pl.DataFrame:
     """The named columns of a table's files as `read_batches` gives them, all in memory."""
-    return pl.concat(read_batches(paths, columns), how="vertical_relaxed")
+    return pl.concat(read_batches(paths, columns, lost), how="vertical_relaxed")
 
 
-def read_batches(paths: list[Path], columns: list[str]) -> Iterator[pl.DataFrame]:
-    """The named columns of a table's files, in that order, `BATCH_ROWS` rows at a time or fewer.
+def read_batches(
+    paths: list[Path], columns: list[str], lost: Lost | None = None
+) -> Iterator[pl.DataFrame]:
+    """The named columns of a table's files, in that order, about `BATCH_ROWS` rows at a time.
 
-    Column names may differ in case. CSV cells are text, empty ones null; Parquet keeps its types.
-    Memory stays bounded whatever the size of the files; a file without rows gives one empty batch.
-    Raises UserError for a file that is empty, broken, not UTF-8, or lacks a column.
+    Column names may differ in case. CSV cells are text, missing ones null; Parquet keeps its types.
+    Rows of a CSV with fewer or more cells than its header are counted in `lost`. Memory stays
+    bounded whatever the size of the files; a file without rows gives one empty batch. Raises
+    UserError for a file that is empty, broken, not UTF-8, or lacks a column, and without `lost` for
+    rows that do not fit the header.
     """
     for path in paths:
-        frames = _batches(path, columns)
+        misfits: Lost = Counter()
+        frames = _batches(path, columns, misfits)
         while True:
             try:
                 frame = next(frames, None)
@@ -111,24 +131,98 @@ def read_batches(paths: list[Path], columns: list[str]) -> Iterator[pl.DataFrame
                 raise _broken(path, error) from error
             if frame is None:
                 break
-            yield frame
+            yield _without_blanks(frame)
+        if lost is not None:
+            lost.update(misfits)
+        elif misfits:
+            raise UserError(
+                f"{path}: {misfits.total():,} rows have another number of cells than the header: "
+                "fetch the file again, or mend it"
+            )
 
 
-def _batches(path: Path, columns: list[str]) -> Iterator[pl.DataFrame]:
-    parquet = path.suffix == ".parquet"
+def _batches(path: Path, columns: list[str], misfits: Lost) -> Iterator[pl.DataFrame]:
     actual = _match(path, read_header(path), columns)
-    frame = pl.scan_parquet(path) if parquet else pl.scan_csv(path, infer_schema_length=0)
-    wanted = frame.select(pl.col(actual[name]).alias(name) for name in columns)
-    schema = wanted.collect_schema()
-    for name, kind in schema.items():
-        if kind.is_nested() or kind in (pl.Binary, pl.Duration, pl.Object):
-            raise UserError(f"{path}: the column {name} holds {kind}; text or numbers are needed")
-    empty = True
-    for batch in wanted.collect_batches(chunk_size=BATCH_ROWS, lazy=True):
-        empty = False
-        yield batch
-    if empty:
-        yield pl.DataFrame(schema=schema)
+    names = [actual[name] for name in columns]
+    parquet = path.suffix == ".parquet"
+    frames = _parquet_batches(path, names) if parquet else _csv_batches(path, names, misfits)
+    for frame in frames:
+        frame.columns = columns
+        for name, kind in frame.schema.items():
+            if kind.is_nested() or kind in (pl.Binary, pl.Duration, pl.Object):
+                raise UserError(
+                    f"{path}: the column {name} holds {kind}; text or numbers are needed"
+                )
+        yield frame
+
+
+def _parquet_batches(path: Path, columns: list[str]) -> Iterator[pl.DataFrame]:
+    wanted = pl.scan_parquet(path).select(columns)
+    text = pl.selectors.string()
+    wanted = wanted.with_columns(pl.when(~text.is_in(MISSING)).then(text).name.keep())
+    yield pl.DataFrame(schema=wanted.collect_schema())
+    yield from wanted.collect_batches(chunk_size=BATCH_ROWS, lazy=True)
+
+
+def _csv_batches(path: Path, columns: list[str], misfits: Lost) -> Iterator[pl.DataFrame]:
+    def count(row: arrow_csv.InvalidRow) -> str:
+        short = row.actual_columns < row.expected_columns
+        misfits["cut_short" if short else "too_many_cells"] += 1
+        return "skip"
+
+    distinct = list(dict.fromkeys(columns))
+    file = _Quoted(path)
+    reader = arrow_csv.open_csv(
+        file,
+        read_options=arrow_csv.ReadOptions(block_size=BLOCK_BYTES),
+        parse_options=arrow_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=count),
+        convert_options=arrow_csv.ConvertOptions(
+            include_columns=distinct,
+            column_types=dict.fromkeys(distinct, pa.string()),
+            null_values=MISSING,
+            strings_can_be_null=True,
+        ),
+    )
+    held: list[pl.DataFrame] = []
+    with reader:
+        for batch in reader:
+            held.append(pl.DataFrame(batch))
+            if sum(map(len, held)) >= BATCH_ROWS:
+                yield pl.concat(held)
+                held.clear()
+    if file.quotes % 2:
+        raise csv.Error("a quotation mark is opened and never closed")
+    yield pl.concat([*held, pl.DataFrame(reader.schema.empty_table())])
+
+
+class _Quoted(io.RawIOBase):
+    """The bytes of a file, with a count of its quotation marks: pyarrow takes what follows an open
+    one for a cell, up to the end of the file."""
+
+    def __init__(self, path: Path):
+        self.quotes = 0
+        self._stream = pa.input_stream(path, compression="detect")
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self._stream.read(size if size >= 0 else None)
+        self.quotes += data.count(b'"')
+        return data
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+def _without_blanks(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame with null for texts that are blank."""
+    text = pl.selectors.string()
+    indented = frame.select((text.str.starts_with(" ") | text.str.starts_with("\t")).any())
+    columns = [name for name in indented.columns if indented[name].item()]
+    said = pl.col(columns).str.strip_chars() != ""
+    return frame.with_columns(pl.when(said).then(pl.col(columns)).name.keep())
 
 
 def read_header(path: Path) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from ehrr1.records.rows import SEPARATOR
+from ehrr1.records.cells import SEPARATOR
 from ehrr1.records.schema import MIMIC_TABLES, ORDER, TABLES
 
 FOLDER = "patients_ehr"

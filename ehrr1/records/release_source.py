@@ -20,9 +20,9 @@ import polars as pl
 
 from ehrr1.errors import UserError
 from ehrr1.records import release
+from ehrr1.records.cells import item_name, shown_values
 from ehrr1.records.codes import CODE_COLUMNS, ClassMaps
 from ehrr1.records.reading import as_id, as_text, as_time, read_columns
-from ehrr1.records.rows import item_name, shown_values
 from ehrr1.records.schema import FOREIGN, MIMIC_TABLES, ORDER, TABLES
 from ehrr1.records.source import Shards, Source
 from ehrr1.records.table import Classes, Table

@@ -3,19 +3,28 @@
 Every row read is either kept or reported with a reason; none is lost in silence.
 """
 
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 
 import polars as pl
 
 from ehrr1.errors import UserError
+from ehrr1.records import hindsight
+from ehrr1.records.cells import item_name, shown_values
 from ehrr1.records.codes import CODE_COLUMNS, ClassMaps
-from ehrr1.records.reading import Folder, as_id, as_text, as_time, read_batches, read_columns
+from ehrr1.records.dictionaries import Dictionaries
+from ehrr1.records.reading import (
+    Folder,
+    Lost,
+    as_id,
+    as_text,
+    as_time,
+    read_batches,
+    read_columns,
+)
 from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.source import Shards, Source
-from ehrr1.records.table import NUMBERS, TEXTS, At, Classes, Lookup, Table
-
-SEPARATOR = "\x1f"
-"""Stands between the values of a row in the store."""
+from ehrr1.records.table import At, Classes, Table
 
 PARENTS = ("admissions", "edstays", "icustays")
 """Tables beside patients that other tables and the labels refer to."""
@@ -31,6 +40,10 @@ STORE_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 """A row of the store: whose it is, its table's number in `schema.ORDER`, its times (`late_time`:
 when the late columns are known, null where none are late), its names, its place among the rows of
 an event, and its shown values joined by `SEPARATOR`."""
+
+
+NOT_ASKED_FOR = ("not_chosen", "unknown_subject")
+"""Reasons to leave out rows of patients whom nobody asked for."""
 
 
 class MimicFolder(Source):
@@ -50,7 +63,8 @@ class MimicFolder(Source):
         super().__init__()
         self.folder = folder
         self.maps = maps
-        self._dictionaries: dict[tuple[str, str], pl.DataFrame] = {}
+        self.dictionaries = Dictionaries(folder)
+        self._lost: defaultdict[str, Lost] = defaultdict(Counter)
         self._patients = self._read_whole("patients")
         self.subjects = self._patients["subject_id"].drop_nulls().unique().sort()
         if not len(self.subjects):
@@ -79,12 +93,19 @@ class MimicFolder(Source):
         for name in PARENTS:
             if name in self.tables:
                 self._keep_parent(name, self._read_whole(name))
+        self.parents["admissions"] = hindsight.stay_ends(
+            self.parents["admissions"],
+            self._some("transfers", ["hadm_id", "eventtype", "intime", "outtime"]),
+            self.parents.get("icustays"),
+        )
+        self._admit_orders = self._read_admit_orders()
 
     def _read_whole(self, name: str) -> pl.DataFrame:
         """A parent table, sorted, with `repeated`: an earlier row has the same id."""
         table = TABLES[name]
         paths = self.folder.require(table.module, name, "every stage")
-        frame = typed(read_columns(paths, needed_columns(table)), str(paths[0]))
+        cells = read_columns(paths, needed_columns(table), self._lost[name])
+        frame = typed(cells, str(paths[0]))
         if name in ("patients", "admissions") and not frame.height:
             raise UserError(f"{paths[0]} has a header but no rows: fetch the file again")
         frame = frame.sort(pl.all())
@@ -92,16 +113,67 @@ class MimicFolder(Source):
             (~pl.col(str(table.unique)).is_first_distinct()).alias("repeated")
         )
 
+    def _some(self, name: str, columns: list[str]) -> pl.DataFrame | None:
+        """Columns of a table that is read for another one's sake; None: it is not there."""
+        paths = self.folder.find(TABLES[name].module, name)
+        return typed(read_columns(paths, columns, Counter()), str(paths[0])) if paths else None
+
+    def _read_admit_orders(self) -> pl.DataFrame:
+        """The numbers (`subject_id, order`) of the orders to admit a patient."""
+        columns = ["subject_id", "poe_seq", "field_name", "field_value"]
+        field, value = hindsight.CONVERSION
+        orders = (pl.col("field_name") == field) & (pl.col("field_value") == value)
+        found = [pl.DataFrame(schema={"subject_id": pl.Int64, "order": pl.Int64})]
+        paths = self.folder.find("hosp", "poe_detail")
+        for batch in read_batches(paths, columns, Counter()) if paths else ():
+            part = batch.filter(orders)
+            found.append(
+                part.select(as_id(part["subject_id"]), as_id(part["poe_seq"]).alias("order"))
+            )
+        return pl.concat(found)
+
     def _keep_parent(self, name: str, frame: pl.DataFrame) -> None:
         frame = self.route(frame)
         self.count(name, "read", frame["shard"])
+        self._count_lost(name)
         if name == "patients":
             # The others are checked against the patients' ids.
             self.parents["patients"] = frame
-        frame = report(frame, TABLES[name], self)
-        self.parents[name] = frame.drop("repeated")
+        usable = report(frame, TABLES[name], self)
+        self._refuse_if_most_is_lost(name)
+        self.parents[name] = usable.drop("repeated")
         if name == "patients":
-            self.count(name, "kept", frame["shard"])
+            self.count(name, "kept", usable["shard"])
+
+    def _count_lost(self, name: str) -> None:
+        """Count the rows of a table that do not fit its header: nobody knows whose they are."""
+        for reason, number in self._lost.pop(name, Counter()).items():
+            first_shard = pl.repeat(0, number, dtype=pl.UInt32, eager=True)
+            self.count(name, "read", first_shard)
+            self.count(name, f"reported/{reason}", first_shard)
+
+    def _refuse_if_most_is_lost(self, name: str) -> None:
+        """Raise UserError where a rule drops most of a table that others refer to.
+
+        Rows of patients who are not asked for, or who are not in `patients`, are no loss: users cut
+        that file.
+        """
+        counts: Counter[str] = Counter()
+        for own in self.counts.values():
+            counts.update(own[name])
+        asked = counts["read"] - sum(counts[f"reported/{why}"] for why in NOT_ASKED_FOR)
+        lost = {
+            why.removeprefix("reported/"): number
+            for why, number in counts.items()
+            if why.startswith("reported/") and why.removeprefix("reported/") not in NOT_ASKED_FOR
+        }
+        if 2 * sum(lost.values()) > asked:
+            told = ", ".join(f"{why} {number:,}" for why, number in sorted(lost.items()))
+            path = self.folder.require(TABLES[name].module, name, "every stage")[0]
+            raise UserError(
+                f"{path}: {sum(lost.values()):,} of {asked:,} rows cannot be used ({told}), and "
+                "other tables refer to them: mend the file, or fetch it again"
+            )
 
     def rows(self, table: str) -> Iterator[pl.DataFrame]:
         entry = TABLES[table]
@@ -109,61 +181,56 @@ class MimicFolder(Source):
             yield self._as_rows(self.parents[table], entry)
             return
         paths = self.folder.find(entry.module, table)
-        for batch in read_batches(paths, needed_columns(entry)):
+        for batch in read_batches(paths, needed_columns(entry), self._lost[table]):
             frame = self.route(typed(batch, str(paths[0])))
             self.count(table, "read", frame["shard"])
             yield self._as_rows(frame, entry)
+        self._count_lost(table)
 
     def _as_rows(self, frame: pl.DataFrame, table: Table) -> pl.DataFrame:
         frame = _with_parent_times(frame, table, self)
         frame = frame.with_columns(_first_time(table.event_time).alias("event_time"))
         frame = report(frame, table, self)
-        frame = _with_names(frame, table, self)
+        frame = self._with_names(frame, table)
         frame = _with_knowledge(frame, table)
         self.count(table.name, "kept", frame["shard"])
         self.count(table.name, "assumed", frame["shard"].filter(frame["assumed"]))
         return frame.select(*_store_columns(table), shown_values(frame, table), pl.col("shard"))
 
-    def named(self, lookup: Lookup, keys: pl.DataFrame, needed_by: str) -> pl.DataFrame:
-        """Distinct `keys` (columns `lookup.on`) with the names that the dictionary has for them."""
-        place = lookup.module, lookup.file
-        if place not in self._dictionaries:
-            self._dictionaries[place] = self._read_dictionary(lookup, needed_by)
-        found = self._dictionaries[place].join(keys, on=list(lookup.on), how="semi")
-        found = found.with_columns(one_line(pl.col(lookup.name)))
-        return found.sort(pl.all()).unique(list(lookup.on), keep="first")
+    def _with_names(self, frame: pl.DataFrame, table: Table) -> pl.DataFrame:
+        """Adds the dictionaries' names and the class of the codes."""
+        for lookup in table.lookups:
+            frame = self.dictionaries.named(frame, lookup, table.name)
+            if not lookup.optional:
+                unnamed = frame[lookup.name].is_null()
+                self.count(table.name, "unnamed", frame["shard"].filter(unnamed))
+        if table.classes:
+            codes = frame.select(CODE_COLUMNS[table.classes])
+            frame = frame.with_columns(self.maps.classes(table.classes, codes))
+        return frame
 
-    def _read_dictionary(self, lookup: Lookup, needed_by: str) -> pl.DataFrame:
-        if lookup.optional and not self.folder.find(lookup.module, lookup.file):
-            return pl.DataFrame(schema=dict.fromkeys([*lookup.on, lookup.name], pl.String))
-        paths = self.folder.require(lookup.module, lookup.file, needed_by)
-        keys = list(lookup.on.values())
-        only = [lookup.only[0]] if lookup.only else []
-        frame = read_columns(paths, [*keys, lookup.value, *only])
-        frame = frame.select(as_text(column) for column in frame.get_columns())
-        frame = frame.with_columns(pl.col(*keys, *only).str.strip_chars())
-        if lookup.only:
-            frame = frame.filter(pl.col(lookup.only[0]) == lookup.only[1])
-        return frame.select(
-            *(pl.col(theirs).alias(ours) for ours, theirs in lookup.on.items()),
-            pl.col(lookup.value).alias(lookup.name),
-        )
+    def complete(self, rows: pl.DataFrame) -> pl.DataFrame:
+        for name in (name for name in self.tables if TABLES[name].entered):
+            rows, unknown = hindsight.entered(rows, name)
+            self.count(name, "assumed", self.shards.number(unknown))
+        return hindsight.converted(rows, self._admit_orders)
 
 
 def needed_columns(table: Table) -> list[str]:
     """The columns of the file that anything is made of."""
     own_times = (*table.event_time, *table.known_at, *table.late_known_at)
-    made = {lookup.name for lookup in table.lookups} | {"class"}
+    made = {lookup.name for lookup in table.lookups} | {"class", hindsight.END}
     shown = [column for columns in table.keys.values() for column in columns]
     columns = [
         "subject_id",
         *(["hadm_id"] if table.hadm else []),
         *(["stay_id"] if table.stay else []),
-        *(at.column for at in own_times if at.of is None),
+        *(at.column for at in own_times if at.of is None and at.column not in made),
         *(column for column in (*shown, *table.item) if column not in made),
         *(column for lookup in table.lookups for column in lookup.on),
         *(CODE_COLUMNS[table.classes] if table.classes else ()),
         *([table.order_by] if table.order_by else []),
+        *(["poe_id"] if table.entered else []),
         *table.extra,
     ]
     return list(dict.fromkeys(columns))
@@ -240,7 +307,7 @@ def report(frame: pl.DataFrame, table: Table, source: MimicFolder) -> pl.DataFra
     if "event_time" in frame.columns:
         reasons["no_time"] = pl.col("event_time").is_null()
         if any(at.of for at in table.known_at):
-            reasons["no_discharge_time"] = _first_time(table.known_at).is_null()
+            reasons["no_end_of_stay"] = _first_time(table.known_at).is_null()
     reasons["bad_time"] = pl.col("bad_time")
     why = frame.select(
         pl.coalesce(pl.when(bad).then(pl.lit(name)) for name, bad in reasons.items()).alias("why")
@@ -300,6 +367,8 @@ def _with_knowledge(frame: pl.DataFrame, table: Table) -> pl.DataFrame:
             .then(pl.lit(NEVER).cast(pl.Datetime("us")))
             .otherwise(pl.max_horizontal("available_time", end))
         )
+    if table.late_items:
+        late = pl.when(item_name(table).is_in(table.late_items)).then(late)
     return frame.with_columns(late.alias("late_time"))
 
 
@@ -307,24 +376,14 @@ NEVER = 253_370_764_800_000_000
 """Year 9999 in microseconds since 1970: the late time of a total whose interval has no end."""
 
 
-def _with_names(frame: pl.DataFrame, table: Table, source: MimicFolder) -> pl.DataFrame:
-    """Adds the dictionaries' names and the class of the codes."""
-    for lookup in table.lookups:
-        keys = list(lookup.on)
-        frame = frame.with_columns(pl.col(keys).str.strip_chars())
-        named = source.named(lookup, frame.select(keys).unique(), table.name)
-        frame = frame.join(named, on=keys, how="left")
-    if table.classes:
-        codes = frame.select(CODE_COLUMNS[table.classes])
-        frame = frame.with_columns(source.maps.classes(table.classes, codes))
-    return frame
-
-
 def _store_columns(table: Table) -> list[pl.Expr]:
     def id_or_null(there: bool, name: str) -> pl.Expr:
         return (pl.col(name) if there else pl.lit(None, pl.Int64)).alias(name)
 
     order = pl.col(table.order_by).cast(pl.Int64, strict=False) if table.order_by else pl.lit(0)
+    link = pl.lit(None, pl.Int64)
+    if table.entered:
+        link = pl.col("poe_id").str.extract(r"-(\d+)$").cast(pl.Int64, strict=False)
     return [
         pl.col("subject_id"),
         id_or_null(table.hadm, "hadm_id"),
@@ -336,58 +395,5 @@ def _store_columns(table: Table) -> list[pl.Expr]:
         item_name(table).alias("item"),
         (pl.col("class") if table.classes else pl.lit(None, pl.String)).alias("class"),
         order.cast(pl.Int64).alias("order"),
+        link.alias("link"),
     ]
-
-
-def item_name(table: Table) -> pl.Expr:
-    """The first of the item's columns that has a value, on one line; null where none has."""
-    if not table.item:
-        return pl.lit(None, pl.String)
-    looked_up = {lookup.name for lookup in table.lookups}
-    if looked_up.issuperset(table.item):
-        return pl.coalesce(table.item)
-    return one_line(pl.coalesce(table.item))
-
-
-def one_line(text: pl.Expr) -> pl.Expr:
-    """A name without line breaks, outer or repeated spaces; null where nothing is left."""
-    name = text.str.strip_chars().str.replace_all(r"[\s\x1f]+", " ")
-    return pl.when(name != "").then(name)
-
-
-def shown_values(frame: pl.DataFrame, table: Table) -> pl.Series:
-    """The shown values of each row, joined by `SEPARATOR`: one text is read faster than a list."""
-    if not table.keys:
-        return pl.repeat("", frame.height, dtype=pl.String, eager=True).alias("values")
-    shown = frame.select(
-        (_first_shown(columns) if columns else pl.lit("")).fill_null("").alias(key)
-        for key, columns in table.keys.items()
-    )
-    joined = shown.select(pl.concat_str(pl.all(), separator=SEPARATOR).alias("values"))["values"]
-    separators = joined.str.count_matches(SEPARATOR, literal=True)
-    if (separators != len(table.keys) - 1).any():
-        clean = shown.select(pl.all().str.replace_all(SEPARATOR, " ", literal=True))
-        joined = clean.select(pl.concat_str(pl.all(), separator=SEPARATOR).alias("values"))[
-            "values"
-        ]
-    breaks = r"[\r\n|]" if not TEXTS.intersection(frame.columns) else r"\r"
-    if joined.str.contains(breaks).any():
-        joined = joined.str.replace_all(r"\r\n?", "\n")
-        if breaks != r"\r":
-            joined = joined.str.replace_all(r"\s*\n\s*", " ").str.replace_all(
-                "|", "/", literal=True
-            )
-    return joined
-
-
-def _first_shown(columns: tuple[str, ...]) -> pl.Expr:
-    """The first cell that has a value, as it is shown.
-
-    Numbers stand without needless digits, other text but free text without outer spaces.
-    """
-    text = pl.coalesce(columns)
-    if not NUMBERS.issuperset(columns):
-        return text if TEXTS.issuperset(columns) else text.str.strip_chars()
-    rounded = text.cast(pl.Float64, strict=False).round(4).cast(pl.String)
-    short = pl.when(text.str.len_bytes() > 9).then(rounded.fill_null(text)).otherwise(text)
-    return short.str.replace(r"^(-?\d+)\.0+$", "$1")

@@ -20,7 +20,8 @@ def _same(*columns: str) -> dict[str, tuple[str, ...]]:
 CHARTTIME, STARTTIME, STORETIME, INTIME = (
     (At(column),) for column in ("charttime", "starttime", "storetime", "intime")
 )
-DISCHTIME = (At("dischtime", of="admissions"),)
+END_OF_STAY = (At("end_of_stay", of="admissions"),)
+"""Of `records.hindsight`: `dischtime` may be a day too early."""
 END = (At("endtime"), At("storetime"))
 
 ITEM_NAME: dict[str, tuple[str, ...]] = {"Item_Name": ("item_name",)}
@@ -91,9 +92,19 @@ _TABLES = (
         _same("admission_type", "admission_location") | {"Admission_Info": ()},
         event_time=(At("admittime"),),
         item=("admission_type",),
+        # The type is the one at the end: these stays begin alike, and some are converted.
+        late=("Admission_Type",),
+        late_known_at=(At("end_of_stay"),),
+        late_items=frozenset(
+            f"{kind} OBSERVATION" for kind in ("AMBULATORY", "DIRECT", "EU")
+        ).union({"OBSERVATION ADMIT"}),
+        until_then="OBSERVATION",
         unique="hadm_id",
         inpatient=True,
-        extra=("dischtime", "deathtime", "hospital_expire_flag", "race", "insurance"),
+        extra=(
+            *("dischtime", "deathtime", "discharge_location", "hospital_expire_flag"),
+            *("race", "insurance"),
+        ),
     ),
     Table(
         "transfers",
@@ -103,6 +114,7 @@ _TABLES = (
         event_time=INTIME,
         item=("careunit", "eventtype"),
         order_by="transfer_id",
+        extra=("outtime",),
     ),
     Table(
         "services",
@@ -215,6 +227,8 @@ _TABLES = (
         {"Drug": ("drug",), "Atc Type": ("class",)}
         | _same("prod_strength", "dose_val_rx", "dose_unit_rx"),
         event_time=STARTTIME,
+        entered=True,
+        delay=HOUR,
         item=("drug",),
         classes="atc",
         order_by="pharmacy_id",
@@ -250,7 +264,8 @@ _TABLES = (
         "microbiologyevents",
         "hosp",
         "Microbiology Test Events",
-        _same("test_name", "dilution_text", "interpretation", "comments", "ab_name"),
+        # The release leaves out the organism, which is what a culture is for.
+        _same("test_name", "dilution_text", "interpretation", "comments", "ab_name", "org_name"),
         event_time=(At("charttime"), At("chartdate")),
         known_at=(At("storetime"), At("storedate", end_of_day=True)),
         delay=3 * DAY,
@@ -263,7 +278,7 @@ _TABLES = (
         "Procedures on International Classification of Diseases",
         {"Procedures": ("long_title",), "Ccs Type": ("class",)},
         event_time=(At("chartdate"),),
-        known_at=DISCHTIME,
+        known_at=END_OF_STAY,
         not_before=(At("chartdate", end_of_day=True),),
         context="earlier",
         item=("long_title",),
@@ -277,7 +292,7 @@ _TABLES = (
         "Healthcare Common Procedure Coding System",
         _same("short_description"),
         event_time=(At("chartdate"),),
-        known_at=DISCHTIME,
+        known_at=END_OF_STAY,
         not_before=(At("chartdate", end_of_day=True),),
         context="no",
         item=("short_description",),
@@ -347,8 +362,8 @@ _TABLES = (
         "hosp",
         "Diagnoses on International Classification of Diseases",
         {"Diagnoses": ("long_title",), "Ccs Type": ("class",)},
-        event_time=DISCHTIME,
-        known_at=DISCHTIME,
+        event_time=END_OF_STAY,
+        known_at=END_OF_STAY,
         context="earlier",
         item=("long_title",),
         classes="ccs_diagnoses",
@@ -360,8 +375,8 @@ _TABLES = (
         "hosp",
         "Diagnosis Related Groups",
         _same("description"),
-        event_time=DISCHTIME,
-        known_at=DISCHTIME,
+        event_time=END_OF_STAY,
+        known_at=END_OF_STAY,
         context="no",
         item=("description",),
     ),

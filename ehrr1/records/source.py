@@ -80,6 +80,10 @@ class Source(ABC):
     def rows(self, table: str) -> Iterator[pl.DataFrame]:
         """The usable rows of a table in bounded frames: the store's columns and `shard`."""
 
+    def complete(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """All rows of one shard, with what only the rows of several tables tell together."""
+        return rows
+
     def route(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Adds `shard`; rows of unwanted shards are left out."""
         frame = frame.with_columns(self.shards.number(frame["subject_id"]).alias("shard"))

@@ -23,7 +23,8 @@ import pyarrow as pa
 
 from ehrr1.files import read_json, write_json
 from ehrr1.progress import in_threads
-from ehrr1.records.rows import SEPARATOR, STORE_SCHEMA
+from ehrr1.records.cells import SEPARATOR
+from ehrr1.records.rows import STORE_SCHEMA
 from ehrr1.records.schema import TABLES
 from ehrr1.records.source import Shards, Source
 from ehrr1.records.spool import Spool
@@ -68,21 +69,18 @@ def read_all(source: Source, spool: Spool) -> None:
 
 
 def write_shard(
-    folder: Path,
-    frames: list[pl.DataFrame],
-    parents: dict[str, pl.DataFrame],
-    by: Sequence[str] = SORTED_BY,
+    folder: Path, source: Source, frames: list[pl.DataFrame], parents: dict[str, pl.DataFrame]
 ) -> tuple[pl.DataFrame, pl.Series]:
     """Write a shard's files into `folder`; returns its rows, sorted and coded, and its names.
 
-    `frames` hold the shard's rows (`rows.STORE_SCHEMA`); the list is emptied. `parents` are the
+    `frames` hold the shard's rows as `source` gives them; the list is emptied. `parents` are the
     shard's own.
     """
-    frames.append(pl.DataFrame(schema=STORE_SCHEMA))
-    rows = pl.concat(frames)
+    rows = pl.concat(frames or [pl.DataFrame(schema=STORE_SCHEMA)])
     frames.clear()
+    rows = source.complete(rows).select(*STORE_SCHEMA)
     names = _names(rows)
-    rows = _sorted(_coded(rows, names), by)
+    rows = _sorted(_coded(rows, names), AS_LISTED if source.listed else SORTED_BY)
     folder.mkdir(parents=True)
     _write(rows, folder / "rows.arrow")
     _write(_patients(parents["patients"], rows), folder / "patients.arrow")

@@ -51,8 +51,10 @@ class Table:
     """The first that is there says when the row became known; empty: at its event time."""
     not_before: tuple[At, ...] = ()
     """Known no sooner than these: what is dated by a day is not known before the day is over."""
+    entered: bool = False
+    """Known when it was entered, which other tables say (`records.hindsight.entered`)."""
     delay: timedelta = timedelta(0)
-    """Assumed between event and knowledge where `known_at` has no value (counted)."""
+    """Assumed between event and knowledge where nothing says when it became known (counted)."""
     context: Context = "yes"
     """"yes": in a window; "earlier": only of earlier stays; "no": never; "always": first of all."""
     item: tuple[str, ...] = ()
@@ -61,8 +63,12 @@ class Table:
     """The map that gives a row's class (CCS or ATC) as the column `class`."""
     lookups: tuple[Lookup, ...] = ()
     late: tuple[str, ...] = ()
-    """Keys that are blank until `late_known_at`: totals over an interval that is still running."""
+    """Keys that are known at `late_known_at`: totals over an interval that is still running."""
     late_known_at: tuple[At, ...] = ()
+    late_items: frozenset[str] = frozenset()
+    """The items whose rows have late keys; empty: all."""
+    until_then: str = ""
+    """What a late key, and the item if there are `late_items`, say until then."""
     hadm: bool = True
     stay: bool = False
     order_by: str | None = None

@@ -21,6 +21,7 @@ from ehrr1.records.schema import MIMIC_TABLES, TABLES
 from ehrr1.runs import NOT_COMPARED, Run, metrics_of
 from ehrr1.tasks.candidates import COUNTED
 from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.label_options import INDEX_STAYS
 from ehrr1.tasks.labels import RULES
 from ehrr1.tasks.samples import Prepared
 from ehrr1.tasks.selection import select
@@ -233,9 +234,11 @@ def _share_above(values: pl.Series, limit: int) -> str:
 
 
 def left_out_section(counts: Counts) -> list[str]:
-    """Candidates without a sample, with the reason; and deaths that count as released."""
+    """Candidates without a sample, with the reason; and those that other studies leave out."""
     kinds = {"excluded/": "", "sampled_out/": "not drawn"}
     kinds |= {"died_in_window/": "not left out: died in the window, counted as no"}
+    kinds |= {"handed_off/": "not left out: admitted again within a day"}
+    kinds |= {f"{kind}/": f"not left out: {kind.replace('_', ' ')}" for kind in INDEX_STAYS}
     rows = []
     for name, count in sorted(counts.items()):
         for kind, words in kinds.items():

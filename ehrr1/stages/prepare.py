@@ -216,6 +216,8 @@ def table_metrics(rows: Rows, tables: list[str], subjects: int) -> Metrics:
         metrics[f"rows_reported/{name}"] = sum(lost.get(name, {}).values())
         if outcomes["assumed"]:
             metrics[f"availability_assumed/{name}"] = outcomes["assumed"]
+        if outcomes["unnamed"]:
+            metrics[f"rows_unnamed/{name}"] = outcomes["unnamed"]
     there = {"patients", *tables}
     return metrics | {f"missing_tables/{name}": 1 for name in MIMIC_TABLES if name not in there}
 
@@ -225,10 +227,11 @@ def show(rows: Rows, metrics: Metrics, missing_maps: Sequence[Classes]) -> None:
     table = RichTable("table", *(Column(name, justify="right") for name in ("rows", "kept")))
     table.add_column("reported")
     table.add_column("availability assumed", justify="right")
+    table.add_column("unnamed codes", justify="right")
     for name, reasons in reported(rows).items():
         lost = ", ".join(f"{reason} {n:,}" for reason, n in reasons.items())
-        read, kept, assumed = (rows[name][outcome] for outcome in ("read", "kept", "assumed"))
-        table.add_row(name, f"{read:,}", f"{kept:,}", lost, f"{assumed:,}" if assumed else "")
+        read, kept, *some = (rows[name][o] for o in ("read", "kept", "assumed", "unnamed"))
+        table.add_row(name, f"{read:,}", f"{kept:,}", lost, *(f"{n:,}" if n else "" for n in some))
     console.print(table)
     missing = [name.partition("/")[2] for name in metrics if name.startswith("missing_tables/")]
     if missing:

@@ -87,7 +87,8 @@ def index_of(
         return by_position(source, splits, tasks)
     if isinstance(source, MedsFolder) and not source.own:
         return by_labels(source, splits, window, tasks)
-    options = LabelOptions(**cfg.data.labels.plain())
+    given = cfg.data.labels.plain()
+    options = LabelOptions(**given | {"leave_out": tuple(given["leave_out"])})
     notes = "discharge" in source.tables
 
     def index(rows: pl.DataFrame, names: pl.Series, parents: dict[str, pl.DataFrame]) -> Index:

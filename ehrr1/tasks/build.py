@@ -14,14 +14,7 @@ from ehrr1.files import read_json, remove, replacing, write_json
 from ehrr1.progress import in_threads
 from ehrr1.records.source import Shards, Source
 from ehrr1.records.spool import Spool
-from ehrr1.records.store import (
-    AS_LISTED,
-    SORTED_BY,
-    read_all,
-    shard_folder,
-    write_shard,
-    write_shards,
-)
+from ehrr1.records.store import read_all, shard_folder, write_shard, write_shards
 from ehrr1.tasks.index import Index
 from ehrr1.tasks.samples import INDEX, NAMES, STORE
 from ehrr1.tasks.sampling import Draw
@@ -58,8 +51,7 @@ def build_shards(source: Source, numbers: list[int], folder: Path, build_index: 
         def build(number: int) -> None:
             with replacing(shard_folder(store, number)) as temporary:
                 own = {name: of_shard(frame, number) for name, frame in source.parents.items()}
-                order = AS_LISTED if source.listed else SORTED_BY
-                rows, names = write_shard(temporary, spool.take(number), own, order)
+                rows, names = write_shard(temporary, source, spool.take(number), own)
                 index = build_index(rows, names, own)
                 index.frame.write_ipc(temporary / SAMPLES, compression="lz4")
                 counts = {"rows": source.counts[number], "samples": index.counts}

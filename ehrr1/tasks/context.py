@@ -12,8 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
+from ehrr1.records.cells import SEPARATOR
 from ehrr1.records.events import Event
-from ehrr1.records.rows import NEVER, SEPARATOR
+from ehrr1.records.rows import NEVER
 from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.store import NO_ID, NO_TIME, Patient, Shard, Store
 
@@ -24,6 +25,12 @@ ADMISSIONS, DIAGNOSIS = ORDER.index("admissions"), ORDER.index("diagnosis")
 EARLIER = tuple(n for n, name in enumerate(ORDER) if TABLES[name].context == "earlier")
 IN_WINDOW = np.array([TABLES[name].context == "yes" for name in ORDER])
 INPATIENT = np.array([TABLES[name].inpatient for name in ORDER])
+CODED = tuple(
+    number
+    for number, name in enumerate(ORDER)
+    if any(at.of == "admissions" for at in TABLES[name].known_at)
+)
+"""Tables of codes that a stay is given at its end: no sample of that stay sees them, ever."""
 IN_PREAMBLE = np.isin(np.arange(len(ORDER)), [*EARLIER, ADMISSIONS, DIAGNOSIS])
 
 PREAMBLE_TABLES = frozenset(ORDER[n] for n in (*EARLIER, DIAGNOSIS)) | {"patients"}
@@ -40,6 +47,8 @@ class Cut(Protocol):
     def inclusive(self) -> bool: ...
     @property
     def window_start(self) -> datetime: ...
+    @property
+    def hadm_id(self) -> int | None: ...
     @property
     def current_hadm(self) -> int | None: ...
     @property
@@ -107,9 +116,15 @@ def _positions(
         known &= ~((table == DIAGNOSIS) & (rows.stay_id[first:last] == cut.ed_stay))
     in_window = known & (available >= _micros(cut.window_start)) & IN_WINDOW[table]
     rare = first + np.flatnonzero(known & IN_PREAMBLE[table])
+    rare = rare[~_own_codes(rows, rare, cut.hadm_id)]
     preamble = _preamble(rows, rare, in_window[rare - first], cut.current_hadm)
     window = first + np.flatnonzero(in_window)
     return preamble, window[~np.isin(window, preamble)] if len(preamble) else window
+
+
+def _own_codes(rows: Shard, positions: np.ndarray, hadm: int | None) -> np.ndarray:
+    """Which rows are codes of the stay that is asked about, which may be over."""
+    return np.isin(rows.table[positions], CODED) & (rows.hadm_id[positions] == (hadm or NO_ID))
 
 
 def _preamble(
@@ -143,7 +158,8 @@ def grouped_events(
 ) -> list[Event]:
     """Events of the rows at `positions`, a new one at each of `starts` (places in `positions`).
 
-    What became known at `limit` (microseconds) or later is blank; without a limit nothing is.
+    What became known at `limit` (microseconds) or later says what was said until then; without a
+    limit everything is shown.
     """
     if not len(positions):
         return []
@@ -155,11 +171,14 @@ def grouped_events(
     known_at = np.maximum.reduceat(available, starts)
 
     values = [text.split(SEPARATOR) for text in rows.values(positions)]
-    for position in np.flatnonzero(still_late).tolist():
-        for place in _LATE[table[position]]:
-            values[position][place] = ""
     names = rows.names
     items = [names[code] for code in rows.item[positions].tolist()]
+    for position in np.flatnonzero(still_late).tolist():
+        entry = _TABLES[table[position]]
+        for place in _LATE[table[position]]:
+            values[position][place] = entry.until_then
+        if entry.late_items:
+            items[position] = entry.until_then
     cells = [tuple(row) for row in values]
     ends = [*starts[1:].tolist(), len(cells)]
     return [
@@ -178,7 +197,8 @@ def grouped_events(
 
 
 _NAMES = ORDER
-_LATE = [TABLES[name].late_positions for name in ORDER]
+_TABLES = [TABLES[name] for name in ORDER]
+_LATE = [table.late_positions for table in _TABLES]
 _HAS_KEYS = [bool(TABLES[name].keys) for name in ORDER]
 
 

@@ -12,10 +12,12 @@ from datetime import timedelta
 import numpy as np
 import polars as pl
 
+from ehrr1.records.hindsight import END
 from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.store import NO_CODE, NO_ID
 from ehrr1.tasks.catalog import TASKS, Task
 from ehrr1.tasks.labels import DEFAULT, SAMPLE_SCHEMA, LabelOptions, risk_samples
+from ehrr1.tasks.stays import stays_in_turn
 
 WINDOW_TABLES = [n for n, name in enumerate(ORDER) if TABLES[name].context == "yes"]
 """Numbers of the tables whose rows stand in a window."""
@@ -28,16 +30,14 @@ class Index:
     frame: pl.DataFrame
     excluded: dict[str, int] = field(default_factory=dict)
     """`<task>/<reason>` -> samples left out."""
-    died_in_window: dict[str, int] = field(default_factory=dict)
-    """Length-of-stay task -> deaths inside its window, which count as released."""
+    noted: dict[str, int] = field(default_factory=dict)
+    """`<condition>/<task>` -> samples of which it holds (`labels.Rule.noted`)."""
 
     @property
     def counts(self) -> dict[str, int]:
         """What was left out, by the name of its metric; those of several shards can be added up."""
-        return {
-            **{f"excluded/{reason}": count for reason, count in self.excluded.items()},
-            **{f"died_in_window/{task}": count for task, count in self.died_in_window.items()},
-        }
+        left_out = {f"excluded/{reason}": count for reason, count in self.excluded.items()}
+        return left_out | self.noted
 
 
 def build_index(
@@ -74,7 +74,7 @@ def build_index(
     )
     frame, without_context = completed(frame, rows, parents["admissions"], splits)
     excluded |= without_context
-    return Index(frame, excluded, risk.died_in_window)
+    return Index(frame, excluded, risk.noted)
 
 
 def completed(
@@ -209,30 +209,35 @@ def _with_context_rows(frame: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
 def _with_current_admission(frame: pl.DataFrame, admissions: pl.DataFrame) -> pl.DataFrame:
     """Fills `current_hadm`: the stay begun before the cut and not over by then, if any.
 
-    Found by time, not by the row's own `hadm_id`, which some rows receive in hindsight.
+    Found by time, not by the row's own `hadm_id`, which some rows receive in hindsight. Adds
+    `own_over`: the row's own stay is over by then, so that its codes are known, and hidden.
     """
-    began = (
-        admissions.filter(pl.col("admittime").is_not_null())
-        .select("subject_id", "admittime", "dischtime", pl.col("hadm_id").alias("in_progress"))
-        .sort("admittime", "in_progress")
-    )
+    stays = stays_in_turn(admissions)
     parts = []
-    for inclusive in (False, True):
+    for inclusive, begin in ((False, "after"), (True, "by")):
         part = frame.filter(pl.col("inclusive") == inclusive).sort("prediction_time")
         parts.append(
             part.join_asof(
-                began,
+                stays.select(
+                    "subject_id", "in_progress", "over", pl.col(begin).alias("begin")
+                ).sort("begin"),
                 left_on="prediction_time",
-                right_on="admittime",
+                right_on="begin",
                 by="subject_id",
                 allow_exact_matches=inclusive,
                 check_sortedness=False,
             )
         )
-    over = pl.col("dischtime") < pl.col("prediction_time")
+    over = pl.col("over") < pl.col("prediction_time")
     open_stay = pl.when(~over.fill_null(False)).then("in_progress")
     found = pl.concat(parts).with_columns(pl.col("current_hadm").fill_null(open_stay))
-    return found.drop("admittime", "dischtime", "in_progress")
+    ends = admissions.select("hadm_id", pl.col(END).alias("own_end")).unique("hadm_id")
+    found = found.join(ends, on="hadm_id", how="left")
+    own_over = (pl.col("own_end") <= pl.col("prediction_time")) & pl.col("hadm_id").ne_missing(
+        pl.col("current_hadm")
+    )
+    found = found.with_columns(own_over.fill_null(False).alias("own_over"))
+    return found.drop("begin", "over", "in_progress", "own_end")
 
 
 def _with_ids(frame: pl.DataFrame) -> pl.DataFrame:
@@ -249,7 +254,8 @@ def _with_ids(frame: pl.DataFrame) -> pl.DataFrame:
         .otherwise(pl.lit("before"))
     )
     current = pl.col("current_hadm").fill_null(0)
-    context_id = pl.format("{}/{}/{}/{}", "subject_id", "time", window, current)
+    hidden = pl.when("own_over").then(pl.format("/not{}", "hadm_id")).otherwise(pl.lit(""))
+    context_id = pl.format("{}/{}/{}/{}{}", "subject_id", "time", window, current, hidden)
     return frame.with_columns(sample_id.alias("sample_id"), context_id.alias("context_id")).drop(
-        "time"
+        "time", "own_over"
     )

@@ -7,39 +7,27 @@ not seen again counts as "no".
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from datetime import timedelta
-from typing import Literal
+from dataclasses import dataclass, field
 
 import polars as pl
 
-HOUR = timedelta(hours=1)
-DAY = timedelta(days=1)
+from ehrr1.records.hindsight import END
+from ehrr1.tasks.label_options import (
+    DAY,
+    DEFAULT,
+    ED_DELAY,
+    HAND_OFF,
+    HOUR,
+    INDEX_STAYS,
+    PLANNED,
+    LabelOptions,
+)
 
-ED_DELAY = {"hour": HOUR, "triage": timedelta(seconds=1)}
-"""ED tasks are asked so long after arrival; triage is known one second after it (`schema`)."""
-PLANNED = ("ELECTIVE", "SURGICAL SAME DAY ADMISSION")
-"""Types of admissions that were arranged beforehand."""
 STAY_DELAY = DAY
 """Tasks about a hospital or ICU stay are asked so long after its start."""
 
 T = pl.col("prediction_time")
 Frames = Mapping[str, pl.DataFrame]
-
-
-@dataclass(frozen=True)
-class LabelOptions:
-    """What users may choose of the rules (`data.labels`)."""
-
-    ed_time: Literal["hour", "triage"] = "hour"
-    """When ED visits are asked about: `ED_DELAY` after arrival."""
-    died_in_stay: Literal["released", "exclude"] = "released"
-    """Whether a death inside a length-of-stay window counts as released or is left out."""
-    planned: Literal["count", "exclude"] = "count"
-    """Whether a planned admission (`PLANNED`) is a readmission; `exclude` looks past it."""
-
-
-DEFAULT = LabelOptions()
 
 
 @dataclass(frozen=True)
@@ -51,6 +39,8 @@ class Rule:
     exclude: Mapping[str, pl.Expr]
     needs: tuple[str, ...] = ()
     """Tables without which the task falls away."""
+    noted: Mapping[str, pl.Expr] = field(default_factory=dict)
+    """What is counted among those asked, and leaves them out where `LabelOptions.left_out` says."""
 
 
 def _before(time: pl.Expr, limit: pl.Expr) -> pl.Expr:
@@ -60,6 +50,10 @@ def _before(time: pl.Expr, limit: pl.Expr) -> pl.Expr:
 
 def _within(name: str, days: int) -> pl.Expr:
     return _before(pl.col(name), T + days * DAY)
+
+
+def _after(start: str, days: int) -> pl.Expr:
+    return pl.col(start) + days * DAY
 
 
 _DIED = _before(pl.col("death_time"), T)
@@ -72,16 +66,17 @@ _ED_DEATH = pl.col("hospital_death").is_not_null() | (pl.col("disposition") == "
 _ED_TO_ICU = _before(pl.col("icu_intime"), pl.col("outtime") + 12 * HOUR)
 _ED_AND_ICU = ("edstays", "icustays")
 _ADMITTED = {
-    "no_dischtime": pl.col("dischtime").is_null(),
+    "no_end_of_stay": pl.col(END).is_null(),
+    "inside_another_stay": pl.col("nested"),
     "died_by_then": _before(pl.col("hospital_death"), T),
-    "left_by_then": _before(pl.col("dischtime"), T),
+    "left_by_then": _before(pl.col(END), T),
 }
 _IN_ICU = {
     "no_outtime": pl.col("outtime").is_null(),
     "died_by_then": _DIED,
     "left_by_then": ~pl.col("still_there"),
 }
-_STAY_END = pl.min_horizontal("dischtime", "hospital_death")
+_STAY_END = pl.min_horizontal(END, "hospital_death")
 
 RULES: dict[str, Rule] = {
     "ED_Hospitalization": Rule(
@@ -109,18 +104,23 @@ RULES: dict[str, Rule] = {
             "discharge",
             _within("next_admittime", days),
             {
-                "no_dischtime": pl.col("dischtime").is_null(),
+                "no_end_of_stay": pl.col(END).is_null(),
+                "inside_another_stay": pl.col("nested"),
                 "died_in_hospital": pl.col("hospital_death").is_not_null() | _DIED,
-                "admitted_by_then": _before(pl.col("overlapping_admittime"), T),
+                "admitted_by_then": pl.col("another_goes_on"),
                 "died_in_window": _within("death_time", days) & ~_within("next_admittime", days),
             },
+            noted={"handed_off": _before(pl.col("next_admittime"), T + HAND_OFF), **INDEX_STAYS},
         )
         for days in (30, 60)
     },
     "Inpatient_Mortality": Rule("admission", pl.col("hospital_death").is_not_null(), _ADMITTED),
     **{
         f"LengthOfStay_{days}day": Rule(
-            "admission", pl.col("admittime") + days * DAY < _STAY_END, _ADMITTED
+            "admission",
+            pl.col("admittime") + days * DAY < _STAY_END,
+            _ADMITTED,
+            noted={"died_in_window": _before(pl.col("hospital_death"), _after("admittime", days))},
         )
         for days in (3, 7)
     },
@@ -132,7 +132,11 @@ RULES: dict[str, Rule] = {
     },
     **{
         f"ICU_Stay_{days}day": Rule(
-            "icu_stay", pl.col("outtime") - pl.col("intime") >= days * DAY, _IN_ICU, ("icustays",)
+            "icu_stay",
+            pl.col("outtime") - pl.col("intime") >= days * DAY,
+            _IN_ICU,
+            ("icustays",),
+            {"died_in_window": _before(pl.col("death_time"), _after("intime", days))},
         )
         for days in (7, 14)
     },
@@ -141,11 +145,12 @@ RULES: dict[str, Rule] = {
         pl.col("next_icu_intime").is_not_null(),
         {**_IN_ICU, "died_in_icu": _before(pl.col("death_time"), pl.col("outtime"))},
         ("icustays",),
+        {
+            "died_in_window": pl.col("hospital_death").is_not_null()
+            & pl.col("next_icu_intime").is_null()
+        },
     ),
 }
-
-DIED_IN_STAY = {f"LengthOfStay_{days}day": days for days in (3, 7)}
-"""Length-of-stay tasks count a death inside the window as released ("no"); its number is shown."""
 
 SAMPLE_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     **dict.fromkeys(("subject_id", "hadm_id", "stay_id"), pl.Int64),
@@ -163,8 +168,8 @@ class RiskSamples:
     frame: pl.DataFrame
     excluded: dict[str, int]
     """`<task>/<reason>` -> candidates left out."""
-    died_in_window: dict[str, int]
-    """Length-of-stay task -> deaths inside its window that count as released."""
+    noted: dict[str, int]
+    """`<condition>/<task>` -> samples of which it holds (`Rule.noted`)."""
 
 
 def risk_samples(
@@ -178,7 +183,7 @@ def risk_samples(
     candidates = cohorts(parents, options)
     parts: list[pl.DataFrame] = [pl.DataFrame(schema=SAMPLE_SCHEMA)]
     excluded: dict[str, int] = {}
-    died: dict[str, int] = {}
+    noted: dict[str, int] = {}
     for task, rule in RULES.items():
         if task not in tasks or any(table not in parents for table in rule.needs):
             continue
@@ -189,18 +194,17 @@ def risk_samples(
         for name, count in checked["reason"].drop_nulls().value_counts().iter_rows():
             excluded[f"{task}/{name}"] = count
         asked = checked.filter(pl.col("reason").is_null())
-        if task in DIED_IN_STAY:
-            limit = pl.col("admittime") + DIED_IN_STAY[task] * DAY
-            in_window = _before(pl.col("hospital_death"), limit)
-            count = asked.filter(in_window).height
-            if options.died_in_stay == "exclude":
-                asked = asked.filter(~in_window)
-                excluded[f"{task}/died_in_window"] = count
+        for name, condition in rule.noted.items():
+            holds = condition.fill_null(False)
+            count = asked.filter(holds).height
+            if name in options.left_out:
+                asked = asked.filter(~holds)
+                excluded[f"{task}/{name}"] = excluded.get(f"{task}/{name}", 0) + count
             else:
-                died[task] = count
+                noted[f"{name}/{task}"] = count
         named = asked.with_columns(pl.lit(task).alias("task"), rule.label.alias("label"))
         parts.append(named.select(*SAMPLE_SCHEMA))
-    return RiskSamples(pl.concat(parts), excluded, died)
+    return RiskSamples(pl.concat(parts), excluded, noted)
 
 
 def cohorts(parents: Frames, options: LabelOptions = DEFAULT) -> dict[str, pl.DataFrame]:
@@ -221,11 +225,31 @@ def _with_deaths(admissions: pl.DataFrame, patients: pl.DataFrame) -> pl.DataFra
 
     `dod` is a date: a death outside the hospital is taken to be at the end of that day.
     """
-    flagged = pl.when(pl.col("hospital_expire_flag") == "1").then(pl.col("dischtime"))
+    flagged = pl.when(pl.col("hospital_expire_flag") == "1").then(pl.col(END))
     admissions = admissions.filter(pl.col("admittime").is_not_null()).with_columns(
         pl.coalesce("deathtime", flagged).alias("hospital_death")
     )
-    return admissions.join(_death_times(admissions, patients), on="subject_id", how="left")
+    admissions = admissions.join(_death_times(admissions, patients), on="subject_id", how="left")
+    return _with_overlaps(admissions)
+
+
+def _with_overlaps(admissions: pl.DataFrame) -> pl.DataFrame:
+    """Adds `nested` (inside another stay of the patient: that one is asked about) and
+    `another_goes_on` (in which the patient is when this one ends)."""
+    stay = admissions.select("subject_id", "hadm_id", begin="admittime", end=END)
+    both = stay.join(stay, on="subject_id", suffix="_of_other")
+    begin, end, hadm = (pl.col(f"{name}_of_other") for name in ("begin", "end", "hadm_id"))
+    inside = (begin <= pl.col("begin")) & (end >= pl.col("end"))
+    larger = (begin < pl.col("begin")) | (end > pl.col("end")) | (hadm < pl.col("hadm_id"))
+    goes_on = (begin <= pl.col("end")) & (end > pl.col("end"))
+    other = hadm != pl.col("hadm_id")
+    found = both.group_by("hadm_id").agg(
+        (other & inside & larger).any().alias("nested"),
+        (other & goes_on).any().alias("another_goes_on"),
+    )
+    return admissions.join(found, on="hadm_id", how="left", maintain_order="left").with_columns(
+        pl.col("nested", "another_goes_on").fill_null(False)
+    )
 
 
 def _death_times(admissions: pl.DataFrame, patients: pl.DataFrame) -> pl.DataFrame:
@@ -244,9 +268,8 @@ def _discharge(admissions: pl.DataFrame, options: LabelOptions) -> pl.DataFrame:
     later = admissions
     if options.planned == "exclude":
         later = admissions.filter(~pl.col("admission_type").is_in(PLANNED).fill_null(False))
-    following = _next(admissions, "dischtime", later, "admittime", "next_admittime")
-    following = _next(following, "admittime", admissions, "admittime", "overlapping_admittime")
-    return _sampled(following, pl.col("dischtime"))
+    following = _next(admissions, END, later, "admittime", "next_admittime")
+    return _sampled(following, pl.col(END))
 
 
 def _sampled(
@@ -320,6 +343,8 @@ def _icu_stays(icustays: pl.DataFrame, admissions: pl.DataFrame) -> pl.DataFrame
     )
     deaths = admissions.group_by("subject_id").agg(pl.col("death_time").first())
     merged = merged.join(deaths, on="subject_id", how="left")
+    in_hospital = admissions.select("subject_id", "hadm_id", "hospital_death")
+    merged = merged.join(in_hospital, on=stay, how="left")
     return _sampled(merged, pl.col("intime") + STAY_DELAY)
 
 

@@ -140,19 +140,24 @@ def known_later(
     running = np.flatnonzero(late >= limit)
     if len(running):
         own = positions[running]
-        shown = _shows_total(rows.table[own], cells(own))
+        shown = _shows_late(rows.table[own], cells(own))
         total = running[shown]
         known[total] = np.maximum(known[total], late[total])
     too_late = np.flatnonzero(known >= limit)
     return positions[too_late], known[too_late]
 
 
-_LATE = [TABLES[name].late_positions for name in ORDER]
+_TABLES = [TABLES[name] for name in ORDER]
 
 
-def _shows_total(tables: np.ndarray, cells: Cells) -> np.ndarray:
-    pairs = zip(tables.tolist(), cells, strict=True)
-    return np.array([any(row[place] for place in _LATE[table]) for table, row in pairs], dtype=bool)
+def _shows_late(tables: np.ndarray, cells: Cells) -> np.ndarray:
+    """Which rows show in a late key something else than what is said until it is known."""
+    pairs = zip((_TABLES[number] for number in tables.tolist()), cells, strict=True)
+    shown = [
+        any(row[place] != table.until_then for place in table.late_positions)
+        for table, row in pairs
+    ]
+    return np.array(shown, dtype=bool)
 
 
 def by_task(leaks: Leaks) -> pl.DataFrame:

@@ -18,6 +18,7 @@ from ehrr1.records.store import Shard, Store, read_all, shard_folder, write_shar
 from ehrr1.tasks.build import of_shard
 from ehrr1.tasks.context import EPOCH, MICROSECOND, context_events
 from ehrr1.tasks.samples import Sample
+from ehrr1.tasks.stays import stays_in_turn
 
 _CLOSE_HEADING = re.compile(r"(?<!\n)\n(?=## .+ \[)")
 _PARAGRAPHS = re.compile(r"\n\s*\n")
@@ -91,10 +92,11 @@ def _admission(rows: Shard, subject_id: int, time: datetime, inclusive: bool) ->
     admissions = rows.parents.get("admissions")
     if admissions is None:
         return None
-    begun = pl.col("admittime") <= time if inclusive else pl.col("admittime") < time
-    own = admissions.filter(pl.col("subject_id") == subject_id, begun).sort("admittime", "hadm_id")
-    latest = own.tail(1).filter(~(pl.col("dischtime") < time).fill_null(False))
-    return latest["hadm_id"].item() if latest.height else None
+    stays = stays_in_turn(admissions.filter(pl.col("subject_id") == subject_id))
+    begun = pl.col("by") <= time if inclusive else pl.col("after") < time
+    over = (pl.col("over") < time).fill_null(False)
+    own = stays.filter(begun & ~over)
+    return own["in_progress"].item() if own.height else None
 
 
 def meds_events(
@@ -136,7 +138,7 @@ def _meds_store(source: Path, subject_id: int, folder: Path) -> Store:
     with Spool(folder / "spool") as spool:
         read_all(meds, spool)
         parents = {name: of_shard(frame, number) for name, frame in meds.parents.items()}
-        write_shard(shard_folder(store, 0), spool.take(number), parents)
+        write_shard(shard_folder(store, 0), meds, spool.take(number), parents)
     write_shards(store, Shards((subject_id,)))
     return Store(store)
 

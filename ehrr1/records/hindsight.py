@@ -1,0 +1,111 @@
+"""What MIMIC-IV's tables say in hindsight: when a stay ended, a drug was ordered, a type was set.
+
+Three columns of the tables are not what their names promise.
+
+- `admissions.dischtime` is no end of the stay: of the dead it is often 00:00 of the day of death,
+  hours before `deathtime`; the discharge itself stands in `transfers`, minutes later. A stay ends
+  with the latest that any table tells of it (`stay_ends`).
+- `prescriptions.starttime` is often dated back. A prescription is known when it was entered
+  (`pharmacy.entertime` by `pharmacy_id`, or `poe.ordertime` by `poe_id` where that is earlier), and
+  not before its start (`entered`).
+- `admissions.admission_type` is the type at the end. A stay that begins under observation becomes
+  "OBSERVATION ADMIT" by the order to admit the patient (`poe_detail`: "Admit category"), and tells
+  before that how it will end (`converted`).
+"""
+
+import polars as pl
+
+from ehrr1.records.schema import ORDER, TABLES
+
+END = "end_of_stay"
+"""The column of `admissions` that is made here."""
+
+CONVERSION = ("Admit category", "Admit to inpatient")
+"""Field and value of `poe_detail`: an order to admit a patient."""
+CONVERTED = "OBSERVATION ADMIT"
+"""The type of an observation stay that such an order ended."""
+
+MICROSECONDS = pl.Datetime("us")
+
+
+def stay_ends(
+    admissions: pl.DataFrame, transfers: pl.DataFrame | None, icustays: pl.DataFrame | None
+) -> pl.DataFrame:
+    """Adds `end_of_stay`: the latest of discharge, death, discharge transfer, last unit left.
+
+    `transfers` has `hadm_id, eventtype, intime, outtime`, `icustays` has `hadm_id, outtime`; None:
+    the table is not there. Null where neither discharge nor death is told, and where all that is
+    told lies before the admission: such a stay has no end that can be believed.
+    """
+    moves = [pl.DataFrame(schema={"hadm_id": pl.Int64, "left": MICROSECONDS, "gone": MICROSECONDS})]
+    left = pl.col("outtime").alias("left")
+    if transfers is not None:
+        discharged = pl.col("eventtype").str.to_lowercase() == "discharge"
+        gone = pl.when(discharged).then("intime").alias("gone")
+        moves.append(transfers.select("hadm_id", left, gone))
+    if icustays is not None:
+        nowhere = pl.lit(None, MICROSECONDS).alias("gone")
+        moves.append(icustays.select("hadm_id", left, nowhere))
+    latest = pl.concat(moves).drop_nulls("hadm_id").group_by("hadm_id").agg(pl.all().max())
+    told = pl.max_horizontal("dischtime", "deathtime", "gone")
+    end = pl.max_horizontal(told, "left")
+    believed = told.is_not_null() & (end >= pl.col("admittime"))
+    return (
+        admissions.join(latest, on="hadm_id", how="left", maintain_order="left")
+        .with_columns(pl.when(believed).then(end).alias(END))
+        .drop("left", "gone")
+    )
+
+
+def entered(rows: pl.DataFrame, table: str) -> tuple[pl.DataFrame, pl.Series]:
+    """Moves `available_time` of the rows of `table` to when they were entered, if that is later.
+
+    `rows` are all rows of some patients as `MimicFolder.rows` gives them: of `pharmacy`, `order` is
+    the `pharmacy_id` and the event time that of the entry; of `poe`, `order` is the number of the
+    order, which is `link` in a prescription. Returns the rows, and the patients (a number each) of
+    those of which neither file tells the entry: the table's delay stands in.
+    """
+    places, own = _of_table(rows, table)
+    own = own.select("subject_id", "order", "link", "event_time")
+    for key, source, name in (("order", "pharmacy", "entered"), ("link", "poe", "ordered")):
+        _, theirs = _of_table(rows, source)
+        times = theirs.group_by("subject_id", pl.col("order").alias(key)).agg(
+            pl.col("event_time").min().alias(name)
+        )
+        own = own.join(times, on=["subject_id", key], how="left", maintain_order="left")
+    own = own.with_columns(pl.min_horizontal("entered", "ordered").alias("known"))
+    assumed = pl.col("event_time") + TABLES[table].delay
+    times = own.select(pl.max_horizontal("event_time", pl.col("known").fill_null(assumed)))
+    unknown = own.filter(pl.col("known").is_null())["subject_id"]
+    return _replaced(rows, "available_time", places, times.to_series()), unknown
+
+
+def converted(rows: pl.DataFrame, orders: pl.DataFrame) -> pl.DataFrame:
+    """Moves `late_time` of converted observation stays back to the order that converted them.
+
+    `orders` (`subject_id, order`) are the numbers of the orders to admit a patient.
+    """
+    _, poe = _of_table(rows, "poe")
+    first = (
+        poe.join(orders, on=["subject_id", "order"], how="semi")
+        .group_by("subject_id", "hadm_id")
+        .agg(pl.col("event_time").min().alias("ordered"))
+    )
+    places, stays = _of_table(rows, "admissions")
+    stays = stays.join(first, on=["subject_id", "hadm_id"], how="left", maintain_order="left")
+    told = pl.min_horizontal(pl.max_horizontal("ordered", "available_time"), "late_time")
+    was_converted = (pl.col("item") == CONVERTED) & pl.col("ordered").is_not_null()
+    late = stays.select(pl.when(was_converted).then(told).otherwise("late_time"))
+    return _replaced(rows, "late_time", places, late.to_series())
+
+
+def _of_table(rows: pl.DataFrame, table: str) -> tuple[pl.Series, pl.DataFrame]:
+    """The places of a table's rows, and these rows."""
+    places = (rows["table"] == ORDER.index(table)).arg_true()
+    return places, rows[places]
+
+
+def _replaced(
+    rows: pl.DataFrame, column: str, places: pl.Series, values: pl.Series
+) -> pl.DataFrame:
+    return rows.with_columns(rows[column].scatter(places, values)) if len(places) else rows

