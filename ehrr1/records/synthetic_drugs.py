@@ -80,6 +80,9 @@ def _write_prescriptions(
 ) -> None:
     v, rng = chunk.visits, chunk.rng
     stop = np.minimum(time + 2 * DAY, v["disch"][visit])
+    # Some are dated back to a round hour or to midnight.
+    back_dated = np.minimum(time + (1 + ids % 5) * HOUR, v["disch"][visit] - 60)
+    entry = np.where(ids % 19 == 0, back_dated, time - 600)
     subject, hadm = v["subject_id"][visit], v["hadm_id"][visit]
     doctor = providers(chunk, len(visit))
     fields = {
@@ -120,7 +123,7 @@ def _write_prescriptions(
         medication=pick(DRUG_NAMES, drug),
         proc_type="Unit Dose",
         status="Discontinued",
-        entertime=time - 600,
+        entertime=entry,
         verifiedtime=time - 300,
         route=fields["route"],
         frequency="Q6H",

@@ -25,6 +25,7 @@ from ehrr1.records.synthetic_labs import (
 )
 from ehrr1.records.synthetic_problems import PROBLEMS
 from ehrr1.records.synthetic_signs import LATENT_LABS, slots_of
+from ehrr1.records.synthetic_stay import CONVERTED, OBSERVED
 
 _COMMON = (
     "Lab: ADT%orders:Admit ADT%orders:Discharge ADT%orders:Transfer Medications: "
@@ -36,6 +37,8 @@ ORDERS = sorted(
     | {name for problem in PROBLEMS for name in problem.orders}
     | {w for p in ("orders", "orders_ed") for slot in slots_of(p) for w in (slot.high, slot.low)}
 )
+CONVERSION = 8 * HOUR
+"""An observation stay that becomes an inpatient stay is converted so long after it began."""
 _ORDER = {name: code for code, name in enumerate(ORDERS)}
 _MICRO = {
     "RESPIRATORY CULTURE": (90055, "SPUTUM", 70062),
@@ -125,6 +128,8 @@ def _order_rounds(chunk: Chunk, orders: Draws) -> None:
     inside = np.flatnonzero(v["admitted"])
     for name in ("ADT orders:Admit", "Nutrition:Diet Order"):
         orders.put(inside, v["admit"][inside] + 1200, _ORDER[name], True)
+    converted = inside[chunk.draws["type"][inside] == CONVERTED]
+    orders.put(converted, v["admit"][converted] + CONVERSION, _ORDER["ADT orders:Admit"], True)
     orders.put(
         chunk.draws["batch_visit"], chunk.draws["batch_time"] - 600, _ORDER["Medications:"], True
     )
@@ -332,11 +337,13 @@ def _write_orders(chunk: Chunk, orders: Draws) -> None:
         order_status="Inactive",
     )
     detail = np.flatnonzero(code == _ORDER["ADT orders:Admit"])
+    at_first = time[detail] < v["admit"][visit[detail]] + CONVERSION
+    observed = np.isin(chunk.draws["type"][visit[detail]], (CONVERTED, OBSERVED)) & at_first
     chunk.add(
         "hosp/poe_detail",
         poe_id=ids.gather(detail),
         poe_seq=sequence[detail],
         subject_id=subject[detail],
         field_name="Admit category",
-        field_value="Admit to inpatient",
+        field_value=pick(["Admit to inpatient", "Place in observation"], observed.astype(int)),
     )

@@ -19,6 +19,7 @@ _TYPES = [
     "ELECTIVE",
     "SURGICAL SAME DAY ADMISSION",
 ]
+CONVERTED, OBSERVED = _TYPES.index("OBSERVATION ADMIT"), _TYPES.index("EU OBSERVATION")
 _PLACES = ["EMERGENCY ROOM", "TRANSFER FROM HOSPITAL", "PHYSICIAN REFERRAL", "CLINIC REFERRAL"]
 _HOMES = [
     "HOME",
@@ -88,7 +89,10 @@ def _admissions(chunk: Chunk, stays: np.ndarray) -> None:
         subject_id=v["subject_id"][stays],
         hadm_id=v["hadm_id"][stays],
         admittime=v["admit"][stays],
-        dischtime=v["disch"][stays],
+        # The register often has the day of a death only.
+        dischtime=np.where(
+            died & (v["hadm_id"][stays] % 3 == 0), v["disch"][stays] // DAY * DAY, v["disch"][stays]
+        ),
         deathtime=np.where(died, v["death"][stays], NEVER),
         admission_type=pick(_TYPES, chunk.draws["type"][stays]),
         admit_provider_id=providers(chunk, len(stays)),
@@ -119,6 +123,8 @@ def unit_codes(chunk: Chunk, kind: str) -> tuple[np.ndarray, list[str]]:
 def _transfers(chunk: Chunk) -> None:
     """Moves of every visit: ED, ward or ICU, back to the ward, and the discharge."""
     v = chunk.visits
+    # The bed is left, and given free, minutes after the discharge is written.
+    gone = v["disch"] + 60 + 97 * (v["hadm_id"] % 7)
     ward, wards = unit_codes(chunk, "wards")
     unit, units = unit_codes(chunk, "units")
     chunk.draws["unit"] = unit
@@ -128,12 +134,12 @@ def _transfers(chunk: Chunk) -> None:
     direct = icu & (v["icu_in"] <= v["bed"] + 60)
     parts = [
         ("ED", v["emergency"], np.zeros(chunk.n, int), v["ed_in"], v["ed_out"]),
-        ("admit", v["admitted"] & ~direct, ward, v["bed"], np.where(icu, v["icu_in"], v["disch"])),
+        ("admit", v["admitted"] & ~direct, ward, v["bed"], np.where(icu, v["icu_in"], gone)),
         ("icu", icu, unit, v["icu_in"], v["icu_out"]),
-        ("transfer", icu, ward, v["icu_out"], np.where(icu2, v["icu2_in"], v["disch"])),
+        ("transfer", icu, ward, v["icu_out"], np.where(icu2, v["icu2_in"], gone)),
         ("transfer", icu2, unit, v["icu2_in"], v["icu2_out"]),
-        ("transfer", icu2, ward, v["icu2_out"], v["disch"]),
-        ("discharge", v["admitted"], np.full(chunk.n, -1), v["disch"], np.full(chunk.n, NEVER)),
+        ("transfer", icu2, ward, v["icu2_out"], gone),
+        ("discharge", v["admitted"], np.full(chunk.n, -1), gone, np.full(chunk.n, NEVER)),
     ]
     rows: dict[str, list] = {"visit": [], "kind": [], "unit": [], "in": [], "out": []}
     for kind, present, place, begin, end in parts:
