@@ -121,6 +121,8 @@ class Audit(Section):
     """`stage=audit`."""
 
     text_samples_per_task: Count | None
+    raw_patients: Natural | None
+    rule_samples_per_task: Natural
 
 
 class Card(Section):

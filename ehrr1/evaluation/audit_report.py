@@ -1,5 +1,6 @@
 """What an audit shows: a table in the terminal and a figure."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from ehrr1.records.schema import ORDER
 from ehrr1.tasks.checks import OTHER, Audit
+from ehrr1.tasks.recheck import KINDS
 
 MIN_WIDTH = 150
 """Columns of a table that is piped into a file, where the terminal's width is not known."""
@@ -28,6 +30,8 @@ def show(audit: Audit) -> None:
     console.width = max(console.width, MIN_WIDTH)
     console.print(leak_table(audit))
     console.print(check_table(audit))
+    if audit.rules.height:
+        console.print(rule_table(audit))
     for line in notes(audit):
         console.print(line, highlight=False)
 
@@ -69,6 +73,23 @@ def check_table(audit: Audit) -> Table:
     return table
 
 
+def rule_table(audit: Audit) -> Table:
+    """A row a rule that is too good to be true, to be looked at."""
+    table = Table(title="single features that tell the answer: leaks, or just what comes next?")
+    for heading in ("task", "answer", "feature"):
+        table.add_column(heading)
+    for heading in ("precision", "answer's share", "found of it", "samples"):
+        table.add_column(heading, justify="right")
+    for row in audit.rules.iter_rows(named=True):
+        shares = (row["precision"], row["base"], row["recall"])
+        table.add_row(
+            *(row[name] for name in ("task", "answer", "feature")),
+            *("" if share is None else f"{share:.2f}" for share in shares),
+            f"{row['support']:,}",
+        )
+    return table
+
+
 def _by_task(frame: pl.DataFrame) -> dict[str, list[str]]:
     """Task -> the counts of its row as text."""
     return {task: [f"{count:,}" for count in counts] for task, *counts in frame.iter_rows()}
@@ -96,9 +117,12 @@ def notes(audit: Audit) -> list[str]:
         f"contexts rendered and searched: {audit.texts.contexts:,}; "
         f"with other rows than those judged: {len(audit.texts.unlike)}",
     ]
+    lines.append(recheck_note(audit))
     undated = int(audit.tasks["undated"].sum())
     if undated:
-        lines.append(f"shown totals of intervals without an end, not in the hours: {undated:,}")
+        lines.append(
+            f"never known (totals without an end, codes of the own stay): {undated:,} rows"
+        )
     if audit.labels is None:
         lines.append(f"labels were not compared: data.protocol={other} is not there")
     else:
@@ -112,6 +136,14 @@ def notes(audit: Audit) -> list[str]:
                 "leak"
             )
     return lines
+
+
+def recheck_note(audit: Audit) -> str:
+    if not audit.texts.rechecked:
+        return "contexts counted against the raw files: none (no tables, or data.protocol=paper)"
+    kinds = Counter(finding.kind for finding in audit.texts.findings)
+    told = "; ".join(f"{words}: {kinds[kind]:,}" for kind, words in KINDS.items())
+    return f"contexts counted against the raw files: {audit.texts.rechecked:,}; {told}"
 
 
 # --- the figure -------------------------------------------------------------------------------

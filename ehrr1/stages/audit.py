@@ -9,20 +9,30 @@ fails with a LeakError (exit code 1), for that is a bug of this program and no s
 
 import resource
 import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 
 from ehrr1.config.schema import Config
 from ehrr1.errors import LeakError, UserError
+from ehrr1.evaluation import too_good
 from ehrr1.evaluation.audit_report import draw, show
 from ehrr1.files import read_json, replacing, write_json
 from ehrr1.runs import Run, finish
 from ehrr1.tasks import checks, leaks
 from ehrr1.tasks.checks import Audit
+from ehrr1.tasks.label_options import ED_DELAY
+from ehrr1.tasks.raw_rules import Raw
+from ehrr1.tasks.recheck import KINDS, Finding, Recheck
 from ehrr1.tasks.samples import STORE, Prepared
+
+console = Console(stderr=True)
 
 EXAMPLES = 5
 """So many leaking samples of a task are named in audit.json."""
@@ -38,8 +48,16 @@ def run(cfg: Config, run: Run) -> Metrics:
             f"{prepared.folder} has no records to audit: rows of data=benchmark bring their "
             "contexts as text; audit what they were made from (data=mimic, data=release)"
         )
-    protocol = OmegaConf.load(prepared.folder / "config.yaml").data.protocol
-    audit, seconds = examine(prepared, protocol, cfg.audit.text_samples_per_task, cfg.seed)
+    data = OmegaConf.load(prepared.folder / "config.yaml").data
+    recheck = opened_files(prepared, data, cfg.audit.raw_patients, cfg.seed)
+    audit, seconds = examine(
+        prepared,
+        data.protocol,
+        cfg.audit.text_samples_per_task,
+        cfg.seed,
+        recheck,
+        cfg.audit.rule_samples_per_task,
+    )
     write_json(run.folder / "audit.json", as_json(audit))
     with replacing(run.folder / "audit.png") as path:
         draw(audit, path)
@@ -52,10 +70,35 @@ def run(cfg: Config, run: Run) -> Metrics:
     return metrics
 
 
+def opened_files(
+    prepared: Prepared, data: DictConfig, patients: int | None, seed: int
+) -> Recheck | None:
+    """The raw files of some patients; None where there are none, or where the protocol shows what
+    it should not."""
+    root = prepared.folder / "hospital" if data.root is None else Path(str(data.root))
+    tables = data.name in ("mimic", "synthetic") and root.is_dir()
+    if not tables or data.protocol != "strict" or patients == 0:
+        return None
+    subjects = prepared.splits["subject_id"].sort()
+    if patients is not None and patients < len(subjects):
+        subjects = subjects.sample(patients, seed=seed)
+    with console.status(f"reading the raw files of {len(subjects):,} patients"):
+        return Recheck(Raw(root, subjects.to_list()), ED_DELAY[data.labels.ed_time])
+
+
 def examine(
-    prepared: Prepared, protocol: str, text_samples_per_task: int | None, seed: int
+    prepared: Prepared,
+    protocol: str,
+    text_samples_per_task: int | None,
+    seed: int,
+    recheck: Recheck | None = None,
+    rule_samples_per_task: int = 0,
 ) -> tuple[Audit, Metrics]:
-    """Everything that is counted, and the seconds of the two long steps."""
+    """Everything that is counted, and the seconds of the long steps.
+
+    Without `recheck` nothing is counted against raw files; without `rule_samples_per_task` no rules
+    are searched.
+    """
     index = prepared.index()
     if not index.height:
         raise UserError(
@@ -66,8 +109,10 @@ def examine(
     begin = time.monotonic()
     found = leaks.find_leaks(prepared, index, view)
     judged = time.monotonic()
-    texts = checks.read_texts(prepared, index, view, text_samples_per_task, seed)
+    texts = checks.read_texts(prepared, index, view, text_samples_per_task, seed, recheck)
     read = time.monotonic()
+    rules = too_good.find_rules(prepared, index, rule_samples_per_task, seed)
+    searched = time.monotonic()
     assumed = assumed_shares(prepared.folder)
     wholly_assumed = [table for table, share in assumed.items() if share == 1]
     audit = Audit(
@@ -82,10 +127,12 @@ def examine(
         texts=texts,
         assumed=assumed,
         surely_leaking=leaks.leaking_without(found, wholly_assumed),
+        rules=rules,
     )
     return audit, {
         "seconds/leaks": round(judged - begin, 3),
         "seconds/texts": round(read - judged, 3),
+        "seconds/rules": round(searched - read, 3),
     }
 
 
@@ -121,6 +168,13 @@ def problem(audit: Audit, folder: Path) -> str | None:
             f"{audit.leaking:,} of {audit.samples:,} samples show what was known only after their "
             f"prediction time, under data.protocol=strict: a bug; see {folder}/audit.json"
         )
+    if audit.texts.findings:
+        kinds = Counter(finding.kind for finding in audit.texts.findings)
+        told = ", ".join(f"{kind} {count:,}" for kind, count in sorted(kinds.items()))
+        return (
+            f"the raw files speak against {len(audit.texts.findings):,} facts shown in "
+            f"{audit.texts.rechecked:,} contexts ({told}): a bug; see {folder}/audit.json"
+        )
     return None
 
 
@@ -135,8 +189,13 @@ def flat(audit: Audit) -> Metrics:
         "same_records_in_several_splits": len(audit.records),
         "contexts_not_as_judged": len(audit.texts.unlike),
         "contexts_read": audit.texts.contexts,
+        "contexts_rechecked": audit.texts.rechecked,
+        "rules_too_good": audit.rules.height,
         "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3),
     }
+    for kind in KINDS:
+        of_kind = [finding for finding in audit.texts.findings if finding.kind == kind]
+        metrics[f"recheck/{kind}"] = len(of_kind)
     for row in audit.tasks.iter_rows(named=True):
         task = row["task"]
         metrics[f"samples/{task}"] = row["samples"]
@@ -183,5 +242,20 @@ def as_json(audit: Audit) -> dict[str, Any]:
         "same_records_in_several_splits": audit.records,
         "contexts_read": audit.texts.contexts,
         "contexts_not_as_judged": audit.texts.unlike,
+        "contexts_rechecked": audit.texts.rechecked,
+        "findings": examples_of(audit.texts.findings),
+        "rules_too_good": audit.rules.to_dicts(),
         "availability_assumed": audit.assumed,
     }
+
+
+def examples_of(findings: Sequence[Finding]) -> list[dict[str, str]]:
+    """The first findings of each kind and place, so that somebody can look at them."""
+    seen: Counter[tuple[str, str]] = Counter()
+    shown = []
+    for finding in findings:
+        place = "" if finding.kind == "prediction_time" else finding.where
+        seen[finding.kind, place] += 1
+        if seen[finding.kind, place] <= EXAMPLES:
+            shown.append(asdict(finding))
+    return shown

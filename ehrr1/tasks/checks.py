@@ -18,6 +18,7 @@ from ehrr1.tasks.labels import risk_samples
 from ehrr1.tasks.leaks import View, in_chunks, in_order
 from ehrr1.tasks.paper_events import DISCHARGE, event_list, record_rows
 from ehrr1.tasks.paper_labels import risk_candidates
+from ehrr1.tasks.recheck import Finding, Recheck
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import RISK, by_context, select
 
@@ -149,27 +150,40 @@ class Texts:
     """So many contexts were rendered."""
     unlike: list[str]
     """Samples whose rendered context has another number of rows than the one judged."""
+    rechecked: int
+    """So many of the contexts were counted against the raw files."""
+    findings: list[Finding]
+    """What the raw files say against them."""
 
 
 def read_texts(
-    prepared: Prepared, index: pl.DataFrame, view: View, per_task: int | None, seed: int
+    prepared: Prepared,
+    index: pl.DataFrame,
+    view: View,
+    per_task: int | None,
+    seed: int,
+    recheck: Recheck | None = None,
 ) -> Texts:
     """Render contexts of a seeded choice of samples, look for the answers of decision samples in
-    them, and compare the number of their rows with what `find_leaks` judged."""
+    them, compare the number of their rows with what `find_leaks` judged, and with the raw files."""
     groups = by_context(prepared.as_samples(select(index, per_task, seed)))
     found: list[tuple[str, bool, bool]] = []
     unlike = []
+    rechecked, findings = 0, []
     for group in track(groups.values(), "reading contexts", len(groups)):
         events = prepared.context(group[0])
         shown = sum(len(event.rows) for event in events if event.table != "patients")
         rows, patient = prepared.store.find(group[0].subject_id)
         if shown != len(view.positions(rows, patient, group[0])):
             unlike.append(group[0].sample_id)
+        if recheck is not None and group[0].subject_id in recheck.subjects:
+            rechecked += 1
+            findings += recheck.judge(group, events)
         found += _answers(group, record_markdown(events).casefold())
     schema = {"task": pl.String(), "all": pl.Boolean(), "any": pl.Boolean()}
     frame = pl.DataFrame(found, schema=schema, orient="row")
     counts = frame.group_by("task").agg(pl.len().alias("examined"), pl.col("all", "any").sum())
-    return Texts(in_order(counts), len(groups), unlike)
+    return Texts(in_order(counts), len(groups), unlike, rechecked, findings)
 
 
 def _answers(group: Sequence[Sample], text: str) -> Iterator[tuple[str, bool, bool]]:
@@ -208,6 +222,8 @@ class Audit:
     """Share of a table's rows whose time of knowledge is assumed, where there are any."""
     surely_leaking: int
     """Samples that leak even without the tables all of whose times are assumed."""
+    rules: pl.DataFrame
+    """`evaluation.too_good.find_rules`"""
 
     @property
     def samples(self) -> int:

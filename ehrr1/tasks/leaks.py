@@ -19,6 +19,7 @@ from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.store import Patient, Shard, Store
 from ehrr1.tasks import context, paper_context
 from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.raw_rules import OWN_CODES
 from ehrr1.tasks.samples import Prepared, Sample
 
 Cells = list[tuple[str, ...]]
@@ -64,7 +65,8 @@ class Leaks:
     """`samples`: the index with the number of each sample's context (`context`).
     `found`: a row for each leaking context and table: `context, table, rows` (known later),
     `ahead` (hours from the prediction time until the latest of them was known; null where no one
-    can say when), `undated` (rows with a total whose interval has no end)."""
+    can say when), `undated` (rows that are never known: totals of intervals without an end, codes
+    of the very stay that is asked about)."""
 
     samples: pl.DataFrame
     found: pl.DataFrame
@@ -84,9 +86,9 @@ FOUND: dict[str, type[pl.DataType]] = {
 
 
 def find_leaks(prepared: Prepared, index: pl.DataFrame, view: View) -> Leaks:
-    """Judge every context of the index; equal contexts of one prediction time are judged once."""
+    """Judge every context of the index; those of one stay and prediction time are judged once."""
     kind = pl.col("task").replace_strict({key: task.kind for key, task in TASKS.items()})
-    same = pl.struct("context_id", "prediction_time", kind.alias("kind"))
+    same = pl.struct("context_id", "prediction_time", "hadm_id", kind.alias("kind"))
     samples = index.with_columns(same.rank("dense").alias("context"))
     firsts = samples.unique("context", keep="first", maintain_order=True)
     numbers = iter(firsts["context"].to_list())
@@ -113,7 +115,11 @@ def sample_leaks(
     now = int(np.datetime64(sample.prediction_time, "us").astype(np.int64))
     limit = now + (TASKS[sample.task].kind == "risk")
     later, known = known_later(
-        rows, positions, limit, lambda some: view.cells(rows, patient, sample, some)
+        rows,
+        positions,
+        limit,
+        lambda some: view.cells(rows, patient, sample, some),
+        sample.hadm_id,
     )
     if not len(later):
         return []
@@ -128,9 +134,15 @@ def sample_leaks(
 
 
 def known_later(
-    rows: Shard, positions: np.ndarray, limit: int, cells: Callable[[np.ndarray], Cells]
+    rows: Shard,
+    positions: np.ndarray,
+    limit: int,
+    cells: Callable[[np.ndarray], Cells],
+    hadm: int | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of these rows those that show something known at `limit` or later, and when it was known.
+
+    The codes of the stay `hadm`, which is asked about, are never known.
 
     `cells` is asked only for rows of an interval that is not over: a row counts by its total if
     any of its late columns shows a value.
@@ -143,10 +155,13 @@ def known_later(
         shown = _shows_late(rows.table[own], cells(own))
         total = running[shown]
         known[total] = np.maximum(known[total], late[total])
+    if hadm is not None:
+        known[np.isin(rows.table[positions], CODES) & (rows.hadm_id[positions] == hadm)] = NEVER
     too_late = np.flatnonzero(known >= limit)
     return positions[too_late], known[too_late]
 
 
+CODES = [ORDER.index(name) for name in OWN_CODES]
 _TABLES = [TABLES[name] for name in ORDER]
 
 
