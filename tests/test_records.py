@@ -74,7 +74,7 @@ def write_tables(root: Path, tables: dict[str, Sequence[dict[str, object]]]) -> 
     """A hand-made hospital: `module/name` -> rows; columns that are not given are empty."""
     for name, rows in tables.items():
         module, table = name.split("/")
-        columns = list(rows[0]) if table.startswith(("d_", "radiology_")) else []
+        columns = list(rows[0]) if table.startswith(("d_", "radiology_", "poe_")) else []
         if table in TABLES:
             columns = needed_columns(TABLES[table])
         frame = pl.DataFrame(

@@ -109,8 +109,9 @@ def as_code(column: str) -> pl.Expr:
     """A code as codes are compared: 50912.0, " 50912" and 50912 are one; so are E11.9 and e119."""
     text = pl.col(column).str.strip_chars()
     if column == "icd_code":
-        # At most three digits stand before the point of a code: more are a number as text.
-        number = text.str.contains(r"^\d{4,}\.0$")
+        # At most three digits stand before the point of a code: more are a number as text, and so
+        # is a column in which every code ends like that.
+        number = text.str.contains(r"^\d{4,}\.0$") | text.str.contains(r"^\d+\.0$").all()
         return (
             pl.when(number)
             .then(text.str.strip_suffix(".0"))
