@@ -236,8 +236,7 @@ class MedsFolder(Source):
 
 
 def _one_line(text: pl.Expr) -> pl.Expr:
-    clean = text.str.replace_all("|", "/", literal=True)
-    return clean.str.replace_all(r"[\s\x1f]+", " ").str.strip_chars()
+    return text.str.replace_all(r"[\s\x1f]+", " ").str.strip_chars()
 
 
 def _columns(path: Path) -> list[str]:
