@@ -230,6 +230,20 @@ def test_a_tokenizer_that_rewrites_letters_makes_none() -> None:
     assert [one for one in ids if one in markers.tokens] == ids[-1:]
 
 
+def test_unknown_letters_are_as_they_were() -> None:
+    vocabulary = {"<unk>": 0, "a": 1, "<": 2, "unk": 3, ">": 4}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Punctuation()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", chat_template=NO_SWITCH
+    )
+    markers = Markers(tokenizer, chat_format(tokenizer))
+    assert markers.encode([[given("a"), given("<b>")], [given("<unk>")]]) == [
+        tokenizer("a<b>")["input_ids"],
+        [2, 3, 4],
+    ]
+
+
 def letters(template: str) -> PreTrainedTokenizerBase:
     """A tokenizer that has no token but bytes and the end of text."""
     vocabulary = {token: n for n, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}

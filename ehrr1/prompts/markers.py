@@ -49,13 +49,8 @@ class Markers:
     @cached_property
     def tokens(self) -> dict[int, str]:
         """Id -> marker. Added words, line breaks and blanks are none."""
-        unknown = self.tokenizer.unk_token_id  # opens nothing, and may stand for any letter
-        ends = (self.tokenizer.eos_token_id, self.tokenizer.bos_token_id)
-        return {
-            number: token.content
-            for number, token in self.tokenizer.added_tokens_decoder.items()
-            if _is_marker(token) and (number != unknown or number in ends)
-        }
+        added = self.tokenizer.added_tokens_decoder.items()
+        return {number: token.content for number, token in added if _is_marker(token)}
 
     def encode(self, texts: Iterable[Sequence[Part]]) -> list[list[int]]:
         """The ids of each text, which is given in parts, as of one string."""
@@ -127,7 +122,9 @@ class Markers:
                 pieces[-1] += first
                 pieces += others
             ids = [one for found in self._ids(list(filter(None, pieces))) for one in found]
-            if self._count(ids) == self._meant(parts):
+            # the token of unknown letters may stand for any
+            known = [one for one in ids if one != self.tokenizer.unk_token_id]
+            if self._count(known) == self._meant(parts):
                 break
         return ids
 
