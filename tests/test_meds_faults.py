@@ -196,3 +196,18 @@ def test_parents_without_a_patient_are_refused(own: Path, tmp_path: Path) -> Non
     write_parquet(pl.concat([parents, nobody]), file)
     with pytest.raises(UserError, match=r"admissions.parquet: 2 rows have no subject_id"):
         prepared(own, tmp_path / "prepare", name="meds")
+
+
+def test_our_own_times_may_have_a_zone_too(own: Path, world: Prepared, tmp_path: Path) -> None:
+    parents = sorted((own / "metadata" / "parents").glob("*.parquet"))
+    for file in data(own):
+        zoned(file, "time", TEHRAN)
+    with pytest.raises(UserError, match="without a zone"):
+        prepared(own, tmp_path / "mixed", name="meds")
+    for file in (*data(own), *parents):
+        schema = pl.read_parquet_schema(file)
+        for column, kind in schema.items():
+            if isinstance(kind, pl.Datetime) and kind.time_zone is None:
+                zoned(file, column, TEHRAN)
+    back, _ = prepared(own, tmp_path / "back", name="meds")
+    same_records(world.folder, back.folder)
