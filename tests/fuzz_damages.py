@@ -136,6 +136,8 @@ def cell_damages(sheet: Sheet, turn: int) -> Iterator[Damage]:
             yield cell(1, column, value, reported=1)
         if own[column]:
             yield cell(1, column, f" {own[column]} ", reported=0, touched=0)
+        if " " in own[column]:
+            yield cell(1, column, f"{own[column]}.999", reported=0, touched=0)
     for later in {"storetime", "endtime", "dischtime", "outtime"}.intersection(times):
         yield cell(1, later, "2149-12-01 00:00:00", reported=0)
     event = [at.column for at in table.event_time]
@@ -164,6 +166,17 @@ def as_link_to_itself(path: Path, sheet: Sheet) -> None:
 def twice(path: Path, sheet: Sheet) -> None:
     path.with_name(path.name + ".csv").write_bytes(sheet.text())
     path.with_name(path.name + ".csv.gz").write_bytes(gzip.compress(sheet.text()))
+
+
+def with_helpers(path: Path, sheet: Sheet) -> None:
+    """A folder of one part, with what an editor, a Mac and a writer that was killed leave there."""
+    folder = path.with_name(path.name)
+    folder.mkdir()
+    (folder / "part-0.csv").write_bytes(sheet.text())
+    for name in ("._part-0.csv", ".part-1.csv", "_part-2.csv"):
+        (folder / name).write_bytes(b"\x00\x05\x16\x07")
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / ".ipynb_checkpoints" / "part-0.csv").write_bytes(sheet.text())
 
 
 def line(sheet: Sheet, number: int, change: Callable[[bytes], bytes]) -> bytes:
@@ -289,6 +302,7 @@ def harmless(sheet: Sheet) -> Iterator[Damage]:
     reverse = sheet.columns[::-1]
     yield Damage("columns turned round", csv(lambda s: s.frame()[reverse].write_csv().encode()), 0)
     yield Damage("all quoted", csv(lambda s: s.text(quote_style="always")), 0)
+    yield Damage("helpers beside it", with_helpers, 0)
     yield Damage("gzip in two parts", zipped(lambda z: _in_two(gzip.decompress(z))), 0)
     blank = csv(lambda s: line(s, 2, lambda own: own + b"\n" + b"," * (len(s.columns) - 1)))
     yield Damage("a line without cells", blank, 1, added=1)

@@ -142,12 +142,14 @@ UNUSABLE: dict[str, dict[str, Any] | str | bytes] = {
 
 
 def test_every_row_is_kept_or_reported(tmp_path: Path) -> None:
-    path = write(tmp_path / "b.jsonl", row(0), "", *UNUSABLE.values(), row(2, input="\ud800"))
+    zoned = row(3, prediction_time="2150-01-01 10:00:00+02:00")
+    lines = (*UNUSABLE.values(), row(2, input="\ud800"), zoned)
+    path = write(tmp_path / "b.jsonl", row(0), "", *lines)
     world, metrics = prepared(path, tmp_path / "prepare")
     reported = json.loads((world.folder / "reported.json").read_text())["benchmark"]
-    assert reported == dict.fromkeys(UNUSABLE, 1) | {"not_utf8": 2}
-    assert metrics["rows/benchmark"] == 2 + len(UNUSABLE)
-    assert metrics["rows_reported/benchmark"] == 1 + len(UNUSABLE)
+    assert reported == dict.fromkeys(UNUSABLE, 1) | {"not_utf8": 2, "bad_prediction_time": 2}
+    assert metrics["rows/benchmark"] == 3 + len(UNUSABLE)
+    assert metrics["rows_reported/benchmark"] == 2 + len(UNUSABLE)
     assert metrics["rows_kept/benchmark"] == 1 == len(world.samples())
 
 

@@ -79,7 +79,8 @@ yesterday.
 ## Radiology Examinations [None]
 - Exam_Name: CT ABD
 - Text: CT abdomen
-## FINDINGS
+
+\\## FINDINGS
 Acute ____ is likely; no Diverticulitis."""
 
 

@@ -204,7 +204,7 @@ def test_a_table_is_one_line_a_row() -> None:
         "## Medical Events [2015-03-02 00:00:00]",
         "| Item_Name | Value |",
         "| ------ | ------ |",
-        "| A/B | Low / very |",
+        "| A\\|B | Low \\| very |",
         "| C |  |",
     ]
     assert PatientText(rows, {}).record(datetime(2015, 3, 1), 10) is None

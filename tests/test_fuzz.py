@@ -142,7 +142,7 @@ def test_damaged_tables(name: str, tmp_path: Path) -> None:
 
 def remove(path: Path) -> None:
     """All files of a table."""
-    for own in path.parent.glob(f"{path.name}.*"):
+    for own in (*path.parent.glob(f"{path.name}.*"), *path.parent.glob(path.name)):
         shutil.rmtree(own) if own.is_dir() and not own.is_symlink() else own.unlink()
 
 

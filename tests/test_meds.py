@@ -258,7 +258,7 @@ def test_others_meds_is_one_table_with_their_labels(foreign: Path, tmp_path: Pat
     assert record_markdown(world.context(sample)) == (
         "## Patient Demographics [None]\n- Anchor_Age: 60\n- Gender: F\n\n"
         "## Medical Events [2150-01-01 10:00:00]\n- Item: Creatinine\n- Value: 1.25\n\n"
-        "## Medical Events [2150-01-01 11:00:00]\n- Item: NOTE\n- Value: calm / awake\n\n"
+        "## Medical Events [2150-01-01 11:00:00]\n- Item: NOTE\n- Value: calm | awake\n\n"
         "## Medical Events [2150-01-01 12:00:00]\n- Item: Creatinine\n- Value: 2"
     )
 

@@ -352,5 +352,5 @@ def test_markdown_is_ehr_r1s() -> None:
         "Radiology Examinations [2180-07-23 14:00:00]\n- Note_Type: RR\n- Exam_Name: CHEST\n"
         "- Text: One.\n\nTwo.",
         "Radiology Examinations [2180-07-23 14:00:00]\n| Note_Type | Exam_Name | Text |\n"
-        "| ------ | ------ | ------ |\n| RR | CHEST | a b |\n| RR |  | c/d |",
+        "| ------ | ------ | ------ |\n| RR | CHEST | a b |\n| RR |  | c\\|d |",
     ]

@@ -6,11 +6,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ehrr1.prompts.chat_format import OPENED
+from ehrr1.prompts.messages import OPENED, THINK_CLOSE
 from ehrr1.prompts.trees import Question, Tree, TreeMaker
 from ehrr1.records.events import Event
 from ehrr1.rollout.live import Watch
-from ehrr1.scoring.answers import THINK_CLOSE, split_think
+from ehrr1.scoring.answers import split_think
 from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.one_record import read_text, text_events
 from ehrr1.tasks.samples import Prepared, Sample

@@ -23,9 +23,9 @@ from ehrr1.evaluation.results import Result
 from ehrr1.graph.chains import messages
 from ehrr1.graph.chains.costs import Price
 from ehrr1.graph.chains.prompting import Limit, fitting_record
-from ehrr1.prompts.messages import SYSTEM
+from ehrr1.prompts.messages import SYSTEM, THINK_CLOSE, THINK_OPEN, broken
 from ehrr1.runs import data_is_open
-from ehrr1.scoring.answers import THINK_CLOSE, THINK_OPEN, read_answer
+from ehrr1.scoring.answers import read_answer
 from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.samples import Prepared, Sample
@@ -138,10 +138,13 @@ class ChatPredictor:
         yield from asking.held()
 
     def question(self, sample: Sample, asked: Asked) -> str:
-        """What is asked of a record: the question, and whether to think."""
+        """What is asked of a record: the question, and whether to think.
+
+        Text reaches the model as text: what looks like a marker in record and question is broken.
+        """
         own = asked.words(sample, self.candidates)
         text = (own or ALL_TASKS[sample.task].instruction).rstrip()
-        return f"{text} {THINK if asked.thinks else DIRECT}"
+        return f"{broken(text)} {THINK if asked.thinks else DIRECT}"
 
     def requests(self, group: Sequence[Sample], asked: Asked) -> list[dict[str, Any]]:
         """The bodies for the questions on one record, which is cut alike for all of them."""
@@ -152,7 +155,7 @@ class ChatPredictor:
         shared = len(group) * self.writing.draws > 1
         return [
             messages.request_body(
-                str(self.settings.model), most, SYSTEM, (record, text), int(shared)
+                str(self.settings.model), most, SYSTEM, (broken(record), text), int(shared)
             )
             for text in questions
         ]

@@ -41,8 +41,8 @@ from ehrr1.evaluation.predict import Predictor, Writing, chunks
 from ehrr1.models.gguf import model_folder
 from ehrr1.models.loading import folder_of, load_model
 from ehrr1.models.sizes import GIB, count_parameters, memory_bytes, read_folder
-from ehrr1.prompts.chat_format import OPENED, chat_format, end_token
-from ehrr1.prompts.messages import asking_for_both
+from ehrr1.prompts.chat_format import chat_format, end_token
+from ehrr1.prompts.messages import OPENED, asking_for_both
 from ehrr1.prompts.tokenizer import load_tokenizer
 from ehrr1.prompts.trees import Question
 from ehrr1.rollout.live import LiveRollout, Watch

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from ehrr1.evaluation.asked import Asked, Chooser
 from ehrr1.evaluation.predictions import Told, Written, prediction_row, risk_row
-from ehrr1.prompts.chat_format import OPENED
-from ehrr1.prompts.messages import CASES
+from ehrr1.prompts.messages import CASES, OPENED, THINK_CLOSE, THINK_OPEN
 from ehrr1.prompts.trees import Question, Tree, TreeMaker
 from ehrr1.rollout.sampling import Answerer, Completion, Sampling
-from ehrr1.scoring.answers import THINK_CLOSE, THINK_OPEN, read_answer
+from ehrr1.scoring.answers import read_answer
 from ehrr1.scoring.risk import AnswerTokens, answer_tokens
 from ehrr1.tasks.context import preamble_length
 from ehrr1.tasks.samples import Prepared, Sample
@@ -200,11 +199,11 @@ class Predictor:
     def _begun(self, text: str) -> list[int]:
         """The tokens of a begun answer; the prompt itself may have opened the think block."""
         opened = self.maker.chat.opens_thought
-        return self.maker.tokens(text.removeprefix(OPENED) if opened else text)
+        return self.maker.markers.written(text.removeprefix(OPENED) if opened else text)
 
     def _texts(self, group: Sequence[Completion]) -> list[str]:
         tokens = [completion.tokens for completion in group]
-        return self.maker.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return self.maker.markers.decode(tokens)
 
 
 def thought(text: str) -> Thought:

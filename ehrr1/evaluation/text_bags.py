@@ -10,6 +10,7 @@ ITEM_KEYS = ("Item_Name", "Test_Name", "Exam_Name")
 NUMBERS, CLASSES = ("Anchor_Age",), ("Gender",)
 """Keys of demographics that are read as a number, or as a yes/no column for each value."""
 
+_BORDER = re.compile(r"(?<!\\)\|")
 _HEADING = re.compile(r"## (.+?)(?: \[[^\]]*\])?")
 
 
@@ -31,7 +32,7 @@ def text_bag(event: Event) -> tuple[list[str], dict[str, float]]:
 def _rows(lines: list[str]) -> list[dict[str, str]]:
     """The rows of a Markdown table, or the one row that lines `- Key: value` are."""
     table = [
-        [cell.strip() for cell in line.strip().strip("|").split("|")]
+        [cell.strip().replace("\\|", "|") for cell in _BORDER.split(line.strip().strip("|"))]
         for line in lines
         if line.startswith("|") and not line.startswith("| ---")
     ]

@@ -10,13 +10,11 @@ from functools import cached_property
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from ehrr1.prompts.messages import EMPTY_THOUGHT, SYSTEM
+from ehrr1.prompts.messages import EMPTY_THOUGHT, OPENED, SYSTEM
 from ehrr1.prompts.tokenizer import CHAT_TEMPLATE
 
 USER, ANSWER, NEXT = "(what-the-user-says)", "(what-is-answered)", "(what-is-said-next)"
 """Marks; no template has them, and none takes blanks off them."""
-
-OPENED = "<think>\n"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Thinking is switched by the last word of the prompt, as Qwen3 does. Without thin
 block is part of the prompt, so that an answer is an answer and nothing else.
 """
 
+import re
 from collections.abc import Sequence
 
 from ehrr1.tasks.catalog import ALL_TASKS, ONE_ITEM
@@ -14,8 +15,14 @@ SYSTEM = (
 )
 
 THINK, NO_THINK = "/think", "/no_think"
-EMPTY_THOUGHT = "<think>\n\n</think>\n\n"
+OPENED, CLOSED = "<think>\n", "\n</think>\n\n"
+EMPTY_THOUGHT = OPENED + CLOSED
 """Closes thinking in the prompt of a direct answer."""
+
+THINK_TAGS = THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
+
+_BEHIND = r"(?<=<){0}(?=\|[^\s<>|]+\|>|/?[A-Za-z_]+>)|(?<=\[){0}(?=/?INST\])"
+_WHOLE, _BROKEN = (re.compile(_BEHIND.format(between)) for between in ("", " "))
 
 CASES = ("## Case for yes", "## Case for no")
 """What is argued before the answer to a risk question, so that a chain that has made up its mind
@@ -61,8 +68,18 @@ def answer_text(target: Sequence[str]) -> str:
     return "\n".join(sorted(set(target)))
 
 
+def broken(text: str) -> str:
+    """A text in which nothing can pass for a model's marker: `< |im_end|>`, `< /think>`."""
+    return _WHOLE.sub(" ", text)
+
+
+def mended(text: str) -> str:
+    """What `broken` was made of."""
+    return _BROKEN.sub("", text)
+
+
 def completion(answer: str, chain: str | None) -> str:
     """What the model writes: the answer alone, or the chain in think tags and then the answer."""
     if chain is None:
         return answer
-    return f"<think>\n{chain}\n</think>\n\n{answer}"
+    return f"{OPENED}{chain}{CLOSED}{answer}"

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ehrr1.errors import UserError
 from ehrr1.prompts.chat_format import ChatFormat, chat_format
-from ehrr1.prompts.messages import completion, instruction
+from ehrr1.prompts.markers import Markers, Part, given, ours
+from ehrr1.prompts.messages import CLOSED, OPENED, instruction
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import event_markdown
 
@@ -87,39 +88,45 @@ class TreeMaker:
     max_tokens: int
     remember: int = 100_000
     _known: dict[Event, list[int]] = field(default_factory=dict, repr=False)
-    _prompts: dict[str, list[int]] = field(default_factory=dict, repr=False)
-    _texts: dict[str, list[int]] = field(default_factory=dict, repr=False)
+    _texts: dict[tuple[Part, ...], list[int]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def chat(self) -> ChatFormat:
         """What stands around record, question and answer."""
         return chat_format(self.tokenizer)
 
-    def tokens(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    @cached_property
+    def markers(self) -> Markers:
+        return Markers(self.tokenizer, self.chat)
 
-    def _remembered(self, text: str) -> list[int]:
-        if text not in self._texts:
+    def tokens(self, text: str) -> list[int]:
+        """Of a text that is ours: its markers are markers."""
+        return self.markers.encode([[ours(text)]])[0]
+
+    def _remembered(self, *parts: Part) -> list[int]:
+        if parts not in self._texts:
             if len(self._texts) >= self.remember:
                 self._texts.clear()
-            self._texts[text] = self.tokens(text)
-        return self._texts[text]
+            [self._texts[parts]] = self.markers.encode([parts])
+        return self._texts[parts]
 
     def branch(self, question: Question) -> Branch:
-        key = instruction(question.task, think=question.think, own=question.instruction)
-        if key not in self._prompts:
-            chat = self.chat
-            self._prompts[key] = self.tokens(key + (chat.think if question.think else chat.direct))
+        words = instruction(question.task, think=question.think, own=question.instruction)
+        behind = self.chat.think if question.think else self.chat.direct
+        prompt = self._remembered(given(words), ours(behind))
         answer: list[int] = []
         if question.answer is not None:
-            answer = self._remembered(completion(question.answer, question.chain) + self.chat.end)
-        return Branch(
-            question.sample_id, self._prompts[key], answer, question.weight, question.task
-        )
+            chain = question.chain
+            thought = () if chain is None else (ours(OPENED), given(chain), ours(CLOSED))
+            answer = self._remembered(*thought, given(question.answer), ours(self.chat.end))
+        return Branch(question.sample_id, prompt, answer, question.weight, question.task)
 
     def fits(self, question: Question) -> bool:
         """Whether question and answer, which are never cut, leave room for a record at all."""
-        return len(self.branch(question)) + len(self._remembered(self.chat.head)) < self.max_tokens
+        return (
+            len(self.branch(question)) + len(self._remembered(ours(self.chat.head)))
+            < self.max_tokens
+        )
 
     def tree(
         self,
@@ -138,7 +145,7 @@ class TreeMaker:
         even the questions fit.
         """
         branches = [self.branch(question) for question in questions]
-        head = self._remembered(self.chat.head) if head is None else head
+        head = self._remembered(ours(self.chat.head)) if head is None else head
         room = self.max_tokens - len(head) - max(len(branch) for branch in branches)
         if room < 0:
             raise UserError(
@@ -173,7 +180,7 @@ class TreeMaker:
         new = [event for event in events if event not in self._known]
         if new:
             texts = [event_markdown(event) + "\n\n" + FOLLOWING for event in new]
-            ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+            ids = self.markers.encode([given(text)] for text in texts)
             self._known.update(zip(new, (tokens[:-1] for tokens in ids), strict=True))
         found = [self._known[event] for event in events]
         while len(self._known) > self.remember:

@@ -9,11 +9,16 @@
     | value | value |
 
 Missing values are left empty. Events of a record are joined by an empty line.
+
+What was written into a cell stays in it, escaped as Markdown has it: `\\|` in a table, `\\## ` and
+`\\- Key:` at the beginning of a further line of a value (a note's), which is no heading and no key.
 """
 
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
+from itertools import chain
 
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
@@ -27,6 +32,7 @@ _LINES = {name: tuple(f"- {key}: " for key in keys) for name, keys in _KEYS.item
 _TABLE_HEADS = {
     name: f"| {' | '.join(keys)} |\n|{' ------ |' * len(keys)}" for name, keys in _KEYS.items()
 }
+_NO_CELL = re.compile(r"[|\n\r]")
 _WITH_TEXT = frozenset(
     name
     for name, table in TABLES.items()
@@ -44,16 +50,32 @@ def event_markdown(event: Event) -> str:
         return lines[0]
     if len(rows) == 1:
         cells = zip(_LINES[name], rows[0], strict=True)
-        lines += [(key + value).rstrip() for key, value in cells]
+        lines += [(key + value_lines(value, _KEYS[name])).rstrip() for key, value in cells]
         return "\n".join(lines)
     lines.append(_TABLE_HEADS[name])
-    if name in _WITH_TEXT:
-        # A cell of a table is one line.
-        rows = tuple(
-            tuple(" ".join(cell.replace("|", "/").split()) for cell in row) for row in rows
-        )
+    if name in _WITH_TEXT or _NO_CELL.search("".join(chain.from_iterable(rows))):
+        rows = tuple(tuple(map(table_cell, row)) for row in rows)
     lines += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(lines)
+
+
+def table_cell(text: str) -> str:
+    """A cell of a table: one line, in which a bar is no border."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def value_lines(value: str, keys: tuple[str, ...]) -> str:
+    """A value behind its key: no further line of it passes for a heading or for one of `keys`."""
+    if "\n" not in value and "\r" not in value:
+        return value
+    return _openings(keys).sub(r"\\", value)
+
+
+@cache
+def _openings(keys: tuple[str, ...]) -> re.Pattern[str]:
+    """Where a line begins that must be escaped, also one that begins with the escape itself."""
+    own = "|".join(map(re.escape, keys))
+    return re.compile(rf"(?<=[\n\r])(?=\\*(?:## |- (?:{own}):))")
 
 
 def record_markdown(events: Sequence[Event]) -> str:

@@ -14,9 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ehrr1.errors import UserError
-from ehrr1.records.cells import SEPARATOR
+from ehrr1.records.cells import SEPARATOR, one_line
+from ehrr1.records.hindsight import END
 from ehrr1.records.meds import BIRTH, EXTRA, SPLITS
-from ehrr1.records.rows import PARENTS, STORE_SCHEMA
+from ehrr1.records.reading import as_id, as_moment, check_zones, data_files
+from ehrr1.records.rows import PARENTS, STORE_SCHEMA, TIMES
 from ehrr1.records.schema import FOREIGN, MIMIC_TABLES, ORDER, TABLES
 from ehrr1.records.source import Shards, Source
 
@@ -40,7 +42,7 @@ OWN: Types = {
 
 NO_ADMISSIONS: Types = {
     **dict.fromkeys(("subject_id", "hadm_id"), pl.Int64),
-    **dict.fromkeys(("admittime", "dischtime", "deathtime"), pl.Datetime("us")),
+    **dict.fromkeys(("admittime", "dischtime", "deathtime", END), pl.Datetime("us")),
     "hospital_expire_flag": pl.String,
 }
 
@@ -56,16 +58,20 @@ class MedsFolder(Source):
     def __init__(self, root: Path, patients_per_shard: int):
         super().__init__()
         self.root = root
-        self.files = sorted((root / "data").rglob("*.parquet"))
+        self.files = data_files(root / "data")
         if not self.files:
             raise UserError(
                 f"data.root={root}: there is no data/**/*.parquet; give the folder of a MEDS "
                 "dataset, which holds data/ and metadata/"
             )
+        self._parents = root / "metadata" / "parents"
+        self.own = self._parents.is_dir()
         for file in self.files:
             _require(file, REQUIRED)
-        self._parents = root / "metadata" / "parents"
-        self.own = self._parents.is_dir() and set(OWN) <= set(_columns(self.files[0]))
+            if self.own:
+                _require_own(file)
+        parents = data_files(self._parents) if self.own else []
+        check_zones([*self.files, *parents], {*OWN, *TIMES})
         patients = self._own_parent("patients") if self.own else self._foreign_patients()
         if patients is None or not patients.height:
             raise UserError(f"data.root={root}: there is no patient in it")
@@ -80,6 +86,12 @@ class MedsFolder(Source):
         parents = {name: self._own_parent(name) for name in PARENTS} if self.own else {}
         if not self.own:
             parents["admissions"] = pl.DataFrame(schema=NO_ADMISSIONS)
+        admissions = parents["admissions"]
+        if admissions is None or END not in admissions.columns:
+            raise UserError(
+                f"data.root={self.root}: it was exported by an earlier version, which took ends of "
+                "stays from dischtime: export it again"
+            )
         for name, frame in ({"patients": self._patients} | parents).items():
             if frame is not None:
                 self.parents[name] = self.route(frame)
@@ -93,8 +105,8 @@ class MedsFolder(Source):
         for file in self.files:
             for frame in _batches(file, types):
                 if self.own:
-                    # rows without an order repeat others
-                    frame = self.route(frame.filter(pl.col("order").is_not_null()))
+                    # rows without values repeat others
+                    frame = self.route(frame.filter(pl.col("values").is_not_null()))
                     yield self._own_rows(frame, file)
                 else:
                     yield self._foreign_rows(self.route(frame))
@@ -109,6 +121,7 @@ class MedsFolder(Source):
         reasons = {
             "unknown_subject": ~pl.col("subject_id").is_in(self.subjects.implode()),
             "no_time": pl.any_horizontal(pl.col("time", "available_time").is_null()),
+            "no_order": pl.col("order").is_null(),
             "bad_values": (pl.col("values").list.len() != length).fill_null(True),
         }
         kept = self._report(frame, reasons, pl.col("table"))
@@ -131,7 +144,7 @@ class MedsFolder(Source):
         number = pl.col("numeric_value").fill_nan(None).cast(pl.Float32).cast(pl.String)
         value = pl.coalesce(number.str.strip_suffix(".0"), "text_value").fill_null("")
         kept = kept.join(self._descriptions(), on="code", how="left", maintain_order="left")
-        item = _one_line(pl.coalesce("description", "code"))
+        item = one_line(pl.coalesce("description", "code"))
         return kept.select(
             *("subject_id", "hadm_id"),
             pl.lit(None, pl.Int64).alias("stay_id"),
@@ -142,7 +155,7 @@ class MedsFolder(Source):
             item.alias("item"),
             pl.lit(None, pl.String).alias("class"),
             pl.lit(0, pl.Int64).alias("order"),
-            pl.concat_str(item, _one_line(value), separator=SEPARATOR).alias("values"),
+            pl.concat_str(item, one_line(value).fill_null(""), separator=SEPARATOR).alias("values"),
             "shard",
         )
 
@@ -161,13 +174,17 @@ class MedsFolder(Source):
         path = self._parents / f"{name}.parquet"
         if not path.is_file():
             return None
-        return _read(path)
+        parent = _read(path)
+        _refuse_nulls(path, parent)
+        return parent.with_columns(
+            as_moment(column) for column in parent if column.dtype == pl.Datetime
+        )
 
     def _own_tables(self) -> list[str]:
         found: set[str] = set()
         for file in self.files:
-            for frame in _batches(file, {"table": pl.String, "order": pl.Int64}):
-                found |= set(frame.filter(pl.col("order").is_not_null())["table"].unique())
+            for frame in _batches(file, {"table": pl.String}):
+                found |= set(frame["table"].unique())
         return [name for name in MIMIC_TABLES if name in found]
 
     def _foreign_patients(self) -> pl.DataFrame:
@@ -206,7 +223,8 @@ class MedsFolder(Source):
             return None
         types = {"subject_id": pl.Int64, "split": pl.String}
         _require(path, types)
-        splits = pl.concat(_batches(path, types))
+        splits = pl.concat(_batches(path, types)).unique()
+        _refuse_nulls(path, splits)
         ours = {theirs: name for name, theirs in SPLITS.items()}
         unknown = set(splits["split"].unique()) - ours.keys()
         absent = self.subjects.filter(~self.subjects.is_in(splits["subject_id"].implode()))
@@ -216,13 +234,13 @@ class MedsFolder(Source):
                 f"(unknown: {', '.join(map(str, unknown)) or 'none'}; patients without one: "
                 f"{len(absent):,}); mend it, or remove it to have the patients drawn by data.split"
             )
+        if twice := splits.height - splits["subject_id"].n_unique():
+            raise UserError(
+                f"{path}: {twice:,} patients stand in two splits, and would be trained on and "
+                "tested; leave each in one, or remove the file to have them drawn by data.split"
+            )
         splits = splits.filter(pl.col("subject_id").is_in(self.subjects.implode()))
-        return splits.with_columns(pl.col("split").replace(ours)).unique().sort("subject_id")
-
-
-def _one_line(text: pl.Expr) -> pl.Expr:
-    clean = text.str.replace_all("|", "/", literal=True)
-    return clean.str.replace_all(r"[\s\x1f]+", " ").str.strip_chars()
+        return splits.with_columns(pl.col("split").replace(ours)).sort("subject_id")
 
 
 def _columns(path: Path) -> list[str]:
@@ -242,6 +260,21 @@ def _require(path: Path, types: Types) -> None:
         )
 
 
+def _require_own(path: Path) -> None:
+    missing = [name for name in OWN if name not in _columns(path)]
+    if missing:
+        raise UserError(
+            f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}, which our "
+            "export writes: export again, or remove metadata/parents to read the folder as MEDS "
+            "that others made"
+        )
+
+
+def _refuse_nulls(path: Path, frame: pl.DataFrame) -> None:
+    if nameless := frame["subject_id"].null_count():
+        raise UserError(f"{path}: {nameless:,} rows have no subject_id; mend or remove them")
+
+
 def _batches(path: Path, types: Types) -> Iterator[pl.DataFrame]:
     """The columns of a file in their types, at most `ROWS_AT_ONCE` rows at a time.
 
@@ -259,14 +292,16 @@ def _batches(path: Path, types: Types) -> Iterator[pl.DataFrame]:
 
 
 def _typed(frame: pl.DataFrame, types: Types) -> pl.DataFrame:
-    cells = []
+    cells: list[pl.Expr | pl.Series] = []
     for name, kind in types.items():
         if name not in frame.columns:
             cells.append(pl.lit(None, kind).alias(name))
         elif kind == pl.Datetime("us") and isinstance(frame.schema[name], pl.Datetime):
-            cells.append(pl.col(name).dt.replace_time_zone(None).cast(kind))
-        else:
+            cells.append(as_moment(frame[name]))
+        elif kind == pl.Int64 and name not in REQUIRED:
             # an id of another hospital may be a text: it is left out
+            cells.append(as_id(frame[name]))
+        else:
             cells.append(pl.col(name).cast(kind, strict=name in REQUIRED or name in ("values",)))
     return frame.select(cells)
 

@@ -10,7 +10,7 @@ import gzip
 import io
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -51,6 +51,21 @@ EARLIEST, LATEST = datetime(1800, 1, 1), datetime(2500, 1, 1)
 and a day after the year 9999 has no place in Python's times."""
 
 
+UTC = frozenset(("UTC", "Etc/UTC", "GMT", "Etc/GMT"))
+
+
+def is_data(name: str) -> bool:
+    """Whether a file or folder of this name holds data: `.ipynb_checkpoints`, `._table.csv`,
+    `.part-0.parquet` and `_temporary` are what other programs leave beside it."""
+    return not name.startswith((".", "_"))
+
+
+def data_files(root: Path, suffix: str = ".parquet") -> list[Path]:
+    """The files of data anywhere below `root` that end so, in order of their names."""
+    found = sorted(root.rglob(f"*{suffix}"))
+    return [path for path in found if all(map(is_data, path.relative_to(root).parts))]
+
+
 class Folder:
     """A folder that holds MIMIC-IV's modules (`hosp`, `icu`, `ed`, `note`; any case).
 
@@ -86,7 +101,11 @@ class Folder:
             )
         if not found or found[0].name.lower() != name:
             return found
-        parts = sorted(part for part in found[0].iterdir() if part.name.endswith(SUFFIXES))
+        parts = sorted(
+            part
+            for part in found[0].iterdir()
+            if part.name.endswith(SUFFIXES) and is_data(part.name)
+        )
         if not parts:
             raise UserError(f"{found[0]} is a folder without a .csv.gz, .csv or .parquet file")
         return parts
@@ -296,7 +315,7 @@ def as_id(column: pl.Series) -> pl.Series:
 
 
 def as_time(column: pl.Series) -> pl.Series:
-    """Times in microseconds; null where there is none or where it cannot be read."""
+    """Times in whole seconds; null where there is none or where it cannot be read."""
     if column.dtype == pl.Date or column.dtype == pl.Datetime:
         if column.dtype == pl.Datetime:
             # The clock on the wall, as the tables have it; a cast alone would go to UTC.
@@ -314,4 +333,44 @@ def as_time(column: pl.Series) -> pl.Series:
 
 def _plausible(times: pl.Series) -> pl.Series:
     there = times.is_between(EARLIEST, LATEST)
-    return pl.select(pl.when(there).then(times).alias(times.name)).to_series()
+    times = pl.select(pl.when(there).then(times).alias(times.name)).to_series()
+    return whole_seconds(times)
+
+
+def whole_seconds(times: pl.Series) -> pl.Series:
+    """Times whose fractions of a second are cut: headings and ids have none, so that times which
+    differ in them alone would be two for a context and one for who reads it."""
+    return times if (times.dt.microsecond() == 0).all() else times.dt.truncate("1s")
+
+
+def as_moment(column: pl.Series) -> pl.Series:
+    """Times of MEDS' Parquet files, of events and labels alike: those in a zone go to UTC.
+
+    In whole seconds. Raises a PolarsError for a column that holds no times.
+    """
+    if isinstance(column.dtype, pl.Datetime) and column.dtype.time_zone is not None:
+        column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    return whole_seconds(column.cast(pl.Datetime("us")))
+
+
+def check_zones(files: Iterable[Path], columns: Collection[str]) -> None:
+    """Raise UserError where Parquet files have both times in a zone and times without one.
+
+    Nobody can tell how far these are apart, and hours of the future could come into a context.
+    UTC goes with either.
+    """
+    found: dict[str | None, Path] = {}
+    for path in files:
+        try:
+            schema = pl.read_parquet_schema(path)
+        except READ_ERRORS as error:
+            raise _broken(path, error) from error
+        for name, kind in schema.items():
+            if name.strip().lower() in columns and isinstance(kind, pl.Datetime):
+                found.setdefault(kind.time_zone, path)
+    zones = [zone for zone in found if zone is not None and zone not in UTC]
+    if None in found and zones:
+        raise UserError(
+            f"{found[zones[0]]} has times of the zone {zones[0]}, and {found[None]} has times "
+            "without a zone: write all times of events and labels in UTC, or all without a zone"
+        )

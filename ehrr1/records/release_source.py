@@ -193,7 +193,9 @@ class ReleaseFolder(Source):
     def _stored(self, frame: pl.DataFrame, table: Table) -> pl.DataFrame:
         # ours say exactly when; a total that is never known is known in the year 9999
         times = [
-            pl.col(name).str.to_datetime("%Y-%m-%d %H:%M:%S%.f", strict=False, time_unit="us")
+            pl.col(name)
+            .str.to_datetime("%Y-%m-%d %H:%M:%S%.f", strict=False, time_unit="us")
+            .dt.truncate("1s")
             for name in release.TIMES
         ]
         stored = [as_time(frame[at.column]) for at in table.known_at if at.of is None]

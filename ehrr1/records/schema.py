@@ -25,14 +25,14 @@ END_OF_STAY = (At("end_of_stay", of="admissions"),)
 END = (At("endtime"), At("storetime"))
 
 ITEM_NAME: dict[str, tuple[str, ...]] = {"Item_Name": ("item_name",)}
+OBSERVATION = frozenset(f"{kind} OBSERVATION" for kind in ("AMBULATORY", "DIRECT", "EU")) | {
+    "OBSERVATION ADMIT"
+}
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 
-VITALS = {
-    **{"Temperature": ("temperature",), "Heartrate": ("heartrate",), "Resprate": ("resprate",)},
-    **{"O2Sat": ("o2sat",)},
-    **_same("sbp", "dbp", "pain"),
-}
+VITALS = _same("temperature", "heartrate", "resprate") | {"O2Sat": ("o2sat",)}
+VITALS |= _same("sbp", "dbp", "pain")
 
 
 def _intake(name: str, heading: str) -> Table:
@@ -95,9 +95,7 @@ _TABLES = (
         # The type is the one at the end: these stays begin alike, and some are converted.
         late=("Admission_Type",),
         late_known_at=(At("end_of_stay"),),
-        late_items=frozenset(
-            f"{kind} OBSERVATION" for kind in ("AMBULATORY", "DIRECT", "EU")
-        ).union({"OBSERVATION ADMIT"}),
+        late_items=OBSERVATION,
         until_then="OBSERVATION",
         unique="hadm_id",
         inpatient=True,

@@ -19,6 +19,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ehrr1.config.writers import ServerEngine
 from ehrr1.errors import UserError
+from ehrr1.prompts.chat_format import chat_format
+from ehrr1.prompts.markers import Markers
 from ehrr1.prompts.trees import Tree
 from ehrr1.rollout.http import FAILURES, call
 from ehrr1.rollout.sampling import Answerer, Completion, Sampling, by_tree, questions
@@ -83,6 +85,7 @@ class OpenAIServer(Answerer):
     def __init__(self, settings: ServerEngine, tokenizer: PreTrainedTokenizerBase):
         self.settings, self.served = settings, served(settings)
         self.tokenizer, self.end_id = tokenizer, tokenizer.eos_token_id
+        self.markers = Markers(tokenizer, chat_format(tokenizer))
         self.answered = False
         self.refused = 0
 
@@ -140,10 +143,11 @@ class OpenAIServer(Answerer):
         }
 
     def _completion(self, choice: dict[str, Any]) -> Completion:
-        """A server that is not vLLM tells a text: its tokens are as good, where only it is read."""
+        """A server that is not vLLM tells a text: its tokens are as good, where only it is read.
+        Whether a think tag in it was set or quoted is not told: it counts as set."""
         if "token_ids" in choice:
             return completion(choice)
-        tokens = self.tokenizer(choice["text"], add_special_tokens=False)["input_ids"]
+        tokens = self.markers.written(choice["text"])
         return Completion(tokens, [], choice["finish_reason"] == "length")
 
     def _question(self, prompt: list[int], ids: Sequence[int]) -> dict[str, Any]:

@@ -4,9 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from ehrr1.prompts.messages import CASES
+from ehrr1.prompts.messages import CASES, THINK_CLOSE, THINK_OPEN, mended
 
-THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 Kind = Literal["decision", "risk"]
 Label = Literal["yes", "no"]
 
@@ -73,8 +72,11 @@ def split_think(completion: str) -> tuple[str | None, str, str | None]:
 
 
 def answer_lines(text: str) -> tuple[str, ...]:
-    """The non-blank lines of an answer, without surrounding blanks and list bullets."""
-    lines = (_BULLET.sub("", line.strip()).strip() for line in text.splitlines())
+    """The non-blank lines of an answer, without surrounding blanks and list bullets.
+
+    Markers that were broken for or by a model (`prompts.markers`) are as the record has them.
+    """
+    lines = (_BULLET.sub("", line.strip()).strip() for line in mended(text).splitlines())
     return tuple(line for line in lines if line)
 
 

@@ -22,7 +22,7 @@ from ehrr1.records import release
 from ehrr1.records.codes import ClassMaps
 from ehrr1.records.meds_source import MedsFolder
 from ehrr1.records.openness import decide
-from ehrr1.records.reading import Folder
+from ehrr1.records.reading import Folder, is_data
 from ehrr1.records.release_source import ReleaseFolder
 from ehrr1.records.rows import MimicFolder
 from ehrr1.tasks import build
@@ -137,9 +137,12 @@ def by_labels(
     source: MedsFolder, splits: pl.DataFrame, window: timedelta, tasks: Collection[str]
 ) -> build.BuildIndex:
     """The index of MEDS that others made: its label files are the samples."""
-    labels = read_labels(source.root / "task_labels", tasks)
+    labels = read_labels(source.root / "task_labels", tasks, source.files)
     if labels.unknown:
         console.print(f"task_labels: no risk tasks of ours: {', '.join(labels.unknown)}")
+    elsewhere = (~labels.frame["subject_id"].is_in(source.subjects.implode())).sum()
+    if elsewhere:
+        console.print(f"task_labels: {elsewhere:,} labels are of patients that data/ has not")
     if labels.frame.is_empty():
         console.print(
             f"{source.root}/task_labels holds no labels of our risk tasks, so there will be no "
@@ -177,7 +180,8 @@ def unpacked(path: Path, folder: Path) -> Path:
     with locked(folder / ".release.lock"):  # shares may ask for it at the same time
         if not target.exists():
             unpack(path, target)
-    found = next(target.rglob(release.FOLDER), None)
+    places = target.rglob(release.FOLDER)
+    found = next((at for at in places if all(map(is_data, at.relative_to(target).parts))), None)
     return target if found is None else found.parent
 
 

@@ -25,6 +25,7 @@ import pyarrow as pa
 from ehrr1.errors import UserError
 from ehrr1.files import replacing
 from ehrr1.records.markdown import events_of
+from ehrr1.records.reading import is_data
 from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.cells import LONGEST, value_of
 
@@ -109,7 +110,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f"data.path={path}: there is no such file or folder")
-    found = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES)
+    found = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES and is_data(f.name))
     if not found:
         raise UserError(f"data.path={path}: the folder holds no {', '.join(SUFFIXES)}")
     return found
@@ -272,9 +273,12 @@ def _time(given: dict[str, Any], times: list[datetime | None]) -> datetime:
     said = given.get("prediction_time")
     if said is not None:
         try:
-            return datetime.fromisoformat(said).replace(tzinfo=None)
+            time = datetime.fromisoformat(said)
         except (TypeError, ValueError):
             raise UnusableError("bad_prediction_time") from None
+        if time.tzinfo is not None:  # the times of its record have no zone
+            raise UnusableError("bad_prediction_time")
+        return time.replace(microsecond=0)
     return max((time for time in times if time is not None), default=UNKNOWN_TIME)
 
 

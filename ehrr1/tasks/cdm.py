@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from ehrr1.errors import UserError
+from ehrr1.records.markdown import table_cell, value_lines
 from ehrr1.tasks.benchmark import INDEX_SCHEMA, UNKNOWN_TIME, Benchmark, text_file
 from ehrr1.tasks.benchmark_tasks import CDM_DISEASE, CDM_ICD, DISEASES
 from ehrr1.tasks.cdm_files import Admission, read_files
@@ -98,11 +99,8 @@ def record(admission: Admission, names: dict[str, str]) -> tuple[list[str], bool
     history, examination = (
         hide(text, admission.disease) for text in (admission.history, admission.examination)
     )
-    parts = [
-        "## Patient Demographics [None]\n"
-        f"- Patient_History: {_paragraphs(history)}\n"
-        f"- Physical_Examination: {_paragraphs(examination)}".rstrip()
-    ]
+    told = {"Patient_History": history, "Physical_Examination": examination}
+    parts = [_lines("Patient Demographics", told)]
     if admission.labs:
         keys = ("Item_Name", "Valuenum", "Valueuom", "Ref_Range_Lower", "Ref_Range_Upper")
         labs = [
@@ -114,12 +112,11 @@ def record(admission: Admission, names: dict[str, str]) -> tuple[list[str], bool
         tests = [(names.get(item, item), value) for item, value in admission.cultures]
         parts.append(_table("Microbiology Test Events", ("Test_Name", "Comments"), tests))
     reports = [(exam, hide(text, admission.disease)) for exam, text in admission.reports]
-    parts += [
-        f"## Radiology Examinations [None]\n- Exam_Name: {_cell(exam)}\n- Text: {_paragraphs(text)}"
-        for exam, text in reports
-    ]
-    told = [admission.history, admission.examination, *(text for _, text in admission.reports)]
-    hidden = told != [history, examination, *(text for _, text in reports)]
+    for exam, text in reports:
+        shown = {"Exam_Name": " ".join(exam.split()), "Text": text}
+        parts.append(_lines("Radiology Examinations", shown))
+    as_given = [admission.history, admission.examination, *(text for _, text in admission.reports)]
+    hidden = as_given != [history, examination, *(text for _, text in reports)]
     return parts, hidden
 
 
@@ -144,14 +141,11 @@ def _whole(number: str) -> str:
 
 def _table(heading: str, keys: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [f"## {heading} [None]", f"| {' | '.join(keys)} |", f"|{' ------ |' * len(keys)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(map(_cell, row))} |" for row in rows)])
+    return "\n".join([*lines, *(f"| {' | '.join(map(table_cell, row))} |" for row in rows)])
 
 
-def _cell(text: str) -> str:
-    """A cell of a table is one line."""
-    return " ".join(text.replace("|", "/").split())
-
-
-def _paragraphs(text: str) -> str:
-    """A text that no line of which looks like the next event."""
-    return re.sub(r"\n\s*\n(?=## )", "\n", text).strip()
+def _lines(heading: str, values: dict[str, str]) -> str:
+    """An event of one row."""
+    keys = tuple(values)
+    lines = [f"- {key}: {value_lines(value.strip(), keys)}" for key, value in values.items()]
+    return "\n".join([f"## {heading} [None]", *lines]).rstrip()

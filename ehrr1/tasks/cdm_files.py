@@ -17,7 +17,7 @@ from typing import Any
 import polars as pl
 
 from ehrr1.errors import UserError
-from ehrr1.records.reading import as_id, as_text, read_columns, read_header
+from ehrr1.records.reading import as_id, as_text, is_data, read_columns, read_header
 from ehrr1.tasks.benchmark_tasks import DISEASES
 from ehrr1.tasks.cells import LONGEST, value_of
 
@@ -84,7 +84,9 @@ def read_files(root: Path) -> CdmFolder:
     if root.is_dir() and _table(root, HISTORY) is not None:
         return _tables(root, names)
     found = CdmFolder({}, names, Counter())
-    files = sorted(root.iterdir()) if root.is_dir() else [root]
+    files = [root]
+    if root.is_dir():
+        files = sorted(file for file in root.iterdir() if is_data(file.name))
     for file in files:
         named = next((disease for disease in DISEASES if file.name.startswith(disease)), None)
         if file.suffix == ".json" and file.name != "pathology_ids.json":

@@ -8,12 +8,24 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import polars as pl
 
 from ehrr1.errors import UserError
-from ehrr1.records.reading import as_id, as_text, as_time, read_batches, read_columns, read_header
+from ehrr1.records.reading import (
+    as_id,
+    as_moment,
+    as_text,
+    as_time,
+    check_zones,
+    data_files,
+    is_data,
+    read_batches,
+    read_columns,
+    read_header,
+)
 from ehrr1.tasks.benchmark_tasks import EHRSHOT_QUESTIONS, LAB
 
 ASSETS = "EHRSHOT_ASSETS"
@@ -79,11 +91,11 @@ def find(root: Path) -> EhrshotFolder:
     events = [base / "data" / name for name in ("ehrshot.csv", "ehrshot.csv.gz")]
     events = [path for path in events if path.is_file()][:1]
     if events:
-        labels = {path.parent.name: [path] for path in sorted(base.glob(f"benchmark*/*/{LABELS}"))}
+        labels = {path.parent.name: [path] for path in _of_tasks(base, LABELS)}
         splits = next(iter(sorted(base.glob("splits*/person_id_map.csv"))), None)
         needed = f"benchmark/<task>/{LABELS}", "splits/person_id_map.csv"
     else:
-        events = sorted((base / "data").rglob("*.parquet"))
+        events = data_files(base / "data")
         labels = _meds_labels(base)
         splits = base / "metadata" / "subject_splits.parquet"
         needed = "labels/<task>/*.parquet", "metadata/subject_splits.parquet"
@@ -96,14 +108,21 @@ def find(root: Path) -> EhrshotFolder:
         if not found:
             raise UserError(f"data.root={root}: {name} is missing: fetch EHRSHOT's files again")
     assert splits is not None
-    shots = {path.parent.name: path for path in sorted(base.glob(f"benchmark*/*/{SHOTS}"))}
+    shots = {path.parent.name: path for path in _of_tasks(base, SHOTS)}
+    if events[0].suffix == ".parquet":
+        check_zones([*events, *chain.from_iterable(labels.values())], ("time", "prediction_time"))
     return EhrshotFolder(base, events, labels, shots, splits)
+
+
+def _of_tasks(base: Path, name: str) -> list[Path]:
+    """The file of that name of each task of the authors' folder."""
+    return [path for path in sorted(base.glob(f"benchmark*/*/{name}")) if is_data(path.parent.name)]
 
 
 def _meds_labels(base: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for folder in (base / "labels", base / "task_labels"):
-        for path in sorted(folder.rglob("*.parquet")):
+        for path in data_files(folder):
             found.setdefault(path.relative_to(folder).parts[0].removesuffix(".parquet"), [])
             found[path.relative_to(folder).parts[0].removesuffix(".parquet")].append(path)
     return found
@@ -161,7 +180,7 @@ def _label_file(path: Path) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "subject_id": as_id(frame[there["subject_id"]]),
-            "prediction_time": as_time(frame[there["time"]]),
+            "prediction_time": _time(frame[there["time"]]),
             "label": label,
         }
     )
@@ -253,12 +272,17 @@ def event_batches(folder: EhrshotFolder) -> Iterator[pl.DataFrame]:
             yield pl.DataFrame(
                 {
                     "subject_id": as_id(frame[there["subject_id"]]),
-                    "time": as_time(frame[there["time"]]),
+                    "time": _time(frame[there["time"]]),
                     "code": as_text(frame[there["code"]]).str.strip_chars(),
                     "value": value.str.replace(r"^(-?\d+)\.0$", "$1"),
                     **{name: texts[name] for name in ("unit", "visit", "table")},
                 }
             )
+
+
+def _time(column: pl.Series) -> pl.Series:
+    """Times of the authors' texts, or of their MEDS export, read as all MEDS is."""
+    return as_time(as_moment(column) if column.dtype == pl.Datetime else column)
 
 
 def _without_missing(cell: pl.Series) -> pl.Series:

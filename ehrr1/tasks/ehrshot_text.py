@@ -19,6 +19,8 @@ from datetime import datetime
 from itertools import groupby
 from typing import NamedTuple
 
+from ehrr1.records.markdown import table_cell
+
 BIRTH_CODES = ("SNOMED/3950001", "MEDS_BIRTH")
 PERSON_TABLE = "person"
 PERSON_CODES = {"gender": "Gender", "race": "Race", "ethnicity": "Ethnicity"}
@@ -99,7 +101,8 @@ class PatientText:
             if key in told:
                 code = told[key].code
                 own = code.rsplit("/", 1)[-1]
-                lines.append(f"- {key}: {own if key == 'Gender' else self.names.get(code, own)}")
+                told_as = own if key == "Gender" else self.names.get(code, own)
+                lines.append(f"- {key}: {_one_line(told_as)}")
         return "\n".join(lines)
 
 
@@ -109,20 +112,20 @@ def _is_person(row: Row) -> bool:
 
 def _event(table: str, rows: Sequence[Row], names: Mapping[str, str]) -> str:
     """One event; columns that none of its rows fills are left out."""
-    heading = table.replace("_", " ").title() or "Medical Events"
+    heading = _one_line(table.replace("_", " ").title()) or "Medical Events"
     lines = [f"## {heading} [{rows[0].time:%Y-%m-%d %H:%M:%S}]"]
-    shown = {"Item_Name": [_cell(names.get(row.code, row.code)) for row in rows]}
-    shown |= {"Value": [_cell(r.value) for r in rows], "Unit": [_cell(r.unit) for r in rows]}
+    shown = {"Item_Name": [_one_line(names.get(row.code, row.code)) for row in rows]}
+    shown |= {"Value": [_one_line(r.value) for r in rows]}
+    shown |= {"Unit": [_one_line(r.unit) for r in rows]}
     shown = {key: cells for key, cells in shown.items() if any(cells)}
     cells = list(dict.fromkeys(zip(*shown.values(), strict=True)))
     if len(cells) == 1:
         lines += [f"- {key}: {cell}".rstrip() for key, cell in zip(shown, cells[0], strict=True)]
     else:
         lines += [f"| {' | '.join(shown)} |", f"|{' ------ |' * len(shown)}"]
-        lines += [f"| {' | '.join(row)} |" for row in cells]
+        lines += [f"| {' | '.join(map(table_cell, row))} |" for row in cells]
     return "\n".join(lines)
 
 
-def _cell(text: str) -> str:
-    """A cell of a table is one line."""
-    return " ".join(text.replace("|", "/").split())
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -5,7 +5,7 @@ A file is `task_labels/<task>.parquet` or `task_labels/<task>/**/*.parquet`, in 
 """
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -13,15 +13,12 @@ from pathlib import Path
 import polars as pl
 
 from ehrr1.errors import UserError
+from ehrr1.records.reading import as_moment, check_zones, data_files
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.index import Index, completed, numbered_events
 from ehrr1.tasks.labels import SAMPLE_SCHEMA
 
-COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
-    "subject_id": pl.Int64,
-    "prediction_time": pl.Datetime("us"),
-    "boolean_value": pl.Boolean,
-}
+COLUMNS = ("subject_id", "prediction_time", "boolean_value")
 
 
 @dataclass
@@ -32,17 +29,22 @@ class Labels:
     unknown: list[str] = field(default_factory=list)
 
 
-def read_labels(root: Path, tasks: Collection[str]) -> Labels:
-    """The labels of `tasks` below `root`; UserError for a file without the schema's columns."""
+def read_labels(root: Path, tasks: Collection[str], events: Sequence[Path]) -> Labels:
+    """The labels of `tasks` below `root`, on the `events` of these files.
+
+    Raises UserError for a file without the schema's columns or with times of another clock.
+    """
     empty = pl.DataFrame(schema={n: SAMPLE_SCHEMA[n] for n in ("subject_id", "prediction_time")})
     parts = [empty.with_columns(pl.lit(None, pl.Boolean).alias("label"), pl.lit("").alias("task"))]
-    unknown = set()
-    for path in sorted(root.rglob("*.parquet")):
+    unknown, read = set(), []
+    for path in data_files(root):
         task = path.relative_to(root).parts[0].removesuffix(".parquet")
         if task not in TASKS or TASKS[task].kind != "risk":
             unknown.add(task)
         elif task in tasks:
             parts.append(_read(path).with_columns(pl.lit(task).alias("task")))
+            read.append(path)
+    check_zones([*events, *read], ("time", "prediction_time"))
     return Labels(pl.concat(parts), sorted(unknown))
 
 
@@ -56,8 +58,12 @@ def _read(path: Path) -> pl.DataFrame:
                 f"{', '.join(COLUMNS)}"
             )
         frame = pl.read_parquet(path, columns=list(COLUMNS))
-        return frame.select(pl.col(n).cast(k) for n, k in COLUMNS.items()).rename(
-            {"boolean_value": "label"}
+        if nameless := frame["subject_id"].null_count():
+            raise UserError(f"{path}: {nameless:,} labels have no subject_id; mend or remove them")
+        return frame.select(
+            pl.col("subject_id").cast(pl.Int64),
+            as_moment(frame["prediction_time"]),
+            pl.col("boolean_value").cast(pl.Boolean).alias("label"),
         )
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(

@@ -11,6 +11,7 @@ from ehrr1.errors import UserError
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import events_of
 from ehrr1.records.meds_source import MedsFolder
+from ehrr1.records.reading import data_files
 from ehrr1.records.rows import NEVER
 from ehrr1.records.source import Shards
 from ehrr1.records.spool import Spool
@@ -115,7 +116,7 @@ def _meds_store(source: Path, subject_id: int, folder: Path) -> Store:
     """A store of this patient only: a large dataset is filtered, never read as a whole."""
     root = folder / "meds"
     (root / "data").mkdir(parents=True)
-    files = [source] if source.is_file() else sorted((source / "data").rglob("*.parquet"))
+    files = [source] if source.is_file() else data_files(source / "data")
     if not files:
         raise UserError(
             f"record={source}: there is no data/**/*.parquet; give the folder of a MEDS dataset, "

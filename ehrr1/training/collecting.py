@@ -9,7 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
 from ehrr1.config.training import RL
+from ehrr1.prompts.chat_format import chat_format
 from ehrr1.prompts.dataset import rank as random_number
+from ehrr1.prompts.markers import Markers
 from ehrr1.rollout.sampling import Completion, Rollout, Sampling
 from ehrr1.scoring.risk import answer_tokens
 from ehrr1.training.groups import Group
@@ -64,6 +66,7 @@ class Collector:
 
     def __post_init__(self) -> None:
         self.weights = self.settings.rewards
+        self.markers = Markers(self.tokenizer, chat_format(self.tokenizer))
 
     def collect(
         self, asked: Prompts, indices: Sequence[int], draw: str, clock: Clock
@@ -121,9 +124,7 @@ class Collector:
         some: Sequence[tuple[Prompt, list[Completion], list[float | None]]],
     ) -> list[Group]:
         completions = [completion for _, group, _ in some for completion in group]
-        texts = self.tokenizer.batch_decode(
-            [completion.tokens for completion in completions], skip_special_tokens=True
-        )
+        texts = self.markers.decode([completion.tokens for completion in completions])
         owners = [prompt for prompt, group, _ in some for _ in group]
         columns = self._columns(asked, [prompt for prompt, _, _ in some], owners, completions)
         columns["yes_probability"] = [chance for _, _, chances in some for chance in chances]

@@ -19,11 +19,13 @@ from ehrr1.errors import UserError
 from ehrr1.graph.chains.ledger import Advance, Answer, Budget, Ledger, over_budget
 from ehrr1.graph.chains.prompting import CHARS_PER_TOKEN, Limit, Prompt, Prompts
 from ehrr1.models.loading import load_model
+from ehrr1.prompts.chat_format import USER, chat_format
+from ehrr1.prompts.markers import Markers, given, ours
+from ehrr1.prompts.messages import THINK_CLOSE, mended
 from ehrr1.prompts.tokenizer import load_tokenizer
 from ehrr1.rollout.sampling import Completion, Sampling, Writer
 from ehrr1.rollout.transformers import TransformersRollout
 from ehrr1.rollout.vllm import VLLMRollout
-from ehrr1.scoring.answers import THINK_CLOSE
 
 TEMPLATE_TOKENS = 64
 """What a chat template adds to its texts, at most."""
@@ -74,8 +76,10 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
 def limit_of(settings: LocalChains, tokenizer: PreTrainedTokenizerBase) -> Limit:
     """How many tokens a prompt may have beside its draft."""
 
+    markers = Markers(tokenizer, chat_format(tokenizer))
+
     def size(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return len(markers.encode([[given(text)]])[0])
 
     return Limit(size, longest(settings) - settings.max_tokens - TEMPLATE_TOKENS)
 
@@ -145,6 +149,22 @@ def open_rollout(settings: LocalChains, tokenizer: PreTrainedTokenizerBase, fold
     return TransformersRollout(model, tokenizer, settings.batch_size)
 
 
+def prompt_ids(markers: Markers, prompt: Prompt) -> list[int]:
+    """The tokens of a prompt in the model's chat; only the template's markers are markers."""
+
+    def chat(messages: list[dict[str, str]]) -> str:
+        # a model that thinks by itself would write its thoughts instead of the chain
+        text = markers.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        return str(text)
+
+    system, user = prompt.messages()
+    before, _, behind = chat([system, user | {"content": USER}]).partition(USER)
+    said = chat([system, user]).removeprefix(before).removesuffix(behind)
+    return markers.encode([[ours(before), given(said), ours(behind)]])[0]
+
+
 class _Local:
     def __init__(
         self,
@@ -158,6 +178,7 @@ class _Local:
     ):
         self.settings, self.ledger, self.budget, self.rollout = settings, ledger, budget, rollout
         self.tokenizer, self.seed, self.advance = tokenizer, seed, advance
+        self.markers = Markers(tokenizer, chat_format(tokenizer))
         self.sampling = Sampling(settings.max_tokens, temperature=settings.temperature)
         self.room = longest(settings) - settings.max_tokens
         chunk = settings.batch_size * (ENGINE_CHUNK if settings.writer == "vllm" else 1)
@@ -167,7 +188,7 @@ class _Local:
         """Write the drafts of these samples; False where the budget ends before."""
         chunk: dict[str, list[int]] = {}
         for sample_id, prompt in prompts(wanted):
-            ids = self._ids(prompt)
+            ids = prompt_ids(self.markers, prompt)
             drafts = range(self.settings.drafts)
             if len(ids) <= self.room and not self.budget.reserve(self._most(ids)):
                 self._generate(chunk)
@@ -184,13 +205,6 @@ class _Local:
                 chunk = {}
         self._generate(chunk)
         return True
-
-    def _ids(self, prompt: Prompt) -> list[int]:
-        # a model that thinks by itself would write its thoughts instead of the chain
-        text = self.tokenizer.apply_chat_template(
-            prompt.messages(), tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _most(self, ids: list[int]) -> int:
         return self.settings.drafts * (len(ids) + self.settings.max_tokens)
@@ -215,8 +229,8 @@ class _Local:
         self.advance(len(answers))
 
     def _answer(self, ids: list[int], completion: Completion) -> Answer:
-        text = self.tokenizer.decode(completion.tokens, skip_special_tokens=True)
-        text = str(text).rpartition(THINK_CLOSE)[2].strip()
+        [text] = self.markers.decode([completion.tokens])
+        text = mended(text.rpartition(THINK_CLOSE)[2].strip())
         reason = "max_tokens" if completion.truncated else "end_turn"
         return Answer(text, reason, len(ids), len(completion.tokens))
 

@@ -17,6 +17,7 @@ from ehrr1.errors import UserError
 from ehrr1.graph.chains.costs import Price, price_of
 from ehrr1.graph.chains.ledger import Advance, Answer, Budget, Ledger, over_budget
 from ehrr1.graph.chains.prompting import Prompt, Prompts
+from ehrr1.prompts.messages import broken, mended
 
 OWN_ADDRESS = "https://api.anthropic.com"
 KEY = "ANTHROPIC_API_KEY"
@@ -70,8 +71,9 @@ def client_settings(settings: AnthropicChains | AnthropicEngine) -> dict[str, An
 
 
 def request(settings: AnthropicChains, prompt: Prompt, shared: bool) -> dict[str, Any]:
-    """The body of one request for a draft; `shared`: others will read the prompt from the cache."""
-    texts = (prompt.record, prompt.question)
+    """The body of one request for a draft; `shared`: others will read the prompt from the cache.
+    What looks like a marker in record and question is broken (`prompts.messages.broken`)."""
+    texts = (broken(prompt.record), broken(prompt.question))
     return request_body(str(settings.model), settings.max_tokens, prompt.system, texts, 2 * shared)
 
 
@@ -119,7 +121,7 @@ def read_message(body: Any, price: Price) -> Answer:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise MalformedError(f"malformed answer ({type(error).__name__})") from error
     cost = price.of(plain, output, write, read)
-    return Answer(text.strip(), reason, plain + write + read, output, write, read, cost)
+    return Answer(mended(text.strip()), reason, plain + write + read, output, write, read, cost)
 
 
 def may_pass(status: int) -> bool:
