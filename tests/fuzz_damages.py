@@ -12,6 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
+from ehrr1.records.csv_files import MISSING
 from ehrr1.records.rows import IDS, TIMES
 from ehrr1.records.schema import REQUIRED, TABLES
 from tests.small_tables import Rows, frame
@@ -104,7 +105,7 @@ def flipped(content: bytes, place: int) -> bytes:
 # --- cells ------------------------------------------------------------------------------------
 
 BAD_IDS = (
-    *("abc", "12.5", "99999999999999999999", "0x1F", "1e5", "10 000", "-", "NULL", "١٢"),
+    *("abc", "12.5", "99999999999999999999", "0x1F", "1e5", "10 000", "-", "none", "١٢"),
     *("1\x00", "1;2", "inf", "12.", "2150-01-01"),
 )
 BAD_TIMES = (
@@ -285,7 +286,13 @@ def typed_damages(sheet: Sheet) -> Iterator[Damage]:
         yield Damage("times in a zone", parquet(lambda f: f.with_columns(zoned)), 0)
 
 
-def harmless(sheet: Sheet) -> Iterator[Damage]:
+def _cut(sheet: Sheet) -> bytes:
+    """A file that ends in the middle of its last row."""
+    text = sheet.text().rstrip(b"\n")
+    return text[: text.rindex(b",")]
+
+
+def harmless(sheet: Sheet, turn: int) -> Iterator[Damage]:
     """Odd, but readable: not a row may go."""
     other = {name: name.upper() for name in sheet.columns}
     extra = pl.lit("2150").alias("note to self"), pl.lit("x").alias("other")
@@ -314,10 +321,15 @@ def harmless(sheet: Sheet) -> Iterator[Damage]:
                 0,
                 touched=1,
             )
-    short = 0 if sheet.name == "patients" else 1
-    yield Damage(
-        "too few cells", csv(lambda s: line(s, 2, lambda own: own.split(b",")[0])), short, 1
-    )
+    yield Damage("too few cells", csv(lambda s: line(s, 2, lambda own: own.split(b",")[0])), 1, 1)
+    yield Damage("cut in the last cell but one", csv(_cut), 1, 1)
+    for word in islice(cycle((*MISSING[1:], " ")), turn % 7, turn % 7 + 2):
+        empty = pl.when(pl.all() != "").then(pl.all()).fill_null(word)
+        yield Damage(
+            f"{word!r} for a missing cell",
+            csv(lambda s, e=empty: s.frame().with_columns(e).write_csv().encode()),
+            0,
+        )
     only_header = csv(lambda s: s.text().split(b"\n")[0] + b"\n")
     count = len(sheet.rows)
     refused = sheet.name in REQUIRED
@@ -331,7 +343,7 @@ def _in_two(text: bytes) -> bytes:
 
 def damages(sheet: Sheet, turn: int) -> list[Damage]:
     """All damages of one table; `turn`, the table's number, chooses among the many cells."""
-    found = [*file_damages(sheet, turn), *harmless(sheet)]
+    found = [*file_damages(sheet, turn), *harmless(sheet, turn)]
     if sheet.name in TABLES:
         found += [*cell_damages(sheet, turn), *typed_damages(sheet)]
     return found

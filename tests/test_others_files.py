@@ -73,23 +73,31 @@ def test_words_that_look_like_nothing_are_kept(tmp_path: Path) -> None:
     assert [cells[1] for cells in results(tmp_path)] == ["None", "N/A"]
 
 
-def test_rows_that_do_not_fit_their_header_are_reported(tmp_path: Path) -> None:
+def test_rows_that_are_cut_short_are_reported(tmp_path: Path) -> None:
     labs = [lab(n, str(START + n * HOUR)) for n in range(4)]
     root = write_tables(tmp_path / "hospital", hand_made(labs))
     path = root / "hosp" / "labevents.csv"
     lines = path.read_text().splitlines()
-    lines[2] += ",more,cells"
+    lines[2] = lines[2].rpartition(",")[0]
     path.write_text("\n".join([*lines[:-1], lines[-1][:20]]))  # cut in the middle of the last row
     _, metrics = prepared(root, tmp_path / "run")
     assert metrics["rows/labevents"] == 4 and metrics["rows_kept/labevents"] == 2
     assert metrics["rows_reported/labevents"] == 2
 
 
+def test_rows_with_more_cells_than_headings_are_refused(tmp_path: Path) -> None:
+    root = write_tables(tmp_path / "hospital", hand_made())
+    with (root / "hosp" / "labevents.csv").open("a") as file:
+        file.write("," * 40)
+    with pytest.raises(UserError, match=r"labevents.*1 rows have more cells than the header"):
+        prepared(root, tmp_path / "run")
+
+
 def test_a_cut_dictionary_is_refused(tmp_path: Path) -> None:
     root = write_tables(tmp_path / "hospital", hand_made())
     with (root / "hosp" / "d_labitems.csv").open("a") as file:
         file.write("51")
-    with pytest.raises(UserError, match=r"d_labitems.*1 rows have another number of cells"):
+    with pytest.raises(UserError, match=r"d_labitems.*1 rows are cut short"):
         prepared(root, tmp_path / "run")
 
 

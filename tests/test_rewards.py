@@ -81,7 +81,8 @@ def test_decision_accuracy_is_set_f1() -> None:
     ("text", "think", "value"),
     [
         (CHAIN + "Sodium", "chain", 1.0),
-        (CHAIN + "Sodium\nsodium", "chain", 0.0),  # no answer line twice
+        (CHAIN + "Sodium\nSodium", "chain", 0.0),  # no answer line twice
+        (CHAIN + "Sodium\nsodium", "chain", 1.0),  # records hold names in two letter cases
         ("Sodium", "chain", 0.0),  # thinking was asked for
         (CHAIN.replace("</think>", ""), "chain", 0.0),
         (CHAIN.replace("## Reasoning", "## Extraction") + "Sodium", "chain", 0.0),

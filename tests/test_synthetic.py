@@ -118,7 +118,9 @@ def test_stays_follow_each_other_in_time(tables: dict[str, pl.DataFrame]) -> Non
     admissions = tables["hosp/admissions"]
     assert (admissions["dischtime"] > admissions["admittime"]).all()
     died = admissions.filter(pl.col("hospital_expire_flag") == "1")
-    assert (died["deathtime"] == died["dischtime"]).all()
+    by_date = died.filter(pl.col("dischtime") < pl.col("deathtime"))
+    assert 0 < len(by_date) < len(died) and (died["dischtime"] <= died["deathtime"]).all()
+    assert by_date["dischtime"].str.ends_with("00:00:00").all()
     assert admissions.filter(pl.col("hospital_expire_flag") == "0")["deathtime"].is_null().all()
     ordered = admissions.sort("subject_id", "admittime")
     after = ordered.with_columns(next=pl.col("admittime").shift(-1).over("subject_id"))
@@ -127,7 +129,12 @@ def test_stays_follow_each_other_in_time(tables: dict[str, pl.DataFrame]) -> Non
     assert (dates["dod"] == dates["deathtime"].str.slice(0, 10)).all()
     assert len(died) == died["subject_id"].n_unique()
     icu = tables["icu/icustays"].join(admissions.drop("subject_id"), on="hadm_id")
-    assert ((icu["intime"] >= icu["admittime"]) & (icu["outtime"] <= icu["dischtime"])).all()
+    end = pl.max_horizontal("dischtime", pl.col("deathtime").fill_null(""))
+    assert (
+        icu.select((pl.col("intime") >= pl.col("admittime")) & (pl.col("outtime") <= end))
+        .to_series()
+        .all()
+    )
     emergency = tables["ed/edstays"].join(admissions.drop("subject_id"), on="hadm_id")
     hour_later = emergency["intime"].str.to_datetime() + pl.duration(hours=1)
     assert (emergency.select(pl.col("admittime").str.to_datetime() > hour_later)).to_series().all()
@@ -179,3 +186,20 @@ def test_no_sign_decides_and_models_learn(tmp_path: Path) -> None:
     assert table["boosting"].min() >= 0.72
     assert table["hidden"].min() >= 0.88
     assert table["hidden"].mean() >= 0.90
+
+
+def test_the_register_knows_some_things_afterwards(tables: dict[str, pl.DataFrame]) -> None:
+    """As in MIMIC-IV beds are left behind the discharge, orders are dated back, and stays under
+    observation become inpatient stays by an order of their own."""
+    admissions, moves = tables["hosp/admissions"], tables["hosp/transfers"]
+    gone = moves.filter(pl.col("eventtype") == "discharge").join(admissions, on="hadm_id")
+    assert len(gone) == len(admissions) and (gone["intime"] > gone["dischtime"]).all()
+    orders = tables["hosp/pharmacy"]
+    assert 0.02 < (orders["entertime"] > orders["starttime"]).mean() < 0.2
+    stays = admissions.select("hadm_id", "admission_type")
+    orders = tables["hosp/poe"].select("poe_id", "hadm_id").join(stays, on="hadm_id")
+    counts = tables["hosp/poe_detail"].join(orders, on="poe_id")
+    there = set(counts.select("admission_type", "field_value").iter_rows())
+    assert ("OBSERVATION ADMIT", "Place in observation") in there
+    assert ("OBSERVATION ADMIT", "Admit to inpatient") in there
+    assert ("EU OBSERVATION", "Admit to inpatient") not in there

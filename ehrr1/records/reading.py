@@ -6,8 +6,7 @@ write for a missing value (`MISSING`, quoted or not) is null. A file that cannot
 """
 
 import csv
-import gzip
-import io
+import re
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -16,21 +15,12 @@ from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
-from pyarrow import csv as arrow_csv
 
 from ehrr1.errors import UserError
+from ehrr1.records.csv_files import BATCH_ROWS, MISSING, Lost, csv_batches, csv_header
 
 SUFFIXES = (".csv.gz", ".csv", ".parquet")
 """Looked for in this order; the first is how the tables are published."""
-
-BATCH_ROWS = 500_000
-"""So many rows of a file are held at a time."""
-
-BLOCK_BYTES = 4 << 20
-"""A CSV file is parsed in blocks of so many bytes; one row must fit into a block."""
-
-MISSING = ("", "NA", "<NA>", "NULL", "null", "NaN", "nan", r"\N")
-"""What tools write for a missing value; cells of blanks alone are missing as well."""
 
 TIME_FORMATS = (
     "%Y-%m-%d %H:%M:%S",
@@ -120,10 +110,6 @@ class Folder:
         return paths
 
 
-Lost = Counter[str]
-"""Reason -> rows that could not be read."""
-
-
 def read_columns(paths: list[Path], columns: list[str], lost: Lost | None = None) -> pl.DataFrame:
     """The named columns of a table's files as `read_batches` gives them, all in memory."""
     return pl.concat(read_batches(paths, columns, lost), how="vertical_relaxed")
@@ -135,10 +121,9 @@ def read_batches(
     """The named columns of a table's files, in that order, about `BATCH_ROWS` rows at a time.
 
     Column names may differ in case. CSV cells are text, missing ones null; Parquet keeps its types.
-    Rows of a CSV with fewer or more cells than its header are counted in `lost`. Memory stays
-    bounded whatever the size of the files; a file without rows gives one empty batch. Raises
-    UserError for a file that is empty, broken, not UTF-8, or lacks a column, and without `lost` for
-    rows that do not fit the header.
+    Rows of a CSV that are cut short are counted in `lost`. Memory stays bounded whatever the size
+    of the files; a file without rows gives one empty batch. Raises UserError for a file that is
+    empty, broken, not UTF-8, or lacks a column, and without `lost` for rows that are cut short.
     """
     for path in paths:
         misfits: Lost = Counter()
@@ -155,8 +140,7 @@ def read_batches(
             lost.update(misfits)
         elif misfits:
             raise UserError(
-                f"{path}: {misfits.total():,} rows have another number of cells than the header: "
-                "fetch the file again, or mend it"
+                f"{path}: {misfits.total():,} rows are cut short: fetch the file again, or mend it"
             )
 
 
@@ -164,7 +148,7 @@ def _batches(path: Path, columns: list[str], misfits: Lost) -> Iterator[pl.DataF
     actual = _match(path, read_header(path), columns)
     names = [actual[name] for name in columns]
     parquet = path.suffix == ".parquet"
-    frames = _parquet_batches(path, names) if parquet else _csv_batches(path, names, misfits)
+    frames = _parquet_batches(path, names) if parquet else csv_batches(path, names, misfits)
     for frame in frames:
         frame.columns = columns
         for name, kind in frame.schema.items():
@@ -183,58 +167,6 @@ def _parquet_batches(path: Path, columns: list[str]) -> Iterator[pl.DataFrame]:
     yield from wanted.collect_batches(chunk_size=BATCH_ROWS, lazy=True)
 
 
-def _csv_batches(path: Path, columns: list[str], misfits: Lost) -> Iterator[pl.DataFrame]:
-    def count(row: arrow_csv.InvalidRow) -> str:
-        short = row.actual_columns < row.expected_columns
-        misfits["cut_short" if short else "too_many_cells"] += 1
-        return "skip"
-
-    distinct = list(dict.fromkeys(columns))
-    file = _Quoted(path)
-    reader = arrow_csv.open_csv(
-        file,
-        read_options=arrow_csv.ReadOptions(block_size=BLOCK_BYTES),
-        parse_options=arrow_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=count),
-        convert_options=arrow_csv.ConvertOptions(
-            include_columns=distinct,
-            column_types=dict.fromkeys(distinct, pa.string()),
-            null_values=MISSING,
-            strings_can_be_null=True,
-        ),
-    )
-    held: list[pl.DataFrame] = []
-    with reader:
-        for batch in reader:
-            held.append(pl.DataFrame(batch))
-            if sum(map(len, held)) >= BATCH_ROWS:
-                yield pl.concat(held)
-                held.clear()
-    if file.quotes % 2:
-        raise csv.Error("a quotation mark is opened and never closed")
-    yield pl.concat([*held, pl.DataFrame(reader.schema.empty_table())])
-
-
-class _Quoted(io.RawIOBase):
-    """The bytes of a file, with a count of its quotation marks: pyarrow takes what follows an open
-    one for a cell, up to the end of the file."""
-
-    def __init__(self, path: Path):
-        self.quotes = 0
-        self._stream = pa.input_stream(path, compression="detect")
-
-    def read(self, size: int = -1) -> bytes:
-        data: bytes = self._stream.read(size if size >= 0 else None)
-        self.quotes += data.count(b'"')
-        return data
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._stream.close()
-        super().close()
-
-
 def _without_blanks(frame: pl.DataFrame) -> pl.DataFrame:
     """The frame with null for texts that are blank."""
     text = pl.selectors.string()
@@ -249,26 +181,22 @@ def read_header(path: Path) -> list[str]:
     try:
         if path.suffix == ".parquet":
             return pl.scan_parquet(path).collect_schema().names()
-        return _csv_header(path)
+        return csv_header(path)
     except READ_ERRORS as error:
         raise _broken(path, error) from error
 
 
 def _broken(path: Path, error: BaseException) -> UserError:
-    # Polars quotes what it cannot parse: patient text stays out of messages.
+    # Polars and Arrow quote what they cannot parse: patient text stays out of messages.
     cause = (str(error).strip() or type(error).__name__).splitlines()[0].partition("`")[0]
+    if isinstance(error, pa.ArrowException):
+        row = re.search(r"Row #(\d+)", cause)
+        kind = "it is no UTF-8 text" if "UTF8" in cause else "it is no table of text"
+        cause = f"{kind}, row {row[1]}" if row else kind
     return UserError(
         f"{path} cannot be read ({cause.strip()}): fetch the file again, "
         "or mend it; its published checksum tells whether it is whole"
     )
-
-
-def _csv_header(path: Path) -> list[str]:
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-        line = file.readline().decode("utf-8-sig")
-    if not line.strip():
-        raise UserError(f"{path} is empty: not even a header line; fetch the file again")
-    return next(csv.reader([line.rstrip("\r\n")]))
 
 
 def _match(path: Path, header: list[str], columns: list[str]) -> dict[str, str]:

@@ -82,6 +82,9 @@ def _admissions(chunk: Chunk, stays: np.ndarray) -> None:
     frail = v["z_S"][stays] + 0.4 * rng.normal(size=len(stays))
     to = np.where(frail > 0.9, rng.choice([2, 3], len(stays)), np.where(frail > 0.3, 1, 0))
     to = np.where(v["death"][stays] != NEVER, 4, to)
+    # Of a death the register often has the day only.
+    midnight = v["disch"][stays] // DAY * DAY
+    by_date = died & (v["hadm_id"][stays] % 3 == 0) & (midnight > v["admit"][stays])
     chunk.draws["type"] = np.zeros(chunk.n, int)
     chunk.draws["type"][stays] = _types(chunk, stays)
     chunk.add(
@@ -89,10 +92,7 @@ def _admissions(chunk: Chunk, stays: np.ndarray) -> None:
         subject_id=v["subject_id"][stays],
         hadm_id=v["hadm_id"][stays],
         admittime=v["admit"][stays],
-        # The register often has the day of a death only.
-        dischtime=np.where(
-            died & (v["hadm_id"][stays] % 3 == 0), v["disch"][stays] // DAY * DAY, v["disch"][stays]
-        ),
+        dischtime=np.where(by_date, midnight, v["disch"][stays]),
         deathtime=np.where(died, v["death"][stays], NEVER),
         admission_type=pick(_TYPES, chunk.draws["type"][stays]),
         admit_provider_id=providers(chunk, len(stays)),
