@@ -12,9 +12,11 @@ As the hub might still be seen in the list, other hubs stand beside it, each rea
 an answer drawn at random, which is in the list too.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from hashlib import sha256
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +35,9 @@ HUBS = 4
 """Answers around which others are drawn, one of them beside the sample's own."""
 JUMP = 0.1
 """How often a step leads to any answer: items that one answer holds lead back to it alone."""
-BATCH, BATCHES = 25, 4
-"""So many answers are drawn around each hub at a time, so often at most; what is missing then is
-filled up item by item."""
+BATCHES = 3
+"""Answers are drawn around the hubs as many at a time as fill two lists if they share nothing, and
+so often at most; what is missing then is drawn item by item."""
 COUNTED = 100_000
 """Samples of a task and split that are drawn from at most."""
 
@@ -51,15 +53,14 @@ class Pool:
         holder = pairs["sample"].rank("dense").to_numpy().astype(np.int64) - 1
         self.items = items.search_sorted(pairs["item"]).to_numpy().astype(np.int64)
         self.sizes = np.bincount(holder)
+        self.mean_size = len(self.items) / len(self.sizes)
         self.first = _starts(self.sizes)
         order = np.argsort(self.items, kind="stable")
         self.holders = holder[order]
         self.frequency = np.bincount(self.items, minlength=len(items))
+        self.distinct = int(np.count_nonzero(self.frequency))
         self.holders_first = _starts(self.frequency)
         self.shares = np.concatenate([[0.0], np.cumsum(1 / self.sizes[self.holders])])
-
-    def answer(self, number: int) -> Ints:
-        return self.items[self.first[number] : self.first[number + 1]]
 
     def any(self, count: int, rng: np.random.Generator) -> Ints:
         """Answers drawn at random."""
@@ -69,6 +70,13 @@ class Pool:
         """From each answer to another that shares an item."""
         places = rng.integers(self.sizes[answers])
         return self.holding(self.items[self.first[answers] + places], rng)
+
+    def of(self, answers: Ints) -> tuple[Ints, Ints]:
+        """The items of some answers, one after the other, and the place of each one's answer."""
+        sizes = self.sizes[answers]
+        turn = np.repeat(np.arange(len(answers)), sizes)
+        within = np.arange(len(turn)) - _starts(sizes)[turn]
+        return self.items[self.first[answers][turn] + within], turn
 
     def holding(self, items: Ints, rng: np.random.Generator) -> Ints:
         """For each item an answer that holds it, by 1 / the answer's size; now and then any.
@@ -117,50 +125,51 @@ class Lists:
         """The target, which is no longer than the list, among others; in no order."""
         pool = self.pools[split]
         own = np.array([self.codes[name] for name in target])
-        found = dict.fromkeys(own.tolist())
-        if np.count_nonzero(pool.frequency) > self.length:  # else all of them are listed
-            self._add(found, [own], rng)
+        found = self._joined(own, own, np.zeros_like(own), rng)
+        if pool.distinct > self.length:  # else all of them are listed
             others = pool.any(HUBS - 1, rng)
-            self._add(found, map(pool.answer, others), rng)
             held = own[pool.frequency[own] > 0]
             first = pool.holding(rng.choice(held, 1), rng) if len(held) else pool.any(1, rng)
             hubs = np.append(first, pool.step(others, rng))
+            each = math.ceil(2 * self.length / pool.mean_size / HUBS)
+            found = self._joined(found, *pool.of(others), rng)
             for _ in range(BATCHES):
                 if len(found) < self.length:
-                    drawn = pool.step(np.tile(hubs, BATCH), rng)
-                    self._add(found, map(pool.answer, drawn), rng)
-        self._fill(found, pool, rng)
-        return [self.names[code] for code in rng.permutation(list(found))]
+                    drawn = pool.step(np.tile(hubs, each), rng)
+                    found = self._joined(found, *pool.of(drawn), rng)
+        found = np.append(found, self._missing(found, pool, rng))
+        return [self.names[code] for code in rng.permutation(found)]
 
-    def _add(
-        self, found: dict[int, None], answers: Iterable[Ints], rng: np.random.Generator
-    ) -> None:
-        """Add whole answers while there is room, of the last one as much as fits."""
-        for answer in answers:
-            items = answer.tolist()
-            new = [code for code in [*items, *self._similar_to(items)] if code not in found]
-            room = self.length - len(found)
-            if len(new) > room:
-                new = rng.permutation(new)[:room].tolist()
-            found.update(dict.fromkeys(new))
-            if len(found) == self.length:
-                return
+    def _joined(self, found: Ints, items: Ints, turn: Ints, rng: np.random.Generator) -> Ints:
+        """`found` and the items of more answers, in turn, as far as there is room; of the last one
+        any items."""
+        if self.similar:
+            items, turn = self._with_similar(items, turn)
+        order = np.lexsort((rng.random(len(items)), turn))
+        both = np.concatenate([found, items[order]])
+        return both[np.sort(np.unique(both, return_index=True)[1])][: self.length]
 
-    def _similar_to(self, answer: list[int]) -> list[int]:
-        """As many as the answer has items: the nearest of each, then the second of each, ..."""
-        lists = [self.similar[code] for code in answer if code in self.similar]
-        places = range(max(map(len, lists), default=0))
-        turns = (near[place] for place in places for near in lists if place < len(near))
-        return list(dict.fromkeys(turns))[: len(answer)]
+    def _with_similar(self, items: Ints, turn: Ints) -> tuple[Ints, Ints]:
+        """Each answer and as many similar items: the nearest of each of its items, then the second
+        of each, ..."""
+        answers: dict[int, list[int]] = {}
+        for item, place in zip(items.tolist(), turn.tolist(), strict=True):
+            answers.setdefault(place, []).append(item)
+        for answer in answers.values():
+            lists = [self.similar.get(item, []) for item in answer]
+            near = (item for rank in zip_longest(*lists) for item in rank if item is not None)
+            answer.extend(list(dict.fromkeys(near))[: len(answer)])
+        sizes = [len(answer) for answer in answers.values()]
+        return np.concatenate(list(answers.values())), np.repeat(list(answers), sizes)
 
-    def _fill(self, found: dict[int, None], pool: Pool, rng: np.random.Generator) -> None:
-        """Draw what is missing by frequency: the split's items, then others', then the user's."""
-        missing = self.length - len(found)
-        if missing:
-            weights = pool.frequency + 1e-6 * self.frequency + 1e-12
-            race = rng.exponential(size=len(weights)) / weights
-            race[list(found)] = np.inf
-            found.update(dict.fromkeys(np.argsort(race, kind="stable")[:missing].tolist()))
+    def _missing(self, found: Ints, pool: Pool, rng: np.random.Generator) -> Ints:
+        """What a list lacks, by frequency: the split's items, then others', then the user's."""
+        if len(found) == self.length:
+            return found[:0]
+        weights = pool.frequency + 1e-6 * self.frequency + 1e-12
+        race = rng.exponential(size=len(weights)) / weights
+        race[found] = np.inf
+        return np.argsort(race, kind="stable")[: self.length - len(found)]
 
 
 class Candidates:
