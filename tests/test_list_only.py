@@ -1,18 +1,14 @@
 """A list of candidates tells nothing: an attack without the record gets what chance by frequency
 gets. Lists that do tell are found out."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pytest
 
-from ehrr1.evaluation.list_only import LEARNT, list_baselines
-from ehrr1.scoring.sets import set_scores
+from benchmarks.list_only import DRAWS, scores
 from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.samples import Prepared, Sample
-from ehrr1.tasks.selection import select
 from ehrr1.tasks.similar import SIMILAR, neighbours_of
 from tests.test_records import hospital, prepared
 
@@ -46,21 +42,9 @@ class Telling:
         return sorted([*sample.target, *others])
 
 
-def f1(
-    world: Prepared, candidates: Callable[[Sample], Sequence[str]], task: str, seed: int
-) -> dict[str, float]:
-    """Mean F1 of each baseline on the test split."""
-    samples = world.as_samples(select(world.scan("test", [task]), LEARNT, seed))
-    rows = list_baselines(world, candidates, samples, "test", seed)
-    pairs = zip(rows["prediction"], rows["target"], strict=True)
-    scores = pl.Series("f1", [set_scores(a.split("\n"), b.split("\n")).f1 for a, b in pairs])
-    means = rows.with_columns(scores).group_by("model").agg(pl.col("f1").mean())
-    return {name: mean for name, mean in means.select("model", "f1").iter_rows()}
-
-
 def excess(world: Prepared, task: str) -> float:
-    """How much better the attack is than chance by frequency: the mean over three draws."""
-    found = [f1(world, Candidates(world, seed), task, seed) for seed in range(3)]
+    """How much better the attack is than chance by frequency: the mean over some draws."""
+    found = [scores(world, Candidates(world, seed), task, seed) for seed in range(DRAWS)]
     return float(np.mean([one["list_only"] - one["list_frequency"] for one in found]))
 
 
@@ -76,5 +60,5 @@ def test_lists_tell_nothing_of_the_demo(demo: Prepared, task: str) -> None:
 
 def test_the_attack_finds_out_lists_that_tell(demo: Prepared) -> None:
     for task in ("medrecon", "diagnosis"):
-        found = f1(demo, Telling(demo, task), task, 0)
+        found = scores(demo, Telling(demo, task), task, 0)
         assert found["list_only"] > found["list_frequency"] + 0.3
