@@ -118,7 +118,8 @@ def test_an_answer_that_is_too_long_has_no_list_and_is_counted(world: Prepared) 
 
 def test_a_question_whose_answer_nobody_knows_has_the_most_frequent_items() -> None:
     table = answers("ab", "b", "bc", "c", "d")
-    lists = Lists(table["item"], {"train": table}, {})
+    test = answers("x", "dx")
+    lists = Lists(pl.Series(list("abcdx")), {"train": table, "test": test}, {})
     assert lists.most_frequent() == ["b", "c", "a", "d"]
 
 

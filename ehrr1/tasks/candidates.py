@@ -7,9 +7,10 @@ new to the training split, holds of the others as well.
 
 The others are like it, and like each other in the same way: from the answer a step leads to a hub,
 another answer that shares an item, and steps from that hub to answers beside it. A step is as
-likely forth as back (`Pool.step`), so an answer and those around its hub could change places.
-As the hub might still be seen in the list, other hubs stand beside it, each reached by a step from
-an answer drawn at random, which is in the list too.
+likely forth as back (`Pool.holding`), so an answer and those around its hub could change places
+(the star of Besag and Clifford, 1989). As what surrounds the hub might still be seen in the list,
+other hubs stand beside it, each reached by a step from an answer drawn at random, which is in the
+list too.
 """
 
 import math
@@ -117,9 +118,12 @@ class Lists:
         self.length = min(len(items), max(LENGTH, 2 * longest))
 
     def most_frequent(self) -> list[str]:
-        """The list for a question whose answer nobody knows."""
-        order = np.argsort(-self.frequency, kind="stable")[: self.length]
-        return [self.names[code] for code in order]
+        """The list for a question whose answer nobody knows: the training split's items."""
+        if "train" not in self.pools:
+            return []
+        frequency = self.pools["train"].frequency
+        order = np.argsort(-frequency, kind="stable")[: self.length]
+        return [self.names[code] for code in order if frequency[code]]
 
     def around(self, split: str, target: Iterable[str], rng: np.random.Generator) -> list[str]:
         """The target, which is no longer than the list, among others; in no order."""
