@@ -63,7 +63,7 @@ def compare(folders: Sequence[Path], target: Path, replicates: int, seed: int) -
         told = ", ".join(f"{run.label}: {run.split}" for run in runs)
         raise UserError(f"compare: the evaluations are of different splits ({told})")
     split = runs[0].split
-    together = pl.concat(named(run, first=run is runs[0]) for run in runs)
+    together = pl.concat(named(run, runs[:place]) for place, run in enumerate(runs))
     scored = together.filter(pl.col("split") == split)
     matched = {pair: matching(scored, *pair) for pair in compared(runs)}
     notes = {pair: f"{n:,} samples of {m:,} patients" for pair, (n, m) in matched.items()}
@@ -115,10 +115,11 @@ def labels(folders: Sequence[Path]) -> list[str]:
     return [".".join(one) for one in parts]  # a slash would end the name of a metric
 
 
-def named(run: Finished, first: bool) -> pl.DataFrame:
-    """Its predictions under names that tell the run; baselines once."""
+def named(run: Finished, earlier: Sequence[Finished]) -> pl.DataFrame:
+    """Its predictions under names that tell the run; each baseline once."""
     baseline = pl.col("model").is_in(BASELINES)
-    rows = run.predictions if first else run.predictions.filter(~baseline)
+    there = {name for other in earlier for name in other.predictions["model"].unique()}
+    rows = run.predictions.filter(~(baseline & pl.col("model").is_in(there)))
     told = pl.format("{}@{}", "model", pl.lit(run.label))
     return rows.with_columns(model=pl.when(baseline).then("model").otherwise(told))
 

@@ -22,7 +22,10 @@ CURRICULUM = ("untrained", "base", "adapt", "reason", "rl")
 
 STARTS = ("untrained", "base")
 
-BASELINES = ("frequency", "logistic", "logistic_cut", "boosting", "boosting_cut")
+BASELINES = (
+    *("frequency", "list_frequency", "list_only"),
+    *("logistic", "logistic_cut", "boosting", "boosting_cut"),
+)
 
 SURE = 0.9998
 """Probabilities beyond it, on either side, are as good as certain (TRIAGE, arXiv 2606.09030)."""

@@ -25,6 +25,7 @@ from ehrr1.errors import UserError
 from ehrr1.evaluation import chat, shots
 from ehrr1.evaluation.bags import learn_baselines, of_kind
 from ehrr1.evaluation.compare import compare
+from ehrr1.evaluation.list_only import list_baselines
 from ehrr1.evaluation.meds_export import export
 from ehrr1.evaluation.opening import Makers, opened, reader
 from ehrr1.evaluation.parts import Parts, speed
@@ -146,7 +147,8 @@ def baselines(cfg: Config, run: Run, study: Study, result: Result) -> pl.DataFra
     """The baselines' rows, kept like those of the models.
 
     They learn from the training split, which a benchmark file may lack. `_cut`: of what the token
-    limit of `result` leaves of a record; the others read all of it.
+    limit of `result` leaves of a record; the others read all of it. `list_`: of a
+    list of candidates alone, where questions come with one.
     """
     part = run.folder / "parts" / "baselines.parquet"
     if not part.exists():
@@ -154,9 +156,14 @@ def baselines(cfg: Config, run: Run, study: Study, result: Result) -> pl.DataFra
         train = training_samples(cfg, study)
         maker = None if cfg.engine.name == "anthropic" else reader(cfg, result, run.inputs, {})
         with replacing(part) as path:
-            learn_baselines(
+            found = learn_baselines(
                 study.prepared, train, samples, maker, cfg.eval.baselines.max_features, cfg.seed
-            ).write_parquet(path)
+            )
+            if cfg.candidates == "list":
+                lists = Candidates(study.prepared, cfg.seed)
+                split, seed = cfg.eval.split, cfg.seed
+                found.extend(list_baselines(study.prepared, lists, samples, split, seed))
+            found.write_parquet(path)
     return pl.read_parquet(part)
 
 

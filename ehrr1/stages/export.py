@@ -6,8 +6,8 @@ layout=release   release/: the files of the EHR-R1 release (`export_release`)
 
 samples.jsonl holds the benchmark's row (`idx, instruction, input, output, candidates, task_info`)
 with `sample_id, subject_id, prediction_time, available_until, messages`. `candidates` of a decision
-task are its answer among similar items, for models that were not trained on the task. No caps: what
-a stage trains on is its own matter.
+task are its answer among others' answers, for models that were not trained on the task. No caps:
+what a stage trains on is its own matter.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,8 @@ CHUNK = 10_000
 
 
 def run(cfg: Config, run: Run) -> dict[str, float | int]:
-    """Write the layout. Metrics: `rows`, and what the layout adds."""
+    """Write the layout. Metrics: `rows`, what the layout adds, and `too_long/<task>`: answers that
+    no list of candidates holds."""
     prepared = Prepared(run.input("prepare"))
     brought = prepared.folder / SIMILAR
     folder = (
@@ -50,10 +51,15 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     candidates = Candidates(prepared, cfg.seed, folder)
     if cfg.export.layout == "release":
         bench = partial(rows, prepared, candidates, split="test", limit=None)
-        return export_release.write(prepared, run.folder / "release", bench)
+        metrics = export_release.write(prepared, run.folder / "release", bench)
+        return metrics | too_long(candidates)
     found = rows(prepared, candidates, split=cfg.export.split, limit=cfg.export.limit)
     count = write_jsonl(run.folder / "samples.jsonl", found)
-    return {"rows": count}
+    return {"rows": count} | too_long(candidates)
+
+
+def too_long(candidates: Candidates) -> dict[str, float | int]:
+    return {f"too_long/{task}": count for task, count in sorted(candidates.too_long.items())}
 
 
 def rows(
@@ -78,9 +84,7 @@ def rows(
         if sample.context_id != last_id:
             events = prepared.context(sample)
             last_id, record = sample.context_id, record_markdown(events)
-        came_with_text = sample.text_row is not None
-        chosen = list(sample.candidates) if came_with_text else candidates(sample)
-        yield row(number, sample, events, record, chosen)
+        yield row(number, sample, events, record, candidates(sample))
 
 
 def row(

@@ -25,10 +25,11 @@ from ehrr1.records import release
 from ehrr1.records.frames import store_frames
 from ehrr1.records.openness import copy_mark
 from ehrr1.records.reading import SUFFIXES
-from ehrr1.tasks.candidates import COUNTED, neighbours_of
+from ehrr1.tasks.candidates import COUNTED
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared
 from ehrr1.tasks.selection import select
+from ehrr1.tasks.similar import neighbours_of
 
 ROWS_AT_ONCE = 100_000
 SAMPLES_AT_ONCE = 100_000

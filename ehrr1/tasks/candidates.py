@@ -1,185 +1,225 @@
-"""Candidate lists for models that were not trained on a task: the answer among similar items.
+"""Candidate lists for models that were not trained on a task: the answer among others' answers.
 
-Items are similar if they stand in the same answers: by cosine, n(a, b) / sqrt(n(a) n(b)) over the
-answers of the training split. A user may bring lists instead (`similar_items=DIR`). Answers of one
-item each never stand together, and rare items have few neighbours: such lists are filled up with
-the task's most frequent items, as a list of nothing but the answer would tell it.
+Whoever sees the list alone, and not the record, should not find the answer in it. So a list is a
+union of whole answers, the sample's own and those of other samples of its split, and all lists of
+a task are equally long. What holds of the answer, that its items stand together, that some are
+new to the training split, holds of the others as well.
+
+The others are like it, and like each other in the same way: from the answer a step leads to a hub,
+another answer that shares an item, and steps from that hub to answers beside it. A step is as
+likely forth as back (`Pool.holding`), so an answer and those around its hub could change places
+(the star of Besag and Clifford, 1989). As what surrounds the hub might still be seen in the list,
+other hubs stand beside it, each reached by a step from an answer drawn at random, which is in the
+list too.
 """
 
-import json
-import random
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections import Counter
+from collections.abc import Iterable
+from hashlib import sha256
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 import polars as pl
-from scipy import sparse
+from numpy.typing import NDArray
 
-from ehrr1.errors import UserError
-from ehrr1.records.reading import SUFFIXES, as_text, read_columns, read_header
-from ehrr1.tasks.catalog import ALL_TASKS, TASKS
+from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import select
+from ehrr1.tasks.similar import read_similar
+from ehrr1.tasks.splits import SPLITS
 
-SIMILAR = 100
-"""So many items stand beside the answer at most."""
+LENGTH = 100
+"""Items of a list, where twice the longest training answer is not more, and all items not fewer."""
+HUBS = 4
+"""Answers around which others are drawn, one of them beside the sample's own."""
+JUMP = 0.1
+"""How often a step leads to any answer: items that one answer holds lead back to it alone."""
+BATCHES = 3
+"""Answers are drawn around the hubs as many at a time as fill two lists if they share nothing, and
+so often at most; what is missing then is drawn item by item."""
 COUNTED = 100_000
-"""Training samples of a task that are counted at most."""
-BLOCK = 256
-"""Items whose neighbours are counted by one sparse product: bounds the memory."""
+"""Samples of a task and split that are drawn from at most."""
 
-ITEM = ("item", "item_name", "name", "target")
-ONE = ("similar_item", "similar", "candidate")
-SEVERAL = ("similar_items", "similars", "candidates")
-"""Headings that are read in files of similar items: the item; one similar item a row; or a JSON
-list of them in a cell. The order is that of similarity."""
+Ints = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Similar:
-    """One task's items: what each is similar to, the nearest first, and all by frequency."""
+class Pool:
+    """The answers of one split, as codes of items."""
 
-    neighbours: dict[str, list[str]]
-    frequent: list[str]
+    def __init__(self, answers: pl.DataFrame, items: pl.Series):
+        """`answers` has `sample, item`; `items` are all of the task's, sorted."""
+        pairs = answers.unique().sort("sample", "item")
+        holder = pairs["sample"].rank("dense").to_numpy().astype(np.int64) - 1
+        self.items = items.search_sorted(pairs["item"]).to_numpy().astype(np.int64)
+        self.sizes = np.bincount(holder)
+        self.mean_size = len(self.items) / len(self.sizes)
+        self.first = _starts(self.sizes)
+        order = np.argsort(self.items, kind="stable")
+        self.holders = holder[order]
+        self.frequency = np.bincount(self.items, minlength=len(items))
+        self.distinct = int(np.count_nonzero(self.frequency))
+        self.holders_first = _starts(self.frequency)
+        self.shares = np.concatenate([[0.0], np.cumsum(1 / self.sizes[self.holders])])
 
-    def around(self, answer: tuple[str, ...]) -> list[str]:
-        """At most `SIMILAR` items that are not in the answer, the nearest first.
+    def any(self, count: int, rng: np.random.Generator) -> Ints:
+        """Answers drawn at random."""
+        return rng.integers(len(self.sizes), size=count)
 
-        The nearest of each item of the answer, then the second of each, and so on; then the most
-        frequent items of the task.
+    def step(self, answers: Ints, rng: np.random.Generator) -> Ints:
+        """From each answer to another that shares an item."""
+        places = rng.integers(self.sizes[answers])
+        return self.holding(self.items[self.first[answers] + places], rng)
+
+    def of(self, answers: Ints) -> tuple[Ints, Ints]:
+        """The items of some answers, one after the other, and the place of each one's answer."""
+        sizes = self.sizes[answers]
+        turn = np.repeat(np.arange(len(answers)), sizes)
+        within = np.arange(len(turn)) - _starts(sizes)[turn]
+        return self.items[self.first[answers][turn] + within], turn
+
+    def holding(self, items: Ints, rng: np.random.Generator) -> Ints:
+        """For each item an answer that holds it, by 1 / the answer's size; now and then any.
+
+        By the sizes the step from an answer to its item and on to B is as likely as that from B
+        back: both are the sum, over the items that they share, of 1 / (|A| |B| c), c of the item.
         """
-        found: dict[str, None] = {}
-        own = set(answer)
-        for item in self._in_turn(answer):
-            if len(found) == SIMILAR:
-                break
-            if item not in own:
-                found[item] = None
-        return list(found)
+        low, high = (self.shares[self.holders_first[items + after]] for after in (0, 1))
+        place = np.searchsorted(self.shares, low + rng.random(len(items)) * (high - low), "right")
+        last = self.holders_first[items + 1]  # rounding may reach beyond
+        found = self.holders[np.minimum(place, last) - 1]
+        jumps = rng.random(len(items)) < JUMP
+        return np.where(jumps, self.any(len(items), rng), found)
 
-    def _in_turn(self, answer: tuple[str, ...]) -> Iterator[str]:
-        lists = [self.neighbours[item] for item in answer if item in self.neighbours]
-        for place in range(max(map(len, lists), default=0)):
-            for neighbours in lists:
-                if place < len(neighbours):
-                    yield neighbours[place]
-        yield from self.frequent
+
+class Lists:
+    """One task's items and answers, and the lists that are drawn from them.
+
+    `items`: all of the task's. `answers`: split -> the table `sample, item`. `similar`: an item ->
+    those that the user calls similar to it, nearest first.
+    """
+
+    def __init__(
+        self, items: pl.Series, answers: dict[str, pl.DataFrame], similar: dict[str, list[str]]
+    ):
+        given = [name for key, names in similar.items() for name in (key, *names)]
+        items = pl.concat([items, pl.Series(given, dtype=pl.String)]).unique().sort()
+        self.names: list[str] = items.to_list()
+        self.codes = {name: code for code, name in enumerate(self.names)}
+        self.similar = {
+            self.codes[key]: [self.codes[name] for name in names] for key, names in similar.items()
+        }
+        self.pools = {split: Pool(table, items) for split, table in answers.items() if len(table)}
+        self.frequency = np.zeros(len(items), dtype=np.int64)
+        for pool in self.pools.values():
+            self.frequency += pool.frequency
+        longest = int(self.pools["train"].sizes.max()) if "train" in self.pools else 0
+        self.length = min(len(items), max(LENGTH, 2 * longest))
+
+    def most_frequent(self) -> list[str]:
+        """The list for a question whose answer nobody knows: the training split's items."""
+        if "train" not in self.pools:
+            return []
+        frequency = self.pools["train"].frequency
+        order = np.argsort(-frequency, kind="stable")[: self.length]
+        return [self.names[code] for code in order if frequency[code]]
+
+    def around(self, split: str, target: Iterable[str], rng: np.random.Generator) -> list[str]:
+        """The target, which is no longer than the list, among others; in no order."""
+        pool = self.pools[split]
+        own = np.array([self.codes[name] for name in target])
+        found = self._joined(own, own, np.zeros_like(own), rng)
+        if pool.distinct > self.length:  # else all of them are listed
+            others = pool.any(HUBS - 1, rng)
+            held = own[pool.frequency[own] > 0]
+            first = pool.holding(rng.choice(held, 1), rng) if len(held) else pool.any(1, rng)
+            hubs = np.append(first, pool.step(others, rng))
+            each = math.ceil(2 * self.length / pool.mean_size / HUBS)
+            found = self._joined(found, *pool.of(others), rng)
+            for _ in range(BATCHES):
+                if len(found) < self.length:
+                    drawn = pool.step(np.tile(hubs, each), rng)
+                    found = self._joined(found, *pool.of(drawn), rng)
+        found = np.append(found, self._missing(found, pool, rng))
+        return [self.names[code] for code in rng.permutation(found)]
+
+    def _joined(self, found: Ints, items: Ints, turn: Ints, rng: np.random.Generator) -> Ints:
+        """`found` and the items of more answers, in turn, as far as there is room; of the last one
+        any items."""
+        if self.similar:
+            items, turn = self._with_similar(items, turn)
+        order = np.lexsort((rng.random(len(items)), turn))
+        both = np.concatenate([found, items[order]])
+        return both[np.sort(np.unique(both, return_index=True)[1])][: self.length]
+
+    def _with_similar(self, items: Ints, turn: Ints) -> tuple[Ints, Ints]:
+        """Each answer and as many similar items: the nearest of each of its items, then the second
+        of each, ..."""
+        answers: dict[int, list[int]] = {}
+        for item, place in zip(items.tolist(), turn.tolist(), strict=True):
+            answers.setdefault(place, []).append(item)
+        for answer in answers.values():
+            lists = [self.similar.get(item, []) for item in answer]
+            near = (item for rank in zip_longest(*lists) for item in rank if item is not None)
+            answer.extend(list(dict.fromkeys(near))[: len(answer)])
+        sizes = [len(answer) for answer in answers.values()]
+        return np.concatenate(list(answers.values())), np.repeat(list(answers), sizes)
+
+    def _missing(self, found: Ints, pool: Pool, rng: np.random.Generator) -> Ints:
+        """What a list lacks, by frequency: the split's items, then others', then the user's."""
+        if len(found) == self.length:
+            return found[:0]
+        weights = pool.frequency + 1e-6 * self.frequency + 1e-12
+        race = rng.exponential(size=len(weights)) / weights
+        race[found] = np.inf
+        return np.argsort(race, kind="stable")[: self.length - len(found)]
 
 
 class Candidates:
-    """`candidates(sample)`: its answer among similar items, shuffled; counted a task at a time.
+    """`candidates(sample)`: its answer among others, shuffled; a task's answers are read once.
 
-    Empty for risk tasks and for texts to write. The same seed and training split give the same
-    lists. `folder` holds users' lists as `<task>.csv`; tasks without a file are counted.
+    Empty for risk tasks, for texts to write, and for an answer that is longer than the list
+    (`too_long` counts them by task). A sample that came with its record as a text has those that
+    came with it. The same seed and index give the same lists everywhere. `folder` holds users'
+    similar items as `<task>.csv`.
     """
 
     def __init__(self, prepared: Prepared, seed: int, folder: Path | None = None):
         self.prepared = prepared
         self.seed = seed
         self.given = {} if folder is None else read_similar(folder)
-        self._similar: dict[str, Similar] = {}
+        self.too_long: Counter[str] = Counter()
+        self._lists: dict[str, Lists] = {}
 
     def __call__(self, sample: Sample) -> list[str]:
         task = ALL_TASKS[sample.task]
-        if task.kind == "risk" or task.target == "text":
+        if sample.text_row is not None or task.kind == "risk" or task.target == "text":
+            return list(sample.candidates)
+        if sample.task not in self._lists:
+            self._lists[sample.task] = self._read(sample.task)
+        lists = self._lists[sample.task]
+        if not sample.target:
+            return lists.most_frequent()
+        if len(sample.target) > lists.length:
+            self.too_long[sample.task] += 1
             return []
-        if sample.task not in self._similar:
-            self._similar[sample.task] = self._count(sample.task)
-        chosen = [*sample.target, *self._similar[sample.task].around(sample.target)]
-        random.Random(f"{self.seed}/{sample.sample_id}").shuffle(chosen)
-        return chosen
+        word = f"{self.seed}/{sample.sample_id}".encode()
+        rng = np.random.default_rng(int.from_bytes(sha256(word).digest()[:8], "big"))
+        return lists.around(sample.split, sample.target, rng)
 
-    def _count(self, task: str) -> Similar:
-        index = select(self.prepared.index("train", [task]), COUNTED, self.seed)
-        answers = self.prepared.answers(index)
-        neighbours = self.given.get(task)
-        frequent = by_frequency(answers)
-        return Similar(neighbours_of(answers) if neighbours is None else neighbours, frequent)
-
-
-def by_frequency(answers: pl.DataFrame) -> list[str]:
-    """The most frequent items of `answers` (`sample, item`), ties by name; enough for any answer
-    of `SIMILAR` items."""
-    counts = answers["item"].value_counts().sort("count", "item", descending=[True, False])
-    return counts["item"].head(2 * SIMILAR).to_list()
+    def _read(self, task: str) -> Lists:
+        codes = self.prepared.scan(None, [task]).select(pl.col("target").explode().unique())
+        names = pl.Series(self.prepared.names, dtype=pl.String)
+        items = names.gather(codes.collect()["target"].drop_nulls())
+        answers = {
+            split: self.prepared.answers(
+                select(self.prepared.scan(split, [task]), COUNTED, self.seed)
+            )
+            for split in SPLITS
+        }
+        return Lists(items, answers, self.given.get(task, {}))
 
 
-def neighbours_of(answers: pl.DataFrame) -> dict[str, list[str]]:
-    """Item -> the `SIMILAR` items nearest to it by cosine, ties by name.
-
-    `answers` has `sample, item`. Items that stand in no answer with another have none.
-    """
-    pairs = answers.unique()
-    items = pairs["item"].unique().sort()
-    column = items.search_sorted(pairs["item"]).to_numpy()
-    row = pairs["sample"].rank("dense").to_numpy().astype(np.int64) - 1
-    shape = (int(row.max(initial=-1)) + 1, len(items))
-    has = sparse.csc_array((np.ones(len(row), dtype=np.float32), (row, column)), shape=shape)
-    frequency = np.bincount(column, minlength=len(items))
-    names = items.to_list()
-    found = {}
-    for first in range(0, len(items), BLOCK):
-        joint = (has[:, first : first + BLOCK].T @ has).tocsr()
-        for offset in range(joint.shape[0]):
-            own = slice(joint.indptr[offset], joint.indptr[offset + 1])
-            others, together = joint.indices[own], joint.data[own]
-            # the item's own frequency is the same for all its neighbours
-            cosine = np.where(others == first + offset, -1, together / np.sqrt(frequency[others]))
-            nearest = np.lexsort((others, -cosine))[:SIMILAR]
-            nearest = nearest[cosine[nearest] > 0]
-            if len(nearest):
-                found[names[first + offset]] = [names[other] for other in others[nearest]]
-    return found
-
-
-def read_similar(folder: Path) -> dict[str, dict[str, list[str]]]:
-    """Task -> item -> similar items, from the files `<task>.csv` (.csv.gz, .parquet) of a folder.
-
-    Raises UserError for a folder without any, and for a file without the columns `ITEM` and `ONE`
-    or `SEVERAL`.
-    """
-    files = {
-        path.name.removesuffix(suffix): path
-        for suffix in reversed(SUFFIXES)
-        for path in (sorted(folder.iterdir()) if folder.is_dir() else ())
-        if path.name.endswith(suffix)
-    }
-    known = {task: files[task] for task in TASKS if task in files}
-    if not known:
-        raise UserError(
-            f"similar_items={folder}: no file <task>.csv of any task is there; name the folder "
-            "that holds them, or null to count similar items in the training split"
-        )
-    return {task: _read_lists(path) for task, path in known.items()}
-
-
-def _read_lists(path: Path) -> dict[str, list[str]]:
-    columns = [name.strip().lower() for name in read_header(path)]
-    item = next((name for name in ITEM if name in columns), None)
-    one = next((name for name in ONE if name in columns), None)
-    several = next((name for name in SEVERAL if name in columns), None)
-    similar = one or several
-    if item is None or similar is None:
-        raise UserError(
-            f"similar_items: {path} has the columns {', '.join(columns)}: give {ITEM[0]} and "
-            f"{ONE[0]} (one a row, nearest first) or {SEVERAL[0]} (a JSON list)"
-        )
-    frame = read_columns([path], [item, similar])
-    items, cells = (as_text(frame[name]).to_list() for name in (item, similar))
-    lists: dict[str, list[str]] = {}
-    for number, (name, cell) in enumerate(zip(items, cells, strict=True), start=2):
-        if name is None or cell is None:
-            raise UserError(f"similar_items: {path}, line {number}: an empty cell")
-        lists.setdefault(name, []).extend([cell] if one else _list(cell, path, number))
-    return lists
-
-
-def _list(cell: str, path: Path, line: int) -> list[str]:
-    try:
-        names = json.loads(cell)
-    except json.JSONDecodeError:
-        names = None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"similar_items: {path}, line {line}: no JSON list of names")
-    return names
+def _starts(sizes: Ints) -> Ints:
+    return np.concatenate([[0], np.cumsum(sizes)])

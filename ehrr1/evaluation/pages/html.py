@@ -18,6 +18,8 @@ CURRICULUM_COLOURS = {"untrained": "c5", "base": "c5", "adapt": "c4", "reason": 
 COLOURS = ("c1", "c3", "c6", "c7", "c0", "c2", "c4", "c5")
 BASELINE_COLOURS = {
     "frequency": "b2",
+    "list_frequency": "b2",
+    "list_only": "b1",
     "logistic": "b1",
     "logistic_cut": "b1",
     "boosting": "b0",

@@ -1,0 +1,178 @@
+"""What a list of candidates tells without the record: two baselines beside `candidates=list`.
+
+`list_frequency` names the items of the list that are the most frequent in the task's training
+answers: what chance gives. `list_only` attacks the list: a logistic regression knows of each item
+how frequent it is, how near it stands to the others of the list, whether it is new to the training
+split, and how long the list is. It should not beat the first; what a model has above both is from
+the record.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy import sparse
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from ehrr1.evaluation.asked import Asked, Chooser
+from ehrr1.evaluation.predictions import SCHEMA, Written, frame, prediction_row
+from ehrr1.progress import track
+from ehrr1.tasks.candidates import COUNTED
+from ehrr1.tasks.catalog import ALL_TASKS
+from ehrr1.tasks.samples import Prepared, Sample
+from ehrr1.tasks.selection import select
+from ehrr1.tasks.splits import SPLITS
+
+LEARNT = 300
+"""Lists of a task and split that the baselines learn from at most."""
+SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 24.0)
+"""How many items to name: these multiples of the expected number are tried."""
+LISTED = Asked("direct", candidates="list")
+NO_LIST = "its answer is longer than a list"
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A sample, its list of candidates, and what is known of them (`Counts.features`)."""
+
+    sample: Sample
+    items: Sequence[str]
+    features: Floats
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        return np.isin(self.items, self.sample.target)
+
+
+class Counts:
+    """How often some items stand in a task's training answers, alone and together."""
+
+    def __init__(self, answers: pl.DataFrame, items: set[str]):
+        """`answers` has `sample, item`."""
+        self.columns = {name: column for column, name in enumerate(sorted(items))}
+        known = pl.DataFrame({"item": list(self.columns)}, schema={"item": pl.String})
+        pairs = answers.unique().join(known.with_row_index("column"), on="item")
+        row, column = (pairs[name].to_numpy().astype(np.int64) for name in ("sample", "column"))
+        shape = (int(row.max(initial=-1)) + 1, len(items))
+        has = sparse.csc_array((np.ones(len(row)), (row, column)), shape=shape)
+        self.frequency = np.bincount(column, minlength=len(items)).astype(np.float64)
+        self.together = (has.T @ has).tocsr()
+
+    def features(self, items: Sequence[str]) -> Floats:
+        """Of each item of a list the logarithm of its frequency, its mean cosine with the others,
+        whether no training answer holds it, and the list's length."""
+        at = [self.columns[item] for item in items]
+        frequency = self.frequency[at]
+        together = self.together[at][:, at].toarray()
+        np.fill_diagonal(together, 0)
+        scale = np.sqrt(np.maximum(frequency, 1))
+        near = (together / scale / scale[:, None]).sum(axis=1) / max(1, len(at) - 1)
+        length = np.full(len(at), float(len(at)))
+        return np.stack([np.log1p(frequency), near, frequency == 0, length], axis=1)
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Names the first few items of a list, in an order of its own."""
+
+    rank: Callable[[Floats], Floats]
+    """Features -> how likely each item is."""
+    size: Floats
+    """The expected number of right items, a polynomial of the list's length."""
+    share: float = 1.0
+
+    def named(self, features: Floats) -> Ints:
+        """The places of the items that it names."""
+        order = np.argsort(-self.rank(features), kind="stable")
+        return order[: self.counts(len(features), [self.share])[0]]
+
+    def counts(self, length: int, shares: Sequence[float]) -> Ints:
+        """How many items of a list are named, for each multiple of the expected number."""
+        number = np.rint(np.polyval(self.size, length) * np.array(shares))
+        return np.clip(number, 1, length).astype(np.int64)
+
+    def best(self, lists: Sequence[Listed]) -> "Guess":
+        """The same guess with the share of the highest mean F1 on `lists`."""
+        f1 = np.zeros(len(SHARES))
+        for one in lists:
+            right = one.right[np.argsort(-self.rank(one.features), kind="stable")]
+            counts = self.counts(len(right), SHARES)
+            f1 += 2 * np.cumsum(right)[counts - 1] / (counts + right.sum())
+        return Guess(self.rank, self.size, SHARES[int(np.argmax(f1))])
+
+
+def learn(lists: Sequence[Listed]) -> dict[str, Guess]:
+    """Both baselines, fitted to lists whose answers are known; none where these teach nothing."""
+    labels = np.concatenate([one.right for one in lists]) if lists else np.zeros(0, dtype=bool)
+    if labels.all() or not labels.any():
+        return {}
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500))
+    model.fit(np.concatenate([one.features for one in lists]), labels)
+    sizes = np.array([one.right.sum() for one in lists])
+    lengths = np.array([len(one.items) for one in lists])
+    size = np.polyfit(lengths, sizes, deg=1 if len(set(lengths)) > 1 else 0)
+    guesses = {
+        "list_only": Guess(lambda features: model.predict_proba(features)[:, 1], size),
+        "list_frequency": Guess(lambda features: features[:, 0], sizes.mean(keepdims=True)),
+    }
+    return {name: guess.best(lists) for name, guess in guesses.items()}
+
+
+def list_baselines(
+    prepared: Prepared, candidates: Chooser, samples: Sequence[Sample], split: str, seed: int
+) -> pl.DataFrame:
+    """The rows of both baselines on decision samples of `split`.
+
+    They learn from lists of the training and the validation split, as far as `split` is another.
+    Tasks without such lists have no rows.
+    """
+    by_task: dict[str, list[Sample]] = {}
+    for sample in samples:
+        entry = ALL_TASKS[sample.task]
+        if entry.kind == "decision" and entry.target != "text" and sample.text_row is None:
+            by_task.setdefault(sample.task, []).append(sample)
+    tables = [pl.DataFrame(schema=SCHEMA)]
+    for task, own in track(by_task.items(), "baselines: lists", len(by_task)):
+        known = [name for name in SPLITS if name not in (split, "test")]
+        pools = [select(prepared.scan(name, [task]), LEARNT, seed) for name in known]
+        train = select(prepared.scan("train", [task]), COUNTED, seed)
+        lists = listed(
+            candidates,
+            prepared.answers(train),
+            {"known": [s for pool in pools for s in prepared.as_samples(pool)], "asked": own},
+        )
+        for name, guess in learn(lists["known"]).items():
+            said = {one.sample.sample_id: answer(one, guess) for one in lists["asked"]}
+            none = Written([], problem=NO_LIST)
+            rows = [prediction_row(s, LISTED, said.get(s.sample_id, none)) for s in own]
+            tables.append(frame(name, rows))
+    return pl.concat(tables)
+
+
+def listed(
+    candidates: Chooser, answers: pl.DataFrame, samples: Mapping[str, Sequence[Sample]]
+) -> dict[str, list[Listed]]:
+    """Each group of a task's samples with lists and features; samples without a list fall out.
+
+    `answers` are the task's training answers.
+    """
+    items = {
+        key: [(sample, found) for sample in group if (found := candidates(sample))]
+        for key, group in samples.items()
+    }
+    counts = Counts(answers, {i for group in items.values() for _, found in group for i in found})
+    return {
+        key: [Listed(sample, found, counts.features(found)) for sample, found in group]
+        for key, group in items.items()
+    }
+
+
+def answer(one: Listed, guess: Guess) -> Written:
+    return Written([one.items[place] for place in guess.named(one.features)])
