@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from ehrr1.records.reading import Folder
 from ehrr1.records.cells import SEPARATOR
+from ehrr1.records.reading import Folder
 from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.store import NO_ID
 from ehrr1.records.table import At, Lookup, Table
