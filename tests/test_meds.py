@@ -168,7 +168,7 @@ def test_subjects_are_born_die_and_leave(exported: Path, world: Prepared) -> Non
     for subject, years, year in age.iter_rows():
         born = births.filter(pl.col("subject_id") == subject)["time"].item()
         assert born == datetime(int(year) - int(years), 1, 1)
-    assert events.filter(pl.col("code") == "admissions//dischtime").height == 65
+    assert events.filter(pl.col("code") == "admissions//end_of_stay").height == 65
     assert events.filter(pl.col("time").is_null())["code"].str.starts_with("GENDER//").all()
 
 

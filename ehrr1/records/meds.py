@@ -15,6 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from ehrr1.records.cells import SEPARATOR
+from ehrr1.records.hindsight import END
 from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.table import TEXTS, Table
 
@@ -92,14 +93,15 @@ SIGNS = {
 }
 """Tables without an item whose numbers each get a row of their own as well."""
 
-END_OF_STAY = {"admissions": "dischtime", "edstays": "outtime", "icustays": "outtime"}
+END_OF_STAY = {"admissions": END, "edstays": "outtime", "icustays": "outtime"}
 
 
 def meds_events(rows: pl.DataFrame) -> pl.DataFrame:
     """Rows of `frames.store_frames` as MEDS: one row each, columns of `DATA`, and those of `SIGNS`.
 
     `text_value` holds what is shown of the row beside item, number and unit: `Key: value; ...`, or
-    the text of a note. What becomes known only later stands in `values` alone.
+    the text of a note. What becomes known only later stands in `values` (a type of stay in `item`,
+    too) alone.
     """
     rows = rows.with_columns(pl.col("values").str.split(SEPARATOR))
     parts = [
@@ -117,7 +119,11 @@ def _described(rows: pl.DataFrame, table: Table) -> pl.DataFrame:
     item = next((key for key, columns in table.keys.items() if columns[:1] == table.item[:1]), None)
     cells = {key: _cell(table, key) for key in table.keys}
     value = cells[number].cast(pl.Float32, strict=False) if number else pl.lit(None, pl.Float32)
-    parts = [pl.lit(table.name), pl.col("item"), cells[unit] if unit else pl.lit(None, pl.String)]
+    name = pl.col("item")
+    if table.late_items:
+        undecided = pl.col("late_time").is_not_null()
+        name = pl.when(undecided).then(pl.lit(table.until_then)).otherwise(name)
+    parts = [pl.lit(table.name), name, cells[unit] if unit else pl.lit(None, pl.String)]
     said = {
         key: cell
         for key, cell in cells.items()

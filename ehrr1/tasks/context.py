@@ -116,15 +116,17 @@ def _positions(
         known &= ~((table == DIAGNOSIS) & (rows.stay_id[first:last] == cut.ed_stay))
     in_window = known & (available >= _micros(cut.window_start)) & IN_WINDOW[table]
     rare = first + np.flatnonzero(known & IN_PREAMBLE[table])
-    rare = rare[~_own_codes(rows, rare, cut.hadm_id)]
+    if cut.hadm_id is not None:
+        rare = rare[~_own_codes(rows, rare, cut.hadm_id)]
     preamble = _preamble(rows, rare, in_window[rare - first], cut.current_hadm)
     window = first + np.flatnonzero(in_window)
     return preamble, window[~np.isin(window, preamble)] if len(preamble) else window
 
 
-def _own_codes(rows: Shard, positions: np.ndarray, hadm: int | None) -> np.ndarray:
+def _own_codes(rows: Shard, positions: np.ndarray, hadm: int) -> np.ndarray:
     """Which rows are codes of the stay that is asked about, which may be over."""
-    return np.isin(rows.table[positions], CODED) & (rows.hadm_id[positions] == (hadm or NO_ID))
+    own: np.ndarray = np.isin(rows.table[positions], CODED) & (rows.hadm_id[positions] == hadm)
+    return own
 
 
 def _preamble(
