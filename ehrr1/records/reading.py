@@ -168,10 +168,12 @@ def _parquet_batches(path: Path, columns: list[str]) -> Iterator[pl.DataFrame]:
 
 
 def _without_blanks(frame: pl.DataFrame) -> pl.DataFrame:
-    """The frame with null for texts that are blank."""
-    text = pl.selectors.string()
+    """The frame with null for texts that are blank; `as_id` and `as_time` see to ids and times."""
+    text = pl.selectors.string() - pl.selectors.ends_with("_id", "time", "date")
     indented = frame.select((text.str.starts_with(" ") | text.str.starts_with("\t")).any())
     columns = [name for name in indented.columns if indented[name].item()]
+    if not columns:
+        return frame
     said = pl.col(columns).str.strip_chars() != ""
     return frame.with_columns(pl.when(said).then(pl.col(columns)).name.keep())
 
