@@ -11,6 +11,7 @@ import pytest
 
 from ehrr1 import runs
 from ehrr1.errors import LeakError
+from ehrr1.evaluation.too_good import find_rules
 from ehrr1.files import read_json, write_json
 from ehrr1.records import hindsight, markdown, rows
 from ehrr1.records.schema import TABLES
@@ -166,3 +167,20 @@ def test_the_audit_finds_what_tells_of_a_coming_admission(
     nothing_of_the_coming_admission_is_hidden(monkeypatch)
     with pytest.raises(LeakError, match="coming_admission 1"):
         audited(root, tmp_path / "wrong")
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_a_rule_that_is_too_good_is_listed(
+    planted: bool, hospital: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Codes that appear at `dischtime` tell that the next transfer is the discharge."""
+    if planted:
+        own_codes_at_dischtime(monkeypatch)
+    world, _ = prepared(hospital, tmp_path, tasks=["transfers", "emar"])
+    found = find_rules(world, world.index(), 300, 0)
+    rules = found.filter(pl.col("answer") == "discharge")
+    codes = rules.filter(pl.col("feature").str.starts_with("diagnoses_icd of the last"))
+    assert codes.height == (2 if planted else 0)
+    if planted:
+        best = codes.sort("recall").row(-1, named=True)
+        assert best["precision"] > 0.95 and best["recall"] > 0.9 and best["support"] >= 20
