@@ -65,7 +65,8 @@ _DECISION = (
         "admissions",
         "admissions",
         "admission_type",
-        "Given this record, of which type is the patient's next hospital admission?",
+        "Given this record, as which type will the patient's next hospital admission be classified "
+        "when it ends?",
         100_000,
     ),
     _decision(
