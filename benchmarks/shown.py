@@ -13,30 +13,33 @@ import polars as pl
 from ehrr1.records.cells import SEPARATOR
 from ehrr1.records.reading import Folder
 from ehrr1.records.schema import ORDER, TABLES
-from ehrr1.records.store import NO_ID
+from ehrr1.records.store import NO_ID, NO_TIME
 from ehrr1.records.table import At, Lookup, Table
 from ehrr1.tasks import context, paper_context
 from ehrr1.tasks.samples import Prepared, Sample
 
 SAME = ["subject_id", "hadm_id", "stay_id", "time", "item"]
 LATE = [TABLES[name].late_positions for name in ORDER]
+UNTIL_THEN = [TABLES[name].until_then for name in ORDER]
 
 
 def shown(prepared: Prepared, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     """Places of the shown rows among the patient's rows, and whether each shows a total.
 
-    A total is shown where the context, as it is written, has a value in a column that is one.
+    A total is shown where the context, as it is written, has a value in a column that is one, and
+    not what stands there until it is known.
     """
     rows, patient = prepared.store.find(sample.subject_id)
     protocol = paper_context if sample.period_end else context
     positions = protocol.shown_positions(rows, patient, sample)
     cells = [row for event in prepared.context(sample)[1:] for row in event.rows]
     tables = rows.table[positions].tolist()
-    total = [
-        any(row[place] for place in LATE[table])
+    shows = [
+        any(row[place] not in ("", UNTIL_THEN[table]) for place in LATE[table])
         for table, row in zip(tables, cells, strict=True)
     ]  # fmt: skip
-    return positions - patient.first, np.array(total, dtype=bool)
+    total = np.array(shows, dtype=bool) & (rows.late_time[positions] != NO_TIME)
+    return positions - patient.first, total
 
 
 def stored_rows(prepared: Prepared, subjects: list[int]) -> pl.DataFrame:
@@ -121,6 +124,8 @@ def _keyed(raw: pl.DataFrame, table: Table, folder: Folder) -> pl.DataFrame:
     for lookup in table.lookups:
         frame = frame.join(_names(lookup, folder), on=list(lookup.on), how="left")
     frame = with_parents(frame, table, folder)
+    if table.name == "admissions":
+        frame = frame.join(_ends(folder), on="hadm_id", how="left")
     known = [pl.col(at.column) for at in table.known_at if at.of is None]
     end = [pl.col(at.column) for at in table.late_known_at if at.of is None]
     none = pl.lit(None, pl.String)
@@ -144,9 +149,28 @@ def with_parents(frame: pl.DataFrame, table: Table, folder: Folder) -> pl.DataFr
             continue
         module, key = ("hosp", "hadm_id") if at.of == "admissions" else ("ed", "stay_id")
         parent = read(folder, module, at.of)
+        if at.of == "admissions":
+            parent = parent.join(_ends(folder), on=key, how="left")
         times = parent.select(key, pl.col(at.column).alias(f"{at.of}.{at.column}"))
         frame = frame.join(times, on=key, how="left")
     return frame
+
+
+def _ends(folder: Folder) -> pl.DataFrame:
+    """`hadm_id, end_of_stay` (text) of the raw files: the latest of discharge, death, the discharge
+    as a transfer, and the end of the last transfer or ICU stay. Null where it lies before the
+    admission; such a stay has no end."""
+    stays = read(folder, "hosp", "admissions")
+    times = [stays.select("hadm_id", time=name) for name in ("dischtime", "deathtime")]
+    moves = read(folder, "hosp", "transfers")
+    gone = moves.filter(pl.col("eventtype") == "discharge")
+    times += [gone.select("hadm_id", time="intime"), moves.select("hadm_id", time="outtime")]
+    if folder.find("icu", "icustays"):
+        times.append(read(folder, "icu", "icustays").select("hadm_id", time="outtime"))
+    # The files' times are as long as each other: the greatest text is the latest time.
+    latest = pl.concat(times).group_by("hadm_id").agg(pl.col("time").max())
+    believed = pl.when(pl.col("time") >= pl.col("admittime")).then("time")
+    return latest.join(stays, on="hadm_id").select("hadm_id", end_of_stay=believed)
 
 
 def event_time_text(table: Table) -> pl.Expr:
@@ -171,10 +195,10 @@ def _id(name: str, there: bool) -> pl.Expr:
 
 
 def _names(lookup: Lookup, folder: Folder) -> pl.DataFrame:
-    path = folder.find(lookup.module, lookup.file)
-    if path is None:
+    paths = folder.find(lookup.module, lookup.file)
+    if not paths:
         return pl.DataFrame(schema=dict.fromkeys([*lookup.on, lookup.name], pl.String))
-    frame = pl.read_csv(path, infer_schema_length=0)
+    frame = pl.read_csv(paths, infer_schema_length=0)
     if lookup.only:
         frame = frame.filter(pl.col(lookup.only[0]) == lookup.only[1])
     names = frame.select(
@@ -190,10 +214,13 @@ def _same_text(cell: pl.Expr) -> pl.Expr:
 
 
 def _same_cell(cell: pl.Expr) -> pl.Expr:
-    """Numbers to four decimals, whatever their digits; other cells as text."""
+    """Numbers to four decimals, below 1 to four significant digits before that, as the record
+    rounds them; other cells as text."""
     text = _same_text(cell)
-    number = text.cast(pl.Float64, strict=False).round(4).cast(pl.String)
-    return pl.coalesce(number, text)
+    number = text.cast(pl.Float64, strict=False)
+    small = number.abs() < 1
+    number = pl.when(small).then(number.round_sig_figs(4)).otherwise(number).round(4)
+    return pl.coalesce(number.cast(pl.String), text)
 
 
 def _first_cell(columns: tuple[str, ...]) -> pl.Expr:

@@ -50,6 +50,7 @@ class AnyData(Section):
     sampling: PathText | None
     force_task_num: Count | None
     balance: Literal["none", "weights", "force"]
+    tell_time: bool
     split: Split
     maps: Maps
 

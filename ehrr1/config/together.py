@@ -78,6 +78,11 @@ def records(cfg: "Config") -> list[str]:
             f"data.subjects_file={data.subjects_file}: patients are chosen with data=mimic or "
             f"data=synthetic, not with data={data.name}; leave it out"
         )
+    if data.name in BENCHMARKS and data.tell_time:
+        problems.append(
+            "data.tell_time=true: samples of a benchmark file come with a question of their own; "
+            "leave it out"
+        )
     problems += _shares(data)
     if data.shard is not None and cfg.overwrite:
         problems.append(

@@ -39,7 +39,8 @@ class Asked:
 
     def words(self, sample: Sample, candidates: Chooser | None) -> str | None:
         """What is asked instead of the task's own question; None: just that."""
-        own = sample.instruction if self.wording == "file" else None
+        ours = self.wording == "ours" and not sample.time_told
+        own = None if ours else sample.instruction
         if self.answer == "both":
             own = asking_for_both(sample.task, own)
         if self.candidates == "list" and candidates is not None:

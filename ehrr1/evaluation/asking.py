@@ -11,7 +11,7 @@ from ehrr1.prompts.trees import Question, Tree, TreeMaker
 from ehrr1.records.events import Event
 from ehrr1.rollout.live import Watch
 from ehrr1.scoring.answers import split_think
-from ehrr1.tasks.catalog import ALL_TASKS
+from ehrr1.tasks.catalog import ALL_TASKS, telling_time
 from ehrr1.tasks.one_record import read_text, text_events
 from ehrr1.tasks.samples import Prepared, Sample
 
@@ -74,6 +74,8 @@ class Asking:
     task: str | None = None
     yes_no: bool | None = None
     """None: as the task is, else as the words say (`asks_yes_or_no`)."""
+    time: datetime | None = None
+    """What the question says that the time is; None: it says none."""
 
     @property
     def has_label(self) -> bool:
@@ -86,9 +88,12 @@ class Asking:
     @property
     def words(self) -> str | None:
         """The question as it is put; None: in the task's own words."""
-        if self.question is None or not self.has_label or "yes or no" in self.question.lower():
-            return self.question
-        return f"{self.question.strip()} {YES_NO}"
+        words = self.question
+        if words is not None and self.has_label and "yes or no" not in words.lower():
+            words = f"{words.strip()} {YES_NO}"
+        if self.time is None:
+            return words
+        return telling_time(words or ALL_TASKS[self.task or ""].instruction, self.time)
 
     @property
     def sample(self) -> Sample:

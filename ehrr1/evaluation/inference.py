@@ -6,6 +6,7 @@ Prompts, answers and probabilities are those of evaluation: the same code asks (
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -191,17 +192,20 @@ class EHRModel:
         task: str | None = None,
         answer: Mode = "direct",
         yes_no: bool | None = None,
+        time: datetime | None = None,
         candidates: Candidates | None = None,
         watch: Watch | None = None,
     ) -> Answer:
         """The answer to a question in words, or to one of `tasks.catalog.ALL_TASKS`.
 
         `answer`: at once, after thinking, or after a case for each outcome (yes/no questions;
-        others are thought about). `yes_no` None: as the words say. `watch` is told the text of
-        chain and answer while it is written (engine=transformers; others tell it at the end).
+        others are thought about). `yes_no` None: as the words say. `time`: the question says that
+        it is then, for models that were trained with `data.tell_time=true`. `watch` is told the
+        text of chain and answer while it is written (engine=transformers; others tell it at the
+        end).
         Raises UserError for an empty record, and a question that leaves it no room.
         """
-        asking = Asking("", "", partial(events, record), question, task, yes_no)
+        asking = Asking("", "", partial(events, record), question, task, yes_no, time)
         if problem := self.problem(asking, answer):
             raise UserError(problem)
         asking.record()  # a wrong record fails before a model is loaded

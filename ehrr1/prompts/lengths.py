@@ -5,6 +5,7 @@ and the rest are measured apart and added; the dozen markers of a chat template 
 """
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import polars as pl
@@ -14,12 +15,13 @@ from ehrr1.errors import UserError
 from ehrr1.progress import track
 from ehrr1.prompts.messages import SYSTEM, instruction
 from ehrr1.records.markdown import record_markdown
-from ehrr1.tasks.catalog import TASKS
-from ehrr1.tasks.samples import Prepared
+from ehrr1.tasks.catalog import TASKS, telling_time
+from ehrr1.tasks.samples import TIME_TOLD, Prepared
 
 Measure = Callable[[Sequence[str]], list[int]]
 BATCH = 64
 """Records that are held and measured at a time."""
+SOME_TIME = datetime(2150, 1, 3, 14)
 
 
 def measures(tokenizer: Path | None) -> dict[str, Measure]:
@@ -54,7 +56,8 @@ def prompt_lengths(
     """
     contexts = index.unique("context_id", keep="first", maintain_order=True)
     tasks = index.select("task").unique(maintain_order=True)
-    questions = [_around(task) for task in tasks["task"]]
+    told = TIME_TOLD in index.columns
+    questions = [_around(task, told) for task in tasks["task"]]
     found: dict[str, list[int]] = {f"record {unit}": [] for unit in measures}
     for first in track(range(0, contexts.height, BATCH), "lengths"):
         some = prepared.as_samples(contexts.slice(first, BATCH))
@@ -73,7 +76,8 @@ def prompt_lengths(
     )
 
 
-def _around(task: str) -> str:
-    """What stands before and behind the record."""
+def _around(task: str, time_told: bool) -> str:
+    """What stands before and behind the record; one time is as long as another."""
     think = TASKS[task].kind == "decision"
-    return f"{SYSTEM}\n\n{instruction(task, think=think)}"
+    own = telling_time(TASKS[task].instruction, SOME_TIME) if time_told else None
+    return f"{SYSTEM}\n\n{instruction(task, think=think, own=own)}"

@@ -84,7 +84,8 @@ def ask(sample: Sample, risk_weight: float) -> list[Question]:
     """Each sample once, answered without thinking."""
     weight = risk_weight if TASKS[sample.task].kind == "risk" else 1.0
     answer = answer_text(sample.target)
-    return [Question(sample.sample_id, sample.task, False, answer, weight=weight)]
+    own = sample.instruction
+    return [Question(sample.sample_id, sample.task, False, answer, weight=weight, instruction=own)]
 
 
 def training_samples(prepared: Prepared, settings: Adapt, seed: int) -> list[Sample]:

@@ -45,6 +45,7 @@ def ask_one(cfg: Config) -> None:
             cfg.question,
             task=cfg.infer.task,
             answer=way(cfg),
+            time=time_of(cfg.infer.time) if cfg.data.tell_time else None,
             candidates=candidates(cfg),
             watch=partial(print, end="", flush=True) if stream else None,
         )
@@ -56,7 +57,9 @@ def ask_one(cfg: Config) -> None:
 
 def ask_batch(cfg: Config) -> None:
     """Rows that cannot be asked are named by their lines and left out; the others are answered."""
-    batch = read_batch(Path(str(cfg.infer.path)), output_of(cfg), row_reader(cfg))
+    batch = read_batch(
+        Path(str(cfg.infer.path)), output_of(cfg), row_reader(cfg), cfg.data.tell_time
+    )
     with opened(cfg) as model, batch.writing(settings_of(cfg, model.source)):
         batch.refuse(lambda asking: model.problem(asking, way(cfg)))
         for line in batch.report():
@@ -114,7 +117,9 @@ def _question_problems(cfg: Config) -> list[str]:
         problems.append(f"question and infer.task: {both}; ask question='...' or infer.task=TASK")
     elif infer.task is not None and infer.task not in ALL_TASKS:
         problems.append(f"infer.task={infer.task}: no such task; choose {', '.join(ALL_TASKS)}")
-    if infer.time is not None and infer.subject is None:
+    if cfg.data.tell_time and infer.time is None:
+        problems.append("data.tell_time=true: say which time it is: infer.time='...'")
+    if infer.time is not None and infer.subject is None and not cfg.data.tell_time:
         problems.append(f"infer.time={infer.time}: it needs a patient: infer.subject=ID")
     if cfg.candidates == "list" and infer.task is None:
         problems.append("candidates=list: candidates are those of a task: infer.task=TASK")
@@ -224,6 +229,7 @@ def settings_of(cfg: Config, source: str) -> dict[str, Any]:
     infer = cfg.infer.plain()
     names = ("max_prompt_tokens", "max_new_tokens", "temperature")
     how = {"answer": way(cfg), "candidates": cfg.candidates, "seed": cfg.seed}
+    how |= {"tell_time": True} if cfg.data.tell_time else {}
     return {"model": source, **how, **{name: infer[name] for name in names}}
 
 

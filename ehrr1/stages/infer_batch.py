@@ -107,9 +107,11 @@ class Batch:
         self.done.add(name)
 
 
-def read_batch(path: Path, output: Path, records: Records) -> Batch:
-    """Read and check all rows. Raises UserError for a file that cannot be read, and for an id that
-    stands in it twice."""
+def read_batch(path: Path, output: Path, records: Records, tell_time: bool = False) -> Batch:
+    """Read and check all rows; with `tell_time` their questions say their times.
+
+    Raises UserError for a file that cannot be read, and for an id that stands in it twice.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -123,7 +125,7 @@ def read_batch(path: Path, output: Path, records: Records) -> Batch:
             continue
         batch.rows += 1
         try:
-            asking, own = read_row(line, records)
+            asking, own = read_row(line, records, tell_time)
         except RowError as error:
             batch.refused[number] = str(error)
             continue
@@ -139,7 +141,7 @@ def read_batch(path: Path, output: Path, records: Records) -> Batch:
     return batch
 
 
-def read_row(line: str, records: Records) -> tuple[Asking, Any]:
+def read_row(line: str, records: Records, tell_time: bool) -> tuple[Asking, Any]:
     """A row as a question, and its id as it stands there. Raises RowError for what is none."""
     try:
         row = json.loads(line)
@@ -158,7 +160,10 @@ def read_row(line: str, records: Records) -> tuple[Asking, Any]:
     if task is not None and task not in ALL_TASKS:
         raise RowError(f"task {task} is unknown")
     context_id, record = read_record(row, records)
-    return Asking(str(name), context_id, record, question, task), name
+    time = row_time(row) if tell_time else None
+    if tell_time and time is None:
+        raise RowError("no time, which data.tell_time=true says in its question")
+    return Asking(str(name), context_id, record, question, task, time=time), name
 
 
 def read_record(row: dict[str, Any], records: Records) -> tuple[str, Callable[[], list[Event]]]:
@@ -172,11 +177,15 @@ def read_record(row: dict[str, Any], records: Records) -> tuple[str, Callable[[]
         return blake2b(text.encode(), digest_size=16).hexdigest(), partial(events, text)
     if isinstance(subject, bool) or not isinstance(subject, int):
         raise RowError("subject_id is no whole number")
+    time = row_time(row)
+    return f"{subject}/{time}/{shows_the_moment(row.get('task'))}", records(row)
+
+
+def row_time(row: dict[str, Any]) -> datetime | None:
     try:
-        time = time_of(row.get("time"))
+        return time_of(row.get("time"))
     except UserError as error:
         raise RowError("time is none; write it as 'YYYY-MM-DD HH:MM:SS'") from error
-    return f"{subject}/{time}/{shows_the_moment(row.get('task'))}", records(row)
 
 
 def shows_the_moment(task: str | None) -> bool:

@@ -59,7 +59,7 @@ def run(cfg: Config, run: Run) -> Metrics:
     with timed(metrics, "shards"):
         build_missing(cfg, run, source)
     with timed(metrics, "merge"):
-        rows, samples = build.merge(run.folder, source.shards, draw_of(cfg))
+        rows, samples = build.merge(run.folder, source.shards, draw_of(cfg), cfg.data.tell_time)
         write(inputs.splits_of(cfg, source), run.folder / SPLIT)
         inputs.close(source, run.folder)
     write_json(run.folder / "reported.json", reported(rows))

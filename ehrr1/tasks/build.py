@@ -16,7 +16,7 @@ from ehrr1.records.source import Shards, Source
 from ehrr1.records.spool import Spool
 from ehrr1.records.store import read_all, shard_folder, write_shard, write_shards
 from ehrr1.tasks.index import Index
-from ehrr1.tasks.samples import INDEX, NAMES, STORE
+from ehrr1.tasks.samples import INDEX, NAMES, STORE, TIME_TOLD
 from ehrr1.tasks.sampling import Draw
 
 SAMPLES = "samples.arrow"
@@ -64,9 +64,12 @@ def of_shard(frame: pl.DataFrame, number: int) -> pl.DataFrame:
     return frame.filter(pl.col("shard") == number)
 
 
-def merge(folder: Path, shards: Shards, draw: Draw) -> tuple[dict[str, Counter[str]], Counter[str]]:
+def merge(
+    folder: Path, shards: Shards, draw: Draw, tell_time: bool = False
+) -> tuple[dict[str, Counter[str]], Counter[str]]:
     """Join the shards' samples into one index, with one list of names for their answers.
 
+    `tell_time`: their questions say the prediction time (`samples.Sample.time_told`).
     Returns what was counted: table -> outcome -> rows, and `<kind>/<task>[/<reason>]` -> samples.
     """
     folders = [shard_folder(folder / STORE, number) for number in range(len(shards))]
@@ -78,6 +81,8 @@ def merge(folder: Path, shards: Shards, draw: Draw) -> tuple[dict[str, Counter[s
     parts = [_part(path, mine, names) for path, mine in zip(folders, own, strict=True)]
     with replacing(folder / INDEX) as temporary:
         drawn, not_drawn = _drawn(parts, draw)
+        if tell_time:
+            drawn = drawn.with_columns(pl.lit(True).alias(TIME_TOLD))
         drawn.sink_parquet(temporary, compression="lz4")
     samples = _counted(folder / INDEX)
     samples.update(not_drawn)

@@ -6,6 +6,7 @@ Keys are EHR-R1's (its spelling of "Tranfer" included); the sentences are ours.
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
 from ehrr1.tasks.benchmark_tasks import CDM_DISEASE, CDM_ICD, CDM_QUESTIONS, EHRSHOT_QUESTIONS
@@ -64,7 +65,8 @@ _DECISION = (
         "admissions",
         "admissions",
         "admission_type",
-        "Given this record, of which type is the patient's next hospital admission?",
+        "Given this record, as which type will the patient's next hospital admission be classified "
+        "when it ends?",
         100_000,
     ),
     _decision(
@@ -386,6 +388,12 @@ BENCHMARK_TASKS: dict[str, Task] = {
 """Tasks of other benchmarks, whose samples come from files and are only evaluated on."""
 
 ALL_TASKS: dict[str, Task] = TASKS | BENCHMARK_TASKS
+
+
+def telling_time(question: str, time: datetime) -> str:
+    """A question that says when it is asked (`data.tell_time`)."""
+    return f"It is {time:%Y-%m-%d %H:%M:%S}. {question}"
+
 
 SUITES: dict[str, tuple[str, ...]] = {
     "paper42": tuple(key for key, task in TASKS.items() if task.in_paper_24 or task.kind == "risk"),

@@ -18,7 +18,7 @@ Filters, each counted under `excluded/<task>/<reason>` (the first that holds): s
 Where the facts leave something open:
 - The order of events of one time is the store's; the release's follows its files' order on disk.
 - Coded discharge diagnoses have no time in the release and stand at the end of their stay; ours
-  stand at `dischtime`. As in the release they never begin or end a range.
+  stand there too (`records.hindsight`). As in the release they never begin or end a range.
 - Without a `note` module (no discharge note in the rows) the readmission tasks are asked at
   `dischtime`, about the last 24 h up to it; the range ends with the last event of the stay that is
   no coded diagnosis. A stay without a note among others that have one is not asked about.

@@ -13,6 +13,7 @@ from ehrr1.records.events import Event
 from ehrr1.records.markdown import events_of
 from ehrr1.records.store import Store
 from ehrr1.tasks import paper_context
+from ehrr1.tasks.catalog import ALL_TASKS, telling_time
 from ehrr1.tasks.context import context_events, preamble_length
 
 __all__ = ["Prepared", "Sample", "preamble_length"]
@@ -20,6 +21,9 @@ __all__ = ["Prepared", "Sample", "preamble_length"]
 STORE, INDEX, SPLIT, NAMES = "store", "index.parquet", "split.parquet", "names.parquet"
 TEXTS, SIMILAR = "texts.arrow", "similar_item"
 """What `stage=prepare` writes into its folder."""
+
+TIME_TOLD = "time_told"
+"""Column of the index, true for all samples; only there with `data.tell_time=true`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,8 @@ class Sample:
     """Answers to choose from, the right ones among them, for models not trained on the task."""
     text_row: int | None = None
     """Where the context stands in `texts.arrow`, for samples that came with one."""
+    time_told: bool = False
+    """Whether `instruction` is the task's own question behind the prediction time."""
     balanced: bool = False
     """Drawn for balance, not at natural prevalence: tells no AUPRC."""
     period_begin: int = 0
@@ -120,6 +126,11 @@ class Prepared:
         }
         columns["target"] = self._targets(index)
         columns["candidates"] = list(map(tuple, columns["candidates"]))
+        if TIME_TOLD in index.columns:
+            asked = zip(columns["task"], columns["prediction_time"], strict=True)
+            columns["instruction"] = [
+                telling_time(ALL_TASKS[task].instruction, time) for task, time in asked
+            ]
         return list(map(Sample, *(columns[name] for name in _FIELDS)))
 
     def answers(self, index: pl.DataFrame) -> pl.DataFrame:
