@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -178,11 +178,12 @@ def test_the_dictionary_of_another_version_is_refused(tmp_path: Path) -> None:
 
 
 def test_times_are_read_to_the_second(tmp_path: Path) -> None:
-    """Two rows of one second, and of two fractions of it, are one event."""
+    """Two results of one second are one event; what is stored within a second is known after it."""
     one = START + HOUR
     rows = [lab(n, f"{one}.{n}00") for n in (1, 7)]
     world, _ = prepared(write_tables(tmp_path / "hospital", hand_made(rows)), tmp_path / "run")
-    samples = world.samples(tasks=["labevents"])
-    assert [sample.prediction_time for sample in samples] in ([one], [])
-    times = store_rows(tmp_path / "run")["event_time"]
-    assert all(time.microsecond == 0 for time in times if isinstance(time, datetime))
+    (sample,) = world.samples(tasks=["labevents"])
+    assert sample.prediction_time == one and sample.n_context_rows == 1  # the admission
+    results = store_rows(tmp_path / "run").filter(pl.col("item") == "Lactate")
+    assert results["event_time"].to_list() == [one] * 2
+    assert results["available_time"].to_list() == [one + timedelta(seconds=1)] * 2

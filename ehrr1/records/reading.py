@@ -10,7 +10,7 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import polars as pl
@@ -36,6 +36,7 @@ READ_ERRORS = (
 )
 """What a broken file raises; a panic of Polars is no `Exception` and would pass all handlers."""
 
+SECOND, MICROSECOND = timedelta(seconds=1), timedelta(microseconds=1)
 EARLIEST, LATEST = datetime(1800, 1, 1), datetime(2500, 1, 1)
 """Times outside are typing errors (year 0, 0214, 9999): MIMIC-IV's shifted years lie around 2150,
 and a day after the year 9999 has no place in Python's times."""
@@ -244,13 +245,17 @@ def as_id(column: pl.Series) -> pl.Series:
     return numbers
 
 
-def as_time(column: pl.Series) -> pl.Series:
-    """Times in whole seconds; null where there is none or where it cannot be read."""
+def as_time(column: pl.Series, up: bool = False) -> pl.Series:
+    """Times in whole seconds; null where there is none or where it cannot be read.
+
+    Fractions are cut. `up`: they are rounded up, as times of storing must be: what is stored within
+    a second was not known when it began.
+    """
     if column.dtype == pl.Date or column.dtype == pl.Datetime:
         if column.dtype == pl.Datetime:
             # The clock on the wall, as the tables have it; a cast alone would go to UTC.
             column = column.dt.replace_time_zone(None)
-        return _plausible(column.cast(pl.Datetime("us"), strict=False))
+        return _plausible(column.cast(pl.Datetime("us"), strict=False), up)
     text = as_text(column)
     times = text.str.to_datetime(TIME_FORMATS[0], strict=False, time_unit="us")
     for form in TIME_FORMATS[1:]:
@@ -258,19 +263,21 @@ def as_time(column: pl.Series) -> pl.Series:
             break
         more = text.str.strip_chars().str.to_datetime(form, strict=False, time_unit="us")
         times = times.fill_null(more)
-    return _plausible(times)
+    return _plausible(times, up)
 
 
-def _plausible(times: pl.Series) -> pl.Series:
+def _plausible(times: pl.Series, up: bool) -> pl.Series:
     there = times.is_between(EARLIEST, LATEST)
     times = pl.select(pl.when(there).then(times).alias(times.name)).to_series()
-    return whole_seconds(times)
+    return whole_seconds(times, up)
 
 
-def whole_seconds(times: pl.Series) -> pl.Series:
+def whole_seconds(times: pl.Series, up: bool = False) -> pl.Series:
     """Times whose fractions of a second are cut: headings and ids have none, so that times which
     differ in them alone would be two for a context and one for who reads it."""
-    return times if (times.dt.microsecond() == 0).all() else times.dt.truncate("1s")
+    if (times.dt.microsecond() == 0).all():
+        return times
+    return (times + SECOND - MICROSECOND if up else times).dt.truncate("1s")
 
 
 def as_moment(column: pl.Series) -> pl.Series:

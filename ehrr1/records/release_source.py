@@ -198,7 +198,7 @@ class ReleaseFolder(Source):
             .dt.truncate("1s")
             for name in release.TIMES
         ]
-        stored = [as_time(frame[at.column]) for at in table.known_at if at.of is None]
+        stored = [as_time(frame[at.column], up=True) for at in table.known_at if at.of is None]
         frame = frame.with_columns(
             *times,
             *stored,

@@ -12,16 +12,9 @@ from ehrr1.errors import UserError
 from ehrr1.records import hindsight
 from ehrr1.records.cells import item_name, shown_values
 from ehrr1.records.codes import CODE_COLUMNS, ClassMaps
+from ehrr1.records.csv_files import Lost
 from ehrr1.records.dictionaries import Dictionaries
-from ehrr1.records.reading import (
-    Folder,
-    Lost,
-    as_id,
-    as_text,
-    as_time,
-    read_batches,
-    read_columns,
-)
+from ehrr1.records.reading import Folder, as_id, as_text, as_time, read_batches, read_columns
 from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.source import Shards, Source
 from ehrr1.records.table import At, Classes, Table
@@ -261,7 +254,10 @@ def typed(frame: pl.DataFrame, path: str) -> pl.DataFrame:
         if name not in IDS and name not in TIMES:
             columns.append(as_text(column))
             continue
-        kind, found = ("bad_id", as_id(column)) if name in IDS else ("bad_time", as_time(column))
+        if name in IDS:
+            kind, found = "bad_id", as_id(column)
+        else:
+            kind, found = "bad_time", as_time(column, up=name == "storetime")
         if name in IDS and name != "subject_id":
             found = found.set(found < 0, None)  # the store keeps -1 for "none"
         wrong = _unreadable(column, found)

@@ -176,11 +176,14 @@ CLOCK_FREE = ("verifiedtime", "scheduletime")
 
 
 def _as_time(name: str) -> pl.Expr:
-    """To the second; a date is its midnight."""
+    """To the second, times of storing to the next one; a date is its midnight."""
     text = pl.col(name).str.strip_chars()
     clock = text.str.slice(0, 19).str.replace("T", " ", literal=True)
     whole = clock.str.to_datetime("%Y-%m-%d %H:%M:%S", strict=False, time_unit="us")
     day = text.str.slice(0, 10).str.to_datetime("%Y-%m-%d", strict=False, time_unit="us")
+    if name == "storetime":
+        part = pl.when(text.str.contains(r"^.{19}\.0*[1-9]")).then(pl.duration(seconds=1))
+        whole = whole + part.otherwise(pl.duration(seconds=0))
     return pl.coalesce(whole, day).alias(name)
 
 
