@@ -323,7 +323,7 @@ def harmless(sheet: Sheet, turn: int) -> Iterator[Damage]:
             )
     yield Damage("too few cells", csv(lambda s: line(s, 2, lambda own: own.split(b",")[0])), 1, 1)
     yield Damage("cut in the last cell but one", csv(_cut), 1, 1)
-    for word in islice(cycle((*MISSING[1:], " ")), turn % 7, turn % 7 + 2):
+    for word in islice(cycle(MISSING[1:]), turn % 7, turn % 7 + 2):
         empty = pl.when(pl.all() != "").then(pl.all()).fill_null(word)
         yield Damage(
             f"{word!r} for a missing cell",

@@ -50,7 +50,7 @@ def test_quoted_empty_cells_hide_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-@pytest.mark.parametrize("missing", [*MISSING, "  ", "\t"])
+@pytest.mark.parametrize("missing", MISSING)
 def test_what_tools_write_for_a_missing_value_is_missing(
     missing: str, kind: str, tmp_path: Path
 ) -> None:

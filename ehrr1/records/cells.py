@@ -5,6 +5,8 @@ word: only outer blanks go, and a line break inside a cell becomes one blank. Fr
 lines. Numbers stand without needless digits.
 """
 
+from collections.abc import Callable
+
 import polars as pl
 
 from ehrr1.records.table import NUMBERS, TEXTS, Table
@@ -60,11 +62,22 @@ def _shown(text: pl.Series, columns: tuple[str, ...]) -> pl.Series:
     """Cells of these columns as they are shown."""
     if not NUMBERS.issuperset(columns) or not columns:
         return text if TEXTS.intersection(columns) else text.str.strip_chars()
-    # Most numbers are short and need no arithmetic.
-    long = (text.str.len_bytes() > LONG).arg_true()
-    if len(long):
-        text = text.scatter(long, _rounded(text[long]))
-    return text.str.replace(r"^(-?\d+)\.0+$", "$1").str.replace("^-0$", "0")
+    # Most numbers are short and stand as they are: only the others are worked on.
+    text = _changed(text, text.str.len_bytes() > LONG, _rounded)
+    text = _changed(text, text.str.contains(".0", literal=True), _without_zeros)
+    return _changed(text, text == "-0", lambda zeros: zeros.str.strip_prefix("-"))
+
+
+def _changed(
+    text: pl.Series, where: pl.Series, change: Callable[[pl.Series], pl.Series]
+) -> pl.Series:
+    places = where.arg_true()
+    return text.scatter(places, change(text[places])) if len(places) else text
+
+
+def _without_zeros(text: pl.Series) -> pl.Series:
+    """Whole numbers without a fraction of zeros."""
+    return text.str.replace(r"^(-?\d+)\.0+$", "$1")
 
 
 def _rounded(text: pl.Series) -> pl.Series:

@@ -14,13 +14,14 @@ from pyarrow import csv as arrow_csv
 
 from ehrr1.errors import UserError
 
-BATCH_ROWS = 250_000
+BATCH_ROWS = 150_000
 """So many rows of a file are held at a time."""
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 2 << 20
 """A file is parsed in blocks of so many bytes; one row must fit into a block."""
 
-MISSING = ("", "NA", "<NA>", "NULL", "null", "NaN", "nan", r"\N")
+BLANKS = ("\t", *(" " * count for count in range(1, 9)))
+MISSING = ("", "NA", "<NA>", "NULL", "null", "NaN", "nan", r"\N", *BLANKS)
 """What tools write for a missing value."""
 
 TOO_MANY = "too_many_cells"
@@ -58,7 +59,7 @@ def csv_batches(path: Path, columns: list[str], misfits: Lost) -> Iterator[pl.Da
     reader = arrow_csv.open_csv(
         file,
         read_options=arrow_csv.ReadOptions(
-            block_size=BLOCK_BYTES, column_names=header, skip_rows=1
+            block_size=BLOCK_BYTES, column_names=header, skip_rows=1, use_threads=False
         ),
         parse_options=arrow_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=count),
         convert_options=arrow_csv.ConvertOptions(

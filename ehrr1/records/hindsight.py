@@ -66,7 +66,6 @@ def entered(rows: pl.DataFrame, table: str) -> tuple[pl.DataFrame, pl.Series]:
     those of which neither file tells the entry: the table's delay stands in.
     """
     places, own = _of_table(rows, table)
-    own = own.select("subject_id", "order", "link", "event_time")
     for key, source, name in (("order", "pharmacy", "entered"), ("link", "poe", "ordered")):
         _, theirs = _of_table(rows, source)
         times = theirs.group_by("subject_id", pl.col("order").alias(key)).agg(
@@ -100,9 +99,9 @@ def converted(rows: pl.DataFrame, orders: pl.DataFrame) -> pl.DataFrame:
 
 
 def _of_table(rows: pl.DataFrame, table: str) -> tuple[pl.Series, pl.DataFrame]:
-    """The places of a table's rows, and these rows."""
+    """The places of a table's rows, and these rows without what they show."""
     places = (rows["table"] == ORDER.index(table)).arg_true()
-    return places, rows[places]
+    return places, rows.drop("values", "class", "stay_id")[places]
 
 
 def _replaced(

@@ -136,7 +136,7 @@ def read_batches(
                 raise _broken(path, error) from error
             if frame is None:
                 break
-            yield _without_blanks(frame)
+            yield frame
         if lost is not None:
             lost.update(misfits)
         elif misfits:
@@ -166,17 +166,6 @@ def _parquet_batches(path: Path, columns: list[str]) -> Iterator[pl.DataFrame]:
     wanted = wanted.with_columns(pl.when(~text.is_in(MISSING)).then(text).name.keep())
     yield pl.DataFrame(schema=wanted.collect_schema())
     yield from wanted.collect_batches(chunk_size=BATCH_ROWS, lazy=True)
-
-
-def _without_blanks(frame: pl.DataFrame) -> pl.DataFrame:
-    """The frame with null for texts that are blank; `as_id` and `as_time` see to ids and times."""
-    text = pl.selectors.string() - pl.selectors.ends_with("_id", "time", "date")
-    indented = frame.select((text.str.starts_with(" ") | text.str.starts_with("\t")).any())
-    columns = [name for name in indented.columns if indented[name].item()]
-    if not columns:
-        return frame
-    said = pl.col(columns).str.strip_chars() != ""
-    return frame.with_columns(pl.when(said).then(pl.col(columns)).name.keep())
 
 
 def read_header(path: Path) -> list[str]:

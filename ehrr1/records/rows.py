@@ -80,6 +80,16 @@ class MimicFolder(Source):
     def missing_maps(self) -> list[Classes]:
         return self.maps.missing
 
+    @property
+    def reading_order(self) -> list[str]:
+        """The largest file first, so that no thread ends alone with it."""
+
+        def size(name: str) -> int:
+            paths = self.folder.find(TABLES[name].module, name)
+            return sum(path.stat().st_size for path in paths)
+
+        return sorted(self.tables, key=size, reverse=True)
+
     def want(self, shards: Collection[int]) -> None:
         self.wanted = frozenset(shards)
         self._keep_parent("patients", self._patients)

@@ -76,6 +76,11 @@ class Source(ABC):
     def want(self, shards: Collection[int]) -> None:
         """Choose the shards that are read; reads their `parents`."""
 
+    @property
+    def reading_order(self) -> list[str]:
+        """The tables in the order in which they are best read."""
+        return self.tables
+
     @abstractmethod
     def rows(self, table: str) -> Iterator[pl.DataFrame]:
         """The usable rows of a table in bounded frames: the store's columns and `shard`."""

@@ -65,7 +65,7 @@ def read_all(source: Source, spool: Spool) -> None:
         for frame in source.rows(table):
             spool.add(frame)
 
-    in_threads(read, source.tables, "reading tables", 2)
+    in_threads(read, source.reading_order, "reading tables", 2)
 
 
 def write_shard(
