@@ -138,9 +138,10 @@ def cell_damages(sheet: Sheet, turn: int) -> Iterator[Damage]:
         if own[column]:
             yield cell(1, column, f" {own[column]} ", reported=0, touched=0)
         if " " in own[column]:
-            yield cell(1, column, f"{own[column]}.999", reported=0, touched=0)
-    for later in {"storetime", "endtime", "dischtime", "outtime"}.intersection(times):
-        yield cell(1, later, "2149-12-01 00:00:00", reported=0)
+            later = column == "storetime"  # rounded up; the others are cut
+            yield cell(1, column, f"{own[column]}.999", reported=0, touched=int(later))
+    for early in {"storetime", "endtime", "dischtime", "outtime"}.intersection(times):
+        yield cell(1, early, "2149-12-01 00:00:00", reported=0)
     event = [at.column for at in table.event_time]
     if len(event) == 1 and event[0] in times:
         yield cell(1, event[0], "", reported=1)

@@ -86,7 +86,7 @@ class MimicFolder(Source):
 
         def size(name: str) -> int:
             paths = self.folder.find(TABLES[name].module, name)
-            return sum(path.stat().st_size for path in paths)
+            return sum(path.lstat().st_size for path in paths)
 
         return sorted(self.tables, key=size, reverse=True)
 
