@@ -183,8 +183,8 @@ def test_the_way_back_through_the_command_line(
     refused = command_line(*shared, "trainer.keep_best=2")
     assert refused.returncode == 2 and "trainer.keep_best=2" in refused.stderr
     assert "adapt.eval_every=STEPS" in refused.stderr and len(refused.stderr.splitlines()) == 1
-    # a rate that rises to the end, where the loss is twice what it was
-    collapsing = ["adapt.lr=0.5", "adapt.warmup=1.0"]
+    # a rate that rises to the end, far beyond what any data forgives
+    collapsing = ["adapt.lr=10", "adapt.warmup=1.0"]
     asked = ["trainer.keep_best=1", "adapt.eval_every=2", "adapt.save_seconds=0"]
     done = command_line(*shared, *collapsing, *asked)
     assert done.returncode == 0, done.stderr[-3000:]
