@@ -13,8 +13,11 @@ Three columns of the tables are not what their names promise.
   before that how it will end (`converted`).
 """
 
+from collections import Counter
+
 import polars as pl
 
+from ehrr1.records.reading import Folder, as_id, read_batches
 from ehrr1.records.schema import ORDER, TABLES
 
 END = "end_of_stay"
@@ -77,6 +80,19 @@ def entered(rows: pl.DataFrame, table: str) -> tuple[pl.DataFrame, pl.Series]:
     times = own.select(pl.max_horizontal("event_time", pl.col("known").fill_null(assumed)))
     unknown = own.filter(pl.col("known").is_null())["subject_id"]
     return _replaced(rows, "available_time", places, times.to_series()), unknown
+
+
+def admit_orders(folder: Folder) -> pl.DataFrame:
+    """Read the numbers (`subject_id, order`) of the orders to admit a patient."""
+    columns = ["subject_id", "poe_seq", "field_name", "field_value"]
+    field, value = CONVERSION
+    admit = (pl.col("field_name") == field) & (pl.col("field_value") == value)
+    found = [pl.DataFrame(schema={"subject_id": pl.Int64, "order": pl.Int64})]
+    paths = folder.find("hosp", "poe_detail")
+    for batch in read_batches(paths, columns, Counter()) if paths else ():
+        part = batch.filter(admit)
+        found.append(part.select(as_id(part["subject_id"]), as_id(part["poe_seq"]).alias("order")))
+    return pl.concat(found)
 
 
 def converted(rows: pl.DataFrame, orders: pl.DataFrame) -> pl.DataFrame:

@@ -101,7 +101,7 @@ class MimicFolder(Source):
             self._some("transfers", ["hadm_id", "eventtype", "intime", "outtime"]),
             self.parents.get("icustays"),
         )
-        self._admit_orders = self._read_admit_orders()
+        self._admit_orders = hindsight.admit_orders(self.folder)
 
     def _read_whole(self, name: str) -> pl.DataFrame:
         """A parent table, sorted, with `repeated`: an earlier row has the same id."""
@@ -120,20 +120,6 @@ class MimicFolder(Source):
         """Columns of a table that is read for another one's sake; None: it is not there."""
         paths = self.folder.find(TABLES[name].module, name)
         return typed(read_columns(paths, columns, Counter()), str(paths[0])) if paths else None
-
-    def _read_admit_orders(self) -> pl.DataFrame:
-        """The numbers (`subject_id, order`) of the orders to admit a patient."""
-        columns = ["subject_id", "poe_seq", "field_name", "field_value"]
-        field, value = hindsight.CONVERSION
-        orders = (pl.col("field_name") == field) & (pl.col("field_value") == value)
-        found = [pl.DataFrame(schema={"subject_id": pl.Int64, "order": pl.Int64})]
-        paths = self.folder.find("hosp", "poe_detail")
-        for batch in read_batches(paths, columns, Counter()) if paths else ():
-            part = batch.filter(orders)
-            found.append(
-                part.select(as_id(part["subject_id"]), as_id(part["poe_seq"]).alias("order"))
-            )
-        return pl.concat(found)
 
     def _keep_parent(self, name: str, frame: pl.DataFrame) -> None:
         frame = self.route(frame)

@@ -25,9 +25,9 @@ END_OF_STAY = (At("end_of_stay", of="admissions"),)
 END = (At("endtime"), At("storetime"))
 
 ITEM_NAME: dict[str, tuple[str, ...]] = {"Item_Name": ("item_name",)}
-OBSERVATION = frozenset(f"{kind} OBSERVATION" for kind in ("AMBULATORY", "DIRECT", "EU")) | {
-    "OBSERVATION ADMIT"
-}
+OBSERVATION = frozenset(f"{kind} OBSERVATION" for kind in ("AMBULATORY", "DIRECT", "EU")).union(
+    ["OBSERVATION ADMIT"]
+)
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 
