@@ -1,4 +1,4 @@
-"""What lists of candidates tell without the record, a task a line.
+"""Measure what lists of candidates tell without the record, a task a line.
 
 python -m benchmarks.list_only outputs/mimic_demo/prepare
 """

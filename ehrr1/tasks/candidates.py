@@ -167,7 +167,7 @@ class Lists:
         return np.concatenate(list(answers.values())), np.repeat(list(answers), sizes)
 
     def _missing(self, found: Ints, pool: Pool, rng: np.random.Generator) -> Ints:
-        """What a list lacks, by frequency: the split's items, then others', then the user's."""
+        """Add what a list lacks, by frequency: the split's items, then others', then the user's."""
         if len(found) == self.length:
             return found[:0]
         weights = pool.frequency + 1e-6 * self.frequency + 1e-12

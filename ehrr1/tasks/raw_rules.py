@@ -205,7 +205,7 @@ def stay_ends(raw: Raw) -> pl.DataFrame:
 
 
 def known_rows(raw: Raw, rule: Rule) -> pl.DataFrame | None:
-    """Of each row of a table: `subject_id, hadm_id, happened, known, total_known` (null: none)."""
+    """Return of each row `subject_id, hadm_id, happened, known, total_known` (null: none)."""
     rows = raw.table(rule.module, rule.table)
     if rows is None:
         return None

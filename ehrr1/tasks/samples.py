@@ -58,7 +58,7 @@ class Sample:
     text_row: int | None = None
     """Where the context stands in `texts.arrow`, for samples that came with one."""
     time_told: bool = False
-    """Whether `instruction` is the task's own question behind the prediction time."""
+    """Tell whether `instruction` is the task's own question behind the prediction time."""
     balanced: bool = False
     """Drawn for balance, not at natural prevalence: tells no AUPRC."""
     period_begin: int = 0
