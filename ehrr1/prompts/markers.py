@@ -152,8 +152,8 @@ class Markers:
 
 
 def _is_marker(token: AddedToken) -> bool:
-    """Tell whether an added token means more than its letters: what is special, and what begins with
-    a bracket or another sign."""
+    """Tell whether an added token means more than its letters: what is special, and what begins
+    with a bracket or another sign."""
     text = token.content.strip(" \n\r\t\N{LOWER ONE EIGHTH BLOCK}")
     return len(token.content) > 1 and (token.special or (bool(text) and not text[0].isalnum()))
 

@@ -181,8 +181,8 @@ def _anchors(raw: Raw, ed_delay: timedelta) -> dict[tuple[str, str, int], dateti
 
 
 def _stays(raw: Raw) -> tuple[dict[int, datetime], dict[int, datetime]]:
-    """Return when each stay began, and of observation stays when their type is decided: by the first
-    order to admit a patient who is admitted in the end, else when the stay is over."""
+    """Return when each stay began, and of observation stays when their type is decided: by the
+    first order to admit a patient who is admitted in the end, else when the stay is over."""
     ends = stay_ends(raw).with_columns(pl.col("hadm_id").cast(pl.Int64))
     began = dict(ends.select("hadm_id", "admittime").iter_rows())
     admissions = raw.table("hosp", "admissions")
