@@ -68,6 +68,8 @@ def csv_batches(path: Path, columns: list[str], misfits: Lost) -> Iterator[pl.Da
             null_values=MISSING,
             strings_can_be_null=True,
         ),
+        # Arrow's own pool keeps what it has freed, beside that of Polars.
+        memory_pool=pa.system_memory_pool(),
     )
     held: list[pl.DataFrame] = []
     with reader:

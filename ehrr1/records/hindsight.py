@@ -30,6 +30,12 @@ CONVERTED = "OBSERVATION ADMIT"
 
 MICROSECONDS = pl.Datetime("us")
 
+DEPENDS_ON = (
+    *("subject_id", "hadm_id", "order", "link", "item"),
+    *("event_time", "available_time", "late_time"),
+)
+"""The columns of a row that decide when it is known."""
+
 
 def stay_ends(
     admissions: pl.DataFrame, transfers: pl.DataFrame | None, icustays: pl.DataFrame | None
@@ -115,9 +121,11 @@ def converted(rows: pl.DataFrame, orders: pl.DataFrame) -> pl.DataFrame:
 
 
 def _of_table(rows: pl.DataFrame, table: str) -> tuple[pl.Series, pl.DataFrame]:
-    """The places of a table's rows, and these rows without what they show."""
-    places = (rows["table"] == ORDER.index(table)).arg_true()
-    return places, rows.drop("values", "class", "stay_id")[places]
+    """The places of a table's rows, and what their times depend on."""
+    own = pl.col("table") == ORDER.index(table)
+    # Of a frame in many chunks the lazy filter is ten times as fast as the eager one.
+    found = rows.lazy().filter(own).select(DEPENDS_ON).collect()
+    return rows.select(own.arg_true()).to_series(), found
 
 
 def _replaced(

