@@ -53,9 +53,9 @@ RESULT_SETTINGS: dict[str, tuple[str, ...]] = {
     "card": (),
     "graph": ("seed", "concepts", "graph"),
     "chains": ("seed", "chains"),
-    "adapt": ("seed", "model", "loss", "adapt", "trainer"),
-    "reason": ("seed", "model", "loss", "reason", "trainer"),
-    "rl": ("seed", "model", "rl", "rollout", "trainer"),
+    "adapt": ("seed", "model", "loss", "adapt", "trainer", "wording"),
+    "reason": ("seed", "model", "loss", "reason", "trainer", "wording"),
+    "rl": ("seed", "model", "rl", "rollout", "trainer", "wording"),
     "eval": ("seed", "model", "eval", "engine", "answer", "candidates", "wording"),
     "plan": (),
 }

@@ -10,10 +10,11 @@ import polars as pl
 import pytest
 
 from ehrr1.errors import UserError
-from ehrr1.prompts.messages import messages
+from ehrr1.prompts.wording import OURS
 from ehrr1.records.markdown import events_of, record_markdown
 from ehrr1.runs import Run
 from ehrr1.stages import export, prepare
+from ehrr1.tasks.release_rows import items_of
 from ehrr1.tasks.samples import Prepared, preamble_length
 from tests.conftest import CommandLine
 from tests.settings import composed
@@ -56,7 +57,7 @@ def row(idx: int, **changes: Any) -> dict[str, Any]:
 
 def risk(idx: int, answer: str, **changes: Any) -> dict[str, Any]:
     info = {"task": "ICU_Mortality_7day", "target": [answer], "label": answer}
-    return row(idx, output=answer, task_info=info, candidates=[], **changes)
+    return row(idx, output=answer, task_info=info, candidates=["yes", "no"], **changes)
 
 
 def write(path: Path, *rows: dict[str, Any] | str | bytes) -> Path:
@@ -112,9 +113,10 @@ def test_export_gives_the_rows_again_with_their_own_question(tmp_path: Path) -> 
     for back, row_ in zip(map(json.loads, lines), given, strict=True):
         for name in ("instruction", "input", "output", "candidates"):
             assert back[name] == row_[name], name
-        for name in ("task", "target", "label"):
+        for name in ("task", "label"):
             assert back["task_info"][name] == row_["task_info"][name], name
-        assert back["messages"] == messages(
+        assert items_of(back["task_info"]["target"]) == row_["task_info"]["target"]
+        assert back["messages"] == OURS.chat(
             row_["task_info"]["task"],
             RECORD,
             think=row_["output"] != "yes",
@@ -269,5 +271,6 @@ def test_a_trained_model_is_scored_on_a_file(
     done = command_line("stage=eval", *common, f"inputs.adapt={smoke / 'adapt'}")
     assert done.returncode == 0, done.stderr[-2000:]
     predictions = pl.read_parquet(tmp_path / "smoke" / "benchmark" / "eval" / "predictions.parquet")
-    assert set(predictions["model"]) == {"untrained", "adapt"}
-    assert predictions.filter(pl.col("model") == "adapt").height == 7
+    assert set(predictions["model"]) == {"untrained:release", "adapt:release"}
+    assert predictions.filter(pl.col("model") == "adapt:release").height == 7
+    assert "adapt was trained with wording=file" in done.stderr

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from ehrr1.errors import UserError
 from ehrr1.files import write_json
 from ehrr1.prompts.lengths import measures, prompt_lengths
-from ehrr1.prompts.messages import messages
+from ehrr1.prompts.wording import OURS
 from ehrr1.records.markdown import record_markdown
 from ehrr1.runs import ALWAYS_AGAIN, Run
 from ehrr1.stages import card
@@ -113,7 +113,7 @@ def test_lengths_in_tokens_and_what_is_cut(
         expected = []
         for sample in world.as_samples(index):
             think = TASKS[task].kind == "decision"
-            chat = messages(task, record_markdown(world.context(sample)), think=think)
+            chat = OURS.chat(task, record_markdown(world.context(sample)), think=think)
             expected.append(sum(len(message["content"].split()) for message in chat))
         assert found.to_list() == sorted(expected)
     rows = section(text, "Lengths of prompts")

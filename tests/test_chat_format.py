@@ -6,10 +6,11 @@ import pytest
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from ehrr1.prompts.chat_format import chat_format, end_token
-from ehrr1.prompts.messages import EMPTY_THOUGHT, SYSTEM, instruction
+from ehrr1.prompts.chat_format import chat_format, end_token, load_chat_tokenizer
+from ehrr1.prompts.messages import EMPTY_THOUGHT, OPENED, SYSTEM, THINK_TAGS
 from ehrr1.prompts.tokenizer import END, START, load_tokenizer, train_tokenizer
 from ehrr1.prompts.trees import Question, TreeMaker
+from ehrr1.prompts.wording import OURS
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import record_markdown
 from tests.conftest import shared_folder
@@ -40,6 +41,7 @@ NO_SWITCH = (  # Qwen2.5's
     "{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
 )
+OPENS_ALONE = NO_SWITCH.replace("assistant\n'", "assistant\n<think>'")
 ALWAYS_THINKS = NO_SWITCH.replace("assistant\n'", "assistant\n<think>\n'")
 WITHOUT_SYSTEM = (  # says nothing of the system's sentence, and ends a turn by a word
     "{%- for message in messages if message.role != 'system' %}"
@@ -74,7 +76,7 @@ def as_before(tokenizer: PreTrainedTokenizerBase) -> None:
         question = Question("s", "Inpatient_Mortality", think, "yes", chain)
         tree = TreeMaker(tokenizer, 10_000).tree(record(), 0, [question])
         [branch] = tree.branches
-        asked = instruction("Inpatient_Mortality", think=think)
+        asked = OURS.asked("Inpatient_Mortality", think=think)
         behind = ASSISTANT if think else ASSISTANT + EMPTY_THOUGHT
         text = f"{HEAD}{record_markdown(record())}\n\n{asked}{behind}{written}{END}"
         whole = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -143,10 +145,37 @@ def test_a_template_that_drops_the_system_too() -> None:
 def test_without_a_switch_a_direct_answer_stands_behind_an_empty_block() -> None:
     chat = chat_format(speaking(NO_SWITCH))
     assert chat.think == ASSISTANT and chat.direct == ASSISTANT + EMPTY_THOUGHT
-    assert not chat.opens_thought
+    assert not chat.opened and chat.opening == OPENED
 
 
 def test_a_template_that_opens_the_thought_itself() -> None:
-    chat = chat_format(speaking(ALWAYS_THINKS))
-    assert chat.think == ASSISTANT + "<think>\n" and chat.opens_thought
-    assert chat.direct == ASSISTANT + EMPTY_THOUGHT
+    for template, opened in ((ALWAYS_THINKS, "<think>\n"), (OPENS_ALONE, "<think>")):
+        tokenizer = speaking(template)
+        chat = chat_format(tokenizer)
+        assert chat.think == ASSISTANT + opened and chat.opened == opened
+        assert chat.direct == ASSISTANT + EMPTY_THOUGHT
+        question = Question("s", "Inpatient_Mortality", True, "yes", "fever")
+        [branch] = TreeMaker(tokenizer, 10_000).tree(record(), 0, [question]).branches
+        text = tokenizer.decode(branch.prompt + branch.completion)
+        assert text.endswith(f"assistant\n<think>\nfever\n</think>\n\nyes{END}")
+        assert text.count("<think>") == 1
+
+
+def test_think_tags_that_count_as_special_stay_in_what_was_written() -> None:
+    tokenizer = speaking(NO_SWITCH)
+    tags = [AddedToken(tag, special=True) for tag in THINK_TAGS]
+    tokenizer.add_tokens(tags, special_tokens=True)
+    maker = TreeMaker(tokenizer, 10_000)
+    question = Question("s", "Inpatient_Mortality", True, "yes", "fever")
+    [branch] = maker.tree(record(), 0, [question]).branches
+    assert "<think>" not in tokenizer.decode(branch.completion, skip_special_tokens=True)
+    [text] = maker.markers.decode([branch.completion])
+    assert text == "<think>\nfever\n</think>\n\nyes"
+
+
+def test_a_base_models_tokenizer_ends_where_its_turns_end(tmp_path: Path) -> None:
+    tokenizer = speaking(NO_SWITCH)
+    tokenizer.eos_token = "<|endoftext|>"
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).eos_token == "<|endoftext|>"
+    assert load_chat_tokenizer(tmp_path).eos_token == END

@@ -52,14 +52,18 @@ def test_rows_are_the_benchmarks(folder: Path, tmp_path: Path) -> None:
     for row, sample in list(zip(rows, samples, strict=True))[:: max(1, len(rows) // 50)]:
         task = TASKS[sample.task]
         assert list(row["task_info"]) == [
-            *("task", "event", "metric", "target_key", "target", "label"),
+            *("target_key", "metric", "bid_event", "task_type", "instruction", "subject_id"),
+            *("hadm_id", "task", "event", "target", "label"),
         ]
         assert row["instruction"] == task.instruction
         assert row["input"] == record_markdown(world.context(sample))
         assert row["output"] == answer_text(sample.target)
-        assert row["candidates"] == candidates(sample)
-        assert bool(row["candidates"]) == (task.kind == "decision" and task.target != "text")
-        assert row["task_info"]["metric"] == task.metric
+        risk = task.kind == "risk"
+        assert row["candidates"] == (["yes", "no"] if risk else candidates(sample) or None)
+        assert (row["candidates"] is None) == (task.target == "text")
+        assert row["task_info"]["metric"] in (
+            ["aucroc"] if risk else ["em", "recall", "acc", "rouge"]
+        )
         assert row["messages"][1]["content"].startswith(row["input"] + "\n\n" + row["instruction"])
         assert row["messages"][1]["content"].endswith(
             " /think" if task.kind == "decision" else " /no_think"

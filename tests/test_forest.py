@@ -12,9 +12,10 @@ from transformers import (
 
 from ehrr1.errors import UserError
 from ehrr1.prompts.forest import collate, pack
-from ehrr1.prompts.messages import EMPTY_THOUGHT, SYSTEM, completion, instruction, messages
+from ehrr1.prompts.messages import EMPTY_THOUGHT, SYSTEM, completion
 from ehrr1.prompts.tokenizer import END, END_THINK, THINK, load_tokenizer, train_tokenizer
 from ehrr1.prompts.trees import Branch, Question, Tree, TreeMaker
+from ehrr1.prompts.wording import OURS
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import event_markdown, record_markdown
 from ehrr1.tasks.catalog import TASKS
@@ -84,7 +85,7 @@ def record() -> list[Event]:
 def trained(size: int = 700) -> PreTrainedTokenizerBase:
     texts = [event_markdown(one) + "\n\n" for one in record()] * 3
     fixed = [SYSTEM, "yes", "no", "Potassium\nCalcium, Total"]
-    fixed += [instruction(task, think=False) for task in TASKS]
+    fixed += [OURS.asked(task, think=False) for task in TASKS]
     return train_tokenizer(Counter(texts + fixed * 5), size)
 
 
@@ -98,7 +99,7 @@ def exchange(think: bool) -> tuple[Question, list[dict[str, str]]]:
     """A question on `record()`, and its chat up to the answer."""
     chain = "## Extraction\nPotassium | Labotary Test Events | 06:15\n## Reasoning\nx | -> | y"
     question = Question("s", "labevents", think, "Potassium\nTroponin T", chain if think else None)
-    return question, messages("labevents", record_markdown(record()), think=think)
+    return question, OURS.chat("labevents", record_markdown(record()), think=think)
 
 
 @pytest.mark.parametrize("think", [True, False])
@@ -191,10 +192,10 @@ def test_questions_that_leave_no_room_are_a_user_error() -> None:
 
 
 def test_a_question_is_one_token_with_and_without_thinking() -> None:
-    texts = [instruction(task, think=think) for task in TASKS for think in (True, False)] * 5
+    texts = [OURS.asked(task, think=think) for task in TASKS for think in (True, False)] * 5
     tokenizer = train_tokenizer(Counter(texts), 600)
     for task in TASKS:
-        think, direct = (tokenizer(instruction(task, think=t))["input_ids"] for t in (True, False))
+        think, direct = (tokenizer(OURS.asked(task, think=t))["input_ids"] for t in (True, False))
         assert think[0] == direct[0] and think[1] != direct[1]
         assert len(think) == len(direct) == 2
 

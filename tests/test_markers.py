@@ -21,9 +21,10 @@ from ehrr1.graph.chains.messages import request
 from ehrr1.graph.chains.prompting import Limit, write_prompt
 from ehrr1.prompts.chat_format import chat_format
 from ehrr1.prompts.markers import Markers, given, ours
-from ehrr1.prompts.messages import broken, completion, instruction, mended
+from ehrr1.prompts.messages import broken, completion, mended
 from ehrr1.prompts.tokenizer import CHAT_TEMPLATE, load_tokenizer
 from ehrr1.prompts.trees import Question, TreeMaker
+from ehrr1.prompts.wording import OURS
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import event_markdown, events_of, record_markdown
 from ehrr1.scoring.answers import read_answer
@@ -183,11 +184,11 @@ def test_no_cell_opens_a_turn_or_a_thought(
         ids = tree.trunk + branch.prompt + branch.completion
         counts.append([ids.count(one) for one in maker.markers.tokens])
         chat = maker.chat
-        asked = instruction("Inpatient_Mortality", think=think, own=word)
+        asked = OURS.asked("Inpatient_Mortality", think=think, own=word)
         text = (
             f"{chat.head}{record_markdown(events)}\n\n{asked}{chat.think if think else chat.direct}"
         )
-        text += completion(word, chain) + chat.end
+        text += completion(word, chain).removeprefix(chat.opened if think else "") + chat.end
         assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
     assert counts[0] == counts[1] and sum(counts[1]) > 0
 

@@ -46,7 +46,7 @@ def test_a_mode_that_is_chosen_is_part_of_the_name(tmp_path: Path) -> None:
 def test_a_model_of_others_has_its_own_name_and_tells_its_mode() -> None:
     model = {"name": "EHR-R1-8B", "path": "BlueZeros/EHR-R1-8B"}
     [one] = results(settings(model=model), {})
-    assert one.name == "EHR-R1-8B:direct" and one.source == "BlueZeros/EHR-R1-8B"
+    assert one.name == "EHR-R1-8B:direct-release" and one.source == "BlueZeros/EHR-R1-8B"
     model = {"name": "reason", "path": "outputs/demo/reason/hf"}  # a folder called as a stage is
     [one] = results(settings(model=model, candidates="list"), {})
     assert one.name == "reason:direct-list"

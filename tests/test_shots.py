@@ -9,9 +9,10 @@ import pytest
 from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
 from ehrr1.evaluation.shots import chosen, example_head, heads
-from ehrr1.prompts.messages import answer_text, instruction
+from ehrr1.prompts.messages import answer_text
 from ehrr1.prompts.tokenizer import load_tokenizer
 from ehrr1.prompts.trees import Question, TreeMaker
+from ehrr1.prompts.wording import OURS
 from ehrr1.records.markdown import record_markdown
 from ehrr1.tasks.context import preamble_length
 from ehrr1.tasks.samples import Prepared
@@ -118,7 +119,7 @@ def test_examples_are_earlier_turns_of_the_chat(world: Prepared, smollm2: Path) 
     events = world.context(sample)
     question = Question(sample.sample_id, sample.task, think=False)
     tree = maker.tree(events, preamble_length(events), [question], head=head)
-    chat, asked = maker.chat, instruction("cdm_disease", think=False)
+    chat, asked = maker.chat, OURS.asked("cdm_disease", think=False)
     turns = "".join(
         f"{record_markdown(world.context(one))}\n\n{asked}{chat.direct}"
         f"{answer_text(one.target)}{chat.next}"

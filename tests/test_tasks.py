@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ehrr1.prompts.messages import answer_text, completion, instruction, messages
+from ehrr1.prompts.messages import answer_text, completion
+from ehrr1.prompts.wording import OURS
 from ehrr1.records.codes import ClassMaps
 from ehrr1.records.events import Event
 from ehrr1.records.reading import Folder
@@ -60,8 +61,8 @@ def test_the_catalogue_has_every_task_once_and_words_of_its_own() -> None:
 
 
 def test_messages() -> None:
-    assert instruction("labevents", think=True).endswith("? /think")
-    system, user = messages("ICU_Mortality_7day", "RECORD", think=False)
+    assert OURS.asked("labevents", think=True).endswith("? /think")
+    system, user = OURS.chat("ICU_Mortality_7day", "RECORD", think=False)
     assert system["role"] == "system" and user["role"] == "user"
     assert user["content"].startswith("RECORD\n\nOne day into this intensive care stay")
     assert user["content"].endswith("Answer yes or no. /no_think")

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ehrr1.config.complaints import TAGGED, problems
 from ehrr1.config.fields import owners
+from ehrr1.config.names import WordingName, usual_wording
 from ehrr1.config.records import Audit, Card, Concepts, Data, Export, Graph
 from ehrr1.config.together import conflicts
 from ehrr1.config.training import (
@@ -92,13 +93,20 @@ class Config(Section):
     search: Search
     answer: Answers
     candidates: Literal["none", "list"]
-    wording: Literal["file", "ours"]
+    wording: WordingName
     rescore: PathText | None
     compare: list[PathText] | None
     record: PathText | None
     question: Text | None
     run: PathText | None
     checkpoint: Count | Literal["last", "best"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_wording(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("wording", "") is None:
+            given = given | {"wording": _wording_of(given)}
+        return given
 
     def training(self, stage: str) -> Adapt | Reason | RL:
         """The section of a stage that trains."""
@@ -107,6 +115,16 @@ class Config(Section):
     def supervised(self, stage: str) -> Adapt | Reason:
         """The section of a supervised stage."""
         return self.adapt if stage == "adapt" else self.reason
+
+
+def _wording_of(given: dict[str, Any]) -> WordingName:
+    """The wording of a composed configuration that chooses none."""
+    data, model, engine = (
+        part if isinstance(part, dict) else {}
+        for part in (given.get("data"), given.get("model"), given.get("engine"))
+    )
+    models = (model.get("name"), model.get("path"), engine.get("model"))
+    return usual_wording(str(data.get("name")), *(str(name) for name in models if name))
 
 
 def read(cfg: DictConfig, overrides: Sequence[str] = ()) -> Config:

@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ehrr1.config.names import WordingName
 from ehrr1.prompts.messages import asking_for_both, listing_candidates
+from ehrr1.prompts.wording import style_of
 from ehrr1.tasks.samples import Sample
 
 Answer = Literal["direct", "think", "both"]
 Candidates = Literal["none", "list"]
-Wording = Literal["file", "ours"]
 Chooser = Callable[[Sample], Sequence[str]]
 """The answers that a sample's question is listed with."""
 
@@ -20,18 +21,18 @@ class Asked:
 
     `answer`: at once, after thinking, or after a case for each outcome (yes/no questions;
     decisions then are thought about). `candidates`: whether decision questions come with a list of
-    answers to choose from. `wording`: a sample's own words where it has some, or ours.
+    answers to choose from. `wording`: the style of the prompts (`prompts.wording`).
     """
 
     answer: Answer
     candidates: Candidates = "none"
-    wording: Wording = "file"
+    wording: WordingName = "file"
 
     @property
     def name(self) -> str:
         """`direct`, `think-list`, `both-ours`: part of the name of a result."""
-        more = "-list" * (self.candidates == "list") + "-ours" * (self.wording == "ours")
-        return self.answer + more
+        more = "-list" * (self.candidates == "list")
+        return self.answer + more + ("" if self.wording == "file" else f"-{self.wording}")
 
     @property
     def thinks(self) -> bool:
@@ -39,8 +40,7 @@ class Asked:
 
     def words(self, sample: Sample, candidates: Chooser | None) -> str | None:
         """What is asked instead of the task's own question; None: just that."""
-        ours = self.wording == "ours" and not sample.time_told
-        own = None if ours else sample.instruction
+        own = style_of(self.wording, "eval").own(sample)
         if self.answer == "both":
             own = asking_for_both(sample.task, own)
         if self.candidates == "list" and candidates is not None:

@@ -23,7 +23,8 @@ from ehrr1.evaluation.results import Result
 from ehrr1.graph.chains import messages
 from ehrr1.graph.chains.costs import Price
 from ehrr1.graph.chains.prompting import Limit, fitting_record
-from ehrr1.prompts.messages import SYSTEM, THINK_CLOSE, THINK_OPEN, broken
+from ehrr1.prompts.messages import THINK_CLOSE, THINK_OPEN, broken
+from ehrr1.prompts.wording import style_of
 from ehrr1.runs import data_is_open
 from ehrr1.scoring.answers import read_answer
 from ehrr1.tasks.candidates import Candidates
@@ -149,13 +150,14 @@ class ChatPredictor:
     def requests(self, group: Sequence[Sample], asked: Asked) -> list[dict[str, Any]]:
         """The bodies for the questions on one record, which is cut alike for all of them."""
         questions = [self.question(sample, asked) for sample in group]
-        room = self.settings.max_prompt_chars - len(SYSTEM) - max(map(len, questions))
+        system = style_of(asked.wording, "eval").system
+        room = self.settings.max_prompt_chars - len(system) - max(map(len, questions))
         record, _ = fitting_record(self.prepared.context(group[0]), [Limit(len, room)])
         most = self.writing.think if asked.thinks else self.writing.direct
         shared = len(group) * self.writing.draws > 1
         return [
             messages.request_body(
-                str(self.settings.model), most, SYSTEM, (broken(record), text), int(shared)
+                str(self.settings.model), most, system, (broken(record), text), int(shared)
             )
             for text in questions
         ]

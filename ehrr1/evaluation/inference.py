@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from transformers import PretrainedConfig
 
 from ehrr1.config.complaints import problems
+from ehrr1.config.names import WordingName, usual_wording
 from ehrr1.config.training import Attention, ModelSettings
 from ehrr1.config.types import Section
 from ehrr1.config.writers import ServerEngine, TransformersEngine, VllmEngine
@@ -42,10 +43,10 @@ from ehrr1.evaluation.predict import Predictor, Writing, chunks
 from ehrr1.models.gguf import model_folder
 from ehrr1.models.loading import folder_of, load_model
 from ehrr1.models.sizes import GIB, count_parameters, memory_bytes, read_folder
-from ehrr1.prompts.chat_format import chat_format, end_token
-from ehrr1.prompts.messages import OPENED, asking_for_both
-from ehrr1.prompts.tokenizer import load_tokenizer
+from ehrr1.prompts.chat_format import load_chat_tokenizer
+from ehrr1.prompts.messages import asking_for_both
 from ehrr1.prompts.trees import Question
+from ehrr1.prompts.wording import style_of
 from ehrr1.rollout.live import LiveRollout, Watch
 from ehrr1.rollout.openai_server import OpenAIServer, served
 from ehrr1.rollout.sampling import Answerer, Sampling
@@ -109,7 +110,8 @@ class EHRModel:
     over N GPUs) or `server` (`url=...`: what `vllm serve` serves; `source` then is its tokenizer,
     None: what the server says it has loaded). `dtype` is bfloat16 on a GPU and float32 elsewhere
     unless given. `max_prompt_tokens` bounds record and question, or what the model has room for
-    beside what it writes (`think_tokens`, `direct_tokens`). Raises UserError for what cannot be
+    beside what it writes (`think_tokens`, `direct_tokens`). `wording` is the style of the prompts
+    (`prompts.wording`; None: the release's for its own models). Raises UserError for what cannot be
     read or does not fit.
     """
 
@@ -126,6 +128,7 @@ class EHRModel:
         direct_tokens: int = 128,
         temperature: float = 0.0,
         seed: int = 0,
+        wording: WordingName | None = None,
         **settings: Any,
     ):
         if engine not in ENGINES or settings.keys() - ENGINES[engine].keys():
@@ -149,9 +152,8 @@ class EHRModel:
         else:
             self.source = model_folder(str(source))
             self.positions = read_folder(self.source).max_position_embeddings
-        self.tokenizer = load_tokenizer(self.source)
-        # engines stop there
-        self.tokenizer.eos_token_id = end_token(self.tokenizer, chat_format(self.tokenizer))
+        self.tokenizer = load_chat_tokenizer(self.source)
+        self.wording = wording or usual_wording("", self.source, str(source or ""))
         self.folder = TemporaryDirectory(prefix="ehrr1-engine-")
         self._makers: dict[bool, CountingMaker] = {}
 
@@ -216,8 +218,8 @@ class EHRModel:
         live = self.engine if isinstance(self.engine, LiveRollout) and answer != "both" else None
         if live is not None:
             live.watch = shown
-            if answer == "think" and self.maker(thinks=True).chat.opens_thought:
-                shown(OPENED)
+            if answer == "think":
+                shown(self.maker(thinks=True).chat.opened)
         try:
             [(_, found)] = self.answers([asking], answer, candidates)
         finally:
@@ -281,7 +283,7 @@ class EHRModel:
             groups.setdefault((asking.has_label, listed), []).append(asking.sample)
         for (has_label, listed), samples in groups.items():
             mode: Mode = answer if has_label or answer == "direct" else "think"
-            how = Asked(mode, "list" if listed else "none")
+            how = Asked(mode, "list" if listed else "none", self.wording)
             maker = self.maker(how.thinks)
             predictor = Predictor(self.engine, maker, records, self.writing, candidates)
             for some in chunks(samples, AT_ONCE if how.thinks else len(samples)):
@@ -325,7 +327,8 @@ class EHRModel:
                     f"infer.max_new_tokens.{name}={most}: {self.source} has {self.positions:,} "
                     "positions, which leaves no room for a record; lower it"
                 )
-            self._makers[thinks] = CountingMaker(self.tokenizer, room)
+            style = style_of(self.wording, "infer")
+            self._makers[thinks] = CountingMaker(self.tokenizer, room, style)
         return self._makers[thinks]
 
     def close(self) -> None:

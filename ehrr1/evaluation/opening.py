@@ -14,9 +14,9 @@ from ehrr1.config.writers import VllmEngine
 from ehrr1.errors import UserError
 from ehrr1.evaluation.results import Result
 from ehrr1.models.loading import folder_of, load_model, read_config
-from ehrr1.prompts.chat_format import chat_format, end_token
-from ehrr1.prompts.tokenizer import load_tokenizer
+from ehrr1.prompts.chat_format import load_chat_tokenizer
 from ehrr1.prompts.trees import TreeMaker
+from ehrr1.prompts.wording import Wording, style_of
 from ehrr1.rollout.openai_server import OpenAIServer, served
 from ehrr1.rollout.sampling import Answerer
 from ehrr1.rollout.transformers import TransformersRollout
@@ -51,14 +51,14 @@ def reader(cfg: Config, result: Result, inputs: Mapping[str, Path], makers: Make
     """What makes the prompts of `result`: its tokenizer, and as much of a record as fits."""
     if cfg.engine.name == "server":
         found = served(cfg.engine)
-        tokenizer = load_tokenizer(cfg.engine.tokenizer or found.root)
+        tokenizer = load_chat_tokenizer(cfg.engine.tokenizer or found.root)
         positions = found.max_length or LONGEST
     else:
         # the untrained model has the vocabulary of what was trained from it
-        tokenizer = load_tokenizer(result.source or inputs["adapt"] / "hf")
+        tokenizer = load_chat_tokenizer(result.source or inputs["adapt"] / "hf")
         positions = read_config(cfg.model, result.source, len(tokenizer)).max_position_embeddings
-    tokenizer.eos_token_id = end_token(tokenizer, chat_format(tokenizer))  # engines stop there
-    return maker_of(tokenizer, prompt_limit(cfg, result, positions), makers)
+    style = style_of(cfg.wording, "eval")
+    return maker_of(tokenizer, prompt_limit(cfg, result, positions), style, makers)
 
 
 def local_engine(cfg: Config, result: Result, maker: TreeMaker, log: Path) -> Answerer:
@@ -106,9 +106,11 @@ def prompt_limit(cfg: Config, result: Result, positions: int) -> int:
     return min(room, cfg.eval.max_prompt_tokens)
 
 
-def maker_of(tokenizer: PreTrainedTokenizerBase, limit: int, makers: Makers) -> TreeMaker:
+def maker_of(
+    tokenizer: PreTrainedTokenizerBase, limit: int, style: Wording, makers: Makers
+) -> TreeMaker:
     content = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)
-    return makers.setdefault((content, limit), TreeMaker(tokenizer, limit))
+    return makers.setdefault((content, limit), TreeMaker(tokenizer, limit, style))
 
 
 def device(cfg: Config) -> torch.device:

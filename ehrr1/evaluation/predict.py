@@ -130,7 +130,7 @@ class Predictor:
         if not group:
             return [prediction_row(sample, asked, Written([], None, REFUSED))]
         # a block that the prompt has opened must be closed to be one
-        opened = OPENED if asked.thinks and self.maker.chat.opens_thought else ""
+        opened = self.maker.chat.opened if asked.thinks else ""
         texts = [opened + text for text in self._texts(group)]
         return [_decision_row(sample, text, asked, n) for n, text in enumerate(texts)]
 
@@ -198,8 +198,7 @@ class Predictor:
 
     def _begun(self, text: str) -> list[int]:
         """The tokens of a begun answer; the prompt itself may have opened the think block."""
-        opened = self.maker.chat.opens_thought
-        return self.maker.markers.written(text.removeprefix(OPENED) if opened else text)
+        return self.maker.markers.written(text.removeprefix(self.maker.chat.opened))
 
     def _texts(self, group: Sequence[Completion]) -> list[str]:
         tokens = [completion.tokens for completion in group]

@@ -92,7 +92,7 @@ def example_head(maker: TreeMaker, prepared: Prepared, examples: Sequence[Sample
     chat = maker.chat
     share = int(ROOM * maker.max_tokens / max(len(examples), 1))
     tokens = maker.tokens(chat.head)
-    short = TreeMaker(maker.tokenizer, share)
+    short = TreeMaker(maker.tokenizer, share, maker.wording)
     for sample in examples:
         events = prepared.context(sample)
         question = Question(
@@ -100,7 +100,7 @@ def example_head(maker: TreeMaker, prepared: Prepared, examples: Sequence[Sample
             sample.task,
             think=False,
             answer=answer_text(sample.target),
-            instruction=sample.instruction,
+            instruction=maker.wording.own(sample),
         )
         if len(short.branch(question)) > share:
             raise UserError(

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ehrr1.prompts.dataset import rank
-from ehrr1.prompts.messages import SYSTEM, answer_text, instruction
-from ehrr1.records.markdown import event_markdown
+from ehrr1.prompts.messages import answer_text
+from ehrr1.prompts.wording import BETWEEN, OURS, Wording
 from ehrr1.records.schema import TABLES
 from ehrr1.tasks.samples import Prepared, Sample
 
@@ -22,6 +22,7 @@ def corpus(
     fixed: Sequence[str],
     contexts: int = 1500,
     seed: int = 0,
+    style: Wording = OURS,
 ) -> Counter[str]:
     """Texts of `samples` and how often each counts: the events of `contexts` contexts, each once,
     every answer, every question.
@@ -31,13 +32,17 @@ def corpus(
     by_context = {sample.context_id: sample for sample in samples}
     chosen = sorted(by_context, key=lambda context_id: rank(seed, context_id))[:contexts]
     events = {event for name in chosen for event in prepared.context(by_context[name])}
-    texts = Counter(event_markdown(event) + "\n\n" for event in events)
+    texts = Counter(style.printed(event) + BETWEEN for event in events)
     for sample in samples:
         texts[answer_text(sample.target)] += ANSWERS
-    tasks = sorted({sample.task for sample in samples})
-    questions = [instruction(task, think=think) for task in tasks for think in (True, False)]
+    own = {sample.task: style.own(sample) for sample in samples}
+    questions = [
+        style.asked(task, think=think, own=own[task])
+        for task in sorted(own)
+        for think in (True, False)
+    ]
     headings = [table.heading for table in TABLES.values()]
     roles = ["system\n", "user\n", "assistant\n", "\n", "\n\n", "yes", "no"]
-    for text in (SYSTEM, *questions, *headings, *roles, *fixed):
+    for text in (style.system, *questions, *headings, *roles, *fixed):
         texts[text] += FIXED_TEXTS
     return texts

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 
 from ehrr1.errors import UserError
 from ehrr1.progress import track
-from ehrr1.prompts.messages import SYSTEM, instruction
+from ehrr1.prompts.messages import SYSTEM
+from ehrr1.prompts.wording import OURS
 from ehrr1.records.markdown import record_markdown
 from ehrr1.tasks.catalog import TASKS, telling_time
 from ehrr1.tasks.samples import TIME_TOLD, Prepared
@@ -80,4 +81,4 @@ def _around(task: str, time_told: bool) -> str:
     """What stands before and behind the record; one time is as long as another."""
     think = TASKS[task].kind == "decision"
     own = telling_time(TASKS[task].instruction, SOME_TIME) if time_told else None
-    return f"{SYSTEM}\n\n{instruction(task, think=think, own=own)}"
+    return f"{SYSTEM}\n\n{OURS.asked(task, think=think, own=own)}"

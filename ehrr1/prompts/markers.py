@@ -68,12 +68,13 @@ class Markers:
         return self.encode([[ours(p) if p in THINK_TAGS else given(mended(p)) for p in parts]])[0]
 
     def decode(self, completions: Sequence[Sequence[int]]) -> list[str]:
-        """The texts that a model wrote: a think tag in it is one that the model set; one that it
-        spelled letter by letter, as it stands in a record, is broken by a blank."""
+        """The texts that a model wrote: a think tag in it is one that the model set, also where the
+        tokenizer counts it as special; one that it spelled letter by letter, as it stands in a
+        record, is broken by a blank."""
         texts = self._texts(completions)
         return [
             self._quoting(ids)
-            if any(text.count(tag) > list(ids).count(one) for tag, one in self._think.items())
+            if any(text.count(tag) != list(ids).count(one) for tag, one in self._think.items())
             else text
             for ids, text in zip(completions, texts, strict=True)
         ]

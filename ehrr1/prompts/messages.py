@@ -1,4 +1,4 @@
-"""Prompts and answers as text: the chat messages of a sample, and what the model is to write.
+"""Prompts and answers as text: what our own prompts say, and what the model is to write.
 
 Thinking is switched by the last word of the prompt, as Qwen3 does. Without thinking the empty think
 block is part of the prompt, so that an answer is an answer and nothing else.
@@ -34,11 +34,6 @@ BOTH_CASES = (
 )
 
 
-def instruction(task: str, *, think: bool, own: str | None = None) -> str:
-    """The task's question, or the sample's `own` words, with the thinking switch."""
-    return f"{own or ALL_TASKS[task].instruction} {THINK if think else NO_THINK}"
-
-
 def asking_for_both(task: str, own: str | None) -> str:
     """A yes/no question in the task's or the sample's `own` words, asking for both cases."""
     return f"{own or ALL_TASKS[task].instruction} {BOTH_CASES}"
@@ -51,16 +46,6 @@ def listing_candidates(task: str, own: str | None, candidates: Sequence[str]) ->
     choose = "Choose one of the" if task in ONE_ITEM else "Choose from the"
     listed = "\n".join(candidates)
     return f"{question} {choose} candidates below and give names only, one a line.\n{listed}\n"
-
-
-def messages(
-    task: str, record: str, *, think: bool, own: str | None = None
-) -> list[dict[str, str]]:
-    """The chat of one sample: the record comes first, so that questions on it share their start."""
-    return [
-        {"role": "system", "content": SYSTEM},
-        {"role": "user", "content": f"{record}\n\n{instruction(task, think=think, own=own)}"},
-    ]
 
 
 def answer_text(target: Sequence[str]) -> str:

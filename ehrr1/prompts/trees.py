@@ -13,9 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from ehrr1.errors import UserError
 from ehrr1.prompts.chat_format import ChatFormat, chat_format
 from ehrr1.prompts.markers import Markers, Part, given, ours
-from ehrr1.prompts.messages import CLOSED, OPENED, instruction
+from ehrr1.prompts.messages import CLOSED
+from ehrr1.prompts.wording import BETWEEN, OURS, Wording
 from ehrr1.records.events import Event
-from ehrr1.records.markdown import event_markdown
 
 HISTORY_SHARE = 1 / 3
 """Of the room for a record, what the preamble may take before its longest text loses its end: a
@@ -86,18 +86,23 @@ class TreeMaker:
 
     tokenizer: PreTrainedTokenizerBase
     max_tokens: int
+    wording: Wording = OURS
     remember: int = 100_000
-    _known: dict[Event, list[int]] = field(default_factory=dict, repr=False)
+    _known: dict[tuple[Event, str], list[int]] = field(default_factory=dict, repr=False)
     _texts: dict[tuple[Part, ...], list[int]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def chat(self) -> ChatFormat:
         """What stands around record, question and answer."""
-        return chat_format(self.tokenizer)
+        return chat_format(self.tokenizer, self.wording)
 
     @cached_property
     def markers(self) -> Markers:
         return Markers(self.tokenizer, self.chat)
+
+    @property
+    def _opening(self) -> tuple[Part, ...]:
+        return (ours(self.chat.opening),) if self.chat.opening else ()
 
     def tokens(self, text: str) -> list[int]:
         """Of a text that is ours: its markers are markers."""
@@ -111,13 +116,13 @@ class TreeMaker:
         return self._texts[parts]
 
     def branch(self, question: Question) -> Branch:
-        words = instruction(question.task, think=question.think, own=question.instruction)
+        words = self.wording.asked(question.task, think=question.think, own=question.instruction)
         behind = self.chat.think if question.think else self.chat.direct
         prompt = self._remembered(given(words), ours(behind))
         answer: list[int] = []
         if question.answer is not None:
             chain = question.chain
-            thought = () if chain is None else (ours(OPENED), given(chain), ours(CLOSED))
+            thought = () if chain is None else (*self._opening, given(chain), ours(CLOSED))
             answer = self._remembered(*thought, given(question.answer), ours(self.chat.end))
         return Branch(question.sample_id, prompt, answer, question.weight, question.task)
 
@@ -152,7 +157,7 @@ class TreeMaker:
                 f"max_tokens={self.max_tokens}: question and answer of sample "
                 f"{questions[0].sample_id} alone need {self.max_tokens - room}; raise it"
             )
-        fixed = self._event_tokens(events[:preamble])
+        fixed = self._event_tokens(events[:preamble], last=preamble >= len(events))
         whole = sum(map(len, fixed))
         fixed = self._shortened(fixed, int(room * HISTORY_SHARE))
         used = sum(map(len, fixed))
@@ -169,20 +174,26 @@ class TreeMaker:
         """The tokens of the latest events that fit into `room`, oldest first."""
         kept: list[list[int]] = []
         for end in range(len(window), 0, -EVENTS_AT_ONCE):
-            for text in reversed(self._event_tokens(window[max(end - EVENTS_AT_ONCE, 0) : end])):
+            some = window[max(end - EVENTS_AT_ONCE, 0) : end]
+            for text in reversed(self._event_tokens(some, last=end == len(window))):
                 if len(text) > room:
                     return kept[::-1]
                 kept.append(text)
                 room -= len(text)
         return kept[::-1]
 
-    def _event_tokens(self, events: Sequence[Event]) -> list[list[int]]:
-        new = [event for event in events if event not in self._known]
+    def _event_tokens(self, events: Sequence[Event], last: bool) -> list[list[int]]:
+        """The tokens of each event with what follows it; `last`: the question follows the last."""
+        ends = [BETWEEN] * len(events)
+        if last and ends:
+            ends[-1] = self.wording.joint
+        printed = list(zip(events, ends, strict=True))
+        new = [one for one in dict.fromkeys(printed) if one not in self._known]
         if new:
-            texts = [event_markdown(event) + "\n\n" + FOLLOWING for event in new]
+            texts = [self.wording.printed(event) + end + FOLLOWING for event, end in new]
             ids = self.markers.encode([given(text)] for text in texts)
             self._known.update(zip(new, (tokens[:-1] for tokens in ids), strict=True))
-        found = [self._known[event] for event in events]
+        found = [self._known[one] for one in printed]
         while len(self._known) > self.remember:
             del self._known[next(iter(self._known))]
         return found
@@ -190,7 +201,7 @@ class TreeMaker:
     def _shortened(self, fixed: list[list[int]], room: int) -> list[list[int]]:
         """Cut the longest text's end, then the next longest's, until all fit into `room`."""
         fixed = list(fixed)
-        end = self.tokens("\n\n") if sum(map(len, fixed)) > room else []
+        end = self.tokens(BETWEEN) if sum(map(len, fixed)) > room else []
         while (excess := sum(map(len, fixed)) - room) > 0:
             longest = max(range(len(fixed)), key=lambda index: len(fixed[index]))
             keep = max(len(fixed[longest]) - excess - len(end), 0)

@@ -96,7 +96,7 @@ def write_shard(
 def _names(rows: pl.DataFrame, more: Collection[str]) -> pl.Series:
     """Every name that an item, a class, a kind of event or an answer can have."""
     headings = [table.heading for table in TABLES.values()]
-    given = pl.Series("name", [*headings, "yes", "no", *more])
+    given = pl.Series("name", [*TABLES, *headings, "yes", "no", *more])
     parts = [rows["item"].drop_nulls().unique(), rows["class"].drop_nulls().unique(), given]
     return pl.concat([part.rename("name") for part in parts]).unique().sort()
 

@@ -21,10 +21,12 @@ from ehrr1.graph.chains.chain import ARROW, BAR, SECTIONS
 from ehrr1.models.gguf import model_folder
 from ehrr1.models.loading import read_config
 from ehrr1.models.start import embed_by_cooccurrence
+from ehrr1.prompts.chat_format import load_chat_tokenizer
 from ehrr1.prompts.corpus import corpus
 from ehrr1.prompts.messages import answer_text
 from ehrr1.prompts.tokenizer import load_tokenizer, train_tokenizer
 from ehrr1.prompts.trees import Question
+from ehrr1.prompts.wording import Wording, style_of
 from ehrr1.records.schema import TABLES
 from ehrr1.runs import Run
 from ehrr1.tasks.catalog import TASKS
@@ -39,7 +41,11 @@ COUNTED = 30_000
 
 def check(cfg: Config, inputs: dict[str, Path]) -> None:
     """Raise UserError for everything that cannot work, before anything is read."""
-    own = None if cfg.model.tokenizer.train else load_tokenizer(model_folder(str(cfg.model.path)))
+    own = (
+        None
+        if cfg.model.tokenizer.train
+        else load_chat_tokenizer(model_folder(str(cfg.model.path)))
+    )
     check_training(cfg, "adapt", read_config(cfg.model), own)
 
 
@@ -55,9 +61,11 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     tokenizer = parallel.in_turn(lambda: make_tokenizer(cfg, run, prepared, training))
     held_out = prepared.scan("validation", LEARNABLE)
     validation = prepared.as_samples(select(held_out, cfg.adapt.eval_samples_per_task, cfg.seed))
-    questions = partial(ask, risk_weight=cfg.loss.risk_weight)
+    style = style_of(cfg.wording, "adapt")
+    questions = partial(ask, risk_weight=cfg.loss.risk_weight, style=style)
     material = Material(prepared, training, validation, questions)
-    trees, evaluation = tokenise(material, tokenizer, run.folder, cfg.adapt.max_tokens, "adapt")
+    limit = cfg.adapt.max_tokens
+    trees, evaluation = tokenise(material, tokenizer, run.folder, limit, style, "adapt")
     begin = partial(embed, cfg=cfg, trees=trees) if cfg.model.start is not None else None
     parameters = parallel.from_first(lambda: lay_base(cfg, run.folder, None, tokenizer))
     build = builder(cfg, None, tokenizer, begin if cfg.model.path is None else None)
@@ -80,11 +88,11 @@ def branch_tokens(trees: Dataset) -> Iterator[set[int]]:
             yield {*tree["trunk"], *question, *answer}
 
 
-def ask(sample: Sample, risk_weight: float) -> list[Question]:
+def ask(sample: Sample, risk_weight: float, style: Wording) -> list[Question]:
     """Each sample once, answered without thinking."""
     weight = risk_weight if TASKS[sample.task].kind == "risk" else 1.0
     answer = answer_text(sample.target)
-    own = sample.instruction
+    own = style.own(sample)
     return [Question(sample.sample_id, sample.task, False, answer, weight=weight, instruction=own)]
 
 
@@ -104,12 +112,13 @@ def make_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The model's own tokenizer, or one trained on the training samples, kept for a resume."""
     if not cfg.model.tokenizer.train:
-        return load_tokenizer(model_folder(str(cfg.model.path)))
+        return load_chat_tokenizer(model_folder(str(cfg.model.path)))
     folder = run.folder / "tokenizer"
     if not folder.exists():
         parts = ["\n".join(SECTIONS) + "\n", f"{BAR}{ARROW}{BAR}"]
         parts += [f"{BAR}{table.heading}{BAR}0" for table in TABLES.values()]  # as chains cite it
-        texts = corpus(prepared, training, parts, seed=cfg.seed)
+        style = style_of(cfg.wording, "adapt")
+        texts = corpus(prepared, training, parts, seed=cfg.seed, style=style)
         tokenizer = train_tokenizer(texts, cfg.model.tokenizer.vocab_size or 0)
         with replacing(folder) as temporary:
             tokenizer.save_pretrained(temporary)

@@ -17,9 +17,11 @@ from pathlib import Path
 from zlib import crc32
 
 import polars as pl
+import yaml
 from rich.console import Console
 
 from ehrr1 import runs
+from ehrr1.config.names import TRAINING
 from ehrr1.config.schema import Config, recorded
 from ehrr1.errors import UserError
 from ehrr1.evaluation import chat, shots
@@ -72,6 +74,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     if not whole.exists():
         study = study_of(cfg, run)
         wanted = results(cfg, run.inputs)
+        tell_other_wording(cfg, run)
         makers: Makers = {}
         for result in wanted:
             ask(cfg, run, study, result, makers)
@@ -83,6 +86,18 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     metrics |= speed(run.folder / "parts")
     remove(run.folder / "parts")
     return metrics
+
+
+def tell_other_wording(cfg: Config, run: Run) -> None:
+    """Say where a model is asked in another style than it was trained in."""
+    for stage in (stage for stage in TRAINING if stage in run.inputs):
+        settings = yaml.safe_load((run.inputs[stage] / "config.yaml").read_text(encoding="utf-8"))
+        trained = settings.get("wording", "file")
+        if {trained, cfg.wording} in ({"file", "release"}, {"ours", "release"}):
+            console.print(
+                f"{stage} was trained with wording={trained} and is asked with "
+                f"wording={cfg.wording}: set wording={trained} to ask as it was trained"
+            )
 
 
 def run_share(cfg: Config, run: Run) -> int:

@@ -10,6 +10,7 @@ task are its answer among others' answers, for models that were not trained on t
 what a stage trains on is its own matter.
 """
 
+import json
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
@@ -20,15 +21,21 @@ from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
 from ehrr1.files import write_jsonl
 from ehrr1.progress import track
-from ehrr1.prompts.messages import answer_text, messages
+from ehrr1.prompts.messages import answer_text
+from ehrr1.prompts.wording import Wording, style_of
 from ehrr1.records.events import Event
-from ehrr1.records.markdown import record_markdown
 from ehrr1.records.schema import TABLES
 from ehrr1.runs import Run
 from ehrr1.stages import export_meds, export_release
 from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.released import task_info
 from ehrr1.tasks.samples import SIMILAR, Prepared, Sample
+
+PLACES = ("period_begin", "period_end", "admissions_id", "last_discharge_id")
+"""Of a sample of the paper's protocol: positions in the patient's list of events."""
+
+TABLE_OF = {table.heading: name for name, table in TABLES.items()}
 
 CHUNK = 10_000
 """So many samples are held at a time."""
@@ -50,10 +57,12 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
         return export_meds.write(prepared, run.folder / "meds")
     candidates = Candidates(prepared, cfg.seed, folder)
     if cfg.export.layout == "release":
-        bench = partial(rows, prepared, candidates, split="test", limit=None)
+        style = style_of("release", "eval")
+        bench = partial(rows, prepared, candidates, style, split="test", limit=None)
         metrics = export_release.write(prepared, run.folder / "release", bench)
         return metrics | too_long(candidates)
-    found = rows(prepared, candidates, split=cfg.export.split, limit=cfg.export.limit)
+    style = style_of(cfg.wording, "eval")
+    found = rows(prepared, candidates, style, split=cfg.export.split, limit=cfg.export.limit)
     count = write_jsonl(run.folder / "samples.jsonl", found)
     return {"rows": count} | too_long(candidates)
 
@@ -63,7 +72,12 @@ def too_long(candidates: Candidates) -> dict[str, float | int]:
 
 
 def rows(
-    prepared: Prepared, candidates: Candidates, *, split: str, limit: int | None
+    prepared: Prepared,
+    candidates: Candidates,
+    style: Wording,
+    *,
+    split: str,
+    limit: int | None,
 ) -> Iterator[dict[str, Any]]:
     """The rows of a split ("all" for every one), at most `limit` of them."""
     index = prepared.index(None if split == "all" else split)
@@ -83,36 +97,56 @@ def rows(
     for number, sample in enumerate(track(samples, "export", total=index.height)):
         if sample.context_id != last_id:
             events = prepared.context(sample)
-            last_id, record = sample.context_id, record_markdown(events)
-        yield row(number, sample, events, record, candidates(sample))
+            last_id, record = sample.context_id, style.record(events)
+        yield row(number, sample, events, record, candidates(sample), style)
 
 
 def row(
-    number: int, sample: Sample, events: list[Event], record: str, candidates: list[str]
+    number: int,
+    sample: Sample,
+    events: list[Event],
+    record: str,
+    candidates: list[str],
+    style: Wording,
 ) -> dict[str, Any]:
-    """One sample as a row of the benchmark; times are ISO 8601."""
+    """One sample as a row of the benchmark, with what the release's reader looks for; times are
+    ISO 8601."""
     task = TASKS[sample.task]
     known = [event.available_time for event in events if event.available_time is not None]
-    chat = messages(sample.task, record, think=task.kind == "decision", own=sample.instruction)
+    own = style.own(sample)
+    question = own or task.instruction
     output = answer_text(sample.target)
     label = output if task.kind == "risk" else list(sample.target)
+    told = {name: getattr(sample, name) for name in PLACES} if sample.period_end else {}
     return {
         "idx": number,
         "sample_id": sample.sample_id,
         "subject_id": sample.subject_id,
         "prediction_time": sample.prediction_time.isoformat(),
         "available_until": max(known).isoformat() if known else None,
-        "instruction": sample.instruction or task.instruction,
+        "instruction": question,
         "input": record,
         "output": output,
-        "candidates": candidates,
+        "candidates": ["yes", "no"] if task.kind == "risk" else candidates or None,
         "task_info": {
+            **task_info(sample.task),
+            "instruction": question,
+            "subject_id": sample.subject_id,
+            "hadm_id": sample.hadm_id,
             "task": sample.task,
-            "event": TABLES[task.anchor_table].heading if task.anchor_table in TABLES else "any",
-            "metric": task.metric,
-            "target_key": task.target_key,
-            "target": list(sample.target),
+            "event": event_of(sample),
+            **told,
+            "target": json.dumps(label, ensure_ascii=False),
             "label": label,
         },
-        "messages": chat,
+        "messages": style.chat(sample.task, record, think=task.kind == "decision", own=own),
     }
+
+
+def event_of(sample: Sample) -> str:
+    """The table that is asked about; that of the event itself, where any may come."""
+    anchor = TASKS[sample.task].anchor_table
+    if anchor in TABLES:
+        return anchor
+    [answer] = sample.target
+    return TABLE_OF.get(answer, answer)

@@ -197,6 +197,7 @@ def opened(cfg: Config) -> EHRModel:
         direct_tokens=limits.direct,
         temperature=cfg.infer.temperature,
         seed=cfg.seed,
+        wording=cfg.wording,
         **settings,
     )
 

@@ -23,7 +23,6 @@ from ehrr1.records.reading import Folder
 from ehrr1.records.release_archives import part, root_of
 from ehrr1.records.release_source import ReleaseFolder
 from ehrr1.records.rows import MimicFolder
-from ehrr1.records.schema import ORDER
 from ehrr1.stages.given_chains import CHAINS, write_given
 from ehrr1.tasks import build
 from ehrr1.tasks.index import Index, build_index
@@ -172,7 +171,7 @@ def by_position(
     """The index of the release's folder: its own index files."""
     asked = read_release_index(source.root)
     answers = asked["answer"].drop_nulls().unique()
-    source.names = {item for cell in answers for item in items_of(cell) if item} | set(ORDER)
+    source.names = {item for cell in answers for item in items_of(cell) if item}
     number = source.shards.number(asked["subject_id"])
 
     def index(rows: pl.DataFrame, names: pl.Series, parents: dict[str, pl.DataFrame]) -> Index:

@@ -15,9 +15,10 @@ from ehrr1 import parallel
 from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
 from ehrr1.models.loading import read_config
+from ehrr1.prompts.chat_format import load_chat_tokenizer
 from ehrr1.prompts.messages import asking_for_both
-from ehrr1.prompts.tokenizer import load_tokenizer
 from ehrr1.prompts.trees import Question
+from ehrr1.prompts.wording import Wording, style_of
 from ehrr1.runs import Run
 from ehrr1.stages.adapt import ask as ask_directly
 from ehrr1.tasks.catalog import TASKS
@@ -30,7 +31,7 @@ from ehrr1.training.sft import Material, builder, lay_base, tokenise, train
 def check(cfg: Config, inputs: dict[str, Path]) -> None:
     """Raise UserError for everything that cannot work, before anything is read."""
     start = inputs["adapt"] / "hf"
-    check_training(cfg, "reason", read_config(cfg.model, start), load_tokenizer(start))
+    check_training(cfg, "reason", read_config(cfg.model, start), load_chat_tokenizer(start))
 
 
 def run(cfg: Config, run: Run) -> dict[str, float | int]:
@@ -46,10 +47,12 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
             f"inputs.chains={run.input('chains')}: no chain of a training sample was kept; "
             "raise chains.samples_per_task or data.subjects"
         )
-    tokenizer = load_tokenizer(start)
-    questions = partial(ask, chains=chains, risk_weight=cfg.loss.risk_weight)
+    tokenizer = load_chat_tokenizer(start)
+    style = style_of(cfg.wording, "reason")
+    questions = partial(ask, chains=chains, risk_weight=cfg.loss.risk_weight, style=style)
     material = Material(prepared, training, validation, questions)
-    trees, evaluation = tokenise(material, tokenizer, run.folder, cfg.reason.max_tokens, "reason")
+    limit = cfg.reason.max_tokens
+    trees, evaluation = tokenise(material, tokenizer, run.folder, limit, style, "reason")
     parameters = parallel.from_first(lambda: lay_base(cfg, run.folder, start, tokenizer))
     build = builder(cfg, start, tokenizer)
     metrics = train(trees, evaluation, build, run.folder, cfg, "reason")
@@ -64,15 +67,17 @@ def kept_chains(path: Path) -> dict[str, tuple[str, str]]:
         return {row["sample_id"]: (row["chain"], row["answer"]) for row in rows if row["kept"]}
 
 
-def ask(sample: Sample, chains: dict[str, tuple[str, str]], risk_weight: float) -> list[Question]:
+def ask(
+    sample: Sample, chains: dict[str, tuple[str, str]], risk_weight: float, style: Wording
+) -> list[Question]:
     """With thinking where there is a chain, else directly as in `adapt`."""
     if sample.sample_id in chains:
         chain, answer = chains[sample.sample_id]
-        own = sample.instruction
+        own = style.own(sample)
         if TASKS[sample.task].kind == "risk":
             own = asking_for_both(sample.task, own)
         return [Question(sample.sample_id, sample.task, True, answer, chain, instruction=own)]
-    return ask_directly(sample, risk_weight)
+    return ask_directly(sample, risk_weight, style)
 
 
 def mixture(

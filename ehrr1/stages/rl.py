@@ -17,10 +17,11 @@ from ehrr1.errors import UserError
 from ehrr1.evaluation.bootstrap import Resamples, estimate
 from ehrr1.files import read_json
 from ehrr1.models.loading import read_config
+from ehrr1.prompts.chat_format import load_chat_tokenizer
 from ehrr1.prompts.dataset import evenly
 from ehrr1.prompts.steps import StepData, Steps, plan_evenly
-from ehrr1.prompts.tokenizer import load_tokenizer
 from ehrr1.prompts.trees import TreeMaker
+from ehrr1.prompts.wording import style_of
 from ehrr1.rollout.sampling import SYNC_TOLERANCE, Rollout
 from ehrr1.rollout.transformers import TransformersRollout
 from ehrr1.rollout.vllm import VLLMRollout
@@ -42,13 +43,13 @@ from ehrr1.training.strategies import on_gpu
 def check(cfg: Config, inputs: dict[str, Path]) -> None:
     """Raise UserError for everything that cannot work, before anything is read."""
     source = inputs[cfg.rl.start] / "hf"
-    check_reinforcement(cfg, read_config(cfg.model, source), load_tokenizer(source), source)
+    check_reinforcement(cfg, read_config(cfg.model, source), load_chat_tokenizer(source), source)
 
 
 def run(cfg: Config, run: Run) -> dict[str, float | int]:
     check(cfg, run.inputs)
     source, prepared = run.input(cfg.rl.start) / "hf", Prepared(run.input("prepare"))
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_chat_tokenizer(source)
     training = make_prompts(cfg, "train", prepared, tokenizer, run.folder)
     validation = make_prompts(cfg, "validation", prepared, tokenizer, run.folder)
     if not training or not validation:
@@ -159,7 +160,7 @@ def make_prompts(
     samples: list[Sample] = prepared.as_samples(chosen)
     if split == "validation":
         samples = evenly(samples, wanted, cfg.seed)
-    maker = TreeMaker(tokenizer, cfg.rl.max_prompt_tokens)
+    maker = TreeMaker(tokenizer, cfg.rl.max_prompt_tokens, style_of(cfg.wording, "rl"))
     path = folder / "data" / f"{split}.arrow"
     return parallel.in_turn(lambda: Prompts(path, prepared, samples, maker, think=cfg.rl.think))
 

@@ -28,6 +28,7 @@ from ehrr1.records.markdown import events_of
 from ehrr1.records.reading import is_data
 from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.cells import LONGEST, value_of
+from ehrr1.tasks.release_rows import items_of
 
 TEXTS_AT_ONCE = 1_000
 UNKNOWN_TIME = datetime(1970, 1, 1)
@@ -216,7 +217,7 @@ def _row(given: dict[str, Any] | str, number: int) -> dict[str, Any]:
         "n_context_rows": len(events),
         "target": _in_order(_answer(_text(given, "output"), task), info.get("target")),
         "instruction": question,
-        "candidates": candidates,
+        "candidates": candidates if ALL_TASKS[task].kind == "decision" else [],
         "input": text,
     }
 
@@ -263,7 +264,10 @@ def _answer(output: str, task: str) -> list[str]:
 
 
 def _in_order(answer: list[str], target: object) -> list[str]:
-    """The answer in the order of `task_info.target`, where that names the same items."""
+    """The answer in the order of `task_info.target` (a list, or one as JSON, as in the release's
+    rows), where that names the same items."""
+    if isinstance(target, str):
+        target = items_of(target)
     if isinstance(target, list) and sorted(map(str, target)) == sorted(answer):
         return list(map(str, target))
     return answer

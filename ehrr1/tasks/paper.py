@@ -30,14 +30,15 @@ Where the facts leave something open:
   admission, as in the release: once a stay has its own note, no earlier one is shown.
 - `prediction_time` is the target's start (decision), the ED out time, 24 h after the start of the
   stay, the discharge note's start (else `dischtime`): what the question pretends to know at most.
-- `target` holds codes of names as in the strict index; next_event's are headings.
+- `target` holds codes of names as in the strict index; next_event's are tables
+  (`labevents`), as in the release.
 """
 
 from collections.abc import Collection, Mapping
 
 import polars as pl
 
-from ehrr1.records.schema import ORDER, TABLES
+from ehrr1.records.schema import ORDER
 from ehrr1.records.store import NO_CODE, NO_ID
 from ehrr1.tasks.catalog import TASKS, Task
 from ehrr1.tasks.index import Index, numbered_events
@@ -188,8 +189,8 @@ def _with_target(
     own: pl.DataFrame, task: Task, record: pl.DataFrame, codes: Mapping[str, int]
 ) -> pl.DataFrame:
     if task.target == "heading":
-        headings = {n: codes[TABLES[name].heading] for n, name in enumerate(ORDER)}
-        code = pl.col("table").replace_strict(headings, return_dtype=pl.Int32)
+        tables = {n: codes[name] for n, name in enumerate(ORDER)}
+        code = pl.col("table").replace_strict(tables, return_dtype=pl.Int32)
         return own.with_columns(
             _one(code).alias("target"), pl.lit(None, pl.Int64).alias("target_row")
         )

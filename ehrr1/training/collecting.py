@@ -124,8 +124,14 @@ class Collector:
         some: Sequence[tuple[Prompt, list[Completion], list[float | None]]],
     ) -> list[Group]:
         completions = [completion for _, group, _ in some for completion in group]
-        texts = self.markers.decode([completion.tokens for completion in completions])
         owners = [prompt for prompt, group, _ in some for _ in group]
+        written = self.markers.decode([completion.tokens for completion in completions])
+        # a template that opens the think block itself leaves it to the model to close it
+        opened = self.markers.chat.opened
+        texts = [
+            text if prompt.think == "none" else opened + text
+            for prompt, text in zip(owners, written, strict=True)
+        ]
         columns = self._columns(asked, [prompt for prompt, _, _ in some], owners, completions)
         columns["yes_probability"] = [chance for _, _, chances in some for chance in chances]
         found = score(texts, columns, self.weights, self.settings.reward_timeout_seconds)

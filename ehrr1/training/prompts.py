@@ -48,7 +48,7 @@ class Prompts(Sequence[Prompt]):
         maker: TreeMaker,
         think: Asked = "task",
     ):
-        self.prepared, self.think = prepared, think
+        self.prepared, self.think, self.wording = prepared, think, maker.wording
         self.samples = {sample.sample_id: sample for sample in samples}
         self.trees: Dataset = write_trees(path, prepared, samples, self.ask, maker)
         self.places = [
@@ -59,7 +59,7 @@ class Prompts(Sequence[Prompt]):
 
     def ask(self, sample: Sample) -> list[Question]:
         think = self.thinking(sample)
-        own = sample.instruction
+        own = self.wording.own(sample)
         if think == "both":
             own = asking_for_both(sample.task, own)
         return [Question(sample.sample_id, sample.task, think != "none", instruction=own)]

@@ -22,6 +22,7 @@ from ehrr1.prompts.dataset import write_trees
 from ehrr1.prompts.forest import Forest
 from ehrr1.prompts.steps import Step, StepData, forest_steps, plan_steps
 from ehrr1.prompts.trees import Question, TreeMaker
+from ehrr1.prompts.wording import Wording
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.training.checkpoints import consolidate, write_base
@@ -134,10 +135,11 @@ def tokenise(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     max_tokens: int,
+    style: Wording,
     stage: str,
 ) -> tuple[Dataset, Dataset]:
     """The trees to train on and to evaluate on, made once. Raises UserError where none fits."""
-    maker = TreeMaker(tokenizer, max_tokens)
+    maker = TreeMaker(tokenizer, max_tokens, style)
 
     def trees(name: str, samples: Sequence[Sample]) -> Dataset:
         path = folder / "data" / f"{name}.arrow"
