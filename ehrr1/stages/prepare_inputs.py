@@ -67,15 +67,52 @@ def opened(cfg: Config, folder: Path) -> AnySource:
 
 
 def splits_of(cfg: Config, source: AnySource) -> pl.DataFrame:
-    """The input's own splits where it has them, else patients drawn by `data.split`."""
+    """The input's own splits where it has them, else patients named or drawn by `data.split`.
+
+    Raises UserError where the names leave a split empty.
+    """
     if isinstance(source, MedsFolder) and source.splits is not None:
         return source.splits
-    shares = cfg.data.split
+    shares, named = cfg.data.split, named_splits(cfg)
     test = 0.0 if isinstance(source, ReleaseFolder) else shares.test
-    drawn = split_patients(source.subjects, validation=shares.validation, test=test, seed=cfg.seed)
+    drawn = split_patients(
+        source.subjects, validation=shares.validation, test=test, seed=cfg.seed, named=named
+    )
+    for split in ("train", *named) if named else ():
+        if not (drawn["split"] == split).any():
+            raise UserError(
+                f"{_files_of(cfg, named)}: of {len(source.subjects):,} patients none is left for "
+                f"{split}; name others, or read more (data.subjects_file, data.root)"
+            )
     if isinstance(source, ReleaseFolder):
         return release_splits(read_release_index(source.root), source.subjects, drawn)
     return drawn
+
+
+def named_splits(cfg: Config) -> dict[str, pl.Series]:
+    """Split -> the patients that `data.split.<split>_subjects` names.
+
+    Raises UserError for a file that cannot be read and for patients in both.
+    """
+    named = {
+        split: read_subjects(Path(file), f"data.split.{split}_subjects")
+        for split in ("validation", "test")
+        if (file := cfg.data.split.of(f"{split}_subjects"))
+    }
+    if len(named) == 2:
+        both = named["test"].filter(named["test"].is_in(named["validation"].implode()))
+        if len(both):
+            raise UserError(
+                f"{_files_of(cfg, named)}: {len(both):,} patients stand in both (the first is "
+                f"{both[0]}): leave each in one"
+            )
+    return named
+
+
+def _files_of(cfg: Config, named: Collection[str]) -> str:
+    settings = [f"data.split.{split}_subjects" for split in named]
+    files = [cfg.data.split.of(f"{split}_subjects") for split in named]
+    return ", ".join(f"{one}={file}" for one, file in zip(settings, files, strict=True))
 
 
 def index_of(

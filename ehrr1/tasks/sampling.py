@@ -31,7 +31,8 @@ ALL = -1
 
 
 def read_limits(path: Path) -> dict[str, int | None]:
-    """Numbers a task from a JSON object `{task: n}`; -1 is all, as for a task that is not named.
+    """Numbers a task from a JSON object `{task: n}`; -1 is all. It names all tasks that stay, as in
+    the release: of the others there are 0.
 
     Raises UserError for a file that is none, names that are no tasks and numbers that are none.
     """
@@ -46,56 +47,62 @@ def read_limits(path: Path) -> dict[str, int | None]:
     ]
     if problems:
         raise UserError(f"data.sampling={path}: {'; '.join(problems)}")
-    return {task: None if (n := given.get(task, ALL)) == ALL else n for task in TASKS}
+    return {task: None if (n := given.get(task, 0)) == ALL else n for task in TASKS}
 
 
-def read_subjects(path: Path) -> pl.Series:
+def read_subjects(path: Path, setting: str = "data.subjects_file") -> pl.Series:
     """Distinct patients of a file, sorted: an id a line, a .csv with `subject_id`, a .json list.
 
     A first line `subject_id` is a heading in every kind of text. Raises UserError for a file that
     is not there, holds no ids, or holds anything else.
     """
     if path.suffix == ".json":
-        cells = _json(path, "data.subjects_file")
+        cells = _json(path, setting)
         if not isinstance(cells, list):
-            raise UserError(f"data.subjects_file={path}: a JSON list of subject_ids is needed")
+            raise UserError(f"{setting}={path}: a JSON list of subject_ids is needed")
     else:
-        cells = _column(path)
+        cells = _column(path, setting)
     ids = [int(text) for cell in cells if (text := str(cell).strip()).isascii() and text.isdigit()]
     if len(ids) < len(cells):
         raise UserError(
-            f"data.subjects_file={path}: {len(cells) - len(ids)} of {len(cells)} entries are no "
+            f"{setting}={path}: {len(cells) - len(ids)} of {len(cells)} entries are no "
             "subject_id (a whole number): one a line, a .csv with the column subject_id, or a "
             ".json list"
         )
     if not ids:
-        raise UserError(f"data.subjects_file={path}: it names no patient")
+        raise UserError(f"{setting}={path}: it names no patient")
     return pl.Series("subject_id", ids, dtype=pl.Int64).unique().sort()
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What is asked for: at most so many samples a task, balanced or not, by a seed."""
+    """What is asked for: at most so many samples a task, or a share of those without a number,
+    balanced or not, by a seed."""
 
     limits: Limits
     balance: Balance
     seed: int
+    share: float | None = None
 
     @property
     def takes_all(self) -> bool:
-        return self.balance == "none" and all(limit is None for limit in self.limits.values())
+        no_limits = all(limit is None for limit in self.limits.values())
+        return self.balance == "none" and self.share is None and no_limits
 
     @property
     def by_rank(self) -> bool:
         """Whether the draw of several shards is a draw from the draws of each."""
-        return self.balance == "none"
+        return self.balance == "none" and self.share is None
 
     def __call__(self, index: pl.DataFrame) -> pl.DataFrame:
-        return draw(index, self.limits, self.balance, self.seed)
+        return draw(index, self.limits, self.balance, self.seed, self.share)
 
 
-def draw(index: pl.DataFrame, limits: Limits, balance: Balance, seed: int) -> pl.DataFrame:
-    """At most `limits` samples of each task and split, in the index's order, with `balanced`.
+def draw(
+    index: pl.DataFrame, limits: Limits, balance: Balance, seed: int, share: float | None = None
+) -> pl.DataFrame:
+    """At most `limits` samples of each task and split, in the index's order, with `balanced`; of a
+    task without a limit `share` of those that each split has, at least one.
 
     Reads `task, split, context_id, sample_id, target` (lists of codes or names). Every draw goes
     by the rank of `selection`: samples of one context stay together, and a smaller draw is part of
@@ -111,19 +118,29 @@ def draw(index: pl.DataFrame, limits: Limits, balance: Balance, seed: int) -> pl
         (pl.col("split") == "train") & pl.col("task").is_in(BALANCED) & pl.lit(balance != "none")
     ).alias("balanced")
     index = index.with_columns(to_balance)
-    everything = all(limit is None for limit in limits.values())
     parts = []
     for (_, balanced), rows in index.group_by("split", "balanced", maintain_order=True):
+        own = limits if share is None else _of_share(rows, limits, share)
         if not balanced:
-            parts.append(select(rows, None if everything else limits, seed))
+            everything = all(limit is None for limit in own.values())
+            parts.append(select(rows, None if everything else own, seed))
         elif balance == "weights":
-            parts.append(_by_weight(rows, limits, seed))
+            parts.append(_by_weight(rows, own, seed))
         else:
             risk = pl.col("task").is_in(RISK)
-            parts.append(select(rows.filter(risk), limits, seed, balance=True))
-            parts.append(_in_turn(rows.filter(~risk), limits, seed))
+            parts.append(select(rows.filter(risk), own, seed, balance=True))
+            parts.append(_in_turn(rows.filter(~risk), own, seed))
     drawn = pl.concat(parts) if parts else index
     return drawn.sort("position").drop("position")
+
+
+def _of_share(rows: pl.DataFrame, limits: Limits, share: float) -> Limits:
+    """The numbers that a share of each task's samples is."""
+    samples = dict(rows["task"].value_counts().iter_rows())
+    return {
+        task: max(1, round(share * count)) if limits[task] is None else limits[task]
+        for task, count in samples.items()
+    }
 
 
 def _by_weight(rows: pl.DataFrame, limits: Limits, seed: int) -> pl.DataFrame:
@@ -183,15 +200,15 @@ def _text(path: Path, setting: str) -> str:
         ) from None
 
 
-def _column(path: Path) -> list[str]:
+def _column(path: Path, setting: str) -> list[str]:
     """The column `subject_id` of a table, or the only column of a file without a heading."""
-    lines = [row for row in csv.reader(_text(path, "data.subjects_file").splitlines()) if any(row)]
+    lines = [row for row in csv.reader(_text(path, setting).splitlines()) if any(row)]
     heading = [name.strip().lower() for name in lines[0]] if lines else []
     if "subject_id" in heading:
         place = heading.index("subject_id")
         return [row[place] if place < len(row) else "" for row in lines[1:]]
     if any(len(row) > 1 for row in lines):
         raise UserError(
-            f"data.subjects_file={path}: several columns and none of the name subject_id: name it"
+            f"{setting}={path}: several columns and none of the name subject_id: name it"
         )
     return [row[0] for row in lines]
