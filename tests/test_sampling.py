@@ -93,13 +93,13 @@ def labels(frame: pl.DataFrame, task: str) -> Counter[int]:
     return Counter(code for target in of(frame, task)["target"] for code in target)
 
 
-def test_force_takes_equally_many_of_each_label() -> None:
+def test_force_takes_as_many_yes_as_no_and_decisions_by_weight() -> None:
     drawn = draw(INDEX, dict.fromkeys(TASKS, 36), "force", seed=0)
     assert labels(drawn, "ICU_Stay_7day") == {0: 18, 1: 18}
-    # only ten samples have the rarest heading: it gives all, the others share what is left
-    assert labels(drawn, "next_event") == {2: 10, 3: 13, 4: 13}
-    emar = labels(drawn, "emar")
-    assert emar[5] == 36 and {emar[6], emar[7], emar[8]} == {12}
+    weighted = draw(INDEX, dict.fromkeys(TASKS, 36), "weights", seed=0)
+    for task in ("next_event", "emar"):
+        assert len(of(drawn, task)) == 36
+        assert_frame_equal(of(drawn, task), of(weighted, task))
     everything = draw(INDEX, ALL, "force", seed=0)
     assert labels(everything, "ICU_Stay_7day") == {0: 20, 1: 20}
     assert len(of(everything, "next_event")) == 200
@@ -238,6 +238,8 @@ def test_a_share_of_each_task(hospital: Path, tmp_path: Path) -> None:
     assert counts == shares
     few = draw(INDEX.head(8), ALL, "none", seed=0, share=0.01)
     assert Counter(few["task"]) == dict.fromkeys(few["task"], 1) and few.height == 4
+    of_numbers = draw(INDEX, {**dict.fromkeys(TASKS, 40), "emar": 1}, "none", seed=0, share=0.5)
+    assert len(of(of_numbers, "labevents")) == 20 and len(of(of_numbers, "emar")) == 1
     forced = draw(INDEX, ALL, "force", seed=0, share=0.1)
     assert labels(forced, "ICU_Stay_7day") == {0: 10, 1: 10}
     # shards of 7 patients: the share is of the whole split, not of each shard's part

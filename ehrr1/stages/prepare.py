@@ -158,14 +158,14 @@ def check(cfg: Config) -> None:
 
 def draw_of(cfg: Config) -> Draw:
     """Which samples are kept: of the tasks that `data.sampling` names (none: of every task) so many
-    as it says, or as `data.force_task_num` says instead."""
+    as it says, or as `data.force_task_num` says: another number, or a share."""
     data, forced, share = cfg.data, cfg.data.force_task_num, None
     limits: dict[str, int | None] = dict.fromkeys(TASKS)
     if data.sampling:
         limits = read_limits(Path(data.sampling))
     if isinstance(forced, float):
-        share, forced = forced, None
-    if data.force_task_num is not None:
+        share = forced
+    elif forced is not None:
         limits = {task: 0 if limit == 0 else forced for task, limit in limits.items()}
     nothing_drawn = share is None and all(limits[task] is None for task in BALANCED)
     if data.balance == "weights" and nothing_drawn:

@@ -76,8 +76,8 @@ def read_subjects(path: Path, setting: str = "data.subjects_file") -> pl.Series:
 
 @dataclass(frozen=True)
 class Draw:
-    """What is asked for: at most so many samples a task, or a share of those without a number,
-    balanced or not, by a seed."""
+    """What is asked for: at most so many samples a task, or a share of that number (of all samples
+    where there is none), balanced or not, by a seed."""
 
     limits: Limits
     balance: Balance
@@ -101,17 +101,17 @@ class Draw:
 def draw(
     index: pl.DataFrame, limits: Limits, balance: Balance, seed: int, share: float | None = None
 ) -> pl.DataFrame:
-    """At most `limits` samples of each task and split, in the index's order, with `balanced`; of a
-    task without a limit `share` of those that each split has, at least one.
+    """At most `limits` samples of each task and split, in the index's order, with `balanced`.
+    `share`: of each limit, as in the release, and of a task without one of the samples that each
+    split has; at least one sample where the limit is not 0.
 
     Reads `task, split, context_id, sample_id, target` (lists of codes or names). Every draw goes
     by the rank of `selection`: samples of one context stay together, and a smaller draw is part of
     a larger one. In the training split and for the tasks of `BALANCED`
 
     - "weights" draws by 1 / the mean frequency of a sample's labels, without replacement;
-    - "force" takes equally many of each label: of a risk task as many "yes" as "no", of a decision
-      task label by label in turn until the number is reached (a sample counts for its rarest
-      label, and a label with few samples gives all it has).
+    - "force" takes as many "yes" as "no" of each risk task, and the decision tasks by weights, as
+      the release does.
     """
     index = index.with_row_index("position")
     to_balance = (
@@ -129,18 +129,16 @@ def draw(
         else:
             risk = pl.col("task").is_in(RISK)
             parts.append(select(rows.filter(risk), own, seed, balance=True))
-            parts.append(_in_turn(rows.filter(~risk), own, seed))
+            parts.append(_by_weight(rows.filter(~risk), own, seed))
     drawn = pl.concat(parts) if parts else index
     return drawn.sort("position").drop("position")
 
 
 def _of_share(rows: pl.DataFrame, limits: Limits, share: float) -> Limits:
-    """The numbers that a share of each task's samples is."""
+    """The numbers that a share of each task's limit or samples is."""
     samples = dict(rows["task"].value_counts().iter_rows())
-    return {
-        task: max(1, round(share * count)) if limits[task] is None else limits[task]
-        for task, count in samples.items()
-    }
+    whole = {task: n if (n := limits[task]) is not None else samples[task] for task in samples}
+    return {task: max(min(count, 1), round(share * count)) for task, count in whole.items()}
 
 
 def _by_weight(rows: pl.DataFrame, limits: Limits, seed: int) -> pl.DataFrame:
@@ -151,19 +149,6 @@ def _by_weight(rows: pl.DataFrame, limits: Limits, seed: int) -> pl.DataFrame:
         (-uniform.log() * pl.col("frequency")).alias("key")
     )
     return _first(ranked.sort("key", "sample_id"), limits, rows.columns)
-
-
-def _in_turn(rows: pl.DataFrame, limits: Limits, seed: int) -> pl.DataFrame:
-    """One sample of each label after the other, so that labels are as equal as they can be."""
-    by_rarity = _labels(rows).sort("position", "frequency", "target")
-    rarest = by_rarity.group_by("position").agg(pl.col("target").first().alias("rarest"))
-    ranked = (
-        rows.join(rarest, on="position", how="left")
-        .with_columns(rank(seed).alias("key"))
-        .sort("key", "sample_id")
-        .with_columns(pl.int_range(pl.len()).over("task", "rarest").alias("turn"))
-    )
-    return _first(ranked.sort("turn", "key", "sample_id"), limits, rows.columns)
 
 
 def _first(ordered: pl.DataFrame, limits: Limits, columns: list[str]) -> pl.DataFrame:
