@@ -199,6 +199,8 @@ class Eval(Section):
     draws: Count
     temperature: Positive
     top_p: PositiveShare
+    top_k: Natural
+    matching: Literal["ours", "release"]
     shots: Natural
     calibration_samples_per_task: Natural
     shard: Natural | None

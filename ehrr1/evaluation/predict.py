@@ -47,12 +47,13 @@ class Writing:
     draws: int = 1
     temperature: float = 0.7
     top_p: float = 0.95
+    top_k: int = 0
 
     def sampling(self, asked: Asked) -> Sampling:
         most = self.think if asked.thinks else self.direct
         if self.draws == 1:
             return Sampling(most, temperature=0.0)
-        return Sampling(most, self.temperature, self.top_p)
+        return Sampling(most, self.temperature, self.top_p, self.top_k)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from ehrr1.evaluation import chat, shots
 from ehrr1.evaluation.bags import learn_baselines, of_kind
 from ehrr1.evaluation.compare import compare
 from ehrr1.evaluation.list_only import list_baselines
+from ehrr1.evaluation.matching import with_matches
 from ehrr1.evaluation.meds_export import export
 from ehrr1.evaluation.opening import Makers, opened, reader
 from ehrr1.evaluation.parts import Parts, speed
@@ -181,6 +182,7 @@ def told(
 ) -> dict[str, float | int]:
     """Metrics of predictions, shown in the terminal and published in `folder`."""
     tasks = suite_tasks(cfg)
+    predictions = with_matches(predictions, cfg.eval.matching)
     metrics = summarise(predictions, tasks, cfg.eval.split, cfg.eval.bootstrap, cfg.seed)
     show(predictions.filter(pl.col("split") == cfg.eval.split), metrics, tasks)
     publish(cfg, folder, predictions, metrics, tasks, prepared)
@@ -189,7 +191,8 @@ def told(
 
 
 def rescore(cfg: Config) -> None:
-    """Score the predictions of a finished evaluation again: no model, no records are needed."""
+    """Score the predictions of a finished evaluation again: no model, no records are needed.
+    `eval.bootstrap` and `eval.matching` are the command's."""
     folder = Path(str(cfg.rescore))
     if not (folder / "predictions.parquet").exists():
         raise UserError(
@@ -197,7 +200,7 @@ def rescore(cfg: Config) -> None:
             "stage=eval"
         )
     then = recorded(folder)
-    then.eval.bootstrap = cfg.eval.bootstrap
+    then.eval.bootstrap, then.eval.matching = cfg.eval.bootstrap, cfg.eval.matching
     predictions = pl.read_parquet(folder / "predictions.parquet")
     if missing := [name for name in SCHEMA if name not in predictions.columns]:
         raise UserError(
@@ -259,10 +262,8 @@ def rows_of(index: pl.DataFrame, kind: str) -> pl.DataFrame:
 
 
 def writing(cfg: Config) -> Writing:
-    limits, settings = cfg.eval.max_new_tokens, cfg.eval
-    return Writing(
-        limits.think, limits.direct, settings.draws, settings.temperature, settings.top_p
-    )
+    limits, own = cfg.eval.max_new_tokens, cfg.eval
+    return Writing(limits.think, limits.direct, own.draws, own.temperature, own.top_p, own.top_k)
 
 
 def prepared_of(folder: Path) -> Prepared | None:
