@@ -14,7 +14,7 @@ import fcntl
 import hashlib
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,6 +157,8 @@ def find_inputs(cfg: Config, stage: str) -> dict[str, Path]:
     for name in dict.fromkeys((*required, *(one for one in possible if one in order(cfg)))):
         given = cfg.inputs.of(name)
         folder = Path(given) if given else made(cfg, name, stage)
+        if name == "chains" and not given and not is_finished(folder) and brings_chains(found):
+            folder = found["prepare"]
         if is_finished(folder):
             found[name] = folder
         elif given or name in required:
@@ -170,6 +172,11 @@ def find_inputs(cfg: Config, stage: str) -> dict[str, Path]:
             f"or point to a finished run by inputs.{first}=DIR{_others(cfg, first)}"
         )
     return found
+
+
+def brings_chains(found: Mapping[str, Path]) -> bool:
+    """Whether the records brought chains (`stages/given_chains.py`)."""
+    return "prepare" in found and (found["prepare"] / "chains.jsonl").exists()
 
 
 def _others(cfg: Config, stage: str) -> str:

@@ -28,6 +28,15 @@ def shared_folder() -> Path | None:
 
 
 @pytest.fixture(scope="session")
+def released() -> Path:
+    """A folder that the EHR-R1 release's own code wrote, from 30 patients of the demo."""
+    shared = shared_folder()
+    if shared is None:
+        pytest.skip("no release folder: set EHRR1_SHARED to a folder with data/release-folder")
+    return shared / "data" / "release-folder"
+
+
+@pytest.fixture(scope="session")
 def mimic_demo() -> Path:
     """The open MIMIC-IV demo."""
     shared = shared_folder()

@@ -30,8 +30,6 @@ def slow_list(rows: pl.DataFrame, visits: dict[int, int | None], names: list[str
     """One patient's events after the demographics, row by row."""
     found: list[Item] = []
     for row in rows.iter_rows(named=True):
-        if ORDER[row["table"]] in ("hcpcsevents", "drgcodes"):
-            continue
         if not found or found[-1][0] != row["table"]:
             hadm = None if row["hadm_id"] == -1 else row["hadm_id"]
             if ORDER[row["table"]] == "edstays":
@@ -64,9 +62,9 @@ def slow_samples(items: list[Item], outtimes: dict[int, datetime]) -> set[tuple[
         own = [
             (n, other)
             for n, other in numbered
-            if other[2] == hadm and ORDER[other[0]] != "diagnoses_icd"
+            if other[2] == hadm and ORDER[other[0]] not in UNTIMED
         ]
-        after = numbered[place:]
+        after = [(n, other) for n, other in numbered[place:] if ORDER[other[0]] not in UNTIMED]
         if name == "edstays":
             ends = [n for n, other in after if other[1] < outtimes[stay_id or 0]]
             yes = hadm and any(n > place and ORDER[other[0]] == "admissions" for n, other in own)
@@ -83,6 +81,7 @@ def slow_samples(items: list[Item], outtimes: dict[int, datetime]) -> set[tuple[
     return samples
 
 
+UNTIMED = ("diagnoses_icd", "drgcodes")
 SLOW = ("labevents", "emar", "services", "diagnosis", "ED_Hospitalization", "ICU_Readmission")
 
 

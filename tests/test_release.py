@@ -171,13 +171,13 @@ def authors(tmp_path: Path) -> Path:
         "transfers,transfers,4,7,1,,MICU",
         "labevents,labevents,9,5,1,,Lactate",
         "nonsense,emar,1,5,1,,Heparin",
+        "ICU_Mortality_7day,icustays,1,5,1,,1",
     )
-    write_index(root, "ICU_Mortality_7day,icustays,1,5,1,,1", bench=True)
     return root
 
 
-def write_index(root: Path, *rows: str, bench: bool = False) -> None:
-    name = "ehr_bench/ehr_bench_risk_prediction.csv" if bench else "ehr_ins/ehr_ins.csv"
+def write_index(root: Path, *rows: str) -> None:
+    name = "ehr_ins/ehr_ins.csv"
     head = "subject_id,hadm_id,task,event,period_begin,period_end,admissions_id,last_discharge_id"
     lines = [f"{head},target", *(f"7,22.0,{row}" for row in rows)]
     (root / name).write_text("\n".join(lines) + "\n")
@@ -190,7 +190,6 @@ def test_a_folder_of_the_authors(authors: Path, tmp_path: Path) -> None:
     assert samples["emar"].target == ("Heparin",) and samples["transfers"].target == ("MICU",)
     assert samples["diagnoses_icd"].target == ("Essential hypertension",)
     assert samples["ICU_Mortality_7day"].target == ("yes",)
-    assert samples["ICU_Mortality_7day"].split == "test"
     assert record_markdown(world.context(samples["emar"])) == (
         "## Patient Demographics [None]\n- Anchor_Age: 61\n- Gender: F\n\n"
         "## Admissions [2150-01-01 08:00:00]\n- Admission_Type: URGENT\n- Admission_Location:\n"
@@ -198,7 +197,7 @@ def test_a_folder_of_the_authors(authors: Path, tmp_path: Path) -> None:
         "## Labotary Test Events [2150-01-01 09:00:00]\n"
         "| Item_Name | Valuenum | Valueuom | Ref_Range_Lower | Ref_Range_Upper | Flag | Comments |"
         "\n| ------ | ------ | ------ | ------ | ------ | ------ | ------ |\n"
-        "| Creatinine | 1 | mg/dL |  |  |  |  |\n| Sodium | 140 |  |  |  |  |  |\n"
+        "| Creatinine | 1.0 | mg/dL |  |  |  |  |\n| Sodium | 140 |  |  |  |  |  |\n"
         "| Lactate | 2.5 |  |  |  |  |  |"
     )
     tables = [event.table for event in world.context(samples["transfers"])]
@@ -228,7 +227,6 @@ def test_wrong_folders_are_named(authors: Path, tmp_path: Path, world: Prepared)
     path.write_text(path.read_text().replace("period_end", "end"))
     refused("lacks the column period_end")
     path.unlink()
-    (authors / "ehr_bench" / "ehr_bench_risk_prediction.csv").unlink()
     refused("ehr_ins.csv")
     (authors / "patients_ehr" / "7.parquet").unlink()
     refused("patients_ehr")

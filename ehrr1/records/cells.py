@@ -58,6 +58,18 @@ def shown_values(frame: pl.DataFrame, table: Table) -> pl.Series:
     return joined
 
 
+def listed_values(frame: pl.DataFrame, table: Table) -> pl.Series:
+    """The values of rows that came as they are shown: each key's first column, letter by letter."""
+    cells = [
+        pl.col(columns[0]).fill_null("").str.replace_all(SEPARATOR, " ", literal=True)
+        if columns
+        else pl.lit("")
+        for columns in table.keys.values()
+    ]
+    joined = pl.concat_str(cells, separator=SEPARATOR) if cells else pl.lit("")
+    return frame.with_columns(joined.alias("values"))["values"]
+
+
 def _shown(text: pl.Series, columns: tuple[str, ...]) -> pl.Series:
     """Cells of these columns as they are shown."""
     if not NUMBERS.issuperset(columns) or not columns:

@@ -52,6 +52,9 @@ class ClassMaps:
     paths: Mapping[str, Path | None]
     ccsr: bool = False
     """Whether the package's classes of diagnoses are CCSR's instead of CCS'."""
+    ndc_as_number: bool = False
+    """Whether drugs are joined as the EHR-R1 release joins them: its map loses the leading zeros of
+    codes, and rows keep theirs, so that drugs whose code begins with 0 have no class."""
     _read: dict[Classes, pl.DataFrame] = field(default_factory=dict)
 
     @property
@@ -87,9 +90,11 @@ class ClassMaps:
             )
             frame = read_columns([path], [*code, title])
             named = frame.rename({"ndc_code": "ndc"}) if kind == "atc" else frame
+            lost = self.ndc_as_number and kind == "atc"
             self._read[kind] = (
                 pl.DataFrame({"code": _key(kind, named), "class": as_text(frame[title])})
                 .drop_nulls()
+                .filter(~(pl.col("code").str.starts_with("0") & lost))
                 .sort("code", "class")
                 .unique("code", keep="first")
             )

@@ -11,7 +11,8 @@ class Event:
     `rows` holds the values in the order of the table's keys (`schema.TABLES[table].keys`), "" where
     a value is missing or not yet known. `items` holds each row's item name ("" where the table has
     none). `time` is None for demographics; `available_time` is when the latest shown row became
-    known. `text` is the Markdown of an event that came as text: it has no rows then.
+    known. `text` is the Markdown of an event that came as text: it has no rows then. `silent`:
+    events behind it that print nothing, of which the EHR-R1 release shows an empty line.
     """
 
     table: str
@@ -20,3 +21,4 @@ class Event:
     rows: tuple[tuple[str, ...], ...]
     items: tuple[str, ...]
     text: str | None = None
+    silent: int = 0

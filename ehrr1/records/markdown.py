@@ -32,6 +32,23 @@ _LINES = {name: tuple(f"- {key}: " for key in keys) for name, keys in _KEYS.item
 _TABLE_HEADS = {
     name: f"| {' | '.join(keys)} |\n|{' ------ |' * len(keys)}" for name, keys in _KEYS.items()
 }
+NOT_RELEASED = ("Org_Name",)
+"""Keys that the EHR-R1 release does not print; they are the last of their tables."""
+_LOOKED_UP = {
+    name: {"class", *(lookup.name for lookup in table.lookups)} for name, table in TABLES.items()
+}
+_RELEASED_MISSING = {
+    name: {
+        key: "None" if not columns or columns[0] in _LOOKED_UP[name] else "nan"
+        for key, columns in table.keys.items()
+        if key not in NOT_RELEASED
+    }
+    for name, table in TABLES.items()
+}
+_RELEASED_HEADS = {
+    name: f"| {' | '.join(keys)} |\n|{' ------ |' * len(keys)}"
+    for name, keys in _RELEASED_MISSING.items()
+}
 _NO_CELL = re.compile(r"[|\n\r]")
 _WITH_TEXT = frozenset(
     name
@@ -57,6 +74,27 @@ def event_markdown(event: Event) -> str:
         rows = tuple(tuple(map(table_cell, row)) for row in rows)
     lines += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join(lines)
+
+
+def released_markdown(event: Event) -> str:
+    """One event as the EHR-R1 release prints it, without the line breaks behind it.
+
+    Cells stand as they are, a missing one as `nan`, or as `None` where the release would have
+    looked it up; an event that prints nothing leaves an empty line.
+    """
+    if event.text is not None:
+        return event.text
+    missing = _RELEASED_MISSING[event.table]
+    rows = [
+        [cell or nothing for cell, nothing in zip(row, missing.values(), strict=False)]
+        for row in event.rows
+    ]
+    if len(rows) == 1:
+        lines = [f"- {key}: {cell}" for key, cell in zip(missing, rows[0], strict=True)]
+    else:
+        lines = [_RELEASED_HEADS[event.table], *(f"| {' | '.join(row)} |" for row in rows)]
+    heading = f"## {_HEADINGS[event.table]} [{event.time}]"
+    return heading + "\n" + "\n".join(lines) + "\n\n" * event.silent
 
 
 def table_cell(text: str) -> str:

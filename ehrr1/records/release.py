@@ -12,13 +12,21 @@ import polars as pl
 
 from ehrr1.records.cells import SEPARATOR
 from ehrr1.records.schema import MIMIC_TABLES, ORDER, TABLES
+from ehrr1.records.table import Classes
 
 FOLDER = "patients_ehr"
 COLUMNS = ("file_name", "starttime", "endtime", "hadm_id", "items")
 MISSING = "nan"
-NOT_SHOWN = ("hcpcsevents", "drgcodes")
-"""Tables that are not in the release's record."""
-LISTED = tuple(name for name in MIMIC_TABLES if name not in (*NOT_SHOWN, "patients"))
+LISTED = tuple(name for name in MIMIC_TABLES if name != "patients")
+MODULES = ("hosp", "ed", "icu", "note")
+"""The folders of `index_mapping`."""
+
+MAPS: dict[Classes, str] = {
+    "atc": "d_atc_prescriptions",
+    "ccs_diagnoses": "d_ccs_diagnoses",
+    "ccs_procedures": "d_ccs_procedures",
+}
+"""Classes of codes -> their file in `index_mapping`."""
 
 TIMES = ("event_time", "available_time", "late_time")
 IDS = ("hadm_id", "stay_id")

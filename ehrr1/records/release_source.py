@@ -6,8 +6,8 @@ tells each row's times. The authors' rows do not: an event's rows then have its 
 known by the columns of `schema` where they are in the row, else after the table's delay (counted).
 An event without a time, as coded discharge diagnoses are, stands at the time of the one before.
 
-Events that have no place here (tables that we do not know, items that cannot be read, tables that
-the record does not show) are reported; `positions` then says where the others went.
+Events that have no place here (tables that we do not know, items that cannot be read) are reported;
+`positions` then says where the others went.
 """
 
 import json
@@ -20,7 +20,7 @@ import polars as pl
 
 from ehrr1.errors import UserError
 from ehrr1.records import release
-from ehrr1.records.cells import item_name, shown_values
+from ehrr1.records.cells import item_name, listed_values
 from ehrr1.records.codes import CODE_COLUMNS, ClassMaps
 from ehrr1.records.reading import as_id, as_text, as_time, read_columns
 from ehrr1.records.schema import FOREIGN, MIMIC_TABLES, ORDER, TABLES
@@ -36,33 +36,33 @@ NOTHING = ("", "nan")
 
 
 class ReleaseFolder(Source):
-    """A folder that holds `patients_ehr/`; all rows come with the first of `tables`.
+    """The release's folder `root`, and the folder `patients` of its lists of events, which may lie
+    elsewhere (unpacked). All rows come with the first of `tables`.
 
     `positions` has, for each patient whose list changed, the new position of each old one.
     """
 
     listed = True
 
-    def __init__(self, root: Path, patients_per_shard: int):
+    def __init__(self, root: Path, patients: Path, patients_per_shard: int):
         super().__init__()
         self.root = root
-        files = sorted((root / release.FOLDER).glob("*.parquet"))
+        files = sorted(patients.glob("*.parquet"))
         self.files = {int(path.stem): path for path in files if path.stem.isdigit()}
         if not self.files:
             raise UserError(
-                f"data.root={root}: there is no {release.FOLDER}/<subject_id>.parquet; give the "
-                "release's folder, or its .tar.gz"
+                f"data.root={root}: there is no {release.FOLDER}/<subject_id>.parquet and no "
+                f"{release.FOLDER}.tar.gz; give the release's folder, or its .tar.gz"
             )
         self.subjects = pl.Series("subject_id", sorted(self.files), dtype=pl.Int64)
         self.shards = Shards.divide(self.subjects, patients_per_shard)
         self.tables = list(release.LISTED)
         self.positions: dict[int, np.ndarray] = {}
         self.mappings = root / "index_mapping"
-        names = {"atc": "d_atc_prescriptions"} | {
-            kind: f"d_{kind}" for kind in ("ccs_diagnoses", "ccs_procedures")
+        paths: dict[str, Path | None] = {
+            kind: self._mapping(name) for kind, name in release.MAPS.items()
         }
-        paths = {kind: self._mapping(name) for kind, name in names.items()}
-        self.maps = ClassMaps(paths)
+        self.maps = ClassMaps(paths, ndc_as_number=True)
 
     @property
     def missing_maps(self) -> list[Classes]:
@@ -115,8 +115,6 @@ class ReleaseFolder(Source):
         why = [
             "unknown_table"
             if table not in MIMIC_TABLES
-            else "not_shown"
-            if table in release.NOT_SHOWN
             else "no_time"
             if time is None
             else "bad_items"
@@ -173,7 +171,7 @@ class ReleaseFolder(Source):
     def _named(self, frame: pl.DataFrame, table: Table) -> pl.DataFrame:
         """Names and classes that the rows do not have, from `index_mapping` by their codes."""
         for lookup in table.lookups:
-            path = self._mapping(lookup.file)
+            path = self._mapping(lookup.file, table.module)
             if path is None or not frame[lookup.name].null_count():
                 continue
             theirs = list(lookup.on.values())
@@ -234,7 +232,7 @@ class ReleaseFolder(Source):
             pl.coalesce("item", item_name(table)).alias("item"),
             (pl.col("class") if table.classes else pl.lit(None, pl.String)).alias("class"),
             "order",
-            shown_values(frame, table),
+            listed_values(frame, table),
             "shard",
         )
 
@@ -251,9 +249,11 @@ class ReleaseFolder(Source):
             schema={"subject_id": pl.Int64} | dict.fromkeys(names, pl.String),
         ).with_columns(pl.lit(None, pl.Datetime("us")).alias("dod"))
 
-    def _mapping(self, name: str) -> Path | None:
-        path = self.mappings / f"{name}.csv"
-        return path if path.is_file() else None
+    def _mapping(self, name: str, module: str = "hosp") -> Path | None:
+        """The file of that name of `index_mapping`: that of the module, else another one's."""
+        places = [self.mappings / folder for folder in dict.fromkeys((module, *release.MODULES))]
+        paths = (folder / f"{name}.csv" for folder in (*places, self.mappings))
+        return next((path for path in paths if path.is_file()), None)
 
 
 def new_positions(kept: dict[int, str], length: int) -> np.ndarray:

@@ -58,6 +58,9 @@ class Source(ABC):
     listed = False
     """Whether the rows come as a list of events, whose order they keep."""
 
+    names: Collection[str] = ()
+    """Names of answers that no row may have, for an input that brings its answers."""
+
     chosen: pl.Series | None = None
     """The only patients to read, where the user chose some."""
 

@@ -12,7 +12,7 @@ The files are uncompressed Arrow IPC with one record batch: a patient's rows are
 copying the rest, in well under 5 ms. A shard is written atomically and knows nothing of the others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -79,7 +79,7 @@ def write_shard(
     rows = pl.concat(frames or [pl.DataFrame(schema=STORE_SCHEMA)])
     frames.clear()
     rows = source.complete(rows).select(*STORE_SCHEMA)
-    names = _names(rows)
+    names = _names(rows, source.names)
     rows = _sorted(_coded(rows, names), AS_LISTED if source.listed else SORTED_BY)
     folder.mkdir(parents=True)
     _write(rows, folder / "rows.arrow")
@@ -93,10 +93,10 @@ def write_shard(
     return rows, names
 
 
-def _names(rows: pl.DataFrame) -> pl.Series:
+def _names(rows: pl.DataFrame, more: Collection[str]) -> pl.Series:
     """Every name that an item, a class, a kind of event or an answer can have."""
     headings = [table.heading for table in TABLES.values()]
-    given = pl.Series("name", [*headings, "yes", "no"])
+    given = pl.Series("name", [*headings, "yes", "no", *more])
     parts = [rows["item"].drop_nulls().unique(), rows["class"].drop_nulls().unique(), given]
     return pl.concat([part.rename("name") for part in parts]).unique().sort()
 

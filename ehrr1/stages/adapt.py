@@ -96,7 +96,7 @@ def training_samples(prepared: Prepared, settings: Adapt, seed: int) -> list[Sam
         if entry.kind == "decision" and settings.decision_samples_per_task is not None:
             limit = settings.decision_samples_per_task
         limits[task] = entry.ehr_ins_cap if limit is None else limit
-    return prepared.as_samples(select(prepared.scan("train", LEARNABLE), limits, seed))
+    return prepared.as_samples(select(prepared.scan_training("adapt", LEARNABLE), limits, seed))
 
 
 def make_tokenizer(

@@ -40,12 +40,6 @@ INDEX_COLUMNS = (
 )
 """The release's; ours adds `prediction_time` and `stay_id`, which it does not tell."""
 
-MAPS = {
-    "atc": "d_atc_prescriptions",
-    "ccs_diagnoses": "d_ccs_diagnoses",
-    "ccs_procedures": "d_ccs_procedures",
-}
-
 
 def write(prepared: Prepared, folder: Path, bench: Any) -> dict[str, float | int]:
     """Write `folder`; `bench` gives the rows of the benchmark's JSONL. Metrics: patients, rows."""
@@ -142,7 +136,7 @@ def _write_mappings(prepare: Path, folder: Path) -> None:
         for path in sorted((root / folder_).glob("d_*"))
         if path.name.endswith(SUFFIXES)
     }
-    found |= {MAPS[kind]: Path(path) for kind, path in data.maps.items() if path}
+    found |= {release.MAPS[kind]: Path(path) for kind, path in data.maps.items() if path}
     folder.mkdir(parents=True)
     for name, path in found.items():
         read = pl.read_parquet if path.suffix == ".parquet" else _read_csv

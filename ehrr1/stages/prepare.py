@@ -61,7 +61,7 @@ def run(cfg: Config, run: Run) -> Metrics:
     with timed(metrics, "merge"):
         rows, samples = build.merge(run.folder, source.shards, draw_of(cfg), cfg.data.tell_time)
         write(inputs.splits_of(cfg, source), run.folder / SPLIT)
-        inputs.close(source, run.folder)
+        metrics |= inputs.close(source, run.folder)
     write_json(run.folder / "reported.json", reported(rows))
     decided = inputs.openness_of(cfg, source)
     write_json(run.folder / openness.FILE, decided)
@@ -267,3 +267,14 @@ def show(rows: Rows, metrics: Metrics, missing_maps: Sequence[Classes]) -> None:
     out = sum(count for name, count in metrics.items() if name.startswith("sampled_out/"))
     not_drawn = f", {out:,} not drawn (data.sampling, data.balance)" if out else ""
     console.print(f"{sum(samples):,} samples of {sum(map(bool, samples))} tasks{not_drawn}")
+    left_out: Counter[str] = Counter()
+    for name, count in metrics.items():
+        if name.startswith("excluded/"):
+            left_out[name.rpartition("/")[2]] += int(count)
+    if left_out:
+        told = ", ".join(f"{reason} {count:,}" for reason, count in left_out.most_common())
+        console.print(f"left out: {told} (metrics.json: excluded/<task>/<reason>)")
+    given = {name.partition("/")[2]: n for name, n in metrics.items() if "given_chains/" in name}
+    if given:
+        told = ", ".join(f"{outcome} {count:,}" for outcome, count in given.items())
+        console.print(f"chains that the records bring: {told}")

@@ -5,8 +5,6 @@ export as MEDS. Others' MEDS and the EHR-R1 release bring their own samples.
 """
 
 import shutil
-import tarfile
-import zlib
 from collections.abc import Collection
 from datetime import timedelta
 from pathlib import Path
@@ -16,22 +14,25 @@ import polars as pl
 from rich.console import Console
 
 from ehrr1.config.schema import Config
-from ehrr1.errors import UserError
 from ehrr1.files import locked, remove, replacing
 from ehrr1.records import release
 from ehrr1.records.codes import ClassMaps
 from ehrr1.records.meds_source import MedsFolder
 from ehrr1.records.openness import decide
-from ehrr1.records.reading import Folder, is_data
+from ehrr1.records.reading import Folder
+from ehrr1.records.release_archives import part, root_of
 from ehrr1.records.release_source import ReleaseFolder
 from ehrr1.records.rows import MimicFolder
+from ehrr1.records.schema import ORDER
+from ehrr1.stages.given_chains import CHAINS, write_given
 from ehrr1.tasks import build
 from ehrr1.tasks.index import Index, build_index
 from ehrr1.tasks.label_files import label_index, read_labels
 from ehrr1.tasks.labels import LabelOptions
 from ehrr1.tasks.paper import paper_index
-from ehrr1.tasks.release_index import read_release_index, release_index, release_splits
-from ehrr1.tasks.samples import SIMILAR
+from ehrr1.tasks.release_index import release_index, release_splits
+from ehrr1.tasks.release_rows import items_of, read_release_index
+from ehrr1.tasks.samples import INDEX, SIMILAR
 from ehrr1.tasks.sampling import read_subjects
 from ehrr1.tasks.splits import split_patients
 
@@ -49,7 +50,7 @@ CCSR = "ccsr"
 """`data.maps.ccs_diagnoses`: the package's CCSR categories."""
 
 UNPACKED = ".release"
-"""Where an archive is unpacked, below the folder of `prepare`."""
+"""Where archives are unpacked, below the folder of `prepare`."""
 
 
 def opened(cfg: Config, folder: Path) -> AnySource:
@@ -57,8 +58,10 @@ def opened(cfg: Config, folder: Path) -> AnySource:
     if cfg.data.name == "meds":
         return MedsFolder(Path(str(cfg.data.root)), cfg.data.patients_per_shard)
     if cfg.data.name == "release":
-        root = unpacked(Path(str(cfg.data.root)), folder)
-        return ReleaseFolder(root, cfg.data.patients_per_shard)
+        work = folder / UNPACKED
+        root = root_of(Path(str(cfg.data.root)), work)
+        patients = part(root, release.FOLDER, work)
+        return ReleaseFolder(root, patients, cfg.data.patients_per_shard)
     root, maps = hospital(cfg, folder)
     file = cfg.data.subjects_file
     chosen = read_subjects(Path(file)) if file else None
@@ -143,11 +146,18 @@ def openness_of(cfg: Config, source: AnySource) -> dict[str, Any]:
     return decide(cfg.data.open, None if invented else folder, source.subjects)
 
 
-def close(source: AnySource, folder: Path) -> None:
-    """Keep of the input what later stages read, and remove what was only unpacked."""
-    if isinstance(source, ReleaseFolder):
-        keep_similar_items(source.root, folder)
-        remove(folder / UNPACKED)
+def close(source: AnySource, folder: Path) -> dict[str, int]:
+    """Keep of the input what later stages read, and remove what was only unpacked.
+
+    Returns what was counted, by the name of its metric.
+    """
+    if not isinstance(source, ReleaseFolder):
+        return {}
+    keep_similar_items(source.root, folder)
+    samples = pl.read_parquet(folder / INDEX, columns=["sample_id"])["sample_id"]
+    chains = write_given(source.root, set(samples), folder / CHAINS)
+    remove(folder / UNPACKED)
+    return {f"given_chains/{outcome}": count for outcome, count in sorted(chains.items())}
 
 
 def hospital(cfg: Config, folder: Path) -> tuple[Path, dict[str, Path | None]]:
@@ -198,6 +208,8 @@ def by_position(
 ) -> build.BuildIndex:
     """The index of the release's folder: its own index files."""
     asked = read_release_index(source.root)
+    answers = asked["answer"].drop_nulls().unique()
+    source.names = {item for cell in answers for item in items_of(cell) if item} | set(ORDER)
     number = source.shards.number(asked["subject_id"])
 
     def index(rows: pl.DataFrame, names: pl.Series, parents: dict[str, pl.DataFrame]) -> Index:
@@ -209,35 +221,9 @@ def by_position(
     return index
 
 
-def unpacked(path: Path, folder: Path) -> Path:
-    """The release's folder; a .tar.gz is unpacked into `folder` until the store is built."""
-    if not path.name.endswith((".tar.gz", ".tgz")):
-        return path
-    target = folder / UNPACKED
-    with locked(folder / ".release.lock"):  # shares may ask for it at the same time
-        if not target.exists():
-            unpack(path, target)
-    places = target.rglob(release.FOLDER)
-    found = next((at for at in places if all(map(is_data, at.relative_to(target).parts))), None)
-    return target if found is None else found.parent
-
-
-def unpack(path: Path, target: Path) -> None:
-    """Unpack a .tar.gz; UserError where it is none. Nothing can be written outside `target`."""
-    try:
-        with replacing(target) as temporary, tarfile.open(path, "r:gz") as archive:
-            archive.extractall(temporary, filter="data")
-    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
-        if isinstance(error, OSError) and error.errno is not None and path.is_file():
-            raise  # a full disk is no fault of the archive
-        raise UserError(
-            f"data.root={path}: it cannot be unpacked ({type(error).__name__}): fetch it again"
-        ) from error
-
-
 def keep_similar_items(root: Path, folder: Path) -> None:
     """The release's lists of similar items, for `stage=export` to choose candidates from."""
-    lists = root / "cache" / "similar_item"
+    lists = part(root, "cache/similar_item", folder / UNPACKED)
     if any(lists.glob("*.csv")):
         with replacing(folder / SIMILAR) as temporary:
             shutil.copytree(lists, temporary)

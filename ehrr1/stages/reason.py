@@ -87,7 +87,10 @@ def mixture(
     Direct ones make up `reason.direct_share` of all, where there are enough, and are drawn evenly
     from the tasks that EHR-Ins trains on.
     """
-    index = prepared.scan(split, LEARNABLE)
+    train = split == "train"
+    index = (
+        prepared.scan_training("reason", LEARNABLE) if train else prepared.scan(split, LEARNABLE)
+    )
     has_chain = pl.col("sample_id").is_in(list(chains))
     thinking = select(index.filter(has_chain), per_task, cfg.seed)
     share = cfg.reason.direct_share

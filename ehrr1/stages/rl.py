@@ -153,7 +153,9 @@ def make_prompts(
     """Prompts of a split, risk labels balanced: a policy that always says "no" gains nothing."""
     wanted = cfg.rl.validation_prompts
     per_task = cfg.rl.samples_per_task if split == "train" else 2 * wanted
-    chosen = select(prepared.scan(split, LEARNABLE), per_task, cfg.seed, balance=True)
+    train = split == "train"
+    index = prepared.scan_training("rl", LEARNABLE) if train else prepared.scan(split, LEARNABLE)
+    chosen = select(index, per_task, cfg.seed, balance=True)
     samples: list[Sample] = prepared.as_samples(chosen)
     if split == "validation":
         samples = evenly(samples, wanted, cfg.seed)

@@ -41,7 +41,7 @@ from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.store import NO_CODE, NO_ID
 from ehrr1.tasks.catalog import TASKS, Task
 from ehrr1.tasks.index import Index, numbered_events
-from ehrr1.tasks.paper_context import ADMISSION_HIDDEN, NOTE_HIDDEN
+from ehrr1.tasks.paper_context import ADMISSION_HIDDEN, NOTE_HIDDEN, SILENT
 from ehrr1.tasks.paper_events import Frames, event_list, record_rows
 from ehrr1.tasks.paper_labels import risk_candidates
 
@@ -93,7 +93,7 @@ def _decision_candidates(events: pl.DataFrame, tasks: Collection[str]) -> pl.Dat
     parts = []
     for task in TASKS.values():
         if task.kind == "decision" and task.key in tasks:
-            own = events
+            own = events.filter(~pl.col("table").is_in(SILENT))
             if task.anchor_table in ORDER:
                 own = events.filter(pl.col("table") == ORDER.index(task.anchor_table))
             parts.append(own.select(pl.lit(task.key).alias("task"), "number", "begin", "start"))

@@ -8,10 +8,11 @@ emergency visit. Before them stand demographics (with the age at the anchor, not
 last discharge note of another admission, and the admission event; admission events are shown there
 only. For diagnosis tasks discharge notes of the window are hidden.
 
-Two departures from the release: its record also has `hcpcsevents` and `drgcodes`, as events that
-print nothing; ours has none of them. It prints missing values as `None` or `nan`; ours are empty.
+`hcpcsevents` and `drgcodes` are events of the list that print nothing. Missing values, which the
+release prints as `None` or `nan`, are empty; `records.markdown.released_markdown` prints them.
 """
 
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -22,7 +23,8 @@ from ehrr1.records.store import Patient, Shard
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.context import grouped_events
 
-NOT_IN_RECORD = tuple(ORDER.index(name) for name in ("hcpcsevents", "drgcodes"))
+SILENT = tuple(ORDER.index(name) for name in ("hcpcsevents", "drgcodes"))
+"""Tables whose events have a position and print nothing."""
 ADMISSIONS, DISCHARGE = ORDER.index("admissions"), ORDER.index("discharge")
 
 NOTE_HIDDEN = frozenset(
@@ -49,14 +51,12 @@ class Period(Protocol):
 
 
 def event_numbers(table: np.ndarray) -> np.ndarray:
-    """Each row's event in one patient's list, from 1; 0 for rows that are not in the record.
+    """Each row's event in one patient's list, from 1.
 
     `table` holds the numbers of the patient's rows' tables, in the order of the store.
     """
-    numbers = np.zeros(len(table), dtype=np.int64)
-    inside = np.flatnonzero(~np.isin(table, NOT_IN_RECORD))
-    own = table[inside]
-    numbers[inside] = 1 + np.concatenate([[0], np.cumsum(own[1:] != own[:-1])])[: len(own)]
+    begins = np.concatenate([[0], table[1:] != table[:-1]])[: len(table)]
+    numbers: np.ndarray = 1 + np.cumsum(begins)
     return numbers
 
 
@@ -64,8 +64,8 @@ def shown_positions(rows: Shard, patient: Patient, sample: Period) -> np.ndarray
     """The positions in `rows` of all rows shown for `sample`, in the order in which they stand."""
     table = rows.table[patient.first : patient.last]
     numbers = event_numbers(table)
-    window = (numbers >= sample.period_begin) & (numbers < sample.period_end) & (numbers > 0)
-    window &= table != ADMISSIONS
+    window = (numbers >= sample.period_begin) & (numbers < sample.period_end)
+    window &= (table != ADMISSIONS) & ~np.isin(table, SILENT)
     if sample.task in NOTE_HIDDEN:
         window &= table != DISCHARGE
     parts = [np.flatnonzero(window)]
@@ -83,3 +83,24 @@ def shown_events(rows: Shard, patient: Patient, positions: np.ndarray) -> list[E
     demographics = Event("patients", None, None, ((age, patient.gender or ""),), ("",))
     starts = np.flatnonzero(np.diff(numbers, prepend=-1))
     return [demographics, *grouped_events(rows, positions, starts)]
+
+
+def with_silent(events: list[Event], rows: Shard, patient: Patient, sample: Period) -> list[Event]:
+    """`shown_events` that know how many events behind them print nothing: those of `SILENT`
+    tables, and in the places of the last discharge note and of the admission where there is none.
+    """
+    table = rows.table[patient.first : patient.last]
+    begins = np.flatnonzero(np.diff(event_numbers(table), prepend=-1))
+    window = table[begins[max(sample.period_begin - 1, 0) : max(sample.period_end - 1, 0)]]
+    left_out = window == ADMISSIONS
+    if sample.task in NOTE_HIDDEN:
+        left_out |= window == DISCHARGE
+    admission = sample.admissions_id is not None and sample.task != ADMISSION_HIDDEN
+    preamble = [True, sample.last_discharge_id is not None, admission]
+    prints = np.concatenate([preamble, ~np.isin(window[~left_out], SILENT)])
+    places = np.append(np.flatnonzero(prints), len(prints))
+    behind = (np.diff(places) - 1).tolist()
+    return [
+        replace(event, silent=silent) if silent else event
+        for event, silent in zip(events, behind, strict=True)
+    ]

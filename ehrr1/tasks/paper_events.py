@@ -12,12 +12,12 @@ import polars as pl
 
 from ehrr1.records.schema import ORDER
 from ehrr1.records.store import NO_ID
-from ehrr1.tasks.paper_context import NOT_IN_RECORD
 
-ADMISSIONS, EDSTAYS, ICUSTAYS, DISCHARGE, DIAGNOSES = (
-    ORDER.index(name)
-    for name in ("admissions", "edstays", "icustays", "discharge", "diagnoses_icd")
+ADMISSIONS, EDSTAYS, ICUSTAYS, DISCHARGE = (
+    ORDER.index(name) for name in ("admissions", "edstays", "icustays", "discharge")
 )
+UNTIMED = [ORDER.index(name) for name in ("diagnoses_icd", "drgcodes")]
+"""Tables whose events have no time in the release."""
 DAY_SECONDS = 24 * 3600
 
 Frames = Mapping[str, pl.DataFrame]
@@ -25,12 +25,11 @@ Frames = Mapping[str, pl.DataFrame]
 
 def record_rows(rows: pl.DataFrame) -> pl.DataFrame:
     """The rows of the release's record with `number`, that of their event (over all patients)."""
-    record = rows.filter(~pl.col("table").is_in(NOT_IN_RECORD)).drop("event", "stay")
     begins = pl.any_horizontal(
         pl.col(name) != pl.col(name).shift() for name in ("subject_id", "table")
     )
     number = begins.fill_null(True).cum_sum().cast(pl.Int64) - 1
-    return record.with_columns(number.alias("number")).with_row_index("at")
+    return rows.drop("event", "stay").with_columns(number.alias("number")).with_row_index("at")
 
 
 def event_list(record: pl.DataFrame, parents: Frames) -> pl.DataFrame:
@@ -80,8 +79,8 @@ def seconds(times: pl.Series) -> np.ndarray:
 class Timeline:
     """The events of each group (a patient's, or an admission's) by time, to be searched.
 
-    Coded diagnoses have no time in the release and are not found. Numbers of events in and out;
-    -1 where there is none.
+    Events of the tables `UNTIMED` have no time in the release and are not found. Numbers of events
+    in and out; -1 where there is none.
     """
 
     group: np.ndarray
@@ -100,7 +99,7 @@ class Timeline:
         new = (np.diff(subject[order]) != 0) | (np.diff(second[order]) != 0)
         group = np.empty(len(subject), dtype=np.int64)
         group[order] = np.concatenate([[0], np.cumsum(new)])[: len(order)]
-        timed = order[(events["table"] != DIAGNOSES).to_numpy()[order]]
+        timed = order[(~events["table"].is_in(UNTIMED)).to_numpy()[order]]
         keys = _keys(group[timed], seconds(events["start"])[timed])
         return cls(group, np.append(timed, -1), keys)
 

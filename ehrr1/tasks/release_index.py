@@ -1,78 +1,27 @@
 """The release's index files as our index: samples by position in a patient's list of events.
 
-`ehr_ins/ehr_ins.csv` trains, `ehr_bench/ehr_bench_*.csv` tests; of the patients who are not tested
-a share is held out for validation, unless `ehr_ins/ehr_ins_validation.csv` (our export's) names
-them. An answer is a JSON or Python list, or one item; without one it is read off the target event.
+`ehr_ins/*.csv` train, each one a stage (`tasks.release_rows`), `ehr_bench/*.csv` test; of the
+patients who are not tested a share is held out for validation, unless
+`ehr_ins/ehr_ins_validation.csv` (our export's) names them. An answer is what the file says; where
+it says nothing, it is read off the target event.
 """
 
-import ast
-import csv
-import json
 from collections import Counter
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from ehrr1.errors import UserError
-from ehrr1.records.reading import as_id, as_text, as_time, read_columns
 from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.store import NO_CODE
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.index import Index
 from ehrr1.tasks.paper import COLUMNS, with_ids
+from ehrr1.tasks.release_rows import PLACES, items_of
+from ehrr1.tasks.samples import TRAINS
 
-FILES = {
-    "ehr_ins/ehr_ins.csv": "train",
-    "ehr_ins/ehr_ins_validation.csv": "validation",
-    "ehr_bench/ehr_bench_decision_making.csv": "test",
-    "ehr_bench/ehr_bench_risk_prediction.csv": "test",
-}
-NUMBERS = ("subject_id", "hadm_id", "period_begin", "period_end")
-PLACES = ("admissions_id", "last_discharge_id")
-TOLD = ("prediction_time", "stay_id")
-"""Columns of our export that the release does not have."""
 ANSWERS = {"yes": "yes", "no": "no", "1": "yes", "0": "no", "true": "yes", "false": "no"}
-
-
-def read_release_index(root: Path) -> pl.DataFrame:
-    """The rows of all index files, with `split`; ids and positions as numbers, cells as text.
-
-    Raises UserError where there is no such file, or one lacks a column.
-    """
-    parts = [
-        _read(root / name).with_columns(pl.lit(split).alias("split"))
-        for name, split in FILES.items()
-        if (root / name).is_file()
-    ]
-    if not parts:
-        raise UserError(f"data.root={root}: none of {', '.join(FILES)} is there")
-    return pl.concat(parts)
-
-
-def _read(path: Path) -> pl.DataFrame:
-    given = [*NUMBERS, *PLACES, "task", "target"]
-    frame = read_columns([path], given)
-    told = TOLD if _is_told(path) else ()
-    if told:
-        frame = frame.hstack(read_columns([path], list(told)))
-    return frame.select(
-        *(as_id(frame[name]) for name in (*NUMBERS, *PLACES)),
-        as_text(frame["task"]),
-        as_text(frame["target"]).alias("answer"),
-        as_time(frame["prediction_time"])
-        if told
-        else pl.lit(None, pl.Datetime("us")).alias("prediction_time"),
-        as_id(frame["stay_id"]) if told else pl.lit(None, pl.Int64).alias("stay_id"),
-    )
-
-
-def _is_told(path: Path) -> bool:
-    """Whether our export wrote the file."""
-    with path.open(encoding="utf-8") as file:
-        return set(TOLD) <= set(next(csv.reader(file), []))
 
 
 def release_splits(index: pl.DataFrame, subjects: pl.Series, drawn: pl.DataFrame) -> pl.DataFrame:
@@ -104,7 +53,8 @@ def release_index(
     """The samples of a shard's patients; columns as `tasks.paper`.
 
     `rows` and `names` are the shard's, `asked` the shard's rows of `read_release_index`,
-    `positions` where a patient's old positions are now. What cannot be used is counted.
+    `positions` where a patient's old positions are now. `trains` names the stages whose files have
+    a training sample. What cannot be used is counted, a sample that several files have in each.
     """
     excluded: Counter[str] = Counter()
 
@@ -116,11 +66,13 @@ def release_index(
 
     events = _event_list(rows)
     frame = keep(asked, "no_such_task", pl.col("task").is_in(list(TASKS)))
-    frame = frame.filter(pl.col("task").is_in(list(tasks)))
+    frame = keep(frame, "not_asked_for", pl.col("task").is_in(list(tasks)))
     there = splits.select("subject_id", pl.col("split").alias("patient_split"))
     frame = frame.join(there, on="subject_id", how="left", maintain_order="left")
     frame = keep(frame, "unknown_subject", pl.col("patient_split").is_not_null())
-    frame = _moved(frame, positions)
+    tested = (pl.col("patient_split") == "test") & (pl.col("split") == "train")
+    frame = keep(frame, "patient_is_tested", ~tested)
+    frame = _moved(frame.with_columns(written_id()), positions)
     ends = pl.col("period_begin", "period_end", *PLACES)
     frame = keep(frame, "split_event", pl.all_horizontal((ends >= 0).fill_null(True)))
     frame = _with_events(frame, events)
@@ -130,11 +82,20 @@ def release_index(
     frame = keep(
         frame, "no_target", (pl.col("target").list.len() > 0) | pl.col("target_row").is_not_null()
     )
-    frame = with_ids(frame).unique("sample_id", keep="first", maintain_order=True)
+    frame = with_ids(frame).with_columns(pl.col("written").alias("sample_id"))
+    stages = pl.col("stage").drop_nulls().unique().sort().implode().over("sample_id")
+    frame = frame.with_columns(stages.alias(TRAINS))
+    frame = keep(frame, "in_another_row_too", pl.col("sample_id").is_first_distinct())
     frame = frame.sort("subject_id", "prediction_time", "task", "sample_id")
     yes = pl.col("target").list.first() == names.search_sorted("yes")
     frame = frame.with_columns(pl.when(pl.col("inclusive")).then(yes).alias("label"))
-    return Index(frame.select(COLUMNS), dict(excluded))
+    return Index(frame.select(*COLUMNS, TRAINS), dict(excluded))
+
+
+def written_id() -> pl.Expr:
+    """The `sample_id` of a row of an index file: its positions as the file has them."""
+    parts = ("task", "subject_id", "period_begin", "period_end")
+    return pl.format("{}/{}/{}-{}", *parts).alias("written")
 
 
 def _event_list(rows: pl.DataFrame) -> pl.DataFrame:
@@ -215,7 +176,7 @@ def _with_events(frame: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
         .then(pl.col("begin_at") + pl.duration(days=1))
         .otherwise(pl.coalesce("last_at", "begin_at"))
     )
-    split = pl.when((pl.col("split") != "train") | (pl.col("patient_split") == "test"))
+    split = pl.when(pl.col("split") != "train")
     rows = pl.coalesce("end_before", "total") - pl.col("begin_before").fill_null(0)
     return frame.with_columns(
         pl.coalesce("prediction_time", asked).alias("prediction_time"),
@@ -239,12 +200,12 @@ def _with_answers(frame: pl.DataFrame, names: pl.Series) -> pl.DataFrame:
         task = TASKS[row["task"]]
         text = task.target == "text"
         notes.append(row["row"] if text and row["n"] == 1 else None)
-        said = [] if text else _items(row["answer"])
+        said = [] if text else items_of(row["answer"])
         if task.kind == "risk":
             said = [ANSWERS.get(item.strip().lower(), "") for item in said][:1]
-        found = [codes[item] for item in dict.fromkeys(said) if item in codes]
-        if len(found) < len(set(said)) or not said:
-            found = [] if text else _read_off(row, task.target, codes)
+        found = [codes[item] for item in dict.fromkeys(said) if item]
+        if not said and not text:
+            found = _read_off(row, task.target, codes)
         targets.append(found)
     return frame.with_columns(
         pl.Series("target", targets, dtype=pl.List(pl.Int32)),
@@ -255,23 +216,6 @@ def _with_answers(frame: pl.DataFrame, names: pl.Series) -> pl.DataFrame:
 def _read_off(row: Mapping[str, Any], target: str, codes: Mapping[str, int]) -> list[int]:
     """The answer that the event asked about gives."""
     if target == "heading":
-        return [] if row["table"] is None else [codes[TABLES[ORDER[row["table"]]].heading]]
+        return [] if row["table"] is None else [codes[ORDER[row["table"]]]]
     found = {"item": row["items"], "class": row["classes"]}.get(target)
     return list(found or [])
-
-
-def _items(cell: str | None) -> list[str]:
-    """A cell's answer as a list of texts: JSON, a Python literal, or the one item that it is."""
-    text = (cell or "").strip()
-    if text in ("", "nan"):
-        return []
-    value: Any = text
-    for read in (json.loads, ast.literal_eval):
-        try:
-            value = read(text)
-            break
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-    if isinstance(value, list | tuple | set):
-        return [str(item) for item in value]
-    return [text]

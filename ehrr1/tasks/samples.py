@@ -22,6 +22,9 @@ STORE, INDEX, SPLIT, NAMES = "store", "index.parquet", "split.parquet", "names.p
 TEXTS, SIMILAR = "texts.arrow", "similar_item"
 """What `stage=prepare` writes into its folder."""
 
+TRAINS = "trains"
+"""Column of the index: the stages that a training sample is for, where the input says that."""
+
 TIME_TOLD = "time_told"
 """Column of the index, true for all samples; only there with `data.tell_time=true`."""
 
@@ -114,6 +117,15 @@ class Prepared:
             index = index.filter(pl.col("task").is_in(list(tasks)))
         return index
 
+    def scan_training(self, stage: str, tasks: Sequence[str]) -> pl.LazyFrame:
+        """The training split's index: the samples that the input has for `stage`, where it has
+        some (the EHR-R1 release has a file for each stage)."""
+        index = self.scan("train", tasks)
+        if TRAINS not in self.index_columns:
+            return index
+        own = index.filter(pl.col(TRAINS).list.contains(stage))
+        return own if own.select(pl.len()).collect().item() else index
+
     def samples(self, split: str | None = None, tasks: Sequence[str] | None = None) -> list[Sample]:
         """The samples of a split ("train", "validation", "test"; None: all), in a fixed order."""
         return self.as_samples(self.index(split, tasks))
@@ -169,7 +181,8 @@ class Prepared:
             return context_events(self.store, sample)
         rows, patient = self.store.find(sample.subject_id)
         positions = paper_context.shown_positions(rows, patient, sample)
-        return paper_context.shown_events(rows, patient, positions)
+        events = paper_context.shown_events(rows, patient, positions)
+        return paper_context.with_silent(events, rows, patient, sample)
 
 
 _FIELDS = {

@@ -23,7 +23,7 @@ ITEM = ("item", "item_name", "name", "target")
 ONE = ("similar_item", "similar", "candidate")
 SEVERAL = ("similar_items", "similars", "candidates")
 """Headings that are read in files of similar items: the item; one similar item a row; or a JSON
-list of them in a cell. The order is that of similarity."""
+list of them in a cell. The order is that of similarity. Numbers from 0 on: a neighbour a column."""
 
 
 def neighbours_of(answers: pl.DataFrame) -> dict[str, list[str]]:
@@ -76,15 +76,19 @@ def read_similar(folder: Path) -> dict[str, dict[str, list[str]]]:
 
 
 def _read_lists(path: Path) -> dict[str, list[str]]:
-    columns = [name.strip().lower() for name in read_header(path)]
+    header = read_header(path)
+    columns = [name.strip().lower() for name in header]
     item = next((name for name in ITEM if name in columns), None)
     one = next((name for name in ONE if name in columns), None)
     several = next((name for name in SEVERAL if name in columns), None)
     similar = one or several
+    if similar is None and header[1:] and all(map(str.isdecimal, columns[1:])):
+        return _read_wide(path, header)
     if item is None or similar is None:
         raise UserError(
             f"similar_items: {path} has the columns {', '.join(columns)}: give {ITEM[0]} and "
-            f"{ONE[0]} (one a row, nearest first) or {SEVERAL[0]} (a JSON list)"
+            f"{ONE[0]} (one a row, nearest first) or {SEVERAL[0]} (a JSON list), or {ITEM[0]}, 0, "
+            "1, ... (a neighbour a column), as the EHR-R1 release has it"
         )
     frame = read_columns([path], [item, similar])
     items, cells = (as_text(frame[name]).to_list() for name in (item, similar))
@@ -93,6 +97,19 @@ def _read_lists(path: Path) -> dict[str, list[str]]:
         if name is None or cell is None:
             raise UserError(f"similar_items: {path}, line {number}: an empty cell")
         lists.setdefault(name, []).extend([cell] if one else _list(cell, path, number))
+    return lists
+
+
+def _read_wide(path: Path, header: list[str]) -> dict[str, list[str]]:
+    """Lists of the release: the item, then its neighbours in columns that are numbered from 0;
+    lists that are shorter than the longest end in empty cells."""
+    columns = [name.strip().lower() for name in header]
+    frame = read_columns([path], columns).select(pl.all().cast(pl.String))
+    lists: dict[str, list[str]] = {}
+    for number, (name, *near) in enumerate(frame.iter_rows(), start=2):
+        if name is None:
+            raise UserError(f"similar_items: {path}, line {number}: an empty cell")
+        lists[name] = [other for other in near if other is not None]
     return lists
 
 
