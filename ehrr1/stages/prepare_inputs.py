@@ -14,6 +14,7 @@ import polars as pl
 from rich.console import Console
 
 from ehrr1.config.schema import Config
+from ehrr1.errors import UserError
 from ehrr1.files import locked, remove, replacing
 from ehrr1.records import release
 from ehrr1.records.codes import ClassMaps
