@@ -39,7 +39,7 @@ from ehrr1.evaluation.summary import STARTS, summarise
 from ehrr1.files import remove, replacing, write_json
 from ehrr1.runs import Run
 from ehrr1.tasks.candidates import Candidates
-from ehrr1.tasks.catalog import ALL_TASKS, SUITES
+from ehrr1.tasks.catalog import ALL_TASKS, SUITES, TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import select
 
@@ -122,7 +122,7 @@ def ask(
             maker,
             study.prepared,
             writing(cfg),
-            Candidates(study.prepared, cfg.seed) if cfg.candidates == "list" else None,
+            Candidates.of(study.prepared, cfg.seed) if cfg.candidates == "list" else None,
             shots.heads(cfg, study.prepared, maker, study.tasks),
         )
         parts.save(answers(predictor, result, left, cfg.seed), len(left))
@@ -161,7 +161,7 @@ def baselines(cfg: Config, run: Run, study: Study, result: Result) -> pl.DataFra
                 study.prepared, train, samples, maker, cfg.eval.baselines.max_features, cfg.seed
             )
             if cfg.candidates == "list":
-                lists = Candidates(study.prepared, cfg.seed)
+                lists = Candidates.of(study.prepared, cfg.seed)
                 split, seed = cfg.eval.split, cfg.seed
                 found.extend(list_baselines(study.prepared, lists, samples, split, seed))
             found.write_parquet(path)
@@ -232,11 +232,32 @@ def study_of(cfg: Config, run: Run) -> Study:
             f"eval.split={cfg.eval.split}: it has no samples of suite {cfg.eval.suite}; "
             "prepare more patients (data.subjects) or a larger share of them (data.split)"
         )
+    if cfg.candidates == "list":
+        check_candidates(cfg, prepared, index)
     count, risk = cfg.eval.calibration_samples_per_task, rows_of(index, "risk")["task"].unique()
     pool = prepared.scan("validation", risk.to_list())
     none = count == 0 or cfg.eval.split == "validation" or cfg.engine.name == "anthropic"
     calibration = select(pool, count, cfg.seed)
     return Study(prepared, tasks, index, calibration.clear() if none else calibration)
+
+
+def check_candidates(cfg: Config, prepared: Prepared, index: pl.DataFrame) -> None:
+    """Raise UserError where decision rows of a file have no list; a stay's ICD titles (`cdm_icd`)
+    never have one, and are asked without."""
+    if "candidates" not in index.columns:
+        return
+    bare = index.filter(pl.col("candidates").list.len() == 0)
+    lacking = Candidates.of(prepared, cfg.seed).lacking(bare["task"].unique().sort())
+    rows = bare.filter(pl.col("task").is_in(lacking)).height
+    told = f"{rows:,} samples bring no candidates ({', '.join(lacking)})"
+    if any(task in TASKS for task in lacking):
+        raise UserError(
+            f"candidates=list: {told}; put the release's lists beside the file "
+            "(cache/similar_item/<task>.csv or cache/item_set/<task>.csv) and prepare it again, or "
+            "leave candidates out"
+        )
+    if lacking:
+        console.print(f"candidates=list: {told} and are asked without a list")
 
 
 def suite_tasks(cfg: Config) -> tuple[str, ...]:

@@ -4,7 +4,6 @@
 export as MEDS. Others' MEDS and the EHR-R1 release bring their own samples.
 """
 
-import shutil
 from collections.abc import Collection
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.console import Console
 
 from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
-from ehrr1.files import locked, remove, replacing
+from ehrr1.files import locked, remove
 from ehrr1.records import release
 from ehrr1.records.codes import ClassMaps
 from ehrr1.records.meds_source import MedsFolder
@@ -32,8 +31,9 @@ from ehrr1.tasks.label_files import label_index, read_labels
 from ehrr1.tasks.labels import LabelOptions
 from ehrr1.tasks.paper import paper_index
 from ehrr1.tasks.release_index import release_index, release_splits
+from ehrr1.tasks.release_lists import keep_lists
 from ehrr1.tasks.release_rows import items_of, read_release_index
-from ehrr1.tasks.samples import INDEX, SIMILAR
+from ehrr1.tasks.samples import INDEX
 from ehrr1.tasks.sampling import read_subjects
 from ehrr1.tasks.splits import split_patients
 
@@ -154,7 +154,7 @@ def close(source: AnySource, folder: Path) -> dict[str, int]:
     """
     if not isinstance(source, ReleaseFolder):
         return {}
-    keep_similar_items(source.root, folder)
+    keep_lists(source.root, folder, folder / UNPACKED)
     samples = pl.read_parquet(folder / INDEX, columns=["sample_id"])["sample_id"]
     chains = write_given(source.root, set(samples), folder / CHAINS)
     remove(folder / UNPACKED)
@@ -220,11 +220,3 @@ def by_position(
         return release_index(rows, names, asked.filter(number == shard), splits, own, tasks)
 
     return index
-
-
-def keep_similar_items(root: Path, folder: Path) -> None:
-    """The release's lists of similar items, for `stage=export` to choose candidates from."""
-    lists = part(root, "cache/similar_item", folder / UNPACKED)
-    if any(lists.glob("*.csv")):
-        with replacing(folder / SIMILAR) as temporary:
-            shutil.copytree(lists, temporary)
