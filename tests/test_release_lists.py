@@ -90,7 +90,7 @@ def test_lists_beside_a_file_serve_rows_that_bring_none(tmp_path: Path) -> None:
 def test_rows_without_any_list_are_told_in_one_line(released: Path, tmp_path: Path) -> None:
     world = read(released / "ehr_bench.jsonl", tmp_path / "benchmark" / "prepare")
     cfg = composed("data=benchmark", "candidates=list")
-    index = choose_samples(cfg, world, suite_tasks(cfg))
+    index = choose_samples(cfg, world, suite_tasks(cfg), {})
     with pytest.raises(UserError) as told:
         check_candidates(cfg, world, index)
     message = str(told.value)

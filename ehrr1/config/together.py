@@ -136,6 +136,15 @@ def evaluation(cfg: "Config") -> list[str]:
         problems.append("engine.model=null: engine=anthropic needs one: engine.model=NAME")
     if isinstance(engine, AnthropicEngine) and cfg.eval.shots:
         problems.append(f"eval.shots={cfg.eval.shots}: engine=anthropic shows none; leave it out")
+    if cfg.eval.chains is not None and isinstance(engine, AnthropicEngine):
+        problems.append(
+            f"eval.chains={cfg.eval.chains}: engine=anthropic takes no begun answers; leave it out"
+        )
+    if cfg.eval.chains is not None and cfg.answer not in (None, "think", ["think"]):
+        problems.append(
+            f"answer={cfg.answer}: with eval.chains={cfg.eval.chains} what is thought is given; "
+            "leave answer out"
+        )
     problems += [
         f"{name}={cfg.of(name)}: it belongs to stage={' and '.join(stages)}; this is "
         f"stage={cfg.stage}"

@@ -202,6 +202,7 @@ class Eval(Section):
     top_k: Natural
     matching: Literal["ours", "release"]
     shots: Natural
+    chains: PathText | None
     calibration_samples_per_task: Natural
     shard: Natural | None
     shards: Count

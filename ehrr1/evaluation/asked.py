@@ -10,6 +10,7 @@ from ehrr1.tasks.samples import Sample
 Answer = Literal["direct", "think", "both"]
 Candidates = Literal["none", "list"]
 Wording = Literal["file", "ours"]
+Chains = Literal["own", "given"]
 Chooser = Callable[[Sample], Sequence[str]]
 """The answers that a sample's question is listed with."""
 
@@ -20,18 +21,20 @@ class Asked:
 
     `answer`: at once, after thinking, or after a case for each outcome (yes/no questions;
     decisions then are thought about). `candidates`: whether decision questions come with a list of
-    answers to choose from. `wording`: a sample's own words where it has some, or ours.
+    answers to choose from. `wording`: a sample's own words where it has some, or ours. `chains`:
+    whether the model thinks itself, or answers behind a chain that is given (`eval.chains`).
     """
 
     answer: Answer
     candidates: Candidates = "none"
     wording: Wording = "file"
+    chains: Chains = "own"
 
     @property
     def name(self) -> str:
         """`direct`, `think-list`, `both-ours`: part of the name of a result."""
         more = "-list" * (self.candidates == "list") + "-ours" * (self.wording == "ours")
-        return self.answer + more
+        return self.answer + more + "-given" * (self.chains == "given")
 
     @property
     def thinks(self) -> bool:

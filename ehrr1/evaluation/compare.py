@@ -31,7 +31,7 @@ NOT_TOLD = ("output_root", "inputs", "rescore", "compare", "variant", "name", "s
 
 HOW_ASKED = (
     *("answer", "candidates", "wording", "data.name", "data.protocol", "eval.suite"),
-    *("eval.max_prompt_tokens", "eval.shots", "eval.draws", "eval.matching"),
+    *("eval.max_prompt_tokens", "eval.shots", "eval.draws", "eval.matching", "eval.chains"),
 )
 """Settings without which two scores are not of the same thing."""
 

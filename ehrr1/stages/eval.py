@@ -11,7 +11,7 @@ trained. Predictions are kept in parts/ as they come, by one process or by sever
 records: a stopped evaluation goes on where it was.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
@@ -37,7 +37,10 @@ from ehrr1.evaluation.results import Result, results
 from ehrr1.evaluation.subgroups import with_subgroups
 from ehrr1.evaluation.summary import STARTS, summarise
 from ehrr1.files import remove, replacing, write_json
+from ehrr1.graph.chains.chain import without_results
 from ehrr1.runs import Run
+from ehrr1.stages.given_chains import CHAINS
+from ehrr1.stages.reason import kept_chains
 from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.catalog import ALL_TASKS, SUITES, TASKS
 from ehrr1.tasks.samples import Prepared, Sample
@@ -49,12 +52,13 @@ console = Console(stderr=True)
 @dataclass(frozen=True)
 class Study:
     """What all models answer: samples of the split that is scored, and risk samples of the
-    validation split that fit the temperature."""
+    validation split that fit the temperature; with `eval.chains` those that have one."""
 
     prepared: Prepared
     tasks: tuple[str, ...]
     index: pl.DataFrame
     calibration: pl.DataFrame
+    chains: dict[str, str]
 
     def of(self, result: Result, cfg: Config) -> list[Sample]:
         """The samples that a result answers: those of the untrained model, which writes to the
@@ -124,6 +128,7 @@ def ask(
             writing(cfg),
             Candidates.of(study.prepared, cfg.seed) if cfg.candidates == "list" else None,
             shots.heads(cfg, study.prepared, maker, study.tasks),
+            study.chains,
         )
         parts.save(answers(predictor, result, left, cfg.seed), len(left))
 
@@ -226,7 +231,8 @@ def study_of(cfg: Config, run: Run) -> Study:
     """The samples that are answered. Raises UserError where there is none."""
     prepared = Prepared(run.input("prepare"))
     tasks = suite_tasks(cfg)
-    index = choose_samples(cfg, prepared, tasks)
+    chains = chains_of(cfg, run.inputs)
+    index = choose_samples(cfg, prepared, tasks, chains)
     if index.is_empty():
         raise UserError(
             f"eval.split={cfg.eval.split}: it has no samples of suite {cfg.eval.suite}; "
@@ -235,10 +241,35 @@ def study_of(cfg: Config, run: Run) -> Study:
     if cfg.candidates == "list":
         check_candidates(cfg, prepared, index)
     count, risk = cfg.eval.calibration_samples_per_task, rows_of(index, "risk")["task"].unique()
-    pool = prepared.scan("validation", risk.to_list())
+    pool = having(prepared.scan("validation", risk.to_list()), chains)
     none = count == 0 or cfg.eval.split == "validation" or cfg.engine.name == "anthropic"
     calibration = select(pool, count, cfg.seed)
-    return Study(prepared, tasks, index, calibration.clear() if none else calibration)
+    calibration = calibration.clear() if none else calibration
+    return Study(prepared, tasks, index, calibration, chains)
+
+
+def chains_of(cfg: Config, inputs: Mapping[str, Path]) -> dict[str, str]:
+    """sample_id -> the chain that is given, without its results; empty without `eval.chains`.
+
+    Raises UserError where there is none.
+    """
+    if cfg.eval.chains is None:
+        return {}
+    place = inputs["chains"] if cfg.eval.chains == runs.GIVEN else Path(cfg.eval.chains)
+    path = place / CHAINS if place.is_dir() else place
+    try:
+        kept = kept_chains(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"eval.chains={cfg.eval.chains}: {path} cannot be read ({type(error).__name__}); name "
+            "a chains.jsonl of stage=chains"
+        ) from error
+    return {name: text for name, (chain, _) in kept.items() if (text := without_results(chain))}
+
+
+def having(index: pl.LazyFrame, chains: Mapping[str, str]) -> pl.LazyFrame:
+    """The samples that have a chain, where some are given."""
+    return index.filter(pl.col("sample_id").is_in(list(chains))) if chains else index
 
 
 def check_candidates(cfg: Config, prepared: Prepared, index: pl.DataFrame) -> None:
@@ -264,14 +295,27 @@ def suite_tasks(cfg: Config) -> tuple[str, ...]:
     return tuple(SUITES[cfg.eval.suite])
 
 
-def choose_samples(cfg: Config, prepared: Prepared, tasks: Sequence[str]) -> pl.DataFrame:
+def choose_samples(
+    cfg: Config, prepared: Prepared, tasks: Sequence[str], chains: Mapping[str, str]
+) -> pl.DataFrame:
     """The rows of the index that every model answers. Decisions are written word by word and cost
     far more than risk, so they may have a smaller number of their own."""
+    whole = prepared.scan(cfg.eval.split, tasks)
+    if cfg.eval.chains is not None:
+        told = [frame.select(pl.len()).collect().item() for frame in (having(whole, chains), whole)]
+        if not chains or not told[0]:
+            raise UserError(
+                f"eval.chains={cfg.eval.chains}: no sample of eval.split={cfg.eval.split} has a "
+                "chain; choose eval.split=validation, or chains of these samples"
+            )
+        console.print(
+            f"eval.chains: {told[0]:,} of {told[1]:,} samples have a chain; others are not asked"
+        )
     counts = {"risk": cfg.eval.samples_per_task, "decision": cfg.eval.decision_samples_per_task}
     chosen = []
     for kind, count in counts.items():
         of_it = [task for task in tasks if ALL_TASKS[task].kind == kind]
-        pool = prepared.scan(cfg.eval.split, of_it)
+        pool = having(prepared.scan(cfg.eval.split, of_it), chains)
         chosen.append(select(pool, count or cfg.eval.samples_per_task, cfg.seed))
     return pl.concat(chosen)
 
