@@ -61,6 +61,9 @@ RESULT_SETTINGS: dict[str, tuple[str, ...]] = {
 }
 """The sections of the configuration that change a stage's result."""
 
+GIVEN = "given"
+"""`eval.chains`: those of the run itself, and not of a file."""
+
 NOT_COMPARED = frozenset(
     {
         *("data.shard", "data.shards", "graph.workers", "graph.show"),
@@ -108,6 +111,8 @@ def needed(cfg: Config, stage: str) -> tuple[str, ...]:
         inputs = ("prepare", cfg.rl.start)
     if stage == "eval" and cfg.engine.name in LOCAL and cfg.model.path is None:
         inputs += ("adapt",)  # a model from nothing, untrained, knows nothing and has no tokenizer
+    if stage == "eval" and cfg.eval.chains == GIVEN:
+        inputs += ("chains",)
     return inputs
 
 

@@ -17,7 +17,7 @@ import pytest
 from ehrr1 import EHRModel
 from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
-from ehrr1.evaluation.asking import NOTHING_FITS, CountingMaker, asks_yes_or_no, read_row
+from ehrr1.evaluation.asking import NOTHING_FITS, Asking, CountingMaker, asks_yes_or_no, read_row
 from ehrr1.prompts.tokenizer import train_tokenizer
 from ehrr1.records.markdown import record_markdown
 from ehrr1.rollout.live import Pieces
@@ -25,6 +25,7 @@ from ehrr1.scoring.answers import read_answer
 from ehrr1.stages import export_meds
 from ehrr1.stages.infer import run_infer
 from ehrr1.stages.infer_batch import finished
+from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.one_record import meds_events, patient_events, text_events
 from ehrr1.tasks.samples import Prepared, Sample
 from tests.conftest import ROOT, CommandLine
@@ -142,7 +143,11 @@ def test_questions_on_a_record_are_answered_together(model: EHRModel, record: st
 def test_yes_or_no_is_read_from_the_words(model: EHRModel, record: str) -> None:
     yes_no = ["Will he die?", "is it sepsis", "One day in: will she stay? Answer yes or no."]
     assert all(map(asks_yes_or_no, yes_no))
-    assert not any(map(asks_yes_or_no, [WORDS, "Name the diagnosis.", "Yes or no drugs?", "?"]))
+    yes_no += ["Please predict whether he dies.", "A day in. Tell me whether it is sepsis"]
+    assert all(map(asks_yes_or_no, yes_no))
+    others = [WORDS, "Name the diagnosis.", "Yes or no drugs?", "?"]
+    others += ["Which drugs decide whether he lives?", "List what tells whether it is sepsis"]
+    assert not any(map(asks_yes_or_no, others))
     asked, told = (
         model.ask(record, question).probability
         for question in ("Will he die?", "Will he die? Answer yes or no.")
@@ -150,6 +155,15 @@ def test_yes_or_no_is_read_from_the_words(model: EHRModel, record: str) -> None:
     assert asked == told is not None
     assert model.ask(record, WORDS).probability is None
     assert model.ask(record, "Will he die?", yes_no=False).probability is None
+
+
+def test_released_questions_are_of_their_tasks_kind(released: Path) -> None:
+    lines = (released / "ehr_bench.jsonl").read_text().splitlines()
+    rows = [(row["task_info"]["task"], row["instruction"]) for row in map(json.loads, lines)]
+    assert len(rows) == 108
+    for task, question in rows:
+        asking = Asking("", "", list, question)
+        assert asking.has_label == (ALL_TASKS[task].kind == "risk"), question
 
 
 @pytest.mark.parametrize("question", [WORDS, "Will the patient die?"])

@@ -28,10 +28,13 @@ from ehrr1.evaluation.predictions import SUBGROUPS, Told, Written, frame, predic
 from ehrr1.evaluation.scores import score
 from ehrr1.evaluation.subgroups import with_subgroups
 from ehrr1.evaluation.summary import summarise
+from ehrr1.files import read_json, write_json
 from ehrr1.scoring.consistency import agreed
 from ehrr1.scoring.sets import normalise, reduce, set_scores
 from ehrr1.scoring.texts import rouge
+from ehrr1.stages.eval import rescore
 from ehrr1.tasks.samples import Prepared
+from tests.settings import composed, record
 from tests.small_tables import DAY, DICTIONARIES, START, SUBJECT, Rows, place, row, write_csv
 from tests.test_graph import sample
 from tests.test_records import prepared
@@ -162,6 +165,32 @@ def test_several_draws_tell_pass_at_k_and_what_they_agree_on() -> None:
         set_scores(row["prediction"].split("\n"), row["target"].split("\n")).f1 for row in rows
     ]
     assert found["emar/f1"][0] == pytest.approx(np.mean(singles))
+
+
+def test_matching_as_released_scores_what_was_written(tmp_path: Path) -> None:
+    """By `rescore`: its rows keep completions, and baselines, which write none, their lines."""
+    rows = [
+        prediction_row(sample(n, "emar", "A", "B", subject=n, split="test"), Asked("direct"), one)
+        for n, one in enumerate(
+            [Written(("A", "B"), "- A\n\nB"), Written(("A\\nB",), "A\\nB"), Written(("A",))]
+        )
+    ]
+    table = pl.concat([frame("m:direct", rows), frame("frequency", rows)])
+    table.write_parquet(tmp_path / "predictions.parquet")
+    record(composed(), tmp_path)
+    write_json(tmp_path / "metrics.json", {})
+    found = {}
+    for matching in ("ours", "release"):
+        rescore(composed(rescore=str(tmp_path), eval={"matching": matching, "bootstrap": 5}))
+        found[matching] = read_json(tmp_path / "metrics.json")
+    assert found["ours"]["emar/f1"] == pytest.approx((1 + 0 + 2 / 3) / 3)
+    released = found["release"]
+    assert released["emar/precision"] == pytest.approx((1 / 3 + 1 + 1) / 3)
+    assert released["emar/recall"] == pytest.approx((1 / 2 + 1 + 1 / 2) / 3)
+    assert released["emar/f1"] == pytest.approx((2 / 5 + 1 + 2 / 3) / 3)
+    assert released["baseline/frequency/decision/f1/macro"] == released["decision/f1/macro"]
+    assert released["emar/f1_normalised"] == found["ours"]["emar/f1_normalised"]
+    assert released["m:direct-frequency/decision/f1/macro"] == 0
 
 
 def test_pass_at_k_equals_counting() -> None:

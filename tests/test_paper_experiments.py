@@ -41,6 +41,7 @@ RELEASED: dict[str, Any] = {
         "max_prompt_tokens": 10_000,
         "max_completion_tokens": 2048,
         "rewards": {"accuracy": 1.0, "format": 0.0},
+        "require_closed_think": True,
     },
     "trainer": {
         "strategy": "zero3",
@@ -48,7 +49,13 @@ RELEASED: dict[str, Any] = {
         "precision": "bf16-mixed",
         "activation_checkpointing": True,
     },
-    "eval": {"samples_per_task": 500, "max_new_tokens": {"think": 4096, "direct": 128}},
+    "eval": {
+        "samples_per_task": 500,
+        "max_new_tokens": {"think": 4096, "direct": 128},
+        "matching": "release",
+        "top_p": 0.95,
+        "top_k": 20,
+    },
     "concepts": {"source": "umls"},
     "graph": {"min_count": 5, "min_support": 1, "min_lift": 5, "top": 20, "require_path": True},
     "chains": {"coverage": 0.7, "drafts": 3, "temperature": 0.5, "show_graph": False},

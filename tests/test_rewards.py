@@ -16,8 +16,12 @@ import torch
 
 from ehrr1.errors import UserError
 from ehrr1.graph.chains.chain import Citable, citable
+from ehrr1.prompts.tokenizer import train_tokenizer
 from ehrr1.records.markdown import events_of
+from ehrr1.rollout.sampling import Completion
 from ehrr1.scoring.proper import EDGE, WORST_BRIER, WORST_LOG, brier, log_score
+from ehrr1.training.collecting import Collector
+from ehrr1.training.prompts import Prompt
 from ehrr1.training.rewards import (
     REWARDS,
     accuracy_reward,
@@ -75,6 +79,40 @@ def test_decision_accuracy_is_set_f1() -> None:
         0.0,
         0.0,
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (CHAIN + "Sodium", 1.0),
+        (CHAIN.removeprefix("<think>\n") + "Sodium", 1.0),  # the prompt opened the block
+        ("<think>\n\n</think>\n\nSodium", 1.0),  # closed, though nothing was thought
+        ("Sodium", 0.0),
+        ("<think>\nSodium", 0.0),
+        (CHAIN.replace("</think>", "") + "Sodium", 0.0),
+    ],
+)
+def test_an_answer_that_must_close_its_think_block(text: str, value: float) -> None:
+    given = columns("decision", ("Sodium",), "chain")
+    for reward in (accuracy_reward, set_f1_reward):
+        assert reward([text], **given, must_close=[True]) == [value]
+        assert reward([text, "Sodium"], **columns("decision", ("Sodium",), "chain", 2)) == [
+            float(text == "Sodium" or value > 0),
+            1.0,
+        ]
+
+
+def test_only_thinking_prompts_must_close_as_released() -> None:
+    """What the collector tells the rewards, under the paper's recipe and ours."""
+    prompts = [Prompt(t, 1, t, "decision", t, ("a",), [1]) for t in ("none", "chain", "both")]  # type: ignore[arg-type]
+    done = [Completion([1], [0.0], False)] * 3
+    for experiment, closes in (("paper_8b", [False, True, True]), ("demo", [False] * 3)):
+        collector = Collector.__new__(Collector)
+        collector.settings = composed(f"experiment={experiment}").rl
+        collector.weights = collector.settings.rewards
+        collector.tokenizer = train_tokenizer({"a": 1}, 300)
+        found = collector._columns([], prompts, prompts, done)  # type: ignore[arg-type]
+        assert found["must_close"] == closes
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import pytest
 
 from ehrr1.errors import UserError
 from ehrr1.scoring.answers import read_answer
+from ehrr1.scoring.release import release_scores
 from ehrr1.scoring.risk import AnswerTokens, answer_tokens, probability_of_yes
 from ehrr1.scoring.sets import set_scores
 
@@ -97,3 +98,51 @@ def test_probability_of_yes_sums_spellings_and_survives_tiny_values() -> None:
     )
     shifted = np.log(probabilities) - 1000.0
     np.testing.assert_allclose(probability_of_yes(shifted, tokens), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("text", "released", "ours"),
+    [
+        ("heparin\nASPIRIN\nheparin", (1, 1, 1), 1),
+        ("Heparin", (1, 1 / 2, 2 / 3), 2 / 3),
+        ("", (0, 0, 0), 0),
+        ("- Heparin\nAspirin", (1 / 2, 1 / 2, 1 / 2), 1),  # bullets stay
+        ("Heparin\n\n\nAspirin\n\n", (2 / 3, 1, 4 / 5), 1),  # inner blank lines: a wrong item
+        ("Heparin\\nAspirin", (1, 1, 1), 0),  # a literal \\n ends a line
+        ("Heparin\\n\nAspirin", (1, 1, 1), 1 / 2),
+        ("Heparin\\nAspirin\nSodium", (1 / 2, 1 / 2, 1 / 2), 0),  # and then nothing else does
+        ("<think>\nwhy\n</think>\n\nHeparin\nAspirin", (1, 1, 1), 1),
+        ("why</think>Heparin\nAspirin", (1, 1, 1), 1),
+        ("<think>\nHeparin\nAspirin", (2 / 3, 1, 4 / 5), 0),  # not closed: all of it is read
+        ("a</think>b</think>\nHeparin\nAspirin", (2 / 3, 1, 4 / 5), 0),
+        ("<think>\nHeparin\nAspirin\n</think>", (0, 0, 0), 0),
+    ],
+)
+def test_matching_as_released_beside_ours(
+    text: str, released: tuple[float, ...], ours: float
+) -> None:
+    target = ["Heparin", "Aspirin"]
+    assert release_scores("emar", text, "\n".join(target)) == pytest.approx(released)
+    assert set_scores(read_answer(text, "decision").items, target).f1 == pytest.approx(ours)
+
+
+@pytest.mark.parametrize(
+    ("task", "target", "text", "right"),
+    [
+        ("cdm_disease", "pancreatitis", "Acute Pancreatitis, mild", True),
+        ("cdm_disease", "pancreatitis", "appendicitis", False),
+        ("cdm_disease", "pancreatitis", "<think>pancreatitis?</think>\nappendicitis", False),
+        ("next_event", "labevents", "labevents, then emar", True),
+        ("next_event", "labevents", "emar, then labevents", False),
+        ("next_event", "labevents", "Labevents", False),
+    ],
+)
+def test_what_the_release_does_not_compare_by_lines(
+    task: str, target: str, text: str, right: bool
+) -> None:
+    assert release_scores(task, text, target) == (right, right, right)
+
+
+def test_titles_of_a_cdm_stay_end_where_lines_end() -> None:
+    text, target = "Sepsis\\nShock\nFever", "Fever\nCough"
+    assert release_scores("cdm_icd", text, target) == (1 / 2, 1 / 2, 1 / 2)

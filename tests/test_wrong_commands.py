@@ -118,6 +118,9 @@ WRONG: dict[str, list[str]] = {
     "data.shard=16 stage=prepare": ["data.shard=16: it must be below data.shards=16"],
     "data.split.test=0.95": ["data.split=", "nothing is left to train on"],
     "stage=eval compare=[a]": ["compare=", "compare=[DIR,DIR]"],
+    "stage=eval eval.chains=given answer=both": ["answer=both: with eval.chains=given", "leave"],
+    "stage=eval eval.chains=given engine=anthropic engine.model=x": ["eval.chains=given", "leave"],
+    "data.force_task_num=1.5": ["it must be a whole number >= 1 or a number > 0 and < 1 or null"],
     "stage=adapt model=folder": ["model.path=null, model.config=null", "model=FOLDER"],
     # Hydra's grammar
     "adapt.lr": ["adapt.lr", "missing EQUAL", "--help"],

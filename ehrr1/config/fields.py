@@ -5,7 +5,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -95,6 +95,8 @@ def _bounds(metadata: list[Any]) -> str:
             words.append(f"> {one.gt}")
         if isinstance(one, Le):
             words.append(f"<= {one.le}")
+        if isinstance(one, Lt):
+            words.append(f"< {one.lt}")
     return f" {' and '.join(words)}" if words else ""
 
 

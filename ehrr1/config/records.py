@@ -4,7 +4,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ehrr1.config.types import Count, Natural, NotNegative, PathText, Positive, Section, Share, Text
+from ehrr1.config.types import (
+    Count,
+    Natural,
+    NotNegative,
+    PathText,
+    Positive,
+    ProperShare,
+    Section,
+    Share,
+    Text,
+)
 
 
 class Labels(Section):
@@ -18,10 +28,12 @@ class Labels(Section):
 
 
 class Split(Section):
-    """Shares of patients; the others train."""
+    """Shares of patients, or files that name them; the others train."""
 
     validation: Share
     test: Share
+    validation_subjects: PathText | None
+    test_subjects: PathText | None
 
 
 class Maps(Section):
@@ -48,7 +60,7 @@ class AnyData(Section):
     labels: Labels
     subjects_file: PathText | None
     sampling: PathText | None
-    force_task_num: Count | None
+    force_task_num: Count | ProperShare | None
     balance: Literal["none", "weights", "force"]
     tell_time: bool
     split: Split

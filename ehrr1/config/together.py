@@ -78,6 +78,13 @@ def records(cfg: "Config") -> list[str]:
             f"data.subjects_file={data.subjects_file}: patients are chosen with data=mimic or "
             f"data=synthetic, not with data={data.name}; leave it out"
         )
+    if data.name in ("meds", "release", *BENCHMARKS):
+        problems += [
+            f"data.split.{split}_subjects={file}: a split is named with data=mimic or "
+            f"data=synthetic, not with data={data.name}; leave it out"
+            for split in ("validation", "test")
+            if (file := data.split.of(f"{split}_subjects")) is not None
+        ]
     if data.name in BENCHMARKS and data.tell_time:
         problems.append(
             "data.tell_time=true: samples of a benchmark file come with a question of their own; "
@@ -99,10 +106,12 @@ def _shares(data: AnyData) -> list[str]:
             f"data.shard={data.shard}: it must be below data.shards={data.shards}; set data.shards "
             "to the number of processes that share the work"
         )
-    if data.split.validation + data.split.test >= 1:
+    shares = {split: data.split.of(split) for split in ("validation", "test")}
+    drawn = [n for split, n in shares.items() if data.split.of(f"{split}_subjects") is None]
+    if sum(drawn) >= 1:
         problems.append(
-            f"data.split={data.split.model_dump()}: nothing is left to train on; the two shares "
-            "must add up to less than 1"
+            f"data.split={shares}: nothing is left to train on; the two shares must add up to less "
+            "than 1"
         )
     return problems
 
@@ -127,6 +136,15 @@ def evaluation(cfg: "Config") -> list[str]:
         problems.append("engine.model=null: engine=anthropic needs one: engine.model=NAME")
     if isinstance(engine, AnthropicEngine) and cfg.eval.shots:
         problems.append(f"eval.shots={cfg.eval.shots}: engine=anthropic shows none; leave it out")
+    if cfg.eval.chains is not None and isinstance(engine, AnthropicEngine):
+        problems.append(
+            f"eval.chains={cfg.eval.chains}: engine=anthropic takes no begun answers; leave it out"
+        )
+    if cfg.eval.chains is not None and cfg.answer not in (None, "think", ["think"]):
+        problems.append(
+            f"answer={cfg.answer}: with eval.chains={cfg.eval.chains} what is thought is given; "
+            "leave answer out"
+        )
     problems += [
         f"{name}={cfg.of(name)}: it belongs to stage={' and '.join(stages)}; this is "
         f"stage={cfg.stage}"

@@ -172,6 +172,7 @@ class RL(Optimization):
     max_batch_tokens: Count
     rewards: Annotated[dict[str, Finite], BeforeValidator(_joined)]
     """Weights of the sum by name; names are the user's (`your.module.function`)."""
+    require_closed_think: bool
     reward_timeout_seconds: Positive
     validation_prompts: Count
     bootstrap: Count

@@ -199,7 +199,10 @@ class Eval(Section):
     draws: Count
     temperature: Positive
     top_p: PositiveShare
+    top_k: Natural
+    matching: Literal["ours", "release"]
     shots: Natural
+    chains: PathText | None
     calibration_samples_per_task: Natural
     shard: Natural | None
     shards: Count

@@ -11,6 +11,7 @@ from ehrr1.tasks.samples import Sample
 
 Answer = Literal["direct", "think", "both"]
 Candidates = Literal["none", "list"]
+Chains = Literal["own", "given"]
 Chooser = Callable[[Sample], Sequence[str]]
 """The answers that a sample's question is listed with."""
 
@@ -21,18 +22,21 @@ class Asked:
 
     `answer`: at once, after thinking, or after a case for each outcome (yes/no questions;
     decisions then are thought about). `candidates`: whether decision questions come with a list of
-    answers to choose from. `wording`: the style of the prompts (`prompts.wording`).
+    answers to choose from. `wording`: the style of the prompts (`prompts.wording`). `chains`:
+    whether the model thinks itself, or answers behind a chain that is given (`eval.chains`).
     """
 
     answer: Answer
     candidates: Candidates = "none"
     wording: WordingName = "file"
+    chains: Chains = "own"
 
     @property
     def name(self) -> str:
         """`direct`, `think-list`, `both-ours`: part of the name of a result."""
         more = "-list" * (self.candidates == "list")
-        return self.answer + more + ("" if self.wording == "file" else f"-{self.wording}")
+        more += "" if self.wording == "file" else f"-{self.wording}"
+        return self.answer + more + "-given" * (self.chains == "given")
 
     @property
     def thinks(self) -> bool:

@@ -1,5 +1,6 @@
 """Questions on records that were handed over, and what a model says to them."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -27,13 +28,21 @@ YES_NO_WORDS = frozenset(
 )
 """A question that begins with one of them is answered by yes or no."""
 
+WHETHER = re.compile(
+    r"(?:^|[.,:;!?])\s*(?:please\s+)?"
+    r"(?:predict|tell(?:\s+me)?|say|state|decide|judge|assess|determine|estimate)\s+whether\b"
+)
+"""A clause that asks for yes or no without a question mark, as the release's questions do."""
+
 NOTHING_FITS = "no event of the record fits beside the question"
 
 
 def asks_yes_or_no(question: str) -> bool:
-    """Whether it ends in "yes or no" or begins with a verb such as will, is, does, has."""
+    """Whether it ends in "yes or no", begins with a verb such as will, is, does, has, or asks to
+    predict (tell, say, ...) whether something is so."""
     words = question.lower().split()
-    asked = " ".join(words).rstrip(" .?!").endswith("yes or no")
+    text = " ".join(words)
+    asked = text.rstrip(" .?!").endswith("yes or no") or WHETHER.search(text) is not None
     return asked or (bool(words) and words[0].strip("'\"(") in YES_NO_WORDS)
 
 

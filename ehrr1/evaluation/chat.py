@@ -92,7 +92,7 @@ def predict(
         engine,
         prepared,
         Writing(limits.think, limits.direct, cfg.eval.draws),
-        Candidates(prepared, cfg.seed) if cfg.candidates == "list" else None,
+        Candidates.of(prepared, cfg.seed) if cfg.candidates == "list" else None,
     )
     for asked, kind in ((result.risk, "risk"), (result.decision, "decision")):
         if asked is not None:

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from ehrr1.errors import UserError
+from ehrr1.evaluation.matching import with_matches
 from ehrr1.evaluation.pages.html import page, table
 from ehrr1.evaluation.pages.report import flat_settings, lead, report_data, rules
 from ehrr1.evaluation.report import MIN_WIDTH, difference_table
@@ -30,7 +31,7 @@ NOT_TOLD = ("output_root", "inputs", "rescore", "compare", "variant", "name", "s
 
 HOW_ASKED = (
     *("answer", "candidates", "wording", "data.name", "data.protocol", "eval.suite"),
-    *("eval.max_prompt_tokens", "eval.shots", "eval.draws"),
+    *("eval.max_prompt_tokens", "eval.shots", "eval.draws", "eval.matching", "eval.chains"),
 )
 """Settings without which two scores are not of the same thing."""
 
@@ -63,7 +64,8 @@ def compare(folders: Sequence[Path], target: Path, replicates: int, seed: int) -
         told = ", ".join(f"{run.label}: {run.split}" for run in runs)
         raise UserError(f"compare: the evaluations are of different splits ({told})")
     split = runs[0].split
-    together = pl.concat(named(run, runs[:place]) for place, run in enumerate(runs))
+    parts = [named(run, runs[:place]) for place, run in enumerate(runs)]
+    together = pl.concat(parts, how="diagonal")  # only those matched as released tell scores
     scored = together.filter(pl.col("split") == split)
     matched = {pair: matching(scored, *pair) for pair in compared(runs)}
     notes = {pair: f"{n:,} samples of {m:,} patients" for pair, (n, m) in matched.items()}
@@ -100,7 +102,9 @@ def read(folder: Path, label: str) -> Finished:
         )
     config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     settings = {name: value for name, value in flat_settings(config)}
-    return Finished(label, folder, pl.read_parquet(folder / "predictions.parquet"), settings)
+    predictions = pl.read_parquet(folder / "predictions.parquet")
+    predictions = with_matches(predictions, settings.get("eval.matching", "ours"))
+    return Finished(label, folder, predictions, settings)
 
 
 def labels(folders: Sequence[Path]) -> list[str]:

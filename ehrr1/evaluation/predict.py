@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ehrr1.evaluation.asked import Asked, Chooser
 from ehrr1.evaluation.predictions import Told, Written, prediction_row, risk_row
-from ehrr1.prompts.messages import CASES, OPENED, THINK_CLOSE, THINK_OPEN
+from ehrr1.prompts.messages import CASES, CLOSED, OPENED, THINK_CLOSE, THINK_OPEN, broken
 from ehrr1.prompts.trees import Question, Tree, TreeMaker
 from ehrr1.rollout.sampling import Answerer, Completion, Sampling
 from ehrr1.scoring.answers import read_answer
@@ -35,6 +35,7 @@ NOT_CLOSED = "think block is not closed"
 NOT_TOLD = "no probability of yes or no"
 REFUSED = "refused by the server"
 TOO_LONG = "the question alone is too long for the prompt"
+CHAIN_TOO_LONG = "the given chain is longer than eval.max_new_tokens.think leaves beside the answer"
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,13 @@ class Writing:
     draws: int = 1
     temperature: float = 0.7
     top_p: float = 0.95
+    top_k: int = 0
 
     def sampling(self, asked: Asked) -> Sampling:
-        most = self.think if asked.thinks else self.direct
+        most = self.think if asked.thinks and asked.chains == "own" else self.direct
         if self.draws == 1:
             return Sampling(most, temperature=0.0)
-        return Sampling(most, self.temperature, self.top_p)
+        return Sampling(most, self.temperature, self.top_p, self.top_k)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class Predictor:
 
     `maker` has the model's tokenizer and bounds a record with its question; models that share a
     tokenizer may share it, as it remembers events. `heads` are a task's examples, shown before a
-    record, as tokens (`evaluation.shots`); `candidates` serve questions that list some.
+    record, as tokens (`evaluation.shots`); `candidates` serve questions that list some. `chains`
+    are those that are given, by `sample_id`.
     """
 
     engine: Answerer
@@ -78,6 +81,7 @@ class Predictor:
     writing: Writing
     candidates: Chooser | None = None
     heads: Mapping[str, list[int]] = field(default_factory=dict)
+    chains: Mapping[str, str] = field(default_factory=dict)
 
     def risk(self, samples: Iterable[Sample], asked: Asked) -> Iterator[Rows]:
         """The probability of yes for each sample: at once, or behind what was written first.
@@ -106,7 +110,11 @@ class Predictor:
         fitting, others = self._fitting(samples, asked)
         yield from others
         for some in chunks(fitting, RECORDS_AT_ONCE):
-            prompts = [self._prompt(sample, asked) for sample in some]
+            given = [self._given(sample.sample_id, asked) for sample in some]
+            prompts = [
+                self._prompt(sample, asked) + self._begun(text)
+                for sample, text in zip(some, given, strict=True)
+            ]
             seeds = [_seed(seed, sample) for sample in some]
             written = self.engine.stream(
                 prompts, sampling, group_size=self.writing.draws, seeds=seeds
@@ -119,10 +127,14 @@ class Predictor:
         fitting: list[Sample] = []
         others: list[Rows] = []
         for sample in samples:
-            if self.maker.fits(self._question(sample, asked)):
+            problem = None if self.maker.fits(self._question(sample, asked)) else TOO_LONG
+            given = self._begun(self._given(sample.sample_id, asked))
+            if given and len(given) + self.writing.direct > self.writing.think:
+                problem = CHAIN_TOO_LONG
+            if problem is None:
                 fitting.append(sample)
             else:
-                others.append([prediction_row(sample, asked, Written([], None, TOO_LONG))])
+                others.append([prediction_row(sample, asked, Written([], None, problem))])
         return fitting, others
 
     def _written(self, sample: Sample, group: Sequence[Completion], asked: Asked) -> Rows:
@@ -131,6 +143,7 @@ class Predictor:
             return [prediction_row(sample, asked, Written([], None, REFUSED))]
         # a block that the prompt has opened must be closed to be one
         opened = self.maker.chat.opened if asked.thinks else ""
+        opened = self._given(sample.sample_id, asked) or opened
         texts = [opened + text for text in self._texts(group)]
         return [_decision_row(sample, text, asked, n) for n, text in enumerate(texts)]
 
@@ -162,6 +175,8 @@ class Predictor:
     def _thoughts(self, trees: Sequence[Tree], asked: Asked) -> dict[str, Thought]:
         """What is written before the answer to each question."""
         prompts = {b.sample_id: tree.trunk + b.prompt for tree in trees for b in tree.branches}
+        if asked.chains == "given":
+            return {name: Thought(self._given(name, asked)) for name in prompts}
         if asked.answer == "both":
             return self._cases(prompts)
         written = self._greedily(prompts, {}, self.writing.think)
@@ -195,6 +210,12 @@ class Predictor:
             for b in tree.branches
         ]
         return replace(tree, branches=branches)
+
+    def _given(self, sample_id: str, asked: Asked) -> str:
+        """The think block of a chain that is given; nothing where the model thinks itself."""
+        if asked.chains == "own":
+            return ""
+        return f"{OPENED}{broken(self.chains[sample_id])}{CLOSED}"
 
     def _begun(self, text: str) -> list[int]:
         """The tokens of a begun answer; the prompt itself may have opened the think block."""

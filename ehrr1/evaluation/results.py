@@ -52,6 +52,8 @@ def results(cfg: Config, inputs: Mapping[str, Path]) -> list[Result]:
     trained = cfg.engine.name in LOCAL and any(stage in inputs for stage in STAGES)
     usual: list[Answer | None] = [None] if trained else ["direct"]
     answers = chosen_answers(cfg) or usual
+    if cfg.eval.chains is not None:
+        answers = ["think"]
     return [
         _result(cfg, model, source, answer, thinks(model, inputs))
         for model, source in found.items()
@@ -95,6 +97,7 @@ def _result(
     thinking: bool,
 ) -> Result:
     how: dict[str, Any] = {"candidates": cfg.candidates, "wording": cfg.wording}
+    how["chains"] = "own" if cfg.eval.chains is None else "given"
     if answer is None:
         decision = Asked("think" if thinking else "direct", **how)
         suffix = decision.name.removeprefix(decision.answer)

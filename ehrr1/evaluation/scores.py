@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ehrr1.evaluation.bootstrap import Resamples
 from ehrr1.evaluation.calibration import cooled
+from ehrr1.evaluation.matching import MATCHED
 from ehrr1.evaluation.metrics import (
     macro,
     pass_at_k,
@@ -124,7 +125,7 @@ def _risk(
 
 def _decision(rows: pl.DataFrame, resamples: Resamples, main_only: bool) -> Replicates:
     pairs = list(zip(rows["prediction"], rows["target"], strict=True))
-    columns = np.array([_compared(*pair) for pair in pairs]).T
+    columns = np.array(_matched(rows, pairs)).T
     if main_only:
         return _means(rows, resamples, {"f1": columns[2]})
     said, true = ([text.split("\n") for text in texts] for texts in zip(*pairs, strict=True))
@@ -139,6 +140,15 @@ def _decision(rows: pl.DataFrame, resamples: Resamples, main_only: bool) -> Repl
         | {"f1_normalised": np.array(reduced)},
     )
     return found | _micro(rows, resamples, said, true) | _draws(rows, resamples)
+
+
+def _matched(rows: pl.DataFrame, pairs: Sequence[tuple[str, str]]) -> list[Sequence[float]]:
+    """Precision, recall and F1 of each answer: as they stand beside it, else ours."""
+    found = [_compared(*pair) for pair in pairs]
+    if MATCHED not in rows.columns:
+        return list(found)
+    beside = rows[MATCHED].to_list()
+    return [own if other is None else other for own, other in zip(found, beside, strict=True)]
 
 
 @lru_cache(maxsize=2**18)

@@ -32,7 +32,7 @@ console = Console(stderr=True)
 COUNTED_COLUMNS = ("task", "split", "subject_id", "label", "n_context_rows", "balanced")
 
 Counts = Mapping[str, float | int]
-FILES = ("root", "subjects_file", "sampling", "maps")
+FILES = ("root", "subjects_file", "sampling", "maps", "validation_subjects", "test_subjects")
 """Settings that are shown as given or not: a card goes where paths mean nothing."""
 GROUPS = ("labels", "split", "maps")
 """Settings that hold settings."""
@@ -79,7 +79,7 @@ def settings_section(data: dict[str, Any]) -> list[str]:
         if f"data.{name}" in NOT_COMPARED:
             continue
         for key, one in (value or {"": None}).items() if name in GROUPS else [("", value)]:
-            shown = "null" if one is None else "given" if name in FILES else str(one)
+            shown = "null" if one is None else "given" if {name, key} & set(FILES) else str(one)
             rows.append((f"{name}.{key}".rstrip("."), shown))
     return ["## Settings", table(["setting", "value"], rows)]
 

@@ -11,7 +11,7 @@ trained. Predictions are kept in parts/ as they come, by one process or by sever
 records: a stopped evaluation goes on where it was.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
@@ -28,6 +28,7 @@ from ehrr1.evaluation import chat, shots
 from ehrr1.evaluation.bags import learn_baselines, of_kind
 from ehrr1.evaluation.compare import compare
 from ehrr1.evaluation.list_only import list_baselines
+from ehrr1.evaluation.matching import with_matches
 from ehrr1.evaluation.meds_export import export
 from ehrr1.evaluation.opening import Makers, opened, reader
 from ehrr1.evaluation.parts import Parts, speed
@@ -38,9 +39,12 @@ from ehrr1.evaluation.results import Result, results
 from ehrr1.evaluation.subgroups import with_subgroups
 from ehrr1.evaluation.summary import STARTS, summarise
 from ehrr1.files import remove, replacing, write_json
+from ehrr1.graph.chains.chain import without_results
 from ehrr1.runs import Run
+from ehrr1.stages.given_chains import CHAINS
+from ehrr1.stages.reason import kept_chains
 from ehrr1.tasks.candidates import Candidates
-from ehrr1.tasks.catalog import ALL_TASKS, SUITES
+from ehrr1.tasks.catalog import ALL_TASKS, SUITES, TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import select
 
@@ -50,12 +54,13 @@ console = Console(stderr=True)
 @dataclass(frozen=True)
 class Study:
     """What all models answer: samples of the split that is scored, and risk samples of the
-    validation split that fit the temperature."""
+    validation split that fit the temperature; with `eval.chains` those that have one."""
 
     prepared: Prepared
     tasks: tuple[str, ...]
     index: pl.DataFrame
     calibration: pl.DataFrame
+    chains: dict[str, str]
 
     def of(self, result: Result, cfg: Config) -> list[Sample]:
         """The samples that a result answers: those of the untrained model, which writes to the
@@ -136,8 +141,9 @@ def ask(
             maker,
             study.prepared,
             writing(cfg),
-            Candidates(study.prepared, cfg.seed) if cfg.candidates == "list" else None,
+            Candidates.of(study.prepared, cfg.seed) if cfg.candidates == "list" else None,
             shots.heads(cfg, study.prepared, maker, study.tasks),
+            study.chains,
         )
         parts.save(answers(predictor, result, left, cfg.seed), len(left))
 
@@ -175,7 +181,7 @@ def baselines(cfg: Config, run: Run, study: Study, result: Result) -> pl.DataFra
                 study.prepared, train, samples, maker, cfg.eval.baselines.max_features, cfg.seed
             )
             if cfg.candidates == "list":
-                lists = Candidates(study.prepared, cfg.seed)
+                lists = Candidates.of(study.prepared, cfg.seed)
                 split, seed = cfg.eval.split, cfg.seed
                 found.extend(list_baselines(study.prepared, lists, samples, split, seed))
             found.write_parquet(path)
@@ -196,6 +202,7 @@ def told(
 ) -> dict[str, float | int]:
     """Metrics of predictions, shown in the terminal and published in `folder`."""
     tasks = suite_tasks(cfg)
+    predictions = with_matches(predictions, cfg.eval.matching)
     metrics = summarise(predictions, tasks, cfg.eval.split, cfg.eval.bootstrap, cfg.seed)
     show(predictions.filter(pl.col("split") == cfg.eval.split), metrics, tasks)
     publish(cfg, folder, predictions, metrics, tasks, prepared)
@@ -204,7 +211,8 @@ def told(
 
 
 def rescore(cfg: Config) -> None:
-    """Score the predictions of a finished evaluation again: no model, no records are needed."""
+    """Score the predictions of a finished evaluation again: no model, no records are needed.
+    `eval.bootstrap` and `eval.matching` are the command's."""
     folder = Path(str(cfg.rescore))
     if not (folder / "predictions.parquet").exists():
         raise UserError(
@@ -212,7 +220,7 @@ def rescore(cfg: Config) -> None:
             "stage=eval"
         )
     then = recorded(folder)
-    then.eval.bootstrap = cfg.eval.bootstrap
+    then.eval.bootstrap, then.eval.matching = cfg.eval.bootstrap, cfg.eval.matching
     predictions = pl.read_parquet(folder / "predictions.parquet")
     if missing := [name for name in SCHEMA if name not in predictions.columns]:
         raise UserError(
@@ -238,31 +246,91 @@ def study_of(cfg: Config, run: Run) -> Study:
     """The samples that are answered. Raises UserError where there is none."""
     prepared = Prepared(run.input("prepare"))
     tasks = suite_tasks(cfg)
-    index = choose_samples(cfg, prepared, tasks)
+    chains = chains_of(cfg, run.inputs)
+    index = choose_samples(cfg, prepared, tasks, chains)
     if index.is_empty():
         raise UserError(
             f"eval.split={cfg.eval.split}: it has no samples of suite {cfg.eval.suite}; "
             "prepare more patients (data.subjects) or a larger share of them (data.split)"
         )
+    if cfg.candidates == "list":
+        check_candidates(cfg, prepared, index)
     count, risk = cfg.eval.calibration_samples_per_task, rows_of(index, "risk")["task"].unique()
-    pool = prepared.scan("validation", risk.to_list())
+    pool = having(prepared.scan("validation", risk.to_list()), chains)
     none = count == 0 or cfg.eval.split == "validation" or cfg.engine.name == "anthropic"
     calibration = select(pool, count, cfg.seed)
-    return Study(prepared, tasks, index, calibration.clear() if none else calibration)
+    calibration = calibration.clear() if none else calibration
+    return Study(prepared, tasks, index, calibration, chains)
+
+
+def chains_of(cfg: Config, inputs: Mapping[str, Path]) -> dict[str, str]:
+    """sample_id -> the chain that is given, without its results; empty without `eval.chains`.
+
+    Raises UserError where there is none.
+    """
+    if cfg.eval.chains is None:
+        return {}
+    place = inputs["chains"] if cfg.eval.chains == runs.GIVEN else Path(cfg.eval.chains)
+    path = place / CHAINS if place.is_dir() else place
+    try:
+        kept = kept_chains(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"eval.chains={cfg.eval.chains}: {path} cannot be read ({type(error).__name__}); name "
+            "a chains.jsonl of stage=chains"
+        ) from error
+    return {name: text for name, (chain, _) in kept.items() if (text := without_results(chain))}
+
+
+def having(index: pl.LazyFrame, chains: Mapping[str, str]) -> pl.LazyFrame:
+    """The samples that have a chain, where some are given."""
+    return index.filter(pl.col("sample_id").is_in(list(chains))) if chains else index
+
+
+def check_candidates(cfg: Config, prepared: Prepared, index: pl.DataFrame) -> None:
+    """Raise UserError where decision rows of a file have no list; a stay's ICD titles (`cdm_icd`)
+    never have one, and are asked without."""
+    if "candidates" not in index.columns:
+        return
+    bare = index.filter(pl.col("candidates").list.len() == 0)
+    lacking = Candidates.of(prepared, cfg.seed).lacking(bare["task"].unique().sort())
+    rows = bare.filter(pl.col("task").is_in(lacking)).height
+    told = f"{rows:,} samples bring no candidates ({', '.join(lacking)})"
+    if any(task in TASKS for task in lacking):
+        raise UserError(
+            f"candidates=list: {told}; put the release's lists beside the file "
+            "(cache/similar_item/<task>.csv or cache/item_set/<task>.csv) and prepare it again, or "
+            "leave candidates out"
+        )
+    if lacking:
+        console.print(f"candidates=list: {told} and are asked without a list")
 
 
 def suite_tasks(cfg: Config) -> tuple[str, ...]:
     return tuple(SUITES[cfg.eval.suite])
 
 
-def choose_samples(cfg: Config, prepared: Prepared, tasks: Sequence[str]) -> pl.DataFrame:
+def choose_samples(
+    cfg: Config, prepared: Prepared, tasks: Sequence[str], chains: Mapping[str, str]
+) -> pl.DataFrame:
     """The rows of the index that every model answers. Decisions are written word by word and cost
     far more than risk, so they may have a smaller number of their own."""
+    whole = prepared.scan(cfg.eval.split, tasks)
+    if cfg.eval.chains is not None:
+        told = [frame.select(pl.len()).collect().item() for frame in (having(whole, chains), whole)]
+        if not chains or not told[0]:
+            raise UserError(
+                f"eval.chains={cfg.eval.chains}: no sample of eval.split={cfg.eval.split} has a "
+                "chain; choose eval.split=validation, or chains of these samples"
+            )
+        console.print(
+            f"eval.chains: {told[0]:,} of {told[1]:,} samples have a chain; others are not asked"
+        )
     counts = {"risk": cfg.eval.samples_per_task, "decision": cfg.eval.decision_samples_per_task}
     chosen = []
     for kind, count in counts.items():
         of_it = [task for task in tasks if ALL_TASKS[task].kind == kind]
-        pool = prepared.scan(cfg.eval.split, of_it)
+        pool = having(prepared.scan(cfg.eval.split, of_it), chains)
         chosen.append(select(pool, count or cfg.eval.samples_per_task, cfg.seed))
     return pl.concat(chosen)
 
@@ -274,10 +342,8 @@ def rows_of(index: pl.DataFrame, kind: str) -> pl.DataFrame:
 
 
 def writing(cfg: Config) -> Writing:
-    limits, settings = cfg.eval.max_new_tokens, cfg.eval
-    return Writing(
-        limits.think, limits.direct, settings.draws, settings.temperature, settings.top_p
-    )
+    limits, own = cfg.eval.max_new_tokens, cfg.eval
+    return Writing(limits.think, limits.direct, own.draws, own.temperature, own.top_p, own.top_k)
 
 
 def prepared_of(folder: Path) -> Prepared | None:

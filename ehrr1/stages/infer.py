@@ -5,7 +5,7 @@ its output as they come; the same command goes on where it was.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ehrr1.evaluation.results import STAGES
 from ehrr1.records.events import Event
 from ehrr1.stages.infer_batch import Records, read_batch, shows_the_moment, time_of
 from ehrr1.tasks.candidates import Candidates
-from ehrr1.tasks.catalog import ALL_TASKS
+from ehrr1.tasks.catalog import ALL_TASKS, TASKS
 from ehrr1.tasks.one_record import meds_events, patient_events
 from ehrr1.tasks.samples import Prepared
 
@@ -37,6 +37,7 @@ def run_infer(cfg: Config) -> None:
 
 def ask_one(cfg: Config) -> None:
     record = events(record_of(cfg))  # read before the model is
+    lists = candidates(cfg, [cfg.infer.task])
     with opened(cfg) as model:
         say(f"model: {model.source}")
         stream = cfg.infer.stream and sys.stdout.isatty()
@@ -46,7 +47,7 @@ def ask_one(cfg: Config) -> None:
             task=cfg.infer.task,
             answer=way(cfg),
             time=time_of(cfg.infer.time) if cfg.data.tell_time else None,
-            candidates=candidates(cfg),
+            candidates=lists,
             watch=partial(print, end="", flush=True) if stream else None,
         )
     print("" if stream else answer)
@@ -60,6 +61,7 @@ def ask_batch(cfg: Config) -> None:
     batch = read_batch(
         Path(str(cfg.infer.path)), output_of(cfg), row_reader(cfg), cfg.data.tell_time
     )
+    lists = candidates(cfg, [asking.task for asking in batch.left])
     with opened(cfg) as model, batch.writing(settings_of(cfg, model.source)):
         batch.refuse(lambda asking: model.problem(asking, way(cfg)))
         for line in batch.report():
@@ -68,7 +70,7 @@ def ask_batch(cfg: Config) -> None:
         cut = 0
         if batch.left:
             say(f"model: {model.source}")
-            for name, answer in model.answers(batch.left, way(cfg), candidates(cfg)):
+            for name, answer in model.answers(batch.left, way(cfg), lists):
                 batch.write(name, answer)
                 cut += answer.cut_events > 0
     if cut:
@@ -179,9 +181,20 @@ def prepared(cfg: Config) -> Prepared:
         raise UserError(str(error).replace("stage=card", "a patient of the store", 1)) from error
 
 
-def candidates(cfg: Config) -> Candidates | None:
-    """Lists of the prepared tasks' most frequent answers."""
-    return Candidates(prepared(cfg), cfg.seed) if cfg.candidates == "list" else None
+def candidates(cfg: Config, tasks: Iterable[str | None]) -> Candidates | None:
+    """Lists of the prepared tasks' most frequent answers, or the release's lists.
+
+    Raises UserError for tasks that have none.
+    """
+    if cfg.candidates != "list":
+        return None
+    lists = Candidates.of(prepared(cfg), cfg.seed)
+    if lacking := lists.lacking(task for task in tasks if task in TASKS):
+        raise UserError(
+            f"candidates=list: {lists.prepared.folder} holds rows of a file, and no list of "
+            f"{', '.join(lacking)}; name records by data=..., or leave candidates out"
+        )
+    return lists
 
 
 def opened(cfg: Config) -> EHRModel:

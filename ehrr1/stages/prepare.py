@@ -65,7 +65,7 @@ def run(cfg: Config, run: Run) -> Metrics:
     write_json(run.folder / "reported.json", reported(rows))
     decided = inputs.openness_of(cfg, source)
     write_json(run.folder / openness.FILE, decided)
-    metrics |= unknown_subjects(source)
+    metrics |= unknown_subjects(cfg, source)
     metrics |= table_metrics(rows, source.tables, len(source.subjects))
     metrics |= {f"samples/{task}": samples[f"samples/{task}"] for task in TASKS}
     metrics |= {name: count for name, count in sorted(samples.items())}
@@ -74,6 +74,7 @@ def run(cfg: Config, run: Run) -> Metrics:
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3
     )
     show(rows, metrics, source.missing_maps)
+    tasks_left_out(cfg, metrics)
     console.print(told(decided))
     return metrics
 
@@ -156,28 +157,51 @@ def check(cfg: Config) -> None:
 
 
 def draw_of(cfg: Config) -> Draw:
-    """Which samples are kept: `data.force_task_num` of every task, else by `data.sampling`."""
-    data = cfg.data
-    limits: dict[str, int | None] = dict.fromkeys(TASKS, data.force_task_num)
-    if data.force_task_num is None and data.sampling:
+    """Which samples are kept: of the tasks that `data.sampling` names (none: of every task) so many
+    as it says, or as `data.force_task_num` says: another number, or a share."""
+    data, forced, share = cfg.data, cfg.data.force_task_num, None
+    limits: dict[str, int | None] = dict.fromkeys(TASKS)
+    if data.sampling:
         limits = read_limits(Path(data.sampling))
-    if data.balance == "weights" and all(limits[task] is None for task in BALANCED):
+    if isinstance(forced, float):
+        share = forced
+    elif forced is not None:
+        limits = {task: 0 if limit == 0 else forced for task, limit in limits.items()}
+    nothing_drawn = share is None and all(limits[task] is None for task in BALANCED)
+    if data.balance == "weights" and nothing_drawn:
         raise UserError(
             "data.balance=weights: nothing is drawn where all samples are taken; give numbers by "
             "data.force_task_num=N or data.sampling=FILE.json"
         )
-    return Draw(limits, data.balance, cfg.seed)
+    return Draw(limits, data.balance, cfg.seed, share)
 
 
-def unknown_subjects(source: Source) -> Metrics:
-    """How many of the chosen patients are not in the tables."""
-    if source.chosen is None:
-        return {}
-    unknown = len(source.chosen) - len(source.subjects)
-    if unknown:
-        told = f"{unknown:,} of {len(source.chosen):,}"
-        console.print(f"data.subjects_file: {told} are not in the tables")
-    return {"unknown_subjects": unknown}
+def unknown_subjects(cfg: Config, source: Source) -> Metrics:
+    """How many of the patients that files name are not among those that are read."""
+    named = {} if source.chosen is None else {"data.subjects_file": ("", source.chosen)}
+    for split, patients in inputs.named_splits(cfg).items():
+        named[f"data.split.{split}_subjects"] = (f"/{split}", patients)
+    metrics: Metrics = {}
+    for setting, (suffix, patients) in named.items():
+        unknown = int((~patients.is_in(source.subjects.implode())).sum())
+        if unknown:
+            told = f"{unknown:,} of {len(patients):,}"
+            console.print(f"{setting}: {told} are not in the tables, or not read")
+        metrics[f"unknown_subjects{suffix}"] = unknown
+    return metrics
+
+
+def tasks_left_out(cfg: Config, metrics: Metrics) -> None:
+    """Tell what a sampling file does not name, or names with 0."""
+    if not cfg.data.sampling:
+        return
+    absent = [task for task, limit in read_limits(Path(cfg.data.sampling)).items() if limit == 0]
+    lost = sum(metrics.get(f"sampled_out/{task}", 0) for task in absent)
+    if absent:
+        console.print(
+            f"data.sampling names no samples of {len(absent)} tasks, {lost:,} samples are left "
+            f"out: {', '.join(absent)}"
+        )
 
 
 def write(frame: pl.DataFrame, path: Path) -> None:

@@ -5,6 +5,7 @@ data=ehrshot       EHRSHOT's folder or its MEDS export (`tasks.ehrshot`)
 data=mimiciv_cdm   MIMIC-IV-CDM's folder or its flattened form (`tasks.cdm`)
 
 texts.arrow     the contexts, each distinct one once
+similar_item/, item_set/   lists of candidates that lie in the release's folder around data.path
 index.parquet   a row a sample, with its question, candidates and answer
 split.parquet   subject_id, split
 shots.parquet   sample_id, k, replicate: the examples that the benchmark names, where it does
@@ -18,12 +19,14 @@ from rich.console import Console
 
 from ehrr1.config.records import BenchmarkData, CdmData, EhrshotData
 from ehrr1.config.schema import Config, value_of
-from ehrr1.files import replacing, write_json
+from ehrr1.files import remove, replacing, write_json
 from ehrr1.records import openness
 from ehrr1.runs import Run
+from ehrr1.stages.prepare_inputs import UNPACKED
 from ehrr1.tasks.benchmark import SHOTS, Benchmark, read_benchmark
 from ehrr1.tasks.cdm import read_cdm
 from ehrr1.tasks.ehrshot import Limits, read_ehrshot
+from ehrr1.tasks.release_lists import CACHE, keep_lists
 from ehrr1.tasks.samples import INDEX, SPLIT, TEXTS
 
 console = Console(stderr=True)
@@ -42,6 +45,8 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
         if frame is not None:
             with replacing(run.folder / name) as path:
                 frame.write_parquet(path)
+    if isinstance(cfg.data, BenchmarkData):
+        keep_lists_around(Path(str(cfg.data.path)), run.folder)
     # its ids may be a benchmark's own numbers: nothing follows from them
     closed = {"open": cfg.data.open is True, "why": f"data.open={cfg.data.open}"}
     write_json(run.folder / openness.FILE, closed)
@@ -57,6 +62,15 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
         **found.counts,
         **{f"samples/{task}": count for task, count in tasks.iter_rows()},
     }
+
+
+def keep_lists_around(path: Path, folder: Path) -> None:
+    """Keep the release's lists of candidates where `path` stands in its folder, or in one of it."""
+    own = path if path.is_dir() else path.parent
+    root = next((at for at in (own, own.resolve().parent) if (at / CACHE).is_dir()), None)
+    if root is not None:
+        keep_lists(root, folder, folder / UNPACKED)
+        remove(folder / UNPACKED)
 
 
 def read(cfg: Config, texts: Path) -> Benchmark:

@@ -4,7 +4,6 @@
 export as MEDS. Others' MEDS and the EHR-R1 release bring their own samples.
 """
 
-import shutil
 from collections.abc import Collection
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +13,8 @@ import polars as pl
 from rich.console import Console
 
 from ehrr1.config.schema import Config
-from ehrr1.files import locked, remove, replacing
+from ehrr1.errors import UserError
+from ehrr1.files import locked, remove
 from ehrr1.records import release
 from ehrr1.records.codes import ClassMaps
 from ehrr1.records.meds_source import MedsFolder
@@ -30,8 +30,9 @@ from ehrr1.tasks.label_files import label_index, read_labels
 from ehrr1.tasks.labels import LabelOptions
 from ehrr1.tasks.paper import paper_index
 from ehrr1.tasks.release_index import release_index, release_splits
+from ehrr1.tasks.release_lists import keep_lists
 from ehrr1.tasks.release_rows import items_of, read_release_index
-from ehrr1.tasks.samples import INDEX, SIMILAR
+from ehrr1.tasks.samples import INDEX
 from ehrr1.tasks.sampling import read_subjects
 from ehrr1.tasks.splits import split_patients
 
@@ -69,15 +70,52 @@ def opened(cfg: Config, folder: Path) -> AnySource:
 
 
 def splits_of(cfg: Config, source: AnySource) -> pl.DataFrame:
-    """The input's own splits where it has them, else patients drawn by `data.split`."""
+    """The input's own splits where it has them, else patients named or drawn by `data.split`.
+
+    Raises UserError where the names leave a split empty.
+    """
     if isinstance(source, MedsFolder) and source.splits is not None:
         return source.splits
-    shares = cfg.data.split
+    shares, named = cfg.data.split, named_splits(cfg)
     test = 0.0 if isinstance(source, ReleaseFolder) else shares.test
-    drawn = split_patients(source.subjects, validation=shares.validation, test=test, seed=cfg.seed)
+    drawn = split_patients(
+        source.subjects, validation=shares.validation, test=test, seed=cfg.seed, named=named
+    )
+    for split in ("train", *named) if named else ():
+        if not (drawn["split"] == split).any():
+            raise UserError(
+                f"{_files_of(cfg, named)}: of {len(source.subjects):,} patients none is left for "
+                f"{split}; name others, or read more (data.subjects_file, data.root)"
+            )
     if isinstance(source, ReleaseFolder):
         return release_splits(read_release_index(source.root), source.subjects, drawn)
     return drawn
+
+
+def named_splits(cfg: Config) -> dict[str, pl.Series]:
+    """Split -> the patients that `data.split.<split>_subjects` names.
+
+    Raises UserError for a file that cannot be read and for patients in both.
+    """
+    named = {
+        split: read_subjects(Path(file), f"data.split.{split}_subjects")
+        for split in ("validation", "test")
+        if (file := cfg.data.split.of(f"{split}_subjects"))
+    }
+    if len(named) == 2:
+        both = named["test"].filter(named["test"].is_in(named["validation"].implode()))
+        if len(both):
+            raise UserError(
+                f"{_files_of(cfg, named)}: {len(both):,} patients stand in both (the first is "
+                f"{both[0]}): leave each in one"
+            )
+    return named
+
+
+def _files_of(cfg: Config, named: Collection[str]) -> str:
+    settings = [f"data.split.{split}_subjects" for split in named]
+    files = [cfg.data.split.of(f"{split}_subjects") for split in named]
+    return ", ".join(f"{one}={file}" for one, file in zip(settings, files, strict=True))
 
 
 def index_of(
@@ -115,7 +153,7 @@ def close(source: AnySource, folder: Path) -> dict[str, int]:
     """
     if not isinstance(source, ReleaseFolder):
         return {}
-    keep_similar_items(source.root, folder)
+    keep_lists(source.root, folder, folder / UNPACKED)
     samples = pl.read_parquet(folder / INDEX, columns=["sample_id"])["sample_id"]
     chains = write_given(source.root, set(samples), folder / CHAINS)
     remove(folder / UNPACKED)
@@ -181,11 +219,3 @@ def by_position(
         return release_index(rows, names, asked.filter(number == shard), splits, own, tasks)
 
     return index
-
-
-def keep_similar_items(root: Path, folder: Path) -> None:
-    """The release's lists of similar items, for `stage=export` to choose candidates from."""
-    lists = part(root, "cache/similar_item", folder / UNPACKED)
-    if any(lists.glob("*.csv")):
-        with replacing(folder / SIMILAR) as temporary:
-            shutil.copytree(lists, temporary)

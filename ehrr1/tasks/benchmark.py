@@ -202,9 +202,7 @@ def _row(given: dict[str, Any] | str, number: int) -> dict[str, Any]:
         raise UnusableError("unknown_task")
     text, question = (_text(given, name) for name in ("input", "instruction"))
     subject, idx = given.get("subject_id"), given.get("idx", number)
-    candidates = given.get("candidates") or []
-    if not isinstance(candidates, list) or not all(isinstance(c, str) for c in candidates):
-        raise UnusableError("bad_candidates")
+    candidates = _candidates(given.get("candidates"))
     sample_id = str(given.get("sample_id") or f"{task}/{idx}")
     _check_letters("".join([sample_id, *candidates]))
     events = events_of(text)
@@ -220,6 +218,18 @@ def _row(given: dict[str, Any] | str, number: int) -> dict[str, Any]:
         "candidates": candidates if ALL_TASKS[task].kind == "decision" else [],
         "input": text,
     }
+
+
+def _candidates(value: Any) -> list[str]:
+    """A list, one as text (`"['yes', 'no']"`), or none (`null`, `"None"`)."""
+    if isinstance(value, str):
+        try:
+            value = value_of(value)
+        except ValueError:
+            raise UnusableError("bad_candidates") from None
+    if not isinstance(value or [], list) or not all(isinstance(c, str) for c in value or []):
+        raise UnusableError("bad_candidates")
+    return value or []
 
 
 def _is_id(value: Any) -> bool:

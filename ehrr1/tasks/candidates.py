@@ -25,7 +25,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ehrr1.tasks.catalog import ALL_TASKS
-from ehrr1.tasks.samples import Prepared, Sample
+from ehrr1.tasks.release_lists import ReleaseLists
+from ehrr1.tasks.samples import NAMES, Prepared, Sample
 from ehrr1.tasks.selection import select
 from ehrr1.tasks.similar import read_similar
 from ehrr1.tasks.splits import SPLITS
@@ -182,19 +183,48 @@ class Candidates:
     Empty for risk tasks, for texts to write, and for an answer that is longer than the list
     (`too_long` counts them by task). A sample that came with its record as a text has those that
     came with it. The same seed and index give the same lists everywhere. `folder` holds users'
-    similar items as `<task>.csv`.
+    similar items as `<task>.csv`. `released` are the release's own lists, which stand instead
+    where it has one of the task and the sample brings none.
     """
 
-    def __init__(self, prepared: Prepared, seed: int, folder: Path | None = None):
+    def __init__(
+        self,
+        prepared: Prepared,
+        seed: int,
+        folder: Path | None = None,
+        released: ReleaseLists | None = None,
+    ):
         self.prepared = prepared
         self.seed = seed
+        self.released = released or ReleaseLists({}, {})
         self.given = {} if folder is None else read_similar(folder)
         self.too_long: Counter[str] = Counter()
         self._lists: dict[str, Lists] = {}
 
+    @classmethod
+    def of(cls, prepared: Prepared, seed: int) -> "Candidates":
+        """With the lists of the release that `prepare` has kept."""
+        return cls(prepared, seed, released=ReleaseLists.kept(prepared.folder))
+
+    def lacking(self, tasks: Iterable[str]) -> list[str]:
+        """Those of the tasks that have no list where a question brings none: the rows of a file
+        come without the answers of others."""
+        if (self.prepared.folder / NAMES).exists():
+            return []
+        return [
+            task
+            for task in dict.fromkeys(tasks)
+            if ALL_TASKS[task].kind == "decision"
+            and ALL_TASKS[task].target != "text"
+            and task not in self.released
+        ]
+
     def __call__(self, sample: Sample) -> list[str]:
         task = ALL_TASKS[sample.task]
-        if sample.text_row is not None or task.kind == "risk" or task.target == "text":
+        listed = task.kind == "decision" and task.target != "text" and not sample.candidates
+        if listed and sample.task in self.released:
+            return self.released.candidates(sample.task, sample.target, self._random(sample))
+        if sample.text_row is not None or not listed:
             return list(sample.candidates)
         if sample.task not in self._lists:
             self._lists[sample.task] = self._read(sample.task)
@@ -204,9 +234,11 @@ class Candidates:
         if len(sample.target) > lists.length:
             self.too_long[sample.task] += 1
             return []
+        return lists.around(sample.split, sample.target, self._random(sample))
+
+    def _random(self, sample: Sample) -> np.random.Generator:
         word = f"{self.seed}/{sample.sample_id}".encode()
-        rng = np.random.default_rng(int.from_bytes(sha256(word).digest()[:8], "big"))
-        return lists.around(sample.split, sample.target, rng)
+        return np.random.default_rng(int.from_bytes(sha256(word).digest()[:8], "big"))
 
     def _read(self, task: str) -> Lists:
         codes = self.prepared.scan(None, [task]).select(pl.col("target").explode().unique())

@@ -19,7 +19,7 @@ from ehrr1.tasks.context import context_events, preamble_length
 __all__ = ["Prepared", "Sample", "preamble_length"]
 
 STORE, INDEX, SPLIT, NAMES = "store", "index.parquet", "split.parquet", "names.parquet"
-TEXTS, SIMILAR = "texts.arrow", "similar_item"
+TEXTS, SIMILAR, ITEM_SET = "texts.arrow", "similar_item", "item_set"
 """What `stage=prepare` writes into its folder."""
 
 TRAINS = "trains"

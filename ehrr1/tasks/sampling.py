@@ -31,7 +31,8 @@ ALL = -1
 
 
 def read_limits(path: Path) -> dict[str, int | None]:
-    """Numbers a task from a JSON object `{task: n}`; -1 is all, as for a task that is not named.
+    """Numbers a task from a JSON object `{task: n}`; -1 is all. It names all tasks that stay, as in
+    the release: of the others there are 0.
 
     Raises UserError for a file that is none, names that are no tasks and numbers that are none.
     """
@@ -46,84 +47,98 @@ def read_limits(path: Path) -> dict[str, int | None]:
     ]
     if problems:
         raise UserError(f"data.sampling={path}: {'; '.join(problems)}")
-    return {task: None if (n := given.get(task, ALL)) == ALL else n for task in TASKS}
+    return {task: None if (n := given.get(task, 0)) == ALL else n for task in TASKS}
 
 
-def read_subjects(path: Path) -> pl.Series:
+def read_subjects(path: Path, setting: str = "data.subjects_file") -> pl.Series:
     """Distinct patients of a file, sorted: an id a line, a .csv with `subject_id`, a .json list.
 
     A first line `subject_id` is a heading in every kind of text. Raises UserError for a file that
     is not there, holds no ids, or holds anything else.
     """
     if path.suffix == ".json":
-        cells = _json(path, "data.subjects_file")
+        cells = _json(path, setting)
         if not isinstance(cells, list):
-            raise UserError(f"data.subjects_file={path}: a JSON list of subject_ids is needed")
+            raise UserError(f"{setting}={path}: a JSON list of subject_ids is needed")
     else:
-        cells = _column(path)
+        cells = _column(path, setting)
     ids = [int(text) for cell in cells if (text := str(cell).strip()).isascii() and text.isdigit()]
     if len(ids) < len(cells):
         raise UserError(
-            f"data.subjects_file={path}: {len(cells) - len(ids)} of {len(cells)} entries are no "
+            f"{setting}={path}: {len(cells) - len(ids)} of {len(cells)} entries are no "
             "subject_id (a whole number): one a line, a .csv with the column subject_id, or a "
             ".json list"
         )
     if not ids:
-        raise UserError(f"data.subjects_file={path}: it names no patient")
+        raise UserError(f"{setting}={path}: it names no patient")
     return pl.Series("subject_id", ids, dtype=pl.Int64).unique().sort()
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What is asked for: at most so many samples a task, balanced or not, by a seed."""
+    """What is asked for: at most so many samples a task, or a share of that number (of all samples
+    where there is none), balanced or not, by a seed."""
 
     limits: Limits
     balance: Balance
     seed: int
+    share: float | None = None
 
     @property
     def takes_all(self) -> bool:
-        return self.balance == "none" and all(limit is None for limit in self.limits.values())
+        no_limits = all(limit is None for limit in self.limits.values())
+        return self.balance == "none" and self.share is None and no_limits
 
     @property
     def by_rank(self) -> bool:
         """Whether the draw of several shards is a draw from the draws of each."""
-        return self.balance == "none"
+        return self.balance == "none" and self.share is None
 
     def __call__(self, index: pl.DataFrame) -> pl.DataFrame:
-        return draw(index, self.limits, self.balance, self.seed)
+        return draw(index, self.limits, self.balance, self.seed, self.share)
 
 
-def draw(index: pl.DataFrame, limits: Limits, balance: Balance, seed: int) -> pl.DataFrame:
+def draw(
+    index: pl.DataFrame, limits: Limits, balance: Balance, seed: int, share: float | None = None
+) -> pl.DataFrame:
     """At most `limits` samples of each task and split, in the index's order, with `balanced`.
+    `share`: of each limit, as in the release, and of a task without one of the samples that each
+    split has; at least one sample where the limit is not 0.
 
     Reads `task, split, context_id, sample_id, target` (lists of codes or names). Every draw goes
     by the rank of `selection`: samples of one context stay together, and a smaller draw is part of
     a larger one. In the training split and for the tasks of `BALANCED`
 
     - "weights" draws by 1 / the mean frequency of a sample's labels, without replacement;
-    - "force" takes equally many of each label: of a risk task as many "yes" as "no", of a decision
-      task label by label in turn until the number is reached (a sample counts for its rarest
-      label, and a label with few samples gives all it has).
+    - "force" takes as many "yes" as "no" of each risk task, and the decision tasks by weights, as
+      the release does.
     """
     index = index.with_row_index("position")
     to_balance = (
         (pl.col("split") == "train") & pl.col("task").is_in(BALANCED) & pl.lit(balance != "none")
     ).alias("balanced")
     index = index.with_columns(to_balance)
-    everything = all(limit is None for limit in limits.values())
     parts = []
     for (_, balanced), rows in index.group_by("split", "balanced", maintain_order=True):
+        own = limits if share is None else _of_share(rows, limits, share)
         if not balanced:
-            parts.append(select(rows, None if everything else limits, seed))
+            everything = all(limit is None for limit in own.values())
+            parts.append(select(rows, None if everything else own, seed))
         elif balance == "weights":
-            parts.append(_by_weight(rows, limits, seed))
+            parts.append(_by_weight(rows, own, seed))
         else:
             risk = pl.col("task").is_in(RISK)
-            parts.append(select(rows.filter(risk), limits, seed, balance=True))
-            parts.append(_in_turn(rows.filter(~risk), limits, seed))
+            parts.append(select(rows.filter(risk), own, seed, balance=True))
+            parts.append(_by_weight(rows.filter(~risk), own, seed))
     drawn = pl.concat(parts) if parts else index
     return drawn.sort("position").drop("position")
+
+
+def _of_share(rows: pl.DataFrame, limits: Limits, share: float) -> Limits:
+    """The numbers that a share of each task's limit or samples is."""
+    samples = dict(rows["task"].value_counts().iter_rows())
+    whole = {task: n if (n := limits[task]) is not None else samples[task] for task in samples}
+    return {task: max(min(count, 1), round(share * count)) for task, count in whole.items()}
 
 
 def _by_weight(rows: pl.DataFrame, limits: Limits, seed: int) -> pl.DataFrame:
@@ -134,19 +149,6 @@ def _by_weight(rows: pl.DataFrame, limits: Limits, seed: int) -> pl.DataFrame:
         (-uniform.log() * pl.col("frequency")).alias("key")
     )
     return _first(ranked.sort("key", "sample_id"), limits, rows.columns)
-
-
-def _in_turn(rows: pl.DataFrame, limits: Limits, seed: int) -> pl.DataFrame:
-    """One sample of each label after the other, so that labels are as equal as they can be."""
-    by_rarity = _labels(rows).sort("position", "frequency", "target")
-    rarest = by_rarity.group_by("position").agg(pl.col("target").first().alias("rarest"))
-    ranked = (
-        rows.join(rarest, on="position", how="left")
-        .with_columns(rank(seed).alias("key"))
-        .sort("key", "sample_id")
-        .with_columns(pl.int_range(pl.len()).over("task", "rarest").alias("turn"))
-    )
-    return _first(ranked.sort("turn", "key", "sample_id"), limits, rows.columns)
 
 
 def _first(ordered: pl.DataFrame, limits: Limits, columns: list[str]) -> pl.DataFrame:
@@ -183,15 +185,15 @@ def _text(path: Path, setting: str) -> str:
         ) from None
 
 
-def _column(path: Path) -> list[str]:
+def _column(path: Path, setting: str) -> list[str]:
     """The column `subject_id` of a table, or the only column of a file without a heading."""
-    lines = [row for row in csv.reader(_text(path, "data.subjects_file").splitlines()) if any(row)]
+    lines = [row for row in csv.reader(_text(path, setting).splitlines()) if any(row)]
     heading = [name.strip().lower() for name in lines[0]] if lines else []
     if "subject_id" in heading:
         place = heading.index("subject_id")
         return [row[place] if place < len(row) else "" for row in lines[1:]]
     if any(len(row) > 1 for row in lines):
         raise UserError(
-            f"data.subjects_file={path}: several columns and none of the name subject_id: name it"
+            f"{setting}={path}: several columns and none of the name subject_id: name it"
         )
     return [row[0] for row in lines]

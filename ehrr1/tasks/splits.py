@@ -1,5 +1,7 @@
 """Splits by patient: all records of a patient, whatever the module, stand in one split."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import polars as pl
 
@@ -7,17 +9,30 @@ SPLITS = ("train", "validation", "test")
 
 
 def split_patients(
-    subjects: pl.Series, *, validation: float, test: float, seed: int
+    subjects: pl.Series,
+    *,
+    validation: float,
+    test: float,
+    seed: int,
+    named: Mapping[str, pl.Series] | None = None,
 ) -> pl.DataFrame:
     """Columns `subject_id, split`, sorted by patient; shares are exact to one patient.
 
-    The draw depends on the set of patients and the seed, not on their order.
+    `named`: split -> its patients, instead of a share. What is drawn beside them is a share of all
+    patients, from those that no split names. The draw depends on the set of patients and the seed,
+    not on their order.
     """
+    named = named or {}
     ids = subjects.unique().sort()
-    n_validation, n_test = round(validation * len(ids)), round(test * len(ids))
-    place = np.empty(len(ids), dtype=np.int64)
-    place[np.random.default_rng(seed).permutation(len(ids))] = np.arange(len(ids))
-    frame = pl.DataFrame({"subject_id": ids, "place": place})
+    taken = pl.concat([ids.head(0), *named.values()])
+    rest = ids.filter(~ids.is_in(taken.implode()))
+    n_validation, n_test = (
+        0 if split in named else round(share * len(ids))
+        for split, share in (("validation", validation), ("test", test))
+    )
+    place = np.empty(len(rest), dtype=np.int64)
+    place[np.random.default_rng(seed).permutation(len(rest))] = np.arange(len(rest))
+    frame = pl.DataFrame({"subject_id": rest, "place": place})
     split = (
         pl.when(pl.col("place") < n_test)
         .then(pl.lit("test"))
@@ -25,4 +40,11 @@ def split_patients(
         .then(pl.lit("validation"))
         .otherwise(pl.lit("train"))
     )
-    return frame.select("subject_id", split.alias("split"))
+    drawn = frame.select("subject_id", split.alias("split"))
+    given = [
+        pl.DataFrame({"subject_id": ids.filter(ids.is_in(patients.implode()))}).with_columns(
+            pl.lit(name).alias("split")
+        )
+        for name, patients in named.items()
+    ]
+    return pl.concat([drawn, *given]).sort("subject_id")

@@ -164,6 +164,9 @@ class Collector:
             "task": [prompt.task for prompt in owners],
             "kind": [prompt.kind for prompt in owners],
             "think": [prompt.think for prompt in owners],
+            "must_close": [
+                self.settings.require_closed_think and prompt.think != "none" for prompt in owners
+            ],
             "target": [prompt.target for prompt in owners],
             "prompt": [text[id(prompt)] for prompt in owners],
             "tokens": [len(completion.tokens) for completion in completions],

@@ -2,7 +2,8 @@
 
 `completions` are texts. The columns are lists with one entry a completion: `sample_id`, `task`,
 `kind` ("decision" or "risk"), `think` ("none", "chain" or "both"), `target`, `prompt`, `tokens`,
-`max_tokens`, `truncated`, `yes_probability`, `citable`. A reward names those that it reads and
+`max_tokens`, `truncated`, `must_close` (`rl.require_closed_think`, where thinking was asked for),
+`yes_probability`, `citable`. A reward names those that it reads and
 takes the rest as `**columns`. A sync one is called in a thread of its own: one with a model on a
 GPU must name the device.
 
@@ -30,19 +31,22 @@ def accuracy_reward(
     *,
     kind: Sequence[Kind],
     target: Sequence[Sequence[str]],
+    must_close: Sequence[bool] = (),
     **columns: Sequence[Any],
 ) -> Values:
     """Set F1 of the answer lines for decision tasks, 1 or 0 for the label of risk tasks.
 
-    An answer that cannot be read scores 0. For risk tasks it is not proper: the likelier answer is
+    An answer that cannot be read scores 0, and so does one without a closed think block where
+    `must_close` (empty: nowhere). For risk tasks it is not proper: the likelier answer is
     right most often if it is always given, so that the probability of yes goes to 0 or 1.
     """
-    return [_accuracy(*one) for one in zip(completions, kind, target, strict=True)]
+    closes = must_close or [False] * len(completions)
+    return [_accuracy(*one) for one in zip(completions, kind, target, closes, strict=True)]
 
 
-def _accuracy(text: str, kind: Kind, target: Sequence[str]) -> float:
+def _accuracy(text: str, kind: Kind, target: Sequence[str], must_close: bool) -> float:
     answer = read_answer(text, kind)
-    if answer.problem is not None:
+    if answer.problem is not None or (must_close and answer.think is None):
         return 0.0
     if kind == "risk":
         return float(answer.label == target[0])
@@ -54,10 +58,11 @@ def set_f1_reward(
     *,
     kind: Sequence[Kind],
     target: Sequence[Sequence[str]],
+    must_close: Sequence[bool] = (),
     **columns: Sequence[Any],
 ) -> Values:
     """`accuracy` for decision tasks alone, to stand beside a proper reward for risk tasks."""
-    found = accuracy_reward(completions, kind=kind, target=target)
+    found = accuracy_reward(completions, kind=kind, target=target, must_close=must_close)
     return [value if one == "decision" else None for value, one in zip(found, kind, strict=True)]
 
 

@@ -35,7 +35,8 @@ from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
 from ehrr1.scoring.answers import answer_lines, has_both_cases
 
-SECTIONS = ("## Extraction", "## Reasoning", "## Final Results")
+RESULTS = "Final Results"
+SECTIONS = ("## Extraction", "## Reasoning", f"## {RESULTS}")
 
 BAR = " | "
 ARROW = "->"
@@ -102,6 +103,13 @@ def parse_chain(text: str) -> Chain | None:
         unread=len(extraction) - len(citations),
         results=answer_lines("\n".join(lines[third + 1 :])),
     )
+
+
+def without_results(text: str) -> str:
+    """A chain up to the line that last names its final results, which tell the answer; all of a
+    chain that names none."""
+    last = text.rfind(RESULTS)
+    return text[: text.rfind("\n", 0, last) + 1].rstrip() if last >= 0 else text
 
 
 def parse_cases(text: str) -> Chain | None:
