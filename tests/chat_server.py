@@ -16,7 +16,8 @@ from tests.messages_server import Body, MessagesHandler, MessagesServer, text_of
 class ChatServer(MessagesServer):
     """Knows one model and one key. `knows_not`: settings of a request that it refuses. A user's
     text that holds `flagged` is refused as Azure's filter does; `broke`: the account is empty.
-    `caches`: whether it tells what was read from its cache, as vLLM does not."""
+    `caches`: whether it tells what was read from its cache, as vLLM does not. `moved_to`: the
+    address to which it redirects."""
 
     model: str = "some-model"
     key: str | None = "test"
@@ -24,6 +25,7 @@ class ChatServer(MessagesServer):
     flagged: str | None = None
     broke: bool = False
     caches: bool = True
+    moved_to: str | None = None
 
 
 class _Handler(MessagesHandler):
@@ -32,7 +34,9 @@ class _Handler(MessagesHandler):
     def _message(self, body: Body) -> None:
         owner = self.owner
         unknown = [name for name in owner.knows_not if name in body]
-        if self.path != "/v1/chat/completions":
+        if owner.moved_to is not None:
+            self._error(307, {"location": owner.moved_to + self.path.removeprefix("/v1")})
+        elif self.path != "/v1/chat/completions":
             self._error(404)
         elif owner.key is not None and self.headers["authorization"] != f"Bearer {owner.key}":
             self._refuse(401, "invalid_api_key", "Incorrect API key provided:\nsee the account")
