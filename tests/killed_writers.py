@@ -12,10 +12,13 @@ from functools import partial
 from pathlib import Path
 
 import anthropic  # noqa: F401 (so that each fork has it)
+import openai  # noqa: F401
 import yaml
+from pydantic import TypeAdapter
 
-from ehrr1.config.writers import AnthropicChains
+from ehrr1.config.writers import AnthropicChains, Chains, EndpointChains, OpenAIChains
 from ehrr1.graph.chains.batches import write_batches
+from ehrr1.graph.chains.completions import write_completions
 from ehrr1.graph.chains.ledger import Ledger
 from ehrr1.graph.chains.messages import write_messages
 from ehrr1.graph.chains.prompting import Prompt
@@ -23,7 +26,8 @@ from ehrr1.graph.chains.prompting import Prompt
 
 def main() -> None:
     ledger, count = Path(sys.argv[1]), int(sys.argv[3])
-    settings = AnthropicChains(**yaml.safe_load(Path(sys.argv[2]).read_text()))
+    text = Path(sys.argv[2]).read_text()
+    settings: EndpointChains = TypeAdapter(Chains).validate_python(yaml.safe_load(text))
     while True:
         child = os.fork()
         if child == 0:
@@ -36,11 +40,17 @@ def main() -> None:
         sys.stdin.readline()
 
 
-def write(path: Path, settings: AnthropicChains, count: int) -> None:
-    ask = write_batches if settings.batches else write_messages
+def write(path: Path, settings: EndpointChains, count: int) -> None:
+    """Fill the ledger as `stage=chains` does, with prompts of a few words."""
     with Ledger(path) as ledger:
         ledger.begin((f"sample {n}" for n in range(count)), settings.drafts)
-        ask(settings, ledger, partial(prompts, count), lambda done: None)
+        given = (ledger, partial(prompts, count), lambda done: None)
+        if isinstance(settings, OpenAIChains):
+            write_completions(settings, *given)
+        elif isinstance(settings, AnthropicChains) and settings.batches:
+            write_batches(settings, *given)
+        elif isinstance(settings, AnthropicChains):
+            write_messages(settings, *given)
 
 
 def prompts(count: int, wanted: Collection[str]) -> Iterator[tuple[str, Prompt]]:

@@ -82,7 +82,7 @@ class MessagesServer(LocalServer):
         return None
 
 
-class _Handler(BaseHTTPRequestHandler):
+class MessagesHandler(BaseHTTPRequestHandler):
     owner: MessagesServer
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -271,9 +271,11 @@ class _Handler(BaseHTTPRequestHandler):
             lines.append(json.dumps({"custom_id": entry["custom_id"], "result": result}))
         self._send(("\n".join(lines) + "\n").encode(), 200, kind="application/x-jsonl")
 
-    def _error(self, status: int, headers: dict[str, str] | None = None) -> None:
-        error = {"type": "some_error", "message": f"told so by {status}"}
-        data = json.dumps({"type": "error", "error": error}).encode()
+    def _error(
+        self, status: int, headers: dict[str, str] | None = None, error: Body | None = None
+    ) -> None:
+        told = error or {"type": "some_error", "message": f"told so by {status}"}
+        data = json.dumps({"type": "error", "error": told}).encode()
         self._send(data, status, headers)
 
     def _reply(self, value: Body) -> bool:
@@ -303,8 +305,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 def text_of(body: Body) -> str:
     """All that a request's user says: tells one request from another."""
-    content = body["messages"][0]["content"]
-    return "\n".join(block["text"] for block in content)
+    content = body["messages"][-1]["content"]
+    return content if isinstance(content, str) else "\n".join(block["text"] for block in content)
 
 
-MessagesServer.handler = _Handler
+MessagesServer.handler = MessagesHandler

@@ -14,8 +14,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from ehrr1.config.writers import AnthropicChains
+from ehrr1.config.writers import AnthropicChains, OpenAIChains
 from ehrr1.evaluation.predict import thought
+from ehrr1.graph.chains import completions
 from ehrr1.graph.chains.local import prompt_ids
 from ehrr1.graph.chains.messages import request
 from ehrr1.graph.chains.prompting import Limit, write_prompt
@@ -300,8 +301,11 @@ def test_text_for_servers_is_broken_and_mended() -> None:
 
 
 def test_writers_of_chains_get_no_markers(tmp_path: Path) -> None:
-    settings = composed("chains=anthropic", chains={"model": "some-model"}).chains
-    assert isinstance(settings, AnthropicChains)
+    claude, other = (
+        composed(f"chains={name}", chains={"model": "some-model"}).chains
+        for name in ("anthropic", "openai")
+    )
+    assert isinstance(claude, AnthropicChains) and isinstance(other, OpenAIChains)
     events = from_tables(MARKED, tmp_path, "radiology")
     for template in ("own", "llama", "no switch", "qwen3"):
         tokenizer = tokenizer_of(template)
@@ -319,6 +323,8 @@ def test_writers_of_chains_get_no_markers(tmp_path: Path) -> None:
                 prompt.messages(), tokenize=False, add_generation_prompt=True, enable_thinking=False
             )
             assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == whole
-            body = json.dumps(request(settings, prompt, False))
-            assert not any(tag in body for tag in ("<|im_end|>", "<think>", "</think>", "<tool_c"))
+            for body in (request(claude, prompt, False), completions.request(other, prompt)):
+                sent = json.dumps(body)
+                tags = ("<|im_end|>", "<think>", "</think>", "<tool_c")
+                assert not any(tag in sent for tag in tags)
         assert found[0] == found[1]

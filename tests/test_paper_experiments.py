@@ -58,7 +58,13 @@ RELEASED: dict[str, Any] = {
     },
     "concepts": {"source": "umls"},
     "graph": {"min_count": 5, "min_support": 1, "min_lift": 5, "top": 20, "require_path": True},
-    "chains": {"coverage": 0.7, "drafts": 3, "temperature": 0.5, "show_graph": False},
+    "chains": {
+        "writer": "openai",
+        "coverage": 0.7,
+        "drafts": 3,
+        "temperature": 0.5,
+        "show_graph": False,
+    },
 }
 
 

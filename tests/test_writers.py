@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,14 @@ import pytest
 import yaml
 
 from ehrr1.config.schema import check
-from ehrr1.config.writers import AnthropicChains
+from ehrr1.config.writers import AnthropicChains, EndpointChains
 from ehrr1.errors import UserError
 from ehrr1.files import write_json
-from ehrr1.graph.chains.batches import write_batches
 from ehrr1.graph.chains.ledger import ATTEMPTS, Ledger
-from ehrr1.graph.chains.messages import write_messages
 from ehrr1.stages import execute
 from tests.conftest import ROOT, CommandLine
 from tests.killed_writers import prompts
+from tests.killed_writers import write as ask
 from tests.messages_server import Body, Faults, MessagesServer, text_of
 from tests.settings import changed, composed
 from tests.test_models import small, write_folder
@@ -51,13 +49,6 @@ def settings(server: MessagesServer, **changes: Any) -> AnthropicChains:
     own = {"model": "some-model", "base_url": server.url, **hurry}
     made: AnthropicChains = changed(composed("chains=anthropic").chains, **own | changes)
     return made
-
-
-def ask(path: Path, cfg: AnthropicChains, count: int) -> None:
-    write = write_batches if cfg.batches else write_messages
-    with Ledger(path) as ledger:
-        ledger.begin((f"sample {n}" for n in range(count)), cfg.drafts)
-        write(cfg, ledger, partial(prompts, count), lambda done: None)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -96,11 +87,13 @@ class KilledWriters:
 
 
 @contextmanager
-def killed_writers(path: Path, cfg: AnthropicChains) -> Iterator[KilledWriters]:
-    """Writers of SAMPLES samples; the last must come to its end."""
+def killed_writers(
+    path: Path, cfg: EndpointChains, count: int = SAMPLES
+) -> Iterator[KilledWriters]:
+    """Writers of so many samples; the last must come to its end."""
     file = path.with_name("settings.yaml")
     file.write_text(yaml.safe_dump(cfg.plain()))
-    command = [sys.executable, "-m", "tests.killed_writers", str(path), str(file), str(SAMPLES)]
+    command = [sys.executable, "-m", "tests.killed_writers", str(path), str(file), str(count)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
         try:

@@ -115,6 +115,8 @@ WRONG: dict[str, list[str]] = {
     "data=mimic": ["data.root=null: data=mimic needs the folder with hosp/: data.root=DIR"],
     "stage=graph concepts=umls": ["concepts.folder=null", "concepts.folder=DIR"],
     "stage=chains chains=anthropic": ["chains.model=null: chains=anthropic needs one"],
+    "stage=chains chains=openai": ["chains.model=null: chains=openai needs one"],
+    "stage=chains chains=openai chains.batches=true": ["chains.batches: it belongs to"],
     "data.shard=16 stage=prepare": ["data.shard=16: it must be below data.shards=16"],
     "data.split.test=0.95": ["data.split=", "nothing is left to train on"],
     "stage=eval compare=[a]": ["compare=", "compare=[DIR,DIR]"],

@@ -250,7 +250,7 @@ def _template(cfg: "Config", chains: TemplateChains) -> list[str]:
     }
     return [
         f"{name}={str(value).lower()}: the template writes from the graph and in sections; choose "
-        "a writer that reads the record: chains=anthropic, chains=vllm or chains=transformers"
+        "a writer that reads the record: chains=openai, anthropic, vllm or transformers"
         for name, (value, wrong) in refused.items()
         if value == wrong
     ]

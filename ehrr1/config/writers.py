@@ -39,7 +39,6 @@ class ModelChains(AnyChains):
 
     model: PathText | None
     drafts: Count
-    temperature: NotNegative
     max_tokens: Count
     max_prompt_chars: Count
     dry_run: bool
@@ -51,6 +50,7 @@ class TransformersChains(ModelChains):
 
     writer: Literal["transformers"]
     batch_size: Count
+    temperature: NotNegative
 
 
 class VllmChains(ModelChains):
@@ -58,30 +58,31 @@ class VllmChains(ModelChains):
 
     writer: Literal["vllm"]
     batch_size: Count
+    temperature: NotNegative
     gpu_memory_utilization: Share
     kv_cache_gib: Positive
 
 
 class Price(Section):
-    """Dollars a million tokens; `batch` is a factor."""
+    """Dollars a million tokens."""
 
     input: NotNegative
     output: NotNegative
     cache_write: NotNegative
     cache_read: NotNegative
+
+
+class BatchPrice(Price):
+    """Dollars a million tokens; `batch` is a factor."""
+
     batch: NotNegative
 
 
-class AnthropicChains(ModelChains):
-    """Claude, by Anthropic's API."""
+class EndpointChains(ModelChains):
+    """What all models behind an API have."""
 
-    writer: Literal["anthropic"]
-    temperature: Share
     compliant_endpoint: bool
     base_url: Text | None
-    batches: bool
-    batch_size: Count
-    poll_seconds: Positive
     concurrency: Count
     max_retries: Natural
     timeout_seconds: Positive
@@ -89,8 +90,27 @@ class AnthropicChains(ModelChains):
     price: Price
 
 
+class AnthropicChains(EndpointChains):
+    """Claude, by Anthropic's API."""
+
+    writer: Literal["anthropic"]
+    temperature: Share
+    batches: bool
+    batch_size: Count
+    poll_seconds: Positive
+    price: BatchPrice
+
+
+class OpenAIChains(EndpointChains):
+    """A model behind an API that speaks OpenAI's chat completions."""
+
+    writer: Literal["openai"]
+    temperature: Annotated[float, Field(ge=0, le=2)] | None
+    length_setting: Literal["max_completion_tokens", "max_tokens"]
+
+
 Chains = Annotated[
-    TemplateChains | TransformersChains | VllmChains | AnthropicChains,
+    TemplateChains | TransformersChains | VllmChains | AnthropicChains | OpenAIChains,
     Field(discriminator="writer"),
 ]
 

@@ -20,7 +20,7 @@ from ehrr1.evaluation.bags import of_kind
 from ehrr1.evaluation.predict import Rows, Writing
 from ehrr1.evaluation.predictions import Told, Written, prediction_row, risk_row
 from ehrr1.evaluation.results import Result
-from ehrr1.graph.chains import messages
+from ehrr1.graph.chains import endpoint, messages
 from ehrr1.graph.chains.costs import Price
 from ehrr1.graph.chains.prompting import Limit, fitting_record
 from ehrr1.prompts.messages import THINK_CLOSE, THINK_OPEN, broken
@@ -76,7 +76,7 @@ def check(settings: AnthropicEngine, open_data: bool) -> None:
     """Raise UserError, before anything is sent, where records must not leave this machine, or there
     is no key or no SDK; `settings` are those of `engine=anthropic`."""
     here = "ask a model on this machine (engine=vllm or engine=transformers)"
-    messages.check(settings, open_data, GROUP, here)
+    endpoint.check(messages.API, settings, open_data, group=GROUP, here=here)
 
 
 def predict(
@@ -201,7 +201,7 @@ class Asking:
     def held(self) -> list[Rows]:
         """The rows of samples without an answer. Raises UserError where there is no other row."""
         if self.missed and not self.answered:
-            raise messages.unreachable(self.reason, GROUP)
+            raise endpoint.unreachable(messages.API, self.reason, GROUP)
         return self.missed
 
     async def _reply(self, body: dict[str, Any]) -> Reply | Missed:
@@ -212,8 +212,8 @@ class Asking:
             self.unanswered, self.answered = 0, True
             return found
         self.unanswered, self.reason = self.unanswered + 1, found.reason
-        if self.unanswered >= max(messages.OUTAGE, 2 * self.predictor.settings.concurrency):
-            self.stop = self.stop or messages.unreachable(found.reason, GROUP)
+        if self.unanswered >= max(endpoint.OUTAGE, 2 * self.predictor.settings.concurrency):
+            self.stop = self.stop or endpoint.unreachable(messages.API, found.reason, GROUP)
         return found
 
     async def _ask(self, body: dict[str, Any]) -> Reply | Missed:
@@ -227,8 +227,10 @@ class Asking:
             except anthropic.APIStatusError as error:
                 if is_overlong(error.status_code, error.message):
                     return Reply("", TOO_LONG)
-                if not messages.may_pass(error.status_code):
-                    refused = messages.refused(error.status_code, error.message, GROUP)
+                if not endpoint.may_pass(error.status_code):
+                    refused = endpoint.refused(
+                        messages.API, error.status_code, error.message, GROUP
+                    )
                     self.stop = self.stop or refused
                 return Missed(f"status {error.status_code}")
             except anthropic.APIConnectionError as error:

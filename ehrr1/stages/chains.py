@@ -23,10 +23,10 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from ehrr1.config.schema import Config
-from ehrr1.config.writers import AnthropicChains, ModelChains, TemplateChains
+from ehrr1.config.writers import AnthropicChains, ModelChains, OpenAIChains, TemplateChains
 from ehrr1.errors import UserError
 from ehrr1.files import write_jsonl
-from ehrr1.graph.chains import messages
+from ehrr1.graph.chains import completions, endpoint, messages
 from ehrr1.graph.chains.batches import write_batches
 from ehrr1.graph.chains.costs import estimate, estimate_table
 from ehrr1.graph.chains.ledger import FINISHED, Advance, Ledger
@@ -171,9 +171,12 @@ def choose_writer(cfg: Config, run: Run) -> Asker:
     assert not isinstance(settings, TemplateChains)
     chars = Limit(len, settings.max_prompt_chars)
     if isinstance(settings, AnthropicChains):
-        messages.check(settings, data_is_open(run.input("prepare")))
+        endpoint.check(messages.API, settings, data_is_open(run.input("prepare")))
         write = write_batches if settings.batches else messages.write_messages
         return Asker(write, (chars,))
+    if isinstance(settings, OpenAIChains):
+        completions.check(settings, data_is_open(run.input("prepare")))
+        return Asker(completions.write_completions, (chars,))
     from ehrr1.graph.chains import local  # with torch
 
     tokenizer = local.check(settings)

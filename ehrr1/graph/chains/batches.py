@@ -16,17 +16,9 @@ from typing import Any, TypeVar
 
 from ehrr1.config.writers import AnthropicChains
 from ehrr1.graph.chains.costs import price_of
+from ehrr1.graph.chains.endpoint import MalformedError, may_pass, refused, unreachable
 from ehrr1.graph.chains.ledger import Advance, Answer, Batch, Budget, Ledger, over_budget
-from ehrr1.graph.chains.messages import (
-    MalformedError,
-    client_settings,
-    may_pass,
-    read_message,
-    refused,
-    request,
-    sampling,
-    unreachable,
-)
+from ehrr1.graph.chains.messages import API, client_settings, read_message, request, sampling
 from ehrr1.graph.chains.prompting import Prompt, Prompts
 
 BATCH_CHARS = 150_000_000
@@ -62,19 +54,19 @@ def write_batches(
         try:
             _Batches(client, settings, ledger, advance).write(prompts)
         except _UnansweredError as error:
-            raise unreachable(str(error)) from error
+            raise unreachable(API, str(error)) from error
         except (anthropic.APIConnectionError, httpx2.HTTPError) as error:
-            raise unreachable(type(error).__name__) from error
+            raise unreachable(API, type(error).__name__) from error
         except anthropic.APIStatusError as error:
             if may_pass(error.status_code):
-                raise unreachable(f"status {error.status_code}") from error
-            raise refused(error.status_code, error.message) from error
+                raise unreachable(API, f"status {error.status_code}") from error
+            raise refused(API, error.status_code, error.message) from error
 
 
 class _Batches:
     def __init__(self, client: Any, settings: AnthropicChains, ledger: Ledger, advance: Advance):
         self.client, self.settings, self.ledger, self.advance = client, settings, ledger, advance
-        self.price = price_of(settings, batches=True)
+        self.price = price_of(settings.price, settings.price.batch)
         self.budget = Budget(ledger, settings.budget_tokens, settings.budget_usd)
         self.reserved: dict[tuple[str, int], tuple[float, float]] = {}
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from ehrr1.config.writers import AnthropicChains, ModelChains
+from ehrr1.config import writers
 from ehrr1.graph.chains.prompting import Prompt
 
 MILLION = 1e6
@@ -33,10 +33,8 @@ class Price:
         return max(self.of(prompt, output), self.of(0, output, write=prompt))
 
 
-def price_of(settings: AnthropicChains, batches: bool) -> Price:
-    """The prices in `chains.price`."""
-    price = settings.price
-    factor = price.batch if batches else 1.0
+def price_of(price: writers.Price, factor: float = 1.0) -> Price:
+    """The prices in `chains.price`; `factor` is a batch's."""
     return Price(price.input, price.output, price.cache_write, price.cache_read, factor)
 
 
@@ -74,26 +72,36 @@ def estimate(asked: Iterable[tuple[Prompt, int]], max_tokens: int) -> Estimate:
     return total
 
 
-def estimate_table(found: Estimate, settings: ModelChains, counted_by: str) -> Table:
+def estimate_table(found: Estimate, settings: writers.ModelChains, counted_by: str) -> Table:
     """The dry run's table: what would be asked, and what it would cost at most."""
+    ways, told = ways_of(settings)
     table = Table(
         title=f"chains={settings.of('writer')}, model {settings.model}: {found.samples:,} samples, "
         f"{found.requests:,} requests, {found.cut:,} records cut",
         caption=f"tokens of prompts by {counted_by}, of answers as if each had all of "
-        "chains.max_tokens; *: as set",
+        f"chains.max_tokens; {told}",
     )
     for heading in ("way", "tokens in", "tokens out", "dollars, at most"):
         table.add_column(heading, justify="left" if heading == "way" else "right")
     tokens = (f"{found.tokens_in:,}", f"{found.tokens_out:,}")
-    if not isinstance(settings, AnthropicChains):
+    if not ways:
         table.add_row("on this machine", *tokens, "-")
-        return table
-    for batches in (False, True):
-        price = price_of(settings, batches)
-        way = "Message Batches" if batches else "Messages"
-        chosen = " *" * (batches == settings.batches)
+    for way, (price, mark) in ways.items():
         plain = price.of(found.tokens_in, found.tokens_out)
         cached = price.of(found.plain, found.tokens_out, found.write, found.read)
         table.add_row(f"{way}, nothing cached", *tokens, f"{plain:,.2f}")
-        table.add_row(f"{way}, prompts cached{chosen}", *tokens, f"{cached:,.2f}")
+        table.add_row(f"{way}, prompts cached{mark}", *tokens, f"{cached:,.2f}")
     return table
+
+
+def ways_of(settings: writers.ModelChains) -> tuple[dict[str, tuple[Price, str]], str]:
+    """The ways in which an endpoint can be asked, each with its price and a mark at the one that is
+    set; and what to say of them."""
+    if isinstance(settings, writers.AnthropicChains):
+        single, batch = price_of(settings.price), price_of(settings.price, settings.price.batch)
+        marks = ("", " *") if settings.batches else (" *", "")
+        return {"Messages": (single, marks[0]), "Message Batches": (batch, marks[1])}, "*: as set"
+    if isinstance(settings, writers.OpenAIChains):
+        ways = {"Chat Completions": (price_of(settings.price), "")}
+        return ways, "prompts are cached where the endpoint does so by itself"
+    return {}, "nothing is paid"

@@ -17,11 +17,10 @@ from ehrr1.config.training import ModelSettings
 from ehrr1.config.writers import LocalChains
 from ehrr1.errors import UserError
 from ehrr1.graph.chains.ledger import Advance, Answer, Budget, Ledger, over_budget
-from ehrr1.graph.chains.prompting import CHARS_PER_TOKEN, Limit, Prompt, Prompts
+from ehrr1.graph.chains.prompting import CHARS_PER_TOKEN, Limit, Prompt, Prompts, draft_text
 from ehrr1.models.loading import load_model
 from ehrr1.prompts.chat_format import USER, chat_format
 from ehrr1.prompts.markers import Markers, given, ours
-from ehrr1.prompts.messages import THINK_CLOSE, mended
 from ehrr1.prompts.tokenizer import load_tokenizer
 from ehrr1.rollout.sampling import Completion, Sampling, Writer
 from ehrr1.rollout.transformers import TransformersRollout
@@ -230,9 +229,8 @@ class _Local:
 
     def _answer(self, ids: list[int], completion: Completion) -> Answer:
         [text] = self.markers.decode([completion.tokens])
-        text = mended(text.rpartition(THINK_CLOSE)[2].strip())
         reason = "max_tokens" if completion.truncated else "end_turn"
-        return Answer(text, reason, len(ids), len(completion.tokens))
+        return Answer(draft_text(text), reason, len(ids), len(completion.tokens))
 
 
 def seed_of(seed: int, sample_id: str) -> int:

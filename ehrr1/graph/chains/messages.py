@@ -1,69 +1,39 @@
-"""Chains by Claude: the Messages API, through Anthropic's own SDK.
-
-A few coroutines (`chains.concurrency`) take samples one after the other and ask for a sample's
-drafts in turn: the first writes the prompt into the cache, the others read it there. The SDK
-repeats what was refused for overload or rate limits, failed or broke off; every answer stands in
-the ledger before the next request is sent.
-"""
+"""Chains by Claude: the Messages API, through Anthropic's own SDK."""
 
 import asyncio
 import os
-from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
+from collections.abc import Sequence
 from typing import Any
 
 from ehrr1.config.writers import AnthropicChains, AnthropicEngine
 from ehrr1.errors import UserError
 from ehrr1.graph.chains.costs import Price, price_of
-from ehrr1.graph.chains.ledger import Advance, Answer, Budget, Ledger, over_budget
+from ehrr1.graph.chains.endpoint import Api, Asking, MalformedError
+from ehrr1.graph.chains.ledger import Advance, Answer, Ledger
 from ehrr1.graph.chains.prompting import Prompt, Prompts
 from ehrr1.prompts.messages import broken, mended
 
+API = Api(
+    "anthropic",
+    "ANTHROPIC_API_KEY",
+    {
+        "chains": "chains.temperature (1.0 for models from Claude 4.7 on), chains.max_tokens",
+        "engine": "eval.max_new_tokens",
+    },
+)
+
 OWN_ADDRESS = "https://api.anthropic.com"
-KEY = "ANTHROPIC_API_KEY"
 
 SAMPLING_VERSION = "2023-06-01"
 """The last version of the API that takes a temperature; from 2026-10-21 on it refuses one."""
 
-OUTAGE = 20
-"""Requests in a row without an answer, after all retries, that end the run."""
-
 CACHED = {"cache_control": {"type": "ephemeral"}}
-
-
-def check(
-    settings: AnthropicChains | AnthropicEngine,
-    open_data: bool,
-    group: str = "chains",
-    here: str = "write on this machine (chains=vllm or chains=transformers)",
-) -> None:
-    """Raise UserError, before anything is sent, where it must not or cannot be.
-
-    `open_data`: whether the prepared records are open (`runs.data_is_open`). `group`: whose
-    settings they are; `here`: what to do instead.
-    """
-    problems = []
-    if not open_data and not settings.compliant_endpoint:
-        problems.append(
-            f"{group}=anthropic: the prepared records are closed, and "
-            "this sends them to a third party, which the data use agreement of credentialed "
-            f"records forbids; {here}, or set {group}.compliant_endpoint=true if your agreement "
-            "covers this endpoint"
-        )
-    if not os.environ.get(KEY):
-        problems.append(f"{KEY} is not set: {group}=anthropic needs a key; export {KEY}=...")
-    if find_spec("anthropic") is None:
-        problems.append(
-            f"{group}=anthropic: the SDK is not installed; pip install -c constraints.txt anthropic"
-        )
-    if problems:
-        raise UserError("; ".join(problems))
 
 
 def client_settings(settings: AnthropicChains | AnthropicEngine) -> dict[str, Any]:
     """What both of the SDK's clients are made with; the address never comes from elsewhere."""
     return {
-        "api_key": os.environ[KEY],
+        "api_key": os.environ[API.key],
         "base_url": settings.base_url or OWN_ADDRESS,
         "max_retries": settings.max_retries,
         "timeout": settings.timeout_seconds,
@@ -102,10 +72,6 @@ def sampling(settings: AnthropicChains) -> tuple[dict[str, Any], dict[str, str]]
     return {"temperature": settings.temperature}, {"anthropic-version": SAMPLING_VERSION}
 
 
-class MalformedError(ValueError):
-    """An answer that is no message."""
-
-
 def read_message(body: Any, price: Price) -> Answer:
     """A message as it came over the wire; raises MalformedError for anything else.
 
@@ -124,42 +90,6 @@ def read_message(body: Any, price: Price) -> Answer:
     return Answer(mended(text.strip()), reason, plain + write + read, output, write, read, cost)
 
 
-def may_pass(status: int) -> bool:
-    """Whether a refusal with this HTTP status can be overcome by asking again."""
-    return status in (408, 409, 429) or status >= 500
-
-
-LIMITS = {
-    "chains": "chains.temperature (1.0 for models from Claude 4.7 on), chains.max_tokens",
-    "engine": "eval.max_new_tokens",
-}
-"""By the group of settings, what else than the model and the prompt's length is refused."""
-
-
-def refused(status: int, message: str, group: str = "chains") -> UserError:
-    """Why the endpoint will not answer, however often it is asked."""
-    hints = {
-        400: f"check {group}.model, {LIMITS[group]} and {group}.max_prompt_chars",
-        401: f"check {KEY}",
-        403: f"check {KEY} and what it may do",
-        404: f"check {group}.model and {group}.base_url",
-        413: f"lower {group}.max_prompt_chars",
-    }
-    hint = hints.get(status, f"check the account and {group}.base_url")
-    said = " ".join(message.split())[:300]
-    return UserError(
-        f"{group}=anthropic: the endpoint refuses the request with status {status} ({said}); "
-        f"{hint}. What was written is saved"
-    )
-
-
-def unreachable(reason: str, group: str = "chains") -> UserError:
-    return UserError(
-        f"{group}=anthropic: the endpoint does not answer ({reason}); check {group}.base_url and "
-        "the network. What was written is saved: the same command goes on"
-    )
-
-
 def write_messages(
     settings: AnthropicChains, ledger: Ledger, prompts: Prompts, advance: Advance
 ) -> None:
@@ -172,81 +102,17 @@ def write_messages(
             f"chains.batches=false: {len(batches)} batches of this run are paid for and not taken "
             "in yet; set chains.batches=true until they are"
         )
-    asyncio.run(_Messages(settings, ledger, advance).write(prompts))
+    import anthropic
 
+    client = anthropic.AsyncAnthropic(**client_settings(settings))
+    price = price_of(settings.price)
+    more, headers = sampling(settings)
 
-class _Messages:
-    def __init__(self, settings: AnthropicChains, ledger: Ledger, advance: Advance):
-        self.settings, self.ledger, self.advance = settings, ledger, advance
-        self.price = price_of(settings, batches=False)
-        self.budget = Budget(ledger, settings.budget_tokens, settings.budget_usd)
-        self.stop: UserError | None = None
-        self.refused = False
-        self.unanswered = 0
+    async def send(prompt: Prompt, shared: bool) -> Answer:
+        raw = await client.messages.with_raw_response.create(
+            **request(settings, prompt, shared), extra_body=more, extra_headers=headers
+        )
+        return read_message(raw.http_response.json(), price)
 
-    async def write(self, prompts: Prompts) -> None:
-        from anthropic import AsyncAnthropic
-
-        async with AsyncAnthropic(**client_settings(self.settings)) as self.client:
-            while (wanted := self.ledger.wanted()) and self.stop is None:
-                jobs = ((name, wanted[name], prompt) for name, prompt in prompts(set(wanted)))
-                # all of them take from the same generator
-                workers = [self._work(jobs) for _ in range(self.settings.concurrency)]
-                await asyncio.gather(*workers)
-                if self.refused and self.stop is None:
-                    self.stop = over_budget(self.ledger, self.settings)
-        if self.stop is not None:
-            raise self.stop
-
-    async def _work(self, jobs: Iterator[tuple[str, Sequence[int], Prompt]]) -> None:
-        """Take samples until there are none, or until the run has to stop."""
-        if self.stop is not None:
-            return
-        for sample_id, drafts, prompt in jobs:
-            for draft in drafts:
-                if not await self._draft(sample_id, draft, prompt, shared=len(drafts) > 1):
-                    return
-                if self.stop is not None:
-                    return
-
-    async def _draft(self, sample_id: str, draft: int, prompt: Prompt, shared: bool) -> bool:
-        """Ask for one draft; False where the budget does not allow it."""
-        most = prompt.estimated_tokens
-        tokens = most + self.settings.max_tokens
-        dollars = self.price.at_most(most, self.settings.max_tokens)
-        if not self.budget.reserve(tokens, dollars):
-            # those that are under way may use less than was set aside: they go on by themselves
-            self.refused = True
-            return False
-        self.ledger.sent(sample_id, draft, prompt)
-        found = await self._ask(prompt, shared)
-        self.budget.settle(tokens, dollars, found if isinstance(found, Answer) else None)
-        if isinstance(found, Answer):
-            self.ledger.answered([(sample_id, draft, found)])
-            self.unanswered = 0
-            self.advance(1)
-        elif self.stop is None:
-            self.ledger.missed([(sample_id, draft, found)])
-            self.unanswered += 1
-            if self.unanswered >= max(OUTAGE, 2 * self.settings.concurrency):
-                self.stop = unreachable(found)
-        return True
-
-    async def _ask(self, prompt: Prompt, shared: bool) -> Answer | str:
-        """The answer, or why there is none."""
-        import anthropic
-
-        more, headers = sampling(self.settings)
-        try:
-            raw = await self.client.messages.with_raw_response.create(
-                **request(self.settings, prompt, shared), extra_body=more, extra_headers=headers
-            )
-            return read_message(raw.http_response.json(), self.price)
-        except anthropic.APIStatusError as error:
-            if not may_pass(error.status_code):
-                self.stop = self.stop or refused(error.status_code, error.message)
-            return f"status {error.status_code}"
-        except anthropic.APIConnectionError as error:
-            return type(error).__name__
-        except ValueError as error:  # no JSON, or no message
-            return str(error) if isinstance(error, MalformedError) else "malformed answer (no JSON)"
+    asking = Asking(API, anthropic, send, settings, ledger, advance)
+    asyncio.run(asking.write(client, prompts))

@@ -17,7 +17,7 @@ import networkx as nx
 
 from ehrr1.graph.chains.chain import BAR
 from ehrr1.graph.evidence import cited_as, latest_time, strength
-from ehrr1.prompts.messages import answer_text
+from ehrr1.prompts.messages import THINK_CLOSE, answer_text, mended
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import event_markdown
 from ehrr1.tasks.catalog import TASKS
@@ -74,6 +74,11 @@ class Prompt:
             {"role": "system", "content": self.system},
             {"role": "user", "content": f"{self.record}\n\n{self.question}"},
         ]
+
+
+def draft_text(written: str) -> str:
+    """A draft out of what a model has written: its own thoughts before it are no part of it."""
+    return mended(written.rpartition(THINK_CLOSE)[2].strip())
 
 
 Prompts = Callable[[Collection[str]], Iterator[tuple[str, Prompt]]]
