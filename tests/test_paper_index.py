@@ -30,8 +30,6 @@ def slow_list(rows: pl.DataFrame, visits: dict[int, int | None], names: list[str
     """One patient's events after the demographics, row by row."""
     found: list[Item] = []
     for row in rows.iter_rows(named=True):
-        if ORDER[row["table"]] in ("hcpcsevents", "drgcodes"):
-            continue
         if not found or found[-1][0] != row["table"]:
             hadm = None if row["hadm_id"] == -1 else row["hadm_id"]
             if ORDER[row["table"]] == "edstays":
@@ -41,6 +39,11 @@ def slow_list(rows: pl.DataFrame, visits: dict[int, int | None], names: list[str
         if name and name not in found[-1][3]:
             found[-1][3].append(name)
     return found
+
+
+def is_timed(item: Item) -> bool:
+    """Whether the release's list has a time for the event."""
+    return ORDER[item[0]] not in ("diagnoses_icd", "drgcodes") and item[1].year > 1
 
 
 def slow_samples(items: list[Item], outtimes: dict[int, datetime]) -> set[tuple[Any, ...]]:
@@ -61,12 +64,9 @@ def slow_samples(items: list[Item], outtimes: dict[int, datetime]) -> set[tuple[
             admission[0] if admission[1] == hadm else None,
             note[0] if note[1] != hadm else None,
         )
-        own = [
-            (n, other)
-            for n, other in numbered
-            if other[2] == hadm and ORDER[other[0]] != "diagnoses_icd"
-        ]
-        after = numbered[place:]
+        timed = [(n, other) for n, other in numbered if is_timed(other)]
+        own = [(n, other) for n, other in timed if other[2] == hadm]
+        after = [(n, other) for n, other in timed if n > place]
         if name == "edstays":
             ends = [n for n, other in after if other[1] < outtimes[stay_id or 0]]
             yes = hadm and any(n > place and ORDER[other[0]] == "admissions" for n, other in own)

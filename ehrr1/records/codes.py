@@ -12,7 +12,7 @@ away.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -52,6 +52,9 @@ class ClassMaps:
     paths: Mapping[str, Path | None]
     ccsr: bool = False
     """Whether the package's classes of diagnoses are CCSR's instead of CCS'."""
+    ndc_as_number: bool = False
+    """Whether the NDC of a row loses its leading zeros before it is looked up in the file, as in
+    the release: drugs whose NDC begins with a zero have no class then."""
     _read: dict[Classes, pl.DataFrame] = field(default_factory=dict)
 
     @property
@@ -63,7 +66,8 @@ class ClassMaps:
         """The class of each row of `codes` (columns `CODE_COLUMNS[kind]`); null if unmapped."""
         if not self.paths.get(kind) and kind != "ccs_diagnoses":
             return pl.Series("class", [None] * codes.height, dtype=pl.String)
-        keyed = codes.select(_key(kind, codes).alias("code"))
+        key = _number_as_text if kind == "atc" and self.ndc_as_number else partial(_key, kind)
+        keyed = codes.select(key(codes).alias("code"))
         distinct = keyed.unique()
         table = self._user_map(kind) if self.paths.get(kind) else self._package_map(distinct)
         return keyed.join(table, on="code", how="left", maintain_order="left")["class"]
@@ -87,8 +91,10 @@ class ClassMaps:
             )
             frame = read_columns([path], [*code, title])
             named = frame.rename({"ndc_code": "ndc"}) if kind == "atc" else frame
+            as_written = kind == "atc" and self.ndc_as_number
+            codes = as_text(named["ndc"]).str.strip_chars() if as_written else _key(kind, named)
             self._read[kind] = (
-                pl.DataFrame({"code": _key(kind, named), "class": as_text(frame[title])})
+                pl.DataFrame({"code": codes, "class": as_text(frame[title])})
                 .drop_nulls()
                 .sort("code", "class")
                 .unique("code", keep="first")
@@ -103,6 +109,12 @@ def _key(kind: Classes, codes: pl.DataFrame) -> pl.Series:
     if kind == "atc":
         return columns["ndc"].replace({"0": None, "": None}).str.zfill(11).alias("code")
     return (columns["icd_version"] + ":" + columns["icd_code"]).alias("code")
+
+
+def _number_as_text(codes: pl.DataFrame) -> pl.Series:
+    """An NDC as a number reads: "00597007575" and 597007575.0 are "597007575"."""
+    ndc = codes.select(as_text(codes["ndc"])).select(as_code("ndc"))["ndc"]
+    return ndc.str.strip_chars_start("0").replace({"": None})
 
 
 def as_code(column: str) -> pl.Expr:

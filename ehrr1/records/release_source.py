@@ -6,8 +6,8 @@ tells each row's times. The authors' rows do not: an event's rows then have its 
 known by the columns of `schema` where they are in the row, else after the table's delay (counted).
 An event without a time, as coded discharge diagnoses are, stands at the time of the one before.
 
-Events that have no place here (tables that we do not know, items that cannot be read, tables that
-the record does not show) are reported; `positions` then says where the others went.
+Events that have no place here (tables that we do not know, items that cannot be read) are reported;
+`positions` then says where the others went.
 """
 
 import json
@@ -115,8 +115,6 @@ class ReleaseFolder(Source):
         why = [
             "unknown_table"
             if table not in MIMIC_TABLES
-            else "not_shown"
-            if table in release.NOT_SHOWN
             else "no_time"
             if time is None
             else "bad_items"

@@ -58,6 +58,9 @@ class Source(ABC):
     listed = False
     """Whether the rows come as a list of events, whose order they keep."""
 
+    as_released = False
+    """Whether the store has the order of the release's list (`records.release_order`)."""
+
     chosen: pl.Series | None = None
     """The only patients to read, where the user chose some."""
 

@@ -8,21 +8,23 @@ emergency visit. Before them stand demographics (with the age at the anchor, not
 last discharge note of another admission, and the admission event; admission events are shown there
 only. For diagnosis tasks discharge notes of the window are hidden.
 
-Two departures from the release: its record also has `hcpcsevents` and `drgcodes`, as events that
-print nothing; ours has none of them. It prints missing values as `None` or `nan`; ours are empty.
+`hcpcsevents` and `drgcodes` are events of the list that print nothing: they are not shown. The
+release prints missing values as `None` or `nan`; ours are empty.
 """
 
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
 from ehrr1.records.events import Event
+from ehrr1.records.release_order import CODED, NO_TIME
 from ehrr1.records.schema import ORDER
 from ehrr1.records.store import Patient, Shard
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.context import grouped_events
 
-NOT_IN_RECORD = tuple(ORDER.index(name) for name in ("hcpcsevents", "drgcodes"))
+NOT_SHOWN = tuple(ORDER.index(name) for name in ("hcpcsevents", "drgcodes"))
 ADMISSIONS, DISCHARGE = ORDER.index("admissions"), ORDER.index("discharge")
 
 NOTE_HIDDEN = frozenset(
@@ -49,23 +51,20 @@ class Period(Protocol):
 
 
 def event_numbers(table: np.ndarray) -> np.ndarray:
-    """Each row's event in one patient's list, from 1; 0 for rows that are not in the record.
+    """Each row's event in one patient's list, from 1.
 
     `table` holds the numbers of the patient's rows' tables, in the order of the store.
     """
-    numbers = np.zeros(len(table), dtype=np.int64)
-    inside = np.flatnonzero(~np.isin(table, NOT_IN_RECORD))
-    own = table[inside]
-    numbers[inside] = 1 + np.concatenate([[0], np.cumsum(own[1:] != own[:-1])])[: len(own)]
-    return numbers
+    numbers: np.ndarray = 1 + np.concatenate([[0], np.cumsum(table[1:] != table[:-1])])
+    return numbers[: len(table)]
 
 
 def shown_positions(rows: Shard, patient: Patient, sample: Period) -> np.ndarray:
     """The positions in `rows` of all rows shown for `sample`, in the order in which they stand."""
     table = rows.table[patient.first : patient.last]
     numbers = event_numbers(table)
-    window = (numbers >= sample.period_begin) & (numbers < sample.period_end) & (numbers > 0)
-    window &= table != ADMISSIONS
+    window = (numbers >= sample.period_begin) & (numbers < sample.period_end)
+    window &= ~np.isin(table, (ADMISSIONS, *NOT_SHOWN))
     if sample.task in NOTE_HIDDEN:
         window &= table != DISCHARGE
     parts = [np.flatnonzero(window)]
@@ -77,9 +76,21 @@ def shown_positions(rows: Shard, patient: Patient, sample: Period) -> np.ndarray
 
 
 def shown_events(rows: Shard, patient: Patient, positions: np.ndarray) -> list[Event]:
-    """The rows at `positions` as events of the patient's list, after the demographics."""
+    """The rows at `positions` as events of the patient's list, after the demographics.
+
+    Codes and cultures that the list has no time for are shown without one.
+    """
     numbers = event_numbers(rows.table[patient.first : patient.last])[positions - patient.first]
     age = "" if patient.anchor_age is None else str(patient.anchor_age)
     demographics = Event("patients", None, None, ((age, patient.gender or ""),), ("",))
     starts = np.flatnonzero(np.diff(numbers, prepend=-1))
-    return [demographics, *grouped_events(rows, positions, starts)]
+    first = positions[starts]
+    no_time = np.isin(rows.table[first], CODED) | (rows.event_time[first] == NO_TIME)
+    events = grouped_events(rows, positions, starts)
+    return [
+        demographics,
+        *(
+            replace(event, time=None) if without else event
+            for event, without in zip(events, no_time.tolist(), strict=True)
+        ),
+    ]
