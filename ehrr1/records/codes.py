@@ -92,7 +92,7 @@ class ClassMaps:
             frame = read_columns([path], [*code, title])
             named = frame.rename({"ndc_code": "ndc"}) if kind == "atc" else frame
             as_written = kind == "atc" and self.ndc_as_number
-            codes = as_text(named["ndc"]).str.strip_chars() if as_written else _key(kind, named)
+            codes = _ndc(named) if as_written else _key(kind, named)
             self._read[kind] = (
                 pl.DataFrame({"code": codes, "class": as_text(frame[title])})
                 .drop_nulls()
@@ -113,8 +113,11 @@ def _key(kind: Classes, codes: pl.DataFrame) -> pl.Series:
 
 def _number_as_text(codes: pl.DataFrame) -> pl.Series:
     """An NDC as a number reads: "00597007575" and 597007575.0 are "597007575"."""
-    ndc = codes.select(as_text(codes["ndc"])).select(as_code("ndc"))["ndc"]
-    return ndc.str.strip_chars_start("0").replace({"": None})
+    return _ndc(codes).str.strip_chars_start("0").replace({"": None})
+
+
+def _ndc(codes: pl.DataFrame) -> pl.Series:
+    return codes.select(as_text(codes["ndc"])).select(as_code("ndc"))["ndc"]
 
 
 def as_code(column: str) -> pl.Expr:
