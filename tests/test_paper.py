@@ -179,8 +179,10 @@ def test_an_emergency_visit_shows_the_orders_of_the_admission(tmp_path: Path) ->
 
 
 def two_stays(**more: Rows) -> dict[str, Any]:
-    """A stay with a note a year before, and one of a day with its note and its diagnosis."""
+    """A stay with a note a year before, and one of a day with its note and its diagnosis, for which
+    something is ordered an hour before the admission."""
     before = START - 365 * DAY
+    order = {"subject_id": 1, "hadm_id": 11, "order_type": "Lab", "ordertime": START - HOUR}
     note = {"subject_id": 1, "note_type": "DS", "note_seq": 1, "storetime": START + 9 * DAY}
     coded = {"subject_id": 1, "icd_code": "I10", "icd_version": 10}
     tables: dict[str, Any] = {
@@ -193,6 +195,7 @@ def two_stays(**more: Rows) -> dict[str, Any]:
         "hosp__diagnoses_icd": [{**coded, "hadm_id": 11}],
         "hosp__d_icd_diagnoses": [{"icd_code": "I10", "icd_version": 10, "long_title": "HTN"}],
     }
+    tables["hosp__poe"] = [order, *tables["hosp__poe"]]
     return hand_made(**(tables | more))
 
 
@@ -206,8 +209,9 @@ def test_preamble_and_hidden_note(tmp_path: Path) -> None:
     assert preamble_length(events) == 3
     coded = only(world, "diagnoses_icd")
     assert coded.prediction_time == START + 20 * HOUR and coded.target == ("HTN",)
-    assert coded.admissions_id == coded.period_begin == 3 and coded.last_discharge_id is None
-    assert coded.period_end - coded.period_begin == 15
+    # The order, the admission, thirteen events, the note.
+    assert (coded.period_begin, coded.period_end, coded.admissions_id) == (3, 19, 4)
+    assert coded.last_discharge_id is None
     assert "discharge" not in shown(world.context(coded))
     again = only(world, "Readmission_30day")
     assert again.prediction_time == START + 19 * HOUR

@@ -41,6 +41,11 @@ def slow_list(rows: pl.DataFrame, visits: dict[int, int | None], names: list[str
     return found
 
 
+def is_timed(item: Item) -> bool:
+    """Whether the release's list has a time for the event."""
+    return ORDER[item[0]] not in ("diagnoses_icd", "drgcodes") and item[1].year > 1
+
+
 def slow_samples(items: list[Item], outtimes: dict[int, datetime]) -> set[tuple[Any, ...]]:
     """Some tasks' index rows: task, begin, end, admission, last discharge note, target."""
     samples: set[tuple[Any, ...]] = set()
@@ -59,12 +64,9 @@ def slow_samples(items: list[Item], outtimes: dict[int, datetime]) -> set[tuple[
             admission[0] if admission[1] == hadm else None,
             note[0] if note[1] != hadm else None,
         )
-        own = [
-            (n, other)
-            for n, other in numbered
-            if other[2] == hadm and ORDER[other[0]] not in UNTIMED
-        ]
-        after = [(n, other) for n, other in numbered[place:] if ORDER[other[0]] not in UNTIMED]
+        timed = [(n, other) for n, other in numbered if is_timed(other)]
+        own = [(n, other) for n, other in timed if other[2] == hadm]
+        after = [(n, other) for n, other in timed if n > place]
         if name == "edstays":
             ends = [n for n, other in after if other[1] < outtimes[stay_id or 0]]
             yes = hadm and any(n > place and ORDER[other[0]] == "admissions" for n, other in own)

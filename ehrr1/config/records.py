@@ -27,6 +27,15 @@ class Labels(Section):
     leave_out: list[Literal["against_advice", "hospice", "transfer", "observation"]]
 
 
+class Paper(Section):
+    """What the release leaves out, under `data.protocol=paper`."""
+
+    more_than: Natural
+    fewer_than: Count
+    patient_events: Count | None
+    atc: Literal["released", "all"]
+
+
 class Split(Section):
     """Shares of patients, or files that name them; the others train."""
 
@@ -58,6 +67,7 @@ class AnyData(Section):
     shard: Natural | None
     shards: Count
     labels: Labels
+    paper: Paper
     subjects_file: PathText | None
     sampling: PathText | None
     force_task_num: Count | ProperShare | None

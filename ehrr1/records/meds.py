@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from ehrr1.records.cells import SEPARATOR
 from ehrr1.records.hindsight import END
+from ehrr1.records.release_order import NO_TIME
 from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.table import TEXTS, Table
 
@@ -108,7 +109,10 @@ def meds_events(rows: pl.DataFrame) -> pl.DataFrame:
         _described(part, TABLES[ORDER[number]])
         for (number,), part in rows.group_by("table", maintain_order=True)
     ]
-    events = pl.concat(parts).rename({"event_time": "time"})
+    # The list of the paper protocol has rows without a time.
+    no_time = pl.lit(NO_TIME).cast(pl.Datetime("us"))
+    time = pl.when(pl.col("event_time") != no_time).then("event_time").alias("time")
+    events = pl.concat(parts).with_columns(time).drop("event_time")
     signs = [_signs(events.filter(pl.col("table") == name), name) for name in SIGNS]
     return pl.concat([events, *signs]).select(DATA.names)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import polars as pl
 
 from ehrr1.records.cells import SEPARATOR
+from ehrr1.records.release_order import CODED, NO_TIME
 from ehrr1.records.schema import MIMIC_TABLES, ORDER, TABLES
 from ehrr1.records.table import Classes
 
@@ -37,8 +38,9 @@ def event_rows(
 ) -> Iterator[tuple[int, pl.DataFrame]]:
     """Each patient of `patients` with the list of events, from `rows` of `frames.store_frames`.
 
-    Consecutive rows of one table are one event. `patients` has `anchor_age, anchor_year, gender`;
-    `visits` (edstays, None: none) gives an ED visit its admission, as the release does.
+    Consecutive rows of one table are one event; one of codes has no time. `patients` has
+    `anchor_age, anchor_year, gender`; `visits` (edstays, None: none) gives an ED visit its
+    admission, as the release does.
     """
     shown = rows.filter(pl.col("table").is_in([ORDER.index(name) for name in LISTED]))
     begins = pl.any_horizontal(pl.col(c) != pl.col(c).shift() for c in ("subject_id", "table"))
@@ -52,6 +54,8 @@ def event_rows(
         shown = shown.with_columns(pl.lit(None, pl.Int64).alias("given"))
     own = pl.when(pl.col("table") == ORDER.index("edstays")).then("given").otherwise("hadm_id")
     parts = [_as_json(part, ORDER[number]) for (number,), part in shown.group_by("table")]
+    no_time = pl.lit(NO_TIME).cast(pl.Datetime("us"))
+    timed = ~pl.col("table").is_in(CODED) & (pl.col("event_time") != no_time)
     coded = pl.concat([shown.clear().with_columns(_nothing()), *parts]).sort("row")
     events = coded.group_by("number", maintain_order=True).agg(
         pl.col("subject_id").first(),
@@ -59,8 +63,8 @@ def event_rows(
         .first()
         .replace_strict(dict(enumerate(ORDER)), return_dtype=pl.String)
         .alias("file_name"),
-        pl.col("event_time").first().alias("starttime"),
-        pl.col("event_time").max().alias("endtime"),
+        pl.when(timed).then("event_time").first().alias("starttime"),
+        pl.when(timed).then("event_time").max().alias("endtime"),
         own.first().alias("hadm_id"),
         pl.format("[{}]", pl.col("json").str.join(", ")).alias("items"),
     )

@@ -325,7 +325,7 @@ def _with_parent_times(frame: pl.DataFrame, table: Table, source: Source) -> pl.
         theirs = source.parents[parent].select(
             "subject_id", key, *(pl.col(c).alias(n) for c, n in zip(columns, names, strict=True))
         )
-        frame = frame.join(theirs, on=["subject_id", key], how="left")
+        frame = frame.join(theirs, on=["subject_id", key], how="left", maintain_order="left")
     return frame
 
 
@@ -376,6 +376,10 @@ def _store_columns(table: Table) -> list[pl.Expr]:
     link = pl.lit(None, pl.Int64)
     if table.entered:
         link = pl.col("poe_id").str.extract(r"-(\d+)$").cast(pl.Int64, strict=False)
+    # A date stands in where the first of the table's times is missing.
+    dated = pl.lit(False)
+    if len(table.event_time) > 1:
+        dated = _time(table.event_time[0]).is_null()
     return [
         pl.col("subject_id"),
         id_or_null(table.hadm, "hadm_id"),
@@ -388,4 +392,5 @@ def _store_columns(table: Table) -> list[pl.Expr]:
         (pl.col("class") if table.classes else pl.lit(None, pl.String)).alias("class"),
         order.cast(pl.Int64).alias("order"),
         link.alias("link"),
+        dated.alias("dated"),
     ]

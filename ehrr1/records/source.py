@@ -61,6 +61,9 @@ class Source(ABC):
     names: Collection[str] = ()
     """Names of answers that no row may have, for an input that brings its answers."""
 
+    as_released = False
+    """Whether the store has the order of the release's list (`records.release_order`)."""
+
     chosen: pl.Series | None = None
     """The only patients to read, where the user chose some."""
 

@@ -23,7 +23,9 @@ import pyarrow as pa
 
 from ehrr1.files import read_json, write_json
 from ehrr1.progress import in_threads
+from ehrr1.records import release_order
 from ehrr1.records.cells import SEPARATOR
+from ehrr1.records.release_order import NO_TIME
 from ehrr1.records.rows import STORE_SCHEMA
 from ehrr1.records.schema import TABLES
 from ehrr1.records.source import Shards, Source
@@ -38,8 +40,6 @@ SORTED_BY = (
 AS_LISTED = ("subject_id", "order")
 """The order of an input that is a list of events already."""
 
-NO_TIME = -62_135_596_800_000_000
-"""Year 1 in microseconds since 1970: stands for null in `late_time`."""
 NO_ID = -1
 NO_CODE = -1
 """Stand for null in the other number columns of the store."""
@@ -78,9 +78,13 @@ def write_shard(
     """
     rows = pl.concat(frames or [pl.DataFrame(schema=STORE_SCHEMA)])
     frames.clear()
-    rows = source.complete(rows).select(*STORE_SCHEMA)
+    rows = source.complete(rows)
+    if source.as_released:
+        rows = release_order.listed(rows)
+    rows = rows.select(*STORE_SCHEMA)
     names = _names(rows, source.names)
-    rows = _sorted(_coded(rows, names), AS_LISTED if source.listed else SORTED_BY)
+    listed = source.listed or source.as_released
+    rows = _sorted(_coded(rows, names), AS_LISTED if listed else SORTED_BY)
     folder.mkdir(parents=True)
     _write(rows, folder / "rows.arrow")
     _write(_patients(parents["patients"], rows), folder / "patients.arrow")

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from ehrr1.stages import prepare_inputs as inputs
 from ehrr1.stages.prepare_inputs import AnySource
 from ehrr1.tasks import build
 from ehrr1.tasks.catalog import SUITES, TASKS
-from ehrr1.tasks.paper import WINDOW_HOURS
+from ehrr1.tasks.paper import RELEASED, WINDOW_HOURS
 from ehrr1.tasks.samples import SPLIT
 from ehrr1.tasks.sampling import BALANCED, Draw, read_limits
 
@@ -152,8 +153,28 @@ def check(cfg: Config) -> None:
             f"data.window_hours={data.window_hours:g}: the release's window is {WINDOW_HOURS} "
             "hours; leave it out, or choose data.protocol=strict"
         )
+    problems += paper_limits(cfg)
     if problems:
         raise UserError("; ".join(problems))
+
+
+def paper_limits(cfg: Config) -> list[str]:
+    """What is wrong with the limits of `data.paper`."""
+    own, asked = cfg.data.paper, cfg.data.protocol == "paper" and cfg.data.name != "release"
+    problems = []
+    if own.fewer_than - own.more_than < 2:
+        problems.append(
+            f"data.paper.more_than={own.more_than}, data.paper.fewer_than={own.fewer_than}: no "
+            "context has more events than the first and fewer than the second"
+        )
+    for name, released in asdict(RELEASED).items():
+        value = own.of(name)
+        if value != released and not asked:
+            problems.append(
+                f"data.paper.{name}={'null' if value is None else value}: only "
+                "data.protocol=paper on raw tables leaves anything out by it; leave it out"
+            )
+    return problems
 
 
 def draw_of(cfg: Config) -> Draw:

@@ -28,7 +28,7 @@ from ehrr1.tasks import build
 from ehrr1.tasks.index import Index, build_index
 from ehrr1.tasks.label_files import label_index, read_labels
 from ehrr1.tasks.labels import LabelOptions
-from ehrr1.tasks.paper import paper_index
+from ehrr1.tasks.paper import Limits, paper_index
 from ehrr1.tasks.release_index import release_index, release_splits
 from ehrr1.tasks.release_lists import keep_lists
 from ehrr1.tasks.release_rows import items_of, read_release_index
@@ -55,6 +55,13 @@ UNPACKED = ".release"
 
 def opened(cfg: Config, folder: Path) -> AnySource:
     """The input, its patients read; the synthetic hospital is written first if it is asked for."""
+    source = _opened(cfg, folder)
+    brings_samples = isinstance(source, MedsFolder) and not source.own
+    source.as_released = cfg.data.protocol == "paper" and not source.listed and not brings_samples
+    return source
+
+
+def _opened(cfg: Config, folder: Path) -> AnySource:
     if cfg.data.name == "meds":
         return MedsFolder(Path(str(cfg.data.root)), cfg.data.patients_per_shard)
     if cfg.data.name == "release":
@@ -65,7 +72,11 @@ def opened(cfg: Config, folder: Path) -> AnySource:
     root, maps = hospital(cfg, folder)
     file = cfg.data.subjects_file
     chosen = read_subjects(Path(file)) if file else None
-    class_maps = ClassMaps(maps, ccsr=cfg.data.maps.ccs_diagnoses == CCSR)
+    class_maps = ClassMaps(
+        maps,
+        ccsr=cfg.data.maps.ccs_diagnoses == CCSR,
+        ndc_as_number=cfg.data.protocol == "paper" and cfg.data.paper.atc == "released",
+    )
     return MimicFolder(Folder(root), class_maps, cfg.data.patients_per_shard, chosen)
 
 
@@ -130,10 +141,12 @@ def index_of(
     given = cfg.data.labels.plain()
     options = LabelOptions(**given | {"leave_out": tuple(given["leave_out"])})
     notes = "discharge" in source.tables
+    own = cfg.data.paper
+    limits = Limits(own.more_than, own.fewer_than, own.patient_events)
 
     def index(rows: pl.DataFrame, names: pl.Series, parents: dict[str, pl.DataFrame]) -> Index:
         if cfg.data.protocol == "paper":
-            return paper_index(rows, names, parents, splits, tasks, notes=notes)
+            return paper_index(rows, names, parents, splits, tasks, limits, notes=notes)
         return build_index(rows, names, parents, splits, window, tasks, options)
 
     return index

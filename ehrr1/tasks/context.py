@@ -105,11 +105,13 @@ def _positions(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Row positions of the preamble and of the window; `limit` is the first unknown microsecond."""
     first = patient.first
-    # A row is never known before its event: later events need not be looked at.
-    last = first + int(np.searchsorted(rows.event_time[first : patient.last], limit))
+    # A row is never known before its event: later events need not be looked at. The store of the
+    # paper protocol is not quite in the order of time, and has rows without one.
+    begun = np.flatnonzero(rows.event_time[first : patient.last] < limit)
+    last = first + (int(begun[-1]) + 1 if len(begun) else 0)
     available = rows.available_time[first:last]
     table = rows.table[first:last]
-    known = available < limit
+    known = (available < limit) & (rows.event_time[first:last] != NO_TIME)
     if cut.hidden_hadm is not None:
         known &= ~(INPATIENT[table] & (rows.hadm_id[first:last] == cut.hidden_hadm))
     if cut.ed_stay is not None:

@@ -35,6 +35,7 @@ Where the facts leave something open:
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import polars as pl
 
@@ -46,13 +47,23 @@ from ehrr1.tasks.paper_context import ADMISSION_HIDDEN, NOTE_HIDDEN, SILENT
 from ehrr1.tasks.paper_events import Frames, event_list, record_rows
 from ehrr1.tasks.paper_labels import risk_candidates
 
-MOST_EVENTS = 1200
-"""A patient with more events has no samples (which looks at the patient's future)."""
-FEW_EVENTS, MANY_EVENTS = 10, 100
-"""A context has more than the first and fewer than the second."""
 WINDOW_HOURS = 24
 CODED = ("procedures_icd", "procedures_ccs", "diagnoses_icd", "diagnoses_ccs")
 """Tasks whose range must hold the admission event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many events a context and a patient may have (`data.paper`), at first as released."""
+
+    more_than: int = 10
+    fewer_than: int = 100
+    """A context has more events than the first and fewer than the second."""
+    patient_events: int | None = 1200
+    """A patient with more has no samples, which looks at the patient's future; None: no limit."""
+
+
+RELEASED = Limits()
 
 COLUMNS = (
     *("sample_id", "task", "split", "subject_id", "hadm_id", "stay_id", "event"),
@@ -68,6 +79,7 @@ def paper_index(
     parents: Frames,
     splits: pl.DataFrame,
     tasks: Collection[str],
+    limits: Limits = RELEASED,
     *,
     notes: bool,
 ) -> Index:
@@ -82,7 +94,7 @@ def paper_index(
     events = event_list(record, parents)
     risk = risk_candidates(events, parents, tasks, notes=notes)
     asked = pl.concat([_decision_candidates(events, tasks), risk], how="diagonal_relaxed")
-    asked, excluded = _kept(_placed(asked, events, record.height), _reasons())
+    asked, excluded = _kept(_placed(asked, events, record.height), _reasons(limits))
     asked, without_target = _kept(_with_targets(asked, record, codes), _target_reasons())
     frame = with_ids(asked).join(splits, on="subject_id", how="left")
     frame = frame.sort("subject_id", "prediction_time", "task", "sample_id")
@@ -124,18 +136,19 @@ def _placed(asked: pl.DataFrame, events: pl.DataFrame, height: int) -> pl.DataFr
     )
 
 
-def _reasons() -> dict[str, pl.Expr]:
+def _reasons(limits: Limits) -> dict[str, pl.Expr]:
     """Reason to leave a candidate out -> whether it holds; the first counts."""
     length = pl.col("period_end") - pl.col("period_begin")
-    outside = pl.col("admissions_id") < pl.col("period_begin")
-    return {
-        f"patient_over_{MOST_EVENTS}_events": pl.col("length") > MOST_EVENTS,
+    outside = pl.col("admissions_id") <= pl.col("period_begin")
+    most = limits.patient_events
+    too_long = {} if most is None else {f"patient_over_{most}_events": pl.col("length") > most}
+    return too_long | {
         "no_outtime": pl.col("why") == "no_outtime",
         "no_dischtime": pl.col("why") == "no_dischtime",
         "no_context": pl.col("begin") < 0,
         "left_by_then": pl.col("why") == "left_by_then",
-        f"at_most_{FEW_EVENTS}_events": length <= FEW_EVENTS,
-        f"at_least_{MANY_EVENTS}_events": length >= MANY_EVENTS,
+        f"at_most_{limits.more_than}_events": length <= limits.more_than,
+        f"at_least_{limits.fewer_than}_events": length >= limits.fewer_than,
         "admission_not_in_window": pl.col("task").is_in(CODED) & outside,
     }
 

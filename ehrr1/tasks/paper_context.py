@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from ehrr1.records.events import Event
+from ehrr1.records.release_order import CODED, NO_TIME
 from ehrr1.records.schema import ORDER
 from ehrr1.records.store import Patient, Shard
 from ehrr1.tasks.catalog import TASKS
@@ -77,12 +78,24 @@ def shown_positions(rows: Shard, patient: Patient, sample: Period) -> np.ndarray
 
 
 def shown_events(rows: Shard, patient: Patient, positions: np.ndarray) -> list[Event]:
-    """The rows at `positions` as events of the patient's list, after the demographics."""
+    """The rows at `positions` as events of the patient's list, after the demographics.
+
+    Codes and cultures that the list has no time for are shown without one.
+    """
     numbers = event_numbers(rows.table[patient.first : patient.last])[positions - patient.first]
     age = "" if patient.anchor_age is None else str(patient.anchor_age)
     demographics = Event("patients", None, None, ((age, patient.gender or ""),), ("",))
     starts = np.flatnonzero(np.diff(numbers, prepend=-1))
-    return [demographics, *grouped_events(rows, positions, starts)]
+    first = positions[starts]
+    no_time = np.isin(rows.table[first], CODED) | (rows.event_time[first] == NO_TIME)
+    events = grouped_events(rows, positions, starts)
+    return [
+        demographics,
+        *(
+            replace(event, time=None) if without else event
+            for event, without in zip(events, no_time.tolist(), strict=True)
+        ),
+    ]
 
 
 def with_silent(events: list[Event], rows: Shard, patient: Patient, sample: Period) -> list[Event]:

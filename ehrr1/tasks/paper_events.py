@@ -10,21 +10,20 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from ehrr1.records.release_order import CODED, NO_TIME
 from ehrr1.records.schema import ORDER
 from ehrr1.records.store import NO_ID
 
 ADMISSIONS, EDSTAYS, ICUSTAYS, DISCHARGE = (
     ORDER.index(name) for name in ("admissions", "edstays", "icustays", "discharge")
 )
-UNTIMED = [ORDER.index(name) for name in ("diagnoses_icd", "drgcodes")]
-"""Tables whose events have no time in the release."""
 DAY_SECONDS = 24 * 3600
 
 Frames = Mapping[str, pl.DataFrame]
 
 
 def record_rows(rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows of the release's record with `number`, that of their event (over all patients)."""
+    """The store's rows with `number`, that of their event (over all patients)."""
     begins = pl.any_horizontal(
         pl.col(name) != pl.col(name).shift() for name in ("subject_id", "table")
     )
@@ -35,9 +34,10 @@ def record_rows(rows: pl.DataFrame) -> pl.DataFrame:
 def event_list(record: pl.DataFrame, parents: Frames) -> pl.DataFrame:
     """A row an event: `number`, `position` in the patient's list, `start`, first row's ids.
 
-    `at` is its first row's place in `record`. `begin` is the number of the earliest event of the
-    same admission less than 24 h before it (-1: there is none);
-    `admissions_id` and `last_discharge_id` are what would stand before its context.
+    `at` is its first row's place in `record`. `timed`: the list has a time for it. `begin` is the
+    number of the earliest event of the same admission that starts less than 24 h before it (-1:
+    there is none); for codes, less than 24 h before the event in front of them. `admissions_id` and
+    `last_discharge_id` are what would stand before its context.
     """
     first = record["number"] != record["number"].shift(1, fill_value=-1)
     events = record.filter(first).select(
@@ -53,9 +53,16 @@ def event_list(record: pl.DataFrame, parents: Frames) -> pl.DataFrame:
     length = (pl.len() + 1).over("subject_id")
     events = events.with_columns(position.alias("position"), length.alias("length"))
     events = events.with_columns(_latest("admissions", same=True), _latest("discharge", same=False))
-    start, number = seconds(events["start"]), events["number"].to_numpy()
-    begin = Timeline.of(events, "hadm_id").first_after(number, start - DAY_SECONDS)
-    return events.with_columns(pl.Series("begin", np.where(begin < number, begin, -1)))
+    no_time = pl.col("start") == pl.lit(NO_TIME).cast(pl.Datetime("us"))
+    coded = pl.col("table").is_in(CODED)
+    events = events.with_columns((~coded & ~no_time).alias("timed"))
+    before = pl.col("start").shift().over("subject_id"), pl.col("timed").shift().over("subject_id")
+    cut = pl.when(coded).then(pl.when(before[1]).then(before[0])).otherwise("start")
+    asked = events.select(cut.alias("cut"), (~no_time).alias("askable"))
+    cuts, number = seconds(asked["cut"].fill_null(events["start"])), events["number"].to_numpy()
+    begin = Timeline.of(events, "hadm_id").first_after(number, cuts - DAY_SECONDS)
+    askable = (asked["askable"] & asked["cut"].is_not_null()).to_numpy()
+    return events.with_columns(pl.Series("begin", np.where(askable & (begin < number), begin, -1)))
 
 
 def _latest(table: str, *, same: bool) -> pl.Expr:
@@ -79,16 +86,18 @@ def seconds(times: pl.Series) -> np.ndarray:
 class Timeline:
     """The events of each group (a patient's, or an admission's) by time, to be searched.
 
-    Events of the tables `UNTIMED` have no time in the release and are not found. Numbers of events
-    in and out; -1 where there is none.
+    The list is not quite in the order of time (`records.release_order`), and an event without a
+    time is not found. Numbers of events in and out; -1 where there is none.
     """
 
     group: np.ndarray
     """The group of every event."""
-    found: np.ndarray
-    """The timed events by group and time, then -1."""
     keys: np.ndarray
-    """Their group times 2**39 plus seconds."""
+    """The timed events' group times 2**39 plus seconds, sorted."""
+    first: np.ndarray
+    """For each of them, the first in the list of its group that is as late or later; then -1."""
+    latest: np.ndarray
+    """For each of them, the last in the list of its group that is as early or earlier; then -1."""
 
     @classmethod
     def of(cls, events: pl.DataFrame, within: str | None = None) -> "Timeline":
@@ -99,26 +108,30 @@ class Timeline:
         new = (np.diff(subject[order]) != 0) | (np.diff(second[order]) != 0)
         group = np.empty(len(subject), dtype=np.int64)
         group[order] = np.concatenate([[0], np.cumsum(new)])[: len(order)]
-        timed = order[(~events["table"].is_in(UNTIMED)).to_numpy()[order]]
+        timed = np.flatnonzero(events["timed"].to_numpy())
         keys = _keys(group[timed], seconds(events["start"])[timed])
-        return cls(group, np.append(timed, -1), keys)
+        by_time = np.argsort(keys, kind="stable")
+        # Groups stand one behind the other: a running extreme of these stays within its group.
+        places = group[timed][by_time] * 2**39 + timed[by_time]
+        first = np.minimum.accumulate(places[::-1])[::-1] % 2**39
+        latest = np.maximum.accumulate(places) % 2**39
+        return cls(group, keys[by_time], np.append(first, -1), np.append(latest, -1))
 
     def first_after(self, events: np.ndarray, time: np.ndarray) -> np.ndarray:
-        """The first event of each event's group that starts later than `time` (seconds)."""
+        """The first event in the list of each event's group that starts later than `time`."""
         place = np.searchsorted(self.keys, _keys(self.group[events], time), "right")
-        return self._own(place, events)
+        return self._own(self.first[place], events)
 
     def last_before(self, events: np.ndarray, time: np.ndarray) -> np.ndarray:
-        """The last event of each event's group that starts earlier than `time` (seconds)."""
+        """The last event in the list of each event's group that starts earlier than `time`."""
         place = np.searchsorted(self.keys, _keys(self.group[events], time), "left") - 1
-        return self._own(place, events)
+        return self._own(self.latest[place], events)
 
     def last(self, events: np.ndarray) -> np.ndarray:
         """The last event of each event's group."""
         return self.last_before(events, np.full(len(events), 2**38 - 1))
 
-    def _own(self, place: np.ndarray, events: np.ndarray) -> np.ndarray:
-        found = self.found[place]
+    def _own(self, found: np.ndarray, events: np.ndarray) -> np.ndarray:
         return np.where((found >= 0) & (self.group[found] == self.group[events]), found, -1)
 
 

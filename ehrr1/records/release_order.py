@@ -1,0 +1,89 @@
+"""A patient's rows in the order of the release's list of events (`data.protocol=paper`).
+
+The release sorts a patient's rows by time and makes an event of consecutive rows of one table. Read
+off a folder that its own code wrote (`docs/paper.md`):
+
+- Rows of one time stand module by module, in it stay by stay, and of a stay table by table. The
+  release takes the tables as its directory lists them, which no one can reproduce; `TIES` is the
+  order that stands in that folder. Rows of one table and time stay in the order of their file.
+- Rows that it finds no time for (`hcpcsevents`; cultures without a `charttime`) stand behind the
+  patient's first row and again at the end, twice in both places: backwards, then forwards. Cultures
+  have no time in the list either (`NO_TIME`), `hcpcsevents` have their date's.
+- Coded discharge diagnoses and DRG codes stand behind the last row of their stay.
+"""
+
+import polars as pl
+
+from ehrr1.records.schema import ORDER, TABLES
+
+TIES = (
+    *("admissions", "transfers", "services", "procedures_icd", "omr", "microbiologyevents"),
+    *("labevents", "emar", "poe", "pharmacy", "prescriptions", "hcpcsevents"),
+    *("edstays", "triage", "medrecon", "pyxis", "vitalsign", "diagnosis"),
+    *("icustays", "datetimeevents", "procedureevents", "chartevents", "inputevents"),
+    *("outputevents", "ingredientevents", "radiology", "discharge", "diagnoses_icd", "drgcodes"),
+)
+"""Tables in the order in which rows of one time, module and stay stand."""
+
+CODED = tuple(ORDER.index(name) for name in ("diagnoses_icd", "drgcodes"))
+"""Tables without any time, whose rows stand at the end of their stay."""
+WITHOUT_TIME = ORDER.index("hcpcsevents")
+CULTURES = ORDER.index("microbiologyevents")
+
+NO_TIME = -62_135_596_800_000_000
+"""Year 1 in microseconds since 1970: stands for null in the store's times."""
+
+RANKS = {ORDER.index(name): rank for rank, name in enumerate(TIES)}
+MODULES = {
+    number: ("hosp", "ed", "icu", "note").index(TABLES[ORDER[number]].module) for number in RANKS
+}
+
+WITHIN = ("module", "stay_id", "rank")
+"""What decides between rows of one place or time; then the order of the file."""
+
+
+def listed(rows: pl.DataFrame) -> pl.DataFrame:
+    """The rows of some patients with `order`, their place in the release's list.
+
+    `rows` stand, table by table, in the order of their files. They have the columns of the store
+    and, where the input tells it, `dated`: whether the row's time is a date that stands in for a
+    missing time.
+    """
+    columns = [name for name in rows.columns if name != "dated"]
+    dated = pl.col("dated") if "dated" in rows.columns else pl.lit(False)
+    culture = (pl.col("table") == CULTURES) & dated
+    no_time = pl.lit(NO_TIME).cast(pl.Datetime("us"))
+    rows = rows.with_columns(
+        pl.col("table").replace_strict(MODULES, return_dtype=pl.UInt8).alias("module"),
+        pl.col("table").replace_strict(RANKS, return_dtype=pl.UInt8).alias("rank"),
+        pl.col("table").is_in(CODED).alias("coded"),
+        (culture | (pl.col("table") == WITHOUT_TIME)).alias("loose"),
+        pl.when(culture).then(no_time).otherwise("event_time").alias("event_time"),
+    )
+    timed = rows.filter(~pl.col("coded") & ~pl.col("loose"))
+    # Even numbers are the places of rows with a time; odd ones lie between them.
+    place = (2 * pl.int_range(pl.len(), dtype=pl.Int64)).over("subject_id").alias("place")
+    timed = timed.sort("subject_id", "event_time", *WITHIN, maintain_order=True)
+    timed = timed.with_columns(place)
+    placed = pl.concat([timed, *_loose(rows.filter("loose"), timed)])
+    placed = pl.concat([placed, _behind_their_stay(rows.filter("coded"), placed)])
+    placed = placed.sort("subject_id", "place", "coded", *WITHIN, maintain_order=True)
+    order = pl.int_range(pl.len(), dtype=pl.Int64).over("subject_id").alias("order")
+    return placed.with_columns(order).select(columns)
+
+
+def _loose(rows: pl.DataFrame, timed: pl.DataFrame) -> list[pl.DataFrame]:
+    """Rows without a time, behind the patient's first row and at the end."""
+    ends = timed.group_by("subject_id").agg((pl.col("place").max() + 1).alias("end"))
+    rows = rows.join(ends, on="subject_id", how="left", maintain_order="left")
+    rows = pl.concat([rows.reverse(), rows])
+    front = rows.with_columns(pl.lit(1, pl.Int64).alias("place"))
+    back = rows.with_columns(pl.col("end").fill_null(1).alias("place"))
+    return [front.drop("end"), back.drop("end")]
+
+
+def _behind_their_stay(rows: pl.DataFrame, placed: pl.DataFrame) -> pl.DataFrame:
+    """Rows of codes with the place of their stay's last row; those of an unknown stay come last."""
+    stays = placed.group_by("subject_id", "hadm_id").agg(pl.col("place").max())
+    rows = rows.join(stays, on=["subject_id", "hadm_id"], how="left", maintain_order="left")
+    return rows.with_columns(pl.col("place").fill_null(2**62))
