@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ehrr1.config.names import BENCHMARKS, TRAINING, usual_wording
+from ehrr1.config.names import BENCHMARKS, TRAINING
 from ehrr1.config.records import AnyData, BenchmarkData, Concepts, Graph, OpenConcepts, UmlsConcepts
 from ehrr1.config.training import Launcher, LocalLauncher
 from ehrr1.config.writers import AnthropicEngine, ModelChains, TemplateChains
@@ -28,7 +28,6 @@ READ_BY = {
     "checkpoint": ("consolidate",),
     "answer": ("eval", "infer"),
     "candidates": ("eval", "infer"),
-    "wording": ("adapt", "reason", "rl", "eval", "infer", "export"),
 }
 """Settings outside of a section -> the stages that read them; others refuse them."""
 
@@ -157,15 +156,9 @@ def evaluation(cfg: "Config") -> list[str]:
         f"{name}={cfg.of(name)}: it belongs to stage={' and '.join(stages)}; this is "
         f"stage={cfg.stage}"
         for name, stages in READ_BY.items()
-        if cfg.of(name) not in (None, "none", "last", _usual_wording(cfg))
-        and cfg.stage not in (*stages, "curriculum")
+        if cfg.of(name) not in (None, "none", "last") and cfg.stage not in (*stages, "curriculum")
     ]
     return problems
-
-
-def _usual_wording(cfg: "Config") -> str:
-    models = (cfg.model.name, cfg.model.path, cfg.engine.plain().get("model"))
-    return usual_wording(cfg.data.name, *models)
 
 
 def launching(launcher: Launcher) -> list[str]:
