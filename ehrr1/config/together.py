@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from ehrr1.config.names import BENCHMARKS, TRAINING, usual_wording
-from ehrr1.config.records import AnyData, Concepts, Graph, OpenConcepts, UmlsConcepts
+from ehrr1.config.records import AnyData, BenchmarkData, Concepts, Graph, OpenConcepts, UmlsConcepts
 from ehrr1.config.training import Launcher, LocalLauncher
 from ehrr1.config.writers import AnthropicEngine, ModelChains, TemplateChains
 
@@ -69,8 +69,11 @@ def records(cfg: "Config") -> list[str]:
         problems.append(
             f"data.root=null: data={data.name} needs {NEEDED[data.name]}: data.root=DIR"
         )
-    if reads and data.name == "benchmark" and data.path is None:
-        problems.append("data.path=null: data=benchmark needs its file: data.path=FILE.jsonl")
+    if reads and isinstance(data, BenchmarkData) and data.path is None and data.train is None:
+        problems.append(
+            "data.path=null: data=benchmark needs its file: data.path=FILE.jsonl (or data.train, "
+            "for rows to train on)"
+        )
     if data.name in BENCHMARKS and data.shard is not None:
         problems.append(f"data.shard={data.shard}: a benchmark file is read at once; leave out")
     if data.name in ("meds", "release", *BENCHMARKS) and data.subjects_file is not None:
@@ -85,6 +88,11 @@ def records(cfg: "Config") -> list[str]:
             for split in ("validation", "test")
             if (file := data.split.of(f"{split}_subjects")) is not None
         ]
+    if data.name in BENCHMARKS and data.questions is not None:
+        problems.append(
+            f"data.questions={data.questions}: samples of a benchmark file come with a question of "
+            "their own; leave it out"
+        )
     if data.name in BENCHMARKS and data.tell_time:
         problems.append(
             "data.tell_time=true: samples of a benchmark file come with a question of their own; "
