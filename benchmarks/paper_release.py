@@ -2,7 +2,8 @@
 
 ls RELEASE/patients_ehr | cut -d. -f1 > subjects.txt
 python run.py stage=prepare experiment=mimic_demo data.protocol=paper data.root=DIR \
-    data.subjects_file=subjects.txt data.maps.atc=RELEASE/index_mapping/hosp/d_atc_prescriptions.csv \
+    data.subjects_file=subjects.txt \
+    data.maps.atc=RELEASE/index_mapping/hosp/d_atc_prescriptions.csv \
     data.maps.ccs_diagnoses=RELEASE/index_mapping/hosp/d_ccs_diagnoses.csv \
     data.maps.ccs_procedures=RELEASE/index_mapping/hosp/d_ccs_procedures.csv
 python -m benchmarks.paper_release RELEASE outputs/mimic_demo/prepare
