@@ -38,7 +38,6 @@ Key = tuple[Any, ...]
 """subject_id, task, hadm_id, then `PLACES`: everything that an index row says but its answer."""
 Answers = dict[Key, frozenset[str]]
 
-HEADINGS = {TABLES[name].heading: name for name in ORDER}
 MISSING = ("None", "nan", "")
 
 
@@ -79,10 +78,10 @@ def released(folder: Path) -> tuple[Answers, set[int]]:
 
 
 def ours(prepared: Prepared) -> Answers:
-    """Our samples; an answer that is a heading is its table's name, as in the release."""
+    """Our samples."""
     return {
         (s.subject_id, s.task, s.hadm_id, *(getattr(s, place) for place in PLACES)): frozenset(
-            HEADINGS[name] if s.task == "next_event" else name for name in s.target
+            s.target
         )
         for s in prepared.samples()
     }

@@ -98,9 +98,10 @@ def write_shard(
 
 
 def _names(rows: pl.DataFrame) -> pl.Series:
-    """Every name that an item, a class, a kind of event or an answer can have."""
+    """Every name that an item, a class, a kind of event or an answer can have (of kinds of events
+    the paper protocol answers the tables' own names)."""
     headings = [table.heading for table in TABLES.values()]
-    given = pl.Series("name", [*headings, "yes", "no"])
+    given = pl.Series("name", [*headings, *TABLES, "yes", "no"])
     parts = [rows["item"].drop_nulls().unique(), rows["class"].drop_nulls().unique(), given]
     return pl.concat([part.rename("name") for part in parts]).unique().sort()
 
