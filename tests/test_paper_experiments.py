@@ -23,7 +23,17 @@ SUPERVISED = {
 }
 
 RELEASED: dict[str, Any] = {
-    "data": {"name": "mimic", "protocol": "paper", "window_hours": 24},
+    "data": {
+        "name": "mimic",
+        "protocol": "paper",
+        "window_hours": 24,
+        "paper": {
+            "more_than": 10,
+            "fewer_than": 100,
+            "patient_events": 1200,
+            "atc": "released",
+        },
+    },
     "loss": {"on": "all", "record_weight": 1.0, "risk_weight": 1.0},
     "adapt": SUPERVISED | {"max_tokens": 8192, "epochs": 1, "trees_per_step": 8},
     "reason": SUPERVISED
@@ -50,7 +60,14 @@ RELEASED: dict[str, Any] = {
     },
     "eval": {"samples_per_task": 500, "max_new_tokens": {"think": 4096, "direct": 128}},
     "concepts": {"source": "umls"},
-    "graph": {"min_count": 5, "min_support": 1, "min_lift": 5, "top": 20, "require_path": True},
+    "graph": {
+        "counting": "release",
+        "min_count": 5,
+        "min_support": 1,
+        "min_lift": 5,
+        "top": 20,
+        "require_path": True,
+    },
     "chains": {"coverage": 0.7, "drafts": 3, "temperature": 0.5, "show_graph": False},
 }
 
