@@ -193,6 +193,7 @@ class Graph(Section):
     """`stage=graph`."""
 
     evidence: Literal["cooccurrence", "random", "none"]
+    counting: Literal["ours", "release"]
     knowledge: bool
     require_path: bool
     max_hops: Count

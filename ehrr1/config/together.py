@@ -223,6 +223,17 @@ def _sources(concepts: Concepts, graph: Graph) -> list[str]:
             "graph.require_path=true: there is no knowledge base to search; add concepts=umls or "
             "concepts=open with concepts.relations=FILE, and leave graph.knowledge=true"
         )
+    if graph.counting == "release":
+        refused = {
+            "counted_samples_per_task": (graph.counted_samples_per_task, "all training samples"),
+            "max_fdr": (graph.max_fdr, "otherwise than Fisher's test needs it"),
+        }
+        problems += [
+            f"graph.{name}={value}: graph.counting=release counts {how}; graph.{name}=null, or "
+            "graph.counting=ours"
+            for name, (value, how) in refused.items()
+            if value is not None
+        ]
     return problems
 
 
