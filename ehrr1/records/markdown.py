@@ -81,8 +81,8 @@ def event_markdown(event: Event) -> str:
 def released_markdown(event: Event) -> str:
     """One event as the EHR-R1 release prints it, without the line breaks behind it.
 
-    Cells stand as they are, examinations as a list, a missing one as `nan`, or as `None` where the release would have
-    looked it up; an event that prints nothing leaves an empty line.
+    Cells stand as they are, examinations as a list, a missing one as `nan`, or as `None` where the
+    release would have looked it up; an event that prints nothing leaves an empty line.
     """
     if event.text is not None:
         return event.text
