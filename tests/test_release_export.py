@@ -106,3 +106,24 @@ def test_rows_have_the_releases_keys(exported: tuple[Prepared, Path], released: 
 def test_similar_items_are_wide(exported: tuple[Prepared, Path]) -> None:
     found = ReleaseReader(exported[1]).similar("labevents")
     assert found and all(isinstance(name, str) for near in found.values() for name in near)
+
+
+def test_what_came_in_goes_out_as_it_was(released: Path, tmp_path: Path) -> None:
+    """The release's folder, read and exported: every tested row prints as before."""
+    folder = tmp_path / "prepare"
+    _, metrics = prepared(released, folder, name="release", protocol="paper")
+    record(composed("data=release", f"data.root={released}"), folder)
+    write_json(folder / "metrics.json", metrics)
+    (tmp_path / "export").mkdir()
+    run = Run(tmp_path / "export", "export", {"prepare": folder})
+    export.run(composed("data=release", f"data.root={released}", "export.layout=release"), run)
+    before, after = ReleaseReader(released), ReleaseReader(tmp_path / "export" / "release")
+    for name, number in zip(FILES[1:], (1567, 100), strict=True):
+        was, now = ({row_key(row): row for row in r.samples(name)} for r in (before, after))
+        assert len(was) == number and was.keys() == now.keys()
+        for key, row in was.items():
+            assert now[key]["input"] == row["input"] and now[key]["label"] == row["label"], key
+
+
+def row_key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["task"], row["subject_id"], row["period_begin"], row["period_end"]
