@@ -20,6 +20,9 @@ NAMED_BY_CHOICE = ("data", "concepts", "model", "ablation")
 RELEASED = "released"
 """The experiment of the released hyper-parameters."""
 
+RELEASED_SYNTHETIC = "released_synthetic"
+"""The same on the records of the bare command."""
+
 INVENTED = {"model": {"tiny"}, "data": {"synthetic", *BENCHMARKS}}
 """What the demo's minutes and 320 tokens fit."""
 
@@ -57,7 +60,8 @@ def spelled_out(arguments: list[str], swept: bool = False) -> list[str]:
     if is_real(found):
         # among the overrides: argparse takes none before `-m` and others behind it
         place = next(n for n, one in enumerate(found) if key_of(one) in INVENTED)
-        found.insert(place, f"experiment={RELEASED}")
+        chosen = any(key_of(one) == "data" for one in found)
+        found.insert(place, f"experiment={RELEASED if chosen else RELEASED_SYNTHETIC}")
     return found
 
 
