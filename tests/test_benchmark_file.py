@@ -14,10 +14,17 @@ from ehrr1.prompts.wording import OURS
 from ehrr1.records.markdown import events_of, record_markdown
 from ehrr1.runs import Run
 from ehrr1.stages import export, prepare
+from ehrr1.stages.reason import kept_chains
+from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.questions import read_questions
 from ehrr1.tasks.release_rows import items_of
 from ehrr1.tasks.samples import Prepared, preamble_length
 from tests.conftest import CommandLine
 from tests.settings import composed
+from tests.test_records import hospital
+from tests.test_records import prepared as tables
+
+__all__ = ["hospital"]  # a fixture
 
 RECORD = """## Patient Demographics [None]
 - Anchor_Age: 61
@@ -274,3 +281,66 @@ def test_a_trained_model_is_scored_on_a_file(
     assert set(predictions["model"]) == {"untrained:release", "adapt:release"}
     assert predictions.filter(pl.col("model") == "adapt:release").height == 7
     assert "adapt was trained with wording=file" in done.stderr
+
+
+# --- rows to learn from ---------------------------------------------------------------------------
+
+
+def learn(folder: Path, train: Path, **settings: Any) -> tuple[Prepared, dict[str, float | int]]:
+    folder.mkdir()
+    cfg = composed("data=benchmark", data={"train": str(train), **settings})
+    return Prepared(folder), prepare.run(cfg, Run(folder, "prepare"))
+
+
+def of_patient(idx: int, subject: int, **more: Any) -> dict[str, Any]:
+    given = row(idx)
+    return given | {"task_info": given["task_info"] | {"subject_id": subject, **more}}
+
+
+def test_rows_train_and_no_tested_patient_does(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", *(of_patient(i, i) for i in range(20)))
+    test = write(tmp_path / "test.jsonl", of_patient(0, 3), of_patient(1, 99))
+    split = {"validation": 0.25}
+    world, metrics = learn(tmp_path / "x", train, path=str(test), split=split)
+    splits = {sample.subject_id: sample.split for sample in world.samples()}
+    assert {s for s, split in splits.items() if split == "test"} == {3, 99}
+    assert list(splits.values()).count("validation") == 5
+    assert list(splits.values()).count("train") == 14
+    assert metrics["rows/benchmark"] == 22 and metrics["rows_kept/benchmark"] == 21
+    reported = json.loads((world.folder / "reported.json").read_text())
+    assert reported == {"benchmark": {"patient_is_tested": 1}}
+
+
+def test_rows_bring_chains(tmp_path: Path) -> None:
+    chat = {"choices": [{"message": {"content": "said"}}]}
+    rows = [of_patient(0, 1, reasoning="thought"), of_patient(1, 2, reasoning=str(chat))]
+    train = write(tmp_path / "train.jsonl", *rows, of_patient(2, 3))
+    world, _ = learn(tmp_path / "x", train, split={"validation": 0.0})
+    chains = kept_chains(world.folder / "chains.jsonl")
+    assert chains == {
+        "train/labevents/0": ("thought", "Lactate\npH"),
+        "train/labevents/1": ("said", "Lactate\npH"),
+    }
+
+
+def test_the_releases_ready_rows_can_be_trained_on(released: Path, tmp_path: Path) -> None:
+    world, metrics = learn(tmp_path / "x", released / "ehr_bench.jsonl", split={"validation": 0.0})
+    assert metrics["rows_kept/benchmark"] == 108 and len(world.samples("train")) == 108
+    kinds = [TASKS[sample.task].kind for sample in world.samples("train")]
+    assert kinds.count("risk") == 48 and kinds.count("decision") == 60
+    assert {sample.subject_id for sample in world.samples()} <= set(range(10_000_000, 11_000_000))
+
+
+def test_questions_of_a_file_of_rows(released: Path, hospital: Path, tmp_path: Path) -> None:
+    rows = released / "ehr_bench.jsonl"
+    found = read_questions(rows)
+    assert len(found) == 38 and found["labevents"].startswith("Given the sequence of events")
+    world, _ = tables(hospital, tmp_path / "x", questions=str(rows), tasks=["labevents", "poe"])
+    asked = {sample.task: sample.instruction for sample in world.samples()}
+    assert asked == {task: found[task] for task in ("labevents", "poe")}
+    two = write(tmp_path / "two.jsonl", row(0), row(1, instruction="Another?"))
+    with pytest.raises(UserError, match="labevents has two questions"):
+        read_questions(two)
+    none = write(tmp_path / "none.jsonl", {"a": 1})
+    with pytest.raises(UserError, match="no row has an instruction"):
+        read_questions(none)

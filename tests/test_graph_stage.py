@@ -11,6 +11,7 @@ from ehrr1.files import read_json
 from ehrr1.graph.chains.chain import parse_cases
 from ehrr1.graph.evidence import answers, covered, from_json
 from ehrr1.prompts.messages import BOTH_CASES
+from ehrr1.prompts.wording import OURS
 from ehrr1.stages.reason import ask
 from ehrr1.tasks.samples import Prepared
 from tests.conftest import CommandLine
@@ -86,7 +87,7 @@ def test_risk_questions_have_evidence_and_a_case_for_each_outcome(
     samples = Prepared(smoke / "prepare").samples("train", ["ED_Hospitalization"])
     chains = {row["sample_id"]: (row["chain"], row["answer"]) for row in kept}
     sample = next(sample for sample in samples if sample.sample_id in chains)
-    (question,) = ask(sample, chains, risk_weight=1.0)  # what `reason` learns
+    (question,) = ask(sample, chains, risk_weight=1.0, style=OURS)  # what `reason` learns
     assert question.think and question.chain == chains[sample.sample_id][0]
     assert question.instruction is not None and question.instruction.endswith(BOTH_CASES)
 

@@ -164,6 +164,7 @@ def test_released_questions_are_of_their_tasks_kind(released: Path) -> None:
     for task, question in rows:
         asking = Asking("", "", list, question)
         assert asking.has_label == (ALL_TASKS[task].kind == "risk"), question
+        assert asking.words == question  # as its models were trained
 
 
 @pytest.mark.parametrize("question", [WORDS, "Will the patient die?"])

@@ -92,12 +92,10 @@ def test_a_decision_is_answered_behind_the_closed_chain(
     table = table_of(predictor.decisions([sample(1, "emar", "Heparin")], GIVEN))
     assert engine.sampling is not None and engine.sampling.max_new_tokens == 5
     [prompt] = engine.asked
-    if not predictor.maker.chat.opens_thought:
-        whole = trained(predictor, "emar", "Heparin")
-        said = predictor.maker.tokens("Heparin")
-        end = predictor.maker.tokens(predictor.maker.chat.end)
-        assert whole[-len(said) - len(end) :] == said + end
-        assert prompt[-(len(whole) - len(said) - len(end)) :] == whole[: -len(said) - len(end)]
+    whole = trained(predictor, "emar", "Heparin")
+    ending = predictor.maker.tokens(f"Heparin{predictor.maker.chat.end}")
+    assert whole[-len(ending) :] == ending
+    assert prompt[len(ending) - len(whole) :] == whole[: -len(ending)]
     text = tokenizer.decode(prompt)
     assert text.count(OPENED) == 1 and text.endswith(f"{CHAIN}{CLOSED}")
     [row] = table.iter_rows(named=True)

@@ -23,7 +23,17 @@ SUPERVISED = {
 }
 
 RELEASED: dict[str, Any] = {
-    "data": {"name": "mimic", "protocol": "paper", "window_hours": 24},
+    "data": {
+        "name": "mimic",
+        "protocol": "paper",
+        "window_hours": 24,
+        "paper": {
+            "more_than": 10,
+            "fewer_than": 100,
+            "patient_events": 1200,
+            "atc": "released",
+        },
+    },
     "loss": {"on": "all", "record_weight": 1.0, "risk_weight": 1.0},
     "adapt": SUPERVISED | {"max_tokens": 8192, "epochs": 1, "trees_per_step": 8},
     "reason": SUPERVISED
@@ -57,7 +67,14 @@ RELEASED: dict[str, Any] = {
         "top_k": 20,
     },
     "concepts": {"source": "umls"},
-    "graph": {"min_count": 5, "min_support": 1, "min_lift": 5, "top": 20, "require_path": True},
+    "graph": {
+        "counting": "release",
+        "min_count": 5,
+        "min_support": 1,
+        "min_lift": 5,
+        "top": 20,
+        "require_path": True,
+    },
     "chains": {
         "writer": "openai",
         "coverage": 0.7,

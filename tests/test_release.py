@@ -86,9 +86,9 @@ def test_the_files_are_the_releases(exported: Path, world: Prepared) -> None:
     assert len(rows) == decision.height + risk.height == world.index("test").height > 0
     for name in ("item_set", "similar_item"):
         assert (exported / "cache" / name / "labevents.csv").exists()
-    names = {path.stem for path in (exported / "index_mapping").iterdir()}
+    names = {path.stem for path in (exported / "index_mapping").rglob("*.csv")}
     assert {"d_labitems", "d_ccs_procedures", "d_atc_prescriptions"} <= names
-    codes = pl.read_csv(exported / "index_mapping" / "d_atc_prescriptions.csv")
+    codes = pl.read_csv(exported / "index_mapping" / "hosp" / "d_atc_prescriptions.csv")
     assert codes.columns == ["ndc_code", "atc_name"]
 
 

@@ -73,6 +73,7 @@ class AnyData(Section):
     force_task_num: Count | ProperShare | None
     balance: Literal["none", "weights", "force"]
     tell_time: bool
+    questions: PathText | None
     split: Split
     maps: Maps
 
@@ -106,6 +107,7 @@ class BenchmarkData(AnyData):
 
     name: Literal["benchmark"]
     path: PathText | None
+    train: PathText | None
     balanced: bool
 
 
@@ -191,6 +193,7 @@ class Graph(Section):
     """`stage=graph`."""
 
     evidence: Literal["cooccurrence", "random", "none"]
+    counting: Literal["ours", "release"]
     knowledge: bool
     require_path: bool
     max_hops: Count

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from ehrr1.config.names import BENCHMARKS, TRAINING, usual_wording
-from ehrr1.config.records import AnyData, Concepts, Graph, OpenConcepts, UmlsConcepts
+from ehrr1.config.names import BENCHMARKS, TRAINING
+from ehrr1.config.records import AnyData, BenchmarkData, Concepts, Graph, OpenConcepts, UmlsConcepts
 from ehrr1.config.training import Launcher, LocalLauncher
 from ehrr1.config.writers import AnthropicEngine, ModelChains, TemplateChains
 
@@ -28,7 +28,6 @@ READ_BY = {
     "checkpoint": ("consolidate",),
     "answer": ("eval", "infer"),
     "candidates": ("eval", "infer"),
-    "wording": ("adapt", "reason", "rl", "eval", "infer", "export"),
 }
 """Settings outside of a section -> the stages that read them; others refuse them."""
 
@@ -69,8 +68,11 @@ def records(cfg: "Config") -> list[str]:
         problems.append(
             f"data.root=null: data={data.name} needs {NEEDED[data.name]}: data.root=DIR"
         )
-    if reads and data.name == "benchmark" and data.path is None:
-        problems.append("data.path=null: data=benchmark needs its file: data.path=FILE.jsonl")
+    if reads and isinstance(data, BenchmarkData) and data.path is None and data.train is None:
+        problems.append(
+            "data.path=null: data=benchmark needs its file: data.path=FILE.jsonl (or data.train, "
+            "for rows to train on)"
+        )
     if data.name in BENCHMARKS and data.shard is not None:
         problems.append(f"data.shard={data.shard}: a benchmark file is read at once; leave out")
     if data.name in ("meds", "release", *BENCHMARKS) and data.subjects_file is not None:
@@ -85,6 +87,11 @@ def records(cfg: "Config") -> list[str]:
             for split in ("validation", "test")
             if (file := data.split.of(f"{split}_subjects")) is not None
         ]
+    if data.name in BENCHMARKS and data.questions is not None:
+        problems.append(
+            f"data.questions={data.questions}: samples of a benchmark file come with a question of "
+            "their own; leave it out"
+        )
     if data.name in BENCHMARKS and data.tell_time:
         problems.append(
             "data.tell_time=true: samples of a benchmark file come with a question of their own; "
@@ -149,15 +156,9 @@ def evaluation(cfg: "Config") -> list[str]:
         f"{name}={cfg.of(name)}: it belongs to stage={' and '.join(stages)}; this is "
         f"stage={cfg.stage}"
         for name, stages in READ_BY.items()
-        if cfg.of(name) not in (None, "none", "last", _usual_wording(cfg))
-        and cfg.stage not in (*stages, "curriculum")
+        if cfg.of(name) not in (None, "none", "last") and cfg.stage not in (*stages, "curriculum")
     ]
     return problems
-
-
-def _usual_wording(cfg: "Config") -> str:
-    models = (cfg.model.name, cfg.model.path, cfg.engine.plain().get("model"))
-    return usual_wording(cfg.data.name, *models)
 
 
 def launching(launcher: Launcher) -> list[str]:
@@ -222,6 +223,17 @@ def _sources(concepts: Concepts, graph: Graph) -> list[str]:
             "graph.require_path=true: there is no knowledge base to search; add concepts=umls or "
             "concepts=open with concepts.relations=FILE, and leave graph.knowledge=true"
         )
+    if graph.counting == "release":
+        refused = {
+            "counted_samples_per_task": (graph.counted_samples_per_task, "all training samples"),
+            "max_fdr": (graph.max_fdr, "otherwise than Fisher's test needs it"),
+        }
+        problems += [
+            f"graph.{name}={value}: graph.counting=release counts {how}; graph.{name}=null, or "
+            "graph.counting=ours"
+            for name, (value, how) in refused.items()
+            if value is not None
+        ]
     return problems
 
 

@@ -46,6 +46,12 @@ def asks_yes_or_no(question: str) -> bool:
     return asked or (bool(words) and words[0].strip("'\"(") in YES_NO_WORDS)
 
 
+def says_yes_or_no(question: str) -> bool:
+    """Whether the words of a yes/no question say that it is one."""
+    text = " ".join(question.lower().split())
+    return "yes or no" in text or WHETHER.search(text) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What a model says to a question.
@@ -96,9 +102,12 @@ class Asking:
 
     @property
     def words(self) -> str | None:
-        """The question as it is put; None: in the task's own words."""
+        """The question as it is put; None: in the task's own words.
+
+        "Predict whether ..." is put as it stands: the release's models were trained on such words.
+        """
         words = self.question
-        if words is not None and self.has_label and "yes or no" not in words.lower():
+        if words is not None and self.has_label and not says_yes_or_no(words):
             words = f"{words.strip()} {YES_NO}"
         if self.time is None:
             return words

@@ -54,8 +54,13 @@ def associated(
     if target not in counts.targets:
         return []
     row = counts.targets[target]
-    known = [concept for concept in concepts if concept in counts.history]
-    columns = np.array([counts.history[concept] for concept in known], dtype=np.int64)
+    # As released a name is one concept: the first place where it stands is the one that is cited.
+    places: dict[int, Concept] = {}
+    for concept in concepts:
+        column = counts.column(concept)
+        if column is not None:
+            places.setdefault(column, concept)
+    known, columns = list(places.values()), np.array(list(places), dtype=np.int64)
     joint, lift = counts.row(row)[columns], counts.lifts(row, columns)
     enough = (counts.n_history[columns] >= rule.min_count) & (joint >= rule.min_support)
     kept = np.flatnonzero(enough & (lift > rule.min_lift))
@@ -66,6 +71,18 @@ def associated(
         if npmi[n] >= rule.min_npmi and p[n] <= rule.max_p
     ]
     return sorted(found, key=lambda a: (-a.lift, -a.support, a.concept))[: rule.top]
+
+
+def passing(counts: Cooccurrence, rule: EvidenceRule) -> int:
+    """Count the pairs of a target and a history concept that are evidence, `top` aside."""
+    eligible = np.flatnonzero(counts.n_history >= rule.min_count)
+    found = 0
+    for target in range(len(counts.targets)):
+        enough = counts.row(target)[eligible] >= rule.min_support
+        columns = eligible[enough & (counts.lifts(target, eligible) > rule.min_lift)]
+        npmi, p = normalised_pmi(counts, target, columns), p_values(counts, target, columns)
+        found += int(((npmi >= rule.min_npmi) & (p <= rule.max_p)).sum())
+    return found
 
 
 def normalised_pmi(

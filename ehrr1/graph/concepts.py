@@ -23,6 +23,10 @@ Reader = Callable[[str], Sequence[Mention]]
 """What a text mentions (`graph.text.mention_cache`)."""
 
 
+ANYWHERE = "any"
+"""The kind of a name that is one concept wherever it stands (`graph.counting=release`)."""
+
+
 class Concept(NamedTuple):
     """A name and where it stands: a table ("labevents"), its class ("prescriptions/atc") or its
     free text ("discharge/text": the preferred name of what is mentioned)."""

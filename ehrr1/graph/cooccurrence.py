@@ -1,5 +1,9 @@
 """How often target items and history concepts stand in the same sample, as streaming counts.
 
+As released (`either`), a name is one concept wherever it stands, and n(t) and n(h) count the
+samples that have it in the answer or in the history. Ours counts targets in answers and, where each
+stands, concepts in histories.
+
 Pairs are counted by sparse products of blocks of samples and added up in whatever is smaller to
 keep: a sparse matrix, or, once an eighth of all cells is used, a dense one. Counts of different
 samples can be merged, so that processes share the work.
@@ -18,7 +22,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from ehrr1.files import replacing
-from ehrr1.graph.concepts import Concept
+from ehrr1.graph.concepts import ANYWHERE, Concept
 
 BLOCK = 2**25
 """Pairs counted by one sparse product: bounds the memory of a pass to about 300 MB."""
@@ -38,7 +42,9 @@ class Cooccurrence:
     """The counts of one task.
 
     targets, history: name -> column; n_target [T], n_history [H]: samples that have it;
-    joint [T, H], sparse or dense: samples that have both; samples: N.
+    joint [T, H], sparse or dense: samples that have both; samples: N. With `either` the history
+    holds all names, those of answers too, as concepts that stand `ANYWHERE`, and n_target and
+    n_history say how many samples have them in the answer or in the history.
     """
 
     samples: int
@@ -47,19 +53,25 @@ class Cooccurrence:
     n_target: NDArray[np.int64]
     n_history: NDArray[np.int64]
     joint: Joint
+    either: bool = False
+
+    def column(self, concept: Concept) -> int | None:
+        """The column of a history concept; None for one that was never counted."""
+        return self.history.get(anywhere(concept.name) if self.either else concept)
 
     def support(self, target: str, concept: Concept) -> int:
         """n(t, h): samples with both; 0 for names that were never counted."""
-        if target not in self.targets or concept not in self.history:
+        column = self.column(concept)
+        if target not in self.targets or column is None:
             return 0
-        return int(self.row(self.targets[target])[self.history[concept]])
+        return int(self.row(self.targets[target])[column])
 
     def lift(self, target: str, concept: Concept) -> float:
         """n(t, h) * N / (n(t) * n(h)); nan for names that were never counted."""
-        if target not in self.targets or concept not in self.history:
+        column = self.column(concept)
+        if target not in self.targets or column is None:
             return np.nan
-        row, column = self.targets[target], self.history[concept]
-        return float(self.lifts(row, np.array([column]))[0])
+        return float(self.lifts(self.targets[target], np.array([column]))[0])
 
     def row(self, target: int) -> NDArray[np.int32]:
         """The joint counts of one target [H]."""
@@ -83,6 +95,7 @@ class Cooccurrence:
             "samples": np.array(self.samples),
             "n_target": self.n_target,
             "n_history": self.n_history,
+            "either": np.array(self.either),
         }
         if isinstance(self.joint, np.ndarray):
             arrays["dense"] = self.joint
@@ -109,16 +122,27 @@ class Cooccurrence:
             n_target=arrays["n_target"],
             n_history=arrays["n_history"],
             joint=joint,
+            either=bool(arrays["either"]),
         )
 
 
-class CooccurrenceCounter:
-    """Counts samples as they stream by; memory grows with the vocabulary, not with the samples."""
+def anywhere(name: str) -> Concept:
+    """A name as one concept, wherever it stands."""
+    return Concept(ANYWHERE, name)
 
-    def __init__(self) -> None:
+
+class CooccurrenceCounter:
+    """Counts samples as they stream by; memory grows with the vocabulary, not with the samples.
+
+    `either`: as released (see `Cooccurrence`).
+    """
+
+    def __init__(self, either: bool = False) -> None:
+        self.either = either
         self._targets: dict[str, int] = _vocabulary()
         self._history: dict[Concept, int] = _vocabulary()
         self._blocks = (_Block(), _Block())
+        self._alone = _Block()
         self._pairs = 0
         self._joint: Joint = sparse.csr_array((0, 0), dtype=np.int32)
         self._n_target = np.zeros(0, dtype=np.int64)
@@ -128,6 +152,9 @@ class CooccurrenceCounter:
     def add(self, targets: Iterable[str], history: Iterable[Concept]) -> None:
         """Count one sample; a name that stands in it several times counts once."""
         first, second = self._blocks
+        if self.either:
+            targets, history = list(targets), [anywhere(concept.name) for concept in history]
+            self._alone.add([*history, *map(anywhere, targets)], self._history)
         self._pairs += first.add(targets, self._targets) * second.add(history, self._history)
         if self._pairs >= (4 * BLOCK if isinstance(self._joint, np.ndarray) else BLOCK):
             self._flush()
@@ -143,7 +170,7 @@ class CooccurrenceCounter:
         self._add_joint(sparse.csr_array(moved, shape=shape, dtype=np.int32))
         self._n_target = _grown(self._n_target, shape[0])
         self._n_history = _grown(self._n_history, shape[1])
-        self._n_target[rows] += counts.n_target
+        self._n_target[rows] += counts.n_target  # with `either`, `result` counts them anew
         self._n_history[columns] += counts.n_history
         self._samples += counts.samples
 
@@ -152,27 +179,32 @@ class CooccurrenceCounter:
         self._flush()
         shape = (len(self._targets), len(self._history))
         joint = self._joint
+        n_target = self._n_target
+        if self.either:
+            n_target = self._n_history[_columns(self._history, map(anywhere, self._targets))]
         return Cooccurrence(
             samples=self._samples,
             targets=dict(self._targets),
             history=dict(self._history),
-            n_target=self._n_target,
+            n_target=n_target,
             n_history=self._n_history,
             joint=joint[: shape[0], : shape[1]] if isinstance(joint, np.ndarray) else joint,
+            either=self.either,
         )
 
     def _flush(self) -> None:
         targets = self._blocks[0].matrix(len(self._targets))
         history = self._blocks[1].matrix(len(self._history))
+        alone = self._alone.matrix(len(self._history)) if self.either else history
         if isinstance(self._joint, np.ndarray):
             self._joint = _with_room(self._joint, (len(self._targets), len(self._history)))
             _count(self._joint, sparse.csr_array(targets.T), history)
         else:
             self._add_joint(sparse.csr_array(targets.T) @ history)
         self._n_target = _grown(self._n_target, len(self._targets)) + targets.sum(axis=0)
-        self._n_history = _grown(self._n_history, len(self._history)) + history.sum(axis=0)
+        self._n_history = _grown(self._n_history, len(self._history)) + alone.sum(axis=0)
         self._samples += targets.shape[0]
-        self._blocks, self._pairs = (_Block(), _Block()), 0
+        self._blocks, self._alone, self._pairs = (_Block(), _Block()), _Block(), 0
 
     def _add_joint(self, more: sparse.csr_array) -> None:
         """Add counts whose shape is that of today's vocabulary."""

@@ -52,14 +52,19 @@ def texts_of(prepared: Path, part: Part) -> set[str]:
     return {text for context in contexts for event in context for text in event_texts(event)}
 
 
-def count_part(prepared: Path, texts: Texts | None, part: Part) -> dict[str, Cooccurrence]:
-    """Co-occurrence of target items and history concepts, for each task by itself."""
+def count_part(
+    prepared: Path, texts: Texts | None, either: bool, part: Part
+) -> dict[str, Cooccurrence]:
+    """Co-occurrence of target items and history concepts, for each task by itself (`either`: as
+    `CooccurrenceCounter` says)."""
     counters: dict[str, CooccurrenceCounter] = {}
     for group in part:
         context = _prepared(prepared).context(group[0])
         history = sorted({found.concept for found in occurrences(context, _reader(texts))})
         for sample in group:
-            counters.setdefault(sample.task, CooccurrenceCounter()).add(sample.target, history)
+            counters.setdefault(sample.task, CooccurrenceCounter(either)).add(
+                sample.target, history
+            )
     return {task: counter.result() for task, counter in counters.items()}
 
 

@@ -34,6 +34,8 @@ _TABLE_HEADS = {
 }
 NOT_RELEASED = ("Org_Name",)
 """Keys that the EHR-R1 release does not print; they are the last of their tables."""
+LISTED = "Exam_Name"
+"""A key that it prints as a Python list."""
 _LOOKED_UP = {
     name: {"class", *(lookup.name for lookup in table.lookups)} for name, table in TABLES.items()
 }
@@ -79,14 +81,17 @@ def event_markdown(event: Event) -> str:
 def released_markdown(event: Event) -> str:
     """One event as the EHR-R1 release prints it, without the line breaks behind it.
 
-    Cells stand as they are, a missing one as `nan`, or as `None` where the release would have
-    looked it up; an event that prints nothing leaves an empty line.
+    Cells stand as they are, examinations as a list, a missing one as `nan`, or as `None` where the
+    release would have looked it up; an event that prints nothing leaves an empty line.
     """
     if event.text is not None:
         return event.text
     missing = _RELEASED_MISSING[event.table]
     rows = [
-        [cell or nothing for cell, nothing in zip(row, missing.values(), strict=False)]
+        [
+            str([cell]) if cell and key == LISTED else cell or nothing
+            for cell, (key, nothing) in zip(row, missing.items(), strict=False)
+        ]
         for row in event.rows
     ]
     if len(rows) == 1:

@@ -116,7 +116,7 @@ def row(
     own = style.own(sample)
     question = own or task.instruction
     output = answer_text(sample.target)
-    label = output if task.kind == "risk" else list(sample.target)
+    label = export_release.label_of(sample)
     told = {name: getattr(sample, name) for name in PLACES} if sample.period_end else {}
     return {
         "idx": number,

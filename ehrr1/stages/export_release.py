@@ -7,8 +7,10 @@ release/
     ehr_bench/ehr_bench_{decision_making,risk_prediction}.csv   the test split's
     ehr_bench/ehr_bench.jsonl              the test split's, ready to use
     cache/item_set/<task>.csv              every answer of the task's training samples
-    cache/similar_item/<task>.csv          answers that stand together, nearest first
-    index_mapping/d_*.csv                  titles and classes of codes, where the input has them
+    cache/similar_item/<task>.csv          answers that stand together, nearest first, one a column
+    index_mapping/{hosp,ed,icu,note}/*.csv what the codes of the exported rows are called
+
+The release's reader loads it (`tests/release_reader.py` is one written from the format alone).
 """
 
 import json
@@ -24,10 +26,11 @@ from ehrr1.progress import track
 from ehrr1.records import release
 from ehrr1.records.frames import store_frames
 from ehrr1.records.openness import copy_mark
-from ehrr1.records.reading import SUFFIXES
+from ehrr1.records.reading import SUFFIXES, as_text, read_columns
+from ehrr1.records.release_codes import HEADERS, Codes, Dictionary, codes_of
 from ehrr1.tasks.candidates import COUNTED
 from ehrr1.tasks.catalog import TASKS
-from ehrr1.tasks.samples import Prepared
+from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import select
 from ehrr1.tasks.similar import neighbours_of
 
@@ -51,32 +54,36 @@ def write(prepared: Prepared, folder: Path, bench: Any) -> dict[str, float | int
     with replacing(folder) as temporary:
         metrics: dict[str, float | int] = {}
         copy_mark(prepared.folder, temporary, prepared.splits["subject_id"])
-        metrics["patients"] = _write_patients(prepared, temporary / release.FOLDER)
+        codes = codes_of(prepared.store, dictionaries(prepared.folder))
+        metrics["patients"] = _write_patients(prepared, codes, temporary / release.FOLDER)
         metrics |= _write_indices(prepared, temporary)
         _write_cache(prepared, temporary / "cache")
-        _write_mappings(prepared.folder, temporary / "index_mapping")
+        for name, rows in codes.mappings():
+            path = temporary / "index_mapping" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rows.write_csv(path)
         if prepared.index("test").height:
             metrics["rows"] = write_jsonl(temporary / "ehr_bench" / "ehr_bench.jsonl", bench())
     return metrics
 
 
-def _write_patients(prepared: Prepared, folder: Path) -> int:
+def _write_patients(prepared: Prepared, codes: Codes, folder: Path) -> int:
     folder.mkdir(parents=True)
     patients, visits = prepared.parents["patients"], prepared.parents.get("edstays")
     written: set[int] = set()
     for rows in track(store_frames(prepared.store, ROWS_AT_ONCE), "patients"):
         own = patients.filter(pl.col("subject_id").is_in(rows["subject_id"].unique().implode()))
-        for subject, events in release.event_rows(rows, own, visits):
+        for subject, events in release.event_rows(rows, own, visits, codes):
             events.write_parquet(folder / f"{subject}.parquet", compression="zstd")
             written.add(subject)
     rest = patients.filter(~pl.col("subject_id").is_in(list(written)))
-    for subject, events in release.event_rows(rows.clear(), rest, None):
+    for subject, events in release.event_rows(rows.clear(), rest, None, codes):
         events.write_parquet(folder / f"{subject}.parquet", compression="zstd")
     return len(written) + rest.height
 
 
 def _write_indices(prepared: Prepared, folder: Path) -> dict[str, float | int]:
-    """The samples of every split by position; answers are JSON lists."""
+    """The samples of every split by position; answers are JSON, lists of items or one text."""
     kinds = {
         kind: [task for task, entry in TASKS.items() if entry.kind == kind]
         for kind in ("decision", "risk")
@@ -102,7 +109,8 @@ def _write_index(prepared: Prepared, index: pl.DataFrame, path: Path) -> None:
         for number in range(0, max(index.height, 1), SAMPLES_AT_ONCE):
             part = index.slice(number, SAMPLES_AT_ONCE)
             answers = [
-                json.dumps(list(s.target), ensure_ascii=False) for s in prepared.as_samples(part)
+                json.dumps(label_of(sample), ensure_ascii=False)
+                for sample in prepared.as_samples(part)
             ]
             part = part.with_columns(pl.Series("target", answers, dtype=pl.String))
             file.write(part.select(columns).write_csv(include_header=number == 0))
@@ -110,7 +118,7 @@ def _write_index(prepared: Prepared, index: pl.DataFrame, path: Path) -> None:
 
 def _write_cache(prepared: Prepared, folder: Path) -> None:
     """What the training split's decisions answer: every item, the most frequent first, and for
-    each the items that stand in the same answers, as a JSON list, the nearest first."""
+    each the items that stand in the same answers, the nearest first, one a column."""
     for name in ("item_set", "similar_item"):
         (folder / name).mkdir(parents=True)
     for task in (task for task, entry in TASKS.items() if entry.kind == "decision"):
@@ -121,27 +129,39 @@ def _write_cache(prepared: Prepared, folder: Path) -> None:
         items = answers["item"].value_counts().sort(["count", "item"], descending=[True, False])
         items.write_csv(folder / "item_set" / f"{task}.csv")
         similar = neighbours_of(answers)
-        lists = [json.dumps(near, ensure_ascii=False) for near in similar.values()]
-        table = pl.DataFrame({"item": list(similar), "similar_items": lists})
-        table.write_csv(folder / "similar_item" / f"{task}.csv")
+        most = max(map(len, similar.values()), default=0)
+        columns = {
+            str(n): [near[n] if n < len(near) else None for near in similar.values()]
+            for n in range(most)
+        }
+        table = pl.DataFrame({"item": list(similar)} | columns)
+        table.cast(pl.String).write_csv(folder / "similar_item" / f"{task}.csv")
 
 
-def _write_mappings(prepare: Path, folder: Path) -> None:
-    """The dictionaries and maps that `prepare` read, as CSV; those that are gone are left out."""
+def dictionaries(prepare: Path) -> Dictionary:
+    """The dictionaries and maps that `prepare` read, as text, where they still are."""
     data = OmegaConf.load(prepare / "config.yaml").data
     root = Path(data.root) if data.root else prepare / "hospital"
     found = {
         path.name.split(".")[0]: path
-        for folder_ in ("hosp", "icu", "index_mapping", "maps")
-        for path in sorted((root / folder_).glob("d_*"))
+        for folder in ("hosp", "icu", "index_mapping", "maps")
+        for path in sorted((root / folder).rglob("d_*"))
         if path.name.endswith(SUFFIXES)
     }
-    found |= {release.MAPS[kind]: Path(path) for kind, path in data.maps.items() if path}
-    folder.mkdir(parents=True)
-    for name, path in found.items():
-        read = pl.read_parquet if path.suffix == ".parquet" else _read_csv
-        read(path).write_csv(folder / f"{name}.csv")
+    maps = {kind: path for kind, path in data.maps.items() if path and Path(path).is_file()}
+    found |= {release.MAPS[kind]: Path(path) for kind, path in maps.items()}
+
+    def rows(name: str) -> pl.DataFrame | None:
+        if name not in found:
+            return None
+        frame = read_columns([found[name]], list(HEADERS[name]))
+        return frame.select(as_text(column) for column in frame.get_columns())
+
+    return rows
 
 
-def _read_csv(path: Path) -> pl.DataFrame:
-    return pl.read_csv(path, infer_schema_length=0)
+def label_of(sample: Sample) -> str | list[str]:
+    """An answer as the release's files have it: a list of items, or the one text that it is."""
+    task = TASKS[sample.task]
+    one = task.kind == "risk" or task.target in ("heading", "text")
+    return sample.target[0] if one else list(sample.target)

@@ -17,7 +17,7 @@ from typing import Any
 from ehrr1.config.records import Graph
 from ehrr1.config.schema import Config
 from ehrr1.files import read_json, remove, write_json, write_jsonl
-from ehrr1.graph.associations import EvidenceRule, significance_bound
+from ehrr1.graph.associations import EvidenceRule, passing, significance_bound
 from ehrr1.graph.concepts import Concept
 from ehrr1.graph.cooccurrence import Cooccurrence, CooccurrenceCounter
 from ehrr1.graph.drawing import Drawing, Part, Texts, count_part, draw_part, texts_of
@@ -35,7 +35,8 @@ PART = 256
 
 
 def run(cfg: Config, run: Run) -> dict[str, float | int]:
-    """Write graphs.jsonl; returns the metrics of `graph.statistics`."""
+    """Write graphs.jsonl; returns the metrics of `graph.statistics`, and as `pairs/<task>` how many
+    pairs of an answer and a concept are evidence, of all that were counted."""
     prepared = Prepared(run.input("prepare"))
     counted, drawn = chosen_samples(prepared, cfg)
     dictionary = open_dictionary(cfg.concepts)
@@ -45,10 +46,11 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     counts = counted_tasks(run.folder / "counts", prepared, counted, dictionary, cfg)
     history = {concept for one in counts.values() for concept in one.history}
     ids = linked_names(counts, history, dictionary)
+    rules = {task: evidence_rule(cfg.graph, task, one) for task, one in counts.items()}
     drawing = Drawing(
         prepared=prepared.folder,
         counts=run.folder / "counts",
-        rules={task: evidence_rule(cfg.graph, task, one) for task, one in counts.items()},
+        rules=rules,
         texts=cached_texts(dictionary, cfg),
         ids=ids,
         knowledge=knowledge,
@@ -57,11 +59,12 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
         random_seed=cfg.seed if cfg.graph.evidence == "random" else None,
     )
     tally = draw(run.folder, drawing, drawn, cfg.graph.workers)
-    return tally.metrics() | linked_shares(history, ids)
+    pairs = {f"pairs/{task}": passing(one, rules[task]) for task, one in counts.items()}
+    return tally.metrics() | pairs | linked_shares(history, ids)
 
 
 def chosen_samples(prepared: Prepared, cfg: Config) -> tuple[list[Sample], list[Sample]]:
-    """Training samples to count, and training and validation samples to draw.
+    """Training samples to count (as released: all), and training and validation samples to draw.
 
     Without evidence (graph.evidence=none) nothing is counted. A task that has no training sample
     has no graph.
@@ -74,6 +77,8 @@ def chosen_samples(prepared: Prepared, cfg: Config) -> tuple[list[Sample], list[
 
     train = choose("train", settings.samples_per_task)
     per_task = settings.counted_samples_per_task or settings.samples_per_task
+    if settings.counting == "release":
+        per_task = None
     counted = choose("train", per_task) if settings.evidence != "none" else []
     known = {sample.task for sample in train}
     held_out = choose("validation", settings.validation_samples_per_task)
@@ -112,11 +117,12 @@ def counted_tasks(
     if done.exists():
         return {task: Cooccurrence.load(folder / f"{task}.npz") for task in read_json(done)}
     counters: dict[str, CooccurrenceCounter] = {}
-    read = partial(count_part, prepared.folder, cached_texts(dictionary, cfg))
+    either = cfg.graph.counting == "release"
+    read = partial(count_part, prepared.folder, cached_texts(dictionary, cfg), either)
     parts = parts_of(samples)
     for part in in_processes(read, parts, "counting co-occurrence", cfg.graph.workers):
         for task, counts in part.items():
-            counters.setdefault(task, CooccurrenceCounter()).merge(counts)
+            counters.setdefault(task, CooccurrenceCounter(either)).merge(counts)
     found = {task: counter.result() for task, counter in sorted(counters.items())}
     for task, counts in found.items():
         counts.save(folder / f"{task}.npz")

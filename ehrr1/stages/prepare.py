@@ -4,6 +4,7 @@ hospital/       the synthetic hospital, where data.root is null
 store/          every row, sorted, with the time at which it became known, in shards of patients
 index.parquet   a row a sample: its prediction time, window and answer
 names.parquet   the names behind the index's answers
+questions.json  task -> its question, where the user or the release's rows bring some
 split.parquet   subject_id, split
 reported.json   table -> reason -> rows that could not be used
 """
@@ -35,7 +36,7 @@ from ehrr1.runs import Run
 from ehrr1.stages import prepare_benchmark
 from ehrr1.stages import prepare_inputs as inputs
 from ehrr1.stages.prepare_inputs import AnySource
-from ehrr1.tasks import build
+from ehrr1.tasks import build, questions
 from ehrr1.tasks.catalog import SUITES, TASKS
 from ehrr1.tasks.paper import RELEASED, WINDOW_HOURS
 from ehrr1.tasks.samples import SPLIT
@@ -57,12 +58,15 @@ def run(cfg: Config, run: Run) -> Metrics:
     metrics: Metrics = {}
     with timed(metrics, "hospital"):
         source = opened_source(cfg, run.folder)
+        asked = inputs.questions_of(cfg, source)
     with timed(metrics, "shards"):
         build_missing(cfg, run, source)
     with timed(metrics, "merge"):
         rows, samples = build.merge(run.folder, source.shards, draw_of(cfg), cfg.data.tell_time)
         write(inputs.splits_of(cfg, source), run.folder / SPLIT)
         metrics |= inputs.close(source, run.folder)
+        if asked:
+            questions.keep_questions(asked, run.folder)
     write_json(run.folder / "reported.json", reported(rows))
     decided = inputs.openness_of(cfg, source)
     write_json(run.folder / openness.FILE, decided)

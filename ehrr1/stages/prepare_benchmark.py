@@ -9,6 +9,7 @@ similar_item/, item_set/   lists of candidates that lie in the release's folder 
 index.parquet   a row a sample, with its question, candidates and answer
 split.parquet   subject_id, split
 shots.parquet   sample_id, k, replicate: the examples that the benchmark names, where it does
+chains.jsonl    the chains that rows bring, for `stage=reason`
 reported.json   reason -> rows that could not be used
 """
 
@@ -19,9 +20,11 @@ from rich.console import Console
 
 from ehrr1.config.records import BenchmarkData, CdmData, EhrshotData
 from ehrr1.config.schema import Config, value_of
-from ehrr1.files import remove, replacing, write_json
+from ehrr1.files import remove, replacing, write_json, write_jsonl
+from ehrr1.prompts.messages import answer_text
 from ehrr1.records import openness
 from ehrr1.runs import Run
+from ehrr1.stages.given_chains import CHAINS, chain_row
 from ehrr1.stages.prepare_inputs import UNPACKED
 from ehrr1.tasks.benchmark import SHOTS, Benchmark, read_benchmark
 from ehrr1.tasks.cdm import read_cdm
@@ -46,7 +49,18 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
             with replacing(run.folder / name) as path:
                 frame.write_parquet(path)
     if isinstance(cfg.data, BenchmarkData):
-        keep_lists_around(Path(str(cfg.data.path)), run.folder)
+        keep_lists_around(Path(str(cfg.data.path or cfg.data.train)), run.folder)
+    if found.chains:
+        answers = dict(found.index.select("sample_id", "target").iter_rows())
+        tasks_of = dict(found.index.select("sample_id", "task").iter_rows())
+        write_jsonl(
+            run.folder / CHAINS,
+            (
+                chain_row(name, tasks_of[name], chain, answer_text(answers[name]))
+                for name, chain in found.chains.items()
+            ),
+        )
+        console.print(f"chains that the rows bring: {len(found.chains):,}")
     # its ids may be a benchmark's own numbers: nothing follows from them
     closed = {"open": cfg.data.open is True, "why": f"data.open={cfg.data.open}"}
     write_json(run.folder / openness.FILE, closed)
@@ -84,4 +98,5 @@ def read(cfg: Config, texts: Path) -> Benchmark:
             Path(str(data.root)), texts, data.split.validation, data.split.test, cfg.seed
         )
     assert isinstance(data, BenchmarkData)
-    return read_benchmark(Path(str(data.path)), texts)
+    path, train = (Path(name) if name else None for name in (data.path, data.train))
+    return read_benchmark(path, texts, train, data.split.validation, cfg.seed)

@@ -29,6 +29,7 @@ from ehrr1.tasks.index import Index, build_index
 from ehrr1.tasks.label_files import label_index, read_labels
 from ehrr1.tasks.labels import LabelOptions
 from ehrr1.tasks.paper import Limits, paper_index
+from ehrr1.tasks.questions import read_questions, ready_rows
 from ehrr1.tasks.release_index import release_index, release_splits
 from ehrr1.tasks.release_lists import keep_lists
 from ehrr1.tasks.release_rows import items_of, read_release_index
@@ -150,6 +151,16 @@ def index_of(
         return build_index(rows, names, parents, splits, window, tasks, options)
 
     return index
+
+
+def questions_of(cfg: Config, source: AnySource) -> dict[str, str]:
+    """The questions that the user names, or those of the release's ready rows; none: ours."""
+    path = Path(cfg.data.questions) if cfg.data.questions else None
+    if isinstance(source, ReleaseFolder) and path is None:
+        path = ready_rows(source.root)
+        told = f"those of {path.name}" if path else "ours; data.questions=FILE of rows asks theirs"
+        console.print(f"questions: {told}")
+    return read_questions(path) if path else {}
 
 
 def openness_of(cfg: Config, source: AnySource) -> dict[str, Any]:

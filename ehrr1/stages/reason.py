@@ -74,7 +74,8 @@ def ask(
     if sample.sample_id in chains:
         chain, answer = chains[sample.sample_id]
         own = style.own(sample)
-        if TASKS[sample.task].kind == "risk":
+        # the release's own chains end in the answer, and its prompts ask for nothing more
+        if TASKS[sample.task].kind == "risk" and style.name != "release":
             own = asking_for_both(sample.task, own)
         return [Question(sample.sample_id, sample.task, True, answer, chain, instruction=own)]
     return ask_directly(sample, risk_weight, style)

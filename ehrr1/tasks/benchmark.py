@@ -3,9 +3,9 @@
 A row is `{idx, instruction, input, output, candidates, task_info: {task, ...}}`; a CSV has these as
 columns, lists and dictionaries as JSON or Python literals, and may have `task` and `target` instead
 of `task_info` and `output`. Every row is checked; one that cannot be used is reported by its
-reason, none is lost in silence. What a row does not say is filled: without `subject_id` each row is
-a patient of its own, without `prediction_time` it is asked at the time of the last event of its
-context.
+reason, none is lost in silence. What a row does not say is filled: without `subject_id` (its own or
+`task_info`'s) each row is a patient of its own, without `prediction_time` it is asked at the time
+of the last event of its context. A row to learn from may bring a chain (`reasoning`).
 """
 
 import csv
@@ -28,7 +28,8 @@ from ehrr1.records.markdown import events_of
 from ehrr1.records.reading import is_data
 from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.cells import LONGEST, value_of
-from ehrr1.tasks.release_rows import items_of
+from ehrr1.tasks.release_rows import chain_of, items_of
+from ehrr1.tasks.splits import split_patients
 
 TEXTS_AT_ONCE = 1_000
 UNKNOWN_TIME = datetime(1970, 1, 1)
@@ -68,7 +69,8 @@ class Benchmark:
     """The usable rows of a benchmark as an index, and what became of the others.
 
     `shots`: samples that the benchmark names as examples (columns `sample_id, k, replicate`), where
-    it does. `counts`: what else is told of the reading, by the name of a metric.
+    it does. `counts`: what else is told of the reading, by the name of a metric. `chains`:
+    `sample_id` -> the chain that a row brings.
     """
 
     index: pl.DataFrame
@@ -76,61 +78,97 @@ class Benchmark:
     reported: Counter[str] = field(default_factory=Counter)
     shots: pl.DataFrame | None = None
     counts: dict[str, float | int] = field(default_factory=dict)
+    chains: dict[str, str] = field(default_factory=dict)
 
 
-def read_benchmark(path: Path, texts: Path) -> Benchmark:
-    """Read the rows of `path`, a file or a folder of files; their contexts go to the file `texts`,
-    equal ones once.
+def read_benchmark(
+    path: Path | None, texts: Path, train: Path | None = None, validation: float = 0, seed: int = 0
+) -> Benchmark:
+    """Read the rows of `path`, which test, and of `train`, each a file or a folder of files; their
+    contexts go to the file `texts`, equal ones once.
 
-    Raises UserError where there is no such file or no usable row.
+    Of the patients of `train` the share `validation` is held out. A patient who is tested does not
+    train: these rows are reported. Raises UserError where there is no such file or no usable row.
     """
-    rows: dict[str, dict[str, Any]] = {}
-    reported: Counter[str] = Counter()
-    read = 0
-    files = _files(path)
+    found = _Reading()
     with text_file(texts) as contexts:
-        for given in (given for file in files for given in _rows_of(file)):
-            read += 1
+        if path is not None:
+            found.read_file(path, "data.path", "test", contexts)
+        if train is not None:
+            found.read_file(train, "data.train", "train", contexts)
+    index = pl.DataFrame(list(found.rows.values()), schema=INDEX_SCHEMA)
+    learning = index.filter(pl.col("split") == "train")["subject_id"]
+    splits = split_patients(learning, validation=validation, test=0, seed=seed)
+    index = index.join(splits, on="subject_id", how="left", suffix="_drawn", maintain_order="left")
+    drawn = pl.coalesce("split_drawn", "split").alias("split")
+    return Benchmark(
+        index.with_columns(drawn).select(*INDEX_SCHEMA),
+        found.count,
+        found.reported,
+        chains=found.chains,
+    )
+
+
+@dataclass
+class _Reading:
+    """What has been read of the files so far."""
+
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reported: Counter[str] = field(default_factory=Counter)
+    chains: dict[str, str] = field(default_factory=dict)
+    tested: set[int] = field(default_factory=set)
+    count: int = 0
+
+    def read_file(self, path: Path, setting: str, split: str, contexts: "Texts") -> None:
+        """Add the usable rows of a file or folder; raises UserError where there is none."""
+        files, before = _files(path, setting), len(self.rows)
+        for given in (given for file in files for given in rows_of(file)):
+            self.count += 1
             try:
-                row = _row(given, read - 1)
-                if row["sample_id"] in rows:
+                row = _row(given, self.count - 1, split)
+                if row["sample_id"] in self.rows:
                     raise UnusableError("repeated_id")
+                if split == "train" and row["subject_id"] in self.tested:
+                    raise UnusableError("patient_is_tested")
             except UnusableError as reason:
-                reported[str(reason)] += 1
+                self.reported[str(reason)] += 1
                 continue
+            if split == "test":
+                self.tested.add(row["subject_id"])
+            if chain := row.pop("chain"):
+                self.chains[row["sample_id"]] = chain
             row["text_row"] = contexts.add(row.pop("input"))
             row["context_id"] = f"text/{row['text_row']}"
-            rows[row["sample_id"]] = row
-        if not rows:
-            raise _nothing(path, files, reported)
-    return Benchmark(pl.DataFrame(list(rows.values()), schema=INDEX_SCHEMA), read, reported)
+            self.rows[row["sample_id"]] = row
+        if len(self.rows) == before:
+            raise _nothing(path, setting, files, self.reported)
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path, setting: str) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise UserError(f"data.path={path}: there is no such file or folder")
+        raise UserError(f"{setting}={path}: there is no such file or folder")
     found = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES and is_data(f.name))
     if not found:
-        raise UserError(f"data.path={path}: the folder holds no {', '.join(SUFFIXES)}")
+        raise UserError(f"{setting}={path}: the folder holds no {', '.join(SUFFIXES)}")
     return found
 
 
-def _nothing(path: Path, files: list[Path], reported: Counter[str]) -> UserError:
+def _nothing(path: Path, setting: str, files: list[Path], reported: Counter[str]) -> UserError:
     found = ", ".join(f"{why} {n}" for why, n in reported.items()) or "it is empty"
     if any(POINTS in _header(file) for file in files):
         return UserError(
-            f"data.path={path}: its rows bring no input but point into patients_ehr/: read the "
+            f"{setting}={path}: its rows bring no input but point into patients_ehr/: read the "
             "release's folder with them, data=release data.root=DIR"
         )
     return UserError(
-        f"data.path={path}: it has no usable row ({found}): JSON objects, one a line, or rows of a "
+        f"{setting}={path}: it has no usable row ({found}): JSON objects, one a line, or rows of a "
         "CSV are needed, with instruction, input, output and task_info.task"
     )
 
 
-def _rows_of(file: Path) -> Iterator[dict[str, Any] | str]:
+def rows_of(file: Path) -> Iterator[dict[str, Any] | str]:
     """The rows of a file; instead of one that cannot be read, the reason."""
     if file.suffix != ".csv":
         with file.open("rb") as lines:
@@ -190,8 +228,8 @@ def _from_cells(cells: dict[str | None, Any]) -> dict[str, Any] | str:
     return given
 
 
-def _row(given: dict[str, Any] | str, number: int) -> dict[str, Any]:
-    """One row of the index, with `input`; raises UnusableError."""
+def _row(given: dict[str, Any] | str, number: int, split: str) -> dict[str, Any]:
+    """One row of the index, with `input` and `chain`; raises UnusableError."""
     if isinstance(given, str):
         raise UnusableError(given)
     info = given.get("task_info")
@@ -201,15 +239,15 @@ def _row(given: dict[str, Any] | str, number: int) -> dict[str, Any]:
     if task not in ALL_TASKS:
         raise UnusableError("unknown_task")
     text, question = (_text(given, name) for name in ("input", "instruction"))
-    subject, idx = given.get("subject_id"), given.get("idx", number)
+    subject = given.get("subject_id", info.get("subject_id"))
     candidates = _candidates(given.get("candidates"))
-    sample_id = str(given.get("sample_id") or f"{task}/{idx}")
+    sample_id = str(given.get("sample_id") or _name(given, info, number, split))
     _check_letters("".join([sample_id, *candidates]))
     events = events_of(text)
     return {
         "sample_id": sample_id,
         "task": task,
-        "split": "test",
+        "split": split,
         "subject_id": subject if _is_id(subject) else -1 - number,
         "prediction_time": _time(given, [event.time for event in events]),
         "n_context_rows": len(events),
@@ -217,7 +255,17 @@ def _row(given: dict[str, Any] | str, number: int) -> dict[str, Any]:
         "instruction": question,
         "candidates": candidates if ALL_TASKS[task].kind == "decision" else [],
         "input": text,
+        "chain": chain_of(given.get("reasoning") or info.get("reasoning")),
     }
+
+
+def _name(given: dict[str, Any], info: dict[str, Any], number: int, split: str) -> str:
+    """What tells a row from others: the release's place in a record, else its number."""
+    place = [info.get(name) for name in ("task", "subject_id", "period_begin", "period_end")]
+    if None not in place:
+        return "{}/{}/{}-{}".format(*place)
+    own = f"{info['task']}/{given.get('idx', number)}"
+    return own if split == "test" else f"{split}/{own}"
 
 
 def _candidates(value: Any) -> list[str]:

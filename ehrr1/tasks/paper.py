@@ -1,31 +1,32 @@
 """The release's index of samples (`data.protocol=paper`), rule by rule, so that results can be set
-beside published ones. It leaks: `docs/tasks.md`, "The paper protocol", says how.
+beside published ones. It leaks: `docs/paper.md` says how, and what still differs.
 
 A patient's record is a list of events: demographics (0), then groups of *consecutive rows of one
-table* in the order of the store. An event starts with its first row, has that row's admission, and
-goes on as long as no row of another table comes between. A sample is a range
-`[period_begin, period_end)` of the list; everything in it is shown. "Same admission" compares
-`hadm_id`, null being equal to null; an ED visit has the `hadm_id` that it was given in hindsight.
+table* in the order of the store, which is the release's (`records.release_order`). An event starts
+with its first row, has that row's admission, and goes on as long as no row of another table comes
+between. A sample is a range `[period_begin, period_end)` of the list; everything in it is shown.
+"Same admission" compares `hadm_id`, null being equal to null; an ED visit has the `hadm_id` that it
+was given in hindsight.
 
-Decision: the event at `period_end` is the target; the range begins with the earliest event of the
-same admission that starts less than 24 h before it. Risk: from the anchor event (ED stay,
-admission, ICU stay) to the last event before the ED out time, or to the last of the same admission
-within 24 h; readmission: from the earliest event of the stay in the 24 h before its discharge note
-to that note, which is shown.
+Decision: the event at `period_end` is the target; the range begins with the first event of the list
+that has the same admission and starts less than 24 h before it. Risk: from the anchor event (ED
+stay, admission, ICU stay) to the last event of the list that starts before the ED out time, or
+within 24 h and in the same admission; readmission: from the first event of the stay that starts in
+the 24 h before its discharge note to that note, which is shown.
 
 Filters, each counted under `excluded/<task>/<reason>` (the first that holds): see `_reasons`.
 
 Where the facts leave something open:
-- The order of events of one time is the store's; the release's follows its files' order on disk.
-- Coded discharge diagnoses have no time in the release and stand at the end of their stay; ours
-  stand there too (`records.hindsight`). As in the release they never begin or end a range.
+- Codes of a stay have no time in the list and never begin or end a range; a question on them looks
+  back from the event in front of them. They are known at the end of the stay, when they are asked
+  for. A culture without a time is not asked about.
 - Without a `note` module (no discharge note in the rows) the readmission tasks are asked at
   `dischtime`, about the last 24 h up to it; the range ends with the last event of the stay that is
   no coded diagnosis. A stay without a note among others that have one is not asked about.
 - The list's length, demographics included, is what "at most 1,200 events" counts.
-- For tasks on ICD and CCS codes of hospital stays the admission event may be the range's first
-  event (the release's code leaves these few out). A target that comes before its admission event
-  (a procedure dated to 00:00 of the day of admission) has none and stays in, as in the release.
+- For tasks on ICD and CCS codes of hospital stays the admission event stands behind the range's
+  first event. A target that comes before its admission event (a procedure dated to 00:00 of the day
+  of admission) has none and stays in, as in the release.
 - The last discharge note stands before the context only if the latest one so far is of another
   admission, as in the release: once a stay has its own note, no earlier one is shown.
 - `prediction_time` is the target's start (decision), the ED out time, 24 h after the start of the

@@ -12,6 +12,7 @@ from datetime import timedelta
 import numpy as np
 import polars as pl
 
+from ehrr1.records.release_order import WITHOUT_TIME
 from ehrr1.records.store import NO_ID
 from ehrr1.tasks import labels
 from ehrr1.tasks.paper_events import (
@@ -189,10 +190,16 @@ def _notes(events: pl.DataFrame) -> pl.DataFrame:
 
 
 def _discharges(events: pl.DataFrame, parents: Frames) -> pl.DataFrame:
-    """Where there are no notes: the stay's events in the 24 h up to `dischtime`."""
+    """Where there are no notes: the stay's events in the 24 h up to `dischtime`.
+
+    The release asks nothing here: its rows without a time, which stand at the end of the list too,
+    do not stretch a range over the next admission.
+    """
     stays = parents["admissions"].select("hadm_id", "dischtime")
     anchors, number, end = _with_end(_anchors(events, ADMISSIONS), stays)
-    own = Timeline.of(events, "hadm_id")
+    own = Timeline.of(
+        events.with_columns(pl.col("timed") & (pl.col("table") != WITHOUT_TIME)), "hadm_id"
+    )
     begin, last = own.first_after(number, end - DAY_SECONDS), own.last_before(number, end + 1)
     no_discharge = _reason("no_dischtime", pl.col("dischtime").is_null())
     time = pl.col("dischtime").alias("prediction_time")

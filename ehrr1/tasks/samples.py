@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
+from ehrr1.files import read_json
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import events_of
 from ehrr1.records.store import Store
@@ -19,6 +20,7 @@ from ehrr1.tasks.context import context_events, preamble_length
 __all__ = ["Prepared", "Sample", "preamble_length"]
 
 STORE, INDEX, SPLIT, NAMES = "store", "index.parquet", "split.parquet", "names.parquet"
+QUESTIONS = "questions.json"
 TEXTS, SIMILAR, ITEM_SET = "texts.arrow", "similar_item", "item_set"
 """What `stage=prepare` writes into its folder."""
 
@@ -99,6 +101,12 @@ class Prepared:
         return self.store.parents if (self.folder / STORE).exists() else {}
 
     @cached_property
+    def questions(self) -> dict[str, str]:
+        """Task -> its question in others' words (`tasks.questions`); the task's own elsewhere."""
+        path = self.folder / QUESTIONS
+        return dict(read_json(path)) if path.exists() else {}
+
+    @cached_property
     def names(self) -> list[str]:
         """The name behind each code of the index's column `target`."""
         names: list[str] = pl.read_parquet(self.folder / NAMES)["name"].to_list()
@@ -138,10 +146,15 @@ class Prepared:
         }
         columns["target"] = self._targets(index)
         columns["candidates"] = list(map(tuple, columns["candidates"]))
+        if self.questions:
+            columns["instruction"] = [self.questions.get(str(task)) for task in columns["task"]]
         if TIME_TOLD in index.columns:
-            asked = zip(columns["task"], columns["prediction_time"], strict=True)
             columns["instruction"] = [
-                telling_time(ALL_TASKS[task].instruction, time) for task, time in asked
+                telling_time(question or ALL_TASKS[task].instruction, time)
+                for question, task, time in zip(
+                    *(columns[name] for name in ("instruction", "task", "prediction_time")),
+                    strict=True,
+                )
             ]
         return list(map(Sample, *(columns[name] for name in _FIELDS)))
 

