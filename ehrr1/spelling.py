@@ -45,7 +45,7 @@ def spelled_out(arguments: list[str], swept: bool = False) -> list[str]:
     found = []
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if key == "model" and "/" in value and not (swept and "," in value):
+        if key == "model" and is_place(value) and not (swept and "," in value):
             folder, name = value.rstrip("/"), short(value)
             if name == "hf":  # of a run: outputs/demo/rl/hf is demo-rl
                 name = "-".join(Path(folder).parts[-3:-1])
@@ -63,6 +63,12 @@ def spelled_out(arguments: list[str], swept: bool = False) -> list[str]:
         chosen = any(key_of(one) == "data" for one in found)
         found.insert(place, f"experiment={RELEASED if chosen else RELEASED_SYNTHETIC}")
     return found
+
+
+def is_place(value: str) -> bool:
+    """Whether `model=value` is a folder or a name on the hub, and none of the choices."""
+    chosen = (Path(__file__).parent / "conf" / "model" / f"{value}.yaml").exists()
+    return "/" in value or (Path(value, "config.json").is_file() and not chosen)
 
 
 def refuse_no_choice(arguments: Sequence[str], conf: Path) -> None:
