@@ -9,6 +9,7 @@ python run.py --version
 """
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -27,8 +28,9 @@ from ehrr1 import __version__
 from ehrr1.config.complaints import composing
 from ehrr1.config.help import help_text
 from ehrr1.config.schema import Config, read
+from ehrr1.config.together import READ_BY
 from ehrr1.errors import StoppedError, UserError, cannot_write, need_extra
-from ehrr1.runs import folder_of, metrics_of, short
+from ehrr1.runs import MissingRunError, folder_of, metrics_of, short
 from ehrr1.spelling import (
     NAMED_BY_CHOICE,
     fixed_keys,
@@ -39,6 +41,8 @@ from ehrr1.spelling import (
 )
 
 CONF = Path(__file__).parent / "conf"
+TYPED: list[str] = []
+"""What stands behind the command, word by word, before it is spelled out for Hydra."""
 PLUGINS = {"hydra/launcher=slurm": "submitit", "hydra/sweeper=search": "optuna"}
 EXPECTED = (
     *(UserError, OSError, HydraException, OmegaConfBaseException),
@@ -66,9 +70,25 @@ def compose_and_run(cfg: DictConfig) -> float | None:
             left = "the run that overwrite=true was to replace is back in its place"
         print(f"{command()}: {error}, {left}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except MissingRunError as error:
+        sys.exit(complain(error, f". The command: {made_by(error.stage)}"))
     except EXPECTED as error:
         # Hydra would print lines of its own about an exception that leaves its job.
         sys.exit(complain(error))
+
+
+def made_by(stage: str) -> str:
+    """The command that makes what is missing: what was typed, with another stage and without what
+    that stage refuses."""
+    words = []
+    # a job that a launcher has sent elsewhere knows its own settings alone
+    for word in TYPED or HydraConfig.get().overrides.task:
+        key = key_of(word)
+        if key == "stage":
+            words.append(f"stage={stage}")
+        elif key != "overwrite" and stage in READ_BY.get(key, (stage,)):
+            words.append(word)
+    return f"{typed_as()} {shlex.join(words)}"
 
 
 def refuse_groups(cfg: Config) -> None:
@@ -122,7 +142,7 @@ def own_variant(cfg: Config) -> str:
 
 
 def main() -> None:
-    told = sys.argv[1:]
+    told = TYPED[:] = sys.argv[1:]
     if "--version" in told:  # Hydra's own tells Hydra's
         print(f"ehrr1 {__version__}")
         return
@@ -130,8 +150,7 @@ def main() -> None:
     sys.argv[1:] = spelled_out(told, swept)
     try:
         if {"-h", "--help"} & set(told):
-            typed = "ehrr1" if command() == "ehrr1" else "python run.py"
-            print(help_text(CONF, [one for one in sys.argv[1:] if "=" in one], typed))
+            print(help_text(CONF, [one for one in sys.argv[1:] if "=" in one], typed_as()))
             return
         refuse_no_choice(sys.argv[1:], CONF)
         for plugin, package in PLUGINS.items():
@@ -150,8 +169,9 @@ def main() -> None:
         sys.exit(complain(UserError(f"{error}; it stands in a file of settings or was typed")))
 
 
-def complain(error: Exception) -> int:
-    """Print one line on stderr; returns the exit code of an error that a user can mend."""
+def complain(error: Exception, remedy: str = "") -> int:
+    """Print one line on stderr, `remedy` at its end as it is; returns the exit code of an error
+    that a user can mend."""
     message = str(error)
     if isinstance(error, yaml.YAMLError | UnicodeDecodeError):
         message = f"a file of settings (conf/, experiments/, --config-dir) is no YAML: {message}"
@@ -162,7 +182,7 @@ def complain(error: Exception) -> int:
         message = cannot_write(error)
     elif not isinstance(error, UserError):
         message = composing(error, Config)
-    print(f"{command()}: " + " ".join(message.split()), file=sys.stderr)
+    print(f"{command()}: " + " ".join(message.split()) + remedy, file=sys.stderr)
     return 2
 
 
@@ -170,3 +190,8 @@ def command() -> str:
     """What the user typed: `run.py`, or `ehrr1` where the package is installed."""
     name = Path(sys.argv[0]).name
     return "ehrr1" if name == "__main__.py" else name
+
+
+def typed_as() -> str:
+    """The command as it stands before its settings."""
+    return "ehrr1" if command() == "ehrr1" else "python run.py"

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,26 @@ NOT_COMPARED = frozenset(
 )
 """Settings of those sections that say who does the work and at what cost, not what comes of it."""
 
+DEEPEST = 5
+"""Folders between an experiment and a stage: a choice of each group, and what varies."""
+
+TOLD = 3
+"""Runs with other settings that an error names."""
+
 ALWAYS_AGAIN = frozenset({"audit", "card", "export", "plan"})
 """Stages that only show what is there: they run again and overwrite."""
 
 
 class FolderInUseError(UserError):
     """Another process works in the folder."""
+
+
+class MissingRunError(UserError):
+    """A finished run that a stage reads is not there; `stage` is the one that makes it."""
+
+    def __init__(self, message: str, stage: str):
+        super().__init__(message)
+        self.stage = stage
 
 
 @dataclass
@@ -151,10 +166,10 @@ def is_finished(folder: Path) -> bool:
 
 
 def find_inputs(cfg: Config, stage: str) -> dict[str, Path]:
-    """The finished folders that `stage` reads: `inputs.<stage>` where given, else beside it, else,
-    for a variant, the experiment's own where it was made as this variant would make it.
+    """The finished folders that `stage` reads: `inputs.<stage>` where given, else beside it, else
+    where the same was made before (`made`).
 
-    Raises UserError that names every missing one and the command that makes it.
+    Raises MissingRunError that names every missing one.
     """
     found: dict[str, Path] = {}
     missing = []
@@ -171,10 +186,11 @@ def find_inputs(cfg: Config, stage: str) -> dict[str, Path]:
     if missing:
         first = missing[0][0]
         places = ", ".join(f"'{name}' (not in {folder})" for name, folder in missing)
-        raise UserError(
+        raise MissingRunError(
             f"stage={stage} needs the finished stage{'s' * (len(missing) > 1)} {places}: "
-            f"run `python run.py stage={first}` with the same settings first, "
-            f"or point to a finished run by inputs.{first}=DIR{_others(cfg, first)}"
+            f"run stage={first} with the same settings first, "
+            f"or point to a finished run by inputs.{first}=DIR{_others(cfg, first)}",
+            first,
         )
     return found
 
@@ -185,12 +201,16 @@ def brings_chains(found: Mapping[str, Path]) -> bool:
 
 
 def _others(cfg: Config, stage: str) -> str:
-    """What tells the finished runs of a stage above this variant from the one that is missing."""
-    finished = [folder for folder in above(cfg, stage) if is_finished(folder)]
+    """What tells the experiment's finished runs of a stage from the one that is missing."""
+    near = [*above(cfg, stage), *elsewhere(cfg, stage, others=False)]
+    told = (
+        (folder, differences(cfg, stage, folder, {}))
+        for folder in dict.fromkeys(near)
+        if is_finished(folder)
+    )
     return "".join(
-        f"; {folder} was made with other settings ({'; '.join(told[:3])})"
-        for folder in finished
-        if (told := differences(cfg, stage, folder, {}))
+        f"; {folder} was made with other settings ({'; '.join(found[:3])})"
+        for folder, found in islice(((f, d) for f, d in told if d), TOLD)
     )
 
 
@@ -200,26 +220,44 @@ def above(cfg: Config, stage: str) -> list[Path]:
     return [folder / stage for folder in list(home(cfg).parents)[:depth] if depth]
 
 
+def elsewhere(cfg: Config, stage: str, others: bool) -> Iterator[Path]:
+    """Finished runs of a stage in all variants of the experiment, then those of `others`."""
+    root = Path(cfg.output_root)
+    for begin in (cfg.name, *(["*"] if others else [])):
+        for depth in range(DEEPEST + 1):
+            for folder in sorted(root.glob("/".join([begin, *["*"] * depth, stage]))):
+                if is_finished(folder):
+                    yield folder
+
+
 def made(cfg: Config, stage: str, reader: str) -> Path:
     """Where a stage's result is or will be: in this variant, or in one above it (`no_graph/both` is
-    below `no_graph`, and that below the experiment) that was made as this one would make it.
+    below `no_graph`, and that below the experiment), or wherever else below `output_root` it was
+    made as this one would make it: with the same settings, from the same inputs.
 
-    An ablation thus shares what it does not change: the same settings, made from the same inputs.
+    Variants and experiments thus share what they do not change. The models that an evaluation
+    finds without needing them are those of its own experiment.
     What an evaluation on a benchmark's own records asks was not made from them: of its models the
     settings alone are compared, where the variant differs in nothing but its data.
     """
     own = folder_of(cfg, stage)
-    finished = [folder for folder in above(cfg, stage) if is_finished(folder)]
-    if is_finished(own) or not finished:
+    near = [folder for folder in above(cfg, stage) if is_finished(folder)]
+    others = stage in needed(cfg, reader)
+    if is_finished(own) or not (near or any(elsewhere(cfg, stage, others))):
         return own
     model = reader == "eval" and stage != "prepare"
     try:
-        elsewhere = model and cfg.data.name in BENCHMARKS & {Path(cfg.variant or "").name}
-        inputs = {} if elsewhere else find_inputs(cfg, stage)
+        benchmark = model and cfg.data.name in BENCHMARKS & {Path(cfg.variant or "").name}
+        inputs = {} if benchmark else find_inputs(cfg, stage)
     except UserError:
         return own
-    same = (folder for folder in finished if not differences(cfg, stage, folder, inputs))
-    return next(same, own)
+    same = (folder for folder in near if not differences(cfg, stage, folder, inputs))
+    far = (
+        folder
+        for folder in elsewhere(cfg, stage, others)
+        if not differences(cfg, stage, folder, inputs, rooted=True)
+    )
+    return next(chain(same, far), own)
 
 
 @contextmanager
@@ -348,13 +386,17 @@ def _refuse_other_settings(cfg: Config, stage: str, folder: Path, inputs: dict[s
         )
 
 
-def differences(cfg: Config, stage: str, folder: Path, inputs: dict[str, Path]) -> list[str]:
+def differences(
+    cfg: Config, stage: str, folder: Path, inputs: dict[str, Path], rooted: bool = False
+) -> list[str]:
     """What was asked of the begun run in `folder` and of this one, where that changes the result,
-    and which of its finished `inputs` were made anew since."""
+    and which of its finished `inputs` were made anew since. A stage that only reads what was
+    prepared may leave out from where, unless the records must be `rooted` in the same folder."""
     there: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     wanted = cfg.plain()
-    # a stage that only reads what was prepared may leave out from where
-    left_out = {"data.root"} if cfg.data.root is None and cfg.data.name != "synthetic" else set()
+    left_out: set[str] = set()
+    if cfg.data.root is None and cfg.data.name != "synthetic" and not rooted:
+        left_out = {"data.root"}
     found = []
     for section in RESULT_SETTINGS[stage]:
         now, then = flat(wanted[section], section), flat(there.get(section), section)

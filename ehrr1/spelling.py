@@ -20,6 +20,9 @@ NAMED_BY_CHOICE = ("data", "concepts", "model", "ablation")
 RELEASED = "released"
 """The experiment of the released hyper-parameters."""
 
+RELEASED_SYNTHETIC = "released_synthetic"
+"""The same on the records of the bare command."""
+
 INVENTED = {"model": {"tiny"}, "data": {"synthetic", *BENCHMARKS}}
 """What the demo's minutes and 320 tokens fit."""
 
@@ -42,7 +45,7 @@ def spelled_out(arguments: list[str], swept: bool = False) -> list[str]:
     found = []
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if key == "model" and "/" in value and not (swept and "," in value):
+        if key == "model" and is_place(value) and not (swept and "," in value):
             folder, name = value.rstrip("/"), short(value)
             if name == "hf":  # of a run: outputs/demo/rl/hf is demo-rl
                 name = "-".join(Path(folder).parts[-3:-1])
@@ -57,8 +60,15 @@ def spelled_out(arguments: list[str], swept: bool = False) -> list[str]:
     if is_real(found):
         # among the overrides: argparse takes none before `-m` and others behind it
         place = next(n for n, one in enumerate(found) if key_of(one) in INVENTED)
-        found.insert(place, f"experiment={RELEASED}")
+        chosen = any(key_of(one) == "data" for one in found)
+        found.insert(place, f"experiment={RELEASED if chosen else RELEASED_SYNTHETIC}")
     return found
+
+
+def is_place(value: str) -> bool:
+    """Whether `model=value` is a folder or a name on the hub, and none of the choices."""
+    chosen = (Path(__file__).parent / "conf" / "model" / f"{value}.yaml").exists()
+    return "/" in value or (Path(value, "config.json").is_file() and not chosen)
 
 
 def refuse_no_choice(arguments: Sequence[str], conf: Path) -> None:

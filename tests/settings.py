@@ -25,7 +25,7 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         whole = compose("config", overrides=spelled_out(list(overrides)), return_hydra_config=True)
-    if not any(one.startswith("name=") for one in overrides):
+    if OmegaConf.is_interpolation(whole, "name"):  # of Hydra's own settings, which are left out
         whole.name = whole.hydra.runtime.choices.experiment
     return OmegaConf.masked_copy(whole, [key for key in whole if key != "hydra"])
 

@@ -12,7 +12,7 @@ from tests.settings import composed
 
 def settings(root: Path, **changes: object) -> Config:
     given = {"output_root": str(root), "data": {"subjects": 3}, "graph": {"top": 20}}
-    return composed("name=test", **given | changes)
+    return composed(**{"name": "test"} | given | changes)
 
 
 def make(cfg: Config, stage: str, content: str = "result") -> Path:
@@ -133,3 +133,36 @@ def test_a_variant_shares_what_it_does_not_change(tmp_path: Path) -> None:
         runs.find_inputs(other, "reason")
     same = settings(tmp_path, variant="same")
     assert runs.find_inputs(same, "chains")["graph"] == tmp_path / "test/graph"
+
+
+def test_what_was_made_with_the_same_settings_is_found_anywhere(tmp_path: Path) -> None:
+    sibling = make(settings(tmp_path, variant="8b"), "prepare")
+    assert runs.find_inputs(settings(tmp_path, variant="1.7b"), "graph") == {"prepare": sibling}
+    assert runs.find_inputs(settings(tmp_path, name="another"), "graph") == {"prepare": sibling}
+    with pytest.raises(runs.MissingRunError, match=r"8b/prepare was made with other .*3 there, 4"):
+        runs.find_inputs(settings(tmp_path, data={"subjects": 4}), "graph")
+
+
+def test_records_elsewhere_are_of_the_same_folder(tmp_path: Path) -> None:
+    def asked(root: str | None, **changes: object) -> Config:
+        return settings(tmp_path, data={"name": "mimic", "subjects": None, "root": root}, **changes)
+
+    found = make(asked("tables", variant="mimic"), "prepare")
+    assert runs.find_inputs(asked("tables", variant="x"), "graph") == {"prepare": found}
+    # below it the folder may be left out, and elsewhere it may not
+    assert runs.find_inputs(asked(None, variant="mimic/x"), "graph") == {"prepare": found}
+    for root in (None, "others"):
+        with pytest.raises(runs.MissingRunError):
+            runs.find_inputs(asked(root, variant="x"), "graph")
+
+
+def test_models_of_another_experiment_are_not_evaluated(tmp_path: Path) -> None:
+    real = {"model": {"path": "some/model"}}
+    first = settings(tmp_path, name="first", **real)
+    prepared = make(first, "prepare")
+    adapted = make(first, "adapt")
+    assert runs.find_inputs(settings(tmp_path, **real), "eval") == {"prepare": prepared}
+    assert runs.find_inputs(settings(tmp_path, name="first", variant="modes", **real), "eval") == {
+        "prepare": prepared,
+        "adapt": adapted,
+    }

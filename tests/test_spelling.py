@@ -63,10 +63,12 @@ def test_real_models_and_records_mean_the_released_settings() -> None:
     for invented in ("model=tiny", "data=synthetic", "eval=ehrshot", "data=benchmark", "seed=1"):
         assert composed(invented).name == "demo", invented
     assert composed("experiment=smoke", "model=8b").name == "smoke"
-    assert spelled_out(["model=tiny,8b"], swept=True)[0] == "experiment=released"
+    # without records of one's own, those of the bare command
+    assert composed("model=8b").data.plain() == composed().data.plain()
+    assert spelled_out(["model=tiny,8b"], swept=True)[0] == "experiment=released_synthetic"
     # behind the flags, before which argparse takes no override
     assert spelled_out(["-m", "seed=1,2", "model=8b"]) == [
-        *("-m", "seed=1,2", "experiment=released", "model=8b")
+        *("-m", "seed=1,2", "experiment=released_synthetic", "model=8b")
     ]
 
 

@@ -152,6 +152,9 @@ def _execute_one(cfg: Config, stage: str) -> None:
             console.print(f"[bold]{stage}[/]: finished already, in {folder}")
             return
         console.print(f"[bold]{stage}[/]{': resumed' * run.resuming} -> {folder}")
+        for name, read in run.inputs.items():
+            if read != runs.folder_of(cfg, name):
+                console.print(f"  {name} is read from {read}")
         begin = time.monotonic()
         metrics = module_of(stage).run(cfg, run)
         seconds = time.monotonic() - begin
@@ -197,9 +200,10 @@ def _check_inputs(cfg: Config, stage: str) -> dict[str, Path]:
     would need."""
     try:
         return runs.find_inputs(cfg, stage)
-    except UserError as error:
+    except runs.MissingRunError as error:
         if stage not in TRAINING:
             raise
         from ehrr1.models.sizes import requirements
 
-        raise UserError(f"{error}. {requirements(cfg.model)}") from None
+        needs = requirements(cfg.model)
+        raise runs.MissingRunError(f"{error}. {needs}", error.stage) from None

@@ -177,8 +177,9 @@ def prepared(cfg: Config) -> Prepared:
     """The run's own store of patients. Raises UserError where it is not prepared."""
     try:
         return Prepared(runs.find_inputs(cfg, "card")["prepare"])
-    except UserError as error:
-        raise UserError(str(error).replace("stage=card", "a patient of the store", 1)) from error
+    except runs.MissingRunError as error:
+        told = str(error).replace("stage=card", "a patient of the store", 1)
+        raise runs.MissingRunError(told, error.stage) from error
 
 
 def candidates(cfg: Config, tasks: Iterable[str | None]) -> Candidates | None:
