@@ -251,11 +251,13 @@ def made(cfg: Config, stage: str, reader: str) -> Path:
         inputs = {} if benchmark else find_inputs(cfg, stage)
     except UserError:
         return own
-    same = (folder for folder in near if not differences(cfg, stage, folder, inputs))
+    # a model may be asked in other words than it was trained in (`stages/eval.py` says so)
+    besides = frozenset({"wording"} if reader == "eval" else ())
+    same = (f for f in near if not differences(cfg, stage, f, inputs, besides=besides))
     far = (
         folder
         for folder in elsewhere(cfg, stage, others)
-        if not differences(cfg, stage, folder, inputs, rooted=True)
+        if not differences(cfg, stage, folder, inputs, rooted=True, besides=besides)
     )
     return next(chain(same, far), own)
 
@@ -387,16 +389,22 @@ def _refuse_other_settings(cfg: Config, stage: str, folder: Path, inputs: dict[s
 
 
 def differences(
-    cfg: Config, stage: str, folder: Path, inputs: dict[str, Path], rooted: bool = False
+    cfg: Config,
+    stage: str,
+    folder: Path,
+    inputs: dict[str, Path],
+    rooted: bool = False,
+    besides: frozenset[str] = frozenset(),
 ) -> list[str]:
     """What was asked of the begun run in `folder` and of this one, where that changes the result,
     and which of its finished `inputs` were made anew since. A stage that only reads what was
-    prepared may leave out from where, unless the records must be `rooted` in the same folder."""
+    prepared may leave out from where, unless the records must be `rooted` in the same folder.
+    Settings of `besides` are not compared."""
     there: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     wanted = cfg.plain()
-    left_out: set[str] = set()
+    left_out = set(besides)
     if cfg.data.root is None and cfg.data.name != "synthetic" and not rooted:
-        left_out = {"data.root"}
+        left_out.add("data.root")
     found = []
     for section in RESULT_SETTINGS[stage]:
         now, then = flat(wanted[section], section), flat(there.get(section), section)
