@@ -43,7 +43,7 @@ def test_the_sequence_of_the_readme(world: Path, command_line: CommandLine) -> N
     done = command_line("stage=eval", *records, "model=some_model", *ASKED, cwd=world, **OFFLINE)
     assert done.returncode == 0 and found in done.stderr, done.stderr
     folder = world / "outputs" / "released" / "mimic" / "some_model" / "eval"
-    assert "some_model" in set(pl.read_parquet(folder / "predictions.parquet")["model"])
+    assert "some_model:direct" in set(pl.read_parquet(folder / "predictions.parquet")["model"])
 
 
 @pytest.mark.parametrize(
