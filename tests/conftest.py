@@ -58,7 +58,7 @@ def smollm2() -> Path:
 LONG = [
     *("test_processes", "test_rl", "test_sweeps", "test_eval_stage", "test_slurm_sweeps"),
     *("test_experiment_sweeps", "test_plan", "test_vllm", "test_faults", "test_writers"),
-    "test_packages",
+    *("test_packages", "test_coming_from_release"),
 ]
 """Files of minutes. They are begun first, so that no process is left alone with one at the end."""
 
@@ -68,7 +68,8 @@ SLOW = frozenset(
         *LONG,
         *("test_bf16", "test_fuzz", "test_kernels", "test_mentions", "test_planted_evidence"),
         *("test_properties", "test_release", "test_shards", "test_synthetic", "test_audit"),
-        *("test_card", "test_export", "test_paper_index", "test_sampling"),
+        *("test_card", "test_export", "test_paper_index", "test_sampling", "test_release_export"),
+        *("test_openai_writer", "test_paper_release", "test_sequences"),
     }
 )
 """Files that `make test-fast` leaves out, beside the tests that are marked themselves."""

@@ -48,7 +48,10 @@ SMALL = {
     "adapt": ["adapt.max_steps=1"],
     "reason": ["reason.max_steps=1"],
     "rl": ["rl.steps=1"],
-    "eval": ["eval.samples_per_task=1", "eval.bootstrap=5", "eval.untrained_samples_per_task=1"],
+    "eval": [
+        *("eval.samples_per_task=1", "eval.bootstrap=5", "eval.untrained_samples_per_task=1"),
+        *("eval.max_new_tokens.think=8", "eval.max_new_tokens.direct=8"),
+    ],
 }
 """Beside the command, by stage."""
 

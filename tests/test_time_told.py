@@ -13,6 +13,7 @@ from ehrr1.evaluation.asking import Asking
 from ehrr1.files import write_json
 from ehrr1.graph.chains.prompting import Limit, write_prompt
 from ehrr1.prompts.lengths import measures, prompt_lengths
+from ehrr1.prompts.wording import OURS
 from ehrr1.stages import adapt, reason
 from ehrr1.stages.infer import check
 from ehrr1.stages.infer_batch import RowError, read_row
@@ -61,10 +62,10 @@ def test_the_time_is_all_that_differs(worlds: tuple[Prepared, Prepared]) -> None
 def test_training_says_it(samples: list[Sample]) -> None:
     chains = {sample.sample_id: ("A chain.", "An answer.") for sample in samples}
     for sample in samples:
-        [direct] = adapt.ask(sample, 1.0)
-        [thinking] = reason.ask(sample, chains, 1.0)
+        [direct] = adapt.ask(sample, 1.0, OURS)
+        [thinking] = reason.ask(sample, chains, 1.0, OURS)
         rollout = Prompts.__new__(Prompts)
-        rollout.think = "task"
+        rollout.think, rollout.wording = "task", OURS
         [prompt] = rollout.ask(sample)
         assert direct.instruction == prompt.instruction == said(sample)
         assert thinking.instruction is not None
