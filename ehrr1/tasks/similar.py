@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from scipy import sparse
 
 from ehrr1.errors import UserError
 from ehrr1.records.reading import SUFFIXES, as_text, read_columns, read_header
@@ -31,6 +30,8 @@ def neighbours_of(answers: pl.DataFrame) -> dict[str, list[str]]:
 
     `answers` has `sample, item`. Items that stand in no answer with another have none.
     """
+    from scipy import sparse  # a tenth of a second that `stage=prepare` need not spend
+
     pairs = answers.unique()
     items = pairs["item"].unique().sort()
     column = items.search_sorted(pairs["item"]).to_numpy()
