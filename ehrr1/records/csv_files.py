@@ -68,8 +68,6 @@ def csv_batches(path: Path, columns: list[str], misfits: Lost) -> Iterator[pl.Da
             null_values=MISSING,
             strings_can_be_null=True,
         ),
-        # Arrow's own pool keeps what it has freed, beside that of Polars.
-        memory_pool=pa.system_memory_pool(),
     )
     held: list[pl.DataFrame] = []
     with reader:
@@ -78,6 +76,8 @@ def csv_batches(path: Path, columns: list[str], misfits: Lost) -> Iterator[pl.Da
             if sum(map(len, held)) >= BATCH_ROWS:
                 yield pl.concat(held)
                 held.clear()
+    # Arrow's pool keeps what it has freed, beside that of Polars.
+    pa.default_memory_pool().release_unused()
     if file.quotes % 2:
         raise csv.Error("a quotation mark is opened and never closed")
     if misfits[TOO_MANY]:

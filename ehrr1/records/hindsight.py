@@ -77,9 +77,8 @@ def entered(rows: pl.DataFrame, table: str) -> tuple[pl.DataFrame, pl.Series]:
     places, own = _of_table(rows, table)
     for key, source, name in (("order", "pharmacy", "entered"), ("link", "poe", "ordered")):
         _, theirs = _of_table(rows, source)
-        times = theirs.group_by("subject_id", pl.col("order").alias(key)).agg(
-            pl.col("event_time").min().alias(name)
-        )
+        number = pl.col("order").cast(own.schema[key], strict=False).alias(key)
+        times = theirs.group_by("subject_id", number).agg(pl.col("event_time").min().alias(name))
         own = own.join(times, on=["subject_id", key], how="left", maintain_order="left")
     own = own.with_columns(pl.min_horizontal("entered", "ordered").alias("known"))
     assumed = pl.col("event_time") + TABLES[table].delay

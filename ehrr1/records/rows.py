@@ -373,9 +373,9 @@ def _store_columns(table: Table) -> list[pl.Expr]:
         return (pl.col(name) if there else pl.lit(None, pl.Int64)).alias(name)
 
     order = pl.col(table.order_by).cast(pl.Int64, strict=False) if table.order_by else pl.lit(0)
-    link = pl.lit(None, pl.Int64)
+    link = pl.lit(None, pl.Int32)  # all rows have it: half the memory
     if table.entered:
-        link = pl.col("poe_id").str.extract(r"-(\d+)$").cast(pl.Int64, strict=False)
+        link = pl.col("poe_id").str.extract(r"-(\d+)$").cast(pl.Int32, strict=False)
     # A date stands in where the first of the table's times is missing.
     dated = pl.lit(False)
     if len(table.event_time) > 1:
