@@ -151,7 +151,7 @@ NO_YEAR = 1970 + NO_TIME // 31_556_952_000_000
 
 
 def texts(folder: Path, prepared: Prepared) -> Counter[str]:
-    """What is different in the contexts of the ready rows: `events` that are compared, those with
+    """Count differences in the contexts of the ready rows: `events` that are compared, those with
     another heading or number of rows, `cells`, and cells by kind of difference."""
     samples = {(s.subject_id, s.task, s.period_begin, s.period_end): s for s in prepared.samples()}
     found: Counter[str] = Counter()
@@ -172,7 +172,7 @@ def texts(folder: Path, prepared: Prepared) -> Counter[str]:
 def event_differences(
     text: str, table: str, time: Any, rows: tuple[tuple[str, ...], ...]
 ) -> Counter[str]:
-    """How one event of a ready row differs from ours."""
+    """Count how one event of a ready row differs from ours."""
     heading, *lines = text.strip().split("\n")
     keys, theirs = cells(lines)
     if heading != f"## {TABLES[table].heading} [{time}]" or (keys and len(theirs) != len(rows)):
@@ -196,7 +196,7 @@ def cells(lines: list[str]) -> tuple[list[str], list[list[str]]]:
 
 
 def kind(theirs: str, mine: str) -> str:
-    """How a cell differs."""
+    """Tell how a cell differs."""
     if theirs == mine:
         return "equal"
     if theirs in MISSING:

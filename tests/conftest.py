@@ -27,22 +27,24 @@ def shared_folder() -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def shared_data(name: str) -> Path:
+    """The folder data/NAME of the shared one; the test is skipped where there is none."""
+    shared = shared_folder()
+    if shared is None:
+        pytest.skip(f"no open data: set EHRR1_SHARED to a folder with data/{name}")
+    return shared / "data" / name
+
+
 @pytest.fixture(scope="session")
 def released() -> Path:
     """A folder that the EHR-R1 release's own code wrote, from 30 patients of the demo."""
-    shared = shared_folder()
-    if shared is None:
-        pytest.skip("no release folder: set EHRR1_SHARED to a folder with data/release-folder")
-    return shared / "data" / "release-folder"
+    return shared_data("release-folder")
 
 
 @pytest.fixture(scope="session")
 def mimic_demo() -> Path:
     """The open MIMIC-IV demo."""
-    shared = shared_folder()
-    if shared is None:
-        pytest.skip("no open data: set EHRR1_SHARED to a folder with data/mimic-iv-demo")
-    return shared / "data" / "mimic-iv-demo"
+    return shared_data("mimic-iv-demo")
 
 
 @pytest.fixture(scope="session")

@@ -5,51 +5,36 @@ from pathlib import Path
 import pytest
 
 from benchmarks.paper_release import Samples, compared, lists, texts
+from ehrr1.records.release import MAPS
 from ehrr1.tasks.samples import Prepared
-from tests.conftest import shared_folder
 from tests.test_records import prepared
 
-MAPS = {
-    "atc": "d_atc_prescriptions",
-    "ccs_diagnoses": "d_ccs_diagnoses",
-    "ccs_procedures": "d_ccs_procedures",
-}
 
-
-@pytest.fixture(scope="module")
-def release() -> Path:
-    """The folder that the release's own code wrote."""
-    shared = shared_folder()
-    if shared is None:
-        pytest.skip("no open data: set EHRR1_SHARED to a folder with data/release-folder")
-    return shared / "data" / "release-folder"
-
-
-def of_the_release(demo: Path, release: Path, folder: Path, **paper: object) -> Prepared:
+def of_the_release(demo: Path, released: Path, folder: Path, **paper: object) -> Prepared:
     """The folder's patients, prepared from the demo's tables."""
     subjects = folder / "subjects.txt"
     subjects.parent.mkdir(parents=True, exist_ok=True)
-    patients = sorted(path.stem for path in (release / "patients_ehr").iterdir())
+    patients = sorted(path.stem for path in (released / "patients_ehr").iterdir())
     subjects.write_text("\n".join(patients))
     maps = {
-        kind: str(release / "index_mapping/hosp" / f"{name}.csv") for kind, name in MAPS.items()
+        kind: str(released / "index_mapping/hosp" / f"{name}.csv") for kind, name in MAPS.items()
     }
     settings = {"subjects_file": str(subjects), "maps": maps, "paper": paper}
     return prepared(demo, folder / "prepare", protocol="paper", **settings)[0]
 
 
 @pytest.fixture(scope="module")
-def world(mimic_demo: Path, release: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    return of_the_release(mimic_demo, release, tmp_path_factory.mktemp("paper"))
+def world(mimic_demo: Path, released: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    return of_the_release(mimic_demo, released, tmp_path_factory.mktemp("paper"))
 
 
-def test_every_list_of_events_is_the_releases(release: Path, world: Prepared) -> None:
-    assert lists(release, world) == (30, 30)
+def test_every_list_of_events_is_the_releases(released: Path, world: Prepared) -> None:
+    assert lists(released, world) == (30, 30)
 
 
-def test_every_sample_is_the_releases(release: Path, world: Prepared) -> None:
+def test_every_sample_is_the_releases(released: Path, world: Prepared) -> None:
     """By positions, admission, discharge note and answer. What we have more is told in the docs."""
-    tasks = compared(release, world)
+    tasks = compared(released, world)
     assert sum(own.release for own in tasks.values()) == 7264
     assert sum(own.equal for own in tasks.values()) == 7264
     assert {task: own.only_ours for task, own in tasks.items() if own.only_ours} == {
@@ -62,9 +47,9 @@ def test_every_sample_is_the_releases(release: Path, world: Prepared) -> None:
     assert "diagnoses_icd" not in tasks
 
 
-def test_every_context_shows_the_releases_events(release: Path, world: Prepared) -> None:
+def test_every_context_shows_the_releases_events(released: Path, world: Prepared) -> None:
     """In the 108 ready rows: the same headings, times and rows in the same order."""
-    found = texts(release, world)
+    found = texts(released, world)
     assert (found["records"], found["events"]) == (108, 3893)
     assert not found["other number of events"] and not found["other heading or rows"]
     assert not found["other"]
@@ -80,8 +65,8 @@ def test_every_context_shows_the_releases_events(release: Path, world: Prepared)
 
 
 def test_all_drugs_have_their_class_with_another_join(
-    release: Path, mimic_demo: Path, tmp_path: Path
+    released: Path, mimic_demo: Path, tmp_path: Path
 ) -> None:
-    world = of_the_release(mimic_demo, release, tmp_path, atc="all")
-    found = compared(release, world)["prescriptions_atc"]
+    world = of_the_release(mimic_demo, released, tmp_path, atc="all")
+    found = compared(released, world)["prescriptions_atc"]
     assert found == Samples(218, 372, 108, 110, 0, 154, 0)

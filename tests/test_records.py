@@ -17,11 +17,12 @@ from ehrr1.errors import UserError
 from ehrr1.records.codes import ClassMaps
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import record_markdown
+from ehrr1.records.release import MAPS
 from ehrr1.records.rows import needed_columns
 from ehrr1.records.schema import MIMIC_TABLES, TABLES
 from ehrr1.records.synthetic import write_hospital
 from ehrr1.runs import Run
-from ehrr1.stages import prepare, prepare_inputs
+from ehrr1.stages import prepare
 from ehrr1.tasks.samples import Prepared
 from tests.settings import composed
 
@@ -40,7 +41,7 @@ def configured(root: Path, name: str = "mimic", **settings: Any) -> Config:
     """The configuration of `stage=prepare` on `root`, with the maps that lie there."""
     maps = {
         kind: str(path)
-        for kind, file in prepare_inputs.SYNTHETIC_MAPS.items()
+        for kind, file in MAPS.items()
         if (path := root / "maps" / f"{file}.csv").exists()
     }
     data = OmegaConf.merge({"root": str(root), "maps": maps}, settings)

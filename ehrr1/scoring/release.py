@@ -13,7 +13,7 @@ NEXT_EVENT = "next_event"
 
 
 def answer_of(text: str) -> str:
-    """What is written behind the think block; all of it where there is not exactly one end."""
+    """Return what stands behind the think block; all of it where there is not exactly one end."""
     parts = text.split(THINK_CLOSE)
     return (parts[1] if len(parts) == 2 else text).strip()
 

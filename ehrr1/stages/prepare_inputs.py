@@ -41,12 +41,6 @@ console = Console(stderr=True)
 
 AnySource = MimicFolder | MedsFolder | ReleaseFolder
 
-SYNTHETIC_MAPS = {
-    "atc": "d_atc_prescriptions",
-    "ccs_diagnoses": "d_ccs_diagnoses",
-    "ccs_procedures": "d_ccs_procedures",
-}
-
 CCSR = "ccsr"
 """`data.maps.ccs_diagnoses`: the package's CCSR categories."""
 
@@ -198,7 +192,7 @@ def hospital(cfg: Config, folder: Path) -> tuple[Path, dict[str, Path | None]]:
     with locked(folder / ".hospital.lock"):  # shares may ask for it at the same time
         if not root.exists():
             write_hospital(root, cfg.data.subjects or 0, cfg.seed)
-    own = {kind: root / "maps" / f"{name}.csv" for kind, name in SYNTHETIC_MAPS.items()}
+    own = {kind: root / "maps" / f"{name}.csv" for kind, name in release.MAPS.items()}
     if cfg.data.maps.ccs_diagnoses == CCSR:
         del own["ccs_diagnoses"]
     return root, maps | {kind: maps[kind] or path for kind, path in own.items()}

@@ -4,6 +4,7 @@ and scorer go by, and that our export writes."""
 from typing import Any
 
 from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.paper_context import NOTE_HIDDEN
 
 RECALL = frozenset(
     (
@@ -17,7 +18,6 @@ RECALL = frozenset(
 METRICS = {"next_event": "acc", "discharge": "rouge"}
 TARGET_KEYS = {"transfers": "eventtype", "next_event": "file_name", "discharge": "text"}
 CLASSES = {"ccs": "CCS Type", "atc": "ATC Type"}
-NOTE_HIDDEN = ("diagnoses_icd", "diagnoses_ccs", "diagnosis", "diagnosis_ccs")
 
 
 def task_info(task: str) -> dict[str, Any]:
