@@ -106,7 +106,7 @@ def refuse_groups(cfg: Config) -> None:
 
 
 def searched(cfg: Config) -> float | None:
-    """What a search by Hydra's Optuna sweeper makes good."""
+    """Return the value that a search by Hydra's Optuna sweeper optimises."""
     if cfg.search.metric is None:
         return None
     stage = "eval" if cfg.stage == "curriculum" else cfg.stage
@@ -120,7 +120,7 @@ def searched(cfg: Config) -> float | None:
 
 
 def own_variant(cfg: Config) -> str:
-    """What tells this run from the experiment's plain one, so that it gets its own folder: the
+    """Return what tells this run from the experiment's plain one, as its folder's name: the
     groups' choices and, of a job of `-m`, what varies from job to job."""
     job = HydraConfig.get()
     overrides, varied = list(job.overrides.task), ""
@@ -187,11 +187,11 @@ def complain(error: Exception, remedy: str = "") -> int:
 
 
 def command() -> str:
-    """What the user typed: `run.py`, or `ehrr1` where the package is installed."""
+    """Return what the user typed: `run.py`, or `ehrr1` where the package is installed."""
     name = Path(sys.argv[0]).name
     return "ehrr1" if name == "__main__.py" else name
 
 
 def typed_as() -> str:
-    """The command as it stands before its settings."""
+    """Return the command as it stands before its settings."""
     return "ehrr1" if command() == "ehrr1" else "python run.py"
