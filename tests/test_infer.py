@@ -336,7 +336,10 @@ WRONG = {
         ["record={file}", "question=Who", "model.path={file}"],
         "can be read there",
     ),
-    "no prepare": ([f"infer.task={TASK}", "infer.subject=1", "name=never"], "'prepare' (not in"),
+    "no prepare": (
+        [f"infer.task={TASK}", "infer.subject=1", "name=never", "seed=9"],
+        "'prepare' (not in",
+    ),
 }
 
 
