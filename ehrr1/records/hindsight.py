@@ -78,7 +78,12 @@ def entered(rows: pl.DataFrame, table: str) -> tuple[pl.DataFrame, pl.Series]:
     for key, source, name in (("order", "pharmacy", "entered"), ("link", "poe", "ordered")):
         _, theirs = _of_table(rows, source)
         number = pl.col("order").cast(own.schema[key], strict=False).alias(key)
-        times = theirs.group_by("subject_id", number).agg(pl.col("event_time").min().alias(name))
+        times = (
+            theirs.select("subject_id", number, pl.col("event_time").alias(name))
+            .join(own, on=["subject_id", key], how="semi")  # few of the orders are of drugs
+            .group_by("subject_id", key)
+            .agg(pl.col(name).min())
+        )
         own = own.join(times, on=["subject_id", key], how="left", maintain_order="left")
     own = own.with_columns(pl.min_horizontal("entered", "ordered").alias("known"))
     assumed = pl.col("event_time") + TABLES[table].delay

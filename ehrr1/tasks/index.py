@@ -213,9 +213,10 @@ def _with_current_admission(frame: pl.DataFrame, admissions: pl.DataFrame) -> pl
     `own_over`: the row's own stay is over by then, so that its codes are known, and hidden.
     """
     stays = stays_in_turn(admissions)
+    asked = frame.select("subject_id", "prediction_time", "inclusive").with_row_index("place")
     parts = []
     for inclusive, begin in ((False, "after"), (True, "by")):
-        part = frame.filter(pl.col("inclusive") == inclusive).sort("prediction_time")
+        part = asked.filter(pl.col("inclusive") == inclusive).sort("prediction_time")
         parts.append(
             part.join_asof(
                 stays.select(
@@ -228,16 +229,17 @@ def _with_current_admission(frame: pl.DataFrame, admissions: pl.DataFrame) -> pl
                 check_sortedness=False,
             )
         )
+    stay = pl.concat(parts).sort("place").select("in_progress", "over")
+    own_end = admissions.select("hadm_id", pl.col(END).alias("own_end")).unique("hadm_id")
+    found = frame.hstack(stay).join(own_end, on="hadm_id", how="left", maintain_order="left")
     over = pl.col("over") < pl.col("prediction_time")
     open_stay = pl.when(~over.fill_null(False)).then("in_progress")
-    found = pl.concat(parts).with_columns(pl.col("current_hadm").fill_null(open_stay))
-    ends = admissions.select("hadm_id", pl.col(END).alias("own_end")).unique("hadm_id")
-    found = found.join(ends, on="hadm_id", how="left")
+    found = found.with_columns(pl.col("current_hadm").fill_null(open_stay))
     own_over = (pl.col("own_end") <= pl.col("prediction_time")) & pl.col("hadm_id").ne_missing(
         pl.col("current_hadm")
     )
     found = found.with_columns(own_over.fill_null(False).alias("own_over"))
-    return found.drop("begin", "over", "in_progress", "own_end")
+    return found.drop("over", "in_progress", "own_end")
 
 
 def _with_ids(frame: pl.DataFrame) -> pl.DataFrame:
