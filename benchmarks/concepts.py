@@ -39,7 +39,7 @@ from ehrr1.graph.text.assertion import STATUSES, Assertions, Sections
 from ehrr1.graph.text.dictionary import read_dictionary
 from ehrr1.graph.text.mentions import LongestMatches, Reader, blank, without_salts
 from ehrr1.graph.text.text_terms import TextTerm, choose, matchers
-from ehrr1.records.synthetic import write_hospital
+from ehrr1.synthetic.hospital import write_hospital
 
 TARGET = 4.0
 ATTRIBUTES = {

@@ -2,7 +2,7 @@
 
     python -m benchmarks.growth FOLDER [--sizes 1000 4000 16000] [--runs 5] [--json FILE]
 
-Synthetic hospitals (`ehrr1.records.synthetic.write_hospital`, seed 0) of so many patients are
+Synthetic hospitals (`ehrr1.synthetic.hospital.write_hospital`, seed 0) of so many patients are
 written to FOLDER/<patients> once and used again. Whole processes of `python run.py stage=prepare
 data=mimic data.root=FOLDER/<patients>` are timed in turn, imports included; a first round is not
 counted.
@@ -39,7 +39,7 @@ from benchmarks.measure import (
 WRITE = """
 import sys
 from pathlib import Path
-from ehrr1.records.synthetic import write_hospital
+from ehrr1.synthetic.hospital import write_hospital
 write_hospital(Path(sys.argv[1]), int(sys.argv[2]), seed=0)
 """
 

@@ -29,19 +29,19 @@ from benchmarks.settings import composed
 from benchmarks.sft_speed_ours import MODEL as SFT_MODEL
 from ehrr1.config.schema import Config
 from ehrr1.config.training import ModelSettings
+from ehrr1.engines.base import SYNC_TOLERANCE
 from ehrr1.files import remove, write_json
 from ehrr1.models import flops
 from ehrr1.models.memory import Anatomy, TreeShape, anatomy
-from ehrr1.prompts.steps import StepData
+from ehrr1.prompts.schedule import StepData
 from ehrr1.prompts.tokenizer import load_tokenizer
-from ehrr1.rollout.sampling import SYNC_TOLERANCE
 from ehrr1.stages.rl import engine_dtype, one_by_one, start_rollout
-from ehrr1.training.collecting import Clock
-from ehrr1.training.fitting import fit
 from ehrr1.training.groups import Group
 from ehrr1.training.grpo import GRPOModule
-from ehrr1.training.prompts import Prompt
+from ehrr1.training.prompts import RLPrompt
+from ehrr1.training.rollouts import Clock
 from ehrr1.training.sft import builder
+from ehrr1.training.trainer import fit
 
 SEED = 0
 CPU_PARTS = ("cpu_generate", "cpu_update")
@@ -98,7 +98,7 @@ def operations(case: Case, checkpointing: bool) -> dict[str, float]:
 
 def left_out(body: Anatomy, shape: TreeShape, checkpointing: bool) -> float:
     """What the last layer does not compute of a trunk: all but keys and values
-    (`models/last_layer.py`)."""
+    (`models/prune_last_layer.py`)."""
     weights = body.layers / body.depth - body.hidden * body.cache
     seen = shape.trunk * (shape.trunk + 1) / 2
     passes = 4 if checkpointing else 3
@@ -132,7 +132,7 @@ def clocks() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-class Given(Sequence[Prompt]):
+class Given(Sequence[RLPrompt]):
     """The prompts that were written, in place of those of a prepared folder."""
 
     def __init__(self, path: Path):
@@ -142,7 +142,7 @@ class Given(Sequence[Prompt]):
         return len(self.ids)
 
     def __getitem__(self, index: Any) -> Any:
-        return Prompt(str(index), index, "", "risk", "none", ("yes",), self.ids[index])
+        return RLPrompt(str(index), index, "", "risk", "none", ("yes",), self.ids[index])
 
 
 class Timed(GRPOModule):

@@ -55,7 +55,7 @@ from benchmarks.shown import (
 )
 from ehrr1.records.reading import Folder
 from ehrr1.records.schema import ORDER, TABLES
-from ehrr1.records.table import Table
+from ehrr1.records.table_spec import Table
 from ehrr1.tasks.samples import Prepared
 
 REQUIREMENTS = ("icu-leakage-check==0.1.0", "pyarrow")

@@ -30,10 +30,10 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config
 
 from benchmarks.measure import machine, markdown, median_ratio, parser, report
+from ehrr1.engines.transformers import TransformersRollout
 from ehrr1.models.attention import choose
 from ehrr1.prompts.tokenizer import load_tokenizer
-from ehrr1.prompts.trees import Question, Tree, TreeMaker
-from ehrr1.rollout.transformers import TransformersRollout
+from ehrr1.prompts.trees import PromptBuilder, Question, Tree
 from ehrr1.scoring.risk import AnswerTokens, answer_tokens, probability_of_yes
 from ehrr1.tasks.context import preamble_length
 from ehrr1.tasks.samples import Prepared, Sample
@@ -56,7 +56,7 @@ class Scored:
 
 
 def trees_of(
-    prepared: Prepared, maker: TreeMaker, tasks: Sequence[str], records: int
+    prepared: Prepared, prompt_builder: PromptBuilder, tasks: Sequence[str], records: int
 ) -> list[Tree]:
     """The questions on `records` records of at least `LEAST` tokens, drawn blindly."""
     index = select(prepared.scan("test", list(tasks)), 20 * records, seed=0)
@@ -66,7 +66,7 @@ def trees_of(
     for group in groups:
         events = prepared.context(group[0])
         questions = [Question(s.sample_id, s.task, think=False) for s in group]
-        tree = maker.tree(events, preamble_length(events), questions)
+        tree = prompt_builder.tree(events, preamble_length(events), questions)
         if len(tree.trunk) >= LEAST and not tree.cut_events:
             found.append(tree)
         if len(found) == records:
@@ -168,13 +168,13 @@ def main() -> None:
     reader.add_argument("--records", type=int, default=24)
     given = reader.parse_args()
     on, tokenizer = machine(), load_tokenizer(given.tokenizer)
-    prepared, maker = Prepared(given.prepared), TreeMaker(tokenizer, MOST)
+    prepared, prompt_builder = Prepared(given.prepared), PromptBuilder(tokenizer, MOST)
     ours, plain = make_models(tokenizer)
     rollout = TransformersRollout(ours, tokenizer, batch_tokens=BATCH_TOKENS)
     contenders: dict[str, object] = {"together": rollout, "one by one": plain}
     words, rows, figures = answer_tokens(tokenizer), [], {}
     for name, tasks in (("eight ICU questions", ICU), ("all 18 tasks", RISK)):
-        trees = trees_of(prepared, maker, tasks, given.records)
+        trees = trees_of(prepared, prompt_builder, tasks, given.records)
         row, figures[name] = compare(name, trees, contenders, words, given.runs)
         rows.append(row)
     report(given.json, markdown(COLUMNS, rows), {"machine": on, **figures})

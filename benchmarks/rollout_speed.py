@@ -30,10 +30,10 @@ from transformers import (
 )
 
 from benchmarks.measure import ROOT, machine, markdown, median_ratio, parser, report
+from ehrr1.engines.base import SYNC_TOLERANCE, Rollout, Sampling, check_sync
+from ehrr1.engines.transformers import TransformersRollout
+from ehrr1.engines.vllm import VLLMRollout
 from ehrr1.models.attention import choose
-from ehrr1.rollout.sampling import SYNC_TOLERANCE, Rollout, Sampling, check_sync
-from ehrr1.rollout.transformers import TransformersRollout
-from ehrr1.rollout.vllm import VLLMRollout
 
 PROMPTS, PROMPT, GROUP, COMPLETION = 2, 1500, 8, 128
 END = 8191

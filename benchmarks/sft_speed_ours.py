@@ -24,16 +24,16 @@ from ehrr1.models.logprobs import token_logprobs
 from ehrr1.prompts.corpus import corpus
 from ehrr1.prompts.dataset import rank, read_tree, write_trees
 from ehrr1.prompts.forest import collate, pack
-from ehrr1.prompts.steps import StepData, forest_steps, plan_steps
+from ehrr1.prompts.schedule import StepData, forest_steps, plan_steps
 from ehrr1.prompts.tokenizer import load_tokenizer, train_tokenizer
-from ehrr1.prompts.trees import TreeMaker
+from ehrr1.prompts.trees import PromptBuilder
 from ehrr1.stages.adapt import ask
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared
 from ehrr1.tasks.selection import LEARNABLE, select
-from ehrr1.training.fitting import fit
 from ehrr1.training.losses import supervised_loss
 from ehrr1.training.sft import SupervisedModule, builder
+from ehrr1.training.trainer import fit
 
 SEED = 0
 LEAST_RECORD, MAX_TOKENS = 1000, 8192
@@ -69,8 +69,10 @@ def write_samples(given: argparse.Namespace) -> dict[str, Any]:
     tokenizer.save_pretrained(folder / "model")
     samples = prepared.samples("train", ASKED)
     samples.sort(key=lambda sample: rank(SEED, sample.context_id))
-    maker = TreeMaker(tokenizer, MAX_TOKENS)
-    write_trees(folder / "trees.arrow", prepared, samples, partial(ask, risk_weight=1.0), maker)
+    prompt_builder = PromptBuilder(tokenizer, MAX_TOKENS)
+    write_trees(
+        folder / "trees.arrow", prepared, samples, partial(ask, risk_weight=1.0), prompt_builder
+    )
     trees = chosen_trees(given)
     rows = [
         {"input_ids": ids, "completion_mask": mask, "step": number}

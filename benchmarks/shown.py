@@ -14,8 +14,9 @@ from ehrr1.records.cells import SEPARATOR
 from ehrr1.records.reading import Folder
 from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.store import NO_ID, NO_TIME
-from ehrr1.records.table import At, Lookup, Table
-from ehrr1.tasks import context, paper_context
+from ehrr1.records.table_spec import At, Lookup, Table
+from ehrr1.tasks import context
+from ehrr1.tasks.paper import context as paper_context
 from ehrr1.tasks.samples import Prepared, Sample
 
 SAME = ["subject_id", "hadm_id", "stay_id", "time", "item"]

@@ -20,7 +20,7 @@ import polars as pl
 
 from benchmarks.measure import markdown
 from ehrr1.config.names import ORDER
-from ehrr1.evaluation.summary import BASELINES, CURRICULUM
+from ehrr1.evaluation.aggregate import BASELINES, CURRICULUM
 from ehrr1.runs import metrics_of
 
 SCORES = {

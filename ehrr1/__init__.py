@@ -10,5 +10,5 @@ __version__ = "0.2.0.dev0"
 def __getattr__(name: str) -> Any:
     """`EHRModel` is loaded when it is asked for: `import ehrr1` must not wait for torch."""
     if name == "EHRModel":
-        return import_module("ehrr1.evaluation.inference").EHRModel
+        return import_module("ehrr1.inference.model").EHRModel
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -30,13 +30,13 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Do what is asked; returns the exit code."""
-    from ehrr1.sweeps import commands
+    from ehrr1.sweeps import cli
 
     if not arguments or {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
     try:
-        return commands.run(arguments)
+        return cli.run(arguments)
     except UserError as error:
         message = str(error)
     except OSError as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from ehrr1.records.csv_files import MISSING
-from ehrr1.records.rows import IDS, TIMES
+from ehrr1.records.mimic import IDS, TIMES
 from ehrr1.records.schema import REQUIRED, TABLES
 from tests.small_tables import Rows, frame
 

@@ -17,11 +17,11 @@ import yaml
 from pydantic import TypeAdapter
 
 from ehrr1.config.writers import AnthropicChains, Chains, EndpointChains, OpenAIChains
-from ehrr1.graph.chains.batches import write_batches
-from ehrr1.graph.chains.completions import write_completions
-from ehrr1.graph.chains.ledger import Ledger
-from ehrr1.graph.chains.messages import write_messages
-from ehrr1.graph.chains.prompting import Prompt
+from ehrr1.reasoning.anthropic_batches import write_batches
+from ehrr1.reasoning.anthropic_messages import write_messages
+from ehrr1.reasoning.ledger import Ledger
+from ehrr1.reasoning.openai_completions import write_completions
+from ehrr1.reasoning.prompting import Prompt
 
 
 def main() -> None:

@@ -24,11 +24,11 @@ from ehrr1.config.training import ModelSettings
 from ehrr1.models.loading import Sharding, load_model, read_whole
 from ehrr1.models.logprobs import token_logprobs
 from ehrr1.prompts.forest import Forest, collate
-from ehrr1.prompts.steps import Step, StepData, Steps
+from ehrr1.prompts.schedule import Step, StepData, Steps
 from ehrr1.prompts.trees import Tree
-from ehrr1.training.fitting import fit
 from ehrr1.training.module import ForestModule
 from ehrr1.training.sft import builder
+from ehrr1.training.trainer import fit
 from tests.settings import composed
 from tests.test_forest import random_tree
 

@@ -23,8 +23,8 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from ehrr1.models import attention
-from ehrr1.models.last_layer import shorten_last_layer
 from ehrr1.models.logprobs import token_logprobs
+from ehrr1.models.prune_last_layer import shorten_last_layer
 from ehrr1.prompts.forest import Shape, collate
 from ehrr1.prompts.trees import Tree
 from tests.test_forest import random_tree

@@ -12,17 +12,18 @@ import polars as pl
 import pytest
 
 from ehrr1 import runs
+from ehrr1.audit import index_checks, leakage
+from ehrr1.audit.leakage import VIEWS, View, by_table, by_task, find_leaks
+from ehrr1.audit.report import draw, notes
 from ehrr1.config.schema import Config
 from ehrr1.errors import LeakError, UserError
-from ehrr1.evaluation.audit_report import draw, notes
 from ehrr1.files import write_json
 from ehrr1.records.events import Event
 from ehrr1.records.store import Patient, Shard
 from ehrr1.runs import Run
 from ehrr1.stages import audit
 from ehrr1.stages.audit import examine
-from ehrr1.tasks import checks, context, leaks
-from ehrr1.tasks.leaks import VIEWS, View, by_table, by_task, find_leaks
+from ehrr1.tasks import context
 from ehrr1.tasks.samples import Prepared, Sample
 from tests.conftest import ROOT, CommandLine
 from tests.settings import composed, record
@@ -93,7 +94,7 @@ def test_a_prediction_time_moved_back_is_found_with_its_hours(tmp_path: Path) ->
         ("ICU_Mortality_1day", "labevents", 1, 10, 10.0),
         ("ICU_Stay_7day", "labevents", 1, 10, 10.0),
     ]
-    assert leaks.examples(found, 1)["ICU_Stay_7day"][0].startswith("ICU_Stay_7day/1/31/")
+    assert leakage.examples(found, 1)["ICU_Stay_7day"][0].startswith("ICU_Stay_7day/1/31/")
 
 
 def test_known_at_the_prediction_time_is_too_late_for_a_decision_only(tmp_path: Path) -> None:
@@ -177,12 +178,12 @@ def test_paper_contexts_leak_and_are_judged_as_they_are_rendered(
 
 def test_patients_in_two_splits_are_found(world: Prepared) -> None:
     index = world.index()
-    assert not checks.split_patients(world, index).height
+    assert not index_checks.split_patients(world, index).height
     subject = index["subject_id"][0]
     first = pl.col("subject_id") == subject
     other = pl.when(pl.col("split") == "test").then(pl.lit("train")).otherwise(pl.lit("test"))
     twice = index.with_columns(pl.when(first).then(other).otherwise("split").alias("split"))
-    assert checks.split_patients(world, twice)["subject_id"].to_list() == [subject]
+    assert index_checks.split_patients(world, twice)["subject_id"].to_list() == [subject]
 
 
 def test_one_record_under_two_numbers_is_found(tmp_path: Path) -> None:
@@ -200,9 +201,9 @@ def test_one_record_under_two_numbers_is_found(tmp_path: Path) -> None:
     world = finished(write_tables(tmp_path / "hospital", tables), tmp_path / "prepare")
     splits = pl.DataFrame({"subject_id": [1, 2, 3], "split": ["train", "test", "test"]})
     splits.write_parquet(world.folder / "split.parquet")
-    assert checks.same_records(world) == [[1, 2]]
+    assert index_checks.same_records(world) == [[1, 2]]
     splits.with_columns(split=pl.lit("test")).write_parquet(world.folder / "split.parquet")
-    assert checks.same_records(Prepared(world.folder)) == []
+    assert index_checks.same_records(Prepared(world.folder)) == []
 
 
 @pytest.mark.parametrize(
@@ -217,19 +218,19 @@ def test_one_record_under_two_numbers_is_found(tmp_path: Path) -> None:
     ],
 )
 def test_answers_stand_word_for_word(line: str, text: str, there: bool) -> None:
-    assert checks.stands(line, text) == there
+    assert index_checks.stands(line, text) == there
 
 
 def test_answers_in_contexts_are_counted(tmp_path: Path) -> None:
     world = one_stay(tmp_path, hosp__d_labitems=[{"itemid": 50, "label": "Lactate"}])
     index = world.index()
-    texts = checks.read_texts(world, index, STRICT, None, 0)
+    texts = index_checks.read_texts(world, index, STRICT, None, 0)
     counts = {task: tuple(row) for task, *row in texts.answers.rows()}
     asked = index.filter(pl.col("task") == "labevents").height
     # Before the first result the word stands nowhere.
     assert counts["labevents"] == (asked, 28, 28)
     assert "ICU_Stay_7day" not in counts and texts.unlike == []
-    few = checks.read_texts(world, index, STRICT, 5, 0)
+    few = index_checks.read_texts(world, index, STRICT, 5, 0)
     assert dict(few.answers.select("task", "examined").rows())["labevents"] == 5
 
 
@@ -237,7 +238,7 @@ def test_a_context_with_other_rows_than_were_judged_is_named(world: Prepared) ->
     def fewer(rows: Shard, patient: Patient, sample: Sample) -> np.ndarray:
         return STRICT.positions(rows, patient, sample)[1:]
 
-    texts = checks.read_texts(world, world.index(), View(fewer, STRICT.events), 2, 0)
+    texts = index_checks.read_texts(world, world.index(), View(fewer, STRICT.events), 2, 0)
     assert len(texts.unlike) == texts.contexts > 5
     found, _ = examine(world, "strict", 1, 0)
     assert "void" in str(audit.problem(replace(found, texts=texts), world.folder))
@@ -263,7 +264,7 @@ def test_label_changes() -> None:
         ("ED_Hospitalization", 1, 11, 31, True),  # the same visit, linked or not
         ("ICU_Readmission", 1, 11, 41, True),  # not asked here at all
     )
-    assert checks.label_changes(here, there).rows() == [
+    assert index_checks.label_changes(here, there).rows() == [
         ("ED_Hospitalization", 1, 0, 0, 0, 0),
         ("Inpatient_Mortality", 2, 2, 1, 1, 1),
     ]
@@ -272,7 +273,7 @@ def test_label_changes() -> None:
 def test_an_index_has_the_labels_of_its_own_protocol(
     world: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(checks.LABELS, "paper", checks.strict_labels)
+    monkeypatch.setitem(index_checks.LABELS, "paper", index_checks.strict_labels)
     found, _ = examine(world, "strict", 1, 0)
     metrics = audit.flat(found)
     for task in ("ED_Hospitalization", "ICU_Mortality_7day", "Readmission_30day"):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from ehrr1.evaluation.baselines import Boosting, Classifier, Frequency, Logistic
+from ehrr1.evaluation.baselines.learners import Boosting, Classifier, Frequency, Logistic
 from ehrr1.evaluation.predictions import frame
 from ehrr1.tasks.samples import Sample
 from tests.test_graph import sample

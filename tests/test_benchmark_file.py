@@ -17,7 +17,7 @@ from ehrr1.stages import export, prepare
 from ehrr1.stages.reason import kept_chains
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.questions import read_questions
-from ehrr1.tasks.release_rows import items_of
+from ehrr1.tasks.release.rows import items_of
 from ehrr1.tasks.samples import Prepared, preamble_length
 from tests.conftest import CommandLine
 from tests.settings import composed

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from ehrr1.errors import UserError
-from ehrr1.evaluation.text_bags import text_bag
+from ehrr1.evaluation.baselines.text_bags import text_bag
 from ehrr1.records.markdown import record_markdown
 from ehrr1.runs import Run
 from ehrr1.stages import prepare
-from ehrr1.tasks.benchmark_tasks import DISEASES
 from ehrr1.tasks.catalog import ALL_TASKS, ONE_ITEM, SUITES
-from ehrr1.tasks.cdm import hide
-from ehrr1.tasks.cells import value_of
+from ehrr1.tasks.external.benchmark_tasks import DISEASES
+from ehrr1.tasks.external.cdm import hide
+from ehrr1.tasks.external.cells import value_of
 from ehrr1.tasks.samples import Prepared, preamble_length
 from tests.settings import composed
 

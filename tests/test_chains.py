@@ -5,9 +5,9 @@ from datetime import datetime, timedelta
 import networkx as nx
 import pytest
 
-from ehrr1.graph.chains.chain import citable, faithfulness, parse_chain, written_time
-from ehrr1.graph.chains.screening import Verdict, best, screen
-from ehrr1.graph.chains.template import choose_steps, write_template
+from ehrr1.reasoning.chain import citable, faithfulness, parse_chain, written_time
+from ehrr1.reasoning.screening import Verdict, best, screen
+from ehrr1.reasoning.template import choose_steps, write_template
 from tests.test_graph import counted, drawn, event, sample
 
 CONTEXT = [

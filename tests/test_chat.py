@@ -12,11 +12,11 @@ import pytest
 from ehrr1.config.writers import AnthropicEngine
 from ehrr1.errors import UserError
 from ehrr1.evaluation import chat
-from ehrr1.evaluation.asked import Asked
 from ehrr1.evaluation.chat import ChatPredictor, check
 from ehrr1.evaluation.predict import Writing
 from ehrr1.evaluation.predictions import DIRECT, frame
-from ehrr1.evaluation.results import Result
+from ehrr1.evaluation.prompt_mode import PromptMode
+from ehrr1.evaluation.targets import Target
 from ehrr1.files import write_json
 from ehrr1.prompts.messages import CASES, SYSTEM
 from ehrr1.records.openness import FILE, decide
@@ -28,7 +28,7 @@ from tests.test_graph import sample
 from tests.test_predict import QUESTIONS, Records
 
 DECISIONS = [sample(number, "emar", "Heparin", context=f"c{number}") for number in range(3)]
-THINK = Asked("think")
+THINK = PromptMode("think")
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def settings(server: MessagesServer, **changes: Any) -> AnthropicEngine:
 def answers(
     server: MessagesServer,
     samples: Sequence[Sample],
-    asked: Asked = DIRECT,
+    asked: PromptMode = DIRECT,
     draws: int = 1,
     **changes: Any,
 ) -> pl.DataFrame:
@@ -102,7 +102,7 @@ def test_what_is_sent() -> None:
     with MessagesServer(answer=lambda body: "no") as server:
         answers(server, QUESTIONS[:3], concurrency=1)
         answers(server, DECISIONS[:1], THINK)
-        answers(server, QUESTIONS[:1], Asked("both"))
+        answers(server, QUESTIONS[:1], PromptMode("both"))
         first, second, _, decision, both = server.bodies
         assert "temperature" not in first and first["model"] == "some-model"
         assert first["max_tokens"] == 20 and first["system"][0]["text"] == SYSTEM
@@ -124,9 +124,9 @@ def test_own_words_and_candidates_by_the_mode() -> None:
     assert isinstance(engine, AnthropicEngine)
     asking = ChatPredictor(engine, Records(), Writing(9, 9), lambda sample: [])
     assert asking.question(told, DIRECT) == f"What is given? {chat.DIRECT}"
-    ours = asking.question(told, Asked("direct", wording="ours"))
+    ours = asking.question(told, PromptMode("direct", wording="ours"))
     assert ours.startswith(TASKS["emar"].instruction)
-    assert "Insulin\nHeparin" in asking.question(told, Asked("direct", candidates="list"))
+    assert "Insulin\nHeparin" in asking.question(told, PromptMode("direct", candidates="list"))
 
 
 def test_a_long_record_loses_its_oldest_events() -> None:
@@ -231,7 +231,7 @@ def test_closed_records_and_a_missing_key(tmp_path: Path, monkeypatch: pytest.Mo
         cfg = composed("engine=anthropic", "data.open=true", engine=settings(server).plain())
         records = Records()
         records.folder = tmp_path
-        result = Result("claude:direct", "claude", None, DIRECT, DIRECT)
+        result = Target("claude:direct", "claude", None, DIRECT, DIRECT)
         write_json(tmp_path / FILE, decide(False, None, pl.Series([1])))
         with pytest.raises(UserError, match=r"third party.*engine\.compliant_endpoint=true"):
             list(chat.predict(cfg, records, result, QUESTIONS))

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from ehrr1.prompts.chat_format import chat_format, end_token, load_chat_tokenizer
 from ehrr1.prompts.messages import EMPTY_THOUGHT, OPENED, SYSTEM, THINK_TAGS
 from ehrr1.prompts.tokenizer import END, START, load_tokenizer, train_tokenizer
-from ehrr1.prompts.trees import Question, TreeMaker
+from ehrr1.prompts.trees import PromptBuilder, Question
 from ehrr1.prompts.wording import OURS
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import record_markdown
@@ -74,7 +74,7 @@ def as_before(tokenizer: PreTrainedTokenizerBase) -> None:
     for think, written in answers.items():
         chain = "fever" if think else None
         question = Question("s", "Inpatient_Mortality", think, "yes", chain)
-        tree = TreeMaker(tokenizer, 10_000).tree(record(), 0, [question])
+        tree = PromptBuilder(tokenizer, 10_000).tree(record(), 0, [question])
         [branch] = tree.branches
         asked = OURS.asked("Inpatient_Mortality", think=think)
         behind = ASSISTANT if think else ASSISTANT + EMPTY_THOUGHT
@@ -119,7 +119,7 @@ def test_llama() -> None:
 def test_a_prompt_begins_once(template: str) -> None:
     tokenizer = speaking(template)
     question = Question("s", "Inpatient_Mortality", False, "yes")
-    tree = TreeMaker(tokenizer, 10_000).tree(record(), 0, [question])
+    tree = PromptBuilder(tokenizer, 10_000).tree(record(), 0, [question])
     tokens = tree.trunk + tree.branches[0].prompt + tree.branches[0].completion
     assert tokens[0] == tokenizer.bos_token_id and tokens.count(tokenizer.bos_token_id) == 1
     assert tokens[-1] == end_token(tokenizer, chat_format(tokenizer))
@@ -155,7 +155,7 @@ def test_a_template_that_opens_the_thought_itself() -> None:
         assert chat.think == ASSISTANT + opened and chat.opened == opened
         assert chat.direct == ASSISTANT + EMPTY_THOUGHT
         question = Question("s", "Inpatient_Mortality", True, "yes", "fever")
-        [branch] = TreeMaker(tokenizer, 10_000).tree(record(), 0, [question]).branches
+        [branch] = PromptBuilder(tokenizer, 10_000).tree(record(), 0, [question]).branches
         text = tokenizer.decode(branch.prompt + branch.completion)
         assert text.endswith(f"assistant\n<think>\nfever\n</think>\n\nyes{END}")
         assert text.count("<think>") == 1
@@ -165,11 +165,11 @@ def test_think_tags_that_count_as_special_stay_in_what_was_written() -> None:
     tokenizer = speaking(NO_SWITCH)
     tags = [AddedToken(tag, special=True) for tag in THINK_TAGS]
     tokenizer.add_tokens(tags, special_tokens=True)
-    maker = TreeMaker(tokenizer, 10_000)
+    prompt_builder = PromptBuilder(tokenizer, 10_000)
     question = Question("s", "Inpatient_Mortality", True, "yes", "fever")
-    [branch] = maker.tree(record(), 0, [question]).branches
+    [branch] = prompt_builder.tree(record(), 0, [question]).branches
     assert "<think>" not in tokenizer.decode(branch.completion, skip_special_tokens=True)
-    [text] = maker.markers.decode([branch.completion])
+    [text] = prompt_builder.markers.decode([branch.completion])
     assert text == "<think>\nfever\n</think>\n\nyes"
 
 

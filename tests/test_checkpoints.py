@@ -14,11 +14,11 @@ from transformers import PreTrainedModel
 from ehrr1.errors import UserError
 from ehrr1.models.loading import add_adapters, load_model
 from ehrr1.models.saving import SPACING, Saving
-from ehrr1.prompts.steps import StepData, forest_steps, plan_steps
+from ehrr1.prompts.schedule import StepData, forest_steps, plan_steps
 from ehrr1.stages.consolidate import consolidate_run
 from ehrr1.training.checkpoints import PlainFile, best_checkpoints, checkpoints, consolidate
-from ehrr1.training.fitting import fit
 from ehrr1.training.sft import SupervisedModule
+from ehrr1.training.trainer import fit
 from tests.conftest import CommandLine
 from tests.test_grpo import TRAINER
 from tests.test_models import model_settings

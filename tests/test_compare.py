@@ -9,8 +9,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from ehrr1.errors import UserError
+from ehrr1.evaluation.aggregate import summarise
 from ehrr1.evaluation.compare import compare, labels
-from ehrr1.evaluation.summary import summarise
 from tests.test_report_page import TASKS, predictions
 
 

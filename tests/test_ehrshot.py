@@ -10,13 +10,13 @@ import polars as pl
 import pytest
 
 from ehrr1.errors import UserError
-from ehrr1.evaluation.text_bags import text_bag
+from ehrr1.evaluation.baselines.text_bags import text_bag
 from ehrr1.records.markdown import record_markdown
 from ehrr1.runs import Run
 from ehrr1.stages import prepare
-from ehrr1.tasks.benchmark_tasks import EHRSHOT_QUESTIONS
 from ehrr1.tasks.catalog import ALL_TASKS, SUITES
-from ehrr1.tasks.ehrshot_text import PatientText, Row
+from ehrr1.tasks.external.benchmark_tasks import EHRSHOT_QUESTIONS
+from ehrr1.tasks.external.ehrshot_text import CodedRow, PatientText
 from ehrr1.tasks.samples import Prepared, preamble_length
 from tests.settings import composed
 
@@ -197,7 +197,7 @@ def test_long_records_lose_their_oldest_rows(tmp_path: Path) -> None:
 
 def test_a_table_is_one_line_a_row() -> None:
     time = datetime(2015, 3, 2)
-    rows = [Row(time, "A|B", "Low | \nvery", "", "", ""), Row(time, "C", "", "", "", "")]
+    rows = [CodedRow(time, "A|B", "Low | \nvery", "", "", ""), CodedRow(time, "C", "", "", "", "")]
     text, shown, cut = PatientText(rows, {}).record(time, 10) or ("", 0, 0)
     assert (shown, cut) == (2, 0)
     assert text.split("\n\n")[1].splitlines() == [

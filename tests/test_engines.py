@@ -10,15 +10,15 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1.config.writers import ServerEngine
+from ehrr1.engines import server as server_engine
+from ehrr1.engines.base import Sampling
+from ehrr1.engines.server import OpenAIServer, served
+from ehrr1.engines.transformers import TransformersRollout, batches
 from ehrr1.errors import UserError
 from ehrr1.evaluation.predict import NOT_TOLD, REFUSED, Predictor, Writing
 from ehrr1.evaluation.predictions import DIRECT
 from ehrr1.models.loading import load_model
-from ehrr1.prompts.trees import Branch, Tree, TreeMaker
-from ehrr1.rollout import openai_server
-from ehrr1.rollout.openai_server import OpenAIServer, served
-from ehrr1.rollout.sampling import Sampling
-from ehrr1.rollout.transformers import TransformersRollout, batches
+from ehrr1.prompts.trees import Branch, PromptBuilder, Tree
 from ehrr1.scoring.risk import answer_tokens
 from tests.openai_server import CompletionsServer, logprob
 from tests.settings import changed, composed
@@ -38,7 +38,7 @@ def model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai_server, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(server_engine, "FIRST_WAIT", 0.01)
 
 
 def trees(count: int = 5) -> list[Tree]:
@@ -168,9 +168,9 @@ def test_what_is_refused_is_counted_and_the_rest_is_scored(
 ) -> None:
     """Records of growing length: the server refuses the longest."""
     with CompletionsServer(longest=1400) as server:
-        maker = TreeMaker(tokenizer, 2000)
+        prompt_builder = PromptBuilder(tokenizer, 2000)
         predictor = Predictor(
-            OpenAIServer(settings(server), tokenizer), maker, Records(), Writing(6, 5)
+            OpenAIServer(settings(server), tokenizer), prompt_builder, Records(), Writing(6, 5)
         )
         rows = [row for some in predictor.risk(QUESTIONS, DIRECT) for row in some]
         lengths = [len(body["prompt"]) for body in server.bodies]
@@ -190,7 +190,7 @@ def test_tokens_that_a_server_does_not_tell_are_a_counted_problem(
 ) -> None:
     with CompletionsServer(tells="nothing") as server:
         engine = OpenAIServer(settings(server), tokenizer)
-        predictor = Predictor(engine, TreeMaker(tokenizer, 2000), Records(), Writing(6, 5))
+        predictor = Predictor(engine, PromptBuilder(tokenizer, 2000), Records(), Writing(6, 5))
         rows = [row for some in predictor.risk(QUESTIONS, DIRECT) for row in some]
         assert {row["problem"] for row in rows} == {NOT_TOLD} and len(rows) == len(QUESTIONS)
 

@@ -8,21 +8,21 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from ehrr1.evaluation.baselines import Boosting, Frequency, bag_of_items, most_frequent
+from ehrr1.evaluation.aggregate import last_result, pairs, summarise
+from ehrr1.evaluation.baselines.learners import Boosting, Frequency, bag_of_items, most_frequent
 from ehrr1.evaluation.bootstrap import Resamples, estimate
 from ehrr1.evaluation.metrics import macro, weighted_auprc, weighted_auroc, weighted_mean
 from ehrr1.evaluation.predictions import (
     DIRECT,
     SCHEMA,
-    Told,
-    Written,
+    WrittenAnswer,
+    YesProbability,
     frame,
     prediction_row,
     risk_row,
 )
 from ehrr1.evaluation.report import difference_table, task_table
 from ehrr1.evaluation.scores import counts, one_class, score
-from ehrr1.evaluation.summary import last_result, pairs, summarise
 from ehrr1.tasks.catalog import TASKS
 from tests.test_graph import event, sample
 
@@ -102,12 +102,16 @@ def test_score_names_macros_and_failures(monkeypatch: pytest.MonkeyPatch) -> Non
     for number in range(60):
         target = "yes" if number % 3 == 0 else "no"
         risk = sample(number, "Inpatient_Mortality", target, subject=number // 2)
-        rows.append(risk_row(risk, Told(float(generator.random()))))
-        rows.append(risk_row(sample(number, "ICU_Stay_7day", "no", subject=number // 2), Told(0.1)))
+        rows.append(risk_row(risk, YesProbability(float(generator.random()))))
+        rows.append(
+            risk_row(
+                sample(number, "ICU_Stay_7day", "no", subject=number // 2), YesProbability(0.1)
+            )
+        )
         drugs = sample(number, "emar", "A", "B", subject=number // 2)
         items = ["a", "c"] if number % 2 else []
         problem = None if number % 2 else "empty answer"
-        rows.append(prediction_row(drugs, DIRECT, Written(items, None, problem)))
+        rows.append(prediction_row(drugs, DIRECT, WrittenAnswer(items, None, problem)))
     table = frame("adapt", rows)
     assert table.schema == SCHEMA
     resamples = Resamples.draw(table["subject_id"], 40, seed=0)
@@ -132,7 +136,7 @@ def test_balanced_sets_have_no_auprc() -> None:
         for task in ("Inpatient_Mortality", "ICU_Stay_7day"):
             asked = sample(number, task, "yes" if number % 3 else "no", subject=number)
             asked = replace(asked, balanced=task == "ICU_Stay_7day")
-            rows.append(risk_row(asked, Told(number / 40)))
+            rows.append(risk_row(asked, YesProbability(number / 40)))
     table = frame("adapt", rows)
     found = score(table, Resamples.draw(table["subject_id"], 5, seed=0), list(TASKS))
     assert "ICU_Stay_7day/auroc" in found and "ICU_Stay_7day/auprc" not in found
@@ -187,11 +191,13 @@ def test_summary_names_models_baselines_differences_and_compares_common_samples(
             target = "yes" if number % 2 else "no"
             risk = sample(number, "Inpatient_Mortality", target)
             if model != "frequency":
-                rows.append(risk_row(risk, Told(float(generator.random() < share) * (number % 2))))
+                rows.append(
+                    risk_row(risk, YesProbability(float(generator.random() < share) * (number % 2)))
+                )
             if model != "boosting" and number < only:
                 items = ["A"] if generator.random() < share else []
                 drugs = sample(number, "emar", "A")
-                rows.append(prediction_row(drugs, DIRECT, Written(items)))
+                rows.append(prediction_row(drugs, DIRECT, WrittenAnswer(items)))
         return frame(model, rows)
 
     models = {"untrained": 0.0, "adapt": 0.5, "rl": 1.0, "frequency": 0.1, "boosting": 0.6}

@@ -14,7 +14,7 @@ from ehrr1.errors import UserError
 from ehrr1.prompts.forest import collate, pack
 from ehrr1.prompts.messages import EMPTY_THOUGHT, SYSTEM, completion
 from ehrr1.prompts.tokenizer import END, END_THINK, THINK, load_tokenizer, train_tokenizer
-from ehrr1.prompts.trees import Branch, Question, Tree, TreeMaker
+from ehrr1.prompts.trees import Branch, PromptBuilder, Question, Tree
 from ehrr1.prompts.wording import OURS
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import event_markdown, record_markdown
@@ -106,7 +106,7 @@ def exchange(think: bool) -> tuple[Question, list[dict[str, str]]]:
 def test_parts_tokenised_apart_equal_the_whole_chat(think: bool) -> None:
     question, chat = exchange(think)
     for tokenizer in tokenizers():
-        tree = TreeMaker(tokenizer, 100_000).tree(record(), 3, [question])
+        tree = PromptBuilder(tokenizer, 100_000).tree(record(), 3, [question])
         text = tokenizer.apply_chat_template(
             chat, tokenize=False, add_generation_prompt=True, enable_thinking=think
         )
@@ -124,7 +124,7 @@ def test_smollm2_has_our_chat_markers_and_its_prompts_are_the_whole_chat(
     tokenizer = load_tokenizer(smollm2)
     assert tokenizer.eos_token == END
     question, chat = exchange(think)
-    tree = TreeMaker(tokenizer, 100_000).tree(record(), 3, [question])
+    tree = PromptBuilder(tokenizer, 100_000).tree(record(), 3, [question])
     prompt, answer = tree.trunk + tree.branches[0].prompt, tree.branches[0].completion
     text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert prompt == tokenizer(text + EMPTY_THOUGHT * (not think))["input_ids"]
@@ -158,10 +158,10 @@ def test_same_texts_give_the_same_tokenizer() -> None:
 def test_long_records_lose_oldest_events_first() -> None:
     tokenizer, events = trained(), record()
     question = Question("s", "labevents", False, "Potassium")
-    whole = TreeMaker(tokenizer, 100_000).tree(events, 3, [question])
+    whole = PromptBuilder(tokenizer, 100_000).tree(events, 3, [question])
     assert (whole.cut_events, whole.cut_tokens) == (0, 0)
     limit = len(whole) - 60
-    cut = TreeMaker(tokenizer, limit).tree(events, 3, [question])
+    cut = PromptBuilder(tokenizer, limit).tree(events, 3, [question])
     assert len(cut) <= limit and cut.cut_events > 0 and cut.cut_tokens == 0
     text = tokenizer.decode(cut.trunk)
     kept = [*events[:3], *events[3 + cut.cut_events :]]
@@ -172,10 +172,10 @@ def test_long_records_lose_oldest_events_first() -> None:
 def test_a_long_preamble_loses_the_end_of_its_longest_text() -> None:
     tokenizer, events = trained(), record()
     question = Question("s", "labevents", False, "Potassium")
-    whole = TreeMaker(tokenizer, 100_000).tree(events[:3], 3, [question])
-    room = len(whole.trunk) - len(TreeMaker(tokenizer, 100_000).tree([], 0, [question]).trunk)
+    whole = PromptBuilder(tokenizer, 100_000).tree(events[:3], 3, [question])
+    room = len(whole.trunk) - len(PromptBuilder(tokenizer, 100_000).tree([], 0, [question]).trunk)
     limit = len(whole) - room + 3 * (room - 5)
-    cut = TreeMaker(tokenizer, limit).tree(events, 3, [question])
+    cut = PromptBuilder(tokenizer, limit).tree(events, 3, [question])
     text = tokenizer.decode(cut.trunk)
     assert cut.cut_tokens == 5
     assert "## Patient Demographics" in text and "EMERGENCY ROOM" in text
@@ -185,10 +185,10 @@ def test_a_long_preamble_loses_the_end_of_its_longest_text() -> None:
 
 def test_questions_that_leave_no_room_are_a_user_error() -> None:
     question = Question("s", "labevents", False, "Potassium\n" * 50)
-    maker = TreeMaker(trained(), 60)
-    assert not maker.fits(question)
+    prompt_builder = PromptBuilder(trained(), 60)
+    assert not prompt_builder.fits(question)
     with pytest.raises(UserError, match="max_tokens=60"):
-        maker.tree(record(), 3, [question])
+        prompt_builder.tree(record(), 3, [question])
 
 
 def test_a_question_is_one_token_with_and_without_thinking() -> None:

@@ -8,10 +8,10 @@ import networkx as nx
 import pytest
 
 from ehrr1.files import read_json
-from ehrr1.graph.chains.chain import parse_cases
 from ehrr1.graph.evidence import answers, covered, from_json
 from ehrr1.prompts.messages import BOTH_CASES
 from ehrr1.prompts.wording import OURS
+from ehrr1.reasoning.chain import parse_cases
 from ehrr1.stages.reason import ask
 from ehrr1.tasks.samples import Prepared
 from tests.conftest import CommandLine

@@ -12,23 +12,23 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1.config.training import RL, Lora, TrainerSettings
+from ehrr1.engines.base import Completion, OutOfSyncError, Sampling
+from ehrr1.engines.transformers import TransformersRollout
 from ehrr1.models.loading import Sharding, add_adapters
 from ehrr1.models.logprobs import token_logprobs
 from ehrr1.models.weights import whole_weights
 from ehrr1.prompts.forest import collate
-from ehrr1.prompts.steps import StepData, Steps
+from ehrr1.prompts.schedule import StepData, Steps
 from ehrr1.prompts.trees import Branch, Tree
-from ehrr1.rollout.sampling import Completion, OutOfSyncError, Sampling
-from ehrr1.rollout.transformers import TransformersRollout
 from ehrr1.scoring.risk import AnswerTokens
 from ehrr1.training import grpo
-from ehrr1.training.fitting import fit
 from ehrr1.training.groups import Group, divided, lay_out
 from ehrr1.training.grpo import GRPOModule, easy_first
 from ehrr1.training.losses import PolicySettings, Tokens, policy_loss
 from ehrr1.training.probabilities import yes_probabilities
-from ehrr1.training.prompts import Prompt
-from ehrr1.training.scoring import RewardError
+from ehrr1.training.prompts import RLPrompt
+from ehrr1.training.reward_runner import RewardError
+from ehrr1.training.trainer import fit
 from tests.settings import changed, composed
 from tests.test_models import small
 
@@ -64,7 +64,7 @@ def fails(completions: list[str], **columns: list[Any]) -> list[float | None]:
 UREA, YES, FAILS = (f"tests.test_grpo.{name}" for name in ("says_urea", "says_yes", "fails"))
 
 
-class Listed(list[Prompt]):
+class Listed(list[RLPrompt]):
     """Prompts that are there already."""
 
     @property
@@ -74,7 +74,7 @@ class Listed(list[Prompt]):
 
 def prompts(count: int = 4, kind: str = "decision") -> Listed:
     return Listed(
-        Prompt(f"s{n}", n, "labevents", kind, "none", ("Potassium",), [5 + n, 6, 7, 8 + n])
+        RLPrompt(f"s{n}", n, "labevents", kind, "none", ("Potassium",), [5 + n, 6, 7, 8 + n])
         for n in range(count)
     )
 
@@ -148,7 +148,7 @@ def group(rewards: list[float], lengths: list[int], cut: int = 0, name: str = "s
         Completion(list(range(10, 10 + length)), [-1.0] * length, number >= count - cut)
         for number, length in enumerate(lengths)
     ]
-    prompt = Prompt(name, 0, "labevents", "decision", "none", ("Urea",), [5, 6, 7, 8])
+    prompt = RLPrompt(name, 0, "labevents", "decision", "none", ("Urea",), [5, 6, 7, 8])
     made = Group(prompt, completions, [""] * count, rewards, {}, [None] * count)
     made.advantages = rewards
     return made

@@ -16,11 +16,11 @@ import pytest
 
 from ehrr1 import EHRModel
 from ehrr1.config.schema import Config
+from ehrr1.engines.streaming import Pieces
 from ehrr1.errors import UserError
-from ehrr1.evaluation.asking import NOTHING_FITS, Asking, CountingMaker, asks_yes_or_no, read_row
+from ehrr1.inference.query import NOTHING_FITS, CountingBuilder, Query, asks_yes_or_no, read_row
 from ehrr1.prompts.tokenizer import train_tokenizer
 from ehrr1.records.markdown import record_markdown
-from ehrr1.rollout.live import Pieces
 from ehrr1.scoring.answers import read_answer
 from ehrr1.stages import export_meds
 from ehrr1.stages.infer import run_infer
@@ -162,7 +162,7 @@ def test_released_questions_are_of_their_tasks_kind(released: Path) -> None:
     rows = [(row["task_info"]["task"], row["instruction"]) for row in map(json.loads, lines)]
     assert len(rows) == 108
     for task, question in rows:
-        asking = Asking("", "", list, question)
+        asking = Query("", "", list, question)
         assert asking.has_label == (ALL_TASKS[task].kind == "risk"), question
         assert asking.words == question  # as its models were trained
 
@@ -210,9 +210,11 @@ def test_pieces_are_the_whole_text() -> None:
 
 
 def test_what_cannot_be_read_is_shown() -> None:
-    maker = CountingMaker(train_tokenizer({"a": 2}, 300), 10, cut={"x": (2, 3, False)})
+    prompt_builder = CountingBuilder(train_tokenizer({"a": 2}, 300), 10, cut={"x": (2, 3, False)})
     row = {"sample_id": "x", "completion": "<think>a</think>b</think>", "prediction": ""}
-    answer = read_row(row | {"probability": None, "problem": "more than one think block"}, maker)
+    answer = read_row(
+        row | {"probability": None, "problem": "more than one think block"}, prompt_builder
+    )
     assert answer.items == () and answer.chain == row["completion"]
     assert (answer.cut_events, answer.cut_tokens) == (2, 3)
 

@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 
 from ehrr1.records.codes import ClassMaps
+from ehrr1.records.mimic import MimicFolder
 from ehrr1.records.reading import Folder
-from ehrr1.records.rows import MimicFolder
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.labels import LabelOptions, RiskSamples, cohorts, risk_samples
 from tests.test_records import hospital, write_tables

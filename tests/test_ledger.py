@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from ehrr1.graph.chains.ledger import ATTEMPTS, Answer, Budget, Ledger
-from ehrr1.graph.chains.prompting import Prompt
+from ehrr1.reasoning.ledger import ATTEMPTS, Budget, DraftReply, Ledger
+from ehrr1.reasoning.prompting import Prompt
 
 PROMPT = Prompt("decision.v1", "guidelines", "record", "question")
-ANSWER = Answer("text", "end_turn", 100, 20, 60, 30, 0.25)
+ANSWER = DraftReply("text", "end_turn", 100, 20, 60, 30, 0.25)
 
 
 def test_a_row_for_each_draft_in_order_and_each_once(tmp_path: Path) -> None:

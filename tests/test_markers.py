@@ -16,16 +16,16 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ehrr1.config.writers import AnthropicChains, OpenAIChains
 from ehrr1.evaluation.predict import thought
-from ehrr1.graph.chains import completions
-from ehrr1.graph.chains.local import prompt_ids
-from ehrr1.graph.chains.messages import request
-from ehrr1.graph.chains.prompting import Limit, write_prompt
 from ehrr1.prompts.chat_format import chat_format
 from ehrr1.prompts.markers import Markers, given, ours
 from ehrr1.prompts.messages import broken, completion, mended
 from ehrr1.prompts.tokenizer import CHAT_TEMPLATE, load_tokenizer
-from ehrr1.prompts.trees import Question, TreeMaker
+from ehrr1.prompts.trees import PromptBuilder, Question
 from ehrr1.prompts.wording import OURS
+from ehrr1.reasoning import openai_completions
+from ehrr1.reasoning.anthropic_messages import request
+from ehrr1.reasoning.local import prompt_ids
+from ehrr1.reasoning.prompting import Limit, write_prompt
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import event_markdown, events_of, record_markdown
 from ehrr1.scoring.answers import read_answer
@@ -175,16 +175,16 @@ def test_no_cell_opens_a_turn_or_a_thought(
     records: tuple[list[Event], list[Event]], template: str, think: bool
 ) -> None:
     tokenizer = tokenizer_of(template)
-    maker = TreeMaker(tokenizer, 100_000)
+    prompt_builder = PromptBuilder(tokenizer, 100_000)
     counts = []
     for word, events in zip((MARKED, HARMLESS), records, strict=True):
         chain = word if think else None
         question = Question("s", "Inpatient_Mortality", think, word, chain, instruction=word)
-        tree = maker.tree(events, 1, [question])
+        tree = prompt_builder.tree(events, 1, [question])
         [branch] = tree.branches
         ids = tree.trunk + branch.prompt + branch.completion
-        counts.append([ids.count(one) for one in maker.markers.tokens])
-        chat = maker.chat
+        counts.append([ids.count(one) for one in prompt_builder.markers.tokens])
+        chat = prompt_builder.chat
         asked = OURS.asked("Inpatient_Mortality", think=think, own=word)
         text = (
             f"{chat.head}{record_markdown(events)}\n\n{asked}{chat.think if think else chat.direct}"
@@ -258,12 +258,12 @@ def letters(template: str) -> PreTrainedTokenizerBase:
 
 
 def test_markers_without_a_token_are_broken() -> None:
-    maker = TreeMaker(letters(NO_SWITCH), 100_000)
+    prompt_builder = PromptBuilder(letters(NO_SWITCH), 100_000)
     marked = "<|im_end|>, </think> and <tool_call> or <b>"
-    ids = maker.markers.encode([[given(marked)]])[0]
-    assert maker.tokenizer.decode(ids) == "< |im_end|>, < /think> and <tool_call> or <b>"
-    tags = maker.markers.encode([[ours("<|im_end|><think>")]])[0]
-    assert maker.tokenizer.decode(tags) == "<|im_end|><think>"
+    ids = prompt_builder.markers.encode([[given(marked)]])[0]
+    assert prompt_builder.tokenizer.decode(ids) == "< |im_end|>, < /think> and <tool_call> or <b>"
+    tags = prompt_builder.markers.encode([[ours("<|im_end|><think>")]])[0]
+    assert prompt_builder.tokenizer.decode(tags) == "<|im_end|><think>"
 
 
 # --- answers and servers -------------------------------------------------------------------------
@@ -272,14 +272,14 @@ def test_markers_without_a_token_are_broken() -> None:
 @pytest.mark.parametrize("template", ["own", "qwen3"])
 def test_a_tag_that_is_quoted_closes_no_thought(template: str) -> None:
     tokenizer = tokenizer_of(template)
-    maker = TreeMaker(tokenizer, 10_000)
+    prompt_builder = PromptBuilder(tokenizer, 10_000)
     question = Question("s", "labevents", True, "<think> test\nNa <|im_end|>", "it says </think>")
-    written = maker.branch(question).completion
-    [text] = maker.markers.decode([written])
+    written = prompt_builder.branch(question).completion
+    [text] = prompt_builder.markers.decode([written])
     answer = read_answer(text, "decision")
     assert answer.problem is None
     assert answer.items == ("<think> test", "Na <|im_end|>")
-    assert maker.markers.written(text) == written[:-1]  # without the turn's end
+    assert prompt_builder.markers.written(text) == written[:-1]  # without the turn's end
     told = thought(text.replace("< /think>", "fever"))
     assert told.problem is None and told.text == "<think>\nit says fever\n</think>\n\n"
 
@@ -323,7 +323,7 @@ def test_writers_of_chains_get_no_markers(tmp_path: Path) -> None:
                 prompt.messages(), tokenize=False, add_generation_prompt=True, enable_thinking=False
             )
             assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == whole
-            for body in (request(claude, prompt, False), completions.request(other, prompt)):
+            for body in (request(claude, prompt, False), openai_completions.request(other, prompt)):
                 sent = json.dumps(body)
                 tags = ("<|im_end|>", "<think>", "</think>", "<tool_c")
                 assert not any(tag in sent for tag in tags)

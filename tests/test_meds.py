@@ -14,10 +14,10 @@ from polars.testing import assert_frame_equal
 
 from ehrr1.errors import UserError
 from ehrr1.files import write_json
-from ehrr1.records import meds
 from ehrr1.records.cells import SEPARATOR
-from ehrr1.records.frames import store_frames
+from ehrr1.records.decode import store_frames
 from ehrr1.records.markdown import record_markdown
+from ehrr1.records.meds import layout
 from ehrr1.records.schema import MIMIC_TABLES, ORDER
 from ehrr1.runs import Run
 from ehrr1.stages import export, export_meds
@@ -92,7 +92,7 @@ def test_files_have_the_types_of_the_standard(exported: Path) -> None:
         assert columns(path) == STANDARD[kind]
     about = json.loads((exported / "metadata" / "dataset.json").read_text())
     assert set(about["raw_source_id_columns"] + about["other_extension_columns"]) == set(
-        meds.EXTRA.names
+        layout.EXTRA.names
     )
 
 
@@ -117,7 +117,7 @@ def test_a_subject_stands_in_one_file_by_time_and_split(exported: Path, world: P
         subjects = events["subject_id"].rle().struct.field("value").to_list()
         assert len(set(subjects)) == len(subjects) and not seen & set(subjects)
         seen |= set(subjects)
-        assert {meds.SPLITS[splits[subject]] for subject in subjects} == {path.parent.name}
+        assert {layout.SPLITS[splits[subject]] for subject in subjects} == {path.parent.name}
         assert_frame_equal(
             events.select("subject_id", "time"),
             events.select("subject_id", "time").sort("subject_id", "time", nulls_last=False),
@@ -162,7 +162,7 @@ def test_values_are_those_shown_and_none_of_the_future(exported: Path) -> None:
 
 def test_subjects_are_born_die_and_leave(exported: Path, world: Prepared) -> None:
     events = pl.read_parquet(exported / "data" / "**" / "*.parquet")
-    births = events.filter(pl.col("code") == meds.BIRTH)
+    births = events.filter(pl.col("code") == layout.BIRTH)
     assert births.height == 40
     age = world.parents["patients"].select("subject_id", "anchor_age", "anchor_year")
     for subject, years, year in age.iter_rows():

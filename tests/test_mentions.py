@@ -18,8 +18,8 @@ import pytest
 from ehrr1.errors import UserError
 from ehrr1.graph.text.flowed_text import flow
 from ehrr1.graph.text.mention_cache import BATCH, MentionCache, open_cache
-from ehrr1.graph.text.mentions import EVIDENCE, Reader, Source, open_reader, open_source
-from ehrr1.records.synthetic import write_hospital
+from ehrr1.graph.text.mentions import EVIDENCE, Reader, TextSource, open_reader, open_source
+from ehrr1.synthetic.hospital import write_hospital
 from tests.conftest import ROOT
 from tests.test_linking import HEADING, item_concepts, open_concepts, umls_concepts, write_umls
 
@@ -128,12 +128,12 @@ def dictionary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def source(dictionary: Path, tmp_path_factory: pytest.TempPathFactory) -> Source:
+def source(dictionary: Path, tmp_path_factory: pytest.TempPathFactory) -> TextSource:
     return open_source(open_concepts(dictionary, tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(scope="module")
-def reader(source: Source) -> Reader:
+def reader(source: TextSource) -> Reader:
     return open_reader(source)
 
 
@@ -243,7 +243,7 @@ def test_without_the_clinical_extra_nothing_starts(tmp_path: Path, monkeypatch: 
     assert not (tmp_path / "cache").exists()
 
 
-def test_parallel_is_serial_in_any_order(source: Source, notes: list[str], tmp_path: Path):
+def test_parallel_is_serial_in_any_order(source: TextSource, notes: list[str], tmp_path: Path):
     texts = notes[: 6 * BATCH]
     serial, parallel = (MentionCache(tmp_path / name, source) for name in ("one", "two"))
     assert serial.read(texts, workers=1) == len(texts)
@@ -256,7 +256,7 @@ def test_parallel_is_serial_in_any_order(source: Source, notes: list[str], tmp_p
 
 
 def test_a_pass_that_is_killed_goes_on_where_it_stopped(
-    source: Source, notes: list[str], tmp_path: Path
+    source: TextSource, notes: list[str], tmp_path: Path
 ):
     texts = tmp_path / "texts.parquet"
     many = [f"{text}\n{number}" for number in range(12) for text in notes[: 2 * BATCH]]
@@ -291,7 +291,7 @@ def rows(file: Path) -> int:
 
 
 def test_a_process_that_dies_is_an_error_and_nothing_is_lost(
-    source: Source, notes: list[str], tmp_path: Path
+    source: TextSource, notes: list[str], tmp_path: Path
 ):
     texts = notes[: 3 * BATCH]
     cache = MentionCache(tmp_path, source)
@@ -309,7 +309,7 @@ def test_a_process_that_dies_is_an_error_and_nothing_is_lost(
     assert cache.read(again, workers=1) == len(again) - done
 
 
-def test_another_dictionary_has_another_cache(source: Source, dictionary: Path, tmp_path: Path):
+def test_another_dictionary_has_another_cache(source: TextSource, dictionary: Path, tmp_path: Path):
     other = tmp_path / "other.tsv"
     other.write_text(dictionary.read_text().replace("HTN|", "HTN|raised pressure|"))
     concepts = open_concepts(other, tmp_path)

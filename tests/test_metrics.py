@@ -14,7 +14,7 @@ from sklearn.metrics import brier_score_loss, log_loss
 from torchmetrics.functional.classification import binary_calibration_error
 
 from benchmarks.coverage import Study, coverage, exact
-from ehrr1.evaluation.asked import Asked
+from ehrr1.evaluation.aggregate import summarise
 from ehrr1.evaluation.bootstrap import Resamples
 from ehrr1.evaluation.calibration import cooled, fit_temperature, temperature_of
 from ehrr1.evaluation.metrics import (
@@ -24,10 +24,17 @@ from ehrr1.evaluation.metrics import (
     weighted_ece,
     weighted_log_loss,
 )
-from ehrr1.evaluation.predictions import SUBGROUPS, Told, Written, frame, prediction_row, risk_row
+from ehrr1.evaluation.predictions import (
+    SUBGROUPS,
+    WrittenAnswer,
+    YesProbability,
+    frame,
+    prediction_row,
+    risk_row,
+)
+from ehrr1.evaluation.prompt_mode import PromptMode
 from ehrr1.evaluation.scores import score
 from ehrr1.evaluation.subgroups import with_subgroups
-from ehrr1.evaluation.summary import summarise
 from ehrr1.files import read_json, write_json
 from ehrr1.scoring.consistency import agreed
 from ehrr1.scoring.sets import normalise, reduce, set_scores
@@ -93,7 +100,9 @@ def test_temperature_comes_from_validation_and_is_applied_to_what_is_scored() ->
             number, "Inpatient_Mortality", label, split="validation" if number % 2 else "test"
         )
         sure = 4 * honest
-        told = Told(1 / (1 + np.exp(-sure)), -np.logaddexp(0, -sure), -np.logaddexp(0, sure))
+        told = YesProbability(
+            1 / (1 + np.exp(-sure)), -np.logaddexp(0, -sure), -np.logaddexp(0, sure)
+        )
         rows.append(risk_row(one, told))
     table = frame("m:direct", rows)
     metrics = summarise(table, ["Inpatient_Mortality"], "test", 50, seed=0)
@@ -108,7 +117,7 @@ def test_temperature_comes_from_validation_and_is_applied_to_what_is_scored() ->
     assert "temperature" not in own and "risk/ece_calibrated/macro" not in own
     one_class = table.filter(pl.col("target") == "yes")
     assert temperature_of(one_class) is None and temperature_of(table.clear()) is None
-    certain = frame("m", [risk_row(sample(0, "Inpatient_Mortality", "yes"), Told(1.0))])
+    certain = frame("m", [risk_row(sample(0, "Inpatient_Mortality", "yes"), YesProbability(1.0))])
     assert 0.5 < cooled(certain, 50.0)[0] < 1  # a probability of 1 has a finite logit
 
 
@@ -116,7 +125,9 @@ def test_saturated_probabilities_are_counted() -> None:
     values = [1.0, 0.99985, 0.5, 0.0, 0.0001]
     rows = [
         risk_row(
-            sample(n, "Inpatient_Mortality", "yes" if n % 2 else "no"), Told(p), Asked("think")
+            sample(n, "Inpatient_Mortality", "yes" if n % 2 else "no"),
+            YesProbability(p),
+            PromptMode("think"),
         )
         for n, p in enumerate(values)
     ]
@@ -126,11 +137,13 @@ def test_saturated_probabilities_are_counted() -> None:
 
 def test_answers_without_a_probability_are_counted_and_not_ranked() -> None:
     rows = [
-        risk_row(sample(n, "Inpatient_Mortality", "yes" if n % 2 else "no"), Told(n / 9))
+        risk_row(sample(n, "Inpatient_Mortality", "yes" if n % 2 else "no"), YesProbability(n / 9))
         for n in range(9)
     ]
     lost = sample(9, "Inpatient_Mortality", "yes")
-    rows.append(prediction_row(lost, Asked("direct"), Written([], None, "refused by the server")))
+    rows.append(
+        prediction_row(lost, PromptMode("direct"), WrittenAnswer([], None, "refused by the server"))
+    )
     table = frame("m", rows)
     found = score(table, Resamples.draw(range(10), 5, 0), ["Inpatient_Mortality"])
     assert np.isfinite(found["Inpatient_Mortality/auroc"][0])
@@ -143,7 +156,8 @@ def draws(
 ) -> list[dict[str, Any]]:
     asked = sample(number, "emar", *target, **more)
     return [
-        prediction_row(asked, Asked("think"), Written(a), draw=n) for n, a in enumerate(answers)
+        prediction_row(asked, PromptMode("think"), WrittenAnswer(a), draw=n)
+        for n, a in enumerate(answers)
     ]
 
 
@@ -170,9 +184,15 @@ def test_several_draws_tell_pass_at_k_and_what_they_agree_on() -> None:
 def test_matching_as_released_scores_what_was_written(tmp_path: Path) -> None:
     """By `rescore`: its rows keep completions, and baselines, which write none, their lines."""
     rows = [
-        prediction_row(sample(n, "emar", "A", "B", subject=n, split="test"), Asked("direct"), one)
+        prediction_row(
+            sample(n, "emar", "A", "B", subject=n, split="test"), PromptMode("direct"), one
+        )
         for n, one in enumerate(
-            [Written(("A", "B"), "- A\n\nB"), Written(("A\\nB",), "A\\nB"), Written(("A",))]
+            [
+                WrittenAnswer(("A", "B"), "- A\n\nB"),
+                WrittenAnswer(("A\\nB",), "A\\nB"),
+                WrittenAnswer(("A",)),
+            ]
         )
     ]
     table = pl.concat([frame("m:direct", rows), frame("frequency", rows)])
@@ -214,7 +234,7 @@ def test_micro_scores_count_all_items_together() -> None:
     rows = []
     for number, (target, said) in enumerate(pairs):
         asked = sample(number, "emar", *target, subject=number)
-        rows.append(prediction_row(asked, Asked("direct"), Written(said)))
+        rows.append(prediction_row(asked, PromptMode("direct"), WrittenAnswer(said)))
     found = score(frame("m", rows), Resamples.draw(range(3), 5, 0), ["emar"])
     assert found["emar/micro_precision"][0] == pytest.approx(2 / 3)
     assert found["emar/micro_recall"][0] == pytest.approx(2 / 6)
@@ -233,7 +253,7 @@ def test_micro_scores_count_all_items_together() -> None:
 def test_normalised_matching_forgives_how_a_name_is_written(one: str, other: str) -> None:
     assert reduce(one) == reduce(other)
     asked = sample(0, "emar", other)
-    rows = [prediction_row(asked, Asked("direct"), Written([one]))]
+    rows = [prediction_row(asked, PromptMode("direct"), WrittenAnswer([one]))]
     found = score(frame("m", rows), Resamples.draw([0], 2, 0), ["emar"])
     assert found["emar/f1_normalised"][0] == 1.0
     assert found["emar/f1"][0] == float(normalise([one]) == normalise([other]))
@@ -247,7 +267,7 @@ def test_normalised_matching_keeps_different_names_apart() -> None:
 def test_a_discharge_note_is_scored_by_rouge_and_by_nothing_else() -> None:
     asked = sample(0, "discharge", "The patient was admitted with pneumonia")
     said = "Patient admitted with severe pneumonia"
-    rows = [prediction_row(asked, Asked("direct"), Written([said]))]
+    rows = [prediction_row(asked, PromptMode("direct"), WrittenAnswer([said]))]
     found = score(frame("m", rows), Resamples.draw([0], 2, 0), ["discharge"])
     assert {name.split("/")[1] for name in found if name.startswith("discharge/")} == {
         *("rouge1", "rouge2", "rougeL")
@@ -260,7 +280,7 @@ def test_subgroups_have_scores_where_they_have_patients() -> None:
     rows = []
     for number in range(60):
         asked = sample(number, "Inpatient_Mortality", "yes" if number % 3 else "no", subject=number)
-        row = risk_row(asked, Told(number / 60))
+        row = risk_row(asked, YesProbability(number / 60))
         rows.append(
             row | {"sex": "F" if number < 40 else "M", "race": "WHITE" if number < 5 else None}
         )
@@ -281,7 +301,7 @@ def test_a_difference_of_calibration_errors_may_be_negative() -> None:
 
     def said(name: str, logits: NDArray[np.float64]) -> pl.DataFrame:
         asked = [sample(n, "Inpatient_Mortality", "yes" if d else "no") for n, d in enumerate(dies)]
-        told = [Told(float(p)) for p in 1 / (1 + np.exp(-logits))]
+        told = [YesProbability(float(p)) for p in 1 / (1 + np.exp(-logits))]
         return frame(name, [risk_row(*pair) for pair in zip(asked, told, strict=True)])
 
     sure, fair = said("m:think", 3 * honest), said("m:direct", honest)
@@ -321,7 +341,7 @@ def hospital(root: Path) -> Path:
 def test_groups_come_from_the_tables_that_are_there(tmp_path: Path) -> None:
     study, _ = prepared(hospital(tmp_path / "csv"), tmp_path / "prepare")
     samples = study.samples(tasks=["ICU_Stay_7day", "Inpatient_Mortality"])
-    table = frame("m", [risk_row(one, Told(0.5)) for one in reversed(samples)])
+    table = frame("m", [risk_row(one, YesProbability(0.5)) for one in reversed(samples)])
     found = with_subgroups(table, study)
     assert found["sample_id"].equals(table["sample_id"]) and found.schema == table.schema
     bands, races = ("18-44", "65-79", "80+"), ("WHITE", "HISPANIC", "OTHER")

@@ -14,14 +14,14 @@ from transformers import (
 )
 
 from ehrr1.config.training import ModelSettings
+from ehrr1.engines.base import Sampling
+from ehrr1.engines.transformers import TransformersRollout, batches, kept
 from ehrr1.errors import UserError
 from ehrr1.models import loading
 from ehrr1.models.loading import end_at_turn, load_model
 from ehrr1.models.sizes import check_memory, parameter_count, requirements
 from ehrr1.prompts.tokenizer import load_tokenizer, train_tokenizer
 from ehrr1.prompts.trees import Branch, Tree
-from ehrr1.rollout.sampling import Sampling
-from ehrr1.rollout.transformers import TransformersRollout, batches, kept
 from tests.settings import composed
 
 

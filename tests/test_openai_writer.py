@@ -15,8 +15,8 @@ import pytest
 from ehrr1.config.writers import OpenAIChains
 from ehrr1.errors import UserError
 from ehrr1.files import write_json
-from ehrr1.graph.chains.completions import on_this_machine
-from ehrr1.graph.chains.ledger import ATTEMPTS
+from ehrr1.reasoning.ledger import ATTEMPTS
+from ehrr1.reasoning.openai_completions import on_this_machine
 from tests.chat_server import ChatServer
 from tests.conftest import ROOT, CommandLine
 from tests.killed_writers import write as ask

@@ -12,11 +12,11 @@ import pytest
 from ehrr1 import runs
 from ehrr1.errors import UserError
 from ehrr1.evaluation import chat, report
-from ehrr1.evaluation.summary import summarise
+from ehrr1.evaluation.aggregate import summarise
 from ehrr1.files import write_json
-from ehrr1.records.synthetic import write_hospital
 from ehrr1.runs import Run
 from ehrr1.stages import export, prepare_inputs
+from ehrr1.synthetic.hospital import write_hospital
 from ehrr1.tasks.samples import Prepared
 from tests.conftest import CommandLine
 from tests.messages_server import MessagesServer

@@ -11,15 +11,15 @@ import pytest
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from ehrr1.engines.base import Answerer, Completion, Sampling
 from ehrr1.errors import UserError
-from ehrr1.evaluation.asked import Asked
 from ehrr1.evaluation.predict import CHAIN_TOO_LONG, Predictor, Writing
-from ehrr1.evaluation.results import results
-from ehrr1.graph.chains.chain import without_results
+from ehrr1.evaluation.prompt_mode import PromptMode
+from ehrr1.evaluation.targets import results
 from ehrr1.prompts.messages import CLOSED, OPENED
 from ehrr1.prompts.tokenizer import CHAT_TEMPLATE, train_tokenizer
-from ehrr1.prompts.trees import Question, Tree, TreeMaker
-from ehrr1.rollout.sampling import Answerer, Completion, Sampling
+from ehrr1.prompts.trees import PromptBuilder, Question, Tree
+from ehrr1.reasoning.chain import without_results
 from ehrr1.runs import Run, needed
 from ehrr1.stages.eval import study_of
 from ehrr1.tasks.catalog import SUITES
@@ -33,7 +33,7 @@ from tests.test_results import stages
 __all__ = ["hospital"]  # a fixture
 
 CHAIN = "## Extraction\nPotassium\n## Reasoning\nso <think> Sodium </think>"
-GIVEN = Asked("think", chains="given")
+GIVEN = PromptMode("think", chains="given")
 OPENING = CHAT_TEMPLATE.replace("assistant\n' }}", "assistant\n<think>\n' }}")
 """A template that opens the think block itself."""
 
@@ -42,7 +42,7 @@ OPENING = CHAT_TEMPLATE.replace("assistant\n' }}", "assistant\n<think>\n' }}")
 class Scribe(Answerer):
     """Notes what it is asked, and answers `Heparin`."""
 
-    maker: TreeMaker
+    prompt_builder: PromptBuilder
     asked: list[list[int]] = field(default_factory=list)
     sampling: Sampling | None = None
 
@@ -50,7 +50,7 @@ class Scribe(Answerer):
         self, prompts: Sequence[list[int]], sampling: Sampling, **how: Any
     ) -> Iterator[tuple[int, list[Completion]]]:
         self.asked, self.sampling = list(prompts), sampling
-        said = self.maker.tokens("Heparin")
+        said = self.prompt_builder.tokens("Heparin")
         yield from ((n, [Completion(said, [], False)]) for n in range(len(prompts)))
 
     def answers(
@@ -72,16 +72,16 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
 
 
 def asking(tokenizer: PreTrainedTokenizerBase, **chains: str) -> tuple[Predictor, Scribe]:
-    maker = TreeMaker(tokenizer, 2000)
-    engine = Scribe(maker)
+    prompt_builder = PromptBuilder(tokenizer, 2000)
+    engine = Scribe(prompt_builder)
     by_id = {name.replace("__", "/"): chain for name, chain in chains.items()}
-    return Predictor(engine, maker, Records(), Writing(400, 5), chains=by_id), engine
+    return Predictor(engine, prompt_builder, Records(), Writing(400, 5), chains=by_id), engine
 
 
 def trained(predictor: Predictor, task: str, answer: str) -> list[int]:
     """The tokens that `reason` would train on, for the same sample and chain."""
     question = Question("", task, think=True, answer=answer, chain=CHAIN)
-    branch = predictor.maker.branch(question)
+    branch = predictor.prompt_builder.branch(question)
     return branch.prompt + branch.completion
 
 
@@ -93,7 +93,7 @@ def test_a_decision_is_answered_behind_the_closed_chain(
     assert engine.sampling is not None and engine.sampling.max_new_tokens == 5
     [prompt] = engine.asked
     whole = trained(predictor, "emar", "Heparin")
-    ending = predictor.maker.tokens(f"Heparin{predictor.maker.chat.end}")
+    ending = predictor.prompt_builder.tokens(f"Heparin{predictor.prompt_builder.chat.end}")
     assert whole[-len(ending) :] == ending
     assert prompt[len(ending) - len(whole) :] == whole[: -len(ending)]
     text = tokenizer.decode(prompt)

@@ -9,11 +9,11 @@ from typing import Any
 import networkx as nx
 import pytest
 
-from ehrr1.graph.chains.trace import Line, trace
 from ehrr1.graph.evidence import from_json
-from ehrr1.graph.pictures.figure import SIZE, WIDEST, box_of, draw, fitted
-from ehrr1.graph.pictures.layout import arrange
-from ehrr1.graph.pictures.page import Shown, page
+from ehrr1.reasoning.pictures.figure import SIZE, WIDEST, box_of, draw, fitted
+from ehrr1.reasoning.pictures.layout import arrange
+from ehrr1.reasoning.pictures.page import PageContent, page
+from ehrr1.reasoning.trace import Line, trace
 from tests.conftest import CommandLine
 from tests.test_graph import event, sample
 
@@ -239,7 +239,7 @@ def by_hand() -> nx.DiGraph:
 
 PROSE = f"The glucose at 03:00 is high, so insulin is due.\nNothing here.\n{ODD} | -> | {ODD}"
 REJECTED = {"chain": PROSE, "draft": 1, "kept": False, "rejected_by": ["sections", "hedging"]}
-BY_HAND = Shown(
+BY_HAND = PageContent(
     sample=sample(7, "emar", "Insulin", ODD),
     context=[event("labevents", 3, ["Glucose", ODD])],
     graph=by_hand(),

@@ -10,9 +10,9 @@ import pytest
 
 from ehrr1.errors import UserError
 from ehrr1.records.schema import ORDER
-from ehrr1.tasks import paper_context
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.context import preamble_length
+from ehrr1.tasks.paper import context as paper_context
 from ehrr1.tasks.samples import Prepared, Sample
 from tests.conftest import CommandLine
 from tests.test_records import Metrics, hospital, prepared

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.paper_release import Samples, compared, lists, texts
-from ehrr1.records.release import MAPS
+from ehrr1.records.release.layout import MAPS
 from ehrr1.tasks.samples import Prepared
 from tests.test_records import prepared
 

@@ -10,10 +10,10 @@ import polars as pl
 import pytest
 
 from ehrr1 import runs
+from ehrr1.audit.single_features import find_rules
 from ehrr1.errors import LeakError
-from ehrr1.evaluation.too_good import find_rules
 from ehrr1.files import read_json, write_json
-from ehrr1.records import hindsight, markdown, rows
+from ehrr1.records import hindsight, markdown, mimic
 from ehrr1.records.schema import TABLES
 from ehrr1.stages import audit
 from ehrr1.tasks import context, labels
@@ -40,13 +40,13 @@ def an_hour_later(patch: pytest.MonkeyPatch) -> None:
 
 
 def known_when_it_happens(patch: pytest.MonkeyPatch) -> None:
-    with_knowledge = rows._with_knowledge
+    with_knowledge = mimic._with_knowledge
 
     def at_once(frame: Frame, table: Any) -> Frame:
         known = with_knowledge(frame, table)
         return known.with_columns(pl.col("event_time").alias("available_time"))
 
-    patch.setattr(rows, "_with_knowledge", at_once)
+    patch.setattr(mimic, "_with_knowledge", at_once)
 
 
 def own_codes_at_dischtime(patch: pytest.MonkeyPatch) -> None:
@@ -84,14 +84,14 @@ def emergency_visits_are_asked_by_their_outcome(patch: pytest.MonkeyPatch) -> No
 
 
 def totals_at_once(patch: pytest.MonkeyPatch) -> None:
-    with_knowledge = rows._with_knowledge
+    with_knowledge = mimic._with_knowledge
 
     def never_late(frame: Frame, table: Any) -> Frame:
         return with_knowledge(frame, table).with_columns(
             pl.lit(None, pl.Datetime("us")).alias("late_time")
         )
 
-    patch.setattr(rows, "_with_knowledge", never_late)
+    patch.setattr(mimic, "_with_knowledge", never_late)
 
 
 def decisions_see_their_own_event(patch: pytest.MonkeyPatch) -> None:

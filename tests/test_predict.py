@@ -11,15 +11,16 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1.config.training import ModelSettings, Tokenizer
-from ehrr1.evaluation.asked import Answer, Asked
+from ehrr1.config.types import AnswerMode
+from ehrr1.engines.transformers import TransformersRollout
 from ehrr1.evaluation.predict import TOO_LONG, Predictor, Rows, Thought, Writing, tell, thought
 from ehrr1.evaluation.predictions import DIRECT, SCHEMA, frame
+from ehrr1.evaluation.prompt_mode import PromptMode
 from ehrr1.models.loading import load_model
 from ehrr1.prompts.messages import CASES
 from ehrr1.prompts.tokenizer import train_tokenizer
-from ehrr1.prompts.trees import TreeMaker
+from ehrr1.prompts.trees import PromptBuilder
 from ehrr1.records.events import Event
-from ehrr1.rollout.transformers import TransformersRollout
 from ehrr1.scoring.risk import AnswerTokens, answer_tokens
 from ehrr1.tasks.samples import Prepared, Sample
 from tests.test_graph import event, sample
@@ -74,7 +75,7 @@ def predictor(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int = 100_000
 ) -> Predictor:
     engine = TransformersRollout(model, tokenizer, 4, batch_tokens)
-    return Predictor(engine, TreeMaker(tokenizer, 2000), Records(), Writing(think=6, direct=5))
+    return Predictor(engine, PromptBuilder(tokenizer, 2000), Records(), Writing(think=6, direct=5))
 
 
 def table_of(batches: Iterable[Rows]) -> pl.DataFrame:
@@ -110,10 +111,10 @@ def test_log_probabilities_are_those_of_the_next_word(
 
 @pytest.mark.parametrize("answer", ["think", "direct"])
 def test_decisions_answer_every_sample_once_in_the_mode_asked(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, answer: Answer
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, answer: AnswerMode
 ) -> None:
     samples = [sample(n, "emar", "Heparin", context=f"c{n % 3}") for n in range(7)]
-    table = table_of(predictor(model, tokenizer).decisions(samples, Asked(answer)))
+    table = table_of(predictor(model, tokenizer).decisions(samples, PromptMode(answer)))
     assert table.schema == SCHEMA and set(table["sample_id"]) == {s.sample_id for s in samples}
     assert len(table) == 7 and set(table["mode"]) == {answer}
     assert table["probability"].null_count() == 7 and table["completion"].null_count() == 0
@@ -131,10 +132,10 @@ def test_several_draws_are_rows_of_their_own_and_repeat(
 
 @pytest.mark.parametrize("answer", ["think", "both"])
 def test_risk_behind_a_chain_reads_the_answer_where_the_chain_ends(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, answer: Answer
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, answer: AnswerMode
 ) -> None:
     asking = predictor(model, tokenizer)
-    table = table_of(asking.risk(QUESTIONS, Asked(answer)))
+    table = table_of(asking.risk(QUESTIONS, PromptMode(answer)))
     assert len(table) == len(QUESTIONS) and table["probability"].null_count() == 0
     for row in table.iter_rows(named=True):
         chain = row["completion"]
@@ -143,8 +144,10 @@ def test_risk_behind_a_chain_reads_the_answer_where_the_chain_ends(
         if answer == "both":
             assert [line for line in chain.splitlines() if line in CASES] == list(CASES)
     first = next(q for q in QUESTIONS if q.sample_id == table["sample_id"][0])
-    tree = asking._tree([first], Asked(answer))
-    ids = tree.trunk + tree.branches[0].prompt + asking.maker.tokens(table["completion"][0])
+    tree = asking._tree([first], PromptMode(answer))
+    ids = (
+        tree.trunk + tree.branches[0].prompt + asking.prompt_builder.tokens(table["completion"][0])
+    )
     with torch.no_grad():
         logprobs = model(torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
     words = answer_tokens(tokenizer)
@@ -186,7 +189,7 @@ def test_what_is_not_told_is_no_probability() -> None:
 def test_a_question_that_leaves_no_room_is_counted_and_the_others_are_asked(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    asking = replace(predictor(model, tokenizer), maker=TreeMaker(tokenizer, 600))
+    asking = replace(predictor(model, tokenizer), prompt_builder=PromptBuilder(tokenizer, 600))
     long = replace(QUESTIONS[0], sample_id="long", instruction="Sodium " * 700)
     table = table_of(asking.risk([long, *QUESTIONS[:2]], DIRECT))
     assert len(table) == 3 and table["probability"].null_count() == 1
@@ -204,13 +207,13 @@ def test_candidates_and_own_words_are_asked_for_by_the_mode(
     )
     told = replace(sample(0, "emar", "Heparin"), instruction="What is given?")
 
-    def prompt(asked: Asked) -> str:
+    def prompt(asked: PromptMode) -> str:
         return tokenizer.decode(asking._tree([told], asked).branches[0].prompt)
 
     assert "What is given?" in prompt(DIRECT) and "Aspirin" not in prompt(DIRECT)
-    assert "What is given?" not in prompt(Asked("direct", wording="ours"))
-    listed = prompt(Asked("direct", candidates="list"))
+    assert "What is given?" not in prompt(PromptMode("direct", wording="ours"))
+    listed = prompt(PromptMode("direct", candidates="list"))
     assert "What is given?" in listed and "Aspirin\nHeparin" in listed
     given = replace(told, candidates=("Insulin", "Heparin"))
-    branch = asking._tree([given], Asked("direct", candidates="list")).branches[0]
+    branch = asking._tree([given], PromptMode("direct", candidates="list")).branches[0]
     assert "Insulin\nHeparin" in tokenizer.decode(branch.prompt)

@@ -5,9 +5,10 @@ from datetime import datetime
 import networkx as nx
 import pytest
 
-from ehrr1.graph.chains.chain import SECTIONS
-from ehrr1.graph.chains.costs import Estimate, Price, estimate
-from ehrr1.graph.chains.prompting import (
+from ehrr1.prompts.messages import CASES
+from ehrr1.reasoning.chain import SECTIONS
+from ehrr1.reasoning.prices import CostEstimate, Price, estimate
+from ehrr1.reasoning.prompting import (
     DECISION,
     PROSE,
     RISK,
@@ -19,8 +20,7 @@ from ehrr1.graph.chains.prompting import (
     version_for,
     write_prompt,
 )
-from ehrr1.graph.chains.screening import HEDGING
-from ehrr1.prompts.messages import CASES
+from ehrr1.reasoning.screening import HEDGING
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import record_markdown
 from tests.test_graph import event, sample
@@ -161,7 +161,7 @@ def test_an_estimate_is_what_the_requests_add_up_to() -> None:
     """Characters: 100 of guidelines, 50 of record, 100 of question; 2.5 to a token."""
     prompt = Prompt(DECISION, "s" * 100, "r" * 50, "q" * 100, cut=3)
     found = estimate([(prompt, 3), (prompt, 1)], max_tokens=10)
-    assert found == Estimate(
+    assert found == CostEstimate(
         samples=2, requests=4, cut=2, tokens_in=400, tokens_out=40,
         write=40 + 60, read=2 * 40 + 2 * 60 + 40, plain=60,
     )  # fmt: skip

@@ -17,12 +17,12 @@ from ehrr1.errors import UserError
 from ehrr1.records.codes import ClassMaps
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import record_markdown
-from ehrr1.records.release import MAPS
-from ehrr1.records.rows import needed_columns
+from ehrr1.records.mimic import needed_columns
+from ehrr1.records.release.layout import MAPS
 from ehrr1.records.schema import MIMIC_TABLES, TABLES
-from ehrr1.records.synthetic import write_hospital
 from ehrr1.runs import Run
 from ehrr1.stages import prepare
+from ehrr1.synthetic.hospital import write_hospital
 from ehrr1.tasks.samples import Prepared
 from tests.settings import composed
 

@@ -11,8 +11,8 @@ import pytest
 from ehrr1.errors import UserError
 from ehrr1.files import write_json
 from ehrr1.records.markdown import record_markdown
-from ehrr1.records.release import COLUMNS
-from ehrr1.records.release_source import new_positions
+from ehrr1.records.release.layout import COLUMNS
+from ehrr1.records.release.source import new_positions
 from ehrr1.runs import Run
 from ehrr1.stages import export
 from ehrr1.stages.audit import examine, flat

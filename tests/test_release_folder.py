@@ -14,10 +14,10 @@ import pytest
 
 from ehrr1.errors import UserError
 from ehrr1.records.markdown import released_markdown
-from ehrr1.records.release_archives import unpack
+from ehrr1.records.release.archives import unpack
 from ehrr1.stages.reason import kept_chains
 from ehrr1.tasks.catalog import TASKS
-from ehrr1.tasks.release_rows import chain_of, items_of
+from ehrr1.tasks.release.rows import chain_of, items_of
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.similar import read_similar
 from tests.test_records import Metrics, prepared

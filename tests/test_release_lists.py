@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from ehrr1.errors import UserError
-from ehrr1.evaluation.asked import Asked
+from ehrr1.evaluation.prompt_mode import PromptMode
 from ehrr1.runs import Run
 from ehrr1.stages import infer, prepare
 from ehrr1.stages.eval import check_candidates, choose_samples, suite_tasks
 from ehrr1.tasks.candidates import Candidates
-from ehrr1.tasks.release_lists import ReleaseLists
+from ehrr1.tasks.release.lists import ReleaseLists
 from ehrr1.tasks.samples import Prepared
 from tests.settings import composed
 from tests.test_benchmark_file import row, write
@@ -81,7 +81,7 @@ def test_lists_beside_a_file_serve_rows_that_bring_none(tmp_path: Path) -> None:
             assert sorted(lists(sample)) == ["Lactate", "Sodium", "pH"]  # the answer is Lactate, pH
         assert lists(own) == ["Lactate", "pH", "CO2"]
         assert sorted(lists(emar)) == ["Heparin", "Insulin"]
-        asked = Asked("direct", "list").words(emar, lists)
+        asked = PromptMode("direct", "list").words(emar, lists)
         assert asked is not None and "Insulin" in asked
         cfg = composed("data=benchmark", "candidates=list")
         check_candidates(cfg, world, world.index())

@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
+from ehrr1.evaluation.aggregate import summarise
 from ehrr1.evaluation.pages import Case, choose_cases, write_report
 from ehrr1.evaluation.pages.alerts import warnings
 from ehrr1.evaluation.pages.curves import (
@@ -22,7 +23,6 @@ from ehrr1.evaluation.pages.curves import (
     roc,
 )
 from ehrr1.evaluation.predictions import SCHEMA
-from ehrr1.evaluation.summary import summarise
 
 Driver = Any
 

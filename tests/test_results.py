@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
-from ehrr1.evaluation.results import results
+from ehrr1.evaluation.targets import results
 from tests.settings import composed
 
 

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 
+from ehrr1.engines.base import Completion
 from ehrr1.errors import UserError
-from ehrr1.graph.chains.chain import Citable, citable
 from ehrr1.prompts.tokenizer import train_tokenizer
+from ehrr1.reasoning.chain import Citable, citable
 from ehrr1.records.markdown import events_of
-from ehrr1.rollout.sampling import Completion
 from ehrr1.scoring.proper import EDGE, WORST_BRIER, WORST_LOG, brier, log_score
-from ehrr1.training.collecting import Collector
-from ehrr1.training.prompts import Prompt
+from ehrr1.training.prompts import RLPrompt
+from ehrr1.training.reward_runner import RewardError, Scores, resolve, score
 from ehrr1.training.rewards import (
     REWARDS,
     accuracy_reward,
@@ -32,7 +32,7 @@ from ehrr1.training.rewards import (
     overlong_reward,
     set_f1_reward,
 )
-from ehrr1.training.scoring import RewardError, Scores, resolve, score
+from ehrr1.training.rollouts import Collector
 from tests.conftest import ROOT
 from tests.settings import composed
 from tests.test_graph import event
@@ -104,7 +104,7 @@ def test_an_answer_that_must_close_its_think_block(text: str, value: float) -> N
 
 def test_only_thinking_prompts_must_close_as_released() -> None:
     """What the collector tells the rewards, under the paper's recipe and ours."""
-    prompts = [Prompt(t, 1, t, "decision", t, ("a",), [1]) for t in ("none", "chain", "both")]  # type: ignore[arg-type]
+    prompts = [RLPrompt(t, 1, t, "decision", t, ("a",), [1]) for t in ("none", "chain", "both")]  # type: ignore[arg-type]
     done = [Completion([1], [0.0], False)] * 3
     for experiment, closes in (("paper_8b", [False, True, True]), ("demo", [False] * 3)):
         collector = Collector.__new__(Collector)
@@ -418,7 +418,7 @@ def test_a_reward_that_hangs_is_named_and_the_process_ends(define: str, body: st
     program = (
         "import asyncio, time\n"
         "from ehrr1.training.rewards import REWARDS\n"
-        "from ehrr1.training.scoring import score\n"
+        "from ehrr1.training.reward_runner import score\n"
         f"{define} hangs(completions, **columns):\n    {body}\n"
         "columns = {'sample_id': ['s1'], 'task': ['t'], 'kind': ['risk']}\n"
         "REWARDS['mine'] = hangs\n"

@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
+from ehrr1.records.shard_buffer import Spool
 from ehrr1.records.source import Shards
-from ehrr1.records.spool import Spool
 from ehrr1.tasks import build
 from tests.conftest import CommandLine
 from tests.test_records import hospital, prepared, same_records, store_rows
@@ -41,7 +41,7 @@ def test_rows_on_disk_are_the_rows_in_memory(
     hospital: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared(hospital, tmp_path / "memory", patients_per_shard=15)
-    monkeypatch.setattr("ehrr1.records.spool.LIMIT_BYTES", 100_000)
+    monkeypatch.setattr("ehrr1.records.shard_buffer.LIMIT_BYTES", 100_000)
     monkeypatch.setattr("ehrr1.records.reading.BATCH_ROWS", 500)
     prepared(hospital, tmp_path / "disk", patients_per_shard=15)
     same_records(tmp_path / "memory", tmp_path / "disk")

@@ -11,7 +11,7 @@ from ehrr1.errors import UserError
 from ehrr1.evaluation.shots import chosen, example_head, heads
 from ehrr1.prompts.messages import answer_text
 from ehrr1.prompts.tokenizer import load_tokenizer
-from ehrr1.prompts.trees import Question, TreeMaker
+from ehrr1.prompts.trees import PromptBuilder, Question
 from ehrr1.prompts.wording import OURS
 from ehrr1.records.markdown import record_markdown
 from ehrr1.tasks.context import preamble_length
@@ -111,15 +111,15 @@ def world(tmp_path: Path) -> Prepared:
 
 def test_examples_are_earlier_turns_of_the_chat(world: Prepared, smollm2: Path) -> None:
     tokenizer = load_tokenizer(smollm2)
-    maker = TreeMaker(tokenizer, 4_000)
+    prompt_builder = PromptBuilder(tokenizer, 4_000)
     examples = chosen(settings(2), world, ["cdm_disease"])
     assert len(examples) == 2 and all(sample.split == "train" for sample in examples)
-    head = example_head(maker, world, examples)
+    head = example_head(prompt_builder, world, examples)
     sample = world.samples("test", ["cdm_disease"])[0]
     events = world.context(sample)
     question = Question(sample.sample_id, sample.task, think=False)
-    tree = maker.tree(events, preamble_length(events), [question], head=head)
-    chat, asked = maker.chat, OURS.asked("cdm_disease", think=False)
+    tree = prompt_builder.tree(events, preamble_length(events), [question], head=head)
+    chat, asked = prompt_builder.chat, OURS.asked("cdm_disease", think=False)
     turns = "".join(
         f"{record_markdown(world.context(one))}\n\n{asked}{chat.direct}"
         f"{answer_text(one.target)}{chat.next}"
@@ -131,12 +131,14 @@ def test_examples_are_earlier_turns_of_the_chat(world: Prepared, smollm2: Path) 
 
 
 def test_long_examples_share_half_of_the_room(world: Prepared, smollm2: Path) -> None:
-    maker = TreeMaker(load_tokenizer(smollm2), 640)
-    found = heads(settings(3), world, maker, ["cdm_disease", "cdm_icd"])
+    prompt_builder = PromptBuilder(load_tokenizer(smollm2), 640)
+    found = heads(settings(3), world, prompt_builder, ["cdm_disease", "cdm_icd"])
     assert set(found) == {"cdm_disease", "cdm_icd"}
-    joints = 4 * len(maker.tokens(maker.chat.next)) + len(maker.tokens(maker.chat.head))
+    joints = 4 * len(prompt_builder.tokens(prompt_builder.chat.next)) + len(
+        prompt_builder.tokens(prompt_builder.chat.head)
+    )
     assert all(len(head) <= 320 + joints for head in found.values())
-    assert heads(settings(0), world, maker, ["cdm_disease"]) == {}
-    small = TreeMaker(maker.tokenizer, 320)
+    assert heads(settings(0), world, prompt_builder, ["cdm_disease"]) == {}
+    small = PromptBuilder(prompt_builder.tokenizer, 320)
     with pytest.raises(UserError, match=r"eval.shots: 20 examples of task cdm_disease do not fit"):
         heads(settings(20), world, small, ["cdm_disease"])

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import torch
 
-from ehrr1.models.start import embed_by_cooccurrence, token_vectors
+from ehrr1.models.tiny_init import embed_by_cooccurrence, token_vectors
 from tests.test_models import small
 
 GROUPS, WORDS, COMMON = 4, 10, 5

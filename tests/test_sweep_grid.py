@@ -6,8 +6,8 @@ import pytest
 
 from ehrr1.config.names import ORDER
 from ehrr1.errors import UserError, need_extra
-from ehrr1.sweeps.begin import begun
-from ehrr1.sweeps.book import Entry
+from ehrr1.sweeps.expand import begun
+from ehrr1.sweeps.state import Entry
 from tests.conftest import CommandLine
 
 

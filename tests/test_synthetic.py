@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 
 from benchmarks.synthetic_calibration import calibrate
-from ehrr1.records.synthetic import write_hospital
-from ehrr1.records.synthetic_columns import COLUMNS
+from ehrr1.synthetic.columns import COLUMNS
+from ehrr1.synthetic.hospital import write_hospital
 from ehrr1.tasks.catalog import TASKS
 
 _NOT_ROWS = ("/d_", "provider", "caregiver")

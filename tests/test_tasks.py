@@ -17,8 +17,8 @@ from ehrr1.prompts.messages import answer_text, completion
 from ehrr1.prompts.wording import OURS
 from ehrr1.records.codes import ClassMaps
 from ehrr1.records.events import Event
+from ehrr1.records.mimic import MimicFolder
 from ehrr1.records.reading import Folder
-from ehrr1.records.rows import MimicFolder
 from ehrr1.records.schema import MIMIC_TABLES, TABLES
 from ehrr1.tasks import labels
 from ehrr1.tasks.catalog import SUITES, TASKS

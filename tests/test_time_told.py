@@ -8,12 +8,12 @@ import pytest
 
 from ehrr1.config.together import conflicts
 from ehrr1.errors import UserError
-from ehrr1.evaluation.asked import Asked
-from ehrr1.evaluation.asking import Asking
+from ehrr1.evaluation.prompt_mode import PromptMode
 from ehrr1.files import write_json
-from ehrr1.graph.chains.prompting import Limit, write_prompt
+from ehrr1.inference.query import Query
 from ehrr1.prompts.lengths import measures, prompt_lengths
 from ehrr1.prompts.wording import OURS
+from ehrr1.reasoning.prompting import Limit, write_prompt
 from ehrr1.stages import adapt, reason
 from ehrr1.stages.infer import check
 from ehrr1.stages.infer_batch import RowError, read_row
@@ -76,7 +76,7 @@ def test_training_says_it(samples: list[Sample]) -> None:
 def test_evaluation_says_it(samples: list[Sample], wording: str) -> None:
     for answer in ("direct", "both"):
         for sample in samples:
-            asked = Asked(answer, "list", wording)  # type: ignore[arg-type]
+            asked = PromptMode(answer, "list", wording)  # type: ignore[arg-type]
             words = asked.words(sample, lambda _: ["Aspirin"])
             assert words is not None and words.startswith(said(sample))
 
@@ -109,7 +109,7 @@ def test_one_question_says_it() -> None:
     time, question = "2150-01-03 14:00:00", "Will the patient die?"
     line = f'{{"id": "a", "record": "Fever.", "time": "{time}", "question": "{question}"}}'
     reader = partial(read_row, records=lambda row: list)
-    asking: Asking = reader(line, tell_time=True)[0]
+    asking: Query = reader(line, tell_time=True)[0]
     assert asking.has_label and asking.words == f"It is {time}. {question} Answer yes or no."
     assert reader(line, tell_time=False)[0].words == f"{question} Answer yes or no."
     with pytest.raises(RowError, match="no time"):

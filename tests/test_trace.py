@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import networkx as nx
 import pytest
 
-from ehrr1.graph.chains.trace import Line, trace, traced
+from ehrr1.reasoning.trace import Line, trace, traced
 
 SODIUM, HEPARIN = "concept:labevents:Sodium", "concept:prescriptions:Heparin Sodium"
 SODIUM_ICU, NA = "concept:chartevents:Sodium", "concept:labevents:Na"

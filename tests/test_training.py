@@ -17,13 +17,13 @@ from ehrr1.config.training import Adapt
 from ehrr1.models.loading import load_model
 from ehrr1.prompts.dataset import evenly, rank, read_tree, write_trees
 from ehrr1.prompts.forest import collate, pack
-from ehrr1.prompts.steps import StepData, forest_steps, plan_evenly, plan_steps
-from ehrr1.prompts.trees import Question, TreeMaker
+from ehrr1.prompts.schedule import StepData, forest_steps, plan_evenly, plan_steps
+from ehrr1.prompts.trees import PromptBuilder, Question
 from ehrr1.tasks.samples import Sample
 from ehrr1.training.checkpoints import last_checkpoint, learnt_weights
-from ehrr1.training.fitting import fit
 from ehrr1.training.module import make_optimizers, warmup_cosine
 from ehrr1.training.sft import SupervisedModule
+from ehrr1.training.trainer import fit
 from tests.settings import composed
 from tests.test_forest import record, trained
 from tests.test_grpo import TRAINER
@@ -71,8 +71,8 @@ def tree_data(folder: Path, count: int = 12) -> tuple[Dataset, Any]:
         for n in range(count)
         for k, task in enumerate(tasks)
     ]
-    maker = TreeMaker(tokenizer, 300)
-    return write_trees(folder / "trees.arrow", Records(), samples, ask, maker), tokenizer
+    prompt_builder = PromptBuilder(tokenizer, 300)
+    return write_trees(folder / "trees.arrow", Records(), samples, ask, prompt_builder), tokenizer
 
 
 def test_samples_of_one_context_are_one_tree_on_disk(tmp_path: Path) -> None:

@@ -20,17 +20,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1.config.writers import OpenAIChains, ServerEngine
-from ehrr1.errors import UserError
-from ehrr1.graph.chains.completions import check as check_chains
-from ehrr1.models.loading import load_model
-from ehrr1.models.logprobs import token_logprobs
-from ehrr1.parallel import free_port
-from ehrr1.prompts.forest import collate
-from ehrr1.prompts.tokenizer import train_tokenizer
-from ehrr1.prompts.trees import Branch, Tree
-from ehrr1.rollout.exchange import read, write
-from ehrr1.rollout.openai_server import OpenAIServer, served
-from ehrr1.rollout.sampling import (
+from ehrr1.engines.base import (
     SYNC_TOLERANCE,
     Completion,
     EngineError,
@@ -39,9 +29,19 @@ from ehrr1.rollout.sampling import (
     Sampling,
     check_sync,
 )
-from ehrr1.rollout.transformers import TransformersRollout
-from ehrr1.rollout.vllm import VLLMRollout, check
-from ehrr1.rollout.vllm_server import COMMAND, VLLMServerRollout
+from ehrr1.engines.server import OpenAIServer, served
+from ehrr1.engines.transformers import TransformersRollout
+from ehrr1.engines.vllm import VLLMRollout, check
+from ehrr1.engines.vllm_server import COMMAND, VLLMServerRollout
+from ehrr1.engines.weight_sync import read, write
+from ehrr1.errors import UserError
+from ehrr1.models.loading import load_model
+from ehrr1.models.logprobs import token_logprobs
+from ehrr1.parallel import free_port
+from ehrr1.prompts.forest import collate
+from ehrr1.prompts.tokenizer import train_tokenizer
+from ehrr1.prompts.trees import Branch, Tree
+from ehrr1.reasoning.openai_completions import check as check_chains
 from tests.conftest import ROOT
 from tests.killed_writers import prompts
 from tests.killed_writers import write as write_chains

@@ -10,11 +10,11 @@ from transformers import PreTrainedTokenizerBase
 
 from ehrr1.config.names import usual_wording
 from ehrr1.prompts.chat_format import load_chat_tokenizer
-from ehrr1.prompts.trees import Question, TreeMaker
+from ehrr1.prompts.trees import PromptBuilder, Question
 from ehrr1.prompts.wording import style_of
 from ehrr1.records.markdown import events_of
 from ehrr1.tasks.context import preamble_length
-from ehrr1.tasks.released import task_info
+from ehrr1.tasks.release.task_info import task_info
 from tests.settings import composed
 from tests.test_chat_format import NO_SWITCH
 
@@ -40,7 +40,7 @@ def tokenizer(request: pytest.FixtureRequest, released: Path) -> PreTrainedToken
 def test_prompts_are_the_releases_token_for_token(
     ready: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, think: bool
 ) -> None:
-    maker = TreeMaker(tokenizer, 1_000_000, style_of("release", "eval"))
+    prompt_builder = PromptBuilder(tokenizer, 1_000_000, style_of("release", "eval"))
     assert len(ready) == 108
     for row in ready:
         user = row["input"] + "\n" + row["instruction"] + ("\n/think" if think else "")
@@ -53,7 +53,7 @@ def test_prompts_are_the_releases_token_for_token(
             text += "<think>\n\n</think>\n"  # as the release closes thinking of the 72B
         events = events_of(row["input"])
         question = Question("s", row["task_info"]["task"], think, instruction=row["instruction"])
-        asked = maker.prompt(events, preamble_length(events), question)
+        asked = prompt_builder.prompt(events, preamble_length(events), question)
         assert asked == tokenizer(text, add_special_tokens=False)["input_ids"], row["idx"]
 
 

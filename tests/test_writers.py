@@ -22,7 +22,7 @@ from ehrr1.config.schema import check
 from ehrr1.config.writers import AnthropicChains, EndpointChains
 from ehrr1.errors import UserError
 from ehrr1.files import write_json
-from ehrr1.graph.chains.ledger import ATTEMPTS, Ledger
+from ehrr1.reasoning.ledger import ATTEMPTS, Ledger
 from ehrr1.stages import execute
 from tests.conftest import ROOT, CommandLine
 from tests.killed_writers import prompts

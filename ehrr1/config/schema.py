@@ -30,7 +30,7 @@ from ehrr1.config.training import (
     TrainerSettings,
 )
 from ehrr1.config.types import Count, Name, PathText, Section, Text
-from ehrr1.config.writers import Answers, Chains, Engine, Eval, Infer, Rollout
+from ehrr1.config.writers import AnswerModes, Chains, Engine, Eval, Infer, Rollout
 from ehrr1.errors import UserError
 
 
@@ -91,7 +91,7 @@ class Config(Section):
     infer: Infer
     launcher: Launcher
     search: Search
-    answer: Answers
+    answer: AnswerModes
     candidates: Literal["none", "list"]
     wording: WordingName
     rescore: PathText | None

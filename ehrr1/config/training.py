@@ -29,7 +29,7 @@ class Tokenizer(Section):
 
 
 class Start(Section):
-    """What a model from nothing begins as (`models/start.py`)."""
+    """What a model from nothing begins as (`models/tiny_init.py`)."""
 
     query_gains: list[Positive]
     value_gain: Positive

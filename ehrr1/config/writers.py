@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ehrr1.config.types import (
-    Answer,
+    AnswerMode,
     Count,
     Natural,
     NotNegative,
@@ -247,7 +247,7 @@ class Infer(Section):
     stream: bool
 
 
-Answers = Answer | list[Answer] | None
+AnswerModes = AnswerMode | list[AnswerMode] | None
 """`answer`: how models are asked."""
 
 LocalChains = TransformersChains | VllmChains

@@ -15,16 +15,16 @@ from typing import Any
 from ehrr1.config.schema import Config
 from ehrr1.config.writers import AnthropicEngine
 from ehrr1.errors import UserError
-from ehrr1.evaluation.asked import Asked
-from ehrr1.evaluation.bags import of_kind
+from ehrr1.evaluation.baselines.bags import of_kind
 from ehrr1.evaluation.predict import Rows, Writing
-from ehrr1.evaluation.predictions import Told, Written, prediction_row, risk_row
-from ehrr1.evaluation.results import Result
-from ehrr1.graph.chains import endpoint, messages
-from ehrr1.graph.chains.costs import Price
-from ehrr1.graph.chains.prompting import Limit, fitting_record
+from ehrr1.evaluation.predictions import WrittenAnswer, YesProbability, prediction_row, risk_row
+from ehrr1.evaluation.prompt_mode import PromptMode
+from ehrr1.evaluation.targets import Target
 from ehrr1.prompts.messages import THINK_CLOSE, THINK_OPEN, broken
 from ehrr1.prompts.wording import style_of
+from ehrr1.reasoning import anthropic_messages, endpoint
+from ehrr1.reasoning.prices import Price
+from ehrr1.reasoning.prompting import Limit, fitting_record
 from ehrr1.runs import data_is_open
 from ehrr1.scoring.answers import read_answer
 from ehrr1.tasks.candidates import Candidates
@@ -76,11 +76,11 @@ def check(settings: AnthropicEngine, open_data: bool) -> None:
     """Raise UserError, before anything is sent, where records must not leave this machine, or there
     is no key or no SDK; `settings` are those of `engine=anthropic`."""
     here = "ask a model on this machine (engine=vllm or engine=transformers)"
-    endpoint.check(messages.API, settings, open_data, group=GROUP, here=here)
+    endpoint.check(anthropic_messages.API, settings, open_data, group=GROUP, here=here)
 
 
 def predict(
-    cfg: Config, prepared: Prepared, result: Result, samples: Sequence[Sample]
+    cfg: Config, prepared: Prepared, result: Target, samples: Sequence[Sample]
 ) -> Iterator[Rows]:
     """The rows of `samples`, as they are answered. Raises UserError as `check` and `ChatPredictor`;
     it is the records that were prepared which must be open, whatever the command says of them."""
@@ -94,9 +94,9 @@ def predict(
         Writing(limits.think, limits.direct, cfg.eval.draws),
         Candidates.of(prepared, cfg.seed) if cfg.candidates == "list" else None,
     )
-    for asked, kind in ((result.risk, "risk"), (result.decision, "decision")):
-        if asked is not None:
-            yield from predictor.rows(of_kind(samples, kind), asked)
+    for mode, kind in ((result.risk, "risk"), (result.decision, "decision")):
+        if mode is not None:
+            yield from predictor.rows(of_kind(samples, kind), mode)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class ChatPredictor:
     writing: Writing
     candidates: Candidates | None = None
 
-    def rows(self, samples: Sequence[Sample], asked: Asked) -> Iterator[Rows]:
+    def rows(self, samples: Sequence[Sample], mode: PromptMode) -> Iterator[Rows]:
         """The rows of each sample, as they are answered.
 
         Raises UserError where the endpoint refuses or does not answer: then it is not asked again.
@@ -120,8 +120,8 @@ class ChatPredictor:
         groups = iter(by_context(samples).values())
         waiting: set[asyncio.Task[None]] = set()
         with asyncio.Runner() as runner:
-            client = AsyncAnthropic(**messages.client_settings(self.settings))
-            asking = Asking(self, client, asked)
+            client = AsyncAnthropic(**anthropic_messages.client_settings(self.settings))
+            asking = ChatRequests(self, client, mode)
             try:
                 while True:
                     for group in islice(groups, self.settings.concurrency - len(waiting)):
@@ -138,25 +138,25 @@ class ChatPredictor:
                 runner.run(client.close())
         yield from asking.held()
 
-    def question(self, sample: Sample, asked: Asked) -> str:
+    def question(self, sample: Sample, mode: PromptMode) -> str:
         """What is asked of a record: the question, and whether to think.
 
         Text reaches the model as text: what looks like a marker in record and question is broken.
         """
-        own = asked.words(sample, self.candidates)
+        own = mode.words(sample, self.candidates)
         text = (own or ALL_TASKS[sample.task].instruction).rstrip()
-        return f"{broken(text)} {THINK if asked.thinks else DIRECT}"
+        return f"{broken(text)} {THINK if mode.thinks else DIRECT}"
 
-    def requests(self, group: Sequence[Sample], asked: Asked) -> list[dict[str, Any]]:
+    def requests(self, group: Sequence[Sample], mode: PromptMode) -> list[dict[str, Any]]:
         """The bodies for the questions on one record, which is cut alike for all of them."""
-        questions = [self.question(sample, asked) for sample in group]
-        system = style_of(asked.wording, "eval").system
+        questions = [self.question(sample, mode) for sample in group]
+        system = style_of(mode.wording, "eval").system
         room = self.settings.max_prompt_chars - len(system) - max(map(len, questions))
         record, _ = fitting_record(self.prepared.context(group[0]), [Limit(len, room)])
-        most = self.writing.think if asked.thinks else self.writing.direct
+        most = self.writing.think if mode.thinks else self.writing.direct
         shared = len(group) * self.writing.draws > 1
         return [
-            messages.request_body(
+            anthropic_messages.request_body(
                 str(self.settings.model), most, system, (broken(record), text), int(shared)
             )
             for text in questions
@@ -164,12 +164,12 @@ class ChatPredictor:
 
 
 @dataclass
-class Asking:
+class ChatRequests:
     """What is under way for one way of asking."""
 
     predictor: ChatPredictor
     client: Any
-    asked: Asked
+    mode: PromptMode
     ready: list[Rows] = field(default_factory=list)
     missed: list[Rows] = field(default_factory=list)
     stop: UserError | None = None
@@ -180,7 +180,7 @@ class Asking:
 
     async def record(self, group: Sequence[Sample]) -> None:
         """Ask the questions on one record in turn."""
-        bodies = self.predictor.requests(group, self.asked)
+        bodies = self.predictor.requests(group, self.mode)
         for sample, body in zip(group, bodies, strict=True):
             replies = [await self._reply(body) for _ in range(self.predictor.writing.draws)]
             if self.stop is not None:
@@ -188,10 +188,10 @@ class Asking:
             missing = next((one.reason for one in replies if isinstance(one, Missed)), None)
             if missing is None:
                 whole = [one for one in replies if isinstance(one, Reply)]
-                self.ready.append(rows_of(sample, whole, self.asked))
+                self.ready.append(rows_of(sample, whole, self.mode))
             else:
-                nothing = Written([], None, f"no answer ({missing})")
-                self.missed.append([prediction_row(sample, self.asked, nothing)])
+                nothing = WrittenAnswer([], None, f"no answer ({missing})")
+                self.missed.append([prediction_row(sample, self.mode, nothing)])
 
     def taken(self) -> list[Rows]:
         """What has come since the last time."""
@@ -201,7 +201,7 @@ class Asking:
     def held(self) -> list[Rows]:
         """The rows of samples without an answer. Raises UserError where there is no other row."""
         if self.missed and not self.answered:
-            raise endpoint.unreachable(messages.API, self.reason, GROUP)
+            raise endpoint.unreachable(anthropic_messages.API, self.reason, GROUP)
         return self.missed
 
     async def _reply(self, body: dict[str, Any]) -> Reply | Missed:
@@ -213,7 +213,9 @@ class Asking:
             return found
         self.unanswered, self.reason = self.unanswered + 1, found.reason
         if self.unanswered >= max(endpoint.OUTAGE, 2 * self.predictor.settings.concurrency):
-            self.stop = self.stop or endpoint.unreachable(messages.API, found.reason, GROUP)
+            self.stop = self.stop or endpoint.unreachable(
+                anthropic_messages.API, found.reason, GROUP
+            )
         return found
 
     async def _ask(self, body: dict[str, Any]) -> Reply | Missed:
@@ -223,13 +225,13 @@ class Asking:
         for _ in range(ATTEMPTS):
             try:
                 raw = await self.client.messages.with_raw_response.create(**body)
-                answer = messages.read_message(raw.http_response.json(), UNPRICED)
+                answer = anthropic_messages.read_message(raw.http_response.json(), UNPRICED)
             except anthropic.APIStatusError as error:
                 if is_overlong(error.status_code, error.message):
                     return Reply("", TOO_LONG)
                 if not endpoint.may_pass(error.status_code):
                     refused = endpoint.refused(
-                        messages.API, error.status_code, error.message, GROUP
+                        anthropic_messages.API, error.status_code, error.message, GROUP
                     )
                     self.stop = self.stop or refused
                 return Missed(f"status {error.status_code}")
@@ -251,28 +253,28 @@ def is_overlong(status: int, message: str) -> bool:
     return status == 413 or (status == 400 and any(words in message for words in OVERLONG))
 
 
-def rows_of(sample: Sample, replies: Sequence[Reply], asked: Asked) -> Rows:
+def rows_of(sample: Sample, replies: Sequence[Reply], mode: PromptMode) -> Rows:
     """The rows of a sample: one, or one a draw for a decision."""
     if ALL_TASKS[sample.task].kind == "risk":
-        return [_risk_row(sample, replies, asked)]
-    return [_decision_row(sample, reply, asked, n) for n, reply in enumerate(replies)]
+        return [_risk_row(sample, replies, mode)]
+    return [_decision_row(sample, reply, mode, n) for n, reply in enumerate(replies)]
 
 
-def _risk_row(sample: Sample, replies: Sequence[Reply], asked: Asked) -> dict[str, Any]:
+def _risk_row(sample: Sample, replies: Sequence[Reply], mode: PromptMode) -> dict[str, Any]:
     """The word of one reply, or the share of yes among several that could be read."""
     answers = [read_answer(reply.text, "risk") for reply in replies]
     problems = [r.problem or a.problem for r, a in zip(replies, answers, strict=True)]
     labels = [a.label for a, problem in zip(answers, problems, strict=True) if problem is None]
     completion = "\n\n".join(reply.text for reply in replies)
     if not labels:
-        return prediction_row(sample, asked, Written([], completion, problems[0]))
+        return prediction_row(sample, mode, WrittenAnswer([], completion, problems[0]))
     if len(replies) == 1:
-        return prediction_row(sample, asked, Written([str(labels[0])], completion))
-    return risk_row(sample, Told(labels.count("yes") / len(labels)), asked, completion)
+        return prediction_row(sample, mode, WrittenAnswer([str(labels[0])], completion))
+    return risk_row(sample, YesProbability(labels.count("yes") / len(labels)), mode, completion)
 
 
-def _decision_row(sample: Sample, reply: Reply, asked: Asked, draw: int) -> dict[str, Any]:
+def _decision_row(sample: Sample, reply: Reply, mode: PromptMode, draw: int) -> dict[str, Any]:
     answer = read_answer(reply.text, "decision")
     problem = reply.problem or answer.problem
-    written = Written(() if problem else answer.items, reply.text, problem)
-    return prediction_row(sample, asked, written, draw=draw)
+    written = WrittenAnswer(() if problem else answer.items, reply.text, problem)
+    return prediction_row(sample, mode, written, draw=draw)

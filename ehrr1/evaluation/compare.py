@@ -18,11 +18,11 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from ehrr1.errors import UserError
+from ehrr1.evaluation.aggregate import BASELINES, last_result, names, summarise
 from ehrr1.evaluation.matching import with_matches
 from ehrr1.evaluation.pages.html import page, table
 from ehrr1.evaluation.pages.report import flat_settings, lead, report_data, rules
 from ehrr1.evaluation.report import MIN_WIDTH, difference_table
-from ehrr1.evaluation.summary import BASELINES, last_result, names, summarise
 from ehrr1.files import replacing, write_json, write_text
 from ehrr1.tasks.catalog import ALL_TASKS
 

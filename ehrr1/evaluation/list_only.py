@@ -18,8 +18,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ehrr1.evaluation.asked import Asked, Chooser
-from ehrr1.evaluation.predictions import SCHEMA, Written, frame, prediction_row
+from ehrr1.evaluation.predictions import SCHEMA, WrittenAnswer, frame, prediction_row
+from ehrr1.evaluation.prompt_mode import Chooser, PromptMode
 from ehrr1.progress import track
 from ehrr1.tasks.candidates import COUNTED
 from ehrr1.tasks.catalog import ALL_TASKS
@@ -31,7 +31,7 @@ LEARNT = 300
 """Lists of a task and split that the baselines learn from at most."""
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 24.0)
 """How many items to name: these multiples of the expected number are tried."""
-LISTED = Asked("direct", candidates="list")
+LISTED = PromptMode("direct", candidates="list")
 NO_LIST = "its answer is longer than a list"
 
 Floats = NDArray[np.float64]
@@ -150,7 +150,7 @@ def list_baselines(
         )
         for name, guess in learn(lists["known"]).items():
             said = {one.sample.sample_id: answer(one, guess) for one in lists["asked"]}
-            none = Written([], problem=NO_LIST)
+            none = WrittenAnswer([], problem=NO_LIST)
             rows = [prediction_row(s, LISTED, said.get(s.sample_id, none)) for s in own]
             tables.append(frame(name, rows))
     return pl.concat(tables)
@@ -174,5 +174,5 @@ def listed(
     }
 
 
-def answer(one: Listed, guess: Guess) -> Written:
-    return Written([one.items[place] for place in guess.named(one.features)])
+def answer(one: Listed, guess: Guess) -> WrittenAnswer:
+    return WrittenAnswer([one.items[place] for place in guess.named(one.features)])

@@ -11,43 +11,45 @@ from transformers import PreTrainedTokenizerBase
 from ehrr1 import parallel
 from ehrr1.config.schema import Config
 from ehrr1.config.writers import VllmEngine
+from ehrr1.engines.base import Answerer
+from ehrr1.engines.server import OpenAIServer, served
+from ehrr1.engines.transformers import TransformersRollout
+from ehrr1.engines.vllm import VLLMRollout
 from ehrr1.errors import UserError
-from ehrr1.evaluation.results import Result
+from ehrr1.evaluation.targets import Target
 from ehrr1.models.loading import folder_of, load_model, read_config
 from ehrr1.prompts.chat_format import load_chat_tokenizer
-from ehrr1.prompts.trees import TreeMaker
+from ehrr1.prompts.trees import PromptBuilder
 from ehrr1.prompts.wording import Wording, style_of
-from ehrr1.rollout.openai_server import OpenAIServer, served
-from ehrr1.rollout.sampling import Answerer
-from ehrr1.rollout.transformers import TransformersRollout
-from ehrr1.rollout.vllm import VLLMRollout
 
 console = Console(stderr=True)
 
 LONGEST = 2**20
 """Positions of a model whose server does not tell them."""
 
-Makers = dict[tuple[str, int], TreeMaker]
+Makers = dict[tuple[str, int], PromptBuilder]
 """By tokenizer and limit: what one model's tokenizer made of an event, the next need not make."""
 
 
 @contextmanager
 def opened(
-    cfg: Config, result: Result, inputs: Mapping[str, Path], log: Path, makers: Makers
-) -> Iterator[tuple[Answerer, TreeMaker]]:
+    cfg: Config, result: Target, inputs: Mapping[str, Path], log: Path, makers: Makers
+) -> Iterator[tuple[Answerer, PromptBuilder]]:
     """The engine that answers for `result`, and what makes its prompts; closed at the end."""
-    maker = reader(cfg, result, inputs, makers)
+    prompt_builder = reader(cfg, result, inputs, makers)
     if cfg.engine.name == "server":
-        engine: Answerer = OpenAIServer(cfg.engine, maker.tokenizer)
+        engine: Answerer = OpenAIServer(cfg.engine, prompt_builder.tokenizer)
     else:
-        engine = local_engine(cfg, result, maker, log)
+        engine = local_engine(cfg, result, prompt_builder, log)
     try:
-        yield engine, maker
+        yield engine, prompt_builder
     finally:
         engine.close()
 
 
-def reader(cfg: Config, result: Result, inputs: Mapping[str, Path], makers: Makers) -> TreeMaker:
+def reader(
+    cfg: Config, result: Target, inputs: Mapping[str, Path], makers: Makers
+) -> PromptBuilder:
     """What makes the prompts of `result`: its tokenizer, and as much of a record as fits."""
     if cfg.engine.name == "server":
         found = served(cfg.engine)
@@ -61,9 +63,9 @@ def reader(cfg: Config, result: Result, inputs: Mapping[str, Path], makers: Make
     return maker_of(tokenizer, prompt_limit(cfg, result, positions), style, makers)
 
 
-def local_engine(cfg: Config, result: Result, maker: TreeMaker, log: Path) -> Answerer:
+def local_engine(cfg: Config, result: Target, prompt_builder: PromptBuilder, log: Path) -> Answerer:
     """Transformers in this process, or vLLM beside it; vLLM needs weights that lie in a folder."""
-    where, settings, tokenizer = device(cfg), cfg.eval, maker.tokenizer
+    where, settings, tokenizer = device(cfg), cfg.eval, prompt_builder.tokenizer
     dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
     if cfg.engine.name == "transformers" or result.source is None:
         model = load_model(cfg.model, result.source, tokenizer, seed=cfg.seed, dtype=dtype)
@@ -75,7 +77,7 @@ def local_engine(cfg: Config, result: Result, maker: TreeMaker, log: Path) -> An
     return VLLMRollout(
         folder_of(result.source),
         tokenizer.eos_token_id,
-        max_length=maker.max_tokens + settings.max_new_tokens.think,
+        max_length=prompt_builder.max_tokens + settings.max_new_tokens.think,
         dtype=dtype,
         gpu=where.type == "cuda",
         exchange=log.parent / "exchange",
@@ -88,7 +90,7 @@ def local_engine(cfg: Config, result: Result, maker: TreeMaker, log: Path) -> An
     )
 
 
-def prompt_limit(cfg: Config, result: Result, positions: int) -> int:
+def prompt_limit(cfg: Config, result: Target, positions: int) -> int:
     """Tokens of record and question: `eval.max_prompt_tokens`, or what the model has room for."""
     thinks = any(asked is not None and asked.thinks for asked in (result.risk, result.decision))
     written = cfg.eval.max_new_tokens.of("think" if thinks else "direct")
@@ -108,9 +110,9 @@ def prompt_limit(cfg: Config, result: Result, positions: int) -> int:
 
 def maker_of(
     tokenizer: PreTrainedTokenizerBase, limit: int, style: Wording, makers: Makers
-) -> TreeMaker:
+) -> PromptBuilder:
     content = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)
-    return makers.setdefault((content, limit), TreeMaker(tokenizer, limit, style))
+    return makers.setdefault((content, limit), PromptBuilder(tokenizer, limit, style))
 
 
 def device(cfg: Config) -> torch.device:

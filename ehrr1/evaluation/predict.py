@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ehrr1.evaluation.asked import Asked, Chooser
-from ehrr1.evaluation.predictions import Told, Written, prediction_row, risk_row
+from ehrr1.engines.base import Answerer, Completion, Sampling
+from ehrr1.evaluation.predictions import WrittenAnswer, YesProbability, prediction_row, risk_row
+from ehrr1.evaluation.prompt_mode import Chooser, PromptMode
 from ehrr1.prompts.messages import CASES, CLOSED, OPENED, THINK_CLOSE, THINK_OPEN, broken
-from ehrr1.prompts.trees import Question, Tree, TreeMaker
-from ehrr1.rollout.sampling import Answerer, Completion, Sampling
+from ehrr1.prompts.trees import PromptBuilder, Question, Tree
 from ehrr1.scoring.answers import read_answer
 from ehrr1.scoring.risk import AnswerTokens, answer_tokens
 from ehrr1.tasks.context import preamble_length
@@ -50,8 +50,8 @@ class Writing:
     top_p: float = 0.95
     top_k: int = 0
 
-    def sampling(self, asked: Asked) -> Sampling:
-        most = self.think if asked.thinks and asked.chains == "own" else self.direct
+    def sampling(self, mode: PromptMode) -> Sampling:
+        most = self.think if mode.thinks and mode.chains == "own" else self.direct
         if self.draws == 1:
             return Sampling(most, temperature=0.0)
         return Sampling(most, self.temperature, self.top_p, self.top_k)
@@ -69,50 +69,52 @@ class Thought:
 class Predictor:
     """One model with what it reads.
 
-    `maker` has the model's tokenizer and bounds a record with its question; models that share a
-    tokenizer may share it, as it remembers events. `heads` are a task's examples, shown before a
-    record, as tokens (`evaluation.shots`); `candidates` serve questions that list some. `chains`
-    are those that are given, by `sample_id`.
+    `prompt_builder` has the model's tokenizer and bounds a record with its question; models that
+    share a tokenizer may share it, as it caches tokenized events. `heads` are a task's examples,
+    shown before a record, as tokens (`evaluation.shots`); `candidates` serve questions that list
+    some. `chains` are those that are given, by `sample_id`.
     """
 
     engine: Answerer
-    maker: TreeMaker
+    prompt_builder: PromptBuilder
     prepared: Prepared
     writing: Writing
     candidates: Chooser | None = None
     heads: Mapping[str, list[int]] = field(default_factory=dict)
     chains: Mapping[str, str] = field(default_factory=dict)
 
-    def risk(self, samples: Iterable[Sample], asked: Asked) -> Iterator[Rows]:
+    def risk(self, samples: Iterable[Sample], mode: PromptMode) -> Iterator[Rows]:
         """The probability of yes for each sample: at once, or behind what was written first.
 
         The questions on one context are the branches of one tree: its trunk is computed once.
         """
-        words = answer_tokens(self.maker.tokenizer)
-        fitting, others = self._fitting(samples, asked)
+        words = answer_tokens(self.prompt_builder.tokenizer)
+        fitting, others = self._fitting(samples, mode)
         yield from others
         for groups in chunks(self._groups(fitting), RECORDS_AT_ONCE):
-            trees = [self._tree(group, asked) for group in groups]
+            trees = [self._tree(group, mode) for group in groups]
             thoughts: dict[str, Thought] = {}
-            if asked.thinks:
-                thoughts = self._thoughts(trees, asked)
+            if mode.thinks:
+                thoughts = self._thoughts(trees, mode)
                 trees = [self._after(tree, thoughts) for tree in trees]
             for index, values in self.engine.answers(trees, [*words.yes, *words.no]):
                 told = [tell(row, words) for row in values]
                 yield [
-                    _risk_row(sample, one, asked, thoughts.get(sample.sample_id))
+                    _risk_row(sample, one, mode, thoughts.get(sample.sample_id))
                     for sample, one in zip(groups[index], told, strict=True)
                 ]
 
-    def decisions(self, samples: Iterable[Sample], asked: Asked, seed: int = 0) -> Iterator[Rows]:
+    def decisions(
+        self, samples: Iterable[Sample], mode: PromptMode, seed: int = 0
+    ) -> Iterator[Rows]:
         """The written answers to each sample, after thinking or directly."""
-        sampling = self.writing.sampling(asked)
-        fitting, others = self._fitting(samples, asked)
+        sampling = self.writing.sampling(mode)
+        fitting, others = self._fitting(samples, mode)
         yield from others
         for some in chunks(fitting, RECORDS_AT_ONCE):
-            given = [self._given(sample.sample_id, asked) for sample in some]
+            given = [self._given(sample.sample_id, mode) for sample in some]
             prompts = [
-                self._prompt(sample, asked) + self._begun(text)
+                self._prompt(sample, mode) + self._begun(text)
                 for sample, text in zip(some, given, strict=True)
             ]
             seeds = [_seed(seed, sample) for sample in some]
@@ -120,32 +122,34 @@ class Predictor:
                 prompts, sampling, group_size=self.writing.draws, seeds=seeds
             )
             for index, group in written:
-                yield self._written(some[index], group, asked)
+                yield self._written(some[index], group, mode)
 
-    def _fitting(self, samples: Iterable[Sample], asked: Asked) -> tuple[list[Sample], list[Rows]]:
+    def _fitting(
+        self, samples: Iterable[Sample], mode: PromptMode
+    ) -> tuple[list[Sample], list[Rows]]:
         """The samples whose question leaves room for a record, and rows for the others."""
         fitting: list[Sample] = []
         others: list[Rows] = []
         for sample in samples:
-            problem = None if self.maker.fits(self._question(sample, asked)) else TOO_LONG
-            given = self._begun(self._given(sample.sample_id, asked))
+            problem = None if self.prompt_builder.fits(self._question(sample, mode)) else TOO_LONG
+            given = self._begun(self._given(sample.sample_id, mode))
             if given and len(given) + self.writing.direct > self.writing.think:
                 problem = CHAIN_TOO_LONG
             if problem is None:
                 fitting.append(sample)
             else:
-                others.append([prediction_row(sample, asked, Written([], None, problem))])
+                others.append([prediction_row(sample, mode, WrittenAnswer([], None, problem))])
         return fitting, others
 
-    def _written(self, sample: Sample, group: Sequence[Completion], asked: Asked) -> Rows:
+    def _written(self, sample: Sample, group: Sequence[Completion], mode: PromptMode) -> Rows:
         """The rows of one sample; a server may have refused its prompt."""
         if not group:
-            return [prediction_row(sample, asked, Written([], None, REFUSED))]
+            return [prediction_row(sample, mode, WrittenAnswer([], None, REFUSED))]
         # a block that the prompt has opened must be closed to be one
-        opened = self.maker.chat.opened if asked.thinks else ""
-        opened = self._given(sample.sample_id, asked) or opened
+        opened = self.prompt_builder.chat.opened if mode.thinks else ""
+        opened = self._given(sample.sample_id, mode) or opened
         texts = [opened + text for text in self._texts(group)]
-        return [_decision_row(sample, text, asked, n) for n, text in enumerate(texts)]
+        return [_decision_row(sample, text, mode, n) for n, text in enumerate(texts)]
 
     def _groups(self, samples: Iterable[Sample]) -> list[list[Sample]]:
         """Samples whose questions share a trunk; a task's examples stand in it."""
@@ -158,26 +162,26 @@ class Predictor:
             for task in dict.fromkeys(sample.task for sample in group)
         ]
 
-    def _tree(self, group: Sequence[Sample], asked: Asked) -> Tree:
+    def _tree(self, group: Sequence[Sample], mode: PromptMode) -> Tree:
         context = self.prepared.context(group[0])
-        questions = [self._question(sample, asked) for sample in group]
+        questions = [self._question(sample, mode) for sample in group]
         head = self.heads.get(group[0].task)
-        return self.maker.tree(context, preamble_length(context), questions, head=head)
+        return self.prompt_builder.tree(context, preamble_length(context), questions, head=head)
 
-    def _prompt(self, sample: Sample, asked: Asked) -> list[int]:
-        tree = self._tree([sample], asked)
+    def _prompt(self, sample: Sample, mode: PromptMode) -> list[int]:
+        tree = self._tree([sample], mode)
         return tree.trunk + tree.branches[0].prompt
 
-    def _question(self, sample: Sample, asked: Asked) -> Question:
-        words = asked.words(sample, self.candidates)
-        return Question(sample.sample_id, sample.task, asked.thinks, instruction=words)
+    def _question(self, sample: Sample, mode: PromptMode) -> Question:
+        words = mode.words(sample, self.candidates)
+        return Question(sample.sample_id, sample.task, mode.thinks, instruction=words)
 
-    def _thoughts(self, trees: Sequence[Tree], asked: Asked) -> dict[str, Thought]:
+    def _thoughts(self, trees: Sequence[Tree], mode: PromptMode) -> dict[str, Thought]:
         """What is written before the answer to each question."""
         prompts = {b.sample_id: tree.trunk + b.prompt for tree in trees for b in tree.branches}
-        if asked.chains == "given":
-            return {name: Thought(self._given(name, asked)) for name in prompts}
-        if asked.answer == "both":
+        if mode.chains == "given":
+            return {name: Thought(self._given(name, mode)) for name in prompts}
+        if mode.answer == "both":
             return self._cases(prompts)
         written = self._greedily(prompts, {}, self.writing.think)
         return {name: thought(text) for name, text in written.items()}
@@ -211,19 +215,21 @@ class Predictor:
         ]
         return replace(tree, branches=branches)
 
-    def _given(self, sample_id: str, asked: Asked) -> str:
+    def _given(self, sample_id: str, mode: PromptMode) -> str:
         """The think block of a chain that is given; nothing where the model thinks itself."""
-        if asked.chains == "own":
+        if mode.chains == "own":
             return ""
         return f"{OPENED}{broken(self.chains[sample_id])}{CLOSED}"
 
     def _begun(self, text: str) -> list[int]:
         """The tokens of a begun answer; the prompt itself may have opened the think block."""
-        return self.maker.markers.written(text.removeprefix(self.maker.chat.opened))
+        return self.prompt_builder.markers.written(
+            text.removeprefix(self.prompt_builder.chat.opened)
+        )
 
     def _texts(self, group: Sequence[Completion]) -> list[str]:
         tokens = [completion.tokens for completion in group]
-        return self.maker.markers.decode(tokens)
+        return self.prompt_builder.markers.decode(tokens)
 
 
 def thought(text: str) -> Thought:
@@ -233,14 +239,14 @@ def thought(text: str) -> Thought:
     return Thought(f"{OPENED}{chain}\n{THINK_CLOSE}\n\n", problem)
 
 
-def tell(logprobs: NDArray[np.float64], words: AnswerTokens) -> Told | None:
+def tell(logprobs: NDArray[np.float64], words: AnswerTokens) -> YesProbability | None:
     """The probability of yes from the log-probabilities of `words.yes`, then `words.no`; None where
     none of them was told."""
     yes = float(np.logaddexp.reduce(logprobs[: len(words.yes)]))
     no = float(np.logaddexp.reduce(logprobs[len(words.yes) :]))
     if not np.isfinite(max(yes, no)):
         return None
-    return Told(float(1 / (1 + np.exp(np.clip(no - yes, -700, 700)))), yes, no)
+    return YesProbability(float(1 / (1 + np.exp(np.clip(no - yes, -700, 700)))), yes, no)
 
 
 def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
@@ -255,15 +261,15 @@ def _seed(seed: int, sample: Sample) -> int:
 
 
 def _risk_row(
-    sample: Sample, told: Told | None, asked: Asked, before: Thought | None
+    sample: Sample, told: YesProbability | None, mode: PromptMode, before: Thought | None
 ) -> dict[str, Any]:
     completion, problem = (before.text, before.problem) if before else (None, None)
     if told is None:
-        return prediction_row(sample, asked, Written([], completion, NOT_TOLD))
-    return risk_row(sample, told, asked, completion, problem)
+        return prediction_row(sample, mode, WrittenAnswer([], completion, NOT_TOLD))
+    return risk_row(sample, told, mode, completion, problem)
 
 
-def _decision_row(sample: Sample, completion: str, asked: Asked, draw: int) -> dict[str, Any]:
+def _decision_row(sample: Sample, completion: str, mode: PromptMode, draw: int) -> dict[str, Any]:
     answer = read_answer(completion, "decision")
-    written = Written(answer.items, completion, answer.problem)
-    return prediction_row(sample, asked, written, draw=draw)
+    written = WrittenAnswer(answer.items, completion, answer.problem)
+    return prediction_row(sample, mode, written, draw=draw)

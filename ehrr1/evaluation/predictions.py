@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from ehrr1.evaluation.asked import Asked
+from ehrr1.evaluation.prompt_mode import PromptMode
 from ehrr1.tasks.samples import Sample
 
 SUBGROUPS = ("sex", "age_band", "race", "insurance", "care_unit")
@@ -36,11 +36,11 @@ COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
 
 SCHEMA = pl.Schema(COLUMNS)
 
-DIRECT = Asked("direct")
+DIRECT = PromptMode("direct")
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WrittenAnswer:
     """What a model wrote, and what could be read in it."""
 
     items: Sequence[str]
@@ -49,7 +49,7 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class YesProbability:
     """The probability of yes among yes and no, and the log-probabilities of both, where known."""
 
     probability: float
@@ -58,14 +58,18 @@ class Told:
 
 
 def prediction_row(
-    sample: Sample, asked: Asked, written: Written, told: Told | None = None, draw: int = 0
+    sample: Sample,
+    mode: PromptMode,
+    written: WrittenAnswer,
+    told: YesProbability | None = None,
+    draw: int = 0,
 ) -> dict[str, Any]:
     """One row without its model and subgroups; items are joined by line breaks."""
     return {
         "split": sample.split,
-        "mode": asked.answer,
-        "candidates": asked.candidates,
-        "wording": asked.wording,
+        "mode": mode.answer,
+        "candidates": mode.candidates,
+        "wording": mode.wording,
         "draw": draw,
         "sample_id": sample.sample_id,
         "subject_id": sample.subject_id,
@@ -84,14 +88,14 @@ def prediction_row(
 
 def risk_row(
     sample: Sample,
-    told: Told,
-    asked: Asked = DIRECT,
+    told: YesProbability,
+    mode: PromptMode = DIRECT,
     completion: str | None = None,
     problem: str | None = None,
 ) -> dict[str, Any]:
     """A risk prediction: the probability of yes, and the answer that it means at 0.5."""
     items = ["yes" if told.probability >= 0.5 else "no"]
-    return prediction_row(sample, asked, Written(items, completion, problem), told)
+    return prediction_row(sample, mode, WrittenAnswer(items, completion, problem), told)
 
 
 def frame(model: str, rows: Iterable[dict[str, Any]]) -> pl.DataFrame:

@@ -11,9 +11,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ehrr1.config.schema import Config
 from ehrr1.config.types import Section
+from ehrr1.evaluation.aggregate import last_result, names, pairs, prefix_of
 from ehrr1.evaluation.pages import Case, choose_cases, write_report
 from ehrr1.evaluation.scores import one_class
-from ehrr1.evaluation.summary import last_result, names, pairs, prefix_of
 from ehrr1.files import replacing
 from ehrr1.records.markdown import record_markdown
 from ehrr1.runs import data_is_open

@@ -7,10 +7,10 @@ import polars as pl
 from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
 from ehrr1.prompts.messages import answer_text
-from ehrr1.prompts.trees import Question, TreeMaker
-from ehrr1.tasks.benchmark import SHOTS
+from ehrr1.prompts.trees import PromptBuilder, Question
 from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.context import preamble_length
+from ehrr1.tasks.external.benchmark import SHOTS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import rank, select
 
@@ -74,25 +74,27 @@ def _code(prepared: Prepared, word: str) -> int:
 
 
 def heads(
-    cfg: Config, prepared: Prepared, maker: TreeMaker, tasks: Sequence[str]
+    cfg: Config, prepared: Prepared, prompt_builder: PromptBuilder, tasks: Sequence[str]
 ) -> dict[str, list[int]]:
     """Task -> the tokens before a record that show its examples; empty without `eval.shots`."""
     if not cfg.eval.shots:
         return {}
     examples = chosen(cfg, prepared, tasks)
     return {
-        task: example_head(maker, prepared, [one for one in examples if one.task == task])
+        task: example_head(prompt_builder, prepared, [one for one in examples if one.task == task])
         for task in dict.fromkeys(one.task for one in examples)
     }
 
 
-def example_head(maker: TreeMaker, prepared: Prepared, examples: Sequence[Sample]) -> list[int]:
+def example_head(
+    prompt_builder: PromptBuilder, prepared: Prepared, examples: Sequence[Sample]
+) -> list[int]:
     """The examples as earlier turns of the chat; each record has an equal share of the room and
     loses its oldest events."""
-    chat = maker.chat
-    share = int(ROOM * maker.max_tokens / max(len(examples), 1))
-    tokens = maker.tokens(chat.head)
-    short = TreeMaker(maker.tokenizer, share, maker.wording)
+    chat = prompt_builder.chat
+    share = int(ROOM * prompt_builder.max_tokens / max(len(examples), 1))
+    tokens = prompt_builder.tokens(chat.head)
+    short = PromptBuilder(prompt_builder.tokenizer, share, prompt_builder.wording)
     for sample in examples:
         events = prepared.context(sample)
         question = Question(
@@ -100,16 +102,16 @@ def example_head(maker: TreeMaker, prepared: Prepared, examples: Sequence[Sample
             sample.task,
             think=False,
             answer=answer_text(sample.target),
-            instruction=maker.wording.own(sample),
+            instruction=prompt_builder.wording.own(sample),
         )
         if len(short.branch(question)) > share:
             raise UserError(
                 f"eval.shots: {len(examples)} examples of task {sample.task} do not fit into half "
-                f"of {maker.max_tokens} tokens; lower it, or raise eval.max_prompt_tokens"
+                f"of {prompt_builder.max_tokens} tokens; lower it, or raise eval.max_prompt_tokens"
             )
         tree = short.tree(events, preamble_length(events), [question], head=[])
         branch = tree.branches[0]
         # the turn's end is part of the completion and of what leads to the next turn
-        answer = branch.completion[: len(branch.completion) - len(maker.tokens(chat.end))]
-        tokens += tree.trunk + branch.prompt + answer + maker.tokens(chat.next)
+        answer = branch.completion[: len(branch.completion) - len(prompt_builder.tokens(chat.end))]
+        tokens += tree.trunk + branch.prompt + answer + prompt_builder.tokens(chat.next)
     return tokens

@@ -13,14 +13,14 @@ from ehrr1.graph.evidence import evidence_graph, randomised, to_json
 from ehrr1.graph.knowledge import Knowledge, PathRule
 from ehrr1.graph.paths import Search, add_paths, search
 from ehrr1.graph.text.mention_cache import MentionCache
-from ehrr1.graph.text.mentions import Source
+from ehrr1.graph.text.mentions import TextSource
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 
 OUTCOMES = ("yes", "no")
 """The answers of a risk task: its graph has evidence for each, and does not say which came true."""
 
-Texts = tuple[Path, Source]
+Texts = tuple[Path, TextSource]
 """The folder of the mention cache, and what texts are read with."""
 
 Part = Sequence[Sequence[Sample]]

@@ -11,13 +11,13 @@ from ehrr1.graph.knowledge import FORMAT
 from ehrr1.graph.knowledge_build import build_open, build_umls
 from ehrr1.graph.text.linking import Linker, open_linker
 from ehrr1.graph.text.mention_cache import MentionCache
-from ehrr1.graph.text.mentions import Source, open_source
+from ehrr1.graph.text.mentions import TextSource, open_source
 
 
 class Dictionary:
     """Item names and free texts, linked to concepts."""
 
-    def __init__(self, linker: Linker, source: Source, cache: Path):
+    def __init__(self, linker: Linker, source: TextSource, cache: Path):
         self._linker, self._cache = linker, cache
         self.source = source
 

@@ -41,7 +41,7 @@ class Attention(NamedTuple):
     repeated: bool = False
 
 
-class Work(NamedTuple):
+class LayerWork(NamedTuple):
     """How a model computes: the type of its weights, bf16 by autocast or not, layers computed again
     for the gradient or not, and the attention."""
 
@@ -51,7 +51,7 @@ class Work(NamedTuple):
     attention: Attention
 
 
-def activation_bytes(model: ModelSettings, work: Work, layers: float | None = None) -> Bytes:
+def activation_bytes(model: ModelSettings, work: LayerWork, layers: float | None = None) -> Bytes:
     """Bytes a token of one row with all layers, or with `layers` of them."""
     depth = model_config(model).num_hidden_layers if layers is None else layers
     two, three = (_bytes_a_token(model, work, number) for number in (2, 3))
@@ -71,7 +71,7 @@ def shell(model: ModelSettings, layers: int | None = None, **how: Any) -> PreTra
     return built.train()
 
 
-def _bytes_a_token(model: ModelSettings, work: Work, layers: int) -> Bytes:
+def _bytes_a_token(model: ModelSettings, work: LayerWork, layers: int) -> Bytes:
     built = shell(model, layers, attn_implementation="plan", dtype=work.dtype)
     if work.checkpointing:
         built.gradient_checkpointing_enable()
@@ -91,7 +91,7 @@ def _pretend(built: PreTrainedModel) -> None:
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
-def _run(built: PreTrainedModel, work: Work, tokens: int) -> Bytes:
+def _run(built: PreTrainedModel, work: LayerWork, tokens: int) -> Bytes:
     places = torch.zeros(1, tokens, dtype=torch.long)
     with Storages() as storages, torch.autocast("cpu", torch.bfloat16, enabled=work.autocast):
         states = built.base_model(

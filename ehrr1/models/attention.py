@@ -11,7 +11,7 @@ own branch (`prompts/forest.py`). Which way is `model.attention`:
              branch by their log-sum-exp would be wrong: flash-attn's gradient ignores it
     dense    one mask over all tokens: the reference for the others, and slow
 
-Generation continues prompts that it keeps once (`models/shared_trunks.py`). Calls without a forest
+Generation continues prompts that it keeps once (`models/prefix_cache.py`). Calls without a forest
 are plain scaled dot-product attention.
 """
 
@@ -29,7 +29,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from ehrr1.models.merged_attention import Run, merged
-from ehrr1.models.shared_trunks import SharedTrunks
+from ehrr1.models.prefix_cache import SharedTrunks
 from ehrr1.prompts.forest import Shape
 
 BUNCH = 256
@@ -126,7 +126,7 @@ class Bunch:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class AttentionParts:
     """Of one tree: the trunk's length, its bunches, and on a CPU what `Merged` wants of them."""
 
     trunk: int
@@ -138,12 +138,12 @@ class Parts:
         return sum(bunch.length for bunch in self.bunches)
 
 
-def two_parts(shapes: Sequence[Shape], device: torch.device) -> list[Parts]:
+def two_parts(shapes: Sequence[Shape], device: torch.device) -> list[AttentionParts]:
     found = []
     for shape in shapes:
         bunches = [Bunch(sum(some), own_mask(some).to(device)) for some in bunched(shape.branches)]
         runs = [bunch.run() for bunch in bunches] if device.type == "cpu" else []
-        found.append(Parts(shape.trunk, bunches, runs))
+        found.append(AttentionParts(shape.trunk, bunches, runs))
     return found
 
 
@@ -162,13 +162,13 @@ def own_mask(branches: Sequence[int]) -> Tensor:
 
 
 def sdpa(
-    query: Tensor, key: Tensor, value: Tensor, trees: Sequence[Parts], scale: float | None
+    query: Tensor, key: Tensor, value: Tensor, trees: Sequence[AttentionParts], scale: float | None
 ) -> Tensor:
     groups = query.shape[1] // key.shape[1]
     sizes = [*(tree.trunk for tree in trees), *(tree.length for tree in trees)]
     keys = repeat_kv(key, groups).split(sizes, 2)
     values = repeat_kv(value, groups).split(sizes, 2)
-    # of the last layer only the branches may be asked (models/last_layer.py)
+    # of the last layer only the branches may be asked (models/prune_last_layer.py)
     whole = query.shape[2] == key.shape[2]
     queries = query.split(sizes if whole else sizes[len(trees) :], 2)
     found = [
@@ -185,7 +185,7 @@ def sdpa(
 
 
 def branches_of(
-    tree: Parts,
+    tree: AttentionParts,
     query: Tensor,
     branches: tuple[Tensor, Tensor],
     trunk: tuple[Tensor, Tensor],

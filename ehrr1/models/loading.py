@@ -26,9 +26,9 @@ from ehrr1.config.training import Lora, ModelSettings
 from ehrr1.errors import UserError
 from ehrr1.models.attention import choose
 from ehrr1.models.gguf import start_of
-from ehrr1.models.last_layer import shorten_last_layer
+from ehrr1.models.prune_last_layer import shorten_last_layer
 from ehrr1.models.sizes import model_config, read_folder, unreadable
-from ehrr1.models.start import pass_on
+from ehrr1.models.tiny_init import pass_on
 from ehrr1.prompts.tokenizer import reachable
 
 Sharding = Callable[[], AbstractContextManager[Any]]

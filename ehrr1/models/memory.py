@@ -12,10 +12,10 @@ from typing import NamedTuple
 import torch
 
 from ehrr1.config.training import ModelSettings, TrainerSettings
-from ehrr1.models.activations import Attention, Bytes, Work, activation_bytes, shell
+from ehrr1.models.activations import Attention, Bytes, LayerWork, activation_bytes, shell
 from ehrr1.models.attention import bunched
-from ehrr1.models.last_layer import KNOWN, decoder_layers
 from ehrr1.models.logprobs import CHUNK
+from ehrr1.models.prune_last_layer import KNOWN, decoder_layers
 
 STAGES = {"single": 0, "ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3}
 """What a strategy divides among the GPUs: from 1 optimizer, from 2 gradients, from 3 weights."""
@@ -62,7 +62,7 @@ class Anatomy:
     cache: int
     """Width of keys and values together, of one layer."""
     known: bool
-    """Whether the last layer leaves out a record's tokens (`models/last_layer.py`)."""
+    """Whether the last layer leaves out a record's tokens (`models/prune_last_layer.py`)."""
 
 
 def anatomy(model: ModelSettings) -> Anatomy:
@@ -171,10 +171,10 @@ def precision_bytes(trainer: TrainerSettings) -> int:
     return 2 if STAGES[trainer.strategy] and trainer.precision == "bf16-mixed" else 4
 
 
-def work(trainer: TrainerSettings, attention: str, shape: TreeShape) -> Work:
+def work(trainer: TrainerSettings, attention: str, shape: TreeShape) -> LayerWork:
     """How the layers compute; `attention` is `model.attention`."""
     low = precision_bytes(trainer) == 2
-    return Work(
+    return LayerWork(
         dtype=torch.bfloat16 if low else torch.float32,
         autocast=not low and trainer.precision == "bf16-mixed",
         checkpointing=trainer.activation_checkpointing,

@@ -10,7 +10,7 @@ from math import ceil
 from ehrr1.config.schema import Config, value_of
 from ehrr1.config.training import RL, Adapt, Reason, TrainerSettings
 from ehrr1.models import flops
-from ehrr1.models.activations import Bytes, Work
+from ehrr1.models.activations import Bytes, LayerWork
 from ehrr1.models.memory import (
     STAGES,
     Load,
@@ -53,7 +53,7 @@ class Planner:
         self.body = anatomy(cfg.model)
         self.shape = tree(cfg)
         self.parts = parts(cfg) if self.rl else 1
-        self._measured: dict[Work, Bytes] = {}
+        self._measured: dict[LayerWork, Bytes] = {}
 
     def title(self) -> str:
         cfg, branches = self.cfg, self.shape.branches

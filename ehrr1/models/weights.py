@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ehrr1.models.last_layer import decoder_layers
+from ehrr1.models.prune_last_layer import decoder_layers
 
 
 def divided(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset as MapDataset
 
 from ehrr1.files import replacing
 from ehrr1.progress import track
-from ehrr1.prompts.trees import Branch, Question, Tree, TreeMaker
+from ehrr1.prompts.trees import Branch, PromptBuilder, Question, Tree
 from ehrr1.tasks.samples import Prepared, Sample, preamble_length
 
 PART, MAX_WORKERS = 64, 8
@@ -43,7 +43,7 @@ def rank(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest())
 
 
-class Asked(Protocol):
+class OfTask(Protocol):
     """A sample or a prompt."""
 
     @property
@@ -52,12 +52,12 @@ class Asked(Protocol):
     def task(self) -> str: ...
 
 
-AskedItem = TypeVar("AskedItem", bound=Asked)
+OfTaskItem = TypeVar("OfTaskItem", bound=OfTask)
 
 
-def evenly(items: Iterable[AskedItem], count: int, seed: int) -> list[AskedItem]:
+def evenly(items: Iterable[OfTaskItem], count: int, seed: int) -> list[OfTaskItem]:
     """At most `count` of `items`, drawn at random, tasks mixed as evenly as there are items."""
-    tasks: dict[str, list[AskedItem]] = defaultdict(list)
+    tasks: dict[str, list[OfTaskItem]] = defaultdict(list)
     for item in sorted(items, key=lambda item: rank(seed, item.sample_id)):
         tasks[item.task].append(item)
     rounds = [
@@ -74,7 +74,7 @@ def write_trees(
     prepared: Prepared,
     samples: Sequence[Sample],
     ask: Callable[[Sample], Sequence[Question]],
-    maker: TreeMaker,
+    prompt_builder: PromptBuilder,
     max_branches: int = 16,
 ) -> Dataset:
     """Tokenise `samples` into one Arrow file, memory-mapped; what is there already is used.
@@ -89,7 +89,9 @@ def write_trees(
         groups = list(contexts.values())
         parts = [groups[first : first + PART] for first in range(0, len(groups), PART)]
         work = DataLoader(
-            _Tokenised(parts, lambda group: _trees(prepared, group, ask, maker, max_branches)),
+            _Tokenised(
+                parts, lambda group: _trees(prepared, group, ask, prompt_builder, max_branches)
+            ),
             batch_size=None,
             collate_fn=_as_it_is,
             num_workers=min(os.cpu_count() or 1, MAX_WORKERS) if len(parts) > MAX_WORKERS else 0,
@@ -136,14 +138,16 @@ def _trees(
     prepared: Prepared,
     group: Sequence[Sample],
     ask: Callable[[Sample], Sequence[Question]],
-    maker: TreeMaker,
+    prompt_builder: PromptBuilder,
     max_branches: int,
 ) -> Iterator[Tree]:
-    questions = [question for sample in group for question in ask(sample) if maker.fits(question)]
+    questions = [
+        question for sample in group for question in ask(sample) if prompt_builder.fits(question)
+    ]
     events = prepared.context(group[0]) if questions else []
     for first in range(0, len(questions), max_branches):
         some = questions[first : first + max_branches]
-        yield maker.tree(events, preamble_length(events), some)
+        yield prompt_builder.tree(events, preamble_length(events), some)
 
 
 def _row(tree: Tree) -> dict[str, object]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ehrr1.prompts.trees import Branch, Tree
 
-Row = list[int]
+TreeNumbers = list[int]
 """The trees of one row, as positions in a step's list of trees."""
 
 
@@ -132,7 +132,7 @@ class _Learnt:
         self.owners += [owner] * len(targets)
 
 
-def pack(lengths: Sequence[int], max_tokens: int, ranks: int = 1) -> list[list[Row]]:
+def pack(lengths: Sequence[int], max_tokens: int, ranks: int = 1) -> list[list[TreeNumbers]]:
     """Trees of `lengths` as rows of at most `max_tokens`, divided among `ranks` processes.
 
     Every process gets equally many rows, some of them empty where there are too few trees: a
@@ -153,9 +153,9 @@ def pack(lengths: Sequence[int], max_tokens: int, ranks: int = 1) -> list[list[R
 
 def _filled(
     lengths: Sequence[int], order: Sequence[int], max_tokens: int, count: int
-) -> list[Row] | None:
+) -> list[TreeNumbers] | None:
     """`count` rows, or None where a tree finds no room."""
-    rows: list[Row] = [[] for _ in range(count)]
+    rows: list[TreeNumbers] = [[] for _ in range(count)]
     used = [0] * count
     for index in order:
         row = used.index(min(used))

@@ -77,7 +77,7 @@ class Tree:
 
 
 @dataclass
-class TreeMaker:
+class PromptBuilder:
     """Tokenises records event by event, so that what is too long loses whole events.
 
     `max_tokens` bounds the trunk with its longest branch. Events recur in the contexts of one

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import polars as pl
 
-from ehrr1.records.table import NUMBERS, TEXTS, Table
+from ehrr1.records.table_spec import NUMBERS, TEXTS, Table
 
 SEPARATOR = "\x1f"
 """Stands between the values of a row in the store."""

@@ -21,7 +21,7 @@ import polars as pl
 from ehrr1.errors import UserError
 from ehrr1.records.principal import principal_codes
 from ehrr1.records.reading import as_text, read_columns
-from ehrr1.records.table import Classes
+from ehrr1.records.table_spec import Classes
 
 CODE_COLUMNS: dict[Classes, tuple[str, ...]] = {
     "ccs_diagnoses": ("icd_code", "icd_version"),

@@ -6,7 +6,7 @@ from ehrr1.errors import UserError
 from ehrr1.records.cells import one_line
 from ehrr1.records.codes import as_code
 from ehrr1.records.reading import Folder, as_text, read_columns
-from ehrr1.records.table import Lookup
+from ehrr1.records.table_spec import Lookup
 
 PADDED = (4, 5, 3)
 """Lengths to which the digits of an ICD-9 code are filled up where its leading zeros are lost: a

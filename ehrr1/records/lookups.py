@@ -1,6 +1,6 @@
 """MIMIC-IV's dictionaries: the files that name what a row holds only a code of."""
 
-from ehrr1.records.table import Lookup
+from ehrr1.records.table_spec import Lookup
 
 LAB_ITEM = (Lookup("hosp", "d_labitems", {"itemid": "itemid"}, "label", "item_name"),)
 ICU_ITEM = (Lookup("icu", "d_items", {"itemid": "itemid"}, "label", "item_name"),)

@@ -22,7 +22,7 @@ from itertools import chain
 
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
-from ehrr1.records.table import TEXTS
+from ehrr1.records.table_spec import TEXTS
 
 _HEADINGS = {name: table.heading for name, table in TABLES.items()}
 _TABLES = {heading: name for name, heading in _HEADINGS.items()}

@@ -9,7 +9,7 @@ records read the same as those its models were trained on.
 from datetime import timedelta
 
 from ehrr1.records.lookups import DIAGNOSIS_TITLE, EXAM_NAME, ICU_ITEM, LAB_ITEM, PROCEDURE_TITLE
-from ehrr1.records.table import At, Table
+from ehrr1.records.table_spec import At, Table
 
 
 def _same(*columns: str) -> dict[str, tuple[str, ...]]:

@@ -13,7 +13,7 @@ from threading import Lock
 
 import polars as pl
 
-from ehrr1.records.table import Classes
+from ehrr1.records.table_spec import Classes
 
 Counts = dict[str, Counter[str]]
 """Table -> outcome -> rows. `read` = `kept` + all that begin with `reported/`; `assumed`: kept rows

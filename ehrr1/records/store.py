@@ -23,13 +23,13 @@ import pyarrow as pa
 
 from ehrr1.files import read_json, write_json
 from ehrr1.progress import in_threads
-from ehrr1.records import release_order
 from ehrr1.records.cells import SEPARATOR
-from ehrr1.records.release_order import NO_TIME
-from ehrr1.records.rows import STORE_SCHEMA
+from ehrr1.records.mimic import STORE_SCHEMA
+from ehrr1.records.release.order import NO_TIME
+from ehrr1.records.release.order import listed as as_listed
 from ehrr1.records.schema import TABLES
+from ehrr1.records.shard_buffer import Spool
 from ehrr1.records.source import Shards, Source
-from ehrr1.records.spool import Spool
 
 SORTED_BY = (
     *("subject_id", "event_time", "table", "stay_id", "hadm_id"),
@@ -80,7 +80,7 @@ def write_shard(
     frames.clear()
     rows = source.complete(rows)
     if source.as_released:
-        rows = release_order.listed(rows)
+        rows = as_listed(rows)
     rows = rows.select(*STORE_SCHEMA)
     names = _names(rows, source.names)
     listed = source.listed or source.as_released

@@ -13,7 +13,7 @@ _BULLET = re.compile(r"^[-*•]\s+")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ParsedAnswer:
     """What a completion says.
 
     `think` is the text of the think block (None where there is none, "" where it is empty).
@@ -29,7 +29,7 @@ class Answer:
     problem: str | None
 
 
-def read_answer(completion: str, kind: Kind) -> Answer:
+def read_answer(completion: str, kind: Kind) -> ParsedAnswer:
     """Split a completion into its think block and its answer.
 
     A decision answer is every non-blank line after the think block. A risk answer is exactly one
@@ -38,14 +38,16 @@ def read_answer(completion: str, kind: Kind) -> Answer:
     """
     think, rest, problem = split_think(completion)
     if problem is not None:
-        return Answer(think, (), None, problem)
+        return ParsedAnswer(think, (), None, problem)
     items = answer_lines(rest)
     if not items:
-        return Answer(think, (), None, "empty answer")
+        return ParsedAnswer(think, (), None, "empty answer")
     if kind == "decision":
-        return Answer(think, items, None, None)
+        return ParsedAnswer(think, items, None, None)
     label = read_label(items)
-    return Answer(think, items if label else (), label, None if label else "neither yes nor no")
+    return ParsedAnswer(
+        think, items if label else (), label, None if label else "neither yes nor no"
+    )
 
 
 def split_think(completion: str) -> tuple[str | None, str, str | None]:

@@ -7,7 +7,7 @@ anywhere, there alone. Bullets stay, and blank lines inside an answer together a
 
 from ehrr1.prompts.messages import THINK_CLOSE
 from ehrr1.scoring.sets import SetScores
-from ehrr1.tasks.benchmark_tasks import CDM_DISEASE, CDM_ICD
+from ehrr1.tasks.external.benchmark_tasks import CDM_DISEASE, CDM_ICD
 
 NEXT_EVENT = "next_event"
 

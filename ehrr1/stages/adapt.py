@@ -17,16 +17,16 @@ from ehrr1.config.schema import Config
 from ehrr1.config.training import Adapt
 from ehrr1.errors import UserError
 from ehrr1.files import replacing
-from ehrr1.graph.chains.chain import ARROW, BAR, SECTIONS
 from ehrr1.models.gguf import model_folder
 from ehrr1.models.loading import read_config
-from ehrr1.models.start import embed_by_cooccurrence
+from ehrr1.models.tiny_init import embed_by_cooccurrence
 from ehrr1.prompts.chat_format import load_chat_tokenizer
 from ehrr1.prompts.corpus import corpus
 from ehrr1.prompts.messages import answer_text
 from ehrr1.prompts.tokenizer import load_tokenizer, train_tokenizer
 from ehrr1.prompts.trees import Question
 from ehrr1.prompts.wording import Wording, style_of
+from ehrr1.reasoning.chain import ARROW, BAR, SECTIONS
 from ehrr1.records.schema import TABLES
 from ehrr1.runs import Run
 from ehrr1.tasks.catalog import TASKS

@@ -19,17 +19,16 @@ import polars as pl
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from ehrr1.audit import index_checks, leakage, single_features
+from ehrr1.audit.index_checks import Audit
+from ehrr1.audit.raw_rules import Raw
+from ehrr1.audit.recheck import KINDS, Finding, Recheck
+from ehrr1.audit.report import draw, show
 from ehrr1.config.schema import Config
 from ehrr1.errors import LeakError, UserError
-from ehrr1.evaluation import too_good
-from ehrr1.evaluation.audit_report import draw, show
 from ehrr1.files import read_json, replacing, write_json
 from ehrr1.runs import Run, finish
-from ehrr1.tasks import checks, leaks
-from ehrr1.tasks.checks import Audit
 from ehrr1.tasks.label_options import ED_DELAY
-from ehrr1.tasks.raw_rules import Raw
-from ehrr1.tasks.recheck import KINDS, Finding, Recheck
 from ehrr1.tasks.samples import STORE, Prepared
 
 console = Console(stderr=True)
@@ -105,28 +104,28 @@ def examine(
             f"{prepared.folder} has no samples to audit: prepare more patients (data.subjects, "
             "data.root) or more tasks (data.tasks)"
         )
-    view = leaks.VIEWS[protocol]
+    view = leakage.VIEWS[protocol]
     begin = time.monotonic()
-    found = leaks.find_leaks(prepared, index, view)
+    found = leakage.find_leaks(prepared, index, view)
     judged = time.monotonic()
-    texts = checks.read_texts(prepared, index, view, text_samples_per_task, seed, recheck)
+    texts = index_checks.read_texts(prepared, index, view, text_samples_per_task, seed, recheck)
     read = time.monotonic()
-    rules = too_good.find_rules(prepared, index, rule_samples_per_task, seed)
+    rules = single_features.find_rules(prepared, index, rule_samples_per_task, seed)
     searched = time.monotonic()
     assumed = assumed_shares(prepared.folder)
     wholly_assumed = [table for table, share in assumed.items() if share == 1]
     audit = Audit(
         protocol=protocol,
         contexts=found.contexts,
-        tasks=leaks.by_task(found),
-        tables=leaks.by_table(found),
-        examples=leaks.examples(found, EXAMPLES),
+        tasks=leakage.by_task(found),
+        tables=leakage.by_table(found),
+        examples=leakage.examples(found, EXAMPLES),
         labels=compared_labels(prepared, index, protocol),
-        splits=checks.split_patients(prepared, index),
-        records=checks.same_records(prepared),
+        splits=index_checks.split_patients(prepared, index),
+        records=index_checks.same_records(prepared),
         texts=texts,
         assumed=assumed,
-        surely_leaking=leaks.leaking_without(found, wholly_assumed),
+        surely_leaking=leakage.leaking_without(found, wholly_assumed),
         rules=rules,
     )
     return audit, {
@@ -139,13 +138,13 @@ def examine(
 def compared_labels(prepared: Prepared, index: pl.DataFrame, protocol: str) -> pl.DataFrame | None:
     """The index's labels beside those of the other protocol; None where that is not there, or
     where the input does not tell the stays that labels are made of (the release, others' MEDS)."""
-    labels_of = checks.LABELS.get(checks.OTHER[protocol])
+    labels_of = index_checks.LABELS.get(index_checks.OTHER[protocol])
     stays = prepared.parents.get("admissions")
     if labels_of is None or stays is None or stays.is_empty():
         return None
-    here = checks.index_labels(prepared, index)
+    here = index_checks.index_labels(prepared, index)
     there = labels_of(prepared, here["task"].unique().to_list())
-    return checks.label_changes(here, there)
+    return index_checks.label_changes(here, there)
 
 
 def assumed_shares(prepare: Path) -> dict[str, float]:
@@ -232,7 +231,9 @@ def as_json(audit: Audit) -> dict[str, Any]:
         tasks[row.pop("task")]["labels"] = row
     return {
         "protocol": audit.protocol,
-        "labels_compared_with": None if audit.labels is None else checks.OTHER[audit.protocol],
+        "labels_compared_with": None
+        if audit.labels is None
+        else index_checks.OTHER[audit.protocol],
         "samples": audit.samples,
         "contexts": audit.contexts,
         "leaking_samples": audit.leaking,

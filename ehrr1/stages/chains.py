@@ -26,16 +26,16 @@ from ehrr1.config.schema import Config
 from ehrr1.config.writers import AnthropicChains, ModelChains, OpenAIChains, TemplateChains
 from ehrr1.errors import UserError
 from ehrr1.files import write_jsonl
-from ehrr1.graph.chains import completions, endpoint, messages
-from ehrr1.graph.chains.batches import write_batches
-from ehrr1.graph.chains.costs import estimate, estimate_table
-from ehrr1.graph.chains.ledger import FINISHED, Advance, Ledger
-from ehrr1.graph.chains.prompting import CHARS_PER_TOKEN, VERSIONS, Limit, Prompt, write_prompt
-from ehrr1.graph.chains.screening import RULES, best, screen
-from ehrr1.graph.chains.template import write_template
 from ehrr1.graph.evidence import covered, from_json
 from ehrr1.progress import bar, track
 from ehrr1.prompts.messages import answer_text
+from ehrr1.reasoning import anthropic_messages, endpoint, openai_completions
+from ehrr1.reasoning.anthropic_batches import write_batches
+from ehrr1.reasoning.ledger import FINISHED, Advance, Ledger
+from ehrr1.reasoning.prices import estimate, estimate_table
+from ehrr1.reasoning.prompting import CHARS_PER_TOKEN, VERSIONS, Limit, Prompt, write_prompt
+from ehrr1.reasoning.screening import RULES, best, screen
+from ehrr1.reasoning.template import write_template
 from ehrr1.records.events import Event
 from ehrr1.runs import Run, data_is_open
 from ehrr1.tasks.samples import Prepared, Sample
@@ -171,13 +171,13 @@ def choose_writer(cfg: Config, run: Run) -> Asker:
     assert not isinstance(settings, TemplateChains)
     chars = Limit(len, settings.max_prompt_chars)
     if isinstance(settings, AnthropicChains):
-        endpoint.check(messages.API, settings, data_is_open(run.input("prepare")))
-        write = write_batches if settings.batches else messages.write_messages
+        endpoint.check(anthropic_messages.API, settings, data_is_open(run.input("prepare")))
+        write = write_batches if settings.batches else anthropic_messages.write_messages
         return Asker(write, (chars,))
     if isinstance(settings, OpenAIChains):
-        completions.check(settings, data_is_open(run.input("prepare")))
-        return Asker(completions.write_completions, (chars,))
-    from ehrr1.graph.chains import local  # with torch
+        openai_completions.check(settings, data_is_open(run.input("prepare")))
+        return Asker(openai_completions.write_completions, (chars,))
+    from ehrr1.reasoning import local  # with torch
 
     tokenizer = local.check(settings)
     write_here = partial(local.write_local, tokenizer=tokenizer, seed=cfg.seed, folder=run.folder)

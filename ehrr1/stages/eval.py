@@ -25,21 +25,21 @@ from ehrr1.config.names import TRAINING
 from ehrr1.config.schema import Config, recorded
 from ehrr1.errors import UserError
 from ehrr1.evaluation import chat, shots
-from ehrr1.evaluation.bags import learn_baselines, of_kind
+from ehrr1.evaluation.aggregate import STARTS, summarise
+from ehrr1.evaluation.baselines.bags import learn_baselines, of_kind
 from ehrr1.evaluation.compare import compare
 from ehrr1.evaluation.list_only import list_baselines
 from ehrr1.evaluation.matching import with_matches
 from ehrr1.evaluation.meds_export import export
 from ehrr1.evaluation.opening import Makers, opened, reader
-from ehrr1.evaluation.parts import Parts, speed
 from ehrr1.evaluation.predict import Predictor, Rows, Writing
+from ehrr1.evaluation.prediction_store import PredictionStore, speed
 from ehrr1.evaluation.predictions import SCHEMA
 from ehrr1.evaluation.report import publish, show
-from ehrr1.evaluation.results import Result, results
 from ehrr1.evaluation.subgroups import with_subgroups
-from ehrr1.evaluation.summary import STARTS, summarise
+from ehrr1.evaluation.targets import Target, results
 from ehrr1.files import remove, replacing, write_json
-from ehrr1.graph.chains.chain import without_results
+from ehrr1.reasoning.chain import without_results
 from ehrr1.runs import Run
 from ehrr1.stages.given_chains import CHAINS
 from ehrr1.stages.reason import kept_chains
@@ -62,7 +62,7 @@ class Study:
     calibration: pl.DataFrame
     chains: dict[str, str]
 
-    def of(self, result: Result, cfg: Config) -> list[Sample]:
+    def of(self, result: Target, cfg: Config) -> list[Sample]:
         """The samples that a result answers: those of the untrained model, which writes to the
         limit, have fewer decisions."""
         risk, decision = (rows_of(self.index, kind) for kind in ("risk", "decision"))
@@ -83,7 +83,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
         makers: Makers = {}
         for result in wanted:
             ask(cfg, run, study, result, makers)
-        parts = [Parts(run.folder / "parts", result.name).read() for result in wanted]
+        parts = [PredictionStore(run.folder / "parts", result.name).read() for result in wanted]
         parts.append(baselines(cfg, run, study, wanted[-1]))
         with replacing(whole) as path:
             with_subgroups(pl.concat(parts), study.prepared).write_parquet(path)
@@ -112,7 +112,7 @@ def run_share(cfg: Config, run: Run) -> int:
     for result in wanted:
         ask(cfg, run, study, result, {}, share, shares)
     return sum(
-        len(Parts(run.folder / "parts", result.name).left(study.of(result, cfg)))
+        len(PredictionStore(run.folder / "parts", result.name).left(study.of(result, cfg)))
         for result in wanted
     )
 
@@ -121,13 +121,13 @@ def ask(
     cfg: Config,
     run: Run,
     study: Study,
-    result: Result,
+    result: Target,
     makers: Makers,
     share: int = 0,
     shares: int = 1,
 ) -> None:
     """Let one model answer what is left of its samples; nothing is loaded where nothing is."""
-    parts = Parts(run.folder / "parts", result.name, share)
+    parts = PredictionStore(run.folder / "parts", result.name, share)
     left = [s for s in parts.left(study.of(result, cfg)) if share_of(s, shares) == share]
     if not left:
         return
@@ -135,21 +135,21 @@ def ask(
         parts.save(chat.predict(cfg, study.prepared, result, left), len(left))
         return
     log = run.folder / "engine" / f"{share}.log"
-    with opened(cfg, result, run.inputs, log, makers) as (engine, maker):
+    with opened(cfg, result, run.inputs, log, makers) as (engine, prompt_builder):
         predictor = Predictor(
             engine,
-            maker,
+            prompt_builder,
             study.prepared,
             writing(cfg),
             Candidates.of(study.prepared, cfg.seed) if cfg.candidates == "list" else None,
-            shots.heads(cfg, study.prepared, maker, study.tasks),
+            shots.heads(cfg, study.prepared, prompt_builder, study.tasks),
             study.chains,
         )
         parts.save(answers(predictor, result, left, cfg.seed), len(left))
 
 
 def answers(
-    predictor: Predictor, result: Result, samples: Sequence[Sample], seed: int
+    predictor: Predictor, result: Target, samples: Sequence[Sample], seed: int
 ) -> Iterator[Rows]:
     """Risk first: it is quick, and shows soonest whether a model can do anything at all."""
     risk, decisions = of_kind(samples, "risk"), of_kind(samples, "decision")
@@ -164,7 +164,7 @@ def share_of(sample: Sample, shares: int) -> int:
     return crc32(sample.context_id.encode()) % shares
 
 
-def baselines(cfg: Config, run: Run, study: Study, result: Result) -> pl.DataFrame:
+def baselines(cfg: Config, run: Run, study: Study, result: Target) -> pl.DataFrame:
     """The baselines' rows, kept like those of the models.
 
     They learn from the training split, which a benchmark file may lack. `_cut`: of what the token
@@ -175,10 +175,17 @@ def baselines(cfg: Config, run: Run, study: Study, result: Result) -> pl.DataFra
     if not part.exists():
         samples = study.prepared.as_samples(study.index)
         train = training_samples(cfg, study)
-        maker = None if cfg.engine.name == "anthropic" else reader(cfg, result, run.inputs, {})
+        prompt_builder = (
+            None if cfg.engine.name == "anthropic" else reader(cfg, result, run.inputs, {})
+        )
         with replacing(part) as path:
             found = learn_baselines(
-                study.prepared, train, samples, maker, cfg.eval.baselines.max_features, cfg.seed
+                study.prepared,
+                train,
+                samples,
+                prompt_builder,
+                cfg.eval.baselines.max_features,
+                cfg.seed,
             )
             if cfg.candidates == "list":
                 lists = Candidates.of(study.prepared, cfg.seed)

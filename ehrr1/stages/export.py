@@ -29,7 +29,7 @@ from ehrr1.runs import Run
 from ehrr1.stages import export_meds, export_release
 from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.catalog import TASKS
-from ehrr1.tasks.released import task_info
+from ehrr1.tasks.release.task_info import task_info
 from ehrr1.tasks.samples import SIMILAR, Prepared, Sample
 
 PLACES = ("period_begin", "period_end", "admissions_id", "last_discharge_id")

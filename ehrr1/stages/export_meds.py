@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 
 from ehrr1.files import replacing
 from ehrr1.progress import track
-from ehrr1.records import meds
-from ehrr1.records.frames import ROWS_AT_ONCE, store_frames
+from ehrr1.records.decode import ROWS_AT_ONCE, store_frames
+from ehrr1.records.meds import layout
 from ehrr1.records.openness import copy_mark
 from ehrr1.tasks.catalog import ONE_ITEM, TASKS
 from ehrr1.tasks.samples import Prepared, Sample
@@ -51,18 +51,18 @@ def write(prepared: Prepared, folder: Path) -> dict[str, float | int]:
 
 def _write_data(prepared: Prepared, folder: Path) -> dict[str, float | int]:
     splits = prepared.splits
-    subjects = meds.subject_events(prepared.parents)
+    subjects = layout.subject_events(prepared.parents)
     codes = pl.DataFrame(schema={"code": pl.String, "description": pl.String})
     rows = files = 0
     for number, (events, own) in enumerate(_event_ranges(prepared, subjects)):
-        found = meds.in_order(pl.concat([events, own]))
-        codes = pl.concat([codes, meds.described_codes(found)]).unique("code").sort("code")
+        found = layout.in_order(pl.concat([events, own]))
+        codes = pl.concat([codes, layout.described_codes(found)]).unique("code").sort("code")
         found = found.join(splits, on="subject_id", maintain_order="left")
         for (split,), part in found.group_by("split", maintain_order=True):
-            path = folder / "data" / meds.SPLITS[str(split)] / f"{number}.parquet"
-            _write_parquet(meds.as_arrow(part, meds.DATA), path)
+            path = folder / "data" / layout.SPLITS[str(split)] / f"{number}.parquet"
+            _write_parquet(layout.as_arrow(part, layout.DATA), path)
             files, rows = files + 1, rows + part.height
-    _write_parquet(meds.as_arrow(codes, meds.CODES), folder / "metadata" / "codes.parquet")
+    _write_parquet(layout.as_arrow(codes, layout.CODES), folder / "metadata" / "codes.parquet")
     return {"rows": rows, "subjects": splits.height, "files": files}
 
 
@@ -77,7 +77,7 @@ def _event_ranges(
     for frame in track(store_frames(prepared.store, ROWS_AT_ONCE), "export"):
         seen.append(frame["subject_id"].unique())
         own = subjects.filter(pl.col("subject_id").is_in(seen[-1].implode()))
-        yield meds.meds_events(frame), own
+        yield layout.meds_events(frame), own
     ids = pl.concat(seen) if seen else pl.Series(dtype=pl.Int64)
     rest = subjects.filter(~pl.col("subject_id").is_in(ids.implode()))
     if rest.height:
@@ -85,17 +85,19 @@ def _event_ranges(
 
 
 def _write_metadata(prepared: Prepared, folder: Path) -> None:
-    splits = prepared.splits.with_columns(pl.col("split").replace(meds.SPLITS))
-    _write_parquet(meds.as_arrow(splits, meds.SUBJECT_SPLITS), folder / "subject_splits.parquet")
+    splits = prepared.splits.with_columns(pl.col("split").replace(layout.SPLITS))
+    _write_parquet(
+        layout.as_arrow(splits, layout.SUBJECT_SPLITS), folder / "subject_splits.parquet"
+    )
     for name, parent in prepared.parents.items():
         _write_parquet(parent.to_arrow(), folder / "parents" / f"{name}.parquet")
     about = {
         "dataset_name": "MIMIC-IV",
         "etl_name": "ehrr1",
-        "meds_version": meds.VERSION,
+        "meds_version": layout.VERSION,
         "raw_source_id_columns": ["hadm_id", "stay_id"],
         "other_extension_columns": [
-            name for name in meds.EXTRA.names if name not in ("hadm_id", "stay_id")
+            name for name in layout.EXTRA.names if name not in ("hadm_id", "stay_id")
         ],
     }
     (folder / "dataset.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
@@ -119,7 +121,7 @@ def _labels(samples: list[Sample], task: str) -> pa.Table:
     times = [sample.prediction_time - INSTANT * (not sample.inclusive) for sample in samples]
     answers = [s.target == ("yes",) if risk else s.target[0] for s in samples]
     columns = [[sample.subject_id for sample in samples], times, answers]
-    schema = meds.RISK_LABELS if risk else meds.ITEM_LABELS
+    schema = layout.RISK_LABELS if risk else layout.ITEM_LABELS
     arrays = [pa.array(c, field.type) for c, field in zip(columns, schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)
 

@@ -23,11 +23,11 @@ from omegaconf import OmegaConf
 from ehrr1.errors import UserError
 from ehrr1.files import replacing, write_jsonl
 from ehrr1.progress import track
-from ehrr1.records import release
-from ehrr1.records.frames import store_frames
+from ehrr1.records.decode import store_frames
 from ehrr1.records.openness import copy_mark
 from ehrr1.records.reading import SUFFIXES, as_text, read_columns
-from ehrr1.records.release_codes import HEADERS, Codes, Dictionary, codes_of
+from ehrr1.records.release import layout
+from ehrr1.records.release.codes import HEADERS, Codes, Dictionary, codes_of
 from ehrr1.tasks.candidates import COUNTED
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
@@ -55,7 +55,7 @@ def write(prepared: Prepared, folder: Path, bench: Any) -> dict[str, float | int
         metrics: dict[str, float | int] = {}
         copy_mark(prepared.folder, temporary, prepared.splits["subject_id"])
         codes = codes_of(prepared.store, dictionaries(prepared.folder))
-        metrics["patients"] = _write_patients(prepared, codes, temporary / release.FOLDER)
+        metrics["patients"] = _write_patients(prepared, codes, temporary / layout.FOLDER)
         metrics |= _write_indices(prepared, temporary)
         _write_cache(prepared, temporary / "cache")
         for name, rows in codes.mappings():
@@ -73,11 +73,11 @@ def _write_patients(prepared: Prepared, codes: Codes, folder: Path) -> int:
     written: set[int] = set()
     for rows in track(store_frames(prepared.store, ROWS_AT_ONCE), "patients"):
         own = patients.filter(pl.col("subject_id").is_in(rows["subject_id"].unique().implode()))
-        for subject, events in release.event_rows(rows, own, visits, codes):
+        for subject, events in layout.event_rows(rows, own, visits, codes):
             events.write_parquet(folder / f"{subject}.parquet", compression="zstd")
             written.add(subject)
     rest = patients.filter(~pl.col("subject_id").is_in(list(written)))
-    for subject, events in release.event_rows(rows.clear(), rest, None, codes):
+    for subject, events in layout.event_rows(rows.clear(), rest, None, codes):
         events.write_parquet(folder / f"{subject}.parquet", compression="zstd")
     return len(written) + rest.height
 
@@ -149,7 +149,7 @@ def dictionaries(prepare: Path) -> Dictionary:
         if path.name.endswith(SUFFIXES)
     }
     maps = {kind: path for kind, path in data.maps.items() if path and Path(path).is_file()}
-    found |= {release.MAPS[kind]: Path(path) for kind, path in maps.items()}
+    found |= {layout.MAPS[kind]: Path(path) for kind, path in maps.items()}
 
     def rows(name: str) -> pl.DataFrame | None:
         if name not in found:

@@ -8,8 +8,8 @@ from typing import Any
 
 from ehrr1.files import write_jsonl
 from ehrr1.prompts.messages import answer_text
-from ehrr1.tasks.release_index import written_id
-from ehrr1.tasks.release_rows import chain_of, items_of, reasoning_batches
+from ehrr1.tasks.release.index import written_id
+from ehrr1.tasks.release.rows import chain_of, items_of, reasoning_batches
 
 CHAINS = "chains.jsonl"
 """A line a draft, beside the index: `stage=reason` reads it where no `stage=chains` has run."""

@@ -12,12 +12,12 @@ from typing import Any
 
 from ehrr1 import runs
 from ehrr1.config.schema import Config
-from ehrr1.config.types import Answer as Mode
+from ehrr1.config.types import AnswerMode
 from ehrr1.errors import UserError
-from ehrr1.evaluation.asking import Answer, Record, events
-from ehrr1.evaluation.inference import ENGINES, EHRModel
 from ehrr1.evaluation.opening import device
-from ehrr1.evaluation.results import STAGES
+from ehrr1.evaluation.targets import STAGES
+from ehrr1.inference.model import ENGINES, EHRModel
+from ehrr1.inference.query import Answer, Record, events
 from ehrr1.records.events import Event
 from ehrr1.stages.infer_batch import Records, read_batch, shows_the_moment, time_of
 from ehrr1.tasks.candidates import Candidates
@@ -143,7 +143,7 @@ def is_meds(path: Path) -> bool:
     return path.is_dir() or path.suffix == ".parquet"
 
 
-def way(cfg: Config) -> Mode:
+def way(cfg: Config) -> AnswerMode:
     """How the model is asked; `check` has refused several ways."""
     assert not isinstance(cfg.answer, list)
     return cfg.answer or "direct"

@@ -13,8 +13,8 @@ from typing import Any
 
 from ehrr1 import runs
 from ehrr1.errors import UserError
-from ehrr1.evaluation.asking import Answer, Asking, events
 from ehrr1.files import read_json, write_json
+from ehrr1.inference.query import Answer, Query, events
 from ehrr1.records.events import Event
 from ehrr1.tasks.catalog import ALL_TASKS
 
@@ -37,7 +37,7 @@ class Batch:
     path: Path
     output: Path
     rows: int
-    left: list[Asking]
+    left: list[Query]
     ids: dict[str, Any]
     """id as text -> as the file has it"""
     lines: dict[str, int]
@@ -75,7 +75,7 @@ class Batch:
             )
         write_json(path, settings)
 
-    def refuse(self, problem: Callable[[Asking], str | None]) -> None:
+    def refuse(self, problem: Callable[[Query], str | None]) -> None:
         """Leave out the rows with a problem, and those whose record cannot be read."""
         kept = []
         for asking in self.left:
@@ -141,7 +141,7 @@ def read_batch(path: Path, output: Path, records: Records, tell_time: bool = Fal
     return batch
 
 
-def read_row(line: str, records: Records, tell_time: bool) -> tuple[Asking, Any]:
+def read_row(line: str, records: Records, tell_time: bool) -> tuple[Query, Any]:
     """A row as a question, and its id as it stands there. Raises RowError for what is none."""
     try:
         row = json.loads(line)
@@ -163,7 +163,7 @@ def read_row(line: str, records: Records, tell_time: bool) -> tuple[Asking, Any]
     time = row_time(row) if tell_time else None
     if tell_time and time is None:
         raise RowError("no time, which data.tell_time=true says in its question")
-    return Asking(str(name), context_id, record, question, task, time=time), name
+    return Query(str(name), context_id, record, question, task, time=time), name
 
 
 def read_record(row: dict[str, Any], records: Records) -> tuple[str, Callable[[], list[Event]]]:
@@ -194,7 +194,7 @@ def shows_the_moment(task: str | None) -> bool:
     return task is None or ALL_TASKS[task].kind == "risk"
 
 
-def unreadable(asking: Asking) -> str | None:
+def unreadable(asking: Query) -> str | None:
     """Why a record cannot be read; None where it can."""
     try:
         asking.record()

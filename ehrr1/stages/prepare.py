@@ -31,14 +31,14 @@ from ehrr1.records import openness
 from ehrr1.records.codes import LOST_TASKS
 from ehrr1.records.schema import MIMIC_TABLES, TABLES
 from ehrr1.records.source import Source
-from ehrr1.records.table import Classes
+from ehrr1.records.table_spec import Classes
 from ehrr1.runs import Run
 from ehrr1.stages import prepare_benchmark
 from ehrr1.stages import prepare_inputs as inputs
 from ehrr1.stages.prepare_inputs import AnySource
 from ehrr1.tasks import build, questions
 from ehrr1.tasks.catalog import SUITES, TASKS
-from ehrr1.tasks.paper import RELEASED, WINDOW_HOURS
+from ehrr1.tasks.paper.index import RELEASED, WINDOW_HOURS
 from ehrr1.tasks.samples import SPLIT
 from ehrr1.tasks.sampling import BALANCED, Draw, read_limits
 

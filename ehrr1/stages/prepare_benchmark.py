@@ -26,10 +26,10 @@ from ehrr1.records import openness
 from ehrr1.runs import Run
 from ehrr1.stages.given_chains import CHAINS, chain_row
 from ehrr1.stages.prepare_inputs import UNPACKED
-from ehrr1.tasks.benchmark import SHOTS, Benchmark, read_benchmark
-from ehrr1.tasks.cdm import read_cdm
-from ehrr1.tasks.ehrshot import Limits, read_ehrshot
-from ehrr1.tasks.release_lists import CACHE, keep_lists
+from ehrr1.tasks.external.benchmark import SHOTS, Benchmark, read_benchmark
+from ehrr1.tasks.external.cdm import read_cdm
+from ehrr1.tasks.external.ehrshot import Limits, read_ehrshot
+from ehrr1.tasks.release.lists import CACHE, keep_lists
 from ehrr1.tasks.samples import INDEX, SPLIT, TEXTS
 
 console = Console(stderr=True)

@@ -15,24 +15,24 @@ from rich.console import Console
 from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
 from ehrr1.files import locked, remove
-from ehrr1.records import release
 from ehrr1.records.codes import ClassMaps
-from ehrr1.records.meds_source import MedsFolder
+from ehrr1.records.meds.source import MedsFolder
+from ehrr1.records.mimic import MimicFolder
 from ehrr1.records.openness import decide
 from ehrr1.records.reading import Folder
-from ehrr1.records.release_archives import part, root_of
-from ehrr1.records.release_source import ReleaseFolder
-from ehrr1.records.rows import MimicFolder
+from ehrr1.records.release import layout
+from ehrr1.records.release.archives import part, root_of
+from ehrr1.records.release.source import ReleaseFolder
 from ehrr1.stages.given_chains import CHAINS, write_given
 from ehrr1.tasks import build
 from ehrr1.tasks.index import Index, build_index
 from ehrr1.tasks.label_files import label_index, read_labels
 from ehrr1.tasks.labels import LabelOptions
-from ehrr1.tasks.paper import Limits, paper_index
+from ehrr1.tasks.paper.index import Limits, paper_index
 from ehrr1.tasks.questions import read_questions, ready_rows
-from ehrr1.tasks.release_index import release_index, release_splits
-from ehrr1.tasks.release_lists import keep_lists
-from ehrr1.tasks.release_rows import items_of, read_release_index
+from ehrr1.tasks.release.index import release_index, release_splits
+from ehrr1.tasks.release.lists import keep_lists
+from ehrr1.tasks.release.rows import items_of, read_release_index
 from ehrr1.tasks.samples import INDEX
 from ehrr1.tasks.sampling import read_subjects
 from ehrr1.tasks.splits import split_patients
@@ -62,7 +62,7 @@ def _opened(cfg: Config, folder: Path) -> AnySource:
     if cfg.data.name == "release":
         work = folder / UNPACKED
         root = root_of(Path(str(cfg.data.root)), work)
-        patients = part(root, release.FOLDER, work)
+        patients = part(root, layout.FOLDER, work)
         return ReleaseFolder(root, patients, cfg.data.patients_per_shard)
     root, maps = hospital(cfg, folder)
     file = cfg.data.subjects_file
@@ -186,13 +186,13 @@ def hospital(cfg: Config, folder: Path) -> tuple[Path, dict[str, Path | None]]:
     }
     if cfg.data.root is not None:
         return Path(str(cfg.data.root)), maps
-    from ehrr1.records.synthetic import write_hospital
+    from ehrr1.synthetic.hospital import write_hospital
 
     root = folder / "hospital"
     with locked(folder / ".hospital.lock"):  # shares may ask for it at the same time
         if not root.exists():
             write_hospital(root, cfg.data.subjects or 0, cfg.seed)
-    own = {kind: root / "maps" / f"{name}.csv" for kind, name in release.MAPS.items()}
+    own = {kind: root / "maps" / f"{name}.csv" for kind, name in layout.MAPS.items()}
     if cfg.data.maps.ccs_diagnoses == CCSR:
         del own["ccs_diagnoses"]
     return root, maps | {kind: maps[kind] or path for kind, path in own.items()}

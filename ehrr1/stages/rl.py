@@ -13,31 +13,31 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
 from ehrr1.config.schema import Config
+from ehrr1.engines.base import SYNC_TOLERANCE, Rollout
+from ehrr1.engines.transformers import TransformersRollout
+from ehrr1.engines.vllm import VLLMRollout
+from ehrr1.engines.vllm_server import VLLMServerRollout
 from ehrr1.errors import UserError
 from ehrr1.evaluation.bootstrap import Resamples, estimate
 from ehrr1.files import read_json
 from ehrr1.models.loading import read_config
 from ehrr1.prompts.chat_format import load_chat_tokenizer
 from ehrr1.prompts.dataset import evenly
-from ehrr1.prompts.steps import StepData, Steps, plan_evenly
-from ehrr1.prompts.trees import TreeMaker
+from ehrr1.prompts.schedule import StepData, Steps, plan_evenly
+from ehrr1.prompts.trees import PromptBuilder
 from ehrr1.prompts.wording import style_of
-from ehrr1.rollout.sampling import SYNC_TOLERANCE, Rollout
-from ehrr1.rollout.transformers import TransformersRollout
-from ehrr1.rollout.vllm import VLLMRollout
-from ehrr1.rollout.vllm_server import VLLMServerRollout
 from ehrr1.runs import Run, data_is_open
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import LEARNABLE, select
 from ehrr1.training.checkpoints import consolidate
 from ehrr1.training.checks import check_reinforcement
-from ehrr1.training.fitting import fit, log_summary
 from ehrr1.training.groups import mean
 from ehrr1.training.grpo import GRPOModule
 from ehrr1.training.prompts import Prompts
 from ehrr1.training.sft import builder, lay_base
 from ehrr1.training.strategies import on_gpu
+from ehrr1.training.trainer import fit, log_summary
 
 
 def check(cfg: Config, inputs: dict[str, Path]) -> None:
@@ -160,9 +160,11 @@ def make_prompts(
     samples: list[Sample] = prepared.as_samples(chosen)
     if split == "validation":
         samples = evenly(samples, wanted, cfg.seed)
-    maker = TreeMaker(tokenizer, cfg.rl.max_prompt_tokens, style_of(cfg.wording, "rl"))
+    prompt_builder = PromptBuilder(tokenizer, cfg.rl.max_prompt_tokens, style_of(cfg.wording, "rl"))
     path = folder / "data" / f"{split}.arrow"
-    return parallel.in_turn(lambda: Prompts(path, prepared, samples, maker, think=cfg.rl.think))
+    return parallel.in_turn(
+        lambda: Prompts(path, prepared, samples, prompt_builder, think=cfg.rl.think)
+    )
 
 
 def compare(folder: Path, prompts: Prompts, cfg: Config) -> dict[str, float | int]:

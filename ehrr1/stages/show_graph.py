@@ -19,8 +19,8 @@ from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
 from ehrr1.files import replacing, write_text
 from ehrr1.graph.evidence import from_json
-from ehrr1.graph.pictures.figure import draw
-from ehrr1.graph.pictures.page import Shown, page
+from ehrr1.reasoning.pictures.figure import draw
+from ehrr1.reasoning.pictures.page import PageContent, page
 from ehrr1.runs import data_is_open
 from ehrr1.tasks.samples import Prepared, Sample
 
@@ -35,7 +35,7 @@ def show(cfg: Config, console: Console) -> None:
     prepared, graph = Prepared(inputs["prepare"]), from_json(row["graph"])
     sample = _sample(prepared, row["sample_id"])
     draft, note = find_draft(cfg, inputs["graph"], sample.sample_id)
-    shown = Shown(
+    shown = PageContent(
         sample=sample,
         context=prepared.context(sample),
         graph=graph,

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ehrr1.sweeps.book import Book, Entry, Told, alone, is_held, status
+from ehrr1.sweeps.state import Entry, RunStatus, Sweep, alone, is_held, status
 
 LOOK_SECONDS = 0.5
 
@@ -25,7 +25,7 @@ def check(launcher: dict[str, Any]) -> None:
     """Nothing can be missing here."""
 
 
-def submit(book: Book, entries: Iterable[Entry]) -> None:
+def submit(book: Sweep, entries: Iterable[Entry]) -> None:
     """Start the supervisor, where none is there; it finds by itself what is to be done."""
     if not supervised(book):
         detached([sys.executable, "-m", "ehrr1.sweeps.local", str(book.folder)], book)
@@ -33,15 +33,15 @@ def submit(book: Book, entries: Iterable[Entry]) -> None:
             time.sleep(0.02)
 
 
-def supervised(book: Book) -> bool:
+def supervised(book: Sweep) -> bool:
     return is_held(book.folder / ".supervisor.lock")
 
 
-def settle(book: Book) -> None:
+def settle(book: Sweep) -> None:
     """Nothing can be half submitted here."""
 
 
-def active(book: Book) -> dict[str, str]:
+def active(book: Sweep) -> dict[str, str]:
     """The runs that the supervisor has: `running`, or `pending` while it lives."""
     here = supervised(book)
     found = {}
@@ -53,7 +53,7 @@ def active(book: Book) -> dict[str, str]:
     return found
 
 
-def cancel(book: Book, runs: Iterable[str]) -> None:
+def cancel(book: Sweep, runs: Iterable[str]) -> None:
     """Runs that are at work are told to save and end."""
     names = set(runs)
     for entry in book.entries():
@@ -63,7 +63,7 @@ def cancel(book: Book, runs: Iterable[str]) -> None:
                 os.kill(pid, signal.SIGTERM)
 
 
-def supervise(book: Book) -> None:
+def supervise(book: Sweep) -> None:
     """Start what is ready, so many at a time, until nothing is left that can be started."""
     with alone(book.folder / ".supervisor.lock") as free:
         if not free:
@@ -82,7 +82,7 @@ def supervise(book: Book) -> None:
             time.sleep(LOOK_SECONDS)
 
 
-def ready_runs(book: Book, told: list[Told]) -> list[Entry]:
+def ready_runs(book: Sweep, told: list[RunStatus]) -> list[Entry]:
     """Runs that wait for nothing any more."""
     states = {one.run: one.state for one in told}
     return [
@@ -92,12 +92,12 @@ def ready_runs(book: Book, told: list[Told]) -> list[Entry]:
     ]
 
 
-def start(book: Book, entry: Entry) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "ehrr1.sweeps.link", str(book.folder), "--run", entry.run]
+def start(book: Sweep, entry: Entry) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "ehrr1.sweeps.worker", str(book.folder), "--run", entry.run]
     return detached(command, book)
 
 
-def detached(command: Sequence[str], book: Book) -> "subprocess.Popen[bytes]":
+def detached(command: Sequence[str], book: Sweep) -> "subprocess.Popen[bytes]":
     """A process that outlives this one."""
     log = (book.folder / "supervisor.log").open("ab")
     return subprocess.Popen(
@@ -106,4 +106,4 @@ def detached(command: Sequence[str], book: Book) -> "subprocess.Popen[bytes]":
 
 
 if __name__ == "__main__":
-    supervise(Book(Path(sys.argv[1])))
+    supervise(Sweep(Path(sys.argv[1])))

@@ -32,9 +32,7 @@ from ehrr1.errors import UserError
 from ehrr1.files import read_json, write_json
 from ehrr1.runs import metrics_of
 from ehrr1.spelling import quoted
-from ehrr1.sweeps.begin import begun, name_of, own
-from ehrr1.sweeps.book import Book, Entry, Told, alone, status
-from ehrr1.sweeps.commands import (
+from ehrr1.sweeps.control import (
     end,
     launcher_of,
     module_of,
@@ -42,8 +40,10 @@ from ehrr1.sweeps.commands import (
     start_missing,
     tell_begun,
 )
+from ehrr1.sweeps.expand import begun, name_of, own
 from ehrr1.sweeps.grid import parsed
 from ehrr1.sweeps.local import detached
+from ehrr1.sweeps.state import Entry, RunStatus, Sweep, alone, status
 
 LOOK_SECONDS = 2
 
@@ -78,7 +78,7 @@ class Search:
     stopped: bool = False
 
     @staticmethod
-    def read(book: Book) -> "Search":
+    def read(book: Sweep) -> "Search":
         found = read_json(book.folder / "search.json")
         trials = [
             Trial(**{**one, "curve": {int(k): v for k, v in one["curve"].items()}})
@@ -86,7 +86,7 @@ class Search:
         ]
         return Search(**found, trials=trials)
 
-    def write(self, book: Book) -> None:
+    def write(self, book: Sweep) -> None:
         write_json(book.folder / "search.json", asdict(self))
 
 
@@ -174,7 +174,7 @@ def begin_search(arguments: Sequence[str]) -> int:
     search = Search({"seed": 0, "direction": "minimize"}, [*fixed, *elsewhere, name], space, [])
     asked = begun([*search.arguments, *chosen_values(propose(search))])
     search.settings = asked.search
-    book, module = Book(asked.folder), module_of(asked.launcher["name"])
+    book, module = Sweep(asked.folder), module_of(asked.launcher["name"])
     module.check(asked.launcher)
     with book.held():
         if (book.folder / "sweep.json").exists():
@@ -188,11 +188,11 @@ def begin_search(arguments: Sequence[str]) -> int:
     return 0
 
 
-def search_behind(book: Book) -> None:
+def search_behind(book: Sweep) -> None:
     detached([sys.executable, "-m", "ehrr1.sweeps.search", str(book.folder)], book)
 
 
-def begin_trial(book: Book, search: Search) -> None:
+def begin_trial(book: Sweep, search: Search) -> None:
     """Ask for a trial and write down its runs; they are started by the round that follows."""
     params = propose(search)
     entries = begun([*search.arguments, *chosen_values(params)]).entries
@@ -206,7 +206,7 @@ def chosen_values(params: dict[str, Any]) -> list[str]:
     return [f"{key}=choice({spelled(value)})" for key, value in params.items()]
 
 
-def resumed(book: Book, runs: Sequence[str]) -> list[str]:
+def resumed(book: Sweep, runs: Sequence[str]) -> list[str]:
     """Let a search go on, failed trials too; the runs that it wants, of those that are named."""
     search = Search.read(book)
     search.stopped = False
@@ -219,14 +219,14 @@ def resumed(book: Book, runs: Sequence[str]) -> list[str]:
     return [run for run in runs if run in wanted]
 
 
-def stopped(book: Book) -> None:
+def stopped(book: Sweep) -> None:
     """Let a search propose nothing more."""
     search = Search.read(book)
     search.stopped = True
     search.write(book)
 
 
-def step(book: Book, search: Search, module: ModuleType) -> bool:
+def step(book: Sweep, search: Search, module: ModuleType) -> bool:
     """One round: what has ended is told, what lags is stopped, what is free gets a trial; whether
     there is more to do."""
     entries = {entry.run: entry for entry in book.entries()}
@@ -248,7 +248,9 @@ def step(book: Book, search: Search, module: ModuleType) -> bool:
     return any(trial.state == "running" for trial in search.trials)
 
 
-def settle(search: Search, trial: Trial, entries: dict[str, Entry], told: dict[str, Told]) -> None:
+def settle(
+    search: Search, trial: Trial, entries: dict[str, Entry], told: dict[str, RunStatus]
+) -> None:
     """Read a trial's score, or its curve so far."""
     metric, last = search.settings["metric"], entries[trial.runs[-1]]
     trained = [entries[run] for run in trial.runs if entries[run].stage in TRAINING]
@@ -281,10 +283,10 @@ def lags(search: Search, trial: Trial) -> bool:
 
 
 def stop(
-    book: Book,
+    book: Sweep,
     search: Search,
     trial: Trial,
-    told: dict[str, Told],
+    told: dict[str, RunStatus],
     module: ModuleType,
 ) -> None:
     """End the runs that no other trial needs."""
@@ -297,7 +299,7 @@ def stop(
     trial.state = "pruned"
 
 
-def search_on(book: Book) -> None:
+def search_on(book: Sweep) -> None:
     """Propose, start, judge, until all trials are over or the search is stopped."""
     with alone(book.folder / ".searcher.lock") as free:
         module, more = launcher_of(book), free
@@ -309,4 +311,4 @@ def search_on(book: Book) -> None:
 
 
 if __name__ == "__main__":
-    search_on(Book(Path(sys.argv[1])))
+    search_on(Sweep(Path(sys.argv[1])))

@@ -17,7 +17,7 @@ from submitit.core.utils import FailedSubmissionError
 
 from ehrr1.errors import UserError
 from ehrr1.files import write_json
-from ehrr1.sweeps.book import Book, Entry
+from ehrr1.sweeps.state import Entry, Sweep
 
 RUNNING = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED"})
 
@@ -62,7 +62,7 @@ def ask(command: Sequence[str]) -> str:
     return done.stdout
 
 
-def submit(book: Book, entries: Sequence[Entry]) -> None:
+def submit(book: Sweep, entries: Sequence[Entry]) -> None:
     """Hand runs to SLURM, inputs first. Runs in the queue are depended on where they are needed."""
     jobs = {run: job for run, (job, _) in queue(book).items()}
     waiting: dict[tuple[Any, ...], list[Entry]] = {}
@@ -75,7 +75,7 @@ def submit(book: Book, entries: Sequence[Entry]) -> None:
         jobs |= {e.run: f"{job}_{n}" if several else job for n, e in enumerate(alike)}
 
 
-def submit_alike(book: Book, entries: Sequence[Entry], dependency: str | None) -> str:
+def submit_alike(book: Sweep, entries: Sequence[Entry], dependency: str | None) -> str:
     """One job, an array where runs are several; they differ in nothing that SLURM must know."""
     token, job = uuid.uuid4().hex[:10], entries[0].job
     file = book.folder / "submissions" / f"{token}.json"
@@ -105,7 +105,7 @@ def submit_alike(book: Book, entries: Sequence[Entry], dependency: str | None) -
     # until Python has its own handlers a signal would end it
     command = (
         "bash -c \"trap '' USR1; exec "
-        f'{sys.executable} -u -m ehrr1.sweeps.link {book.folder.resolve()} --submission {token}"'
+        f'{sys.executable} -u -m ehrr1.sweeps.worker {book.folder.resolve()} --submission {token}"'
     )
     chosen = {name: value for name, value in parameters.items() if value is not None}
     try:
@@ -117,11 +117,11 @@ def submit_alike(book: Book, entries: Sequence[Entry], dependency: str | None) -
     return number
 
 
-def job_name(book: Book, token: str) -> str:
+def job_name(book: Sweep, token: str) -> str:
     return f"{book.folder.name}-{token}"
 
 
-def queue(book: Book) -> dict[str, tuple[str, str]]:
+def queue(book: Sweep) -> dict[str, tuple[str, str]]:
     """The runs that SLURM has -> job and state, by one look at the queue.
 
     A submission without a job (its `sweep.py` was killed) is found by its name, or given up.
@@ -146,7 +146,7 @@ def queue(book: Book) -> dict[str, tuple[str, str]]:
     return found
 
 
-def settle(book: Book) -> None:
+def settle(book: Sweep) -> None:
     """Write down the jobs of submissions that a killed `sweep.py` left without one; those that
     SLURM never had are removed. While a sweep is held."""
     unsettled = [one for one in book.submissions() if one["job"] is None]
@@ -162,14 +162,14 @@ def settle(book: Book) -> None:
             file.unlink()
 
 
-def active(book: Book) -> dict[str, str]:
+def active(book: Sweep) -> dict[str, str]:
     """The runs that SLURM has: `pending` or `running`."""
     return {
         run: "running" if state in RUNNING else "pending" for run, (_, state) in queue(book).items()
     }
 
 
-def cancel(book: Book, runs: Iterable[str]) -> None:
+def cancel(book: Sweep, runs: Iterable[str]) -> None:
     """Take runs out of the queue; those that run are told to save and end."""
     there = queue(book)
     jobs = [there[run][0] for run in runs if run in there]

@@ -12,8 +12,8 @@ import polars as pl
 
 from ehrr1.files import read_json, remove, replacing, write_json
 from ehrr1.progress import in_threads
+from ehrr1.records.shard_buffer import Spool
 from ehrr1.records.source import Shards, Source
-from ehrr1.records.spool import Spool
 from ehrr1.records.store import read_all, shard_folder, write_shard, write_shards
 from ehrr1.tasks.index import Index
 from ehrr1.tasks.samples import INDEX, NAMES, STORE, TIME_TOLD

@@ -25,7 +25,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ehrr1.tasks.catalog import ALL_TASKS
-from ehrr1.tasks.release_lists import ReleaseLists
+from ehrr1.tasks.release.lists import ReleaseLists
 from ehrr1.tasks.samples import NAMES, Prepared, Sample
 from ehrr1.tasks.selection import select
 from ehrr1.tasks.similar import read_similar

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from ehrr1.tasks.benchmark_tasks import CDM_DISEASE, CDM_ICD, CDM_QUESTIONS, EHRSHOT_QUESTIONS
+from ehrr1.tasks.external.benchmark_tasks import (
+    CDM_DISEASE,
+    CDM_ICD,
+    CDM_QUESTIONS,
+    EHRSHOT_QUESTIONS,
+)
 
 Kind = Literal["decision", "risk"]
 Metric = Literal["f1", "auroc", "accuracy", "rouge"]

@@ -14,7 +14,7 @@ import numpy as np
 
 from ehrr1.records.cells import SEPARATOR
 from ehrr1.records.events import Event
-from ehrr1.records.rows import NEVER
+from ehrr1.records.mimic import NEVER
 from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.store import NO_ID, NO_TIME, Patient, Shard, Store
 

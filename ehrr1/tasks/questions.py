@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ehrr1.errors import UserError
 from ehrr1.files import write_json
-from ehrr1.tasks.benchmark import rows_of
 from ehrr1.tasks.catalog import ALL_TASKS
+from ehrr1.tasks.external.benchmark import rows_of
 from ehrr1.tasks.samples import QUESTIONS
 
 

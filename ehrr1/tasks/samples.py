@@ -13,9 +13,9 @@ from ehrr1.files import read_json
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import events_of
 from ehrr1.records.store import Store
-from ehrr1.tasks import paper_context
 from ehrr1.tasks.catalog import ALL_TASKS, telling_time
 from ehrr1.tasks.context import context_events, preamble_length
+from ehrr1.tasks.paper import context as paper_context
 
 __all__ = ["Prepared", "Sample", "preamble_length"]
 

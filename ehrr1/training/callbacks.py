@@ -12,7 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from ehrr1 import parallel
 from ehrr1.files import replacing
 from ehrr1.progress import bar
-from ehrr1.prompts.steps import Steps
+from ehrr1.prompts.schedule import Steps
 from ehrr1.training.module import ForestModule
 
 PEAK_TFLOPS = {"A100": 312, "H100": 989, "H200": 989, "GH200": 989, "B200": 2250, "L40S": 362}

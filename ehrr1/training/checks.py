@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedToken
 from ehrr1 import parallel
 from ehrr1.config.schema import Config
 from ehrr1.config.training import RL, TrainerSettings
+from ehrr1.engines.vllm import check as check_engine
 from ehrr1.errors import UserError
 from ehrr1.models.sizes import check_memory
-from ehrr1.rollout.vllm import check as check_engine
-from ehrr1.training.collecting import PROPER
-from ehrr1.training.scoring import resolve
+from ehrr1.training.reward_runner import resolve
+from ehrr1.training.rollouts import PROPER
 from ehrr1.training.strategies import is_zero, on_gpu
 
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ehrr1.config.training import RL
+from ehrr1.engines.base import Completion
 from ehrr1.files import replacing
 from ehrr1.prompts.forest import Forest, collate, pack
 from ehrr1.prompts.trees import Branch, Tree
-from ehrr1.rollout.sampling import Completion
 from ehrr1.training.losses import FLAT, completion_weights
-from ehrr1.training.prompts import Prompt
+from ehrr1.training.prompts import RLPrompt
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Group:
     groups without signal were replaced; `kept` is False for one that was. `advantages` [G].
     """
 
-    prompt: Prompt
+    prompt: RLPrompt
     completions: list[Completion]
     texts: list[str]
     rewards: list[float]
@@ -45,7 +45,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Row:
+class Microbatch:
     """A packed row of completions and, for each of its N learnt tokens, what the loss must know.
 
     `sampled` by the engine that generated; `old` by the trainer before the first update, and
@@ -58,7 +58,7 @@ class Row:
     old: Tensor | None = None
     reference: Tensor | None = None
 
-    def to(self, device: torch.device) -> "Row":
+    def to(self, device: torch.device) -> "Microbatch":
         return replace(
             self,
             forest=self.forest.to(device),
@@ -72,7 +72,7 @@ def lay_out(
     settings: RL,
     rank: int = 0,
     ranks: int = 1,
-) -> list[Row]:
+) -> list[Microbatch]:
     """One optimizer step's groups as this process's rows: a tree a prompt, a branch a completion.
 
     `settings` is the section `rl`. A group that does not fit into `max_batch_tokens` is divided:
@@ -94,7 +94,7 @@ def lay_out(
                 continue
             name = f"{group.prompt.sample_id}#{len(learnt)}"
             learnt[name] = completion, advantage
-            # the last token of the prompt predicts: see models/last_layer.py
+            # the last token of the prompt predicts: see models/prune_last_layer.py
             branches.append(Branch(name, group.prompt.tokens[-1:], completion.tokens, weight))
         if branches:
             trees += divided(Tree(group.prompt.tokens[:-1], branches), settings.max_batch_tokens)
@@ -102,14 +102,14 @@ def lay_out(
     return [_row(collate([trees[index] for index in row]), learnt) for row in own]
 
 
-def _row(forest: Forest, learnt: Mapping[str, tuple[Completion, float]]) -> Row:
+def _row(forest: Forest, learnt: Mapping[str, tuple[Completion, float]]) -> Microbatch:
     if not forest.sample_ids:  # a row of nothing, which takes part
         nothing = torch.zeros(len(forest.targets))
-        return Row(forest, nothing, nothing)
+        return Microbatch(forest, nothing, nothing)
     parts = [learnt[name] for name in forest.sample_ids]
     advantages = torch.tensor([advantage for _, advantage in parts])
     sampled = torch.tensor([chance for completion, _ in parts for chance in completion.logprobs])
-    return Row(forest, advantages[forest.owners], sampled)
+    return Microbatch(forest, advantages[forest.owners], sampled)
 
 
 def divided(tree: Tree, max_tokens: int) -> list[Tree]:

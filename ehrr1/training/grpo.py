@@ -24,17 +24,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
 from ehrr1.config.training import RL
+from ehrr1.engines.base import OutOfSyncError, Rollout, Sampling, check_sync
 from ehrr1.files import read_json, write_json
 from ehrr1.models.logprobs import token_logprobs
 from ehrr1.models.weights import whole_weights, without_adapters
 from ehrr1.prompts.forest import Forest, collate
 from ehrr1.prompts.trees import Branch, Tree
-from ehrr1.rollout.sampling import OutOfSyncError, Rollout, Sampling, check_sync
-from ehrr1.training.collecting import Clock, Collector
-from ehrr1.training.groups import Group, Row, group_metrics, lay_out, write_completions
+from ehrr1.training.groups import Group, Microbatch, group_metrics, lay_out, write_completions
 from ehrr1.training.losses import PolicySettings, Tokens, advantages, policy_loss
 from ehrr1.training.module import Build, ForestModule
 from ehrr1.training.prompts import Prompts
+from ehrr1.training.rollouts import Clock, Collector
 from ehrr1.training.strategies import frozen
 
 PROBE_TOKENS = 64
@@ -167,7 +167,7 @@ class GRPOModule(ForestModule):
             groups += fresh
         return groups
 
-    def rows(self, groups: Sequence[Group]) -> list[Row]:
+    def rows(self, groups: Sequence[Group]) -> list[Microbatch]:
         """One optimizer step's rows of this process, with what must be known before it."""
         rows = lay_out(groups, self.settings, parallel.rank(), parallel.size())
         rows = [row.to(self.device) for row in rows]
@@ -198,7 +198,7 @@ class GRPOModule(ForestModule):
         model.train(training)
         return found
 
-    def learn(self, rows: Sequence[Row], sums: dict[str, float]) -> dict[str, float]:
+    def learn(self, rows: Sequence[Microbatch], sums: dict[str, float]) -> dict[str, float]:
         """One optimizer step; adds what is watched to `sums`."""
         by_forest = {id(row.forest): row for row in rows}
 

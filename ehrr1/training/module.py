@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from ehrr1 import parallel
 from ehrr1.config.training import Optimization
-from ehrr1.models.last_layer import decoder_layers
 from ehrr1.models.loading import Sharding
+from ehrr1.models.prune_last_layer import decoder_layers
 from ehrr1.prompts.forest import Forest
 from ehrr1.training.strategies import forward, row, sharding, step, steps_on_cpu
 

@@ -6,12 +6,12 @@ import torch
 from transformers import PreTrainedModel
 
 from ehrr1 import parallel
+from ehrr1.engines.base import Completion
 from ehrr1.models.logprobs import hidden_states
 from ehrr1.prompts.forest import collate, pack
 from ehrr1.prompts.trees import Branch, Tree
-from ehrr1.rollout.sampling import Completion
 from ehrr1.scoring.risk import AnswerTokens, probability_of_yes
-from ehrr1.training.prompts import Prompt
+from ehrr1.training.prompts import RLPrompt
 
 UNREAD = 0
 """Stands behind an answer's prompt and marks the place that is read: any token does."""
@@ -19,7 +19,7 @@ UNREAD = 0
 
 def yes_probabilities(
     model: PreTrainedModel,
-    pairs: Sequence[tuple[Prompt, list[Completion]]],
+    pairs: Sequence[tuple[RLPrompt, list[Completion]]],
     words: AnswerTokens,
     max_tokens: int,
 ) -> list[list[float | None]]:

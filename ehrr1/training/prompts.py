@@ -8,10 +8,10 @@ from typing import Literal
 
 from datasets import Dataset
 
-from ehrr1.graph.chains.chain import Citable, citable
 from ehrr1.prompts.dataset import write_trees
 from ehrr1.prompts.messages import asking_for_both
-from ehrr1.prompts.trees import Question, TreeMaker
+from ehrr1.prompts.trees import PromptBuilder, Question
+from ehrr1.reasoning.chain import Citable, citable
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 
@@ -24,7 +24,7 @@ Asked = Literal["task", "both", "none"]
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class RLPrompt:
     """A prompt's tokens and what the rewards must know of its sample."""
 
     sample_id: str
@@ -36,7 +36,7 @@ class Prompt:
     tokens: list[int]
 
 
-class Prompts(Sequence[Prompt]):
+class Prompts(Sequence[RLPrompt]):
     """One prompt a sample, read where it is asked for; samples too long for any record are left
     out. `think` says what is written before an answer (`rl.think`)."""
 
@@ -45,12 +45,12 @@ class Prompts(Sequence[Prompt]):
         path: Path,
         prepared: Prepared,
         samples: Sequence[Sample],
-        maker: TreeMaker,
+        prompt_builder: PromptBuilder,
         think: Asked = "task",
     ):
-        self.prepared, self.think, self.wording = prepared, think, maker.wording
+        self.prepared, self.think, self.wording = prepared, think, prompt_builder.wording
         self.samples = {sample.sample_id: sample for sample in samples}
-        self.trees: Dataset = write_trees(path, prepared, samples, self.ask, maker)
+        self.trees: Dataset = write_trees(path, prepared, samples, self.ask, prompt_builder)
         self.places = [
             (row, branch)
             for row, count in enumerate(self.trees["branches"])
@@ -73,11 +73,11 @@ class Prompts(Sequence[Prompt]):
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, index: int) -> Prompt:  # type: ignore[override]  # no slices
+    def __getitem__(self, index: int) -> RLPrompt:  # type: ignore[override]  # no slices
         row, branch = self.places[index]
         tree = self.trees[row]
         sample = self.samples[tree["sample_ids"][branch]]
-        return Prompt(
+        return RLPrompt(
             sample.sample_id,
             sample.subject_id,
             sample.task,
@@ -96,7 +96,7 @@ class Prompts(Sequence[Prompt]):
     def tasks(self) -> list[str]:
         return [sample.task for sample in self.asked]
 
-    def citable(self, prompt: Prompt) -> Citable:
+    def citable(self, prompt: RLPrompt) -> Citable:
         """What a chain may cite: see `graph.chains.chain.faithfulness`."""
         sample = self.samples[prompt.sample_id]
         return citable(self.prepared.context(sample), sample.prediction_time)

@@ -20,16 +20,16 @@ from ehrr1.models.logprobs import token_logprobs
 from ehrr1.models.sizes import count_parameters
 from ehrr1.prompts.dataset import write_trees
 from ehrr1.prompts.forest import Forest
-from ehrr1.prompts.steps import Step, StepData, forest_steps, plan_steps
-from ehrr1.prompts.trees import Question, TreeMaker
+from ehrr1.prompts.schedule import Step, StepData, forest_steps, plan_steps
+from ehrr1.prompts.trees import PromptBuilder, Question
 from ehrr1.prompts.wording import Wording
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.training.checkpoints import consolidate, write_base
-from ehrr1.training.fitting import fit, log_summary
 from ehrr1.training.losses import supervised_loss
 from ehrr1.training.module import Build, ForestModule
 from ehrr1.training.strategies import is_zero, on_gpu
+from ehrr1.training.trainer import fit, log_summary
 
 
 class SupervisedModule(ForestModule):
@@ -139,12 +139,12 @@ def tokenise(
     stage: str,
 ) -> tuple[Dataset, Dataset]:
     """The trees to train on and to evaluate on, made once. Raises UserError where none fits."""
-    maker = TreeMaker(tokenizer, max_tokens, style)
+    prompt_builder = PromptBuilder(tokenizer, max_tokens, style)
 
     def trees(name: str, samples: Sequence[Sample]) -> Dataset:
         path = folder / "data" / f"{name}.arrow"
         return parallel.in_turn(
-            lambda: write_trees(path, material.prepared, samples, material.ask, maker)
+            lambda: write_trees(path, material.prepared, samples, material.ask, prompt_builder)
         )
 
     training = trees("training", material.training)

@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 
 from ehrr1 import parallel
 from ehrr1.files import write_jsonl
-from ehrr1.prompts.steps import Steps
+from ehrr1.prompts.schedule import Steps
 from ehrr1.training.checkpoints import METRIC, Checkpoints
 from ehrr1.training.module import ForestModule
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import polars as pl
 
+from ehrr1.evaluation.aggregate import BASELINES, SURE, names, prefix_of
 from ehrr1.evaluation.scores import EMPTY, one_class
-from ehrr1.evaluation.summary import BASELINES, SURE, names, prefix_of
 from ehrr1.tasks.catalog import ALL_TASKS
 
 FEW_PATIENTS = 50

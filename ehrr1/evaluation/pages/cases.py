@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from ehrr1.evaluation.summary import BASELINES
+from ehrr1.evaluation.aggregate import BASELINES
 from ehrr1.scoring.sets import set_scores
 from ehrr1.tasks.catalog import ALL_TASKS
 

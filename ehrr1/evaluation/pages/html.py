@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-from ehrr1.evaluation.summary import BASELINES
+from ehrr1.evaluation.aggregate import BASELINES
 
 CURRICULUM_COLOURS = {"untrained": "c5", "base": "c5", "adapt": "c4", "reason": "c2", "rl": "c0"}
 """A stage has the same colour on every page."""

@@ -5,8 +5,8 @@ from typing import Any
 
 import polars as pl
 
+from ehrr1.evaluation.aggregate import SUBGROUPS
 from ehrr1.evaluation.pages.html import Table, table
-from ehrr1.evaluation.summary import SUBGROUPS
 from ehrr1.tasks.catalog import ALL_TASKS
 
 Metrics = Mapping[str, float | int]

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from ehrr1.evaluation.aggregate import BASELINES, last_result, names, pairs, prefix_of
 from ehrr1.evaluation.calibration import cooled
 from ehrr1.evaluation.pages import numbers
 from ehrr1.evaluation.pages.alerts import warnings
 from ehrr1.evaluation.pages.cases import Case, shown
 from ehrr1.evaluation.pages.curves import THRESHOLDS, curves, decision_curve
 from ehrr1.evaluation.pages.html import Table, coloured, page, table
-from ehrr1.evaluation.summary import BASELINES, last_result, names, pairs, prefix_of
 from ehrr1.tasks.catalog import ALL_TASKS
 
 PROBABILITY_RULE = (

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ehrr1.config.records import Concepts
 from ehrr1.errors import UserError
-from ehrr1.graph.text.mentions import Mention, Reader, Source, open_reader, open_source
+from ehrr1.graph.text.mentions import Mention, Reader, TextSource, open_reader, open_source
 from ehrr1.progress import track, watch_parent
 
 BATCH = 64
@@ -25,7 +25,7 @@ BATCH = 64
 WAIT_SECONDS = 600
 """For another run that writes to the same file."""
 
-Row = tuple[bytes, str]
+CachedMention = tuple[bytes, str]
 """A text's hash and its mentions as JSON."""
 
 
@@ -38,7 +38,7 @@ def open_cache(concepts: Concepts) -> "MentionCache | None":
 class MentionCache:
     """The mentions of texts, read when they are missing."""
 
-    def __init__(self, folder: Path, source: Source):
+    def __init__(self, folder: Path, source: TextSource):
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"mentions-{source.fingerprint}.sqlite"
         self._source = source
@@ -102,7 +102,9 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _read_all(batches: Iterator[list[str]], source: Source, workers: int) -> Iterator[list[Row]]:
+def _read_all(
+    batches: Iterator[list[str]], source: TextSource, workers: int
+) -> Iterator[list[CachedMention]]:
     """The rows of each batch, in no order. A single batch is not worth a second process."""
     first, second = next(batches, None), next(batches, None)
     if first is None:
@@ -133,12 +135,12 @@ def _read_all(batches: Iterator[list[str]], source: Source, workers: int) -> Ite
         pool.shutdown(cancel_futures=True)
 
 
-def _results(done: Iterable[Future[list[Row]]]) -> Iterator[list[Row]]:
+def _results(done: Iterable[Future[list[CachedMention]]]) -> Iterator[list[CachedMention]]:
     for future in done:
         yield future.result()
 
 
-def _rows(reader: Reader, texts: list[str]) -> list[Row]:
+def _rows(reader: Reader, texts: list[str]) -> list[CachedMention]:
     return [
         (_key(text), json.dumps(reader.read(text), ensure_ascii=False, separators=(",", ":")))
         for text in texts
@@ -149,11 +151,11 @@ _reader: Reader
 """In a process that reads: its pipeline."""
 
 
-def _open(source: Source) -> None:
+def _open(source: TextSource) -> None:
     global _reader
     watch_parent()
     _reader = open_reader(source)
 
 
-def _read(texts: list[str]) -> list[Row]:
+def _read(texts: list[str]) -> list[CachedMention]:
     return _rows(_reader, texts)

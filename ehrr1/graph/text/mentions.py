@@ -51,7 +51,7 @@ class Mention(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class TextSource:
     """What a reader reads with: a file of terms (open) or a QuickUMLS folder (umls).
 
     A few words that another process can open a reader from; `fingerprint` names its results.
@@ -105,7 +105,7 @@ def without_salts(spans: Sequence["Span"]) -> list["Span"]:
     return [s for s in spans if s.start not in ends or s.text.lower() not in SALTS]
 
 
-def open_source(concepts: Concepts) -> Source | None:
+def open_source(concepts: Concepts) -> TextSource | None:
     """What `concepts` asks for, prepared below `concepts.cache`; None for items."""
     if isinstance(concepts, ItemConcepts):
         return None
@@ -113,14 +113,14 @@ def open_source(concepts: Concepts) -> Source | None:
     if isinstance(concepts, UmlsConcepts):
         from ehrr1.graph.text.quickumls_index import quickumls_index
 
-        return Source("umls", quickumls_index(concepts), concepts.threshold)
+        return TextSource("umls", quickumls_index(concepts), concepts.threshold)
     from ehrr1.graph.text.text_terms import prepared_terms
 
     file = prepared_terms(Path(str(concepts.dictionary)), Path(concepts.cache), blank())
-    return Source("open", file, 1.0)
+    return TextSource("open", file, 1.0)
 
 
-def open_reader(source: Source) -> Reader:
+def open_reader(source: TextSource) -> Reader:
     """Load the pipeline: seconds for a large dictionary."""
     nlp = blank()
     from ehrr1.graph.text.assertion import Assertions, Sections

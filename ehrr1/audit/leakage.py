@@ -1,0 +1,229 @@
+"""What contexts show too early: an audit that does not believe the code that makes them.
+
+A protocol says which rows a context shows and what stands in their cells (`View`). Whether a row
+was known is judged here, from the store's `available_time` and `late_time` alone: by the prediction
+time for a risk sample, strictly before it for a decision sample. A total that is shown before its
+interval is over was known too late as well, even where the rest of its row was not.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from ehrr1.audit.raw_rules import OWN_CODES
+from ehrr1.progress import track
+from ehrr1.records.events import Event
+from ehrr1.records.mimic import NEVER
+from ehrr1.records.schema import ORDER, TABLES
+from ehrr1.records.store import Patient, Shard, Store
+from ehrr1.tasks import context
+from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.paper import context as paper_context
+from ehrr1.tasks.samples import Prepared, Sample
+
+Cells = list[tuple[str, ...]]
+"""A row's values in the order of its table's keys."""
+
+HOUR = 3_600_000_000
+"""In microseconds, the unit of the store's times."""
+
+CHUNK = 10_000
+"""So many contexts are held at a time."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What one protocol shows of a patient's rows: two functions of the code under audit."""
+
+    positions: Callable[[Shard, Patient, Sample], np.ndarray]
+    """The positions of all rows that the sample's context shows."""
+    events: Callable[[Shard, Patient, Sample, np.ndarray], list[Event]]
+    """The rows at these positions as that context shows them, in their order; demographics too."""
+
+    def cells(self, rows: Shard, patient: Patient, sample: Sample, positions: np.ndarray) -> Cells:
+        """What stands in each of these rows."""
+        events = self.events(rows, patient, sample, positions)
+        return [row for event in events if event.table != "patients" for row in event.rows]
+
+
+def _paper_events(
+    rows: Shard, patient: Patient, sample: Sample, positions: np.ndarray
+) -> list[Event]:
+    return paper_context.shown_events(rows, patient, positions)
+
+
+VIEWS = {
+    "strict": View(context.shown_positions, context.shown_events),
+    "paper": View(paper_context.shown_positions, _paper_events),
+}
+"""By `data.protocol`."""
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """`samples`: the index with the number of each sample's context (`context`).
+    `found`: a row for each leaking context and table: `context, table, rows` (known later),
+    `ahead` (hours from the prediction time until the latest of them was known; null where no one
+    can say when), `undated` (rows that are never known: totals of intervals without an end, codes
+    of the very stay that is asked about)."""
+
+    samples: pl.DataFrame
+    found: pl.DataFrame
+
+    @property
+    def contexts(self) -> int:
+        return self.samples["context"].n_unique()
+
+
+FOUND: dict[str, type[pl.DataType]] = {
+    "context": pl.UInt32,
+    "table": pl.String,
+    "rows": pl.Int64,
+    "ahead": pl.Float64,
+    "undated": pl.Int64,
+}
+
+
+def find_leaks(prepared: Prepared, index: pl.DataFrame, view: View) -> Leaks:
+    """Judge every context of the index; those of one stay and prediction time are judged once."""
+    kind = pl.col("task").replace_strict({key: task.kind for key, task in TASKS.items()})
+    same = pl.struct("context_id", "prediction_time", "hadm_id", kind.alias("kind"))
+    samples = index.with_columns(same.rank("dense").alias("context"))
+    firsts = samples.unique("context", keep="first", maintain_order=True)
+    numbers = iter(firsts["context"].to_list())
+    found: list[tuple[int, str, int, float | None, int]] = []
+    for sample in track(in_chunks(prepared, firsts), "judging contexts", total=firsts.height):
+        number = next(numbers)
+        found += ((number, *row) for row in sample_leaks(prepared.store, sample, view))
+    frame = pl.DataFrame(found, schema=FOUND, orient="row")
+    return Leaks(samples, frame.with_columns(pl.col("context").cast(samples["context"].dtype)))
+
+
+def in_chunks(prepared: Prepared, index: pl.DataFrame) -> Iterator[Sample]:
+    """The samples of an index, a few thousand in memory at a time."""
+    slices = index.iter_slices(CHUNK)
+    return (sample for part in slices for sample in prepared.as_samples(part))
+
+
+def sample_leaks(
+    store: Store, sample: Sample, view: View
+) -> list[tuple[str, int, float | None, int]]:
+    """By table: rows that were known too late, hours ahead of the latest one, undated totals."""
+    rows, patient = store.find(sample.subject_id)
+    positions = view.positions(rows, patient, sample)
+    now = int(np.datetime64(sample.prediction_time, "us").astype(np.int64))
+    limit = now + (TASKS[sample.task].kind == "risk")
+    later, known = known_later(
+        rows,
+        positions,
+        limit,
+        lambda some: view.cells(rows, patient, sample, some),
+        sample.hadm_id,
+    )
+    if not len(later):
+        return []
+    tables = rows.table[later]
+    leaks = []
+    for number in np.unique(tables).tolist():
+        own = known[tables == number]
+        dated = own[own < NEVER]
+        ahead = float(dated.max() - now) / HOUR if len(dated) else None
+        leaks.append((ORDER[number], len(own), ahead, len(own) - len(dated)))
+    return leaks
+
+
+def known_later(
+    rows: Shard,
+    positions: np.ndarray,
+    limit: int,
+    cells: Callable[[np.ndarray], Cells],
+    hadm: int | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of these rows those that show something known at `limit` or later, and when it was known.
+
+    The codes of the stay `hadm`, which is asked about, are never known.
+
+    `cells` is asked only for rows of an interval that is not over: a row counts by its total if
+    any of its late columns shows a value.
+    """
+    known = rows.available_time[positions]
+    late = rows.late_time[positions]
+    running = np.flatnonzero(late >= limit)
+    if len(running):
+        own = positions[running]
+        shown = _shows_late(rows.table[own], cells(own))
+        total = running[shown]
+        known[total] = np.maximum(known[total], late[total])
+    if hadm is not None:
+        known[np.isin(rows.table[positions], CODES) & (rows.hadm_id[positions] == hadm)] = NEVER
+    too_late = np.flatnonzero(known >= limit)
+    return positions[too_late], known[too_late]
+
+
+CODES = [ORDER.index(name) for name in OWN_CODES]
+_TABLES = [TABLES[name] for name in ORDER]
+
+
+def _shows_late(tables: np.ndarray, cells: Cells) -> np.ndarray:
+    """Which rows show in a late key something else than what is said until it is known."""
+    pairs = zip((_TABLES[number] for number in tables.tolist()), cells, strict=True)
+    shown = [
+        any(row[place] != table.until_then for place in table.late_positions)
+        for table, row in pairs
+    ]
+    return np.array(shown, dtype=bool)
+
+
+def by_task(leaks: Leaks) -> pl.DataFrame:
+    """A row for each task that has samples, in the order of the catalogue: `task, samples,
+    leaking, rows` (shown too early, summed over samples), `undated`, and `median` and `most`, of
+    the hours from the prediction time until all that a leaking sample shows was known."""
+    latest = leaks.found.group_by("context").agg(
+        pl.col("rows", "undated").sum(), pl.col("ahead").max()
+    )
+    samples = leaks.samples.select("task", "context").join(latest, on="context", how="left")
+    return in_order(
+        samples.group_by("task").agg(
+            pl.len().alias("samples"),
+            pl.col("rows").is_not_null().sum().alias("leaking"),
+            pl.col("rows", "undated").sum(),
+            pl.col("ahead").median().alias("median"),
+            pl.col("ahead").max().alias("most"),
+        )
+    )
+
+
+def by_table(leaks: Leaks) -> pl.DataFrame:
+    """Who is responsible: `task, table, leaking` (samples that show rows of the table too early),
+    `rows, undated, most` (hours); the table with most samples first."""
+    samples = leaks.samples.select("task", "context").join(leaks.found, on="context")
+    tables = samples.group_by("task", "table").agg(
+        pl.len().alias("leaking"),
+        pl.col("rows", "undated").sum(),
+        pl.col("ahead").max().alias("most"),
+    )
+    return in_order(tables, "leaking", "table")
+
+
+def leaking_without(leaks: Leaks, tables: Collection[str]) -> int:
+    """Samples that leak by other tables than these."""
+    found = leaks.found.filter(~pl.col("table").is_in(list(tables)))
+    return leaks.samples.filter(pl.col("context").is_in(found["context"].implode())).height
+
+
+def examples(leaks: Leaks, most: int) -> dict[str, list[str]]:
+    """The first leaking samples of each task, so that somebody can look at them."""
+    leaking = leaks.samples.filter(pl.col("context").is_in(leaks.found["context"].implode()))
+    firsts = leaking.group_by("task", maintain_order=True).agg(pl.col("sample_id").head(most))
+    return dict(firsts.iter_rows())
+
+
+def in_order(frame: pl.DataFrame, largest_first: str | None = None, *then: str) -> pl.DataFrame:
+    """Rows by the catalogue's order of tasks, then by the other columns."""
+    place = pl.col("task").replace_strict({key: n for n, key in enumerate(TASKS)})
+    others = [largest_first, *then] if largest_first else []
+    return frame.sort(
+        place, *others, descending=[False, *(name == largest_first for name in others)]
+    )

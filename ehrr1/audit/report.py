@@ -1,0 +1,244 @@
+"""What an audit shows: a table in the terminal and a figure."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from ehrr1.audit.index_checks import OTHER, Audit
+from ehrr1.audit.recheck import KINDS
+from ehrr1.records.schema import ORDER
+
+MIN_WIDTH = 150
+"""Columns of a table that is piped into a file, where the terminal's width is not known."""
+
+TABLES_NAMED = 3
+"""So many responsible tables stand in a row of the terminal's table."""
+
+
+# --- the terminal -----------------------------------------------------------------------------
+
+
+def show(audit: Audit) -> None:
+    """Print what leaks, then what else was asked of each task, then what is not by task."""
+    console = Console()
+    console.width = max(console.width, MIN_WIDTH)
+    console.print(leak_table(audit))
+    console.print(check_table(audit))
+    if audit.rules.height:
+        console.print(rule_table(audit))
+    for line in notes(audit):
+        console.print(line, highlight=False)
+
+
+def leak_table(audit: Audit) -> Table:
+    """A row a task: leaking samples, hours ahead, tables responsible."""
+    table = Table(title=f"known only after the prediction time, data.protocol={audit.protocol}")
+    table.add_column("task", no_wrap=True)
+    for heading in ("samples", "leaking", "%", "hours ahead: median", "max"):
+        table.add_column(heading, justify="right")
+    table.add_column("tables (samples)", no_wrap=True)
+    for row in audit.tasks.iter_rows(named=True):
+        leaking = row["leaking"]
+        table.add_row(
+            row["task"],
+            f"{row['samples']:,}",
+            f"[bold red]{leaking:,}[/]" if leaking else "0",
+            f"{100 * leaking / row['samples']:.1f}",
+            *(_hours(row[name]) for name in ("median", "most")),
+            _responsible(audit.tables.filter(pl.col("task") == row["task"])),
+        )
+    return table
+
+
+def check_table(audit: Audit) -> Table:
+    """A row a task: risk labels beside the other protocol's, answers that stand in the context."""
+    table = Table(title=f"labels beside data.protocol={OTHER[audit.protocol]}; answers in contexts")
+    table.add_column("task", no_wrap=True)
+    for heading in (
+        *("asked by both", "labels changed", "to yes", "asked here only", "there only"),
+        *("contexts read", "all of the answer stands", "some of it"),
+    ):
+        table.add_column(heading, justify="right")
+    labels = {} if audit.labels is None else _by_task(audit.labels)
+    answers = _by_task(audit.texts.answers)
+    for task in audit.tasks["task"]:
+        if task in labels or task in answers:
+            table.add_row(task, *labels.get(task, [""] * 5), *answers.get(task, []))
+    return table
+
+
+def rule_table(audit: Audit) -> Table:
+    """A row a rule that is too good to be true, to be looked at."""
+    table = Table(title="single features that tell the answer: leaks, or just what comes next?")
+    for heading in ("task", "answer", "feature"):
+        table.add_column(heading)
+    for heading in ("precision", "answer's share", "found of it", "samples"):
+        table.add_column(heading, justify="right")
+    for row in audit.rules.iter_rows(named=True):
+        shares = (row["precision"], row["base"], row["recall"])
+        table.add_row(
+            *(row[name] for name in ("task", "answer", "feature")),
+            *("" if share is None else f"{share:.2f}" for share in shares),
+            f"{row['support']:,}",
+        )
+    return table
+
+
+def _by_task(frame: pl.DataFrame) -> dict[str, list[str]]:
+    """Task -> the counts of its row as text."""
+    return {task: [f"{count:,}" for count in counts] for task, *counts in frame.iter_rows()}
+
+
+def _hours(hours: float | None) -> str:
+    return "" if hours is None else f"{hours:,.1f}"
+
+
+def _responsible(tables: pl.DataFrame) -> str:
+    named = tables.head(TABLES_NAMED).select("table", "leaking").iter_rows()
+    words = [f"{name} {count:,}" for name, count in named]
+    more = tables.height - len(words)
+    return ", ".join([*words, f"{more} more"] if more > 0 else words)
+
+
+def notes(audit: Audit) -> list[str]:
+    """One line for each matter that has no place in the table."""
+    other = OTHER[audit.protocol]
+    lines = [
+        f"{audit.leaking:,} of {audit.samples:,} samples ({audit.contexts:,} contexts) show what "
+        "was known only after their prediction time",
+        f"patients in several splits: {audit.splits.height}; "
+        f"the same record under two numbers in several splits: {len(audit.records)}",
+        f"contexts rendered and searched: {audit.texts.contexts:,}; "
+        f"with other rows than those judged: {len(audit.texts.unlike)}",
+    ]
+    lines.append(recheck_note(audit))
+    undated = int(audit.tasks["undated"].sum())
+    if undated:
+        lines.append(
+            f"never known (totals without an end, codes of the own stay): {undated:,} rows"
+        )
+    if audit.labels is None:
+        lines.append(f"labels were not compared: data.protocol={other} is not there")
+    else:
+        lines.append(f"labels are compared with those of data.protocol={other}")
+    if audit.assumed:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in sorted(audit.assumed.items()))
+        lines.append(f"rests on assumed times of knowledge for: {shares}")
+        if audit.surely_leaking < audit.leaking:
+            lines.append(
+                f"without the tables whose times are all assumed {audit.surely_leaking:,} samples "
+                "leak"
+            )
+    return lines
+
+
+def recheck_note(audit: Audit) -> str:
+    if not audit.texts.rechecked:
+        return "contexts counted against the raw files: none (no tables, or data.protocol=paper)"
+    kinds = Counter(finding.kind for finding in audit.texts.findings)
+    told = "; ".join(f"{words}: {kinds[kind]:,}" for kind, words in KINDS.items())
+    return f"contexts counted against the raw files: {audit.texts.rechecked:,}; {told}"
+
+
+# --- the figure -------------------------------------------------------------------------------
+
+INK, SOFT, GRID = "#1f2933", "#66727f", "#dde2e7"
+LEAK, ANSWER_ALL, ANSWER_ANY, LABEL = "#b5372b", "#1f5f8b", "#a9cce3", "#d9902f"
+
+
+def draw(audit: Audit, path: Path) -> None:
+    """Write the figure as PNG: by task the share of leaking samples, the hours ahead, the tables
+    responsible, the answers that stand in the context, the labels that change."""
+    tasks = audit.tasks["task"].to_list()
+    guilty = [name for name in ORDER if name in audit.tables["table"].unique().to_list()]
+    widths = [2.6, 2.6, max(1.5, 0.24 * len(guilty)), 2.6] if audit.leaking else [4, 4]
+    figure = Figure(figsize=(3.6 + sum(widths), 2.2 + 0.22 * len(tasks)), layout="constrained")
+    panels = figure.subplots(1, len(widths), sharey=True, width_ratios=widths)
+    _shares(panels[0], audit.tasks)
+    if audit.leaking:
+        _ahead(panels[1], audit.tasks)
+        _guilt(panels[2], audit, tasks, guilty)
+    _standing(panels[-1], audit, tasks)
+    panels[0].set_yticks(range(len(tasks)), tasks, fontsize=8, color=INK)
+    panels[0].set_ylim(len(tasks) - 0.4, -0.6)
+    figure.suptitle(
+        f"Known only after the prediction time: {audit.leaking:,} of {audit.samples:,} samples "
+        f"(data.protocol={audit.protocol})",
+        fontsize=11,
+        color=INK,
+    )
+    figure.savefig(path, format="png", dpi=150)
+
+
+def _plain(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=9, color=INK, loc="left")
+    axes.tick_params(length=0, labelsize=8, labelcolor=SOFT)
+    axes.grid(axis="x", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def _shares(axes: Axes, tasks: pl.DataFrame) -> None:
+    shares = 100 * (tasks["leaking"] / tasks["samples"]).to_numpy()
+    _plain(axes, "leaking samples, %")
+    axes.barh(range(len(shares)), shares, height=0.66, color=LEAK)
+    axes.set_xlim(0, 118)
+    axes.set_xticks([0, 50, 100])
+    for place, (share, count) in enumerate(zip(shares, tasks["leaking"], strict=True)):
+        axes.text(share + 2, place, f"{count:,}", va="center", fontsize=7, color=SOFT)
+
+
+def _ahead(axes: Axes, tasks: pl.DataFrame) -> None:
+    """A dot at the median, a line to the maximum."""
+    _plain(axes, "hours ahead: median, max")
+    places = np.arange(tasks.height)
+    median, most = (tasks[name].to_numpy().astype(float) for name in ("median", "most"))
+    axes.hlines(places, median, most, color=LEAK, linewidth=1.2, alpha=0.45)
+    axes.plot(most, places, "|", color=LEAK, markersize=7)
+    axes.plot(median, places, "o", color=LEAK, markersize=4)
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xlim(left=-0.2)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+
+
+def _guilt(axes: Axes, audit: Audit, tasks: list[str], guilty: list[str]) -> None:
+    """A square for each task and table, darker with the share of samples that it makes leak."""
+    _plain(axes, "tables, share of samples")
+    shares = np.full((len(tasks), len(guilty)), np.nan)
+    samples = dict(audit.tasks.select("task", "samples").iter_rows())
+    for task, table, count in audit.tables.select("task", "table", "leaking").iter_rows():
+        shares[tasks.index(task), guilty.index(table)] = 100 * count / samples[task]
+    image = axes.imshow(shares, aspect="auto", cmap="Reds", vmin=0, vmax=100)
+    axes.set_xticks(range(len(guilty)), guilty, rotation=90, fontsize=7)
+    axes.grid(visible=False)
+    bar = axes.figure.colorbar(image, ax=axes, shrink=0.3, aspect=14, anchor=(0, 1))
+    bar.ax.tick_params(length=0, labelsize=7, labelcolor=SOFT)
+    bar.ax.set_title("%", fontsize=7, color=SOFT)
+    bar.outline.set_visible(False)
+
+
+def _standing(axes: Axes, audit: Audit, tasks: list[str]) -> None:
+    """Decision tasks: answers that stand in the context. Risk tasks: labels that change."""
+    _plain(axes, "answers in the context, labels, %")
+    answers = audit.texts.answers
+    places = [tasks.index(task) for task in answers["task"]]
+    words = ("any", ANSWER_ANY, "some of the answer stands"), ("all", ANSWER_ALL, "all of it")
+    for name, color, word in words:
+        shares = 100 * (answers[name] / answers["examined"]).to_numpy()
+        axes.barh(places, shares, height=0.66, color=color, label=word)
+    if audit.labels is not None:
+        asked = audit.labels.filter(pl.col("both") > 0)
+        places = [tasks.index(task) for task in asked["task"]]
+        shares = 100 * (asked["changed"] / asked["both"]).to_numpy()
+        word = f"label changes under {OTHER[audit.protocol]}"
+        axes.barh(places, shares, height=0.66, color=LABEL, label=word)
+    axes.set_xlim(0, 100)
+    axes.set_xticks([0, 50, 100])
+    axes.legend(fontsize=7, frameon=False, labelcolor=SOFT, loc="lower right")

@@ -1,0 +1,1 @@
+"""Engines that generate: Transformers here, vLLM beside this process, a server."""

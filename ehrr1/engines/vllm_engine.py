@@ -1,0 +1,198 @@
+"""vLLM in a process of its own, beside the trainer that started it: `rollout=vllm`.
+
+    python -m ehrr1.engines.vllm_engine SOCKET
+
+Not in the trainer's process: there vLLM would patch `torch` (on a CPU it turns `set_num_threads`
+into nothing), and want the process group that the trainer has made for itself. SOCKET is the file
+descriptor of a socket to the trainer. Requests and replies are lines of JSON; the first request is
+`Settings`. The process ends with the trainer, however that went.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ehrr1.engines.base import Sampling
+from ehrr1.engines.vllm_worker import NAME
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the engine is started with."""
+
+    folder: str
+    dtype: str
+    max_length: int
+    """Tokens of prompt and completion together."""
+    batch_size: int
+    end_id: int
+    gpu: bool
+    gpu_memory_utilization: float
+    kv_cache_gib: float
+    tensor_parallel: int
+    sleeps: bool
+    """Whether it leaves the GPU's memory to the trainer while it has nothing to do."""
+
+
+class Engine:
+    """vLLM and what the trainer asks of it; a method a request, which yields its replies."""
+
+    def __init__(self, settings: Settings):
+        from vllm import LLM
+
+        self.sleeps, self.end_id = settings.gpu and settings.sleeps, settings.end_id
+        place: dict[str, Any] = {"dtype": settings.dtype}
+        if settings.gpu:
+            # compiled, as vLLM is by itself
+            place["gpu_memory_utilization"] = settings.gpu_memory_utilization
+            place["enable_sleep_mode"] = settings.sleeps
+            place["tensor_parallel_size"] = settings.tensor_parallel
+        else:
+            place["kv_cache_memory_bytes"] = int(settings.kv_cache_gib * 2**30)
+            place["enforce_eager"] = True  # compiling takes longer than small models run
+            # after a part of a prompt vLLM takes a seeded draw back, which a CPU's generator cannot
+            place["enable_chunked_prefill"] = False
+        self.llm = LLM(
+            settings.folder,
+            max_model_len=settings.max_length,
+            max_num_seqs=settings.batch_size,
+            enable_prefix_caching=True,  # a prompt is computed once for its group
+            skip_tokenizer_init=True,
+            generation_config="vllm",
+            worker_extension_cls=NAME,
+            **place,
+        )
+        self.llm.collective_rpc("prepare")
+        self.asleep = False
+
+    def generate(
+        self, prompts: list[list[int]], seeds: list[int], group_size: int, sampling: dict[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        """A reply for each prompt, as they end: its number and its group."""
+        given = Sampling(**sampling)
+        wanted = [self._parameters(given, group_size, seed) for seed in seeds]
+        for output in self._outputs(prompts, wanted):
+            group = [completion(one) for one in output.outputs]
+            yield {"number": int(output.request_id), "group": group}
+
+    def answers(self, prompts: list[list[int]], ids: list[int]) -> Iterator[dict[str, Any]]:
+        """A reply for each prompt, as they end: its number and the log-probabilities of `ids`."""
+        from vllm import SamplingParams
+
+        asked = SamplingParams(max_tokens=1, logprob_token_ids=ids, detokenize=False)
+        for output in self._outputs(prompts, [asked] * len(prompts)):
+            [told] = output.outputs[0].logprobs
+            yield {"number": int(output.request_id), "logprobs": [told[i].logprob for i in ids]}
+
+    def _outputs(self, prompts: list[list[int]], wanted: list[Any]) -> Iterator[Any]:
+        """What becomes of each prompt, as they end; its `request_id` is its number."""
+        from vllm.inputs.engine import tokens_input
+
+        engine = self._awake().llm_engine
+        # keys and values of older weights; and a run that resumes would have none to begin with
+        self.llm.reset_prefix_cache()
+        for number, (prompt, parameters) in enumerate(zip(prompts, wanted, strict=True)):
+            engine.add_request(str(number), tokens_input(prompt), parameters)
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                if output.finished:
+                    yield output
+        if self.sleeps:
+            self.llm.sleep(level=1)
+            self.asleep = True
+
+    def take_weights(self, folder: str) -> Iterator[Any]:
+        self._awake().collective_rpc("take_weights", args=(folder,))
+        yield None
+
+    def logprobs(self, tokens: list[int]) -> Iterator[list[float]]:
+        from vllm import SamplingParams
+
+        asked = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        prompt = {"prompt_token_ids": tokens}
+        [output] = self._awake().generate([prompt], asked, use_tqdm=False)
+        pairs = zip(output.prompt_logprobs[1:], tokens[1:], strict=True)
+        yield [at[token].logprob for at, token in pairs]
+
+    def _parameters(self, sampling: Sampling, group_size: int, seed: int) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            n=group_size,
+            seed=spread(seed),
+            max_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            logprobs=0,
+            # only the end of a turn ends, whatever else the model's own settings name
+            ignore_eos=True,
+            stop_token_ids=[self.end_id],
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _awake(self) -> Any:
+        if self.asleep:
+            self.llm.wake_up()
+            self.asleep = False
+        return self.llm
+
+
+def spread(seed: int) -> int:
+    """vLLM draws the i-th of a group by seed + i: like seeds must not share draws."""
+    return seed << 20
+
+
+def completion(output: Any) -> tuple[list[int], list[float], bool]:
+    """The fields of a `Completion`."""
+    pairs = zip(output.logprobs, output.token_ids, strict=True)
+    logprobs = [at[token].logprob for at, token in pairs]
+    return list(output.token_ids), logprobs, output.finish_reason == "length"
+
+
+def end_with(parent: int) -> None:
+    """End this process when its parent is gone, whatever it is doing."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    end_with(os.getppid())
+    # the trainer decides what a signal to all processes means: it saves, and then closes us
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(one, signal.SIG_IGN)
+    trainer = socket.socket(fileno=int(sys.argv[1]))
+    trainer.set_inheritable(False)
+    requests, replies = trainer.makefile("r"), trainer.makefile("w")
+    engine = Engine(Settings(**json.loads(requests.readline())))
+    replies.write("null\n")
+    replies.flush()
+    work: dict[str, Callable[..., Iterator[Any]]] = {
+        "generate": engine.generate,
+        "answers": engine.answers,
+        "take_weights": engine.take_weights,
+        "logprobs": engine.logprobs,
+    }
+    for line in requests:
+        request = json.loads(line)
+        for reply in work[request.pop("work")](**request):
+            replies.write(json.dumps(reply) + "\n")
+            replies.flush()
+
+
+if __name__ == "__main__":
+    main()

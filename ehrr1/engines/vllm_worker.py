@@ -1,0 +1,83 @@
+"""Ours in vLLM's worker processes, by `worker_extension_cls`. Written for vLLM 0.32.0."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ehrr1.engines.weight_sync import read
+
+NAME = "ehrr1.engines.vllm_worker.Worker"
+
+ENVIRONMENT = {
+    "VLLM_USE_V2_MODEL_RUNNER": "0",  # `Worker.prepare` knows the sampler of V1
+    "VLLM_NO_USAGE_STATS": "1",
+}
+"""What the processes of an engine or a server must know."""
+
+ENVIRONMENT_ON_CPU = {"TORCHDYNAMO_DISABLE": "1"}
+"""Saves 20 seconds of compiling, for a function that counts."""
+
+LEAST_TEMPERATURE = 1e-5
+"""Below it vLLM takes the likeliest token."""
+
+
+class Worker:
+    """Methods that vLLM's own worker class gets besides its own; called by `collective_rpc`."""
+
+    model_runner: Any
+    vllm_config: Any
+    use_v2_model_runner: bool
+
+    def prepare(self) -> dict[str, str]:
+        """Return log-probabilities at the sampling temperature; says how the model is served.
+
+        Doing it again does nothing. Raises RuntimeError for the model runner that cannot.
+        """
+        if self.use_v2_model_runner:
+            raise RuntimeError("set VLLM_USE_V2_MODEL_RUNNER=0: ehrr1 knows the sampler of V1")
+        sampler = self.model_runner.sampler
+        if "forward" not in vars(sampler):
+            sampler.forward = at_temperature(sampler.forward)
+        return {"dtype": str(self.vllm_config.model_config.dtype).removeprefix("torch.")}
+
+    def take_weights(self, folder: str) -> None:
+        """Load the safetensors of a folder in place."""
+        self.prepare()  # this worker may have been started anew since
+        self.model_runner.reload_weights(weights_iterator=read(Path(folder)))
+        if not torch.cuda.is_available():
+            pack_heads(self.model_runner.get_model())
+
+
+def at_temperature(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """vLLM's sampler with the temperature applied before all else.
+
+    Its raw log-probabilities are those at temperature 1, its processed ones those after top-k and
+    top-p; learning needs those between the two. With logits that are divided beforehand and a
+    temperature of 1 the raw ones are just that, and tokens are drawn as before. The log-
+    probabilities of prompts do not pass here and stay at temperature 1.
+    """
+
+    def divided(logits: Tensor, sampling_metadata: Any, *args: Any, **kwargs: Any) -> Any:
+        temperature = sampling_metadata.temperature  # [rows]; None where all are greedy
+        if temperature is not None:
+            drawn = temperature >= LEAST_TEMPERATURE
+            logits = logits.float() / temperature.where(drawn, 1.0)[:, None]
+            sampling_metadata = replace(sampling_metadata, temperature=drawn.to(temperature.dtype))
+        return forward(logits, sampling_metadata, *args, **kwargs)
+
+    return divided
+
+
+def pack_heads(model: torch.nn.Module) -> None:
+    """On a CPU vLLM multiplies by a packed copy of each matrix and packs a layer again when its
+    weights come in. A head that is tied to the embeddings gets none of its own, so that its copy
+    would stay the old one, in silence; embeddings and heads are therefore packed here."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+    for module in model.modules():
+        if isinstance(module, VocabParallelEmbedding):
+            module.quant_method.process_weights_after_loading(module)

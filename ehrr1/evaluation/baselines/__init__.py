@@ -1,0 +1,1 @@
+"""Models that a language model is compared with."""

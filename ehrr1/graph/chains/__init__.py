@@ -1,1 +1,0 @@
-"""Chains of reasoning: their form, who writes them, what is kept, what each line rests on."""

@@ -1,1 +1,0 @@
-"""One sample to look at: a figure and an interactive page."""

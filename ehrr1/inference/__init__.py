@@ -1,0 +1,1 @@
+"""Ask a model about a record: `EHRModel`, and what a query and its answer are."""

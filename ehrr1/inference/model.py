@@ -1,0 +1,368 @@
+"""Asking a model about one record, or many: `from ehrr1 import EHRModel`.
+
+Prompts, answers and probabilities are those of evaluation: the same code asks (`Predictor`).
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property, partial
+from itertools import chain
+from pathlib import Path
+from queue import SimpleQueue
+from tempfile import TemporaryDirectory
+from threading import Event as Flag
+from types import TracebackType
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from transformers import PretrainedConfig
+
+from ehrr1.config.complaints import problems
+from ehrr1.config.names import WordingName, usual_wording
+from ehrr1.config.training import Attention, ModelSettings
+from ehrr1.config.types import AnswerMode, Section
+from ehrr1.config.writers import ServerEngine, TransformersEngine, VllmEngine
+from ehrr1.engines.base import Answerer, Sampling
+from ehrr1.engines.server import OpenAIServer, served
+from ehrr1.engines.streaming import LiveRollout, Watch
+from ehrr1.engines.vllm import VLLMRollout
+from ehrr1.errors import UserError
+from ehrr1.evaluation.opening import LONGEST
+from ehrr1.evaluation.predict import Predictor, Writing, chunks
+from ehrr1.evaluation.prompt_mode import PromptMode
+from ehrr1.inference.query import (
+    Answer,
+    AnswerStream,
+    CountingBuilder,
+    GivenRecords,
+    Query,
+    Record,
+    events,
+    read_row,
+)
+from ehrr1.models.gguf import model_folder
+from ehrr1.models.loading import folder_of, load_model
+from ehrr1.models.sizes import GIB, count_parameters, memory_bytes, read_folder
+from ehrr1.prompts.chat_format import load_chat_tokenizer
+from ehrr1.prompts.messages import asking_for_both
+from ehrr1.prompts.trees import Question
+from ehrr1.prompts.wording import style_of
+from ehrr1.tasks.candidates import Candidates
+from ehrr1.tasks.catalog import ALL_TASKS, TASKS
+from ehrr1.tasks.samples import Sample
+
+ENGINES: dict[str, dict[str, Any]] = {
+    "transformers": {},
+    "vllm": {"tensor_parallel": 1, "gpu_memory_utilization": 0.9, "kv_cache_gib": 1.0},
+    "server": {
+        **{"url": "http://127.0.0.1:8000/v1", "model": None, "tokenizer": None},
+        **{"key_variable": None, "concurrency": 16, "timeout_seconds": 600, "max_retries": 8},
+    },
+}
+"""Engines and their settings, as in conf/engine/."""
+
+AT_ONCE = 64
+"""Questions that are thought about together: a batch that is stopped loses so many chains."""
+
+BATCH_SIZE, BATCH_TOKENS = 32, 32_768
+"""Answers written side by side, and padded prompt tokens of one forward pass."""
+
+
+@dataclass(frozen=True)
+class AnswerDrawing(Writing):
+    """One answer, drawn at `temperature`; 0 takes the likeliest token."""
+
+    def sampling(self, mode: PromptMode) -> Sampling:
+        return Sampling(self.think if mode.thinks else self.direct, self.temperature)
+
+
+def engine_settings(
+    settings: dict[str, Any],
+) -> TransformersEngine | VllmEngine | ServerEngine:
+    """An engine's settings, checked as the command line's. Raises UserError."""
+    kinds: dict[str, type[Section]] = {
+        "transformers": TransformersEngine,
+        "vllm": VllmEngine,
+        "server": ServerEngine,
+    }
+    kind = kinds[settings["name"]]
+    try:
+        made = kind.model_validate(settings)
+    except ValidationError as error:
+        raise UserError("; ".join(problems(error, settings, kind))) from None
+    assert isinstance(made, TransformersEngine | VllmEngine | ServerEngine)
+    return made
+
+
+class EHRModel:
+    """A model that answers questions on records.
+
+        model = EHRModel("outputs/demo/rl/hf")
+        answer = model.ask(record, "Will the patient die in hospital?", answer="think")
+        answer.probability, answer.text, answer.chain
+
+    `source` is a Hugging Face folder or a name on the hub; any size and any chat template. `engine`
+    is `transformers` (in this process, on one device), `vllm` (`tensor_parallel=N` divides a model
+    over N GPUs) or `server` (`url=...`: what `vllm serve` serves; `source` then is its tokenizer,
+    None: what the server says it has loaded). `dtype` is bfloat16 on a GPU and float32 elsewhere
+    unless given. `max_prompt_tokens` bounds record and question, or what the model has room for
+    beside what it writes (`think_tokens`, `direct_tokens`). `wording` is the style of the prompts
+    (`prompts.wording`; None: the release's for its own models). Raises UserError for what cannot be
+    read or does not fit.
+    """
+
+    def __init__(
+        self,
+        source: Path | str | None = None,
+        *,
+        engine: str = "transformers",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        attention: Attention = "auto",
+        max_prompt_tokens: int = 32_000,
+        think_tokens: int = 4096,
+        direct_tokens: int = 128,
+        temperature: float = 0.0,
+        seed: int = 0,
+        wording: WordingName | None = None,
+        **settings: Any,
+    ):
+        if engine not in ENGINES or settings.keys() - ENGINES[engine].keys():
+            given = ", ".join(settings)
+            raise UserError(
+                f"engine={engine} with {given or 'no settings'}: choose one of "
+                + "; ".join(f"{name} ({', '.join(has)})" for name, has in ENGINES.items())
+            )
+        self.settings = engine_settings({"name": engine, **ENGINES[engine], **settings})
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        half = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        self.dtype, self.attention = dtype or half, attention
+        self.max_prompt_tokens, self.seed = max_prompt_tokens, seed
+        self.writing = AnswerDrawing(think_tokens, direct_tokens, temperature=temperature)
+        if isinstance(self.settings, ServerEngine):
+            found = served(self.settings)
+            self.source = str(self.settings.tokenizer or source or found.root)
+            self.positions = found.max_length or LONGEST
+        elif source is None:
+            raise UserError(f"source=None: engine={engine} needs a model's folder or name")
+        else:
+            self.source = model_folder(str(source))
+            self.positions = read_folder(self.source).max_position_embeddings
+        self.tokenizer = load_chat_tokenizer(self.source)
+        self.wording = wording or usual_wording("", self.source, str(source or ""))
+        self.folder = TemporaryDirectory(prefix="ehrr1-engine-")
+        self._makers: dict[bool, CountingBuilder] = {}
+
+    @cached_property
+    def engine(self) -> Answerer:
+        """Loaded with the first question."""
+        if isinstance(self.settings, ServerEngine):
+            return OpenAIServer(self.settings, self.tokenizer)
+        if isinstance(self.settings, VllmEngine):
+            return self._vllm(self.settings)
+        check_fits(self.source, read_folder(self.source), self.dtype, self.device)
+        model = ModelSettings.of_folder(None, self.attention)
+        loaded = load_model(model, self.source, self.tokenizer, dtype=self.dtype)
+        return LiveRollout(loaded.eval().to(self.device), self.tokenizer, BATCH_SIZE, BATCH_TOKENS)
+
+    def _vllm(self, settings: VllmEngine) -> Answerer:
+        folder, most = Path(self.folder.name), max(self.writing.think, self.writing.direct)
+        return VLLMRollout(
+            folder_of(self.source),
+            self.tokenizer.eos_token_id,
+            max_length=min(self.positions, self.max_prompt_tokens + most),
+            dtype=self.dtype,
+            gpu=self.device.type == "cuda",
+            exchange=folder / "exchange",
+            log=folder / "vllm.log",
+            batch_size=BATCH_SIZE,
+            gpu_memory_utilization=settings.gpu_memory_utilization,
+            kv_cache_gib=settings.kv_cache_gib,
+            tensor_parallel=settings.tensor_parallel,
+            sleeps=False,
+        )
+
+    def ask(
+        self,
+        record: Record,
+        question: str | None = None,
+        *,
+        task: str | None = None,
+        answer: AnswerMode = "direct",
+        yes_no: bool | None = None,
+        time: datetime | None = None,
+        candidates: Candidates | None = None,
+        watch: Watch | None = None,
+    ) -> Answer:
+        """The answer to a question in words, or to one of `tasks.catalog.ALL_TASKS`.
+
+        `answer`: at once, after thinking, or after a case for each outcome (yes/no questions;
+        others are thought about). `yes_no` None: as the words say. `time`: the question says that
+        it is then, for models that were trained with `data.tell_time=true`. `watch` is told the
+        text of chain and answer while it is written (engine=transformers; others tell it at the
+        end).
+        Raises UserError for an empty record, and a question that leaves it no room.
+        """
+        query = Query("", "", partial(events, record), question, task, yes_no, time)
+        if problem := self.problem(query, answer):
+            raise UserError(problem)
+        query.record()  # a wrong record fails before a model is loaded
+        if watch is None:
+            [(_, found)] = self.answers([query], answer, candidates)
+            return found
+        shown = AnswerStream(watch, closes=query.has_label)
+        live = self.engine if isinstance(self.engine, LiveRollout) and answer != "both" else None
+        if live is not None:
+            live.watch = shown
+            if answer == "think":
+                shown(self.prompt_builder(thinks=True).chat.opened)
+        try:
+            [(_, found)] = self.answers([query], answer, candidates)
+        finally:
+            if live is not None:
+                live.watch = None
+        shown.finish(found)
+        return found
+
+    def probabilities(
+        self, record: Record, questions: Sequence[str], *, answer: AnswerMode = "direct"
+    ) -> list[float | None]:
+        """The probability of yes for each question; None where a server does not tell it.
+
+        The record is computed once for all of them.
+        """
+        read = partial(events, record)
+        queries = [Query(str(n), "", read, q, yes_no=True) for n, q in enumerate(questions)]
+        for query in queries:
+            if problem := self.problem(query, answer):
+                raise UserError(problem)
+        found = dict(self.answers(queries, answer))
+        return [found[query.id].probability for query in queries]
+
+    def stream(
+        self, record: Record, question: str | None = None, **how: Any
+    ) -> Generator[str, None, Answer]:
+        """Chain and answer, piece by piece as they are written; `how` as in `ask`.
+
+        Who stops reading stops the writing. The generator returns the `Answer`.
+        """
+        pieces: SimpleQueue[str | None] = SimpleQueue()
+        stopped = Flag()
+
+        def tell(piece: str) -> None:
+            if stopped.is_set():
+                raise StopWriting
+            pieces.put(piece)
+
+        with ThreadPoolExecutor(1) as writer:
+            written = writer.submit(self.ask, record, question, watch=tell, **how)
+            written.add_done_callback(lambda _: pieces.put(None))
+            try:
+                while (piece := pieces.get()) is not None:
+                    yield piece
+            finally:
+                stopped.set()
+        return written.result()
+
+    def answers(
+        self, queries: Sequence[Query], answer: AnswerMode, candidates: Candidates | None = None
+    ) -> Iterator[tuple[str, Answer]]:
+        """The answers to many questions, in the order in which they are found, by their `id`.
+
+        Yes/no questions on one record share its computation. `candidates` list answers to the
+        decision questions among the tasks.
+        """
+        records = GivenRecords({query.context_id: query.record for query in queries})
+        groups: dict[tuple[bool, bool], list[Sample]] = {}
+        for query in queries:
+            listed = candidates is not None and query.task in TASKS and not query.has_label
+            groups.setdefault((query.has_label, listed), []).append(query.sample)
+        for (has_label, listed), samples in groups.items():
+            mode: AnswerMode = answer if has_label or answer == "direct" else "think"
+            how = PromptMode(mode, "list" if listed else "none", self.wording)
+            prompt_builder = self.prompt_builder(how.thinks)
+            predictor = Predictor(self.engine, prompt_builder, records, self.writing, candidates)
+            for some in chunks(samples, AT_ONCE if how.thinks else len(samples)):
+                if has_label:
+                    found = predictor.risk(some, how)
+                else:
+                    found = predictor.decisions(some, how, self.seed)
+                for row in chain.from_iterable(found):
+                    yield row["sample_id"], read_row(row, prompt_builder)
+
+    def problem(self, query: Query, answer: AnswerMode) -> str | None:
+        """What is wrong with a question; None where it can be asked."""
+        if (query.question is None) == (query.task is None):
+            return "question: give a question in words or a task, one of the two"
+        if query.question is not None and not query.question.strip():
+            return "question: it is empty; ask something"
+        if query.task is not None and query.task not in ALL_TASKS:
+            return f"task={query.task}: no such task; there are {', '.join(ALL_TASKS)}"
+        words, thinks = query.words, answer != "direct"
+        if answer == "both" and query.has_label:
+            words = asking_for_both(query.task or "", words)
+        prompt_builder = self.prompt_builder(thinks)
+        put = Question(query.id, query.task or "", thinks, instruction=words)
+        if not prompt_builder.fits(put):
+            return (
+                f"question: it has {len(prompt_builder.branch(put)):,} tokens, and with the record "
+                f"{prompt_builder.max_tokens:,} fit; shorten it, or raise infer.max_prompt_tokens"
+            )
+        return None
+
+    def prompt_builder(self, thinks: bool) -> CountingBuilder:
+        """What makes prompts: what is written behind them has room too. Raises UserError where
+        that leaves none for a record."""
+        if thinks not in self._makers:
+            name, most = (
+                ("think", self.writing.think) if thinks else ("direct", self.writing.direct)
+            )
+            room = min(self.max_prompt_tokens, self.positions - most)
+            if room < 1:
+                raise UserError(
+                    f"infer.max_new_tokens.{name}={most}: {self.source} has {self.positions:,} "
+                    "positions, which leaves no room for a record; lower it"
+                )
+            style = style_of(self.wording, "infer")
+            self._makers[thinks] = CountingBuilder(self.tokenizer, room, style)
+        return self._makers[thinks]
+
+    def close(self) -> None:
+        """End the engine, and remove what it left."""
+        if "engine" in self.__dict__:
+            self.engine.close()
+        self.folder.cleanup()
+
+    def __enter__(self) -> "EHRModel":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class StopWriting(Exception):  # noqa: N818 (it is none)
+    """Nobody reads what is written any more."""
+
+
+def check_fits(
+    source: str, config: PretrainedConfig, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Raise UserError where the device cannot hold the weights."""
+    gpu = device.type == "cuda"
+    have = torch.cuda.get_device_properties(device).total_memory if gpu else memory_bytes()
+    need = count_parameters(config) * dtype.itemsize
+    if need > have:
+        raise UserError(
+            f"model={source}: its weights take {need / GIB:.1f} GiB as "
+            f"{str(dtype).removeprefix('torch.')}, and {'the GPU' if gpu else 'this machine'} has "
+            f"{have / GIB:.1f}; engine=vllm engine.tensor_parallel=N divides it over N GPUs, and "
+            "engine=server asks one that runs elsewhere"
+        )

@@ -1,0 +1,1 @@
+"""Write, screen and show reasoning chains."""

@@ -1,0 +1,335 @@
+"""Chains by Claude through Message Batches: half the price, within a day.
+
+A batch is paid for once it is created, so each has a key of its own, which is on the disk before
+the batch is asked for and stands in every `custom_id`. Where the process is killed, or the
+connection breaks, before the batch's id is known, the batch is found again by that key.
+"""
+
+import json
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, TypeVar
+
+from ehrr1.config.writers import AnthropicChains
+from ehrr1.reasoning.anthropic_messages import API, client_settings, read_message, request, sampling
+from ehrr1.reasoning.endpoint import MalformedError, may_pass, refused, unreachable
+from ehrr1.reasoning.ledger import Advance, Batch, Budget, DraftReply, Ledger, over_budget
+from ehrr1.reasoning.prices import price_of
+from ehrr1.reasoning.prompting import Prompt, Prompts
+
+BATCH_CHARS = 150_000_000
+"""Characters of one batch; the API takes 256 MB."""
+
+SAVED_AT_ONCE = 200
+"""Results of a batch that are written in one transaction."""
+
+CLOCKS = timedelta(days=1)
+"""How far this machine's clock and the endpoint's may be apart."""
+
+LOOKS = 2
+"""How often a batch whose id is not known is looked for: it may take a moment to show."""
+
+Value = TypeVar("Value")
+
+
+class _UnansweredError(Exception):
+    """No usable answer after all retries."""
+
+
+def write_batches(
+    settings: AnthropicChains, ledger: Ledger, prompts: Prompts, advance: Advance
+) -> None:
+    """Ask for every draft that the ledger wants, each a few times at most.
+
+    Raises UserError where the budget is spent, the endpoint refuses, or it does not answer.
+    """
+    import anthropic
+    import httpx2
+
+    with anthropic.Anthropic(**client_settings(settings)) as client:
+        try:
+            _Batches(client, settings, ledger, advance).write(prompts)
+        except _UnansweredError as error:
+            raise unreachable(API, str(error)) from error
+        except (anthropic.APIConnectionError, httpx2.HTTPError) as error:
+            raise unreachable(API, type(error).__name__) from error
+        except anthropic.APIStatusError as error:
+            if may_pass(error.status_code):
+                raise unreachable(API, f"status {error.status_code}") from error
+            raise refused(API, error.status_code, error.message) from error
+
+
+class _Batches:
+    def __init__(self, client: Any, settings: AnthropicChains, ledger: Ledger, advance: Advance):
+        self.client, self.settings, self.ledger, self.advance = client, settings, ledger, advance
+        self.price = price_of(settings.price, settings.price.batch)
+        self.budget = Budget(ledger, settings.budget_tokens, settings.budget_usd)
+        self.reserved: dict[tuple[str, int], tuple[float, float]] = {}
+
+    def write(self, prompts: Prompts) -> None:
+        for batch in self.ledger.batches():
+            if batch.batch_id is None and not self._find(batch):
+                self.ledger.batch_lost(batch.key)
+        # what an earlier process has asked for is not set aside in the budget: it comes first
+        self._wait_for_all()
+        while True:
+            within_budget = self._submit(prompts)
+            if not self.ledger.batches() and not within_budget:
+                raise over_budget(self.ledger, self.settings)
+            if not self.ledger.batches():
+                return
+            self._wait_for_all()
+
+    def _wait_for_all(self) -> None:
+        """Take in the batches as they end, until none is left."""
+        while batches := self.ledger.batches():
+            ended = [batch for batch in batches if batch.batch_id and self._ended(batch.batch_id)]
+            for batch in ended:
+                self._take_in(batch)
+            if len(ended) < len(batches):
+                time.sleep(self.settings.poll_seconds)
+
+    def _submit(self, prompts: Prompts) -> bool:
+        """Create batches of all open drafts; False where the budget ends before."""
+        wanted = self.ledger.wanted()
+        drafts: list[tuple[str, int, Prompt]] = []
+        chars = 0
+        for sample_id, prompt in prompts(set(wanted)) if wanted else ():
+            for draft in wanted[sample_id]:
+                if not self._reserve(sample_id, draft, prompt):
+                    self._create(drafts)
+                    return False
+                drafts.append((sample_id, draft, prompt))
+                chars += prompt.chars
+                if len(drafts) >= self.settings.batch_size or chars >= BATCH_CHARS:
+                    self._create(drafts)
+                    drafts, chars = [], 0
+        self._create(drafts)
+        return True
+
+    def _reserve(self, sample_id: str, draft: int, prompt: Prompt) -> bool:
+        tokens = prompt.estimated_tokens + self.settings.max_tokens
+        dollars = self.price.at_most(prompt.estimated_tokens, self.settings.max_tokens)
+        if not self.budget.reserve(tokens, dollars):
+            return False
+        self.reserved[sample_id, draft] = (tokens, dollars)
+        return True
+
+    def _create(self, drafts: list[tuple[str, int, Prompt]]) -> None:
+        """Create one batch. Never twice: the SDK does not retry here, and where it is not known
+        whether a batch was created it is looked for first."""
+        if not drafts:
+            return
+        key = secrets.token_hex(8)
+        self.ledger.put_in_batch(key, drafts)
+        numbers = {draft: number for number, draft in self.ledger.waiting(key).items()}
+        body, headers = sampling(self.settings)
+        times = Counter(sample_id for sample_id, _, _ in drafts)
+        requests = [
+            {
+                "custom_id": f"{key}-{numbers[sample_id, draft]}",
+                "params": request(self.settings, prompt, shared=times[sample_id] > 1) | body,
+            }
+            for sample_id, draft, prompt in drafts
+        ]
+        [batch] = [batch for batch in self.ledger.batches() if batch.key == key]
+        for attempt in range(self.settings.max_retries + 1):
+            if self._created(batch, requests, headers):
+                return
+            time.sleep(_pause(attempt))
+        self.ledger.batch_lost(key)
+        raise _UnansweredError("no batch could be created")
+
+    def _created(
+        self, batch: Batch, requests: list[dict[str, Any]], headers: dict[str, str]
+    ) -> bool:
+        """Ask once for the batch; whether it is there now."""
+        import anthropic
+
+        once = self.client.with_options(max_retries=0).messages.batches.with_raw_response
+        try:
+            raw = once.create(requests=requests, extra_headers=headers)
+            self.ledger.batch_created(batch.key, raw.http_response.json()["id"])
+            return True
+        except anthropic.APIStatusError as error:
+            if not may_pass(error.status_code):
+                self.ledger.batch_lost(batch.key)
+                raise
+            if error.status_code == 429:
+                return False  # refused before anything was done
+        except (anthropic.APIConnectionError, ValueError, KeyError, TypeError):
+            pass  # nobody knows
+        return self._find(batch)
+
+    def _find(self, batch: Batch) -> bool:
+        """Look for a batch of which only the key is known, and store its id.
+
+        The keys of a batch are shown with its results: one that is still worked on, and is as large
+        as ours, must be waited for.
+        """
+        known = self.ledger.batch_ids()
+        for look in range(LOOKS):
+            if look:
+                time.sleep(min(self.settings.poll_seconds, 10))
+            for batch_id, size in self._listed(batch.sent_at - CLOCKS):
+                if batch_id in known or size != batch.requests:
+                    continue
+                while not self._ended(batch_id):
+                    time.sleep(self.settings.poll_seconds)
+                if self._first_key(batch_id) == batch.key:
+                    self.ledger.batch_created(batch.key, batch_id)
+                    return True
+                known.add(batch_id)
+        return False
+
+    def _listed(self, since: datetime) -> Iterator[tuple[str, int]]:
+        """Id and size of every batch from `since` on, the latest first."""
+        after: dict[str, str] = {}
+        while True:
+            batches, more = self._get(partial(_ask_page, after=after), _read_page)
+            for batch_id, size, created in batches:
+                if created < since:
+                    return
+                yield batch_id, size
+            if not more:
+                return
+            after = {"after_id": batches[-1][0]}
+
+    def _ended(self, batch_id: str) -> bool:
+        import anthropic
+
+        try:
+            status = self._get(
+                lambda api: api.with_raw_response.retrieve(batch_id).http_response.json(),
+                lambda found: found["processing_status"],
+            )
+        except anthropic.NotFoundError:
+            return True  # there is nothing to wait for
+        return status == "ended"
+
+    def _first_key(self, batch_id: str) -> str:
+        """The key of the batch that its results show."""
+        return self._get(
+            lambda _: next(self._results(batch_id)),
+            lambda found: str(found["custom_id"]).rpartition("-")[0],
+        )
+
+    def _get(self, ask: Callable[[Any], Any], read: Callable[[Any], Value]) -> Value:
+        """Ask, and read what came; answers that cannot be read are asked for again."""
+        import httpx2
+
+        unread = (ValueError, LookupError, TypeError, AttributeError, StopIteration)
+        for attempt in range(self.settings.max_retries + 1):
+            try:
+                return read(ask(self.client.messages.batches))
+            except (*unread, httpx2.HTTPError):
+                time.sleep(_pause(attempt))
+        raise _UnansweredError("malformed answers")
+
+    def _take_in(self, batch: Batch) -> None:
+        """Write a batch's results into the ledger; what it has no result for is asked for again."""
+        import anthropic
+        import httpx2
+
+        assert batch.batch_id is not None
+        reason = "no result"
+        for attempt in range(self.settings.max_retries + 1):
+            try:
+                self._read_results(batch)
+                break
+            except anthropic.NotFoundError:
+                reason = "the batch is gone"
+                break
+            except anthropic.APIStatusError as error:
+                if not may_pass(error.status_code):
+                    raise
+                time.sleep(_pause(attempt))
+            except (anthropic.AnthropicError, httpx2.HTTPError, ValueError):
+                time.sleep(_pause(attempt))  # what was read is written
+        else:
+            raise _UnansweredError("results broke off")
+        self._save([], [(*draft, reason) for draft in self.ledger.waiting(batch.key).values()])
+
+    def _read_results(self, batch: Batch) -> None:
+        waiting = self.ledger.waiting(batch.key)
+        answers: list[tuple[str, int, DraftReply]] = []
+        missed: list[tuple[str, int, str]] = []
+        try:
+            for found in self._results(str(batch.batch_id)):
+                number = str(found["custom_id"]).rpartition("-")[2]
+                draft = waiting.pop(int(number), None) if number.isdecimal() else None
+                if draft is None:
+                    continue
+                answer = self._read(found)
+                if isinstance(answer, DraftReply):
+                    answers.append((*draft, answer))
+                else:
+                    missed.append((*draft, answer))
+                if len(answers) + len(missed) >= SAVED_AT_ONCE:
+                    self._save(answers, missed)
+                    answers, missed = [], []
+        finally:
+            self._save(answers, missed)
+
+    def _results(self, batch_id: str) -> Iterator[dict[str, Any]]:
+        """The lines of a batch's results that can be read, as they come."""
+        api = self.client.messages.batches.with_streaming_response
+        with api.results(batch_id) as response:
+            for line in response.iter_lines():
+                try:
+                    found = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(found, dict) and "custom_id" in found:
+                    yield found
+
+    def _read(self, found: dict[str, Any]) -> DraftReply | str:
+        """The answer, or why there is none."""
+        result = found.get("result")
+        if not isinstance(result, dict):
+            return "malformed result"
+        if result.get("type") == "succeeded":
+            try:
+                return read_message(result.get("message"), self.price)
+            except MalformedError as error:
+                return str(error)
+        if result.get("type") == "errored":
+            told = (result.get("error") or {}).get("error") or {}
+            return f"errored ({told.get('type', 'no reason')})"
+        return str(result.get("type"))
+
+    def _save(
+        self, answers: list[tuple[str, int, DraftReply]], missed: list[tuple[str, int, str]]
+    ) -> None:
+        self.ledger.answered(answers)
+        self.ledger.missed(missed)
+        self.advance(len(answers))
+        ended: list[tuple[str, int, DraftReply | None]] = [*answers]
+        ended += [(sample_id, draft, None) for sample_id, draft, _ in missed]
+        for sample_id, draft, answer in ended:
+            tokens, dollars = self.reserved.pop((sample_id, draft), (0.0, 0.0))
+            self.budget.settle(tokens, dollars, answer)
+
+
+def _ask_page(api: Any, after: dict[str, str]) -> Any:
+    return api.with_raw_response.list(limit=100, **after).http_response.json()
+
+
+def _read_page(found: Any) -> tuple[list[tuple[str, int, datetime]], bool]:
+    """Id, size and time of each batch on a page, and whether there are more pages. Batches whose
+    results are gone are left out."""
+    batches = [
+        (one["id"], sum(one["request_counts"].values()), datetime.fromisoformat(one["created_at"]))
+        for one in found["data"]
+        if one["processing_status"] != "ended" or one["results_url"]
+    ]
+    return batches, bool(found["has_more"] and batches)
+
+
+def _pause(attempt: int) -> float:
+    """Seconds before asking again, as the SDK would wait."""
+    return min(0.5 * 2**attempt, 60.0)

@@ -1,0 +1,1 @@
+"""Draw one sample as a figure and a page."""

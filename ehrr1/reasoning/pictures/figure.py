@@ -1,0 +1,259 @@
+"""The evidence graph of one sample as a static figure: events, concepts, knowledge, answers."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, PathPatch
+from matplotlib.path import Path as Curve
+from matplotlib.textpath import text_to_path
+
+from ehrr1.reasoning.pictures.layout import Layout, arrange
+
+INK, SOFT, PAPER = "#1f2933", "#5b6670", "#ffffff"
+FILL = {"event": "#eef1f4", "concept": "#dcebf7", "knowledge": "#fdebdc", "answer": "#d9f2e8"}
+EDGE = {"occurrence": "#7a8691", "cooccurrence": "#0072B2", "knowledge": "#D55E00"}
+BORDER = EDGE | {"event": "#7a8691", "concept": "#0072B2", "answer": "#009E73"}
+"""Colours of Okabe and Ito: told apart with any kind of colour vision."""
+SAID = {
+    "occurrence": "stands in the event",
+    "cooccurrence": "goes with the answer (width: lift)",
+    "knowledge": "knowledge (arrow: the fact's direction)",
+}
+
+SIZE, SMALL = 8.0, 6.5
+"""Points: labels; tables, relations and legend."""
+ROW, BOX, PAD, GAP, MARGIN = 0.27, 0.2, 0.06, 0.95, 0.25
+"""Inches: from row to row, height of a box, inside a box, between columns, around."""
+WIDEST = {"event": 3.1, "concept": 2.9, "knowledge": 1.8, "answer": 2.7}
+SLACK = 1.05
+"""Text is drawn a little wider than it is measured: glyphs are moved to whole pixels."""
+HEAD, FOOT = 0.85, 0.4
+
+Place = tuple[float, float, float]
+"""Left, right and middle of a box, in inches from the figure's top left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A node's texts, shortened to fit: its label, and its table where it is a concept."""
+
+    kind: str
+    label: str
+    table: str
+    width: float
+
+
+def draw(graph: nx.DiGraph, title: str, path: Path, form: str = "png") -> None:
+    """Write the graph as a figure ("png" or "svg"), with `title` above it."""
+    layout = arrange(graph)
+    boxes = {node: box_of(graph, node) for node in graph}
+    places, lefts, width = _places(layout, boxes)
+    width, height = max(width, 6.5), HEAD + FOOT + ROW * max(layout.rows, 2)
+    figure = Figure(figsize=(width, height), facecolor=PAPER)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+    axes.text(
+        MARGIN, 0.3, fitted(title, width - 2 * MARGIN, 11), fontsize=11, color=INK, parse_math=False
+    )
+    for left, column in zip(lefts, layout.columns, strict=True):
+        axes.text(left, HEAD - 0.18, column.title, fontsize=SIZE, color=SOFT, weight="bold")
+    _draw_edges(axes, graph, places)
+    for node, box in boxes.items():
+        _draw_box(axes, box, places[node], alone=graph.degree(node) == 0)
+    _legend(axes, graph, height)
+    figure.savefig(path, format=form, dpi=150)
+
+
+def box_of(graph: nx.DiGraph, node: str) -> Box:
+    """What stands in a node's box."""
+    data = graph.nodes[node]
+    table = data.get("table", "")
+    kind = "knowledge" if table == "knowledge" else data["kind"]
+    label, table = _time_first(data["label"]), table if kind == "concept" else ""
+    beside = _inches(table, SMALL) + 2 * PAD if table else 0.0
+    label = fitted(label, WIDEST[kind] - beside - 2 * PAD, SIZE)
+    return Box(kind, label, table, _inches(label, SIZE) + beside + 2 * PAD)
+
+
+def fitted(text: str, inches: float, size: float) -> str:
+    """The text, or as much of it as fits, with an ellipsis."""
+    if _inches(text, size) <= inches:
+        return text
+    fits = (end for end in range(len(text), 0, -1) if _inches(text[:end] + "…", size) <= inches)
+    return text[: next(fits, 0)].rstrip() + "…"
+
+
+def _inches(text: str, size: float) -> float:
+    font = FontProperties(size=size)
+    width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
+    return SLACK * width / 72
+
+
+def _time_first(label: str) -> str:
+    """`Heading [2180-07-23 14:00:00]` -> `2180-07-23 14:00  Heading`: times below each other."""
+    heading, bracket, time = label.rpartition(" [")
+    return f"{time[:16].rstrip(']')}  {heading}" if bracket and time.endswith("]") else label
+
+
+def _places(layout: Layout, boxes: dict[str, Box]) -> tuple[dict[str, Place], list[float], float]:
+    """Each box's place, each column's left side, and the width of all."""
+    places: dict[str, Place] = {}
+    lefts, left = [], MARGIN
+    for column in layout.columns:
+        right = left + max(boxes[node].width for node in column.nodes)
+        for node in column.nodes:
+            places[node] = (left, right, HEAD + ROW * (layout.heights[node] + 0.5))
+        lefts.append(left)
+        left = right + GAP
+    return places, lefts, left - GAP + MARGIN
+
+
+def _draw_box(axes: Axes, box: Box, place: Place, alone: bool) -> None:
+    left, right, middle = place
+    axes.add_patch(
+        FancyBboxPatch(
+            (left, middle - BOX / 2),
+            right - left,
+            BOX,
+            boxstyle="round,pad=0,rounding_size=0.05",
+            facecolor=PAPER if alone else FILL[box.kind],
+            edgecolor=BORDER[box.kind],
+            linestyle=":" if alone else "-",
+            linewidth=0.8,
+            zorder=3,
+        )
+    )
+    style: dict[str, Any] = {"va": "center_baseline", "zorder": 4, "parse_math": False}
+    axes.text(left + PAD, middle, box.label, fontsize=SIZE, color=SOFT if alone else INK, **style)
+    axes.text(right - PAD, middle, box.table, fontsize=SMALL, color=SOFT, ha="right", **style)
+
+
+# --- edges ------------------------------------------------------------------------------------
+
+
+def _draw_edges(axes: Axes, graph: nx.DiGraph, places: dict[str, Place]) -> None:
+    """The weakest first, so that the strongest lie on top."""
+    width = _widths(graph)
+    said: list[tuple[float, float]] = []
+    edges = sorted(graph.edges(data=True), key=lambda edge: edge[2].get("lift", 0.0))
+    for start, end, data in edges:
+        curve = _curve(places[start], places[end])
+        if data["kind"] == "knowledge":
+            _draw_fact(axes, curve, data, said)
+            continue
+        strong = data["kind"] == "cooccurrence"
+        axes.add_patch(
+            PathPatch(
+                curve,
+                facecolor="none",
+                edgecolor=EDGE[data["kind"]],
+                linewidth=width(data["lift"]) if strong else 0.7,
+                alpha=0.55 if strong else 0.8,
+                linestyle="-" if strong else (0, (1, 1.5)),
+            )
+        )
+
+
+def _draw_fact(axes: Axes, curve: Curve, data: dict, said: list[tuple[float, float]]) -> None:
+    """An edge of a path: an arrow as the fact runs, with its relation where there is room."""
+    linked = data["relation"] == "linked"
+    head = "-" if linked else "<|-" if data.get("inverse") else "-|>"
+    axes.add_patch(
+        FancyArrowPatch(
+            path=curve,
+            arrowstyle=head,
+            mutation_scale=7,
+            color=EDGE["knowledge"],
+            linewidth=1.0,
+            linestyle=(0, (4, 2)) if linked else "-",
+            zorder=2,
+        )
+    )
+    x, y = np.asarray(curve.vertices).mean(axis=0).tolist()
+    free = all(abs(x - other[0]) > GAP / 2 or abs(y - other[1]) > 0.11 for other in said)
+    if linked or not free:
+        return
+    said.append((x, y))
+    axes.text(
+        x,
+        y,
+        fitted(data["relation"].replace("_", " "), GAP - 0.25, SMALL),
+        fontsize=SMALL,
+        color=EDGE["knowledge"],
+        ha="center",
+        va="center",
+        zorder=5,
+        parse_math=False,
+        bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6},
+    )
+
+
+def _curve(start: Place, end: Place) -> Curve:
+    """From the facing side of one box to that of the other, level at both ends."""
+    if start[0] == end[0]:
+        x0 = x1 = start[1]
+        bend0 = bend1 = x0 + GAP / 2
+    else:
+        x0, x1 = (start[1], end[0]) if start[0] < end[0] else (start[0], end[1])
+        bend0 = bend1 = (x0 + x1) / 2
+    points = [(x0, start[2]), (bend0, start[2]), (bend1, end[2]), (x1, end[2])]
+    return Curve(points, [Curve.MOVETO, Curve.CURVE4, Curve.CURVE4, Curve.CURVE4])
+
+
+def _lifts(graph: nx.DiGraph) -> list[float]:
+    edges = graph.edges(data=True)
+    return [data["lift"] for *_, data in edges if data["kind"] == "cooccurrence"]
+
+
+def _widths(graph: nx.DiGraph) -> Callable[[float], float]:
+    """Lift -> points: on a log scale from the smallest to the largest lift of the graph."""
+    lifts = [math.log(max(lift, 1e-6)) for lift in _lifts(graph)] or [0.0]
+    low, span = min(lifts), max(max(lifts) - min(lifts), 1e-6)
+    return lambda lift: 0.6 + 2.4 * (math.log(max(lift, 1e-6)) - low) / span
+
+
+def _legend(axes: Axes, graph: nx.DiGraph, height: float) -> None:
+    handles = list(_handles(graph))
+    if not handles:
+        axes.text(
+            MARGIN, height - FOOT / 2, "The context holds no evidence.", fontsize=SIZE, color=SOFT
+        )
+        return
+    axes.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(MARGIN, height - 0.08),
+        bbox_transform=axes.transData,
+        ncols=len(handles),
+        fontsize=SMALL,
+        labelcolor=SOFT,
+        frameon=False,
+        borderpad=0,
+        borderaxespad=0,
+        columnspacing=1.4,
+    )
+
+
+def _handles(graph: nx.DiGraph) -> Iterator[Line2D]:
+    kinds: Sequence[str] = [kind for *_, kind in graph.edges(data="kind")]
+    width, lifts = _widths(graph), _lifts(graph)
+    if "occurrence" in kinds:
+        yield _stroke("occurrence", SAID["occurrence"], 0.9, (0, (1, 1.5)))
+    if lifts:
+        for lift in sorted({min(lifts), max(lifts)}):
+            yield _stroke("cooccurrence", f"lift {lift:.3g}", width(lift), "-")
+    if "knowledge" in kinds:
+        yield _stroke("knowledge", SAID["knowledge"], 1.0, "-")
+
+
+def _stroke(kind: str, label: str, width: float, style: Any) -> Line2D:
+    return Line2D([], [], color=EDGE[kind], label=label, linewidth=width, linestyle=style)

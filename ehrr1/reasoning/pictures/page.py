@@ -1,0 +1,131 @@
+"""The evidence of one sample as an interactive page: one HTML file that loads nothing.
+
+Three panes: the record as a timeline, the graph, the chain. `page.html`, `.css` and `.js` are the
+page; here its data are made: everything that it shows, as JSON in the page itself.
+"""
+
+import html
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import networkx as nx
+
+from ehrr1.reasoning.pictures.layout import Layout, arrange
+from ehrr1.reasoning.trace import HEADINGS, trace
+from ehrr1.records.events import Event
+from ehrr1.records.schema import TABLES
+from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.samples import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class PageContent:
+    """What a page shows. `draft` is a line of chains.jsonl; None: `note` says why there is none.
+
+    `is_open` is the data's `open`: without it the page says that it holds patient data.
+    """
+
+    sample: Sample
+    context: Sequence[Event]
+    graph: nx.DiGraph
+    draft: dict[str, Any] | None
+    note: str
+    is_open: bool
+
+
+def page(shown: PageContent) -> str:
+    """The page as HTML."""
+    folder = files("ehrr1.reasoning.pictures")
+    text = folder.joinpath("page.html").read_text(encoding="utf-8")
+    for place, name in (("{{style}}", "page.css"), ("{{script}}", "page.js")):
+        text = text.replace(place, folder.joinpath(name).read_text(encoding="utf-8").rstrip())
+    text = text.replace("{{title}}", html.escape(shown.sample.sample_id))
+    # the data come last and hold no tag: neither `</script>` nor `<!--`
+    data = json.dumps(page_data(shown), ensure_ascii=False).replace("<", "\\u003c")
+    return text.replace("{{data}}", data)
+
+
+def page_data(shown: PageContent) -> dict[str, Any]:
+    """Everything that the page shows. Chain lines name nodes by id and edges by position."""
+    sample, layout = shown.sample, arrange(shown.graph)
+    return {
+        "sample_id": sample.sample_id,
+        "task": sample.task,
+        "question": sample.instruction or TASKS[sample.task].instruction,
+        "prediction_time": f"{sample.prediction_time:%Y-%m-%d %H:%M}",
+        "answer": list(sample.target),
+        "open": shown.is_open,
+        "events": [_event(at, event) for at, event in enumerate(shown.context)],
+        "columns": [column.title for column in layout.columns],
+        "rows": layout.rows,
+        "nodes": _nodes(shown.graph, layout),
+        "edges": _edges(shown.graph),
+        "chain": _chain(shown.draft, shown.graph) if shown.draft else None,
+        "note": shown.note,
+    }
+
+
+def _event(position: int, event: Event) -> dict[str, Any]:
+    known = TABLES.get(event.table)  # an event that came as text may have a heading of its own
+    return {
+        "id": f"event:{position}",
+        "heading": known.heading if known else _first_line(event.text or ""),
+        "time": str(event.time) if event.time else None,
+        "keys": list(known.keys) if known else [],
+        "rows": event.rows,
+        "text": event.text,
+    }
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0].lstrip("# ")
+
+
+def _nodes(graph: nx.DiGraph, layout: Layout) -> list[dict[str, Any]]:
+    """In the order of the picture, so that the keyboard walks through it column by column."""
+    return [
+        {
+            "id": node,
+            "kind": "knowledge" if data.get("table") == "knowledge" else data["kind"],
+            "label": data["label"],
+            "table": data.get("table", ""),
+            "concept_id": data.get("concept_id", ""),
+            "column": at,
+            "height": layout.heights[node],
+        }
+        for at, column in enumerate(layout.columns)
+        for node, data in ((node, graph.nodes[node]) for node in column.nodes)
+    ]
+
+
+def _edges(graph: nx.DiGraph) -> list[dict[str, Any]]:
+    """Edges with their data; an edge of co-occurrence is as wide as its lift is high."""
+    edges = []
+    for start, end, data in graph.edges(data=True):
+        width = {"width": stroke(data["lift"])} if data["kind"] == "cooccurrence" else {}
+        edges.append({**data, **width, "source": start, "target": end})
+    return edges
+
+
+def stroke(lift: float) -> float:
+    """The width of an edge in pixels: 1 at a lift of 1, 1 more for each doubling, at most 6."""
+    return round(min(max(1 + math.log2(max(lift, 1e-6)), 0.5), 6), 2)
+
+
+def _chain(draft: dict[str, Any], graph: nx.DiGraph) -> dict[str, Any]:
+    places = {edge: at for at, edge in enumerate(graph.edges)}
+    lines = [
+        {
+            "text": line.text,
+            "heading": line.text in HEADINGS,
+            "nodes": line.nodes,
+            "edges": [places[edge] for edge in line.edges],
+        }
+        for line in trace(draft["chain"], graph)
+    ]
+    about = {name: draft[name] for name in ("draft", "kept", "rejected_by")}
+    return about | {"lines": lines}

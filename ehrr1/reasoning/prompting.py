@@ -1,0 +1,203 @@
+"""What a language model is asked when it writes a chain: guidelines, record, question, evidence.
+
+The texts stand in `prompts/<name>.v<number>.md`, in three parts: the guidelines (the system text,
+the same for every sample, so that it can be cached), `=== ask` and `=== evidence`. A text that is
+changed gets a new number: the ledger tells by it what each draft was asked.
+"""
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from itertools import pairwise
+from string import Template
+
+import networkx as nx
+
+from ehrr1.graph.evidence import cited_as, latest_time, strength
+from ehrr1.prompts.messages import THINK_CLOSE, answer_text, mended
+from ehrr1.reasoning.chain import BAR
+from ehrr1.records.events import Event
+from ehrr1.records.markdown import event_markdown
+from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.context import preamble_length
+from ehrr1.tasks.samples import Sample
+
+DECISION, PROSE, RISK = "decision.v1", "prose.v1", "risk.v1"
+VERSIONS = frozenset({DECISION, PROSE, RISK})
+
+CHARS_PER_TOKEN = 2.5
+"""Records are names and numbers: 2.5 characters a token on the MIMIC-IV demo with Qwen3's
+tokenizer (English prose: 4)."""
+
+
+EVIDENCE_SHARE = 1 / 3
+"""Of a prompt, what the evidence may take before its weakest is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How long a prompt may be, in whatever `size` counts of a text."""
+
+    size: Callable[[str], int]
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One request. `system` is the same for all samples of a version, `record` for all drafts of a
+    sample; `question` is the rest. `cut`: the oldest events that were left out of the record."""
+
+    version: str
+    system: str
+    record: str
+    question: str
+    cut: int = 0
+
+    @property
+    def hash(self) -> str:
+        parts = "\0".join((self.version, self.system, self.record, self.question))
+        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+    @property
+    def chars(self) -> int:
+        return len(self.system) + len(self.record) + len(self.question)
+
+    @property
+    def estimated_tokens(self) -> int:
+        return round(self.chars / CHARS_PER_TOKEN)
+
+    def messages(self) -> list[dict[str, str]]:
+        """As a chat of two texts, for models on this machine."""
+        return [
+            {"role": "system", "content": self.system},
+            {"role": "user", "content": f"{self.record}\n\n{self.question}"},
+        ]
+
+
+def draft_text(written: str) -> str:
+    """A draft out of what a model has written: its own thoughts before it are no part of it."""
+    return mended(written.rpartition(THINK_CLOSE)[2].strip())
+
+
+Prompts = Callable[[Collection[str]], Iterator[tuple[str, Prompt]]]
+"""The prompts of these samples, (sample_id, prompt), one after the other: a million of them would
+not fit into memory, and are built anew where a sample is asked again."""
+
+
+def version_for(task: str, sections: bool) -> str:
+    """Which text a task is asked with. Risk tasks always weigh both cases."""
+    if TASKS[task].kind == "risk":
+        return RISK
+    return DECISION if sections else PROSE
+
+
+def write_prompt(
+    sample: Sample,
+    context: Sequence[Event],
+    graph: nx.DiGraph,
+    *,
+    sections: bool,
+    show_graph: bool,
+    limits: Sequence[Limit],
+) -> Prompt:
+    """The prompt of one sample, within each of `limits` unless the preamble alone is longer.
+
+    The answer is told for decision tasks only: a rationale for each outcome of a risk task must
+    not know which one came.
+    """
+    version = version_for(sample.task, sections)
+    system, ask, evidence = _parts(version)
+    lines = _fitting_lines(graph_lines(graph), limits) if show_graph else []
+    told = {
+        "question": sample.instruction or TASKS[sample.task].instruction,
+        "evidence": Template(evidence).substitute(lines="\n".join(lines)) if lines else "",
+    }
+    if version != RISK:
+        told["answer"] = answer_text(sample.target)
+    question = Template(ask).substitute(told)
+    rest = f"{system}\n\n{question}"
+    rooms = [Limit(limit.size, limit.most - limit.size(rest)) for limit in limits]
+    record, cut = fitting_record(context, rooms)
+    return Prompt(version, system, record, question, cut)
+
+
+def _fitting_lines(lines: Sequence[str], limits: Sequence[Limit]) -> list[str]:
+    """The first of the lines that take no more than EVIDENCE_SHARE of each limit."""
+    rooms = [limit.most * EVIDENCE_SHARE for limit in limits]
+    kept = []
+    for line in lines:
+        sizes = [limit.size(f"{line}\n") for limit in limits]
+        rooms = [room - size for room, size in zip(rooms, sizes, strict=True)]
+        if min(rooms, default=0) < 0:
+            break
+        kept.append(line)
+    return kept
+
+
+def fitting_record(context: Sequence[Event], limits: Sequence[Limit]) -> tuple[str, int]:
+    """The record as Markdown within `limits`, and how many events were left out for that.
+
+    The oldest events of the window go first; the preamble (demographics, earlier stays, admission)
+    always stays.
+    """
+    texts = [event_markdown(event) for event in context]
+    kept = first = preamble_length(context)
+    for limit in limits:
+        sizes = [limit.size(f"{text}\n\n") for text in texts]
+        left = sum(sizes[:kept]) + sum(sizes[first:])
+        while left > limit.most and first < len(texts):
+            left -= sizes[first]
+            first += 1
+    return "\n\n".join(texts[:kept] + texts[first:]), first - kept
+
+
+def graph_lines(graph: nx.DiGraph) -> list[str]:
+    """The evidence in words, a text a concept, those that support most first (as the template
+    chooses them: by support x log(lift), summed over the answers).
+
+        Glucose | Labotary Test Events | 2180-07-23 06:10
+        -> Insulin (12 samples; 8.3 times; Glucose - linked - Blood Glucose - may_treat - Insulin)
+    """
+    known = graph.edge_subgraph(
+        [(a, b) for a, b, kind in graph.edges(data="kind") if kind == "knowledge"]
+    )
+    weights: dict[str, float] = {}
+    told: dict[str, list[str]] = {}
+    for node, answer, edge in graph.edges(data=True):
+        if edge["kind"] != "cooccurrence":
+            continue
+        facts = [f"{edge['support']} samples", f"{edge['lift']:.1f} times"]
+        if "hops" in edge:
+            facts.append(_told(graph, nx.shortest_path(known, node, answer)))
+        told.setdefault(node, [_citation(graph, node)])
+        told[node].append(f"-> {graph.nodes[answer]['label']} ({'; '.join(facts)})")
+        weights[node] = weights.get(node, 0) + strength(edge)
+    ordered = sorted(told, key=lambda node: (-weights[node], node))
+    return ["\n".join(told[node]) for node in ordered]
+
+
+def _told(graph: nx.DiGraph, path: Sequence[str]) -> str:
+    """A path in words: each node's label with the relation to the next between them."""
+    words = [graph.nodes[path[0]]["label"]]
+    for one, other in pairwise(path):
+        edge = graph.edges[one, other]
+        relation = edge["relation"] + " (reversed)" * bool(edge.get("inverse"))
+        words += [relation, graph.nodes[other]["label"]]
+    return " - ".join(words)
+
+
+def _citation(graph: nx.DiGraph, node: str) -> str:
+    """A concept with its latest event, as a chain would cite it."""
+    time = latest_time(graph, node)
+    return BAR.join((*cited_as(graph, node), f"{time:%Y-%m-%d %H:%M}" if time else "None"))
+
+
+@cache
+def _parts(version: str) -> tuple[str, str, str]:
+    """Guidelines, question and evidence of a prompt file."""
+    text = (files("ehrr1.reasoning") / "prompts" / f"{version}.md").read_text(encoding="utf-8")
+    system, rest = text.split("\n=== ask\n")
+    ask, evidence = rest.split("\n=== evidence\n")
+    return system.strip(), ask.strip(), evidence.rstrip()

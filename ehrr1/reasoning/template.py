@@ -1,0 +1,111 @@
+"""Writing chains: the offline template writer.
+
+A writer is a function (sample, context, graph) -> drafts. This one uses no model and no network:
+it composes the three sections from the evidence graph, short and regular, so that a small model
+can learn to write them, and leaves out every answer that the graph does not support. On a yes/no
+question it cites what speaks for either outcome.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import NamedTuple
+
+import networkx as nx
+
+from ehrr1.graph.evidence import answers, cited_as, latest_time, strength
+from ehrr1.prompts.messages import CASES
+from ehrr1.reasoning.chain import ARROW, BAR, SECTIONS, Citation, written_time
+from ehrr1.records.events import Event
+from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.samples import Sample
+
+
+class Draft(NamedTuple):
+    """A written chain and the model tokens that it cost (0 for the template)."""
+
+    chain: str
+    tokens_in: int
+    tokens_out: int
+
+
+class ReasoningStep(NamedTuple):
+    """One line of reasoning: a concept node and the answers drawn from it."""
+
+    node: str
+    answers: list[str]
+
+
+Writer = Callable[[Sample, Sequence[Event], nx.DiGraph], list[Draft]]
+
+
+def write_template(
+    sample: Sample, context: Sequence[Event], graph: nx.DiGraph, max_evidence: int
+) -> list[Draft]:
+    """One draft from the graph's evidence, none where it has no evidence at all.
+
+    At most `max_evidence` items are cited, in order of time; each is named with its latest event.
+    On a yes/no question so many for each outcome, and none is written unless both have some.
+    """
+    if TASKS[sample.task].kind == "risk":
+        return _write_cases(sample, graph, max_evidence)
+    steps = choose_steps(graph, max_evidence)
+    if not steps:
+        return []
+    latest = {step.node: latest_time(graph, step.node) for step in steps}
+    steps.sort(key=lambda step: (latest[step.node] or datetime.min, step.node))
+    citations = [_citation(graph, step.node, latest[step.node], sample) for step in steps]
+    lines = [SECTIONS[0]]
+    lines += [BAR.join(cited) for cited in citations]
+    lines += [SECTIONS[1]]
+    lines += [
+        BAR.join([cited.name, ARROW, *step.answers])
+        for cited, step in zip(citations, steps, strict=True)
+    ]
+    lines += [SECTIONS[2]]
+    lines += sorted(item for step in steps for item in step.answers)
+    return [Draft("\n".join(lines), 0, 0)]
+
+
+def _write_cases(sample: Sample, graph: nx.DiGraph, max_evidence: int) -> list[Draft]:
+    """What speaks for yes, then what speaks for no: the strongest of each, in order of time."""
+    found = answers(graph)
+    lines = []
+    for outcome, title in zip(("yes", "no"), CASES, strict=True):
+        strongest = sorted(found[outcome], key=lambda pair: (-strength(pair[1]), pair[0]))
+        nodes = [node for node, _ in strongest[:max_evidence]]
+        if not nodes:
+            return []
+        cited = sorted((latest_time(graph, node) or datetime.min, node) for node in nodes)
+        lines.append(title)
+        lines += [
+            BAR.join(_citation(graph, node, latest_time(graph, node), sample)) for _, node in cited
+        ]
+    return [Draft("\n".join(lines), 0, 0)]
+
+
+def choose_steps(graph: nx.DiGraph, max_evidence: int) -> list[ReasoningStep]:
+    """Few concepts that together support as many answers as possible (greedy set cover).
+
+    Each round takes the concept with the largest sum of support * log(lift) over the answers still
+    open, ties to the first by name. Support counts, as a lift alone favours what is rare: the
+    same answer then rests on the same evidence in most records, which can be learnt.
+    """
+    strengths: dict[str, dict[str, float]] = {}
+    for item, evidence in answers(graph).items():
+        for node, edge in evidence:
+            strengths.setdefault(node, {})[item] = strength(edge)
+    steps: list[ReasoningStep] = []
+    while strengths and len(steps) < max_evidence:
+        best = min(strengths, key=lambda node: (-sum(strengths[node].values()), node))
+        taken = sorted(strengths[best])
+        steps.append(ReasoningStep(best, taken))
+        left = {
+            node: {item: strength for item, strength in items.items() if item not in taken}
+            for node, items in strengths.items()
+        }
+        strengths = {node: items for node, items in left.items() if items}
+    return steps
+
+
+def _citation(graph: nx.DiGraph, node: str, time: datetime | None, sample: Sample) -> Citation:
+    return Citation(*cited_as(graph, node), written_time(time, sample.prediction_time))

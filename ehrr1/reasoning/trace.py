@@ -1,0 +1,239 @@
+"""What each line of a chain rests on: the nodes and edges of the sample's evidence graph.
+
+The chain is read as text, so that what a model wrote can be traced like what the template wrote:
+
+    Glucose: 140 | Labotary Test Events | 06:10      the concept, its event at that time
+    Glucose | -> | Insulin                           the concept, the answer, the edge, the path
+    A glucose of 140 calls for insulin.              the same, by the names in it
+    Insulin                                          in the results: all that was argued for it
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import networkx as nx
+
+from ehrr1.graph.concepts import Concept, heading
+from ehrr1.prompts.messages import CASES
+from ehrr1.reasoning.chain import ARROW, BAR, SECTIONS
+from ehrr1.records.schema import TABLES
+from ehrr1.scoring.answers import answer_lines
+
+_SECTIONS = ("extraction", "reasoning", "results", "yes", "no")
+HEADINGS = dict(zip((*SECTIONS, *CASES), _SECTIONS, strict=True))
+"""Heading line -> the section that it opens."""
+
+ANY_CASE = 5
+"""Names from this length on are found in any case; shorter ones (Na, PT) only as spelled."""
+
+_TIME = re.compile(r"\b(?:(\d{4}-\d\d-\d\d)[ T])?(\d\d:\d\d)(?::\d\d)?\b")
+_PLACES = frozenset(table.heading for table in TABLES.values())
+
+Edge = tuple[str, str]
+
+
+class Line(NamedTuple):
+    """A line of a chain, its section ("" outside of all), and what it rests on in the graph.
+
+    Both ends of each edge stand among the nodes. Headings rest on nothing.
+    """
+
+    text: str
+    section: str
+    nodes: tuple[str, ...]
+    edges: tuple[Edge, ...]
+
+
+def trace(chain: str, graph: nx.DiGraph) -> list[Line]:
+    """Every line of `chain` that is not blank, in order, with what it rests on.
+
+    - extraction: the concept and its events at the time that the line writes;
+    - reasoning, "yes", "no", and lines outside of all sections: the concepts and answers named,
+      the edges and knowledge paths between them, the events cited for the concepts before (those
+      at a time that the line writes itself; where neither is there, all that the graph has);
+    - results: the answer, and the edges and events by which earlier lines argued for it.
+
+    Names are whole words, the longest first, so that "Sodium" is not found in "Heparin Sodium".
+    Where tables share a name, the line's heading decides, then its time, then what was cited.
+    """
+    tracer, section, lines = _Tracer(graph), "", []
+    for text in filter(None, map(str.strip, chain.splitlines())):
+        section = HEADINGS.get(text, section)
+        nodes, edges = ([], []) if text in HEADINGS else tracer.rests_on(text, section)
+        ends = [end for edge in edges for end in edge]
+        lines.append(
+            Line(text, section, tuple(dict.fromkeys(nodes + ends)), tuple(dict.fromkeys(edges)))
+        )
+    return lines
+
+
+def traced(lines: Sequence[Line]) -> float:
+    """The share of lines (headings aside) that rest on something; 0 for a chain without lines."""
+    written = [line for line in lines if line.text not in HEADINGS]
+    return sum(bool(line.nodes) for line in written) / max(len(written), 1)
+
+
+class _Tracer:
+    """Reads lines in order; remembers which events were cited and what was argued for."""
+
+    def __init__(self, graph: nx.DiGraph) -> None:
+        self.graph = graph
+        kinds = graph.nodes(data="kind")
+        concepts = [node for node, kind in kinds if kind == "concept"]
+        inner = [node for node in concepts if graph.nodes[node]["table"] == "knowledge"]
+        history = [node for node in concepts if node not in inner]
+        self.answers = self._by_name(node for node, kind in kinds if kind == "answer")
+        # a concept or answer and the node of the knowledge base that it is linked to may share
+        # their name: the line means the former, and the path between them says the rest
+        inside = self._by_name(inner)
+        self.concepts = {name: inside[name] for name in inside.keys() - self.answers.keys()}
+        self.concepts |= self._by_name(history)
+        self.names = _any_of(
+            [name for node, kind in kinds if kind != "event" for name in self._names(node)]
+        )
+        self.places = {node: self._heading(node) for node in history}
+        self.knowledge = nx.DiGraph(
+            (start, end) for start, end, kind in graph.edges(data="kind") if kind == "knowledge"
+        )
+        self.cited: dict[str, list[str]] = {}
+        self.argued: dict[str, list[Edge]] = {}
+
+    def rests_on(self, text: str, section: str) -> tuple[list[str], list[Edge]]:
+        """Nodes and edges of one line."""
+        text = " ".join(answer_lines(text))
+        if section == "results":
+            answers = self._find(text, self.answers)
+            return answers, [edge for answer in answers for edge in self.argued.get(answer, [])]
+        if section == "extraction":
+            return self._extraction(text)
+        return self._reasoning(text, section)
+
+    def _extraction(self, text: str) -> tuple[list[str], list[Edge]]:
+        edges = []
+        concepts = [node for node in self._concepts(text) if node in self.places]
+        for node in concepts:
+            events = self._events(node, text)
+            self.cited[node] = self.cited.get(node, []) + events
+            edges += [(node, event) for event in events]
+        return concepts, edges
+
+    def _reasoning(self, text: str, section: str) -> tuple[list[str], list[Edge]]:
+        before, arrow, after = text.replace("→", ARROW).partition(ARROW)
+        concepts = self._concepts(before)
+        if section in ("yes", "no"):
+            answers = self.answers.get(section, []) if concepts else []
+        else:
+            answers = self._find(after if arrow else before, self.answers)
+        found: list[Edge] = []
+        for node in concepts:
+            seen = [(node, event) for event in self._events(node, text)]
+            found += seen
+            for answer in answers:
+                if edges := self._between(node, answer):
+                    found += edges
+                    self.argued[answer] = self.argued.get(answer, []) + seen + edges
+        return concepts + answers, found
+
+    def _between(self, node: str, answer: str) -> list[Edge]:
+        """The edge from a concept to an answer and the path through the knowledge base."""
+        edges = [(node, answer)] if self.graph.has_edge(node, answer) else []
+        ends_known = node in self.knowledge and answer in self.knowledge
+        if ends_known and nx.has_path(self.knowledge, node, answer):
+            edges += nx.utils.pairwise(nx.shortest_path(self.knowledge, node, answer))
+        return edges
+
+    def _concepts(self, text: str) -> list[str]:
+        """The concepts that a citation, some cells or a sentence names."""
+        name, *place = text.rsplit(BAR, 2)
+        if len(place) == 2 and place[0] in _PLACES:
+            called = self.concepts.get(_key(_without_value(name, self.concepts)), [])
+            return [node for node in called if self.places.get(node) == place[0]]
+        return self._find(text, self.concepts)
+
+    def _find(self, text: str, index: dict[str, list[str]]) -> list[str]:
+        """The nodes of `index` that the cells of a text are called, or that they name."""
+        found: list[str] = []
+        for cell in filter(None, (part.strip(" |*`") for part in text.split("|"))):
+            called = index.get(_key(_without_value(cell, index)))
+            for nodes in [called] if called else self._named(cell, index):
+                found += self._meant(nodes, text)
+        return list(dict.fromkeys(found))
+
+    def _named(self, text: str, index: dict[str, list[str]]) -> list[list[str]]:
+        words = [match[0] for match in self.names.finditer(text)]
+        return [index[_key(word)] for word in words if _key(word) in index]
+
+    def _meant(self, nodes: list[str], text: str) -> list[str]:
+        """Of the nodes that share a name: those whose heading is said, else those with an event at
+        a time that is written, else those cited before."""
+        said = [node for node in nodes if node in self.places and self.places[node] in text]
+        dated = said or [node for node in nodes if self._dated(node, text)]
+        return dated or [node for node in nodes if node in self.cited] or nodes
+
+    def _events(self, node: str, text: str) -> list[str]:
+        """The events of a concept that a line is about."""
+        every = [] if _times(text) else [event for event, _ in self._occurrences(node)]
+        return self._dated(node, text) or self.cited.get(node, every)
+
+    def _dated(self, node: str, text: str) -> list[str]:
+        """The events of a concept at the times that a line writes. An hour without a date means
+        the latest event at that hour."""
+        times, linked = _times(text), self._occurrences(node)
+        dated = [event for event, time in linked if _minute(time) in times]
+        hours = [time for _, time in linked if time and time[11:16] in times]
+        return dated or [event for event, time in linked if hours and time == max(hours)]
+
+    def _occurrences(self, node: str) -> list[tuple[str, str | None]]:
+        return [
+            (event, data["time"])
+            for _, event, data in self.graph.out_edges(node, data=True)
+            if data["kind"] == "occurrence"
+        ]
+
+    def _by_name(self, nodes: Iterable[str]) -> dict[str, list[str]]:
+        index: dict[str, list[str]] = {}
+        for node in nodes:
+            for name in dict.fromkeys(map(_key, self._names(node))):
+                index.setdefault(name, []).append(node)
+        return index
+
+    def _names(self, node: str) -> list[str]:
+        """What a line may call a node: its label, and of free text the words that stand there."""
+        data = self.graph.nodes[node]
+        return [data["label"], *([data["written"]] if "written" in data else [])]
+
+    def _heading(self, node: str) -> str:
+        data = self.graph.nodes[node]
+        return heading(Concept(data["table"], data["label"]))
+
+
+def _times(text: str) -> set[str]:
+    """The times that a line writes ("06:10", "2150-03-04 06:10"); "None" where a citation does."""
+    undated = {"None"} if text.endswith(f"{BAR}None") else set()
+    return undated | {" ".join(filter(None, parts)) for parts in _TIME.findall(text)}
+
+
+def _minute(time: str | None) -> str:
+    return f"{time[:10]} {time[11:16]}" if time else "None"
+
+
+def _key(name: str) -> str:
+    return name.casefold() if len(name) >= ANY_CASE else name
+
+
+def _without_value(cell: str, index: dict[str, list[str]]) -> str:
+    """`Glucose: 140` -> `Glucose`, where that is a name and the whole is none."""
+    parts = cell.split(": ")
+    starts = (": ".join(parts[:end]) for end in range(len(parts), 0, -1))
+    return next((start for start in starts if _key(start) in index), cell)
+
+
+def _any_of(names: Iterable[str]) -> re.Pattern[str]:
+    """Any of the names as whole words. The words yes and no are everywhere: they name nothing."""
+    longest_first = sorted({*names} - {"yes", "no", ""}, key=lambda name: (-len(name), name))
+    spelled = (
+        f"(?i:{re.escape(name)})" if len(name) >= ANY_CASE else re.escape(name)
+        for name in longest_first
+    )
+    return re.compile(rf"(?<!\w)(?:{'|'.join(spelled) or '(?!)'})(?!\w)")

@@ -1,0 +1,396 @@
+"""From a table's file to rows of the store: ids, times, what is shown, and what cannot be used.
+
+Every row read is either kept or reported with a reason; none is lost in silence.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
+
+import polars as pl
+
+from ehrr1.errors import UserError
+from ehrr1.records import hindsight
+from ehrr1.records.cells import item_name, shown_values
+from ehrr1.records.codes import CODE_COLUMNS, ClassMaps
+from ehrr1.records.csv_files import Lost
+from ehrr1.records.dictionaries import Dictionaries
+from ehrr1.records.reading import Folder, as_id, as_text, as_time, read_batches, read_columns
+from ehrr1.records.schema import ORDER, TABLES
+from ehrr1.records.source import Shards, Source
+from ehrr1.records.table_spec import At, Classes, Table
+
+PARENTS = ("admissions", "edstays", "icustays")
+"""Tables beside patients that other tables and the labels refer to."""
+
+STORE_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    **dict.fromkeys(("subject_id", "hadm_id", "stay_id"), pl.Int64),
+    "table": pl.UInt8,
+    **dict.fromkeys(("event_time", "available_time", "late_time"), pl.Datetime("us")),
+    **dict.fromkeys(("item", "class"), pl.String),
+    "order": pl.Int64,
+    "values": pl.String,
+}
+"""A row of the store: whose it is, its table's number in `schema.ORDER`, its times (`late_time`:
+when the late columns are known, null where none are late), its names, its place among the rows of
+an event, and its shown values joined by `SEPARATOR`."""
+
+
+NOT_ASKED_FOR = ("not_chosen", "unknown_subject")
+"""Reasons to leave out rows of patients whom nobody asked for."""
+
+
+class MimicFolder(Source):
+    """MIMIC-IV's own tables in a folder, and the users' class maps.
+
+    `chosen` are the only patients to read, where the user chose some; rows of others are reported.
+    Raises UserError where patients or admissions are missing or cannot be read.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        maps: ClassMaps,
+        patients_per_shard: int,
+        chosen: pl.Series | None = None,
+    ):
+        super().__init__()
+        self.folder = folder
+        self.maps = maps
+        self.dictionaries = Dictionaries(folder)
+        self._lost: defaultdict[str, Lost] = defaultdict(Counter)
+        self._patients = self._read_whole("patients")
+        self.subjects = self._patients["subject_id"].drop_nulls().unique().sort()
+        if not len(self.subjects):
+            path = folder.require("hosp", "patients", "every stage")[0]
+            raise UserError(f"{path} holds no patient: fetch the file again")
+        self.chosen = chosen
+        if chosen is not None:
+            self.subjects = self.subjects.filter(self.subjects.is_in(chosen.implode()))
+            if not len(self.subjects):
+                raise UserError(
+                    f"data.subjects_file: none of its {len(chosen):,} patients is in "
+                    f"{folder.root}: are they ids of these tables?"
+                )
+        self.shards = Shards.divide(self.subjects, patients_per_shard)
+        there = [name for name in ORDER if folder.find(TABLES[name].module, name)]
+        folder.require("hosp", "admissions", "every stage")
+        self.tables = [name for name in there if name != "patients"]
+
+    @property
+    def missing_maps(self) -> list[Classes]:
+        return self.maps.missing
+
+    @property
+    def reading_order(self) -> list[str]:
+        """The largest file first, so that no thread ends alone with it."""
+
+        def size(name: str) -> int:
+            paths = self.folder.find(TABLES[name].module, name)
+            return sum(path.lstat().st_size for path in paths)
+
+        return sorted(self.tables, key=size, reverse=True)
+
+    def want(self, shards: Collection[int]) -> None:
+        self.wanted = frozenset(shards)
+        self._keep_parent("patients", self._patients)
+        for name in PARENTS:
+            if name in self.tables:
+                self._keep_parent(name, self._read_whole(name))
+        self.parents["admissions"] = hindsight.stay_ends(
+            self.parents["admissions"],
+            self._some("transfers", ["hadm_id", "eventtype", "intime", "outtime"]),
+            self.parents.get("icustays"),
+        )
+        self._admit_orders = hindsight.admit_orders(self.folder)
+
+    def _read_whole(self, name: str) -> pl.DataFrame:
+        """A parent table, sorted, with `repeated`: an earlier row has the same id."""
+        table = TABLES[name]
+        paths = self.folder.require(table.module, name, "every stage")
+        cells = read_columns(paths, needed_columns(table), self._lost[name])
+        frame = typed(cells, str(paths[0]))
+        if name in ("patients", "admissions") and not frame.height:
+            raise UserError(f"{paths[0]} has a header but no rows: fetch the file again")
+        frame = frame.sort(pl.all())
+        return frame.with_columns(
+            (~pl.col(str(table.unique)).is_first_distinct()).alias("repeated")
+        )
+
+    def _some(self, name: str, columns: list[str]) -> pl.DataFrame | None:
+        """Columns of a table that is read for another one's sake; None: it is not there."""
+        paths = self.folder.find(TABLES[name].module, name)
+        return typed(read_columns(paths, columns, Counter()), str(paths[0])) if paths else None
+
+    def _keep_parent(self, name: str, frame: pl.DataFrame) -> None:
+        frame = self.route(frame)
+        self.count(name, "read", frame["shard"])
+        self._count_lost(name)
+        if name == "patients":
+            # The others are checked against the patients' ids.
+            self.parents["patients"] = frame
+        usable = report(frame, TABLES[name], self)
+        self._refuse_if_most_is_lost(name)
+        self.parents[name] = usable.drop("repeated")
+        if name == "patients":
+            self.count(name, "kept", usable["shard"])
+
+    def _count_lost(self, name: str) -> None:
+        """Count the rows of a table that do not fit its header: nobody knows whose they are."""
+        for reason, number in self._lost.pop(name, Counter()).items():
+            first_shard = pl.repeat(0, number, dtype=pl.UInt32, eager=True)
+            self.count(name, "read", first_shard)
+            self.count(name, f"reported/{reason}", first_shard)
+
+    def _refuse_if_most_is_lost(self, name: str) -> None:
+        """Raise UserError where a rule drops most of a table that others refer to.
+
+        Rows of patients who are not asked for, or who are not in `patients`, are no loss: users cut
+        that file.
+        """
+        counts: Counter[str] = Counter()
+        for own in self.counts.values():
+            counts.update(own[name])
+        asked = counts["read"] - sum(counts[f"reported/{why}"] for why in NOT_ASKED_FOR)
+        lost = {
+            why.removeprefix("reported/"): number
+            for why, number in counts.items()
+            if why.startswith("reported/") and why.removeprefix("reported/") not in NOT_ASKED_FOR
+        }
+        if 2 * sum(lost.values()) > asked:
+            told = ", ".join(f"{why} {number:,}" for why, number in sorted(lost.items()))
+            path = self.folder.require(TABLES[name].module, name, "every stage")[0]
+            raise UserError(
+                f"{path}: {sum(lost.values()):,} of {asked:,} rows cannot be used ({told}), and "
+                "other tables refer to them: mend the file, or fetch it again"
+            )
+
+    def rows(self, table: str) -> Iterator[pl.DataFrame]:
+        entry = TABLES[table]
+        if table in self.parents:
+            yield self._as_rows(self.parents[table], entry)
+            return
+        paths = self.folder.find(entry.module, table)
+        for batch in read_batches(paths, needed_columns(entry), self._lost[table]):
+            frame = self.route(typed(batch, str(paths[0])))
+            self.count(table, "read", frame["shard"])
+            yield self._as_rows(frame, entry)
+        self._count_lost(table)
+
+    def _as_rows(self, frame: pl.DataFrame, table: Table) -> pl.DataFrame:
+        frame = _with_parent_times(frame, table, self)
+        frame = frame.with_columns(_first_time(table.event_time).alias("event_time"))
+        frame = report(frame, table, self)
+        frame = self._with_names(frame, table)
+        frame = _with_knowledge(frame, table)
+        self.count(table.name, "kept", frame["shard"])
+        self.count(table.name, "assumed", frame["shard"].filter(frame["assumed"]))
+        return frame.select(*_store_columns(table), shown_values(frame, table), pl.col("shard"))
+
+    def _with_names(self, frame: pl.DataFrame, table: Table) -> pl.DataFrame:
+        """Adds the dictionaries' names and the class of the codes."""
+        for lookup in table.lookups:
+            frame = self.dictionaries.named(frame, lookup, table.name)
+            if not lookup.optional:
+                unnamed = frame[lookup.name].is_null()
+                self.count(table.name, "unnamed", frame["shard"].filter(unnamed))
+        if table.classes:
+            codes = frame.select(CODE_COLUMNS[table.classes])
+            frame = frame.with_columns(self.maps.classes(table.classes, codes))
+        return frame
+
+    def complete(self, rows: pl.DataFrame) -> pl.DataFrame:
+        for name in (name for name in self.tables if TABLES[name].entered):
+            rows, unknown = hindsight.entered(rows, name)
+            self.count(name, "assumed", self.shards.number(unknown))
+        return hindsight.converted(rows, self._admit_orders)
+
+
+def needed_columns(table: Table) -> list[str]:
+    """The columns of the file that anything is made of."""
+    own_times = (*table.event_time, *table.known_at, *table.late_known_at)
+    made = {lookup.name for lookup in table.lookups} | {"class", hindsight.END}
+    shown = [column for columns in table.keys.values() for column in columns]
+    columns = [
+        "subject_id",
+        *(["hadm_id"] if table.hadm else []),
+        *(["stay_id"] if table.stay else []),
+        *(at.column for at in own_times if at.of is None and at.column not in made),
+        *(column for column in (*shown, *table.item) if column not in made),
+        *(column for lookup in table.lookups for column in lookup.on),
+        *(CODE_COLUMNS[table.classes] if table.classes else ()),
+        *([table.order_by] if table.order_by else []),
+        *(["poe_id"] if table.entered else []),
+        *table.extra,
+    ]
+    return list(dict.fromkeys(columns))
+
+
+IDS = frozenset({"subject_id", "hadm_id", "stay_id"})
+TIMES = frozenset(
+    (
+        *("admittime", "dischtime", "deathtime", "intime", "outtime", "transfertime", "charttime"),
+        *("storetime", "starttime", "endtime", "ordertime", "entertime", "chartdate", "storedate"),
+        "dod",
+    )
+)
+
+
+def typed(frame: pl.DataFrame, path: str) -> pl.DataFrame:
+    """Ids as numbers, times as times, everything else as text.
+
+    A row with an id or a time that is there but cannot be read is marked in `bad_id` or `bad_time`:
+    an unreadable time of death or of storing must not pass for a missing one. Raises UserError
+    where a whole column is of that kind: the file is then not what it says.
+    """
+    columns: list[pl.Series] = []
+    no = pl.Series([False]).new_from_index(0, frame.height)
+    bad = {"bad_id": no, "bad_time": no}
+    for column in frame.get_columns():
+        name = column.name
+        if name not in IDS and name not in TIMES:
+            columns.append(as_text(column))
+            continue
+        if name in IDS:
+            kind, found = "bad_id", as_id(column)
+        else:
+            kind, found = "bad_time", as_time(column, up=name == "storetime")
+        if name in IDS and name != "subject_id":
+            found = found.set(found < 0, None)  # the store keeps -1 for "none"
+        wrong = _unreadable(column, found)
+        if wrong.any():
+            bad[kind] = bad[kind] | wrong
+            if found.null_count() == frame.height:
+                raise UserError(f"{path}: the column {name} holds no {_EXPECTED[kind]}")
+        columns.append(found)
+    return pl.DataFrame([*columns, *(marks.alias(kind) for kind, marks in bad.items())])
+
+
+_EXPECTED = {
+    "bad_id": "whole numbers: are the columns under the right headings?",
+    "bad_time": "times such as 2150-07-23 14:00:00: are the columns under the right headings?",
+}
+
+
+def _unreadable(column: pl.Series, found: pl.Series) -> pl.Series:
+    """Cells that say something of which nothing was `found`; blank ones say nothing."""
+    if found.null_count() == column.null_count():
+        return pl.Series([False])
+    there = column.fill_nan(None) if column.dtype.is_float() else column
+    wrong = found.is_null() & there.is_not_null()
+    if column.dtype == pl.String:
+        wrong &= column.str.strip_chars().fill_null("") != ""
+    return wrong
+
+
+def report(frame: pl.DataFrame, table: Table, source: MimicFolder) -> pl.DataFrame:
+    """The usable rows; the others are counted by reason. The first reason that holds counts."""
+    reasons = {
+        "no_subject_id": pl.col("subject_id").is_null(),
+        "bad_id": pl.col("bad_id"),
+    }
+    if source.chosen is not None:
+        reasons["not_chosen"] = ~pl.col("subject_id").is_in(source.chosen.implode())
+    if table.name != "patients":
+        subjects = source.parents["patients"]["subject_id"].implode()
+        reasons["unknown_subject"] = ~pl.col("subject_id").is_in(subjects)
+    if "repeated" in frame.columns:
+        reasons["no_id"] = pl.col(str(table.unique)).is_null()
+        reasons["repeated_id"] = pl.col("repeated")
+    if "event_time" in frame.columns:
+        reasons["no_time"] = pl.col("event_time").is_null()
+        if any(at.of for at in table.known_at):
+            reasons["no_end_of_stay"] = _first_time(table.known_at).is_null()
+    reasons["bad_time"] = pl.col("bad_time")
+    why = frame.select(
+        pl.coalesce(pl.when(bad).then(pl.lit(name)) for name, bad in reasons.items()).alias("why")
+    )["why"]
+    if why.null_count() == frame.height:
+        return frame
+    for reason in sorted(why.drop_nulls().unique()):
+        source.count(table.name, f"reported/{reason}", frame["shard"].filter(why == reason))
+    return frame.filter(why.is_null())
+
+
+def _with_parent_times(frame: pl.DataFrame, table: Table, source: Source) -> pl.DataFrame:
+    """Adds the admission's or ED stay's times as `<parent>.<column>`."""
+    times = (*table.event_time, *table.known_at, *table.late_known_at)
+    for parent in dict.fromkeys(at.of for at in times if at.of):
+        columns = list(dict.fromkeys(at.column for at in times if at.of == parent))
+        names = [f"{parent}.{column}" for column in columns]
+        if parent not in source.parents:
+            absent = (pl.lit(None, pl.Datetime("us")).alias(name) for name in names)
+            frame = frame.with_columns(absent)
+            continue
+        key = "hadm_id" if parent == "admissions" else "stay_id"
+        theirs = source.parents[parent].select(
+            "subject_id", key, *(pl.col(c).alias(n) for c, n in zip(columns, names, strict=True))
+        )
+        frame = frame.join(theirs, on=["subject_id", key], how="left", maintain_order="left")
+    return frame
+
+
+def _time(at: At) -> pl.Expr:
+    time = pl.col(f"{at.of}.{at.column}" if at.of else at.column)
+    if at.end_of_day:
+        return time.dt.truncate("1d") + pl.duration(days=1)
+    return time + at.plus if at.plus else time
+
+
+def _first_time(times: tuple[At, ...]) -> pl.Expr:
+    return pl.coalesce(_time(at) for at in times)
+
+
+def _with_knowledge(frame: pl.DataFrame, table: Table) -> pl.DataFrame:
+    """Adds `available_time`, `late_time` (null: nothing is late) and `assumed`."""
+    event = pl.col("event_time")
+    known = _first_time(table.known_at) if table.known_at else event
+    day_over = (_time(at) for at in table.not_before)
+    available = pl.max_horizontal(event, known.fill_null(event + table.delay), *day_over)
+    frame = frame.with_columns(
+        available.alias("available_time"), (known.is_null()).alias("assumed")
+    )
+    late = pl.lit(None, pl.Datetime("us"))
+    if table.late_known_at:
+        # Without an end the total stays hidden for good: it cannot be dated.
+        end = pl.max_horizontal(_time(at) for at in table.late_known_at)
+        open_end = _time(table.late_known_at[0]).is_null()
+        late = (
+            pl.when(open_end)
+            .then(pl.lit(NEVER).cast(pl.Datetime("us")))
+            .otherwise(pl.max_horizontal("available_time", end))
+        )
+    if table.late_items:
+        late = pl.when(item_name(table).is_in(table.late_items)).then(late)
+    return frame.with_columns(late.alias("late_time"))
+
+
+NEVER = 253_370_764_800_000_000
+"""Year 9999 in microseconds since 1970: the late time of a total whose interval has no end."""
+
+
+def _store_columns(table: Table) -> list[pl.Expr]:
+    def id_or_null(there: bool, name: str) -> pl.Expr:
+        return (pl.col(name) if there else pl.lit(None, pl.Int64)).alias(name)
+
+    order = pl.col(table.order_by).cast(pl.Int64, strict=False) if table.order_by else pl.lit(0)
+    link = pl.lit(None, pl.Int32)  # all rows have it: half the memory
+    if table.entered:
+        link = pl.col("poe_id").str.extract(r"-(\d+)$").cast(pl.Int32, strict=False)
+    # A date stands in where the first of the table's times is missing.
+    dated = pl.lit(False)
+    if len(table.event_time) > 1:
+        dated = _time(table.event_time[0]).is_null()
+    return [
+        pl.col("subject_id"),
+        id_or_null(table.hadm, "hadm_id"),
+        id_or_null(table.stay, "stay_id"),
+        pl.lit(ORDER.index(table.name), pl.UInt8).alias("table"),
+        pl.col("event_time"),
+        pl.col("available_time"),
+        pl.col("late_time"),
+        item_name(table).alias("item"),
+        (pl.col("class") if table.classes else pl.lit(None, pl.String)).alias("class"),
+        order.cast(pl.Int64).alias("order"),
+        link.alias("link"),
+        dated.alias("dated"),
+    ]

@@ -1,0 +1,74 @@
+"""Where the parts of the release's folder lie: beside each other, or packed.
+
+The whole may be one `.tar.gz`; in the published folder `patients_ehr`, `cache/item_set` and
+`cache/similar_item` are one each. What is packed is unpacked into a working folder.
+"""
+
+import gzip
+import tarfile
+import zlib
+from pathlib import Path
+
+from ehrr1.errors import UserError
+from ehrr1.files import locked, replacing
+from ehrr1.records.reading import is_data
+from ehrr1.records.release import layout
+
+ARCHIVES = (".tar.gz", ".tgz")
+CHUNK_BYTES = 1 << 20
+
+
+def root_of(path: Path, work: Path) -> Path:
+    """The folder that holds the release's parts; an archive is unpacked into `work`.
+
+    Raises UserError for an archive that cannot be read to its end.
+    """
+    if not path.name.endswith(ARCHIVES):
+        return path
+    target = _unpacked(path, work / "whole")
+    names = (layout.FOLDER, *(layout.FOLDER + end for end in ARCHIVES))
+    found = (place for name in names for place in target.rglob(name) if _is_data(place, target))
+    return next((place.parent for place in found), target)
+
+
+def part(root: Path, name: str, work: Path) -> Path:
+    """The folder `name` of the release's folder (`cache/similar_item`), unpacked into `work` where
+    it is packed; it is not there where neither is."""
+    archive = next((p for end in ARCHIVES if (p := root / f"{name}{end}").is_file()), None)
+    if (root / name).is_dir() or archive is None:
+        return root / name
+    target = _unpacked(archive, work / name)
+    ends = (".parquet", ".csv")
+    files = (p for p in target.rglob("*") if p.suffix in ends and _is_data(p, target))
+    return next((file.parent for file in files), target)
+
+
+def _is_data(path: Path, below: Path) -> bool:
+    return all(map(is_data, path.relative_to(below).parts))
+
+
+def _unpacked(archive: Path, target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with locked(target.with_name(f".{target.name}.lock")):  # shares may ask at the same time
+        if not target.exists():
+            unpack(archive, target)
+    return target
+
+
+def unpack(path: Path, target: Path) -> None:
+    """Unpack a .tar.gz and check its CRC. Nothing can be written outside `target`.
+
+    Raises UserError where it is no such archive, or is damaged.
+    """
+    try:
+        with replacing(target) as temporary, gzip.open(path, "rb") as stream:
+            with tarfile.open(fileobj=stream, mode="r|") as archive:
+                archive.extractall(temporary, filter="data")
+            while stream.read(CHUNK_BYTES):  # tarfile stops before the CRC, which is checked here
+                pass
+    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None and path.is_file():
+            raise  # a full disk is no fault of the archive
+        raise UserError(
+            f"data.root={path}: it cannot be unpacked ({type(error).__name__}): fetch it again"
+        ) from error

@@ -1,0 +1,243 @@
+"""Which run of a sweep was better, and is it sure?
+
+compare.md, compare.csv in the sweep's folder: a row a setting, its seeds together; compare.json has
+the same with each seed. Differences are paired, by patient, where predictions are stored.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import polars as pl
+from omegaconf import OmegaConf
+from rich.table import Table
+from scipy.stats import t as student
+
+from ehrr1.config.names import ORDER
+from ehrr1.errors import UserError
+from ehrr1.evaluation.aggregate import last_result
+from ehrr1.evaluation.bootstrap import Resamples, estimate
+from ehrr1.evaluation.scores import Replicates, score
+from ehrr1.files import write_json, write_text
+from ehrr1.runs import NOT_COMPARED, flat, metrics_of
+from ehrr1.sweeps.control import chosen, wide_console
+from ehrr1.sweeps.state import Entry, Sweep
+from ehrr1.tasks.catalog import ALL_TASKS
+
+METRICS = {
+    "eval": ("risk/auroc/macro", "decision/f1/macro"),
+    "rl": ("validation/reward/accuracy/after", "validation/reward/accuracy/gain"),
+}
+"""What is shown of a stage where `metric=` names nothing else."""
+
+LOSSES = ("eval/loss", "train/loss/last")
+
+REPLICATES = 1000
+
+
+@dataclass
+class ComparisonRow:
+    """One setting of the grid, its seeds together."""
+
+    settings: dict[str, str]
+    runs: list[str] = field(default_factory=list)
+    values: dict[str, list[float]] = field(default_factory=dict)
+    gpu_hours: float = 0.0
+    hours: float = 0.0
+    tokens: int = 0
+    difference: str = ""
+
+    def told(self, metric: str) -> str:
+        """The mean over seeds with its 95 % interval (Student's t), or the one value."""
+        values = self.values.get(metric, [])
+        if not values:
+            return ""
+        if len(values) == 1:
+            return f"{values[0]:.4f}"
+        half = student.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
+        return f"{fmean(values):.4f} ± {half:.4f} (n={len(values)})"
+
+
+def compare_sweep(book: Sweep, words: Sequence[str], metric: str | None, as_json: bool) -> int:
+    """Show finished runs side by side, or how two of them were set. Raises UserError."""
+    if words:
+        return show_settings([entry for word in words for entry in chosen(book, [word])])
+    entries = [entry for entry in leaves(book) if entry.done]
+    if not entries:
+        raise UserError(f"{book.folder.name}: no run of the last stage is finished yet")
+    metrics = [metric] if metric else default_metrics(entries[0])
+    rows = grouped(book, entries, metrics)
+    if metric and not any(row.values.get(metric) for row in rows):
+        known = sorted(name for name in metrics_of(Path(entries[0].folder)))
+        near = [name for name in known if metric.split("/")[-1] in name]
+        near = sorted(near, key=lambda name: (not name.endswith("/macro"), len(name)))[:10]
+        raise UserError(
+            f"metric={metric}: no run has it; there are {', '.join(near or known[:20])}"
+        )
+    lower = any(word in metrics[0] for word in ("loss", "brier", "ece", "seconds"))
+    rows.sort(key=lambda row: fmean(row.values.get(metrics[0]) or [0.0]), reverse=not lower)
+    tell_differences(book, rows, metrics[0])
+    columns, cells = table_of(rows, metrics)
+    write_text(book.folder / "compare.md", markdown(columns, cells))
+    pl.DataFrame(cells, schema=columns, orient="row").write_csv(book.folder / "compare.csv")
+    write_json(book.folder / "compare.json", [asdict(row) for row in rows])
+    if as_json:
+        print(json.dumps([asdict(row) for row in rows], indent=1))
+        return 0
+    show(book, columns, cells, metrics[0], rows)
+    return 0
+
+
+def leaves(book: Sweep) -> list[Entry]:
+    """The runs at the ends of their chains."""
+    entries = book.entries()
+    needed = {need for entry in entries for need in entry.needs}
+    ends = [entry for entry in entries if entry.run not in needed]
+    last = max((ORDER.index(entry.stage) for entry in ends), default=0)
+    return [entry for entry in ends if ORDER.index(entry.stage) == last]
+
+
+def default_metrics(entry: Entry) -> list[str]:
+    there = metrics_of(Path(entry.folder))
+    wanted = METRICS.get(entry.stage, LOSSES)
+    return [name for name in wanted if name in there] or ["seconds"]
+
+
+def grouped(book: Sweep, entries: Sequence[Entry], metrics: Sequence[str]) -> list[ComparisonRow]:
+    """Runs that differ in their seed alone are one row."""
+    rows: dict[str, ComparisonRow] = {}
+    by_name = {entry.run: entry for entry in book.entries()}
+    for entry in entries:
+        settings = {k: v for k, v in entry.settings.items() if k != "seed"}
+        row = rows.setdefault(json.dumps(settings, sort_keys=True), ComparisonRow(settings))
+        row.runs.append(entry.run)
+        found = metrics_of(Path(entry.folder))
+        for name in metrics:
+            if name in found:
+                row.values.setdefault(name, []).append(found[name])
+        for one in chain_of(entry, by_name):
+            add_cost(row, one)
+    return list(rows.values())
+
+
+def chain_of(entry: Entry, by_name: dict[str, Entry]) -> list[Entry]:
+    """A run and all that it needs of this sweep."""
+    found = {entry.run: entry}
+    for need in entry.needs:
+        found |= {one.run: one for one in chain_of(by_name[need], by_name)}
+    return list(found.values())
+
+
+def add_cost(row: ComparisonRow, entry: Entry) -> None:
+    """What a run took: wall-clock of its folder, GPUs, tokens learnt from."""
+    metrics = metrics_of(Path(entry.folder)) if entry.done else {}
+    hours = metrics.get("seconds", 0.0) / 3600
+    row.hours += hours
+    row.gpu_hours += hours * entry.job.get("gpus_per_node", 0) * entry.job.get("nodes", 1)
+    row.tokens += int(metrics.get("train/tokens", 0))
+
+
+def tell_differences(book: Sweep, rows: Sequence[ComparisonRow], metric: str) -> None:
+    """Each row minus the best, seeds averaged, resampled by patient; of evaluations only."""
+    folders = {entry.run: Path(entry.folder) for entry in book.entries()}
+    files = [[folders[run] / "predictions.parquet" for run in row.runs] for row in rows]
+    if len(rows) < 2 or not all(file.exists() for group in files for file in group):
+        return
+    groups = [[main_rows(file) for file in group] for group in files]
+    common = groups[0][0].select("task", "sample_id")
+    for table in (table for group in groups for table in group):
+        common = common.join(table, on=["task", "sample_id"], how="semi")
+    groups = [
+        [table.join(common, on=["task", "sample_id"], how="semi") for table in group]
+        for group in groups
+    ]
+    tasks = [task for task in ALL_TASKS if (groups[0][0]["task"] == task).any()]
+    resamples = Resamples.draw(groups[0][0]["subject_id"], REPLICATES, 0)
+    main = metric in METRICS["eval"]  # the others take three times as long
+    scores = [
+        mean_of([score(table, resamples, tasks, main_only=main) for table in group], metric)
+        for group in groups
+    ]
+    for row, values in zip(rows[1:], scores[1:], strict=True):
+        if values is not None and scores[0] is not None:
+            value, low, high = estimate(values - scores[0])
+            row.difference = f"{value:+.4f} [{low:.4f}, {high:.4f}]"
+
+
+def main_rows(file: Path) -> pl.DataFrame:
+    """What the main result of an evaluation has answered, of the split that is scored."""
+    config = OmegaConf.load(file.with_name("config.yaml"))
+    table = pl.read_parquet(file).filter(pl.col("split") == config.eval.split)
+    return table.filter(pl.col("model") == last_result(table))
+
+
+def mean_of(scores: Sequence[Replicates], metric: str) -> Any:
+    """The replicates of a metric, averaged over seeds; None where it is no score."""
+    found = [one[metric] for one in scores if metric in one]
+    return sum(found) / len(found) if found else None
+
+
+def table_of(
+    rows: Sequence[ComparisonRow], metrics: Sequence[str]
+) -> tuple[list[str], list[list[str]]]:
+    keys = list(dict.fromkeys(key for row in rows for key in row.settings))
+    columns = [*(keys or ["run"]), *metrics, "minus the best", "hours", "GPU-hours", "tokens"]
+    cells = [
+        [
+            *([row.settings.get(key, "") for key in keys] or [row.runs[0]]),
+            *(row.told(name) for name in metrics),
+            row.difference,
+            f"{row.hours:.2f}",
+            f"{row.gpu_hours:.2f}",
+            f"{row.tokens:,}",
+        ]
+        for row in rows
+    ]
+    return columns, cells
+
+
+def markdown(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def show(
+    book: Sweep,
+    columns: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    metric: str,
+    rows: Sequence[ComparisonRow],
+) -> None:
+    console = wide_console()
+    table = Table(title=f"{book.folder.name}: the last stage, best {metric} first")
+    for column in columns:
+        table.add_column(column)
+    for line in cells:
+        table.add_row(*line)
+    console.print(table)
+    console.print(f"best: {', '.join(rows[0].runs)}", soft_wrap=True)
+    console.print(f"also in {book.folder}/compare.md, .csv, .json", soft_wrap=True)
+
+
+def show_settings(entries: Sequence[Entry]) -> int:
+    """The settings in which two runs differ."""
+    if len(entries) != 2:
+        raise UserError("compare: name two runs to see in which settings they differ")
+    settings = []
+    for entry in entries:
+        file = Path(entry.folder) / "config.yaml"
+        if not file.exists():
+            raise UserError(f"{entry.run}: it has not begun, there is no configuration yet")
+        plain: Any = OmegaConf.to_container(OmegaConf.load(file))
+        settings.append({k: v for key, value in plain.items() for k, v in flat(value, key).items()})
+    one, other = settings
+    told = [
+        [key, str(one.get(key)), str(other.get(key))]
+        for key in sorted(one.keys() | other.keys())
+        if one.get(key) != other.get(key) and key not in NOT_COMPARED
+    ]
+    print(markdown(["setting", *(entry.run for entry in entries)], told), end="")
+    return 0

@@ -1,0 +1,118 @@
+"""Starting and stopping the runs of a sweep, for the command line and for searches."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from rich.console import Console
+
+from ehrr1.errors import UserError, need_extra
+from ehrr1.sweeps import local
+from ehrr1.sweeps.state import Entry, Sweep, status
+
+
+def launcher_of(book: Sweep) -> ModuleType:
+    """The module that starts runs: it has check, submit, settle, active and cancel."""
+    return module_of(book.asked["launcher"]["name"])
+
+
+def module_of(launcher: str) -> ModuleType:
+    if launcher == "local":
+        return local
+    need_extra(f"launcher={launcher}", "submitit", "sweeps")
+    from ehrr1.sweeps import slurm
+
+    return slurm
+
+
+def tell_begun(book: Sweep, root: Path) -> None:
+    console = Console(stderr=True)
+    console.print(f"{len(book.entries())} runs in {book.folder}", soft_wrap=True)
+    console.print(
+        f"python sweep.py status {book.folder.name} output_root={root}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def refuse_others(book: Sweep, overrides: Sequence[str]) -> None:
+    """The same overrides go on with a sweep. Raises UserError for others."""
+    if list(overrides) != book.asked["overrides"]:
+        raise UserError(
+            f"name={book.folder.name}: there is a sweep of that name with other overrides "
+            f"({' '.join(book.asked['overrides'])}); choose another name=NAME"
+        )
+
+
+def start_missing(book: Sweep, module: ModuleType, runs: Sequence[str], again: bool) -> list[str]:
+    """Hand in the runs that are neither finished nor under way; with `again` those that have
+    failed or were cancelled, and those that wait for them, too. Returns what was handed in."""
+    module.settle(book)
+    entries = book.entries()
+    wanted_names = with_needs(entries, runs)
+    active = wait_for_cancelled(book, module, wanted_names) if again else module.active(book)
+    if again:
+        for entry in (e for e in entries if e.run in wanted_names and e.run not in active):
+            if not entry.done:
+                book.tell(entry, state="pending")
+    states = {one.run: one.state for one in status(book, active)}
+    wanted = [
+        entry
+        for entry in entries
+        if entry.run in wanted_names and states[entry.run] == "pending" and entry.run not in active
+    ]
+    if wanted:
+        module.submit(book, wanted)
+    return [entry.run for entry in wanted]
+
+
+def wait_for_cancelled(book: Sweep, module: ModuleType, runs: set[str]) -> dict[str, str]:
+    """What is under way once no run that was cancelled is still saving. Raises UserError after two
+    minutes."""
+    cancelled = {e.run for e in book.entries() if book.state(e).get("state") == "cancelled"} & runs
+    deadline = time.monotonic() + 120
+    while saving := cancelled & module.active(book).keys():
+        if time.monotonic() > deadline:
+            raise UserError(f"{', '.join(sorted(saving))}: cancelled, and still saving; try again")
+        time.sleep(1)
+    found: dict[str, str] = module.active(book)
+    return found
+
+
+def with_needs(entries: Sequence[Entry], runs: Sequence[str]) -> set[str]:
+    """Runs and all that they wait for."""
+    found = set(runs)
+    for entry in reversed(entries):  # inputs stand first
+        if entry.run in found:
+            found |= set(entry.needs)
+    return found
+
+
+def end(book: Sweep, module: ModuleType, runs: Sequence[str], note: str) -> None:
+    """Runs that wait are not started, those at work save and end; why is noted."""
+    for entry in (entry for entry in book.entries() if entry.run in runs):
+        kept = {key: book.state(entry).get(key) for key in ("pid", "job")}
+        book.tell(entry, state="cancelled", note=note, **kept)
+    module.cancel(book, runs)
+
+
+def chosen(book: Sweep, words: Sequence[str]) -> list[Entry]:
+    """The runs that are named, by their names or by what stands in them; all where none is."""
+    entries = book.entries()
+    if not words:
+        return entries
+    found = [e for e in entries if any(word == e.run for word in words)]
+    found = found or [e for e in entries if any(word in e.run for word in words)]
+    if not found:
+        raise UserError(
+            f"{' '.join(words)}: no such run in {book.folder.name}; there are "
+            f"{', '.join(entry.run for entry in entries[:20])}"
+        )
+    return found
+
+
+def wide_console() -> Console:
+    """The terminal; in a file or a pipe lines are not broken."""
+    return Console() if sys.stdout.isatty() else Console(width=1_000, height=100)

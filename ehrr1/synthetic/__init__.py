@@ -1,0 +1,1 @@
+"""Write a hospital of invented patients in the files of MIMIC-IV."""

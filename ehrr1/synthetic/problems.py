@@ -1,0 +1,398 @@
+"""The acute problems that bring patients in, and what each causes in every table.
+
+All names, item labels and ICD codes are real; every number is invented.
+"""
+
+from dataclasses import dataclass
+
+from ehrr1.synthetic.conditions import split
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An acute illness that brings the patient in.
+
+    `risks` shift the log odds of the latents (see `synthetic_signs.LATENTS`), `cause` names the
+    conditions that make the problem likelier, `panels` the laboratory panels ordered beside the
+    routine ones. Codes are (ICD-9, ICD-10) pairs; procedures likewise.
+    """
+
+    name: str
+    weight: float
+    cause: tuple[str, ...]
+    complaints: tuple[str, ...]
+    codes: tuple[tuple[str, str], ...]
+    secondary: tuple[tuple[str, str], ...]
+    procedures: tuple[tuple[str, str], ...]
+    service: str
+    wards: tuple[str, str]
+    units: tuple[str, str]
+    dispensed: tuple[str, ...]
+    drugs: tuple[str, ...]
+    infusions: tuple[str, ...]
+    panels: tuple[str, ...]
+    cultures: tuple[str, ...]
+    examinations: tuple[str, ...]
+    icu_procedures: tuple[str, ...]
+    orders: tuple[str, ...]
+    labs: dict[str, float]
+    risks: dict[str, float]
+    story: str
+
+
+def _pairs(text: str) -> tuple[tuple[str, str], ...]:
+    return tuple((code.split("/")[0], code.split("/")[1]) for code in split(text))
+
+
+def _problem(
+    name: str, weight: float, labs: dict[str, float], risks: dict[str, float], **text: str
+) -> Problem:
+    lists = {key: split(value) for key, value in text.items() if key not in _OTHER}
+    wards, units = (split(text[key]) for key in ("wards", "units"))
+    return Problem(
+        name=name,
+        weight=weight,
+        labs=labs,
+        risks=risks,
+        codes=_pairs(text["codes"]),
+        secondary=_pairs(text["secondary"]),
+        procedures=_pairs(text["procedures"]),
+        service=text["service"],
+        story=text["story"],
+        wards=(wards[0], wards[1]),
+        units=(units[0], units[1]),
+        **lists,
+    )
+
+
+_OTHER = {"codes", "secondary", "procedures", "service", "story", "wards", "units"}
+_MEDICAL = "Medical Intensive Care Unit (MICU), Medical/Surgical Intensive Care Unit (MICU/SICU)"
+_CARDIAC = "Coronary Care Unit (CCU), Cardiac Vascular Intensive Care Unit (CVICU)"
+_SURGICAL = "Surgical Intensive Care Unit (SICU), Trauma SICU (TSICU)"
+_NEURO = "Neuro Surgical Intensive Care Unit (Neuro SICU), Neuro Stepdown"
+_VENTILATED = "9604/0BH17EZ, 9671/5A1945Z"
+
+PROBLEMS = (
+    _problem(
+        "pneumonia",
+        1.2,
+        {"wbc": 1.6, "po2": -1.0, "neutrophils": 1.2},
+        {"D": 0.3, "U": 0.2, "H": 0.3},
+        cause="copd, lung_cancer",
+        complaints="Cough, Dyspnea, Fever",
+        codes="486/J189, 51881/J9601",
+        secondary="27651/E860, 2761/E871",
+        procedures=_VENTILATED,
+        service="MED",
+        wards="Medicine, Med/Surg",
+        units=_MEDICAL,
+        dispensed="CefTRIAXone, Azithromycin, Albuterol 0.083% Neb Soln",
+        drugs="CefTRIAXone, Azithromycin, Benzonatate",
+        infusions="Ceftriaxone, Azithromycin",
+        panels="gas, differential",
+        cultures="RESPIRATORY CULTURE, GRAM STAIN, Legionella Urinary Antigen",
+        examinations="CHEST (PA & LAT), CT CHEST W/O CONTRAST",
+        icu_procedures="Sputum Culture, Chest X-Ray",
+        orders="Respiratory:Oxygen Therapy, Radiology:General Xray",
+        story="productive cough, fever and shortness of breath",
+    ),
+    _problem(
+        "urosepsis",
+        1.1,
+        {"wbc": 2.0, "lactate": 1.0, "urine_wbc": 2.5, "creatinine": 0.8},
+        {"D": 0.5, "U": 0.4, "H": 0.5},
+        cause="diabetes, kidney_disease",
+        complaints="Fever, Dysuria, Hypotension",
+        codes="0389/A419, 5990/N390",
+        secondary="5849/N179, 2762/E872",
+        procedures="3893/02HV33Z, 3891/02HV33Z",
+        service="MED",
+        wards="Medicine, Med/Surg",
+        units=_MEDICAL,
+        dispensed="Piperacillin-Tazobactam Na, Vancomycin, Acetaminophen",
+        drugs="Piperacillin-Tazobactam, Vancomycin, Acetaminophen",
+        infusions="Piperacillin/Tazobactam (Zosyn), Vancomycin",
+        panels="urine, gas",
+        cultures="URINE CULTURE, Blood Culture; Routine",
+        examinations="RENAL U.S., CHEST (PORTABLE AP)",
+        icu_procedures="Blood Cultured, Urine Culture",
+        orders="IV therapy:IV fluids, Radiology:Ultrasound",
+        story="fever, dysuria and low blood pressure",
+    ),
+    _problem(
+        "heart_failure_exacerbation",
+        1.1,
+        {"bnp": 2.4, "sodium": -0.9, "creatinine": 0.6},
+        {"D": 0.1, "H": 0.3, "R": 0.4},
+        cause="heart_failure, coronary_disease",
+        complaints="Dyspnea on exertion, Leg swelling, SHORTNESS OF BREATH",
+        codes="42823/I5023, 4280/I509",
+        secondary="5849/N179, 2768/E876",
+        procedures="8872/B24BZZZ, 9390/5A09357",
+        service="CMED",
+        wards="Medicine/Cardiology, Cardiology",
+        units=_CARDIAC,
+        dispensed="Furosemide, Nitroglycerin SL, Aspirin",
+        drugs="Furosemide, Metolazone, Potassium Chloride",
+        infusions="Furosemide (Lasix), Nitroglycerin",
+        panels="cardiac, minerals",
+        cultures="MRSA SCREEN, Staph aureus Screen",
+        examinations="CHEST (PORTABLE AP), BILAT LOWER EXT VEINS",
+        icu_procedures="Transthoracic Echo, Chest X-Ray",
+        orders="Cardiology:ECG, Nutrition:Diet Order",
+        story="worsening leg swelling and orthopnea",
+    ),
+    _problem(
+        "copd_exacerbation",
+        0.9,
+        {"pco2": 2.0, "ph": -1.0, "eosinophils": 0.8},
+        {"U": 0.1, "R": 0.3},
+        cause="copd",
+        complaints="Wheezing, Dyspnea, Cough",
+        codes="49121/J441",
+        secondary="51881/J9601, V1582/Z87891",
+        procedures="9390/5A09357, 9604/0BH17EZ",
+        service="MED",
+        wards="Medicine, Med/Surg",
+        units=_MEDICAL,
+        dispensed="Albuterol 0.083% Neb Soln, PredniSONE, Ipratropium Bromide Neb",
+        drugs="PredniSONE, Albuterol 0.083% Neb Soln, Levofloxacin",
+        infusions="Levofloxacin, Azithromycin",
+        panels="gas, differential",
+        cultures="Respiratory Viral Culture, Respiratory Viral Antigen Screen",
+        examinations="CHEST (PA & LAT), CTA CHEST",
+        icu_procedures="Non-invasive Ventilation, Sputum Culture",
+        orders="Respiratory:Oxygen Therapy, Respiratory:BiPAP",
+        story="wheezing and worsening shortness of breath",
+    ),
+    _problem(
+        "gi_bleed",
+        0.9,
+        {"hemoglobin": -2.4, "hematocrit": -2.4, "urea": 1.2},
+        {"U": 0.3, "H": 0.4},
+        cause="cirrhosis, alcohol_dependence",
+        complaints="BRBPR, Hematemesis, Coffee ground emesis",
+        codes="5789/K922, 2851/D62",
+        secondary="5780/K921, 2875/D696",
+        procedures="4513/0DJ08ZZ, 9904/30233N1",
+        service="MED",
+        wards="Medicine, Med/Surg",
+        units=_MEDICAL,
+        dispensed="Pantoprazole Sodium, Octreotide Acetate, Ondansetron",
+        drugs="Pantoprazole, Octreotide Acetate, CeftriaXONE",
+        infusions="Pantoprazole (Protonix), Octreotide, Packed Red Blood Cells",
+        panels="coagulation, liver",
+        cultures="HELICOBACTER PYLORI ANTIBODY TEST, MRSA SCREEN",
+        examinations="CT ABD & PELVIS WITH CONTRAST, GI BLEEDING STUDY",
+        icu_procedures="Endoscopy, 18 Gauge",
+        orders="Blood Bank:Blood tests, Nutrition:NPO/Diet for Procedure",
+        story="black stools and lightheadedness",
+    ),
+    _problem(
+        "stroke",
+        0.8,
+        {"glucose": 0.5, "ldl": 1.0},
+        {"D": 0.3, "U": 0.4, "S": 0.3, "H": 0.6},
+        cause="atrial_fibrillation, hypertension",
+        complaints="FACIAL DROOP, Slurred speech, Confusion",
+        codes="43491/I639, 7843/R4701",
+        secondary="27800/E669, 5070/J690",
+        procedures="8703/B020ZZZ, 9915/3E0G76Z",
+        service="NMED",
+        wards="Neurology, Neuro Intermediate",
+        units=_NEURO,
+        dispensed="Aspirin, Labetalol, Ondansetron",
+        drugs="Clopidogrel, Aspirin, Bisacodyl",
+        infusions="Nicardipine, Alteplase (TPA)",
+        panels="coagulation, lipids",
+        cultures="MRSA SCREEN, RAPID PLASMA REAGIN TEST",
+        examinations="CT HEAD W/O CONTRAST, MR HEAD W/O CONTRAST, CTA HEAD AND CTA NECK",
+        icu_procedures="CT scan, Magnetic Resonance Imaging",
+        orders="Radiology:CT Scan, Neurology:EEG",
+        story="sudden weakness of one side and slurred speech",
+    ),
+    _problem(
+        "nstemi",
+        0.9,
+        {"troponin": 3.0, "ckmb": 2.0, "glucose": 0.4},
+        {"D": 0.1, "U": 0.3, "H": 0.5},
+        cause="coronary_disease, hyperlipidemia",
+        complaints="Chest pain; Jaw pain, Chest pain, L Arm pain",
+        codes="41071/I214, 41401/I2510",
+        secondary="2724/E785, V1582/Z87891",
+        procedures="3722/4A023N7, 3607/027034Z",
+        service="CMED",
+        wards="Medicine/Cardiology, Cardiology",
+        units=_CARDIAC,
+        dispensed="Aspirin, Heparin Sodium, Nitroglycerin SL",
+        drugs="Aspirin, Clopidogrel, Heparin Sodium",
+        infusions="Heparin Sodium, Nitroglycerin",
+        panels="cardiac, lipids",
+        cultures="MRSA SCREEN, Staph aureus Screen",
+        examinations="CHEST (PORTABLE AP), CARDIAC PERFUSION PHARM",
+        icu_procedures="EKG, Cardiac Cath",
+        orders="Cardiology:ECG, Cardiology:Stress Echo",
+        story="pressure in the chest that went to the left arm",
+    ),
+    _problem(
+        "hip_fracture",
+        0.8,
+        {"hemoglobin": -1.2, "hematocrit": -1.2},
+        {"S": 0.4, "H": 0.5, "U": -0.2},
+        cause="hypothyroidism, depression",
+        complaints="L Hip pain, s/p Fall, R Leg pain",
+        codes="82021/S72141A, 2851/D62",
+        secondary="56409/K5900, V1582/Z87891",
+        procedures="7935/0QS636Z, 8151/0SR9019",
+        service="ORTHO",
+        wards="Med/Surg/Trauma, Surgery/Trauma",
+        units=_SURGICAL,
+        dispensed="Morphine Sulfate, Acetaminophen, Ondansetron",
+        drugs="CefazoLIN, Acetaminophen, Calcium Carbonate",
+        infusions="Cefazolin, Acetaminophen-IV",
+        panels="coagulation, minerals",
+        cultures="Staph aureus Screen, URINE CULTURE",
+        examinations="HIP UNILAT MIN 2 VIEWS, FEMUR (AP & LAT), CT HEAD W/O CONTRAST",
+        icu_procedures="OR Received, X-ray",
+        orders="Radiology:General Xray, ADT orders:Postop",
+        story="a fall at home and pain of the hip",
+    ),
+    _problem(
+        "ketoacidosis",
+        0.7,
+        {"glucose": 4.0, "anion_gap": 2.5, "bicarbonate": -2.2, "potassium": 1.0},
+        {"U": 0.5, "D": -0.4, "H": 0.4},
+        cause="diabetes",
+        complaints="HYPERGLYCEMIA, N/V, DKA",
+        codes="25013/E1010, 2762/E872",
+        secondary="27651/E860, 2768/E876",
+        procedures="3893/02HV33Z, 3891/4A133B1",
+        service="MED",
+        wards="Medicine, Med/Surg",
+        units=_MEDICAL,
+        dispensed="Insulin Human Regular, Potassium Chloride, Ondansetron",
+        drugs="Insulin Human Regular, Potassium Chloride, Magnesium Sulfate",
+        infusions="Insulin - Regular, Potassium Chloride, Dextrose 5%",
+        panels="gas, minerals",
+        cultures="URINE CULTURE, MRSA SCREEN",
+        examinations="CHEST (PA & LAT), ABDOMEN (SUPINE & ERECT)",
+        icu_procedures="18 Gauge, EKG",
+        orders="IV therapy:IV fluids, Consults:Diabetes Consult",
+        story="vomiting and high glucose after missed insulin",
+    ),
+    _problem(
+        "hepatic_encephalopathy",
+        0.7,
+        {"bilirubin": 2.2, "inr": 1.4, "sodium": -1.0, "ammonia": 2.0},
+        {"D": 0.4, "R": 0.5, "H": 0.3},
+        cause="cirrhosis",
+        complaints="Altered mental status, Abdominal distention, Lethargy",
+        codes="5722/K7290, 5712/K7460",
+        secondary="2761/E871, 2875/D696",
+        procedures="5491/0W9G3ZZ, 9904/30233N1",
+        service="MED",
+        wards="Transplant, Medicine",
+        units=_MEDICAL,
+        dispensed="Lactulose, CefTRIAXone, Thiamine",
+        drugs="Rifaximin, CefTRIAXone, Phytonadione",
+        infusions="Albumin 25%, Ceftriaxone",
+        panels="liver, coagulation",
+        cultures="FLUID CULTURE, ANAEROBIC CULTURE, GRAM STAIN",
+        examinations="LIVER OR GALLBLADDER US, CT HEAD W/O CONTRAST",
+        icu_procedures="Paracentesis, Ultrasound",
+        orders="Radiology:Ultrasound, Radiology:Interventional Radiology",
+        story="confusion and a swollen abdomen",
+    ),
+    _problem(
+        "pancreatitis",
+        0.7,
+        {"lipase": 3.5, "amylase": 2.5, "calcium": -1.2},
+        {"S": 0.4, "H": 0.3},
+        cause="alcohol_dependence, hyperlipidemia",
+        complaints="Abd pain; N/V, Epigastric pain, Abd pain",
+        codes="5770/K859",
+        secondary="27651/E860, 5601/K567",
+        procedures="5110/0FJB8ZZ, 9915/3E0436Z",
+        service="SURG",
+        wards="Med/Surg, Med/Surg/GYN",
+        units=_SURGICAL,
+        dispensed="HYDROmorphone (Dilaudid), Ondansetron, Famotidine",
+        drugs="Ondansetron, MetRONIDAZOLE (FLagyl), Acetaminophen IV",
+        infusions="LR, Metronidazole, Calcium Gluconate",
+        panels="pancreas, liver",
+        cultures="MRSA SCREEN, FLUID CULTURE",
+        examinations="CT ABD & PELVIS WITH CONTRAST, LIVER OR GALLBLADDER US, MRCP (MR ABD W&W/OC)",
+        icu_procedures="Ultrasound, CT scan",
+        orders="Nutrition:NPO/Diet for Procedure, Radiology:CT Scan",
+        story="upper abdominal pain after eating",
+    ),
+    _problem(
+        "chest_pain",
+        1.2,
+        {"troponin": 0.4},
+        {"H": -1.0, "D": -0.6, "U": -0.6, "S": -0.4, "B": 0.2},
+        cause="reflux, hypertension",
+        complaints="Chest pain, Palpitations, Chest pain; Dizziness",
+        codes="78650/R079, 78659/R0789",
+        secondary="53081/K219, 4019/I10",
+        procedures="8872/B24BZZZ, 3722/4A023N7",
+        service="CMED",
+        wards="Medicine/Cardiology, Cardiology",
+        units=_CARDIAC,
+        dispensed="Aspirin, Nitroglycerin SL, Aluminum-Magnesium Hydrox.-Simet",
+        drugs="Aspirin, Nitroglycerin SL, Omeprazole",
+        infusions="Nitroglycerin, Heparin Sodium",
+        panels="cardiac, lipids",
+        cultures="MRSA SCREEN, Staph aureus Screen",
+        examinations="CHEST (PA & LAT), CARDIAC PERFUSION PHARM",
+        icu_procedures="EKG, Transthoracic Echo",
+        orders="Cardiology:ECG, Cardiology:Stress Echo",
+        story="chest pain at rest for an hour",
+    ),
+    _problem(
+        "alcohol_withdrawal",
+        0.9,
+        {"magnesium": -1.4, "ast": 1.4, "mcv": 1.0},
+        {"B": 0.5, "R": 0.3, "H": -0.1},
+        cause="alcohol_dependence, epilepsy",
+        complaints="ETOH, SEIZURE, Tremor",
+        codes="29181/F10231, 30391/F1020",
+        secondary="2768/E876, 311/F329",
+        procedures="9462/HZ2ZZZZ, 8914/4A10X4Z",
+        service="MED",
+        wards="Medicine, Psychiatry",
+        units=_MEDICAL,
+        dispensed="Diazepam, Thiamine, FoLIC Acid",
+        drugs="Diazepam, Multivitamins, Thiamine",
+        infusions="Lorazepam (Ativan), Thiamine",
+        panels="liver, minerals",
+        cultures="MRSA SCREEN, RAPID PLASMA REAGIN TEST",
+        examinations="CT HEAD W/O CONTRAST, CHEST (PORTABLE AP)",
+        icu_procedures="EEG, EKG",
+        orders="General Care:Precautions, Neurology:EEG",
+        story="tremor and sweating two days after the last drink",
+    ),
+    _problem(
+        "cellulitis",
+        1.0,
+        {"wbc": 1.0, "crp": 1.5},
+        {"H": -0.3, "D": -0.4, "U": -0.4, "B": 0.2},
+        cause="diabetes, heart_failure",
+        complaints="R Leg swelling, Wound eval, L Foot pain",
+        codes="6826/L03115",
+        secondary="25000/E119, 70703/L89152",
+        procedures="8622/0JBQ0ZZ, 3893/05HM33Z",
+        service="SURG",
+        wards="Med/Surg, Vascular",
+        units=_SURGICAL,
+        dispensed="Vancomycin, Ampicillin-Sulbactam, Acetaminophen",
+        drugs="Vancomycin, Ampicillin-Sulbactam, Ibuprofen",
+        infusions="Vancomycin, Ampicillin/Sulbactam (Unasyn)",
+        panels="inflammation, differential",
+        cultures="WOUND CULTURE, Blood Culture; Routine",
+        examinations="FOOT AP;LAT & OBL, UNILAT LOWER EXT VEINS",
+        icu_procedures="Wound Culture, Blood Cultured",
+        orders="Radiology:Noninvasive Vascular, General Care:Wound Care",
+        story="redness and swelling of the leg",
+    ),
+)

@@ -1,0 +1,1 @@
+"""Read benchmarks of others: ready rows, EHRSHOT, MIMIC-CDM."""

@@ -1,0 +1,379 @@
+"""The benchmark's rows, as JSONL or CSV: context, question and answer, which need no records.
+
+A row is `{idx, instruction, input, output, candidates, task_info: {task, ...}}`; a CSV has these as
+columns, lists and dictionaries as JSON or Python literals, and may have `task` and `target` instead
+of `task_info` and `output`. Every row is checked; one that cannot be used is reported by its
+reason, none is lost in silence. What a row does not say is filled: without `subject_id` (its own or
+`task_info`'s) each row is a patient of its own, without `prediction_time` it is asked at the time
+of the last event of its context. A row to learn from may bring a chain (`reasoning`).
+"""
+
+import csv
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+import polars as pl
+import pyarrow as pa
+
+from ehrr1.errors import UserError
+from ehrr1.files import replacing
+from ehrr1.records.markdown import events_of
+from ehrr1.records.reading import is_data
+from ehrr1.tasks.catalog import ALL_TASKS
+from ehrr1.tasks.external.cells import LONGEST, value_of
+from ehrr1.tasks.release.rows import chain_of, items_of
+from ehrr1.tasks.splits import split_patients
+
+TEXTS_AT_ONCE = 1_000
+UNKNOWN_TIME = datetime(1970, 1, 1)
+
+SUFFIXES = (".jsonl", ".csv")
+
+SHOTS = "shots.parquet"
+"""Beside the index: the samples that a benchmark names as examples."""
+
+POINTS = "period_end"
+"""A column of the release's index files, whose rows point into records and bring none."""
+
+INDEX_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
+    "sample_id": pl.String,
+    "task": pl.String,
+    "split": pl.String,
+    "subject_id": pl.Int64,
+    "hadm_id": pl.Int64,
+    "stay_id": pl.Int64,
+    "prediction_time": pl.Datetime("us"),
+    "n_context_rows": pl.Int32,
+    "context_id": pl.String,
+    "target": pl.List(pl.String),
+    "instruction": pl.String,
+    "candidates": pl.List(pl.String),
+    "text_row": pl.Int64,
+}
+"""As `tasks.index.build_index`, with the answers themselves and what the rows brought."""
+
+
+class UnusableError(Exception):
+    """A row that cannot be used; the message is the reason in one word."""
+
+
+@dataclass
+class Benchmark:
+    """The usable rows of a benchmark as an index, and what became of the others.
+
+    `shots`: samples that the benchmark names as examples (columns `sample_id, k, replicate`), where
+    it does. `counts`: what else is told of the reading, by the name of a metric. `chains`:
+    `sample_id` -> the chain that a row brings.
+    """
+
+    index: pl.DataFrame
+    read: int
+    reported: Counter[str] = field(default_factory=Counter)
+    shots: pl.DataFrame | None = None
+    counts: dict[str, float | int] = field(default_factory=dict)
+    chains: dict[str, str] = field(default_factory=dict)
+
+
+def read_benchmark(
+    path: Path | None, texts: Path, train: Path | None = None, validation: float = 0, seed: int = 0
+) -> Benchmark:
+    """Read the rows of `path`, which test, and of `train`, each a file or a folder of files; their
+    contexts go to the file `texts`, equal ones once.
+
+    Of the patients of `train` the share `validation` is held out. A patient who is tested does not
+    train: these rows are reported. Raises UserError where there is no such file or no usable row.
+    """
+    found = _Reading()
+    with text_file(texts) as contexts:
+        if path is not None:
+            found.read_file(path, "data.path", "test", contexts)
+        if train is not None:
+            found.read_file(train, "data.train", "train", contexts)
+    index = pl.DataFrame(list(found.rows.values()), schema=INDEX_SCHEMA)
+    learning = index.filter(pl.col("split") == "train")["subject_id"]
+    splits = split_patients(learning, validation=validation, test=0, seed=seed)
+    index = index.join(splits, on="subject_id", how="left", suffix="_drawn", maintain_order="left")
+    drawn = pl.coalesce("split_drawn", "split").alias("split")
+    return Benchmark(
+        index.with_columns(drawn).select(*INDEX_SCHEMA),
+        found.count,
+        found.reported,
+        chains=found.chains,
+    )
+
+
+@dataclass
+class _Reading:
+    """What has been read of the files so far."""
+
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reported: Counter[str] = field(default_factory=Counter)
+    chains: dict[str, str] = field(default_factory=dict)
+    tested: set[int] = field(default_factory=set)
+    count: int = 0
+
+    def read_file(self, path: Path, setting: str, split: str, contexts: "Texts") -> None:
+        """Add the usable rows of a file or folder; raises UserError where there is none."""
+        files, before = _files(path, setting), len(self.rows)
+        for given in (given for file in files for given in rows_of(file)):
+            self.count += 1
+            try:
+                row = _row(given, self.count - 1, split)
+                if row["sample_id"] in self.rows:
+                    raise UnusableError("repeated_id")
+                if split == "train" and row["subject_id"] in self.tested:
+                    raise UnusableError("patient_is_tested")
+            except UnusableError as reason:
+                self.reported[str(reason)] += 1
+                continue
+            if split == "test":
+                self.tested.add(row["subject_id"])
+            if chain := row.pop("chain"):
+                self.chains[row["sample_id"]] = chain
+            row["text_row"] = contexts.add(row.pop("input"))
+            row["context_id"] = f"text/{row['text_row']}"
+            self.rows[row["sample_id"]] = row
+        if len(self.rows) == before:
+            raise _nothing(path, setting, files, self.reported)
+
+
+def _files(path: Path, setting: str) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{setting}={path}: there is no such file or folder")
+    found = sorted(f for f in path.iterdir() if f.suffix in SUFFIXES and is_data(f.name))
+    if not found:
+        raise UserError(f"{setting}={path}: the folder holds no {', '.join(SUFFIXES)}")
+    return found
+
+
+def _nothing(path: Path, setting: str, files: list[Path], reported: Counter[str]) -> UserError:
+    found = ", ".join(f"{why} {n}" for why, n in reported.items()) or "it is empty"
+    if any(POINTS in _header(file) for file in files):
+        return UserError(
+            f"{setting}={path}: its rows bring no input but point into patients_ehr/: read the "
+            "release's folder with them, data=release data.root=DIR"
+        )
+    return UserError(
+        f"{setting}={path}: it has no usable row ({found}): JSON objects, one a line, or rows of a "
+        "CSV are needed, with instruction, input, output and task_info.task"
+    )
+
+
+def rows_of(file: Path) -> Iterator[dict[str, Any] | str]:
+    """The rows of a file; instead of one that cannot be read, the reason."""
+    if file.suffix != ".csv":
+        with file.open("rb") as lines:
+            yield from (_object(line) for line in lines if line.strip())
+        return
+    csv.field_size_limit(LONGEST)  # a record is longer than the default
+    with _opened(file) as lines:
+        reader = csv.DictReader(lines)
+        while True:
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                raise UserError(
+                    f"data.path={file}: it cannot be read ({error}): fetch it again"
+                ) from error
+            if cells is None:
+                return
+            yield _from_cells(cells)
+
+
+def _opened(file: Path) -> TextIO:
+    """A CSV as text; bytes that are no UTF-8 become half letters, and their rows are reported."""
+    return file.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _header(file: Path) -> list[str]:
+    """The headings of a CSV."""
+    if file.suffix != ".csv":
+        return []
+    with _opened(file) as lines:
+        return next(csv.reader(lines), [])
+
+
+def _from_cells(cells: dict[str | None, Any]) -> dict[str, Any] | str:
+    """A row of a CSV as the object that a line of JSONL is; the reason where it cannot be read."""
+    if None in cells or None in cells.values():  # more cells than headings, or fewer
+        return "bad_row"
+    given: dict[str, Any] = {str(name): cell for name, cell in cells.items() if cell.strip()}
+    for name in ("candidates", "task_info", "target"):
+        if name in given:
+            try:
+                given[name] = value_of(given[name])
+            except ValueError:
+                if name != "target":  # one item is no literal
+                    return f"bad_{name}"
+                given[name] = [given[name]]
+    target = given.get("target")
+    if "target" in given and not isinstance(target, list):
+        target = [target]
+    info = given.setdefault("task_info", {name: given[name] for name in ("task",) if name in given})
+    if isinstance(target, list) and isinstance(info, dict):
+        info.setdefault("target", target)
+        given.setdefault("output", "\n".join(map(str, target)))
+    for name in ("subject_id", "idx"):
+        if (number := given.get(name, "").removesuffix(".0")).isdecimal():
+            given[name] = int(number)
+    return given
+
+
+def _row(given: dict[str, Any] | str, number: int, split: str) -> dict[str, Any]:
+    """One row of the index, with `input` and `chain`; raises UnusableError."""
+    if isinstance(given, str):
+        raise UnusableError(given)
+    info = given.get("task_info")
+    task = info.get("task") if isinstance(info, dict) else None
+    if not isinstance(info, dict) or not isinstance(task, str):
+        raise UnusableError("no_task")
+    if task not in ALL_TASKS:
+        raise UnusableError("unknown_task")
+    text, question = (_text(given, name) for name in ("input", "instruction"))
+    subject = given.get("subject_id", info.get("subject_id"))
+    candidates = _candidates(given.get("candidates"))
+    sample_id = str(given.get("sample_id") or _name(given, info, number, split))
+    _check_letters("".join([sample_id, *candidates]))
+    events = events_of(text)
+    return {
+        "sample_id": sample_id,
+        "task": task,
+        "split": split,
+        "subject_id": subject if _is_id(subject) else -1 - number,
+        "prediction_time": _time(given, [event.time for event in events]),
+        "n_context_rows": len(events),
+        "target": _in_order(_answer(_text(given, "output"), task), info.get("target")),
+        "instruction": question,
+        "candidates": candidates if ALL_TASKS[task].kind == "decision" else [],
+        "input": text,
+        "chain": chain_of(given.get("reasoning") or info.get("reasoning")),
+    }
+
+
+def _name(given: dict[str, Any], info: dict[str, Any], number: int, split: str) -> str:
+    """What tells a row from others: the release's place in a record, else its number."""
+    place = [info.get(name) for name in ("task", "subject_id", "period_begin", "period_end")]
+    if None not in place:
+        return "{}/{}/{}-{}".format(*place)
+    own = f"{info['task']}/{given.get('idx', number)}"
+    return own if split == "test" else f"{split}/{own}"
+
+
+def _candidates(value: Any) -> list[str]:
+    """A list, one as text (`"['yes', 'no']"`), or none (`null`, `"None"`)."""
+    if isinstance(value, str):
+        try:
+            value = value_of(value)
+        except ValueError:
+            raise UnusableError("bad_candidates") from None
+    if not isinstance(value or [], list) or not all(isinstance(c, str) for c in value or []):
+        raise UnusableError("bad_candidates")
+    return value or []
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _object(line: bytes) -> dict[str, Any] | str:
+    try:
+        given = json.loads(line)
+    except UnicodeDecodeError:
+        return "not_utf8"
+    except (json.JSONDecodeError, RecursionError):
+        return "not_json"
+    return given if isinstance(given, dict) else "no_object"
+
+
+def _check_letters(text: str) -> None:
+    """Half letters, as JSON's escapes may give and broken UTF-8 does, cannot be written again."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UnusableError("not_utf8")
+
+
+def _text(given: dict[str, Any], name: str) -> str:
+    value = given.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise UnusableError(f"no_{name}")
+    _check_letters(value)
+    return value
+
+
+def _answer(output: str, task: str) -> list[str]:
+    """The distinct lines of the answer, yes or no, or a whole text."""
+    if ALL_TASKS[task].target == "text":
+        return [output.strip()]
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    if ALL_TASKS[task].kind == "decision":
+        return list(dict.fromkeys(lines))
+    answer = lines[0].lower() if len(lines) == 1 else ""
+    if answer not in ("yes", "no"):
+        raise UnusableError("answer_not_yes_or_no")
+    return [answer]
+
+
+def _in_order(answer: list[str], target: object) -> list[str]:
+    """The answer in the order of `task_info.target` (a list, or one as JSON, as in the release's
+    rows), where that names the same items."""
+    if isinstance(target, str):
+        target = items_of(target)
+    if isinstance(target, list) and sorted(map(str, target)) == sorted(answer):
+        return list(map(str, target))
+    return answer
+
+
+def _time(given: dict[str, Any], times: list[datetime | None]) -> datetime:
+    said = given.get("prediction_time")
+    if said is not None:
+        try:
+            time = datetime.fromisoformat(said)
+        except (TypeError, ValueError):
+            raise UnusableError("bad_prediction_time") from None
+        if time.tzinfo is not None:  # the times of its record have no zone
+            raise UnusableError("bad_prediction_time")
+        return time.replace(microsecond=0)
+    return max((time for time in times if time is not None), default=UNKNOWN_TIME)
+
+
+@contextmanager
+def text_file(path: Path) -> Iterator["Texts"]:
+    """Contexts on their way into the Arrow file `path`, which appears whole or not at all."""
+    with replacing(path) as temporary, pa.ipc.new_file(str(temporary), Texts.SCHEMA) as file:
+        contexts = Texts(file)
+        yield contexts
+        contexts.write()
+
+
+class Texts:
+    """Distinct texts on their way into an Arrow file of one column, a few at a time."""
+
+    SCHEMA = pa.schema([("text", pa.large_string())])
+
+    def __init__(self, file: pa.RecordBatchFileWriter):
+        self.file = file
+        self.places: dict[bytes, int] = {}
+        self.waiting: list[str] = []
+
+    def add(self, text: str) -> int:
+        """The place of the text in the file."""
+        key = hashlib.sha256(text.encode()).digest()
+        if key not in self.places:
+            self.places[key] = len(self.places)
+            self.waiting.append(text)
+            if len(self.waiting) == TEXTS_AT_ONCE:
+                self.write()
+        return self.places[key]
+
+    def write(self) -> None:
+        column = pa.array(self.waiting, pa.large_string())
+        self.file.write_batch(pa.record_batch([column], schema=self.SCHEMA))
+        self.waiting = []

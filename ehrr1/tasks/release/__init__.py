@@ -1,0 +1,1 @@
+"""Read and write the samples of the EHR-R1 release."""
