@@ -1,0 +1,1 @@
+"""The thinking graph: concepts, co-occurrence counts, the knowledge base, evidence and paths."""

@@ -1,4 +1,7 @@
-"""Which history concepts are evidence for a target: lift, normalised PMI, Fisher's exact test."""
+"""Select the history concepts that are evidence for a target.
+
+The measures are lift, normalised pointwise mutual information and Fisher's exact test.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,10 +16,10 @@ from ehrr1.graph.cooccurrence import Cooccurrence
 
 
 class Association(NamedTuple):
-    """A history concept that goes with a target.
+    """A history concept that is associated with a target.
 
-    support: joint samples; npmi: normalised pointwise mutual information, -1 to 1; p: Fisher's
-    exact test, one-sided.
+    support: number of samples that have both; lift: n(t, h) * N / (n(t) * n(h)); npmi: normalised
+    pointwise mutual information, from -1 to 1; p: p-value of Fisher's exact test, one-sided.
     """
 
     concept: Concept
@@ -28,11 +31,12 @@ class Association(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EvidenceRule:
-    """When a history concept h is evidence for a target t.
+    """The criteria by which a history concept h is evidence for a target t.
 
-    n(h) >= min_count, n(t, h) >= min_support, lift(t, h) > min_lift, npmi(t, h) >= min_npmi, p <=
-    max_p, and among the `top` highest lifts of the target. EHR-R1 uses 5, 1, 5, no bound, no bound
-    and 20; a support of 1 can be the sample itself.
+    All of these must hold: n(h) >= min_count, n(t, h) >= min_support, lift(t, h) > min_lift,
+    npmi(t, h) >= min_npmi, p <= max_p, and h is among the `top` concepts of the target by lift.
+    EHR-R1 uses min_count 5, min_support 1, min_lift 5 and top 20, and does not bound npmi or p.
+    With a support of 1, the only joint sample may be the sample that the graph is drawn for.
     """
 
     min_count: int
@@ -46,15 +50,16 @@ class EvidenceRule:
 def associated(
     counts: Cooccurrence, target: str, concepts: Iterable[Concept], rule: EvidenceRule
 ) -> list[Association]:
-    """Those of `concepts` that are evidence for `target`, highest lift first.
+    """Return those of `concepts` that are evidence for `target`, highest lift first.
 
-    Ties go to the larger support, then to the name, so that the same counts always give the same
-    evidence. Empty for a target that no training sample has.
+    Ties are broken by the larger support, then by the concept's name, so that the same counts
+    always give the same evidence. The list is empty if no training sample has the target.
     """
     if target not in counts.targets:
         return []
     row = counts.targets[target]
-    # As released a name is one concept: the first place where it stands is the one that is cited.
+    # In the released counting a name is a single concept; its first occurrence is the one that a
+    # chain cites.
     places: dict[int, Concept] = {}
     for concept in concepts:
         column = counts.column(concept)
@@ -74,7 +79,7 @@ def associated(
 
 
 def passing(counts: Cooccurrence, rule: EvidenceRule) -> int:
-    """Count the pairs of a target and a history concept that are evidence, `top` aside."""
+    """Return the number of (target, history concept) pairs that are evidence, ignoring `top`."""
     eligible = np.flatnonzero(counts.n_history >= rule.min_count)
     found = 0
     for target in range(len(counts.targets)):
@@ -88,8 +93,11 @@ def passing(counts: Cooccurrence, rule: EvidenceRule) -> int:
 def normalised_pmi(
     counts: Cooccurrence, target: int, columns: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """log(lift) / -log(p(t, h)) of a target with each of these history concepts: 1 where the two
-    always stand together, 0 where they are independent, -1 where never (Bouma 2009)."""
+    """Return the normalised PMI of a target with each of the history concepts `columns` [C].
+
+    It is log(lift) / -log(p(t, h)) (Bouma 2009): 1 where the two always occur together, 0 where
+    they are independent, -1 where they never occur together. The result has shape [C].
+    """
     share = counts.row(target)[columns] / counts.samples
     with np.errstate(divide="ignore", invalid="ignore"):
         npmi = np.log(counts.lifts(target, columns)) / -np.log(share)
@@ -97,8 +105,11 @@ def normalised_pmi(
 
 
 def p_values(counts: Cooccurrence, target: int, columns: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Fisher's exact test, one-sided: the probability of so many joint samples or more, were the
-    target independent of each of these history concepts (hypergeometric)."""
+    """Return the one-sided p-values of Fisher's exact test for a target and `columns` [C].
+
+    A p-value is the probability of at least the observed number of joint samples if the target were
+    independent of the history concept (hypergeometric distribution). The result has shape [C].
+    """
     joint = counts.row(target)[columns].astype(np.int64)
     drawn, marked = int(counts.n_target[target]), counts.n_history[columns]
     p: NDArray[np.float64] = hypergeom.sf(joint - 1, counts.samples, marked, drawn)
@@ -106,11 +117,12 @@ def p_values(counts: Cooccurrence, target: int, columns: NDArray[np.int64]) -> N
 
 
 def significance_bound(counts: Cooccurrence, min_count: int, max_fdr: float) -> float:
-    """The largest p that keeps the expected share of false discoveries at `max_fdr`.
+    """Return the largest p-value that keeps the false discovery rate at or below `max_fdr`.
 
-    Benjamini and Hochberg (1995) over all pairs of a target and a history concept with n(h) >=
-    min_count. Pairs with a lift of at most 1 have a p near one half or above; they count among the
-    tests and need no p of their own, as `max_fdr` is below that. 0.0: nothing is significant.
+    This is the procedure of Benjamini and Hochberg (1995) over all pairs of a target and a history
+    concept with n(h) >= min_count. Pairs with a lift of at most 1 have a p-value of about one half
+    or more. They count among the tests, but their p-values are not computed, because `max_fdr` is
+    smaller than that. Returns 0.0 if no pair is significant.
     """
     eligible = np.flatnonzero(counts.n_history >= min_count)
     tests = len(counts.targets) * len(eligible)

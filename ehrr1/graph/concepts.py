@@ -1,5 +1,8 @@
-"""The concepts of an event: its item names, the classes shown beside them, and what its free text
-says of the patient."""
+"""Extract the concepts of an event.
+
+An event has three sources of concepts: the names of its items, the classes shown beside them (CCS,
+ATC), and the concepts that its free text asserts about the patient.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
@@ -11,38 +14,43 @@ from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
 
 CLASS_KEYS = {"Ccs Type": "ccs", "Atc Type": "atc"}
-"""Shown keys that hold a class of the item, and what a concept of that class is called."""
+"""Shown keys that hold a class of the item, with the suffix for concepts of that class."""
 
 TEXT_KEYS = frozenset({"Text", "Chiefcomplaint", "Admission_Info"})
-"""Shown keys that hold free text: notes, reports, chief complaints, what an admission says."""
+"""Shown keys that hold free text: notes, reports, chief complaints, admission information."""
 
 TEXT = "text"
-"""What a concept of free text is called: "discharge/text"."""
+"""The suffix of the kind of a free-text concept, as in "discharge/text"."""
 
 Reader = Callable[[str], Sequence[Mention]]
-"""What a text mentions (`graph.text.mention_cache`)."""
+"""A function that returns the mentions in a text (see `graph.text.mention_cache`)."""
 
 
 ANYWHERE = "any"
-"""The kind of a name that is one concept wherever it stands (`graph.counting=release`)."""
+"""The kind of a name that is one concept in all tables (`graph.counting=release`)."""
 
 
 class Concept(NamedTuple):
-    """A name and where it stands: a table ("labevents"), its class ("prescriptions/atc") or its
-    free text ("discharge/text": the preferred name of what is mentioned)."""
+    """A name and its kind.
+
+    The kind is a table ("labevents"), a class of a table ("prescriptions/atc"), or the free text of
+    a table ("discharge/text"; the name is then the preferred name of the mentioned concept).
+    """
 
     kind: str
     name: str
 
     @property
     def is_text(self) -> bool:
+        """Return whether the concept comes from free text."""
         return self.kind.endswith(f"/{TEXT}")
 
 
 class Occurrence(NamedTuple):
-    """A concept in an event: `event` is its position in the context, `time` its event time.
+    """An occurrence of a concept in an event.
 
-    `concept_id` and `written` (the words of the text) say what a mention in free text is.
+    event: position of the event in the context; time: event time. For mentions in free text,
+    `concept_id` is the id in the dictionary and `written` the words of the text.
     """
 
     concept: Concept
@@ -53,10 +61,10 @@ class Occurrence(NamedTuple):
 
 
 def event_concepts(event: Event) -> list[Concept]:
-    """The distinct names and classes of one event, in the order in which they are shown.
+    """Return the distinct names and classes of one event in the order in which they are shown.
 
-    This is `concepts=items`: nothing but the record is needed. Names are kept as they are
-    spelled, for a chain must cite them so.
+    These are the concepts of `concepts=items`; they need no dictionary. Names keep their spelling,
+    because chains must cite them verbatim.
     """
     concepts = dict.fromkeys(Concept(event.table, item) for item in event.items if item)
     for position, key in _columns(event.table, frozenset(CLASS_KEYS)):
@@ -67,16 +75,17 @@ def event_concepts(event: Event) -> list[Concept]:
 
 
 def event_texts(event: Event) -> list[str]:
-    """The free texts that an event shows."""
+    """Return the free texts that an event shows."""
     columns = _columns(event.table, TEXT_KEYS)
     return [row[position] for row in event.rows for position, _ in columns if row[position]]
 
 
 def occurrences(context: Sequence[Event], read: Reader | None = None) -> Iterator[Occurrence]:
-    """Every concept of every event of a context, oldest event first.
+    """Yield every concept of every event of a context, oldest event first.
 
-    With `read`, free text counts too: what it says of the patient, with or without doubt. What it
-    denies, or says of the family, the past or the future, is no concept of the record.
+    With `read`, free text is included: mentions that are affirmed or uncertain and refer to the
+    patient at present. Mentions that are negated, hypothetical or historical, or that refer to the
+    family, are skipped.
     """
     for position, event in enumerate(context):
         for concept in event_concepts(event):
@@ -98,11 +107,11 @@ def _mentioned(event: Event, position: int, read: Reader) -> Iterator[Occurrence
 
 
 def heading(concept: Concept) -> str:
-    """The heading under which the concept stands in the record."""
+    """Return the heading under which the concept appears in the record."""
     return TABLES[concept.kind.split("/")[0]].heading
 
 
 @cache
 def _columns(table: str, keys: frozenset[str]) -> list[tuple[int, str]]:
-    """Position and name of those of a table's shown keys that are among `keys`."""
+    """Return the position and name of each shown key of a table that is in `keys`."""
     return [(place, key) for place, key in enumerate(TABLES[table].keys) if key in keys]

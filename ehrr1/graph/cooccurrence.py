@@ -1,12 +1,13 @@
-"""How often target items and history concepts stand in the same sample, as streaming counts.
+"""Count, as a stream, in how many samples a target item and a history concept occur together.
 
-As released (`either`), a name is one concept wherever it stands, and n(t) and n(h) count the
-samples that have it in the answer or in the history. Ours counts targets in answers and, where each
-stands, concepts in histories.
+In the counting of the release (`either`) a name is a single concept in all tables, and n(t) and
+n(h) are the numbers of samples that have it in the answer or in the history. The default counting
+takes targets from answers and concepts from histories only, and a concept is a name together with
+its kind.
 
-Pairs are counted by sparse products of blocks of samples and added up in whatever is smaller to
-keep: a sparse matrix, or, once an eighth of all cells is used, a dense one. Counts of different
-samples can be merged, so that processes share the work.
+Pairs are counted by sparse products of blocks of samples. The sums are kept in a sparse matrix or,
+once an eighth of all cells is nonzero, in a dense one, whichever is smaller. Counts of disjoint
+sets of samples can be merged, so that processes share the work.
 """
 
 import json
@@ -25,26 +26,30 @@ from ehrr1.files import replacing
 from ehrr1.graph.concepts import ANYWHERE, Concept
 
 BLOCK = 2**25
-"""Pairs counted by one sparse product: bounds the memory of a pass to about 300 MB."""
+"""Pairs counted by one sparse product: it limits the memory of a pass to about 300 MB."""
 
 DENSE = 8
-"""A joint count is kept dense once one cell in so many is used. Blocks are then four times as
-large: no product is made of them, and each target's row is touched less often."""
+"""A joint count becomes dense once one in `DENSE` cells is nonzero.
+
+Blocks are then four times as large, because no sparse product is needed and larger blocks touch
+each target's row less often.
+"""
 
 SPAN = 2**18
-"""Pairs that stand side by side while they are counted into a dense matrix: what a cache holds."""
+"""Number of pairs counted at a time into a dense matrix, chosen to fit the processor's cache."""
 
 Joint: TypeAlias = sparse.csr_array | NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class Cooccurrence:
-    """The counts of one task.
+    """The co-occurrence counts of one task.
 
-    targets, history: name -> column; n_target [T], n_history [H]: samples that have it;
-    joint [T, H], sparse or dense: samples that have both; samples: N. With `either` the history
-    holds all names, those of answers too, as concepts that stand `ANYWHERE`, and n_target and
-    n_history say how many samples have them in the answer or in the history.
+    samples: N. targets (T names) and history (H concepts) map a name to its index. n_target [T] and
+    n_history [H]: number of samples that have it. joint [T, H], sparse or dense: number of samples
+    that have both. With `either`, the history holds all names, including those of answers, as
+    concepts of kind `ANYWHERE`, and n_target and n_history count the samples that have the name in
+    the answer or in the history.
     """
 
     samples: int
@@ -56,25 +61,25 @@ class Cooccurrence:
     either: bool = False
 
     def column(self, concept: Concept) -> int | None:
-        """The column of a history concept; None for one that was never counted."""
+        """Return the column of a history concept, or None if it was never counted."""
         return self.history.get(anywhere(concept.name) if self.either else concept)
 
     def support(self, target: str, concept: Concept) -> int:
-        """n(t, h): samples with both; 0 for names that were never counted."""
+        """Return n(t, h), the number of samples with both, or 0 if either was never counted."""
         column = self.column(concept)
         if target not in self.targets or column is None:
             return 0
         return int(self.row(self.targets[target])[column])
 
     def lift(self, target: str, concept: Concept) -> float:
-        """n(t, h) * N / (n(t) * n(h)); nan for names that were never counted."""
+        """Return n(t, h) * N / (n(t) * n(h)), or nan if either was never counted."""
         column = self.column(concept)
         if target not in self.targets or column is None:
             return np.nan
         return float(self.lifts(self.targets[target], np.array([column]))[0])
 
     def row(self, target: int) -> NDArray[np.int32]:
-        """The joint counts of one target [H]."""
+        """Return the joint counts of one target [H]."""
         if isinstance(self.joint, np.ndarray):
             return self.joint[target]
         dense = np.zeros(len(self.history), dtype=np.int32)
@@ -83,12 +88,12 @@ class Cooccurrence:
         return dense
 
     def lifts(self, target: int, columns: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The lift of a target with each of these history concepts."""
+        """Return the lifts of a target with the history concepts `columns` [C], shape [C]."""
         alone = float(self.n_target[target]) * self.n_history[columns]
         return self.row(target)[columns] * float(self.samples) / alone
 
     def save(self, path: Path) -> None:
-        """Write the counts as one .npz; the file appears whole or not at all."""
+        """Write the counts atomically to one .npz file."""
         names = {"targets": list(self.targets), "history": list(self.history)}
         arrays: dict[str, Any] = {
             "names": np.frombuffer(json.dumps(names).encode(), dtype=np.uint8),
@@ -106,7 +111,7 @@ class Cooccurrence:
 
     @classmethod
     def load(cls, path: Path) -> "Cooccurrence":
-        """The inverse of `save`."""
+        """Read counts written by `save`."""
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         names = json.loads(arrays["names"].tobytes())
@@ -127,14 +132,15 @@ class Cooccurrence:
 
 
 def anywhere(name: str) -> Concept:
-    """A name as one concept, wherever it stands."""
+    """Return a name as the single concept that it is in all tables."""
     return Concept(ANYWHERE, name)
 
 
 class CooccurrenceCounter:
-    """Counts samples as they stream by; memory grows with the vocabulary, not with the samples.
+    """A counter of samples from a stream.
 
-    `either`: as released (see `Cooccurrence`).
+    Its memory grows with the vocabulary, not with the number of samples. `either` selects the
+    counting of the release (see `Cooccurrence`).
     """
 
     def __init__(self, either: bool = False) -> None:
@@ -150,7 +156,7 @@ class CooccurrenceCounter:
         self._samples = 0
 
     def add(self, targets: Iterable[str], history: Iterable[Concept]) -> None:
-        """Count one sample; a name that stands in it several times counts once."""
+        """Count one sample; a name that occurs several times in it counts once."""
         first, second = self._blocks
         if self.either:
             targets, history = list(targets), [anywhere(concept.name) for concept in history]
@@ -170,12 +176,12 @@ class CooccurrenceCounter:
         self._add_joint(sparse.csr_array(moved, shape=shape, dtype=np.int32))
         self._n_target = _grown(self._n_target, shape[0])
         self._n_history = _grown(self._n_history, shape[1])
-        self._n_target[rows] += counts.n_target  # with `either`, `result` counts them anew
+        self._n_target[rows] += counts.n_target  # with `either`, `result` recomputes n_target
         self._n_history[columns] += counts.n_history
         self._samples += counts.samples
 
     def result(self) -> Cooccurrence:
-        """The counts over everything added so far."""
+        """Return the counts of all samples added so far."""
         self._flush()
         shape = (len(self._targets), len(self._history))
         joint = self._joint
@@ -207,7 +213,7 @@ class CooccurrenceCounter:
         self._blocks, self._alone, self._pairs = (_Block(), _Block()), _Block(), 0
 
     def _add_joint(self, more: sparse.csr_array) -> None:
-        """Add counts whose shape is that of today's vocabulary."""
+        """Add joint counts whose shape is that of the current vocabulary."""
         if isinstance(self._joint, np.ndarray):
             self._joint = _with_room(self._joint, more.shape)
             _scatter(self._joint, more)
@@ -222,28 +228,28 @@ class CooccurrenceCounter:
 
 
 class _Block:
-    """Samples as lists of distinct column numbers."""
+    """A block of samples, each a list of distinct column indices."""
 
     def __init__(self) -> None:
         self.columns: list[int] = []
         self.ends = [0]
 
     def add(self, names: Iterable[Any], vocabulary: dict[Any, int]) -> int:
-        """Append one sample; returns how many distinct names it has."""
-        codes = set(map(vocabulary.__getitem__, names))  # distinct, at the speed of C
+        """Append one sample and return its number of distinct names."""
+        codes = set(map(vocabulary.__getitem__, names))  # a set of codes without a Python loop
         self.columns.extend(codes)
         self.ends.append(len(self.columns))
         return len(codes)
 
     def matrix(self, columns: int) -> sparse.csr_array:
-        """0/1 matrix [samples, columns]."""
+        """Return the block as a 0/1 matrix [samples, columns]."""
         indices, indptr = (np.array(some, dtype=np.int32) for some in (self.columns, self.ends))
         ones = np.ones(len(indices), dtype=np.int32)
         return sparse.csr_array((ones, indices, indptr), shape=(len(indptr) - 1, columns))
 
 
 def _vocabulary() -> dict[Any, int]:
-    """Gives each new name the next column."""
+    """Return a dictionary that assigns the next column index to each new name."""
     columns: defaultdict[Any, int] = defaultdict()
     columns.default_factory = columns.__len__
     return columns
@@ -254,10 +260,11 @@ def _columns(vocabulary: dict[Any, int], names: Iterable[Any]) -> NDArray[np.int
 
 
 def _count(joint: NDArray[np.int32], samples: sparse.csr_array, history: sparse.csr_array) -> None:
-    """joint += samples @ history, where samples [T, S] says which samples have each target.
+    """Add `samples` @ `history` to `joint` in place.
 
-    Where nearly every pair occurs this takes a third of the time of a sparse product. The history
-    columns of all samples of a target stand side by side and are counted at once.
+    samples [T, S] marks the samples of each target; history [S, H] marks the concepts of each
+    sample. Where nearly every pair occurs, this takes a third of the time of a sparse product: the
+    history columns of all samples of a target are concatenated and counted with one `bincount`.
     """
     lengths = np.diff(history.indptr)[samples.indices]
     ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])[samples.indptr]
@@ -273,7 +280,10 @@ def _count(joint: NDArray[np.int32], samples: sparse.csr_array, history: sparse.
 
 
 def _spans(ends: NDArray[np.int64], size: int) -> Iterator[tuple[int, int]]:
-    """Neighbouring rows that end at `ends`, about `size` entries at a time and at least a row."""
+    """Yield ranges (first, last) of rows with about `size` entries and at least one row each.
+
+    ends [rows + 1]: the entries of row i are ends[i]:ends[i + 1].
+    """
     first = 0
     while first < len(ends) - 1:
         last = int(np.searchsorted(ends, ends[first] + size, side="right")) - 1
@@ -283,15 +293,21 @@ def _spans(ends: NDArray[np.int64], size: int) -> Iterator[tuple[int, int]]:
 
 
 def _scatter(joint: NDArray[np.int32], more: sparse.csr_array) -> None:
-    """joint += more, row by row: a row of the dense matrix stays in the processor's cache."""
+    """Add the sparse counts `more` to the dense `joint` in place.
+
+    It works row by row, so that a row of the dense matrix stays in the processor's cache.
+    """
     for row, (first, last) in enumerate(pairwise(more.indptr)):
         if last > first:
             joint[row, more.indices[first:last]] += more.data[first:last]
 
 
 def _with_room(joint: NDArray[np.int32], shape: tuple[int, int]) -> NDArray[np.int32]:
-    """The matrix, at least of this shape. What is added beyond it is not touched and costs no
-    memory, but saves the next copies while the vocabulary grows."""
+    """Return `joint` with at least the given shape.
+
+    A matrix that is too small is copied to a larger one with spare rows and columns, which saves
+    copies as the vocabulary grows. Spare cells are never touched and so use no physical memory.
+    """
     if joint.shape[0] >= shape[0] and joint.shape[1] >= shape[1]:
         return joint
     larger = np.zeros((2 * shape[0], shape[1] + shape[1] // 4), dtype=np.int32)

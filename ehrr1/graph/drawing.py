@@ -1,4 +1,4 @@
-"""What one process of `stage=graph` does: read contexts, count what stands in them, draw graphs."""
+"""The work of one process of `stage=graph`: read contexts, count concepts, draw graphs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 
 OUTCOMES = ("yes", "no")
-"""The answers of a risk task: its graph has evidence for each, and does not say which came true."""
+"""The answers of a risk task; its graph has evidence for both and does not reveal the outcome."""
 
 Texts = tuple[Path, TextSource]
-"""The folder of the mention cache, and what texts are read with."""
+"""The folder of the mention cache and the source with which texts are read."""
 
 Part = Sequence[Sequence[Sample]]
-"""Samples, those of one context together."""
+"""Samples grouped by context: each inner sequence shares one context."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What decides on a graph, in a form that other processes can be told.
+    """The parameters of graph drawing, in a form that can be sent to other processes.
 
-    `rules`: what is evidence, by task; empty for graphs without any (an ablation). `texts`: where
-    what free texts mention is kept, None where they are not read. `ids`: name -> concept id.
+    rules: evidence rule of each task; empty for graphs without evidence (an ablation). texts:
+    location of the mentions in free text, None if free text is not used. ids: name -> concept id.
     """
 
     prepared: Path
@@ -47,7 +47,7 @@ class Drawing:
 
 
 def texts_of(prepared: Path, part: Part) -> set[str]:
-    """The distinct free texts of these contexts."""
+    """Return the distinct free texts of these contexts."""
     contexts = (_prepared(prepared).context(group[0]) for group in part)
     return {text for context in contexts for event in context for text in event_texts(event)}
 
@@ -55,8 +55,10 @@ def texts_of(prepared: Path, part: Part) -> set[str]:
 def count_part(
     prepared: Path, texts: Texts | None, either: bool, part: Part
 ) -> dict[str, Cooccurrence]:
-    """Co-occurrence of target items and history concepts, for each task by itself (`either`: as
-    `CooccurrenceCounter` says)."""
+    """Count target items with history concepts, separately for each task.
+
+    `either` is passed to `CooccurrenceCounter`.
+    """
     counters: dict[str, CooccurrenceCounter] = {}
     for group in part:
         context = _prepared(prepared).context(group[0])
@@ -69,7 +71,7 @@ def count_part(
 
 
 def draw_part(drawing: Drawing, part: Part) -> list[dict[str, Any]]:
-    """The lines of graphs.jsonl of these samples."""
+    """Return the lines of graphs.jsonl for these samples."""
     return [line for group in part for line in _lines(drawing, group)]
 
 
@@ -97,7 +99,7 @@ def _lines(drawing: Drawing, group: Sequence[Sample]) -> list[dict[str, Any]]:
 def _evidence(
     drawing: Drawing, sample: Sample, shown: Sequence[Occurrence]
 ) -> dict[str, list[Association]]:
-    """The evidence for each answer of a sample, or, for a risk task, for each outcome."""
+    """Return the evidence for each answer of a sample, or for each outcome of a risk task."""
     risk = TASKS[sample.task].kind == "risk"
     items = dict.fromkeys(OUTCOMES if risk else sample.target)
     if sample.task not in drawing.rules:

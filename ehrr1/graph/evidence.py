@@ -1,4 +1,7 @@
-"""The thinking graph of one sample: which events speak for which answers."""
+"""Build, query and serialise the thinking graph of one sample.
+
+The graph links each answer to the events of the context that are evidence for it.
+"""
 
 import hashlib
 import math
@@ -15,7 +18,10 @@ from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
 
 MAX_OCCURRENCES = 2
-"""Latest events that a concept is linked to; a heart rate stands in every hour of a record."""
+"""Maximum number of events linked to a concept, latest first.
+
+A heart rate, for example, occurs in every hour of a record.
+"""
 
 Found = Mapping[str, Sequence[Association]]
 """Each answer of a sample with the concepts of its context that are evidence for it."""
@@ -27,17 +33,18 @@ def evidence_graph(
     found: Found,
     ids: Mapping[str, str] | None = None,
 ) -> nx.DiGraph:
-    """Link the answers of a sample to what its context shows.
+    """Return the graph that links the answers of a sample to concepts and events of its context.
 
-    `shown` are the context's occurrences of concepts, `found` the evidence for each answer, `ids`
-    the dictionary's id of each name that is linked.
+    `shown` are the occurrences of concepts in the context, `found` the evidence for each answer,
+    and `ids` maps each linked name to its id in the dictionary.
 
-    Nodes have `kind` ("event", "concept" or "answer") and `label` (heading and time, name, item);
-    concept nodes also `table` and, where they come from free text, `written` (the words there);
-    names that are linked have `concept_id`. Edges have `kind`: "occurrence" (concept -> event,
-    with `time`, ISO 8601 or None) and "cooccurrence" (concept -> answer, with `support`, `lift`,
+    Nodes have `kind` ("event", "concept" or "answer") and `label` (heading and time, name, or
+    item). Concept nodes also have `table` and, if they come from free text, `written` (the words of
+    the text). Linked names have `concept_id`. Edges have `kind`: "occurrence" (concept -> event,
+    with `time`, ISO 8601 or None) or "cooccurrence" (concept -> answer, with `support`, `lift`,
     `npmi` and Fisher's `p`). Every answer has a node, with or without evidence; only concepts that
-    are evidence have one. Deterministic: the same input gives the same graph in the same order.
+    are evidence have a node. The function is deterministic: the same input gives the same graph in
+    the same order.
     """
     ids = ids or {}
     places: dict[Concept, list[Occurrence]] = {}
@@ -57,10 +64,11 @@ def evidence_graph(
 def randomised(
     found: Found, shown: Sequence[Occurrence], seed: str
 ) -> dict[str, list[Association]]:
-    """As much evidence as `found` for each answer, from concepts drawn out of the context.
+    """Replace the evidence of each answer by concepts drawn at random from the context.
 
-    An ablation: the numbers stay those of the evidence that is replaced. Seeded by a text (the
-    sample's id), so that the same command draws the same.
+    This is an ablation. Each answer keeps the number of its evidence items and their measures,
+    unless the context has fewer concepts. The draw is seeded by the text `seed` (which contains the
+    sample's id), so that it is reproducible.
     """
     digest = hashlib.blake2b(seed.encode(), digest_size=8).digest()
     generator = np.random.default_rng(int.from_bytes(digest))
@@ -76,7 +84,10 @@ def randomised(
 
 
 def answers(graph: nx.DiGraph) -> dict[str, list[tuple[str, dict[str, Any]]]]:
-    """Each answer item with its evidence: (concept node, edge data), highest lift first."""
+    """Return each answer item with its evidence, highest lift first.
+
+    Each piece of evidence is a tuple (concept node, edge data).
+    """
     return {
         data["label"]: sorted(
             (
@@ -92,20 +103,24 @@ def answers(graph: nx.DiGraph) -> dict[str, list[tuple[str, dict[str, Any]]]]:
 
 
 def strength(edge: Mapping[str, Any]) -> float:
-    """How much a concept speaks for an answer: support x log(lift). By lift alone the choice falls
-    on what is rare."""
+    """Return the strength of evidence, support x log(lift).
+
+    Sorting by lift alone would favour rare concepts.
+    """
     return float(edge["support"] * math.log(edge["lift"]))
 
 
 def cited_as(graph: nx.DiGraph, node: str) -> tuple[str, str]:
-    """How a chain names a concept: its name, of free text the words that stand there, and the
-    heading of its events."""
+    """Return the name by which a chain cites a concept, and the heading of its events.
+
+    The name of a concept from free text is its wording in the text.
+    """
     data = graph.nodes[node]
     return data.get("written", data["label"]), heading(Concept(data["table"], data["label"]))
 
 
 def latest_time(graph: nx.DiGraph, node: str) -> datetime | None:
-    """When the latest event of a concept was; None where no event has a time."""
+    """Return the time of the latest event of a concept, or None if no event has a time."""
     times = [
         edge["time"]
         for _, _, edge in graph.out_edges(node, data=True)
@@ -115,23 +130,26 @@ def latest_time(graph: nx.DiGraph, node: str) -> datetime | None:
 
 
 def covered(graph: nx.DiGraph) -> float:
-    """The share of answer items that have evidence; 0 for a sample without answers."""
+    """Return the share of answer items that have evidence; 0 for a sample without answers."""
     found = answers(graph)
     return sum(bool(evidence) for evidence in found.values()) / max(len(found), 1)
 
 
 def to_json(graph: nx.DiGraph) -> dict[str, Any]:
-    """networkx node-link data, the `graph` of a line of graphs.jsonl."""
+    """Return the graph as networkx node-link data, the `graph` field of a line of graphs.jsonl."""
     return nx.node_link_data(graph, edges="edges")
 
 
 def from_json(data: dict[str, Any]) -> nx.DiGraph:
-    """The inverse of `to_json`."""
+    """Return the graph of node-link data made by `to_json`."""
     return nx.node_link_graph(data, edges="edges")
 
 
 def to_graphml(graph: nx.DiGraph) -> str:
-    """GraphML, as Gephi, Cytoscape and yEd read it; it has no null: what is None is left out."""
+    """Return the graph as GraphML, which Gephi, Cytoscape and yEd read.
+
+    GraphML has no null; attributes that are None are omitted.
+    """
     plain = nx.DiGraph()
     for node, data in graph.nodes(data=True):
         plain.add_node(node, **_without_none(data))
@@ -141,9 +159,12 @@ def to_graphml(graph: nx.DiGraph) -> str:
 
 
 def from_graphml(text: str) -> nx.DiGraph:
-    """The inverse of `to_graphml`; an occurrence without a time has None again."""
+    """Return the graph of a text made by `to_graphml`.
+
+    The `time` of an occurrence without a time is restored as None.
+    """
     graph = nx.parse_graphml(text)
-    graph.graph.clear()  # GraphML's defaults
+    graph.graph.clear()  # the parser stores GraphML's defaults there
     for _, _, data in graph.edges(data=True):
         if data["kind"] == "occurrence":
             data.setdefault("time", None)
@@ -156,7 +177,7 @@ def _add_concept(
     context: Sequence[Event],
     ids: Mapping[str, str],
 ) -> str:
-    """Add a concept with its latest events; returns its node."""
+    """Add a concept and its latest events to the graph and return its node."""
     latest = places[-1]
     concept = latest.concept
     node = f"concept:{concept.kind}:{concept.name}"

@@ -1,18 +1,19 @@
-"""The knowledge base: concepts and the relations between them, searched for shortest paths.
+"""Search a knowledge base of concepts and relations for shortest paths.
 
-It is a folder of arrays (`ehrr1.graph.knowledge_build` writes it) that are mapped into memory: it
-opens at once whatever its size, processes share its pages, and a search reads only what it visits.
+The knowledge base is a folder of memory-mapped arrays, written by `ehrr1.graph.knowledge_build`. It
+opens at once whatever its size, processes share its pages, and a search reads only the entries that
+it visits.
 
     concepts.arrow   concept_id, name, semantic_type; sorted by concept_id, one record batch
-    starts.npy       [concepts + 1] where the entries of each concept begin
-    neighbours.npy   [entries] numbers of the neighbouring concepts
-    kinds.npy        [entries] which fact: pair, or pair + pairs where the fact runs backwards
-    degrees.npy      [concepts] how many different neighbours each concept has
+    starts.npy       [concepts + 1] index of the first entry of each concept
+    neighbours.npy   [entries] number of the neighbouring concept
+    kinds.npy        [entries] fact: pair, or pair + number of pairs if the fact runs backwards
+    degrees.npy      [concepts] number of distinct neighbours of each concept
     meta.json        format, pairs ([relation, source], sorted), counts
 
-A concept's number is its place among the sorted ids. Each fact has two entries, one at either of
-its concepts. The entries of a concept are sorted by neighbour, then by kind: first facts that run
-with the entry, then by relation and source.
+A concept's number is its position among the sorted ids. Each fact has two entries, one at each of
+its concepts. The entries of a concept are sorted by neighbour, then by kind: facts in the direction
+of the entry come first, then the order is by relation and source.
 """
 
 from dataclasses import dataclass
@@ -36,8 +37,8 @@ Numbers = NDArray[np.integer]
 class Hop(NamedTuple):
     """One step of a path, from the concept `tail` to the concept `head`.
 
-    `inverse`: the fact runs against the step: it says "head relation tail", not "tail relation
-    head".
+    inverse: True if the fact runs against the step, that is, it reads "head relation tail" and not
+    "tail relation head".
     """
 
     tail: str
@@ -49,22 +50,27 @@ class Hop(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PathRule:
-    """Which paths count."""
+    """The paths that a search may return."""
 
     max_hops: int
-    """Relations on a path, at most."""
+    """Maximum number of relations on a path."""
     max_degree: int
-    """A concept with more different neighbours, by relations of any kind, is not passed through;
-    a path may start or end there."""
+    """Maximum number of distinct neighbours, by any relation, of an inner concept of a path.
+
+    The two ends of a path may have more.
+    """
     relations: tuple[str, ...] | None
-    """Relation types that a path may use, in either direction; None: all."""
+    """Relation types that a path may use, in either direction; None for all."""
 
 
 class Knowledge:
     """A knowledge base, opened from its folder."""
 
     def __init__(self, folder: Path):
-        """Map the folder; UserError where it is none or of another version."""
+        """Map the folder into memory.
+
+        Raises UserError if the folder holds no knowledge base or one of another format version.
+        """
         meta = _read_meta(folder)
         concepts = _mapped_batch(folder / "concepts.arrow")
         self._ids, self._names = concepts.column("concept_id"), concepts.column("name")
@@ -79,18 +85,22 @@ class Knowledge:
         return self._number(concept_id) is not None
 
     def name(self, concept_id: str) -> str:
-        """The preferred name; KeyError for an unknown concept."""
+        """Return the preferred name of a concept; raises KeyError for an unknown id."""
         number = self._number(concept_id)
         if number is None:
             raise KeyError(concept_id)
         return self._names[number].as_py()
 
     def path(self, start: str, end: str, rule: PathRule) -> list[Hop] | None:
-        """A shortest path; [] where start is end, None where there is none or an id is unknown.
+        """Return a shortest path between two concepts.
 
-        Of several shortest paths it is the one whose sequence of concept ids, from start to end,
-        is smallest; of several facts between two concepts the first that runs along the path,
-        then by relation and source. It depends on nothing else.
+        The path is [] if start is end, and None if no path exists or an id is unknown. Of several
+        shortest paths it is the one whose sequence of concept ids, from start to end, is smallest.
+        Of several facts between two concepts it uses the first one: facts along the path come
+        before inverse ones, then the order is by relation and source. The result depends on nothing
+        else.
+
+        Raises UserError if the rule names a relation that the knowledge base does not have.
         """
         first, last = self._number(start), self._number(end)
         if first is None or last is None:
@@ -103,7 +113,7 @@ class Knowledge:
         return [self._hop(edges, tail, head) for tail, head in pairwise(numbers)]
 
     def _number(self, concept_id: str) -> int | None:
-        """The place of an id among the sorted ids, by bisection; None where it is not there."""
+        """Return the position of an id among the sorted ids, found by bisection, or None."""
         low, high = 0, len(self._ids)
         while low < high:
             middle = (low + high) // 2
@@ -115,7 +125,7 @@ class Knowledge:
         return low if found else None
 
     def _kinds_allowed(self, relations: tuple[str, ...] | None) -> NDArray[np.bool_] | None:
-        """Whether each kind may be used, [2 * pairs]; None: all."""
+        """Return a mask [2 * pairs] of the kinds that may be used, or None for all kinds."""
         if relations not in self._allowed:
             known = {relation for relation, _ in self._pairs}
             unknown = sorted(set(relations or ()) - known)
@@ -129,7 +139,7 @@ class Knowledge:
         return self._allowed[relations]
 
     def _hop(self, edges: "_Edges", tail: int, head: int) -> Hop:
-        """The step between two neighbours, by the first fact that may be used."""
+        """Return the step between two neighbours by the first allowed fact."""
         inverse, pair = divmod(edges.first_kind(tail, head), len(self._pairs))
         relation, source = self._pairs[pair]
         names = self._ids[tail].as_py(), self._ids[head].as_py()
@@ -138,7 +148,7 @@ class Knowledge:
 
 @dataclass(frozen=True, slots=True)
 class _Edges:
-    """The entries of the concepts, and which kinds may be used."""
+    """The entries of all concepts and the mask of allowed kinds."""
 
     starts: Numbers
     neighbours: Numbers
@@ -146,11 +156,11 @@ class _Edges:
     allowed: NDArray[np.bool_] | None
 
     def count(self, nodes: Numbers) -> int:
-        """How many entries `around` has to read."""
+        """Return the number of entries that `around` reads for these nodes."""
         return int((self.starts[nodes + 1] - self.starts[nodes]).sum())
 
     def around(self, nodes: Numbers) -> Numbers:
-        """The neighbours of all nodes, one after the other, with repetitions."""
+        """Return the concatenated neighbours of all nodes, with repetitions."""
         begin = self.starts[nodes]
         size = self.starts[nodes + 1] - begin
         before = np.cumsum(size) - size
@@ -160,7 +170,7 @@ class _Edges:
         return self.neighbours[entries]
 
     def first_kind(self, tail: int, head: int) -> int:
-        """The smallest kind that may be used between two neighbours."""
+        """Return the smallest allowed kind of fact between two neighbours."""
         begin, end = self.starts[tail], self.starts[tail + 1]
         low, high = np.searchsorted(self.neighbours[begin:end], [head, head + 1])
         kinds = self.kinds[begin + low : begin + high]
@@ -168,17 +178,20 @@ class _Edges:
 
 
 class _Side:
-    """One side of the search: the concepts around an end, level by level."""
+    """One side of the bidirectional search: the concepts around one end, level by level."""
 
     def __init__(self, edges: _Edges, concepts: int, end: int):
         self._edges = edges
         self.depth = np.zeros(concepts, np.int16)
-        """The level of each concept, from 1; 0: not seen. Memory is taken where it is touched."""
+        """The level of each concept [concepts], from 1; 0 if not visited.
+
+        Pages of the array use memory only once they are written.
+        """
         self.levels: list[Numbers] = []
         self.append(np.array([end]))
 
     def append(self, level: Numbers) -> None:
-        """Add what was found as the next level."""
+        """Append the concepts found last as the next level."""
         self.levels.append(level)
         self.depth[level] = len(self.levels)
         self.cost = self._edges.count(level)
@@ -187,10 +200,11 @@ class _Side:
 def _shortest(
     edges: _Edges, degrees: Numbers, start: int, end: int, rule: PathRule
 ) -> list[int] | None:
-    """The numbers along the smallest shortest path, start and end included; None: no path.
+    """Return the numbers along the smallest shortest path, including both ends, or None.
 
-    Breadth first from both ends; each round expands the side whose last level has fewer entries.
-    The sides meet in a level of all concepts half-way of some shortest path.
+    The search is breadth first from both ends. Each round expands the side whose last level has
+    fewer entries. The two sides meet in the level that holds all concepts at that position of the
+    shortest paths.
     """
     if start == end:
         return [start]
@@ -212,10 +226,11 @@ def _shortest(
 
 
 def _smallest(edges: _Edges, forward: _Side, backward: _Side, start: int) -> list[int]:
-    """The smallest path, once the last levels of both sides hold the concepts where they meet.
+    """Return the smallest path once the last levels of both sides contain the meeting points.
 
-    Concepts of the forward side from which no meeting point is reached are taken out first; then
-    every step to the next level leads to the end, and the smallest neighbour is right.
+    Concepts of the forward side that lead to no meeting point are excluded first. Every step to the
+    next level then leads to the end, so that choosing the smallest neighbour at each step is
+    correct.
     """
     wanted = np.intersect1d(forward.levels[-1], backward.levels[-1])
     on_path = [wanted]
@@ -234,7 +249,7 @@ def _smallest(edges: _Edges, forward: _Side, backward: _Side, start: int) -> lis
 
 
 def distinct(numbers: Numbers) -> Numbers:
-    """Sorted, without repetitions: `np.unique`, which takes up to 50 times as long."""
+    """Return the sorted distinct values, like `np.unique`, which takes up to 50 times as long."""
     ordered = np.sort(numbers)
     first = np.ones(len(ordered), bool)
     first[1:] = ordered[1:] != ordered[:-1]
@@ -242,7 +257,7 @@ def distinct(numbers: Numbers) -> Numbers:
 
 
 def _next(edges: _Edges, node: int, depth: Numbers, level: int) -> int:
-    """The smallest neighbour on a level."""
+    """Return the smallest neighbour of a node on a level."""
     around = edges.around(np.array([node]))
     return int(around[depth[around] == level].min())
 
@@ -261,7 +276,10 @@ def _read_meta(folder: Path) -> dict:
 
 
 def _mapped(path: Path) -> Numbers:
-    """An array that is read where it lies on disk (a plain array: a memmap's slices are slow)."""
+    """Return an array that stays on disk and is read where it is accessed.
+
+    It is a plain array view because slices of a `np.memmap` are slow.
+    """
     return np.asarray(np.load(path, mmap_mode="r"))
 
 

@@ -1,8 +1,8 @@
-"""Building a knowledge base: from two open tables, or from the user's own UMLS files.
+"""Build a knowledge base from two open tables or from the user's own UMLS files.
 
-Files are read as lines and split here, so that each line is accounted for: lines in = kept + left
-out, by reason. What comes out depends on the set of lines, not on their order. Batches of lines are
-turned into numbers as they are read; text is held once for each concept, never for each relation.
+Files are read as lines and split here, so that each line is accounted for: lines read = lines kept
++ lines left out, by reason. The result depends on the set of lines, not on their order. Batches of
+lines are converted to numbers as they are read. Text is held once per concept, never per relation.
 
 UMLS: the columns are those of the UMLS Reference Manual, chapter 3 (Rich Release Format). MRREL's
 REL and RELA are the "relationship of second concept or atom to first concept or atom", and NLM's
@@ -26,10 +26,10 @@ from ehrr1.graph.knowledge import FORMAT, Numbers, distinct
 from ehrr1.progress import track
 
 BATCH = 1_000_000
-"""Lines that are read at a time."""
+"""Number of lines read at a time."""
 
 BLOCK = 4_000_000
-"""Entries of the adjacency that are sorted at a time."""
+"""Number of entries of the adjacency sorted at a time."""
 
 Counts = dict[str, int]
 
@@ -41,11 +41,11 @@ class Facts(NamedTuple):
     tails: Numbers
     codes: Numbers
     pairs: list[tuple[str, str]]
-    """(relation, source), sorted."""
+    """(relation, source) pairs, sorted."""
 
 
 class Entries(NamedTuple):
-    """The adjacency of all concepts, as the folder holds it."""
+    """The adjacency of all concepts, with the arrays of the knowledge base's folder."""
 
     starts: Numbers
     neighbours: Numbers
@@ -59,18 +59,24 @@ MRCONSO = {"CUI": 0, "LAT": 1, "TS": 2, "STT": 4, "ISPREF": 6, "STR": 14, "SUPPR
 MRSTY = {"CUI": 0, "TUI": 1, "STY": 3}
 MRREL = {"CUI1": 0, "REL": 3, "CUI2": 4, "RELA": 7, "SAB": 10, "SUPPRESS": 14}
 SUPPRESSED = ("O", "E", "Y")
-"""Obsolete, by an editor, by its source's term type; N is not suppressed."""
+"""Values of SUPPRESS for suppressed rows; N is not suppressed.
+
+O: obsolete; E: suppressed by an editor; Y: suppressed by the source's term type.
+"""
 
 
 def build_open(dictionary: Path, relations: Path, folder: Path) -> Counts:
-    """Build from tab-separated tables (.tsv or .tsv.gz, columns found by their header).
+    """Build a knowledge base from tab-separated tables (.tsv or .tsv.gz).
 
-    The dictionary has concept_id, name, semantic_type; the relations head, relation, tail, source
-    (the fact reads "head relation tail"). Returns the lines in (`concepts_lines`), those kept
-    (`concepts`) and those left out by reason, of concepts malformed (wrong number of fields, no
-    id), unnamed and duplicate (the id has a smaller name); of relations malformed, self (head is
-    tail), unknown (an id that is not in the dictionary) and duplicate. Reasons that do not occur
-    are not listed. UserError for a missing or broken file.
+    Columns are found by the header. The dictionary has concept_id, name, semantic_type; the
+    relations have head, relation, tail, source (the fact reads "head relation tail").
+
+    Returns the number of lines read (`concepts_lines`, `relations_lines`), kept (`concepts`,
+    `relations`) and left out by reason. Concepts are left out as malformed (wrong number of fields,
+    or no id), unnamed, or duplicate (the id has a smaller name). Relations are left out as
+    malformed, self (head is tail), unknown (an id is not in the dictionary), or duplicate. Reasons
+    that do not occur are not listed, except duplicate. Raises UserError for a missing or damaged
+    file.
     """
     concepts, counts = _open_concepts(dictionary)
     setting = f"concepts.relations={relations}"
@@ -85,18 +91,20 @@ def build_open(dictionary: Path, relations: Path, folder: Path) -> Counts:
 
 
 def build_umls(meta: Path, folder: Path) -> Counts:
-    """Build from a UMLS META folder: MRCONSO.RRF, MRSTY.RRF and, where it is there, MRREL.RRF.
+    """Build a knowledge base from a UMLS META folder.
 
-    - A concept's name is its English atom that is not suppressed and ranks first by TS=P, then
-      STT=PF, then ISPREF=Y (all three mark the one that UMLS prefers), then by the name itself. A
-      concept without such an atom is left out.
+    It reads MRCONSO.RRF, MRSTY.RRF and, if it exists, MRREL.RRF.
+
+    - A concept's name is its English, unsuppressed atom that ranks first by TS=P, then STT=PF, then
+      ISPREF=Y (all three mark the atom that UMLS prefers), then by the name itself. A concept
+      without such an atom is left out.
     - Its semantic type is the first by TUI.
-    - The relation of a fact is RELA, or REL where RELA is empty; its source is SAB. Suppressed
+    - The relation of a fact is RELA, or REL if RELA is empty; its source is SAB. Suppressed
       relations and REL=XR ("not related, no mapping") are left out.
 
     Returns counts as `build_open` does: of atoms (`concepts`; also suppressed, not_english, further
     names), of semantic types (`types`: malformed, further, unknown) and of relations (`relations`;
-    also suppressed, not_related).
+    also suppressed, not_related). Raises UserError for a missing or damaged file.
     """
     concepts, counts = _umls_concepts(meta)
     types, more = _umls_types(meta)
@@ -127,7 +135,7 @@ def _umls_concepts(meta: Path) -> tuple[pl.DataFrame, Counts]:
         rank += (pl.col(column) != best).cast(pl.UInt8) * weight
     rows = _rrf(meta / "MRCONSO.RRF", MRCONSO, 18, setting).select(
         concept_id="CUI",
-        value=pl.concat_str(rank, "STR"),  # one digit, then the name: the smallest is the best
+        value=pl.concat_str(rank, "STR"),  # rank digit, then name: the minimum is best
         reason=_first(
             malformed=_incomplete("CUI", "STR"),
             suppressed=pl.col("SUPPRESS").is_in(SUPPRESSED),
@@ -170,7 +178,7 @@ def _umls_facts(meta: Path, ids: pl.Series, counts: Counts) -> Facts:
 
 
 def _table(path: Path, columns: tuple[str, ...], setting: str) -> pl.LazyFrame:
-    """The named columns of a tab-separated file, and whether each line is `malformed`."""
+    """Scan the named columns of a tab-separated file and flag `malformed` lines."""
     _check(path, setting)
     opened = gzip.open if path.suffix == ".gz" else open
     try:
@@ -189,7 +197,7 @@ def _table(path: Path, columns: tuple[str, ...], setting: str) -> pl.LazyFrame:
 
 
 def _rrf(path: Path, positions: dict[str, int], columns: int, setting: str) -> pl.LazyFrame:
-    """The named columns of an RRF file: each column, the last too, ends with a bar."""
+    """Scan the named columns of an RRF file, in which every column ends with a bar."""
     _check(path, setting)
     return _fields(_lines(path, skip=0), "|", positions, columns + 1)
 
@@ -200,10 +208,10 @@ def _check(path: Path, setting: str) -> None:
 
 
 def _lines(path: Path, skip: int) -> pl.LazyFrame:
-    """Every line of a file, also of a gzipped one; bytes that are no UTF-8 are replaced."""
+    """Scan the lines of a plain or gzipped file; invalid UTF-8 is replaced."""
     return pl.scan_csv(
         path,
-        separator="\x01",  # stands in no such file: a line is one field
+        separator="\x01",  # does not occur in these files: a line is one field
         quote_char=None,
         has_header=False,
         skip_lines=skip,
@@ -219,7 +227,10 @@ def _lines(path: Path, skip: int) -> pl.LazyFrame:
 def _fields(
     lines: pl.LazyFrame, separator: str, positions: dict[str, int], width: int
 ) -> pl.LazyFrame:
-    """Split each line; `malformed` where it has not `width` fields (those it lacks are null)."""
+    """Split each line into fields and flag it as `malformed` unless it has `width` fields.
+
+    Missing fields are null.
+    """
     field = pl.col("line").str.split_exact(separator, width).struct
     last, beyond = field[f"field_{width - 1}"], field[f"field_{width}"]
     named = {name: field[f"field_{place}"] for name, place in positions.items()}
@@ -227,12 +238,12 @@ def _fields(
 
 
 def _incomplete(*needed: str) -> pl.Expr:
-    """Whether a line is malformed or lacks what it cannot do without."""
+    """Return the condition that a line is malformed or lacks one of the `needed` columns."""
     return pl.any_horizontal("malformed", *(pl.col(column) == "" for column in needed))
 
 
 def _first(**reasons: pl.Expr) -> pl.Expr:
-    """The first reason that applies, for which a line is left out; "" where it is kept."""
+    """Return the first reason that applies for leaving a line out, or "" if the line is kept."""
     found = pl.lit("")
     for name, applies in reversed(reasons.items()):
         found = pl.when(applies).then(pl.lit(name)).otherwise(found)
@@ -242,7 +253,7 @@ def _first(**reasons: pl.Expr) -> pl.Expr:
 def _one_each(
     rows: pl.LazyFrame, kind: str, further: str, setting: str
 ) -> tuple[pl.DataFrame, Counts]:
-    """The smallest `value` of each concept_id, sorted by concept_id, and the counts."""
+    """Return the smallest `value` of each concept_id, sorted by concept_id, and the counts."""
     counts: Counts = {}
     parts = [pl.DataFrame(schema={"concept_id": pl.String, "value": pl.String})]
     smallest = pl.col("value").min()
@@ -257,7 +268,7 @@ def _one_each(
 
 
 def _kept(rows: pl.LazyFrame, kind: str, counts: Counts, setting: str) -> Iterator[pl.DataFrame]:
-    """Batches of the rows without a `reason`; adds the others, by reason, to the counts."""
+    """Yield batches of the rows without a `reason`, and add the others to the counts by reason."""
     batches = rows.collect_batches(chunk_size=BATCH, maintain_order=False, engine="streaming")
     counts[f"{kind}_lines"] = 0
     try:
@@ -273,8 +284,8 @@ def _kept(rows: pl.LazyFrame, kind: str, counts: Counts, setting: str) -> Iterat
 
 
 def _facts(rows: pl.LazyFrame, ids: pl.Series, counts: Counts, setting: str) -> Facts:
-    """Turn ids and (relation, source) into numbers as the lines are read."""
-    place = pl.Enum(ids)  # a value's number is its place in `ids`; null: not in there
+    """Convert ids and (relation, source) pairs to numbers as the lines are read."""
+    place = pl.Enum(ids)  # a value's number is its position in `ids`; null: not there
     head, tail = (
         pl.col(end).cast(place, strict=False).to_physical().cast(pl.UInt32)
         for end in ("head", "tail")
@@ -296,7 +307,7 @@ def _facts(rows: pl.LazyFrame, ids: pl.Series, counts: Counts, setting: str) -> 
 
 
 def _ranked(joined: pl.Series) -> tuple[Numbers, list[tuple[str, str]]]:
-    """Each value's place among the sorted pairs, and those."""
+    """Return each value's index among the sorted distinct pairs, and those pairs."""
     used = joined.unique()
     pairs = [tuple(text.split("\t", 1)) for text in used.cast(pl.String)]
     order = sorted(range(len(pairs)), key=pairs.__getitem__)
@@ -307,7 +318,7 @@ def _ranked(joined: pl.Series) -> tuple[Numbers, list[tuple[str, str]]]:
 
 
 def _write(folder: Path, concepts: pl.DataFrame, facts: Facts, counts: Counts) -> Counts:
-    """Write the folder that `Knowledge` opens; it appears whole or not at all."""
+    """Write the folder that `Knowledge` opens, atomically."""
     entries = _entries(facts, concepts.height)
     kept = len(entries.neighbours) // 2
     counts |= {"relations": kept, "relations_duplicate": len(facts.heads) - kept}
@@ -324,14 +335,14 @@ def _write(folder: Path, concepts: pl.DataFrame, facts: Facts, counts: Counts) -
 
 
 def _entries(facts: Facts, concepts: int) -> Entries:
-    """Sort facts into entries of their heads and, backwards, of their tails; repetitions go.
+    """Sort facts into entries of their heads and, reversed, of their tails, without repetitions.
 
-    Block by block of concepts, so that what is sorted at a time stays small.
+    It proceeds by blocks of concepts, which limits the memory of each sort.
     """
     kinds = max(2 * len(facts.pairs), 1)
     size = np.bincount(facts.heads, minlength=concepts)
     ends = np.cumsum(size + np.bincount(facts.tails, minlength=concepts))
-    widest = (2**64 - 1) // (concepts * kinds)  # concepts whose entries are numbers of 64 bits
+    widest = (2**64 - 1) // (concepts * kinds)  # concepts per block whose entries fit 64 bits
     blocks, low = [], 0
     while low < concepts:
         read = ends[low - 1] if low else 0
@@ -344,9 +355,10 @@ def _entries(facts: Facts, concepts: int) -> Entries:
 
 
 def _block(facts: Facts, low: int, high: int, concepts: int, kinds: int) -> tuple[Numbers, ...]:
-    """Entries of the concepts from `low` to `high`: how many, neighbours, kinds, degrees.
+    """Return the entries of concepts `low` to `high`: sizes, neighbours, kinds, degrees.
 
-    An entry is one number, (concept * concepts + neighbour) * kinds + kind: sorted at once.
+    An entry is encoded as one number, (concept * concepts + neighbour) * kinds + kind, so that one
+    sort orders them.
     """
     keys = []
     for nodes, others, backwards in (

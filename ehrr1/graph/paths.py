@@ -1,4 +1,4 @@
-"""Knowledge in the thinking graph: paths from what the context shows to the answers."""
+"""Add knowledge to the thinking graph: paths from concepts of the context to the answers."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,11 +11,11 @@ LINKED = "linked"
 """The relation between a name of the record and its concept in the knowledge base."""
 
 Search = Callable[[str, str], list[Hop] | None]
-"""The shortest path between two concept ids."""
+"""A function that returns the shortest path between two concept ids, or None."""
 
 
 def search(knowledge: Knowledge, rule: PathRule) -> Search:
-    """Searches, each pair of concepts once: the same pairs recur in many samples."""
+    """Return a function that searches paths and caches them, since pairs recur in many samples."""
     known: dict[tuple[str, str], list[Hop] | None] = {}
 
     def path(start: str, end: str) -> list[Hop] | None:
@@ -27,13 +27,13 @@ def search(knowledge: Knowledge, rule: PathRule) -> Search:
 
 
 def add_paths(graph: nx.DiGraph, knowledge: Knowledge, path: Search, require: bool) -> None:
-    """Add the shortest path of each linked concept and answer to the graph.
+    """Add to the graph the shortest path from each linked concept to the answer it supports.
 
-    The edge between them then has `hops`, the number of relations on the path (0: they are one
-    concept). Inner nodes are concepts of the table "knowledge"; edges have `kind` "knowledge",
-    `relation`, `vocabulary` (the source of the fact: `source` is the node in node-link data) and,
-    where the fact runs against the path, `inverse`. With `require` a concept that has no path to an
-    answer is no evidence for it, as in EHR-R1 (step 3).
+    The edge between them then has `hops`, the number of relations on the path (0 if they are the
+    same concept). Inner nodes are concepts of the table "knowledge". Edges have `kind` "knowledge",
+    `relation`, `vocabulary` (the source of the fact; in node-link data `source` means the node) and
+    `inverse` if the fact runs against the path. With `require`, a concept without a path to an
+    answer is not evidence for it, as in EHR-R1 (step 3).
     """
     pairs = [pair for pair in graph.edges(data="kind") if pair[2] == "cooccurrence"]
     for concept, answer, _ in pairs:
@@ -69,7 +69,7 @@ def _add_path(
 
 
 def _drop_unused(graph: nx.DiGraph) -> None:
-    """Remove concepts that are no evidence any more, and events that nothing refers to."""
+    """Remove concepts that are no longer evidence, and events without edges to them."""
     evidence = {start for start, _, kind in graph.edges(data="kind") if kind == "cooccurrence"}
     inner = {node for node, table in graph.nodes(data="table") if table == "knowledge"}
     concepts = {node for node, kind in graph.nodes(data="kind") if kind == "concept"}

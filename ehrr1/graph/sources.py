@@ -1,5 +1,7 @@
-"""Where concepts and knowledge come from: dictionaries and relations of the user's, read once and
-kept for all runs under `concepts.cache`."""
+"""Open the sources of concepts and knowledge: the user's dictionaries and relations.
+
+They are prepared once and kept for all runs under `concepts.cache`.
+"""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,23 +17,23 @@ from ehrr1.graph.text.mentions import TextSource, open_source
 
 
 class Dictionary:
-    """Item names and free texts, linked to concepts."""
+    """A dictionary that links item names and free text to concepts."""
 
     def __init__(self, linker: Linker, source: TextSource, cache: Path):
         self._linker, self._cache = linker, cache
         self.source = source
 
     def read(self, texts: Sequence[str], workers: int | None) -> None:
-        """Find what these texts mention; those that were read before are not read again."""
+        """Find the mentions in these texts; texts in the cache are not read again."""
         MentionCache(self._cache, self.source).read(texts, workers)
 
     def link(self, names: Sequence[str]) -> dict[str, str]:
-        """name -> concept id, of the names that the dictionary has."""
+        """Return name -> concept id for the names that the dictionary contains."""
         return self._linker.link(names)
 
 
 def open_dictionary(concepts: Concepts) -> Dictionary | None:
-    """The dictionary that `concepts` names; None for concepts=items."""
+    """Open the dictionary that `concepts` selects; returns None for concepts=items."""
     linker, source = open_linker(concepts), open_source(concepts)
     if linker is None or source is None:
         return None
@@ -39,7 +41,10 @@ def open_dictionary(concepts: Concepts) -> Dictionary | None:
 
 
 def knowledge_folder(concepts: Concepts) -> Path | None:
-    """The knowledge base, built where it is not there yet; None where there are no relations."""
+    """Return the folder of the knowledge base, built if missing, or None if there are no relations.
+
+    Raises UserError, naming the settings, if a source file is missing or cannot be used.
+    """
     if isinstance(concepts, UmlsConcepts):
         meta = Path(str(concepts.folder))
         files = [meta / name for name in ("MRCONSO.RRF", "MRSTY.RRF", "MRREL.RRF")]
@@ -60,6 +65,7 @@ def knowledge_folder(concepts: Concepts) -> Path | None:
 
 
 def build(source: str, files: Iterable[Path], folder: Path) -> None:
+    """Build a knowledge base in `folder` from UMLS files or from a dictionary and relations."""
     first, *rest = files
     if source == "umls":
         build_umls(first.parent, folder)

@@ -1,4 +1,4 @@
-"""What the graphs of a run hold: coverage, lengths of paths, edges by relation."""
+"""Statistics of the graphs of a run: coverage, path lengths, edges by relation."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ from ehrr1.graph.evidence import answers, covered, from_json
 
 
 class Tally:
-    """The metrics of graphs.jsonl, added up a line at a time."""
+    """Metrics of graphs.jsonl, accumulated line by line."""
 
     def __init__(self) -> None:
         self.covered: dict[str, list[float]] = defaultdict(list)
@@ -29,10 +29,14 @@ class Tally:
             self.edges[edge["relation"] if edge["kind"] == "knowledge" else edge["kind"]] += 1
 
     def metrics(self) -> dict[str, float | int]:
-        """`samples/<task>`; `coverage/<task>`, the share of samples with any evidence;
-        `answers/<task>`, the mean share of their answers that has evidence; `evidence/<task>`,
-        pairs of a concept and an answer; `paths/<task>`, the share of them with a path, and
-        `path_length/<task>`, its mean number of relations; `edges/<relation>`."""
+        """Return the metrics of all lines added so far.
+
+        `samples/<task>`; `coverage/<task>`, the share of samples with any evidence;
+        `answers/<task>`, the mean share of a sample's answers that have evidence;
+        `evidence/<task>`, the number of pairs of a concept and an answer; `paths/<task>`, the share
+        of these pairs with a path, and `path_length/<task>`, its mean number of relations (both
+        only if there are paths); `edges/<relation>`, the number of edges.
+        """
         found: dict[str, float | int] = {}
         for task, shares in sorted(self.covered.items()):
             found[f"samples/{task}"] = len(shares)
@@ -46,8 +50,10 @@ class Tally:
 
 
 def linked_shares(history: Iterable[Concept], ids: Mapping[str, str]) -> dict[str, float]:
-    """`linked/<kind>`: the share of the distinct names of a table or class that are linked to a
-    dictionary; 0 without one."""
+    """Return `linked/<kind>`, the share of distinct names of a table or class that are linked.
+
+    The share is 0 without a dictionary.
+    """
     names = {concept for concept in history if not concept.is_text}
     seen = Counter(concept.kind for concept in names)
     linked = Counter(concept.kind for concept in names if concept.name in ids)

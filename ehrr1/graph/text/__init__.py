@@ -1,1 +1,1 @@
-"""Names and free text to concepts: a dictionary or UMLS, linking, mentions and their cache."""
+"""Map item names and free text to concepts: dictionary or UMLS, linking, mentions, their cache."""

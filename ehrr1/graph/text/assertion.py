@@ -1,12 +1,13 @@
-"""Whether a mention is a fact about the patient now: ConText within sentences, and the section.
+"""Decide whether a mention states a fact about the patient at present.
 
-The rules are medspaCy's, with the additions below; the work is done by its matcher and its ConText
-graph. Three things differ from its components, for speed or for what they would get wrong:
+The decision uses ConText within sentences, and the section. The rules are medspaCy's, with the
+additions below; its matcher and its ConText graph apply them. Three things differ from medspaCy's
+components, for speed or for correctness:
 
-- A rule that is a pattern of alternatives ("denies", "denied", ...) is written out as phrases: the
+- A rule that is a pattern of alternatives ("denies", "denied", ...) is expanded to phrases: the
   phrase matcher finds the same, several times faster.
-- ConText runs sentence by sentence: modifiers reach no further, and its cost is quadratic.
-- A section's heading stands at the beginning of a line and is a sentence of its own.
+- ConText runs sentence by sentence, since modifiers do not reach further and its cost is quadratic.
+- A section heading must be at the beginning of a line and is a sentence of its own.
 """
 
 import re
@@ -35,7 +36,7 @@ STATUSES = {
     "HISTORICAL": "historical",
     "POSSIBLE_EXISTENCE": "uncertain",
 }
-"""ConText's categories; where several apply to a mention, the first of them is its status."""
+"""ConText's categories and their statuses, in order of precedence."""
 
 SECTION_STATUSES = {
     "allergies": "hypothetical",
@@ -45,7 +46,7 @@ SECTION_STATUSES = {
     "patient_education": "hypothetical",
     "patient_instructions": "hypothetical",
 }
-"""What a mention in the section is, unless ConText says that it is negated."""
+"""The status of mentions in a section, unless ConText marks them as negated."""
 
 RULES = (
     ("may represent", "POSSIBLE_EXISTENCE", "FORWARD"),
@@ -64,13 +65,16 @@ RULES = (
     ("in father", "FAMILY", "BACKWARD"),
     ("in brother", "FAMILY", "BACKWARD"),
     ("in sister", "FAMILY", "BACKWARD"),
-    # "a history of diabetes presented with pneumonia": the pneumonia is new
+    # "a history of diabetes presented with pneumonia": the pneumonia is not historical
     ("presented", "HISTORICAL", "TERMINATE"),
     ("admitted", "HISTORICAL", "TERMINATE"),
     ("transferred", "HISTORICAL", "TERMINATE"),
 )
 LEFT_OUT = frozenset([": no"])
-"""Of medspaCy's rules: "FINDINGS: no pneumothorax" would negate what stands before the colon."""
+"""Rules of medspaCy that are not used.
+
+": no" would negate what precedes the colon in "FINDINGS: no pneumothorax".
+"""
 
 HEADINGS = (
     ("History:", "indication"),
@@ -97,13 +101,13 @@ HEADINGS = (
     ("Physical Exam on Discharge:", "physical_exam"),
     ("Vitals:", "physical_exam"),
 )
-"""MIMIC's headings that medspaCy's rules lack, or take for something else."""
+"""Headings of MIMIC that medspaCy's rules lack or assign to another category."""
 
 RESOURCES = Path(medspacy.__file__).parents[1] / "resources" / "en"
 
 
 class Section(NamedTuple):
-    """A section's heading, tokens `start` to `end`, and its category."""
+    """A section's heading (tokens `start` to `end`, end excluded) and its category."""
 
     start: int
     end: int
@@ -111,7 +115,7 @@ class Section(NamedTuple):
 
 
 class Phrases:
-    """Finds rules by their words, case aside; of overlapping matches the longest."""
+    """A matcher of rules by their words, ignoring case; it keeps the longest of overlaps."""
 
     def __init__(self, nlp: Language, rules: Mapping[tuple[str, ...], BaseRule]):
         self._rules = {nlp.vocab.strings.add(f"{words}"): rule for words, rule in rules.items()}
@@ -120,19 +124,19 @@ class Phrases:
             self._matcher.add(f"{words}", [Doc(nlp.vocab, words=list(words))])
 
     def __call__(self, doc: Doc) -> Iterator[tuple[BaseRule, int, int]]:
-        """Each rule that matches, with its first token and the one after its last."""
+        """Yield each matching rule with its first token and the token after its last."""
         for key, start, end in prune_overlapping_matches(self._matcher(doc)):
             yield self._rules[key], start, end
 
 
 class Sections:
-    """Finds headings and bounds sentences by them."""
+    """A detector of section headings, which also adjusts the sentence boundaries to them."""
 
     def __init__(self, nlp: Language):
         self._headings = Phrases(nlp, section_rules(nlp))
 
     def __call__(self, doc: Doc) -> list[Section]:
-        """The sections in order; the sentence bounds of `doc` then respect their headings."""
+        """Return the sections in order, and set sentence boundaries of `doc` at their headings."""
         found = []
         for rule, start, end in self._headings(doc):
             if start == 0 or "\n" in doc[start - 1].text:
@@ -144,13 +148,13 @@ class Sections:
 
 
 class Assertions:
-    """The status of mentions."""
+    """A classifier of mentions by ConText and section."""
 
     def __init__(self, nlp: Language):
         self._modifiers = Phrases(nlp, context_rules())
 
     def __call__(self, doc: Doc, mentions: Sequence[Span], sections: Sequence[str]) -> list[str]:
-        """A status for each mention, given the category of the section in which it stands."""
+        """Return a status for each mention, given the category of the section of each mention."""
         categories = self._categories(doc, mentions)
         return [
             _status(categories[mention.start], section)
@@ -158,7 +162,7 @@ class Assertions:
         ]
 
     def _categories(self, doc: Doc, mentions: Sequence[Span]) -> dict[int, set[str]]:
-        """First token of a mention -> ConText's categories."""
+        """Return the first token of each modified mention -> its ConText categories."""
         starts = [sentence.start for sentence in doc.sents]
         modifiers, targets = defaultdict(list), defaultdict(list)
         for mention in mentions:
@@ -187,7 +191,7 @@ def _status(categories: set[str], section: str) -> str:
 
 
 def section_rules(nlp: Language) -> dict[tuple[str, ...], BaseRule]:
-    """medspaCy's headings and ours by their words; of two with the same words ours stands."""
+    """Return heading rules by their words; rules of this module override medspaCy's."""
     rules = [SectionRule(literal, category) for literal, category in HEADINGS]
     rules += SectionRule.from_json(str(RESOURCES / "section_patterns.json"))
     found: dict[tuple[str, ...], BaseRule] = {}
@@ -198,7 +202,10 @@ def section_rules(nlp: Language) -> dict[tuple[str, ...], BaseRule]:
 
 
 def context_rules() -> dict[tuple[str, ...], BaseRule]:
-    """ConText's rules by their words: ours, then medspaCy's patterns, then its literals."""
+    """Return ConText rules by their words.
+
+    The order of precedence is: rules of this module, medspaCy's patterns, medspaCy's literals.
+    """
     theirs = ConTextRule.from_json(str(RESOURCES / "context_rules.json"))
     theirs.sort(key=lambda rule: rule.pattern is None)
     found: dict[tuple[str, ...], BaseRule] = {}
@@ -212,9 +219,10 @@ def context_rules() -> dict[tuple[str, ...], BaseRule]:
 
 
 def phrases(literal: str, pattern: list[dict[str, Any]] | None) -> Iterator[tuple[str, ...]]:
-    """The words that a rule matches, each alternative by itself.
+    """Yield the phrases that a rule matches, one for each combination of alternatives.
 
-    `pattern` holds a dict a token: LOWER is a word or {"IN": words}, OP "?" makes it optional.
+    `pattern` has one dict per token: LOWER is a word or {"IN": words}, and OP "?" makes it
+    optional.
     """
     if pattern is None:
         yield _tokens(literal)
@@ -224,7 +232,7 @@ def phrases(literal: str, pattern: list[dict[str, Any]] | None) -> Iterator[tupl
 
 
 def _tokens(text: str) -> tuple[str, ...]:
-    """As medspaCy's tokenizer splits the few literals that hold punctuation: "h/o", ": none"."""
+    """Split a text as medspaCy's tokenizer splits literals with punctuation ("h/o", ": none")."""
     return tuple(re.findall(r"\w+(?:'\w+)?|'\w*|[^\w\s]", text.lower()))
 
 

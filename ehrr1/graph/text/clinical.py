@@ -1,4 +1,4 @@
-"""medspaCy and QuickUMLS are an extra: whether they are here, and what to do if not."""
+"""Check for medspaCy and QuickUMLS, which are an optional extra."""
 
 from importlib.util import find_spec
 
@@ -8,7 +8,7 @@ PACKAGES = ("spacy", "medspacy", "quickumls", "unqlite", "nltk", "PyRuSH")
 
 
 def require_clinical(source: str) -> None:
-    """Raise UserError where free text cannot be read for lack of a package. Imports nothing."""
+    """Raise UserError if a package for reading free text is not installed; imports none of them."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise UserError(

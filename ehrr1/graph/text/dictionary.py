@@ -1,7 +1,7 @@
-"""The dictionary of `concepts=open`: a TSV file of concepts with their names.
+"""Read the dictionary of `concepts=open`: a TSV file of concepts with their names.
 
-Columns: concept_id, name, semantic_type, source, synonyms (separated by bars); xrefs is not needed
-here. Concepts without a name are left out: nothing can be linked to them.
+Columns: concept_id, name, semantic_type, source, synonyms (separated by bars); the column xrefs is
+not needed here. Concepts without a name are left out, since nothing can be linked to them.
 """
 
 from pathlib import Path
@@ -16,24 +16,31 @@ UNRELATED_TYPES = frozenset([
     "Discipline", "Geographic Area", "Group", "Information", "Object", "Other", "Publication",
     "Research Activity", "Social Concept",
 ])  # fmt: skip
-"""Semantic types that say nothing of a patient ("records", "family"): never linked to."""
+"""Semantic types that do not describe a patient ("records", "family"); never linked to."""
 
 GENERAL_TYPES = UNRELATED_TYPES | {
     "Anatomical Structure", "Behavior", "Health Care Activity", "Medical Device", "Organism",
     "Pharmacologic Action",
 }  # fmt: skip
-"""And those that say nothing of one patient's state or care without more words ("lung", "male",
-"drain"): a whole item name may mean them, no mention in a text and no simplified name does."""
+"""Semantic types that are too general to describe a patient's state or care on their own.
+
+Examples are "lung", "male" and "drain". A whole item name may be linked to such a concept, but a
+mention in a text or a simplified name may not.
+"""
 
 ITEM_LISTS = "MIMIC"
-"""Sources that begin so list MIMIC's own items: a name is linked to them only where no terminology
-has it, for they lead nowhere."""
+"""Prefix of sources that list MIMIC's own items.
+
+A name is linked to such an item only if no terminology has the name, because these items have no
+relations.
+"""
 
 
 def read_dictionary(path: Path) -> pl.DataFrame:
-    """The concepts that have a name, as strings: concept_id, name, semantic_type, source, synonyms.
+    """Read the concepts that have a name.
 
-    Raises UserError, naming `concepts.dictionary`, for a file that is missing or has other columns.
+    All columns are strings: concept_id, name, semantic_type, source, synonyms. Raises UserError,
+    naming `concepts.dictionary`, if the file is missing or lacks a column.
     """
     setting = f"concepts.dictionary={path}"
     if not path.is_file():
@@ -54,10 +61,11 @@ def read_dictionary(path: Path) -> pl.DataFrame:
 
 
 def terms(concepts: pl.DataFrame) -> pl.DataFrame:
-    """Every name by which a concept is called, in the order in which a name chooses its concept.
+    """Return every name of every concept, in the order in which a name selects its concept.
 
-    Columns: term, synonym (whether it is one), and those of `concepts`. A concept of a terminology
-    comes before an item list's, a preferred name before a synonym, then the smallest id.
+    Columns: term, synonym (True if the term is one), and those of `concepts`. Concepts of a
+    terminology come before those of item lists, preferred names before synonyms, then smaller ids
+    first.
     """
     preferred = concepts.with_columns(term="name", synonym=pl.lit(False))
     synonyms = concepts.with_columns(

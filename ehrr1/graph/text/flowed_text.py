@@ -1,9 +1,9 @@
-"""A note as running text: wrapped lines are joined, and every character's old place is known.
+"""Join the wrapped lines of a note and keep the original position of every character.
 
-Notes of MIMIC are broken at some 75 characters, in the middle of sentences ("no evidence of" /
-"pneumonia"). A sentence ends at a line break all the same where the line ends a list item, a
-heading or a paragraph. So a break is taken for a wrap if it is a single one, the line before it is
-long and does not end like a sentence, and the next one begins like running text.
+Notes of MIMIC are wrapped at about 75 characters, in the middle of sentences ("no evidence of" /
+"pneumonia"). A line break can also end a sentence, namely where the line ends a list item, a
+heading or a paragraph. A break is therefore treated as a wrap if it is a single break, the line
+before it is long and does not end like a sentence, and the next line begins like running text.
 """
 
 import re
@@ -11,7 +11,7 @@ from bisect import bisect_right
 from typing import NamedTuple
 
 WRAPPED_FROM = 50
-"""Characters of a line that may have been wrapped."""
+"""Minimum number of characters of a line that may have been wrapped."""
 
 _SPACE = re.compile(r"[ \t\xa0]*(?:\r?\n[ \t\xa0]*)+|[ \t\xa0]{2,}|[\t\xa0]")
 _ENDS = ".:;?!"
@@ -19,15 +19,17 @@ _GOES_ON = re.compile(r"[A-Za-z(]|\d+(?![.)\d])")
 
 
 class Flowed(NamedTuple):
-    """`text` with one space or one line break between words; `places[i]` is where the piece that
-    begins at `starts[i]` begins in the original."""
+    """A text with one space or one line break between words, and its mapping to the original.
+
+    places[i] is the position in the original of the piece that begins at starts[i] in `text`.
+    """
 
     text: str
     starts: list[int]
     places: list[int]
 
     def original(self, start: int, end: int) -> tuple[int, int]:
-        """The span of the original text that became `text[start:end]`."""
+        """Return the span of the original text that corresponds to `text[start:end]`."""
         return self._place(start), self._place(end - 1) + 1
 
     def _place(self, position: int) -> int:
@@ -36,7 +38,7 @@ class Flowed(NamedTuple):
 
 
 def flow(text: str) -> Flowed:
-    """Join wrapped lines; every other run of blanks becomes one space or one line break."""
+    """Join wrapped lines and reduce every other run of blanks to one space or one line break."""
     pieces, starts, places = [], [0], [0]
     length = last = line = 0
     for space in _SPACE.finditer(text):

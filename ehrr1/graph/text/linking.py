@@ -1,17 +1,18 @@
-"""Item names to concepts: "Heparin Sodium 5,000 unit/mL" is heparin.
+"""Link item names to concepts: "Heparin Sodium 5,000 unit/mL" is heparin.
 
-A name is linked by exact comparison of letters and digits (case, punctuation and spaces do not
-count), first as it is written, then simplified step by step until a concept has it:
+A name is linked by exact comparison of its letters and digits (case, punctuation and spaces are
+ignored), first as written, then in increasingly simplified forms until a concept has it:
 
-1. without what stands in brackets;
-2. without strengths and doses, and dosage forms at its end ("0.5 %", "5 mg/mL", "Oral Solution");
-3. the part before a comma, a semicolon or a dash with a space ("Insulin - Regular");
-4. without a salt at its end and "unspecified" ("Ampicillin Sodium").
+1. without text in brackets;
+2. without strengths and doses, and without trailing dosage forms ("0.5 %", "5 mg/mL", "Oral
+   Solution");
+3. only the part before a comma, a semicolon or a dash next to a space ("Insulin - Regular");
+4. without a trailing salt and "unspecified" ("Ampicillin Sodium").
 
-Nothing is guessed from similar spellings, and short codes ("HPE1") are not taken for abbreviations:
-a synonym of one word needs five letters, a simplified name four and a clinical type, a name as
-written three. A terminology's concept is taken before MIMIC's own item of the same name, which has
-no relations to follow. `concepts=umls` has QuickUMLS's similarity instead.
+There is no fuzzy matching, and short codes ("HPE1") are not treated as abbreviations: a synonym of
+one word needs five letters, a simplified name four and a clinical type, a name as written three. A
+terminology's concept takes precedence over MIMIC's own item of the same name, which has no
+relations. `concepts=umls` uses QuickUMLS's similarity instead.
 """
 
 import re
@@ -71,18 +72,20 @@ QUALIFIERS = _words("nos unspecified")
 NOT_ALONE = FORMS | _words("""
     bath blood csf fluid lead other plasma serum shock stool treatments urine whole
 """)
-"""Words that no longer say what was meant once the rest of the name is cut off."""
+"""Words that are ambiguous once the rest of the name is removed."""
 DRUG = "Chemical or Drug"
 
 
 class Linker(Protocol):
+    """Interface of the classes that link item names to concepts."""
+
     def link(self, names: Sequence[str]) -> dict[str, str]:
-        """Item name -> concept id, for those that are found; each distinct name once."""
+        """Return item name -> concept id for each distinct name that is found."""
         ...
 
 
 def open_linker(concepts: Concepts) -> Linker | None:
-    """The linker that `concepts.source` asks for; None for items. Builds an index where needed."""
+    """Return the linker for `concepts.source`, or None for items; builds an index if needed."""
     if isinstance(concepts, ItemConcepts):
         return None
     require_clinical(concepts.source)
@@ -92,7 +95,7 @@ def open_linker(concepts: Concepts) -> Linker | None:
 
 
 class OpenLinker:
-    """Links to a dictionary by exact names."""
+    """A linker to a dictionary by exact names."""
 
     def __init__(self, concepts: pl.DataFrame):
         kind = pl.col("semantic_type")
@@ -105,14 +108,17 @@ class OpenLinker:
                 "concept_id",
                 key=key,
                 listed=listed,
-                # what a simplified name may mean; of MIMIC's own items only drugs
+                # targets of simplified names; of MIMIC's own items only drugs
                 broad=~kind.is_in(GENERAL_TYPES) & (~listed | (kind == DRUG)),
             )
             .unique(["key", "listed"], keep="first", maintain_order=True)
         )
 
     def link(self, names: Sequence[str]) -> dict[str, str]:
-        """The first written or simplified form of each name that is a term; see the module."""
+        """Return item name -> concept id, by the first form of each name that is a term.
+
+        The module's docstring lists the forms in their order.
+        """
         forms = [
             (name, step, form)
             for name in dict.fromkeys(names)
@@ -133,7 +139,7 @@ class OpenLinker:
 
 
 class UmlsLinker:
-    """Links to UMLS by QuickUMLS's index: of all forms of a name the most similar term."""
+    """A linker to UMLS by QuickUMLS's index, which selects the most similar term of all forms."""
 
     def __init__(self, folder: Path, threshold: float):
         from quickumls.toolbox import CuiSemTypesDB, SimstringDBReader
@@ -142,8 +148,11 @@ class UmlsLinker:
         self._concepts = CuiSemTypesDB(str(folder / "cui-semtypes.db"))
 
     def link(self, names: Sequence[str]) -> dict[str, str]:
-        """The concept with the most similar term; ties go to the form that is closer to the name
-        as written, then to UMLS's preferred term, then to the smallest id."""
+        """Return item name -> id of the concept with the most similar term.
+
+        Ties are broken by the form closer to the name as written, then by UMLS's preferred term,
+        then by the smallest id.
+        """
         found = {}
         for name in dict.fromkeys(names):
             candidates = [
@@ -166,7 +175,7 @@ class UmlsLinker:
 
 
 def simplified(name: str) -> Iterator[str]:
-    """The name as written, then simplified step by step; a step that changes nothing repeats."""
+    """Yield the name as written and then its simplified forms; unchanged forms are repeated."""
     yield name
     bare = _BRACKETS.sub(" ", name)
     yield bare
@@ -178,7 +187,10 @@ def simplified(name: str) -> Iterator[str]:
 
 
 def _without_forms(name: str) -> str:
-    """Forms are cut off at the end only: an oral ulcer is no dosage form."""
+    """Return the name without trailing dosage forms.
+
+    Only trailing words are removed: an oral ulcer is not a dosage form.
+    """
     words = _WORD.findall(name)
     while len(words) > 1 and words[-1].casefold() in FORMS:
         words.pop()
@@ -194,7 +206,7 @@ def _without_salt(name: str) -> str:
 
 
 def _key(column: pl.Expr) -> pl.Expr:
-    """Letters and digits, lower case, one space between words."""
+    """Return letters and digits in lower case, with one space between words."""
     words = column.str.normalize("NFKC").str.to_lowercase().str.replace_all(r"[^\pL\pN]+", " ")
     return words.str.strip_chars(" ")
 
@@ -204,6 +216,6 @@ def _letters(key: pl.Expr) -> pl.Expr:
 
 
 def _long_enough(key: pl.Expr) -> pl.Expr:
-    """Whether a term of the dictionary is long enough to mean one thing."""
+    """Return the condition that a term of the dictionary is long enough to be unambiguous."""
     abbreviation = pl.col("synonym") & ~key.str.contains(" ")
     return _letters(key) >= pl.when(abbreviation).then(MIN_LETTERS_SYNONYM).otherwise(MIN_LETTERS)

@@ -1,8 +1,8 @@
-"""Every text of a corpus is read once: mentions by the hash of the text, in one SQLite file.
+"""Cache the mentions of every text, keyed by the hash of the text, in one SQLite file.
 
-The file lies below `concepts.cache` and is named after what the texts were read with: another
-dictionary or another version of the reader has a file of its own, so nothing in it is ever stale.
-It holds no text: keys are SHA-256 hashes, values the mentions as JSON.
+The file is in `concepts.cache` and is named after the text source: another dictionary or another
+version of the reader uses another file, so that no entry is ever stale. The file contains no text:
+keys are SHA-256 hashes, values the mentions as JSON.
 """
 
 import hashlib
@@ -21,22 +21,25 @@ from ehrr1.graph.text.mentions import Mention, Reader, TextSource, open_reader, 
 from ehrr1.progress import track, watch_parent
 
 BATCH = 64
-"""Texts that are handed to a process, and committed, at a time."""
+"""Number of texts sent to a process, and committed, at a time."""
 WAIT_SECONDS = 600
-"""For another run that writes to the same file."""
+"""Seconds to wait for another run that writes to the same file."""
 
 CachedMention = tuple[bytes, str]
 """A text's hash and its mentions as JSON."""
 
 
 def open_cache(concepts: Concepts) -> "MentionCache | None":
-    """The cache of what `concepts` reads texts with, prepared where needed; None for items."""
+    """Open the cache of the text source that `concepts` selects, preparing the source if needed.
+
+    Returns None for concepts=items.
+    """
     source = open_source(concepts)
     return None if source is None else MentionCache(Path(concepts.cache), source)
 
 
 class MentionCache:
-    """The mentions of texts, read when they are missing."""
+    """The cached mentions of texts; missing ones are read on demand by `read`."""
 
     def __init__(self, folder: Path, source: TextSource):
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,11 +51,12 @@ class MentionCache:
         )
 
     def read(self, texts: Iterable[str], workers: int | None = None) -> int:
-        """Read each distinct text that the file lacks; returns how many that were.
+        """Read each distinct text that is not in the cache and return how many were read.
 
-        `workers` processes read, one a core if None; each loads the pipeline once. What is done is
-        kept batch by batch: a run that was killed goes on where it stopped. Texts may stream: a few
-        batches are in memory. Raises UserError if a process dies.
+        `workers` processes read in parallel, one per core if None; each loads the pipeline once.
+        Results are committed batch by batch, so that a run that was killed resumes where it
+        stopped. `texts` may be a stream: only a few batches are held in memory. Raises UserError if
+        a process dies.
         """
         batches = _batches(self._missing(track(texts, "reading free text", _length(texts))))
         workers = workers or len(os.sched_getaffinity(0))
@@ -64,7 +68,7 @@ class MentionCache:
         return done
 
     def of(self, text: str) -> list[Mention]:
-        """The mentions of a text that was read; KeyError for another."""
+        """Return the mentions of a text; raises KeyError if it has not been read."""
         found = self._get(_key(text))
         if found is None:
             raise KeyError("a text that was not read: call read() first")
@@ -105,7 +109,10 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
 def _read_all(
     batches: Iterator[list[str]], source: TextSource, workers: int
 ) -> Iterator[list[CachedMention]]:
-    """The rows of each batch, in no order. A single batch is not worth a second process."""
+    """Yield the rows of each batch, in no particular order.
+
+    A single batch, or a single worker, is read in this process.
+    """
     first, second = next(batches, None), next(batches, None)
     if first is None:
         return
@@ -116,7 +123,7 @@ def _read_all(
             yield _rows(reader, second)
             yield from (_rows(reader, batch) for batch in batches)
         return
-    # spawned: a fork of a process whose other threads hold locks can hang
+    # spawn, not fork: forking a process whose other threads hold locks can deadlock
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _open, (source,))
     waiting = {pool.submit(_read, first), pool.submit(_read, second)}
     try:
@@ -148,7 +155,7 @@ def _rows(reader: Reader, texts: list[str]) -> list[CachedMention]:
 
 
 _reader: Reader
-"""In a process that reads: its pipeline."""
+"""The pipeline of a worker process."""
 
 
 def _open(source: TextSource) -> None:

@@ -1,10 +1,11 @@
-"""Concepts in free text: where they are mentioned, in which section, and as what.
+"""Find the concepts mentioned in free text, with their sections and statuses.
 
-A spaCy pipeline of medspaCy's parts: its tokenizer, spaCy's sentence splitter (line breaks end
-sentences too), headings, the dictionary (`concepts=open`) or QuickUMLS (`concepts=umls`), ConText.
-medspaCy's default splitter, PyRuSH, is not used: it takes most of the time and logs each sentence.
+The reader is a spaCy pipeline of medspaCy's parts: its tokenizer, spaCy's sentence splitter (line
+breaks end sentences too), section headings, the dictionary (`concepts=open`) or QuickUMLS
+(`concepts=umls`), and ConText. medspaCy's default sentence splitter, PyRuSH, is not used: it takes
+most of the time and logs each sentence.
 
-medspaCy is imported when a reader is opened, not before: `concepts=items` does without it.
+medspaCy is imported only when a reader is opened, so that `concepts=items` works without it.
 """
 
 import hashlib
@@ -28,18 +29,18 @@ if TYPE_CHECKING:
     from ehrr1.graph.text.assertion import Assertions, Section, Sections
 
 VERSION = "1"
-"""Changes with what a reader finds in the same text."""
+"""Version of the reader; increase it when a reader finds other mentions in the same text."""
 
 EVIDENCE = frozenset({"affirmed", "uncertain"})
-"""The statuses of a mention that speaks of the patient, now."""
+"""The statuses of mentions that refer to the patient at present."""
 
 
 class Mention(NamedTuple):
-    """A concept in a text. `text[start:end]` are its words; `name` is the concept's preferred name.
+    """A concept mentioned in a text at `text[start:end]`.
 
-    section: medspaCy's category ("past_medical_history"), "" before the first heading. status:
-    affirmed, uncertain, negated, family, historical (also: in the past medical history) or
-    hypothetical (also: an allergy, an instruction).
+    name: the concept's preferred name. section: medspaCy's category ("past_medical_history"), ""
+    before the first heading. status: affirmed, uncertain, negated, family, historical (also: in the
+    past medical history) or hypothetical (also: an allergy, an instruction).
     """
 
     concept_id: str
@@ -52,9 +53,9 @@ class Mention(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TextSource:
-    """What a reader reads with: a file of terms (open) or a QuickUMLS folder (umls).
+    """The source with which texts are read: a file of terms (open) or a QuickUMLS folder (umls).
 
-    A few words that another process can open a reader from; `fingerprint` names its results.
+    It is small enough to be sent to another process, which opens its own reader from it.
     """
 
     kind: str
@@ -63,13 +64,14 @@ class TextSource:
 
     @property
     def fingerprint(self) -> str:
+        """Return a hash of the source and of package versions, which identifies the results."""
         parts = (VERSION, self.kind, self.path.stem, f"{self.threshold}")
         packages = [f"{name} {version(name)}" for name in ("spacy", "medspacy")]
         return hashlib.sha256("\n".join((*parts, *packages)).encode()).hexdigest()[:16]
 
 
 class Reader:
-    """Finds the mentions of a text."""
+    """A pipeline that finds the mentions in a text."""
 
     def __init__(
         self,
@@ -82,7 +84,7 @@ class Reader:
         self._sections, self._assertions = parts
 
     def read(self, text: str) -> list[Mention]:
-        """The mentions in order; none overlaps another."""
+        """Return the mentions in order of position, without overlaps."""
         flowed = flow(text)
         doc = self._nlp(flowed.text)
         sections = self._sections(doc)
@@ -100,13 +102,19 @@ class Reader:
 
 
 def without_salts(spans: Sequence["Span"]) -> list["Span"]:
-    """Without a salt right after another match: in "heparin sodium" nobody measured sodium."""
+    """Return the matches without salts that directly follow another match.
+
+    In "heparin sodium", for example, "sodium" is not a measurement of sodium.
+    """
     ends = {span.end for span in spans}
     return [s for s in spans if s.start not in ends or s.text.lower() not in SALTS]
 
 
 def open_source(concepts: Concepts) -> TextSource | None:
-    """What `concepts` asks for, prepared below `concepts.cache`; None for items."""
+    """Return the text source that `concepts` selects, or None for items.
+
+    The source is prepared in `concepts.cache`. Raises UserError if a package or a file is missing.
+    """
     if isinstance(concepts, ItemConcepts):
         return None
     require_clinical(concepts.source)
@@ -121,7 +129,7 @@ def open_source(concepts: Concepts) -> TextSource | None:
 
 
 def open_reader(source: TextSource) -> Reader:
-    """Load the pipeline: seconds for a large dictionary."""
+    """Load the pipeline, which takes seconds for a large dictionary."""
     nlp = blank()
     from ehrr1.graph.text.assertion import Assertions, Sections
 
@@ -138,8 +146,8 @@ def open_reader(source: TextSource) -> Reader:
 
 
 def blank() -> "Language":
-    """English, medspaCy's tokenizer and a sentence splitter."""
-    with warnings.catch_warnings():  # medspaCy silences every warning of the process
+    """Return a pipeline for English with medspaCy's tokenizer and a sentence splitter."""
+    with warnings.catch_warnings():  # importing medspaCy disables all warnings
         import medspacy  # noqa: F401 (it registers what its parts need)
         import spacy
         from medspacy.custom_tokenizer import create_medspacy_tokenizer
@@ -150,12 +158,16 @@ def blank() -> "Language":
 
 
 class LongestMatches:
-    """Matches of a dictionary as spans whose labels are concept ids; the longest win."""
+    """Dictionary matches as spans whose labels are concept ids.
+
+    Of overlapping matches the longest is kept.
+    """
 
     def __init__(self, matchers: Sequence[Any]):
         self._matchers = matchers
 
     def __call__(self, doc: "Doc") -> list["Span"]:
+        """Return the spans of the dictionary's terms in `doc`, without overlaps."""
         from spacy.tokens import Span
         from spacy.util import filter_spans
 
@@ -167,11 +179,11 @@ class LongestMatches:
 
 
 def _entities(doc: "Doc") -> list["Span"]:
-    """QuickUMLS's, but for those that a line break or the end of a sentence divides."""
+    """Return the entities of QuickUMLS that do not cross a line break or the end of a sentence."""
     return [span for span in doc.ents if not any(token.is_sent_start for token in span[1:])]
 
 
 def _section(sections: Sequence["Section"], span: "Span") -> str:
-    """The category of the last heading that begins before the span does."""
+    """Return the category of the last heading that begins before the span, or ""."""
     before = bisect_right([section.start for section in sections], span.start)
     return sections[before - 1].category if before else ""

@@ -1,14 +1,16 @@
-"""QuickUMLS over the user's own UMLS: an index made once of MRCONSO.RRF and MRSTY.RRF.
+"""Build and read a QuickUMLS index of the user's own UMLS (MRCONSO.RRF and MRSTY.RRF).
 
-Nothing is downloaded. The index lies below `concepts.cache` in a folder named after the two files
-(their names, sizes, and first and last MiB: they are too long to be read at every start):
+Nothing is downloaded. The index is built once in a folder of `concepts.cache` whose name is a
+fingerprint of the two files (their names, sizes, and first and last MiB, since they are too long to
+be read at every start):
 
-    umls-simstring.db, cui-semtypes.db, *.flag   as QuickUMLS writes and reads them (unqlite)
-    nltk_data/corpora/stopwords/english          QuickUMLS asks NLTK for a list of stop words
+    umls-simstring.db, cui-semtypes.db, *.flag   in QuickUMLS's formats (unqlite)
+    nltk_data/corpora/stopwords/english          the list of stop words that QuickUMLS loads by NLTK
     names.sqlite                                 concept id -> preferred name
 
-Only English terms of the semantic types below go in, none that UMLS calls obsolete or suppressed.
-QuickUMLS keeps its concept ids pickled in the index: it must be one's own, as it is here.
+It contains only English terms of the semantic types below that UMLS does not mark as obsolete or
+suppressed. QuickUMLS stores pickled concept ids in the index, so that only an index from a trusted
+source may be opened; this one is built locally.
 """
 
 import os
@@ -26,23 +28,26 @@ from ehrr1.progress import bar
 
 FILES = ("MRCONSO.RRF", "MRSTY.RRF")
 VERSION = "1"
-"""Changes with what this module writes."""
+"""Version of the index; increase it when this module writes something else."""
 
 CUI, LANGUAGE, STATUS, FORM, PREFERRED, STRING, SUPPRESSED = 0, 1, 2, 4, 6, 14, 16
-"""Columns of MRCONSO.RRF, which has no heading."""
+"""Column indices of MRCONSO.RRF, which has no header."""
 CONSO_COLUMNS = 18
 OBSOLETE = ("E", "O", "Y")
 
 SEMANTIC_TYPES = frozenset([
     # abnormalities, findings, injuries, diseases, neoplasms, symptoms
     "T019", "T020", "T033", "T037", "T046", "T047", "T048", "T049", "T184", "T190", "T191",
-    # procedures and what they measure
+    # procedures and measurements
     "T034", "T058", "T059", "T060", "T061", "T201",
-    # drugs, chemicals, and devices that give them
+    # drugs, chemicals, and devices that deliver them
     "T103", "T104", "T109", "T114", "T116", "T120", "T121", "T123", "T125", "T126", "T127",
     "T129", "T130", "T131", "T192", "T195", "T196", "T197", "T200", "T203",
 ])  # fmt: skip
-"""What a record speaks of: neither anatomy nor organisms, people, places and papers."""
+"""Semantic types (TUI) of clinical terms.
+
+Anatomy, organisms, people, places and publications are excluded.
+"""
 
 STOP_WORDS = (
     "a about after all also an and any are as at be been before but by can could did do does for "
@@ -50,13 +55,13 @@ STOP_WORDS = (
     "our out over she should so some than that the their them then there they this to up was we "
     "were what when which while who will with without would you your"
 )
-"""QuickUMLS begins and ends no term with one of these."""
+"""Words with which QuickUMLS neither begins nor ends a term."""
 
 
 def quickumls_index(concepts: UmlsConcepts) -> Path:
-    """The index of `concepts.folder`, built first where it is missing.
+    """Return the index of `concepts.folder`, built first if it is missing.
 
-    Raises UserError, naming the setting, for files that are missing or are not UMLS's.
+    Raises UserError, naming the setting, if a file is missing or does not have the columns of UMLS.
     """
     sources = [Path(str(concepts.folder)) / name for name in FILES]
     for source in sources:
@@ -90,13 +95,14 @@ def _build(conso: Path, sty: Path, folder: Path) -> None:
         try:
             parse_and_encode_ngrams(terms, simstring, databases, "unqlite")
         except BaseException as error:
-            # its databases close now, not when their folder is gone: that would abort the process
+            # close its databases now: closing them after their folder is gone would abort the
+            # process
             traceback.clear_frames(error.__traceback__)
             raise
 
 
 def _semantic_types(sty: Path) -> dict[str, list[str]]:
-    """Concept -> its accepted semantic types; concepts without one are left out."""
+    """Return concept id -> accepted semantic types; concepts without one are left out."""
     types: dict[str, list[str]] = {}
     with sty.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
@@ -111,9 +117,9 @@ def _semantic_types(sty: Path) -> dict[str, list[str]]:
 def _terms(
     conso: Path, types: dict[str, list[str]], names: sqlite3.Connection
 ) -> Iterator[tuple[str, str, list[str], int]]:
-    """The terms as QuickUMLS wants them: term, concept, semantic types, whether preferred.
+    """Yield terms in QuickUMLS's form: term, concept id, semantic types, 1 if preferred.
 
-    Keeps each concept's name by the way: UMLS's preferred one, else its first.
+    It also inserts each concept's name into `names`: UMLS's preferred name, else the first name.
     """
     keep = "INSERT INTO names VALUES (?, ?) ON CONFLICT DO "
     with conso.open("rb") as lines, bar() as progress:
@@ -137,9 +143,10 @@ def _terms(
 
 
 def add_quickumls(nlp: Any, folder: Path, threshold: float) -> None:
-    """Add QuickUMLS's component to a spaCy pipeline: entities labelled by their concept id.
+    """Add QuickUMLS to a spaCy pipeline; its entities are labelled by concept id.
 
-    Jaccard similarity of at least `threshold`; of overlapping matches the longest stays.
+    A match has a Jaccard similarity of at least `threshold`; of overlapping matches the longest is
+    kept.
     """
     import nltk
 
@@ -156,7 +163,7 @@ def add_quickumls(nlp: Any, folder: Path, threshold: float) -> None:
 
 
 def name_reader(folder: Path) -> Callable[[str], str]:
-    """A function of a concept id: its preferred name, read from the index."""
+    """Return a function that maps a concept id to its preferred name in the index."""
     rows = sqlite3.connect(f"file:{folder / 'names.sqlite'}?mode=ro", uri=True)
 
     def name_of(concept_id: str) -> str:

@@ -1,14 +1,16 @@
-"""Which names of a dictionary are looked for in free text, and in what spelling.
+"""Select the names of a dictionary that are searched in free text, and their spelling.
 
-Not every name of a concept means it in prose. Left out are
+Not every name of a concept has its meaning in prose. These are left out:
 
-- concepts of MIMIC's own item lists and of general types ("lung", "male", "eating": `TEXT_TYPES`);
+- names of concepts of MIMIC's own item lists and of general types ("lung", "male", "eating":
+  `TEXT_TYPES`);
 - names with a comma or a bracket (catalogue entries such as "Pain, Chest"), of more than six words,
-  or with fewer than four letters, but for a list of abbreviations (`ABBREVIATIONS`);
+  or with fewer than four letters, except a list of abbreviations (`ABBREVIATIONS`);
 - single words of everyday English (`EVERYDAY`).
 
-A single word in capitals ("HTN", "COPD") is an abbreviation: it is found in capitals only. All else
-is found in any case. Where two concepts have the same name, `dictionary.terms` says which one wins.
+A single word in capitals ("HTN", "COPD") is an abbreviation and is matched in capitals only. All
+other names are matched in any case. `dictionary.terms` decides which of two concepts with the same
+name is used.
 """
 
 from collections.abc import Iterator
@@ -33,7 +35,7 @@ from ehrr1.graph.text.dictionary import (
 from ehrr1.progress import track
 
 VERSION = "1"
-"""Changes with the rules of this module."""
+"""Version of this module's rules; increase it when they change."""
 MAX_WORDS = 6
 
 _EVERYDAY = """
@@ -51,22 +53,27 @@ _EVERYDAY = """
     therapy thinness traps treatment treatments tungsten water wolfram
 """
 EVERYDAY = frozenset(_EVERYDAY.split()) | STOP_WORDS
-"""Words that are names of concepts but mostly mean something else in a note."""
+"""Words that are names of concepts but usually mean something else in a note."""
 
 _ABBREVIATIONS = """
     AKI ALS BPH BUN CAD CHF CKD CLL CML CPR CVA DIC DKA DVT ECG EEG EKG GBM GDM HPV HTN IBD ILD
     INR IPF ITP OCD OSA PID PKU RCC RSV TIA TSS UTI
 """
 ABBREVIATIONS = frozenset(_ABBREVIATIONS.split())
-"""Abbreviations of three letters that mean one thing in a hospital. Most others do not: a catalogue
-of syndromes has SNF, NAD and PCA too."""
+"""Abbreviations of three letters with only one meaning in a hospital.
+
+Most others are ambiguous: a catalogue of syndromes also contains SNF, NAD and PCA.
+"""
 
 TEXT_TYPES = GENERAL_TYPES | {"Biologic Function"}
-"""Semantic types that are not looked for: in a note, breathing and eating are no concepts."""
+"""Semantic types that are not searched, such as breathing and eating."""
 
 
 class TextTerm(NamedTuple):
-    """What is looked for: a term's words as the tokenizer splits it; `capitals`: as spelled."""
+    """A term to search for, as the tokenizer splits it.
+
+    capitals: True if the term is matched only in its own spelling.
+    """
 
     concept_id: str
     name: str
@@ -75,8 +82,10 @@ class TextTerm(NamedTuple):
 
 
 def choose(concepts: pl.DataFrame) -> pl.DataFrame:
-    """The terms that are looked for: term (lower case unless in capitals), capitals, concept_id,
-    name; each once."""
+    """Return the distinct terms to search for.
+
+    Columns: term (in lower case unless it is in capitals), capitals, concept_id, name.
+    """
     text = pl.col("term").str.replace_all(r"\s+", " ").str.strip_chars()
     letters = text.str.count_matches(r"\pL")
     one_word = ~text.str.contains(" ")
@@ -100,12 +109,13 @@ def choose(concepts: pl.DataFrame) -> pl.DataFrame:
 
 
 def prepared_terms(dictionary: Path, cache: Path, nlp: Language) -> Path:
-    """A file of the terms, split into words, below `cache`; made where it is missing.
+    """Return a file of the tokenised terms in `cache`, made if it is missing.
 
-    Splitting half a million names takes most of a minute, reading the file less than a second.
-    A line a term: concept id, name, 1 for capitals, words with a space between.
+    Tokenising half a million names takes most of a minute, reading the file less than a second. A
+    line holds one term: concept id, name, 1 for capitals, words separated by spaces. Raises
+    UserError, naming `concepts.dictionary`, if the dictionary cannot be read.
     """
-    read_dictionary(dictionary)  # a file that is missing or no dictionary ends here
+    read_dictionary(dictionary)  # raises UserError for an unusable file
     name = fingerprint([dictionary], VERSION, version("spacy"), version("medspacy"))
     file = cache / f"terms-{name}.tsv"
     with locked(file.with_suffix(".lock")):
@@ -125,6 +135,7 @@ def _lines(chosen: pl.DataFrame, nlp: Language) -> Iterator[str]:
 
 
 def read_terms(file: Path) -> Iterator[TextTerm]:
+    """Yield the terms of a file made by `prepared_terms`."""
     with file.open(encoding="utf-8") as lines:
         for line in lines:
             concept, name, capitals, words = line.rstrip("\n").split("\t")
@@ -132,10 +143,11 @@ def read_terms(file: Path) -> Iterator[TextTerm]:
 
 
 def matchers(found: Iterator[TextTerm]) -> tuple[list[PhraseMatcher], dict[str, str]]:
-    """Matchers of the terms, their keys concept ids, and the names of the concepts.
+    """Return matchers of the terms, keyed by concept id, and the names of the concepts.
 
-    A matcher holds hashes of words. They are handed to it as such: a Doc for each of 200,000 terms
-    takes ten times as long. Its own empty vocabulary saves the lexical attributes of each key.
+    A matcher stores hashes of words. They are passed to it directly, since creating a Doc for each
+    of 200,000 terms takes ten times as long. A separate empty vocabulary avoids computing the
+    lexical attributes of each key.
     """
     vocab = Vocab()
     in_any_case, as_spelled = PhraseMatcher(vocab, attr="LOWER"), PhraseMatcher(vocab, attr="ORTH")
