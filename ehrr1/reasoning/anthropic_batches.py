@@ -1,8 +1,9 @@
-"""Chains by Claude through Message Batches: half the price, within a day.
+"""Write chains with Claude through Message Batches, at half the price and within a day.
 
-A batch is paid for once it is created, so each has a key of its own, which is on the disk before
-the batch is asked for and stands in every `custom_id`. Where the process is killed, or the
-connection breaks, before the batch's id is known, the batch is found again by that key.
+A batch is charged for once it is created. Each batch therefore has a key of its own, which is
+stored on disk before the batch is requested and is part of every `custom_id`. If the process is
+killed or the connection breaks before the batch's id is known, the batch is found again by that
+key.
 """
 
 import json
@@ -22,16 +23,16 @@ from ehrr1.reasoning.prices import price_of
 from ehrr1.reasoning.prompting import Prompt, Prompts
 
 BATCH_CHARS = 150_000_000
-"""Characters of one batch; the API takes 256 MB."""
+"""Maximum number of characters of one batch; the API accepts 256 MB."""
 
 SAVED_AT_ONCE = 200
-"""Results of a batch that are written in one transaction."""
+"""Number of batch results written in one transaction."""
 
 CLOCKS = timedelta(days=1)
-"""How far this machine's clock and the endpoint's may be apart."""
+"""Maximum difference assumed between this machine's clock and the endpoint's."""
 
 LOOKS = 2
-"""How often a batch whose id is not known is looked for: it may take a moment to show."""
+"""Number of times a batch of unknown id is searched for, since it may be listed with a delay."""
 
 Value = TypeVar("Value")
 
@@ -43,9 +44,9 @@ class _UnansweredError(Exception):
 def write_batches(
     settings: AnthropicChains, ledger: Ledger, prompts: Prompts, advance: Advance
 ) -> None:
-    """Ask for every draft that the ledger wants, each a few times at most.
+    """Request every draft that is open in the ledger, each at most `ATTEMPTS` times.
 
-    Raises UserError where the budget is spent, the endpoint refuses, or it does not answer.
+    Raises UserError if the budget is spent, the endpoint refuses a request, or it does not answer.
     """
     import anthropic
     import httpx2
@@ -64,6 +65,8 @@ def write_batches(
 
 
 class _Batches:
+    """The batches of one run: created, awaited, and read into the ledger."""
+
     def __init__(self, client: Any, settings: AnthropicChains, ledger: Ledger, advance: Advance):
         self.client, self.settings, self.ledger, self.advance = client, settings, ledger, advance
         self.price = price_of(settings.price, settings.price.batch)
@@ -71,10 +74,11 @@ class _Batches:
         self.reserved: dict[tuple[str, int], tuple[float, float]] = {}
 
     def write(self, prompts: Prompts) -> None:
+        """Recover earlier batches, then create and read batches until no draft is open."""
         for batch in self.ledger.batches():
             if batch.batch_id is None and not self._find(batch):
                 self.ledger.batch_lost(batch.key)
-        # what an earlier process has asked for is not set aside in the budget: it comes first
+        # batches of an earlier process have no reservation in the budget, so they are read first
         self._wait_for_all()
         while True:
             within_budget = self._submit(prompts)
@@ -85,7 +89,7 @@ class _Batches:
             self._wait_for_all()
 
     def _wait_for_all(self) -> None:
-        """Take in the batches as they end, until none is left."""
+        """Read the results of each batch as it ends, until no batch is left."""
         while batches := self.ledger.batches():
             ended = [batch for batch in batches if batch.batch_id and self._ended(batch.batch_id)]
             for batch in ended:
@@ -94,7 +98,7 @@ class _Batches:
                 time.sleep(self.settings.poll_seconds)
 
     def _submit(self, prompts: Prompts) -> bool:
-        """Create batches of all open drafts; False where the budget ends before."""
+        """Create batches of all open drafts and return whether the budget suffices for all."""
         wanted = self.ledger.wanted()
         drafts: list[tuple[str, int, Prompt]] = []
         chars = 0
@@ -120,8 +124,11 @@ class _Batches:
         return True
 
     def _create(self, drafts: list[tuple[str, int, Prompt]]) -> None:
-        """Create one batch. Never twice: the SDK does not retry here, and where it is not known
-        whether a batch was created it is looked for first."""
+        """Create one batch, exactly once.
+
+        The SDK does not retry here. If it is unknown whether the batch was created, the batch is
+        searched for before the next attempt.
+        """
         if not drafts:
             return
         key = secrets.token_hex(8)
@@ -147,7 +154,7 @@ class _Batches:
     def _created(
         self, batch: Batch, requests: list[dict[str, Any]], headers: dict[str, str]
     ) -> bool:
-        """Ask once for the batch; whether it is there now."""
+        """Request the batch once and return whether it exists now."""
         import anthropic
 
         once = self.client.with_options(max_retries=0).messages.batches.with_raw_response
@@ -160,16 +167,16 @@ class _Batches:
                 self.ledger.batch_lost(batch.key)
                 raise
             if error.status_code == 429:
-                return False  # refused before anything was done
+                return False  # rejected before processing
         except (anthropic.APIConnectionError, ValueError, KeyError, TypeError):
-            pass  # nobody knows
+            pass  # it is unknown whether the batch was created
         return self._find(batch)
 
     def _find(self, batch: Batch) -> bool:
-        """Look for a batch of which only the key is known, and store its id.
+        """Search for a batch of which only the key is known, and return whether it was found.
 
-        The keys of a batch are shown with its results: one that is still worked on, and is as large
-        as ours, must be waited for.
+        If found, its id is stored. The keys of a batch can be read only from its results. A batch
+        of the same size that is still being processed must therefore be awaited.
         """
         known = self.ledger.batch_ids()
         for look in range(LOOKS):
@@ -187,7 +194,7 @@ class _Batches:
         return False
 
     def _listed(self, since: datetime) -> Iterator[tuple[str, int]]:
-        """Id and size of every batch from `since` on, the latest first."""
+        """Yield the id and size of every batch created from `since` on, latest first."""
         after: dict[str, str] = {}
         while True:
             batches, more = self._get(partial(_ask_page, after=after), _read_page)
@@ -208,18 +215,18 @@ class _Batches:
                 lambda found: found["processing_status"],
             )
         except anthropic.NotFoundError:
-            return True  # there is nothing to wait for
+            return True  # nothing to wait for
         return status == "ended"
 
     def _first_key(self, batch_id: str) -> str:
-        """The key of the batch that its results show."""
+        """Return the key of a batch, read from its first result."""
         return self._get(
             lambda _: next(self._results(batch_id)),
             lambda found: str(found["custom_id"]).rpartition("-")[0],
         )
 
     def _get(self, ask: Callable[[Any], Any], read: Callable[[Any], Value]) -> Value:
-        """Ask, and read what came; answers that cannot be read are asked for again."""
+        """Send a request and parse the answer; retry if the answer cannot be parsed."""
         import httpx2
 
         unread = (ValueError, LookupError, TypeError, AttributeError, StopIteration)
@@ -231,7 +238,7 @@ class _Batches:
         raise _UnansweredError("malformed answers")
 
     def _take_in(self, batch: Batch) -> None:
-        """Write a batch's results into the ledger; what it has no result for is asked for again."""
+        """Write a batch's results into the ledger; drafts without a result are marked as missed."""
         import anthropic
         import httpx2
 
@@ -249,7 +256,7 @@ class _Batches:
                     raise
                 time.sleep(_pause(attempt))
             except (anthropic.AnthropicError, httpx2.HTTPError, ValueError):
-                time.sleep(_pause(attempt))  # what was read is written
+                time.sleep(_pause(attempt))  # results read so far are in the ledger
         else:
             raise _UnansweredError("results broke off")
         self._save([], [(*draft, reason) for draft in self.ledger.waiting(batch.key).values()])
@@ -276,7 +283,7 @@ class _Batches:
             self._save(answers, missed)
 
     def _results(self, batch_id: str) -> Iterator[dict[str, Any]]:
-        """The lines of a batch's results that can be read, as they come."""
+        """Yield the parseable lines of a batch's results as they arrive."""
         api = self.client.messages.batches.with_streaming_response
         with api.results(batch_id) as response:
             for line in response.iter_lines():
@@ -288,7 +295,7 @@ class _Batches:
                     yield found
 
     def _read(self, found: dict[str, Any]) -> DraftReply | str:
-        """The answer, or why there is none."""
+        """Return the answer, or the reason why there is none."""
         result = found.get("result")
         if not isinstance(result, dict):
             return "malformed result"
@@ -320,8 +327,10 @@ def _ask_page(api: Any, after: dict[str, str]) -> Any:
 
 
 def _read_page(found: Any) -> tuple[list[tuple[str, int, datetime]], bool]:
-    """Id, size and time of each batch on a page, and whether there are more pages. Batches whose
-    results are gone are left out."""
+    """Return id, size and time of each batch on a page, and whether there are more pages.
+
+    Batches whose results are no longer available are left out.
+    """
     batches = [
         (one["id"], sum(one["request_counts"].values()), datetime.fromisoformat(one["created_at"]))
         for one in found["data"]
@@ -331,5 +340,5 @@ def _read_page(found: Any) -> tuple[list[tuple[str, int, datetime]], bool]:
 
 
 def _pause(attempt: int) -> float:
-    """Seconds before asking again, as the SDK would wait."""
+    """Return the seconds to wait before the next attempt, with the SDK's exponential backoff."""
     return min(0.5 * 2**attempt, 60.0)

@@ -1,4 +1,4 @@
-"""Chains by Claude: the Messages API, through Anthropic's own SDK."""
+"""Write chains with Claude through the Messages API, using Anthropic's SDK."""
 
 import asyncio
 import os
@@ -25,13 +25,16 @@ API = Api(
 OWN_ADDRESS = "https://api.anthropic.com"
 
 SAMPLING_VERSION = "2023-06-01"
-"""The last version of the API that takes a temperature; from 2026-10-21 on it refuses one."""
+"""The last API version that accepts a temperature; from 2026-10-21 on the API rejects one."""
 
 CACHED = {"cache_control": {"type": "ephemeral"}}
 
 
 def client_settings(settings: AnthropicChains | AnthropicEngine) -> dict[str, Any]:
-    """What both of the SDK's clients are made with; the address never comes from elsewhere."""
+    """Return the arguments of the SDK's clients, with an explicit address.
+
+    The address is never taken from the environment.
+    """
     return {
         "api_key": os.environ[API.key],
         "base_url": settings.base_url or OWN_ADDRESS,
@@ -41,8 +44,11 @@ def client_settings(settings: AnthropicChains | AnthropicEngine) -> dict[str, An
 
 
 def request(settings: AnthropicChains, prompt: Prompt, shared: bool) -> dict[str, Any]:
-    """The body of one request for a draft; `shared`: others will read the prompt from the cache.
-    What looks like a marker in record and question is broken (`prompts.messages.broken`)."""
+    """Return the body of one request for a draft.
+
+    With `shared`, other requests read the same prompt from the cache. Text in the record and the
+    question that looks like a marker is broken up (`prompts.messages.broken`).
+    """
     texts = (broken(prompt.record), broken(prompt.question))
     return request_body(str(settings.model), settings.max_tokens, prompt.system, texts, 2 * shared)
 
@@ -50,12 +56,15 @@ def request(settings: AnthropicChains, prompt: Prompt, shared: bool) -> dict[str
 def request_body(
     model: str, max_tokens: int, system: str, said: Sequence[str], cached: int
 ) -> dict[str, Any]:
-    """A request in which a user says something in several blocks, the first `cached` of which are
-    kept for requests that begin alike: that costs more than to send them once."""
+    """Return a request with a user message of several blocks.
+
+    The first `cached` blocks are cached for requests with the same beginning. Writing to the cache
+    costs more than sending them once.
+    """
     blocks = [
         {"type": "text", "text": text, **(CACHED if number < cached else {})}
         for number, text in enumerate(said)
-        if text  # an empty block is refused
+        if text  # the API rejects empty blocks
     ]
     return {
         "model": model,
@@ -66,16 +75,19 @@ def request_body(
 
 
 def sampling(settings: AnthropicChains) -> tuple[dict[str, Any], dict[str, str]]:
-    """What a temperature adds to a request's body and headers; 1 is what the API does by itself."""
+    """Return the additions to body and headers that set a temperature.
+
+    There are none for a temperature of 1, which is the API's default.
+    """
     if settings.temperature == 1:
         return {}, {}
     return {"temperature": settings.temperature}, {"anthropic-version": SAMPLING_VERSION}
 
 
 def read_message(body: Any, price: Price) -> DraftReply:
-    """A message as it came over the wire; raises MalformedError for anything else.
+    """Parse the JSON body of a message; raises MalformedError if it is not one.
 
-    Refused, cut off and empty answers are answers: they are paid for, and screening rejects them.
+    Refused, cut-off and empty answers are valid: they are charged for, and screening rejects them.
     """
     try:
         text = "".join(part["text"] for part in body["content"] if part["type"] == "text")
@@ -93,9 +105,10 @@ def read_message(body: Any, price: Price) -> DraftReply:
 def write_messages(
     settings: AnthropicChains, ledger: Ledger, prompts: Prompts, advance: Advance
 ) -> None:
-    """Ask for every draft that the ledger wants, each a few times at most.
+    """Request every draft that is open in the ledger, each at most `ATTEMPTS` times.
 
-    Raises UserError where the budget is spent, the endpoint refuses, or it does not answer.
+    Raises UserError if the budget is spent, the endpoint refuses a request or does not answer, or
+    batches of this run are still pending.
     """
     if batches := ledger.batches():
         raise UserError(

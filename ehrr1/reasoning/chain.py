@@ -1,4 +1,4 @@
-"""What a reasoning chain looks like: three sections, cited items, derived answers.
+"""Parse reasoning chains: three sections, cited items, derived answers.
 
     ## Extraction
     Glucose | Labotary Test Events | 06:10
@@ -8,19 +8,19 @@
     Dextrose 50%
     Insulin
 
-Cells between bars, as in the record's own tables: a name then has the same tokens in the record, in
-the chain and in the answer, and a small model can copy it. A citation may add the item's value, as
-the record shows it: `Glucose: 140 | Labotary Test Events | 06:10`. From free text it takes the
-words that stand there: `worsening dyspnea | Discharge | 2150-03-01 12:00`.
+Cells are separated by bars, as in the tables of the record. A name then has the same tokens in the
+record, in the chain and in the answer, so that a small model can copy it. A citation may include
+the item's value as the record shows it: `Glucose: 140 | Labotary Test Events | 06:10`. A citation
+of free text uses the words of the text: `worsening dyspnea | Discharge | 2150-03-01 12:00`.
 
-A chain on a yes/no question argues for each outcome in turn, and does not decide:
+A chain on a yes/no question argues for each outcome in turn and does not decide between them:
 
     ## Case for yes
     Lactate | Labotary Test Events | 06:10
     ## Case for no
     Urine Output | Output Events | 07:00
 
-Lines without two bars are prose there.
+Lines of these cases that do not have two bars are prose.
 """
 
 import re
@@ -42,11 +42,14 @@ BAR = " | "
 ARROW = "->"
 
 VALUE_KEYS = {"Valuenum", "Value", "Result_Value", "Amount", "Dose_Val_Rx"}
-"""Shown keys that hold what was measured, given or ordered; a table has at most one of them."""
+"""Shown keys that hold a measured, given or ordered value; a table has at most one of them."""
 
 
 class Citation(NamedTuple):
-    """An item, with its value or without, and the heading and the time of its event, as written."""
+    """A cited item, with or without its value, and the heading and time of its event.
+
+    All are as written in the chain.
+    """
 
     name: str
     heading: str
@@ -55,7 +58,10 @@ class Citation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """The parts of a chain. `unread` counts extraction lines that are no citation."""
+    """The parts of a chain.
+
+    unread: number of extraction lines that are not citations.
+    """
 
     citations: tuple[Citation, ...]
     unread: int
@@ -63,7 +69,7 @@ class Chain:
 
 
 class FreeText(NamedTuple):
-    """A text that a context shows, the heading of its event, and the ways to write its time."""
+    """A free text of the context, the heading of its event, and the accepted forms of its time."""
 
     heading: str
     times: frozenset[str]
@@ -72,9 +78,9 @@ class FreeText(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Citable:
-    """What a chain may cite of a context. Empty (and false) where nothing can be cited.
+    """The citations that a context supports; it is false if there are none.
 
-    `items`: heading and time, as written -> the names, with and without values, of those events.
+    items: (heading, time as written) -> for each such event, its names with and without values.
     """
 
     items: Mapping[tuple[str, str], Sequence[Set[str]]]
@@ -91,7 +97,7 @@ class Citable:
 
 
 def parse_chain(text: str) -> Chain | None:
-    """Read a chain; None unless each section stands in it exactly once and in order."""
+    """Parse a chain; returns None unless it has each section exactly once and in order."""
     lines = [line.strip() for line in text.splitlines()]
     if [line for line in lines if line in SECTIONS] != list(SECTIONS):
         return None
@@ -106,15 +112,19 @@ def parse_chain(text: str) -> Chain | None:
 
 
 def without_results(text: str) -> str:
-    """A chain up to the line that last names its final results, which tell the answer; all of a
-    chain that names none."""
+    """Return a chain up to the last line that names its final results, which reveal the answer.
+
+    A chain that does not name them is returned unchanged.
+    """
     last = text.rfind(RESULTS)
     return text[: text.rfind("\n", 0, last) + 1].rstrip() if last >= 0 else text
 
 
 def parse_cases(text: str) -> Chain | None:
-    """Read a chain on a yes/no question; None unless it argues for yes and then for no, and cites
-    something for each."""
+    """Parse a chain on a yes/no question.
+
+    Returns None unless it argues for yes and then for no, and cites something for each.
+    """
     if not has_both_cases(text):
         return None
     lines = [line.strip() for line in text.splitlines()]
@@ -131,7 +141,11 @@ def _citations(lines: Sequence[str]) -> tuple[Citation, ...]:
 
 
 def written_time(time: datetime | None, prediction_time: datetime) -> str:
-    """How the template writes a time: the hour where it is unmistakable, else date and hour."""
+    """Return a time in the form that the template uses.
+
+    This is hour and minute for a time within a day before the prediction, otherwise date, hour and
+    minute, and "None" for a missing time.
+    """
     if time is None:
         return "None"
     within_a_day = timedelta() <= prediction_time - time < timedelta(days=1)
@@ -139,11 +153,11 @@ def written_time(time: datetime | None, prediction_time: datetime) -> str:
 
 
 def citable(context: Sequence[Event], prediction_time: datetime) -> Citable:
-    """Every citation that the context supports, in each accepted way to write its time.
+    """Return every citation that the context supports, with each accepted form of its time.
 
-    A name stands there with and without each of its values in that event, so that nobody must
-    guess whether the colon in "Stool: culture" begins a value. Of a free text whole words in any
-    case can be cited. Events that came as text have no items: they support nothing.
+    Names are included with and without each of their values in the event, so that a parser need not
+    decide whether the colon in "Stool: culture" begins a value. From a free text, whole words can
+    be cited in any case. Events that exist only as text have no items and support no citations.
     """
     items: dict[tuple[str, str], list[Set[str]]] = {}
     texts = []
@@ -162,7 +176,7 @@ def citable(context: Sequence[Event], prediction_time: datetime) -> Citable:
 
 
 def _with_values(event: Event) -> set[str]:
-    """`Name: value` of each row that shows an item and its value."""
+    """Return `Name: value` for each row that shows an item and its value."""
     keys = TABLES[event.table].keys
     position = next((place for place, key in enumerate(keys) if key in VALUE_KEYS), None)
     if position is None:
@@ -174,15 +188,15 @@ def _with_values(event: Event) -> set[str]:
 def _stands_in(citation: Citation, text: FreeText) -> bool:
     if citation.heading != text.heading or citation.time not in text.times:
         return False
-    words = re.escape(citation.name).replace(r"\ ", r"\s+")  # a text breaks lines anywhere
+    words = re.escape(citation.name).replace(r"\ ", r"\s+")  # texts are wrapped between any words
     return re.search(rf"(?<!\w){words}(?!\w)", text.text, re.IGNORECASE) is not None
 
 
 def faithfulness(chain: Chain, allowed: Citable) -> float:
-    """The share of extraction lines that cite an item of the context (and, where they name one, its
-    value) at its event and time.
+    """Return the share of extraction lines that the context supports.
 
-    Lines that cannot be read as a citation count as unfaithful; a chain without any line is 0.
+    A line is supported if it cites an item of the context (and its value, if given) at its event
+    and time. Lines that are not citations count as unsupported; a chain without lines has 0.
     """
     lines = len(chain.citations) + chain.unread
     return sum(citation in allowed for citation in chain.citations) / max(lines, 1)

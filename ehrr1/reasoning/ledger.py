@@ -1,12 +1,13 @@
-"""The ledger of a run that pays for its chains: every draft that was asked for, and what it cost.
+"""Record every draft that was requested from a language model, and its cost.
 
-`ledger.sqlite`, table `drafts`, a row a (sample_id, draft). Each answer is on the disk before the
-next thing happens: whatever kills the process, the same command asks only for what is not there.
+The ledger is `ledger.sqlite` with the table `drafts`, one row per (sample_id, draft). Each answer
+is committed before the next step, so that after a crash the same command requests only the missing
+drafts. States:
 
-    open    not asked yet, or to be asked again
-    sent    asked; the answer is not here (with a batch: the batch is worked on)
-    done    answered; `text` may be empty, cut off or refused, as `stop_reason` says
-    failed  asked ATTEMPTS times without an answer; `error` says why
+    open    not requested yet, or to be requested again
+    sent    requested, no answer yet (in a batch: the batch is being processed)
+    done    answered; `text` may be empty, cut off or refused, see `stop_reason`
+    failed  requested ATTEMPTS times without an answer; see `error`
 """
 
 import sqlite3
@@ -21,13 +22,13 @@ from ehrr1.errors import UserError
 from ehrr1.reasoning.prompting import Prompt
 
 ATTEMPTS = 3
-"""How often a draft is asked for; each time the SDK retries by itself."""
+"""Maximum number of requests per draft; the SDK's retries within one request do not count."""
 
 FINISHED = frozenset({"end_turn", "stop_sequence"})
-"""Stop reasons of a draft that was written to its end."""
+"""Stop reasons of complete drafts."""
 
 Advance = Callable[[int], None]
-"""Told how many more drafts are done, for a progress bar."""
+"""A callback that takes the number of newly finished drafts, for a progress bar."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS drafts (
@@ -58,8 +59,11 @@ CREATE INDEX IF NOT EXISTS by_batch ON drafts (batch_key);
 
 
 class DraftReply(NamedTuple):
-    """What came back. `tokens_in` are all tokens of the prompt, those written to and read from the
-    cache among them; `cost_usd` is what they cost together with `tokens_out`."""
+    """The answer to a request.
+
+    tokens_in: all tokens of the prompt, including those written to and read from the cache.
+    cost_usd: US dollars for `tokens_in` and `tokens_out` together.
+    """
 
     text: str
     stop_reason: str
@@ -71,7 +75,7 @@ class DraftReply(NamedTuple):
 
 
 class StoredDraft(NamedTuple):
-    """A draft that is done."""
+    """A finished draft."""
 
     draft: int
     text: str
@@ -81,8 +85,11 @@ class StoredDraft(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A batch whose answers are not all here. `batch_id` is None where the process ended before
-    it was told; `requests` counts the rows that wait."""
+    """A batch with missing answers.
+
+    batch_id: None if the process ended before the id was known. requests: number of drafts that are
+    waiting.
+    """
 
     key: str
     batch_id: str | None
@@ -91,12 +98,15 @@ class Batch(NamedTuple):
 
 
 class Ledger:
-    """One process writes at a time: the lock of the run's folder sees to it."""
+    """The SQLite ledger of a run.
+
+    Only one process writes at a time, which the lock of the run's folder ensures.
+    """
 
     def __init__(self, path: Path):
         self.connection = sqlite3.connect(path)
-        # a write-ahead log without shared memory works on network disks too; FULL: what was paid
-        # for survives a power cut
+        # A write-ahead log without shared memory also works on network file systems. FULL: answers
+        # that were paid for survive a power failure.
         try:
             self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             self.connection.execute("PRAGMA journal_mode = WAL")
@@ -120,10 +130,10 @@ class Ledger:
         self.connection.close()
 
     def begin(self, sample_ids: Iterable[str], drafts: int) -> None:
-        """A row for each draft that is not in the ledger yet, in this order.
+        """Insert a row for each draft that is not in the ledger yet, in this order.
 
-        What a process that was killed had sent by itself (not in a batch) is open again: nobody can
-        tell whether it was answered.
+        Drafts that a killed process had sent individually (not in a batch) are reopened, since it
+        is unknown whether they were answered.
         """
         rows = ((sample_id, draft) for sample_id in sample_ids for draft in range(drafts))
         with self.connection:
@@ -135,7 +145,7 @@ class Ledger:
             )
 
     def wanted(self) -> dict[str, list[int]]:
-        """The open drafts of each sample."""
+        """Return the open drafts of each sample."""
         found: dict[str, list[int]] = {}
         rows = "SELECT sample_id, draft FROM drafts WHERE state = 'open' ORDER BY number"
         for sample_id, draft in self.connection.execute(rows):
@@ -143,8 +153,11 @@ class Ledger:
         return found
 
     def sent(self, sample_id: str, draft: int, prompt: Prompt) -> None:
-        """The draft is asked for now. On the disk with the next answer: until then a killed run
-        asks again in either case."""
+        """Mark a draft as sent.
+
+        The change is committed with the next answer; a run that is killed before that requests the
+        draft again in either case.
+        """
         self.connection.execute(
             "UPDATE drafts SET state = 'sent', prompt = ?, prompt_hash = ?, cut_events = ?,"
             " sent_at = ? WHERE sample_id = ? AND draft = ?",
@@ -152,7 +165,7 @@ class Ledger:
         )
 
     def answered(self, answers: Sequence[tuple[str, int, DraftReply]]) -> None:
-        """These (sample_id, draft, answer) are done, all in one transaction."""
+        """Store these (sample_id, draft, answer) as done, in one transaction."""
         with self.connection:
             self.connection.executemany(
                 "UPDATE drafts SET state = 'done', attempts = attempts + 1, error = NULL,"
@@ -163,7 +176,10 @@ class Ledger:
             )
 
     def missed(self, drafts: Sequence[tuple[str, int, str]]) -> None:
-        """These (sample_id, draft, reason) got no answer: they are asked again, or have failed."""
+        """Record that these (sample_id, draft, reason) got no answer.
+
+        A draft is reopened, or marked as failed after `ATTEMPTS` requests.
+        """
         with self.connection:
             self.connection.executemany(
                 "UPDATE drafts SET attempts = attempts + 1, error = ?,"
@@ -174,7 +190,7 @@ class Ledger:
             )
 
     def put_in_batch(self, key: str, drafts: Sequence[tuple[str, int, Prompt]]) -> None:
-        """These drafts are sent with the batch `key`, which is about to be created."""
+        """Mark these drafts as sent with the batch `key`, which is about to be created."""
         for draft in drafts:
             self.sent(*draft)
         with self.connection:
@@ -184,13 +200,14 @@ class Ledger:
             )
 
     def batch_created(self, key: str, batch_id: str) -> None:
+        """Store the id of a batch."""
         with self.connection:
             self.connection.execute(
                 "UPDATE drafts SET batch_id = ? WHERE batch_key = ?", (batch_id, key)
             )
 
     def batch_lost(self, key: str) -> None:
-        """The batch was never created: its drafts are open again."""
+        """Reopen the drafts of a batch that was never created."""
         with self.connection:
             self.connection.execute(
                 "UPDATE drafts SET state = 'open', batch_key = NULL"
@@ -199,7 +216,7 @@ class Ledger:
             )
 
     def batches(self) -> list[Batch]:
-        """Batches with drafts that wait for their answers, oldest first."""
+        """Return the batches with drafts that are waiting for answers, oldest first."""
         rows = (
             "SELECT batch_key, batch_id, count(*), min(sent_at) FROM drafts WHERE state = 'sent'"
             " AND batch_key IS NOT NULL GROUP BY batch_key ORDER BY min(number)"
@@ -210,17 +227,17 @@ class Ledger:
         ]
 
     def batch_ids(self) -> set[str]:
-        """Every batch that any draft came from or waits for."""
+        """Return the ids of all batches in the ledger."""
         rows = "SELECT DISTINCT batch_id FROM drafts WHERE batch_id IS NOT NULL"
         return {batch_id for (batch_id,) in self.connection.execute(rows)}
 
     def waiting(self, key: str) -> dict[int, tuple[str, int]]:
-        """The drafts of a batch that are not answered, each by its number in the ledger."""
+        """Return the unanswered drafts of a batch, keyed by their number in the ledger."""
         rows = "SELECT number, sample_id, draft FROM drafts WHERE batch_key = ? AND state = 'sent'"
         return {number: (s, d) for number, s, d in self.connection.execute(rows, (key,))}
 
     def drafts(self, sample_id: str) -> list[StoredDraft]:
-        """What is written for a sample, in the order of its drafts."""
+        """Return the finished drafts of a sample in order."""
         rows = (
             "SELECT draft, text, stop_reason, tokens_in, tokens_out FROM drafts"
             " WHERE sample_id = ? AND state = 'done' ORDER BY draft"
@@ -228,19 +245,19 @@ class Ledger:
         return [StoredDraft(*row) for row in self.connection.execute(rows, (sample_id,))]
 
     def prompts(self) -> dict[str, int]:
-        """How many answered drafts were asked with each version of a prompt."""
+        """Return the number of answered drafts for each version of the prompt."""
         rows = "SELECT prompt, count(*) FROM drafts WHERE state = 'done' GROUP BY prompt"
         return dict(self.connection.execute(rows))
 
     def states(self) -> dict[str, int]:
-        """How many drafts are in each state."""
+        """Return the number of drafts in each state."""
         found = dict.fromkeys(("open", "sent", "done", "failed"), 0)
         return found | dict(
             self.connection.execute("SELECT state, count(*) FROM drafts GROUP BY state")
         )
 
     def spent(self) -> dict[str, float | int]:
-        """Tokens and dollars of all answers."""
+        """Return the sums of tokens and US dollars over all answers."""
         names = ("tokens_in", "tokens_out", "cache_write", "cache_read", "cost_usd")
         sums = ", ".join(f"total({name})" for name in names)
         found = self.connection.execute(f"SELECT {sums} FROM drafts").fetchone()
@@ -250,19 +267,19 @@ class Ledger:
         }
 
     def cut(self) -> dict[str, int]:
-        """How many samples' records were cut to fit, and by how many events altogether."""
+        """Return the number of samples whose records were cut to fit, and of the events removed."""
         each = "SELECT max(cut_events) AS cut FROM drafts GROUP BY sample_id HAVING cut > 0"
         found = self.connection.execute(f"SELECT count(*), total(cut) FROM ({each})").fetchone()
         return {"cut_samples": found[0], "cut_events": int(found[1])}
 
     def errors(self) -> dict[str, int]:
-        """How many failed drafts have each reason."""
+        """Return the number of failed drafts for each reason."""
         rows = "SELECT error, count(*) FROM drafts WHERE state = 'failed' GROUP BY error"
         return dict(self.connection.execute(rows))
 
 
 class Budget:
-    """What may still be spent. A request reserves what it can cost at most before it is sent."""
+    """The remaining budget, from which each request reserves its maximum cost before it is sent."""
 
     def __init__(self, ledger: Ledger, tokens: int | None, usd: float | None = None):
         spent = ledger.spent()
@@ -271,7 +288,10 @@ class Budget:
         self.used_usd: float = spent["cost_usd"]
 
     def reserve(self, tokens: float, usd: float = 0.0) -> bool:
-        """Set so much aside; False, and nothing is, where it goes over the budget."""
+        """Reserve tokens and US dollars, and return whether the budget allows it.
+
+        If it does not, nothing is reserved.
+        """
         if self.tokens is not None and self.used_tokens + tokens > self.tokens:
             return False
         if self.usd is not None and self.used_usd + usd > self.usd:
@@ -281,7 +301,7 @@ class Budget:
         return True
 
     def settle(self, tokens: float, usd: float, answer: DraftReply | None) -> None:
-        """A request has ended: what it used takes the place of what was reserved for it."""
+        """Replace the reservation of a finished request by its actual use."""
         self.used_tokens -= tokens
         self.used_usd -= usd
         if answer is not None:
@@ -290,7 +310,7 @@ class Budget:
 
 
 def over_budget(ledger: Ledger, settings: ModelChains) -> UserError:
-    """The budget is spent: what there is, what is left, and how to go on."""
+    """Return the error for a spent budget, with progress, spending and the remedy."""
     states, spent = ledger.states(), ledger.spent()
     budget = {
         n: v for n, v in settings.plain().items() if n.startswith("budget_") and v is not None

@@ -1,5 +1,7 @@
-"""Chains by chat completions, through OpenAI's own SDK: OpenAI's models, those of Azure, and any
-server that speaks them, such as vLLM's."""
+"""Write chains through chat completions, using OpenAI's SDK.
+
+The endpoint may be OpenAI's, Azure's, or any compatible server such as vLLM's.
+"""
 
 import asyncio
 import os
@@ -27,36 +29,41 @@ API = Api(
 OWN_ADDRESS = "https://api.openai.com/v1"
 
 NO_KEY = "none"
-"""What a server on this machine is told that wants no key; the SDK sends one in any case."""
+"""The key sent to a local server that needs none, since the SDK always sends one."""
 
 REASONS = {"stop": "end_turn", "length": "max_tokens"}
-"""Why a draft ended, in the ledger's words; other reasons are kept as they are."""
+"""Finish reasons and their names in the ledger; other reasons are kept unchanged."""
 
 FLAGGED = frozenset({"content_filter", "invalid_prompt"})
-"""Refusals of one prompt for what it says, as Azure's filter and OpenAI name them. They come as bad
-requests, cost nothing, and do not pass."""
+"""Error codes by which Azure's content filter and OpenAI refuse the content of a prompt.
+
+They have the status of bad requests, cost nothing, and recur on every attempt.
+"""
 
 NO_MONEY = "insufficient_quota"
-"""Comes as a rate limit, and does not pass either."""
+"""An error code with the status of a rate limit, which a retry does not resolve."""
 
 
 def check(settings: OpenAIChains, open_data: bool) -> None:
-    """Raise UserError, before anything is sent, where it must not or cannot be."""
+    """Raise UserError, before anything is sent, if the endpoint may not or cannot be used."""
     endpoint.check(API, settings, open_data, local=on_this_machine(settings.base_url))
 
 
 def on_this_machine(base_url: str | None) -> bool:
-    """Whether an endpoint is this machine, by its address: localhost or a loopback address."""
+    """Return whether the address of an endpoint is localhost or a loopback address."""
     host = urlsplit(base_url or OWN_ADDRESS).hostname or ""
     try:
         return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:  # another name
+    except ValueError:  # a host name, not an address
         return False
 
 
 def open_client(settings: OpenAIChains) -> Any:
-    """The SDK's client. What is meant for this machine goes to it straight, whatever proxy the
-    environment names. No redirect is followed: it would carry records elsewhere."""
+    """Return the SDK's client.
+
+    Requests to this machine bypass any proxy of the environment. Redirects are not followed, since
+    they could send records elsewhere.
+    """
     import openai
 
     local = on_this_machine(settings.base_url)
@@ -70,8 +77,11 @@ def open_client(settings: OpenAIChains) -> Any:
 
 
 def request(settings: OpenAIChains, prompt: Prompt) -> dict[str, Any]:
-    """The body of one request for a draft. What looks like a marker in record and question is
-    broken (`prompts.messages.broken`)."""
+    """Return the body of one request for a draft.
+
+    Text in the record and the question that looks like a marker is broken up
+    (`prompts.messages.broken`).
+    """
     system, user = prompt.messages()
     body: dict[str, Any] = {
         "model": settings.model,
@@ -84,9 +94,9 @@ def request(settings: OpenAIChains, prompt: Prompt) -> dict[str, Any]:
 
 
 def read_completion(body: Any, price: Price) -> DraftReply:
-    """A completion as it came over the wire; raises MalformedError for anything else.
+    """Parse the JSON body of a completion; raises MalformedError if it is not one.
 
-    Refused, cut off and empty answers are answers: they are paid for, and screening rejects them.
+    Refused, cut-off and empty answers are valid: they are charged for, and screening rejects them.
     """
     try:
         choice, usage = body["choices"][0], body["usage"]
@@ -106,9 +116,9 @@ def read_completion(body: Any, price: Price) -> DraftReply:
 def write_completions(
     settings: OpenAIChains, ledger: Ledger, prompts: Prompts, advance: Advance
 ) -> None:
-    """Ask for every draft that the ledger wants, each a few times at most.
+    """Request every draft that is open in the ledger, each at most `ATTEMPTS` times.
 
-    Raises UserError where the budget is spent, the endpoint refuses, or it does not answer.
+    Raises UserError if the budget is spent, the endpoint refuses a request, or it does not answer.
     """
     import openai
 

@@ -1,4 +1,4 @@
-"""What chains cost: an answer, a request before it is sent, and a whole run before it begins."""
+"""Compute the cost of chains: of an answer, of a request before it is sent, and of a whole run."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +14,10 @@ MILLION = 1e6
 
 @dataclass(frozen=True)
 class Price:
-    """Dollars a million tokens; `factor` is what a batch costs in comparison."""
+    """Prices in US dollars per million tokens.
+
+    factor: relative price of a batch request.
+    """
 
     input: float
     output: float
@@ -23,23 +26,29 @@ class Price:
     factor: float = 1.0
 
     def of(self, plain: float, output: float, write: float = 0, read: float = 0) -> float:
-        """Dollars for so many tokens of each kind; `plain` are those of the prompt that are
-        neither written to the cache nor read from it."""
+        """Return the US dollars for these numbers of tokens.
+
+        plain: tokens of the prompt that are neither written to the cache nor read from it.
+        """
         dollars = plain * self.input + output * self.output
         return self.factor * (dollars + write * self.cache_write + read * self.cache_read) / MILLION
 
     def at_most(self, prompt: int, output: int) -> float:
-        """Dollars for a request of which only the lengths are known."""
+        """Return the maximum cost in US dollars of a request, given its lengths in tokens."""
         return max(self.of(prompt, output), self.of(0, output, write=prompt))
 
 
 def price_of(price: writers.Price, factor: float = 1.0) -> Price:
-    """The prices in `chains.price`; `factor` is a batch's."""
+    """Return the prices in `chains.price`; `factor` is the relative price of a batch."""
     return Price(price.input, price.output, price.cache_write, price.cache_read, factor)
 
 
 class CostEstimate(NamedTuple):
-    """Sums over all requests. `plain`, `write` and `read` divide `tokens_in` as caching would."""
+    """Sums over all requests.
+
+    `plain`, `write` and `read` divide `tokens_in` as prompt caching would. cut: samples whose
+    record was cut.
+    """
 
     samples: int = 0
     requests: int = 0
@@ -52,10 +61,10 @@ class CostEstimate(NamedTuple):
 
 
 def estimate(asked: Iterable[tuple[Prompt, int]], max_tokens: int) -> CostEstimate:
-    """Sum up prompts, each with its number of drafts.
+    """Sum up prompts, each given with its number of drafts.
 
-    With caching the guidelines are read by all but the first request, and what is asked more than
-    once is written once and then read.
+    With caching, the guidelines are written by the first request and read by all others; a prompt
+    with several drafts is written once and then read.
     """
     total = CostEstimate()
     for prompt, drafts in asked:
@@ -73,7 +82,7 @@ def estimate(asked: Iterable[tuple[Prompt, int]], max_tokens: int) -> CostEstima
 
 
 def estimate_table(found: CostEstimate, settings: writers.ModelChains, counted_by: str) -> Table:
-    """The dry run's table: what would be asked, and what it would cost at most."""
+    """Return the table of the dry run: the requests and their maximum cost."""
     ways, told = ways_of(settings)
     table = Table(
         title=f"chains={settings.of('writer')}, model {settings.model}: {found.samples:,} samples, "
@@ -95,8 +104,10 @@ def estimate_table(found: CostEstimate, settings: writers.ModelChains, counted_b
 
 
 def ways_of(settings: writers.ModelChains) -> tuple[dict[str, tuple[Price, str]], str]:
-    """The ways in which an endpoint can be asked, each with its price and a mark at the one that is
-    set; and what to say of them."""
+    """Return the ways to query an endpoint, and a note about them.
+
+    Each way has its price and a mark if it is the one that is set.
+    """
     if isinstance(settings, writers.AnthropicChains):
         single, batch = price_of(settings.price), price_of(settings.price, settings.price.batch)
         marks = ("", " *") if settings.batches else (" *", "")

@@ -1,8 +1,9 @@
-"""What a language model is asked when it writes a chain: guidelines, record, question, evidence.
+"""Build the prompts by which a language model writes chains.
 
-The texts stand in `prompts/<name>.v<number>.md`, in three parts: the guidelines (the system text,
-the same for every sample, so that it can be cached), `=== ask` and `=== evidence`. A text that is
-changed gets a new number: the ledger tells by it what each draft was asked.
+A prompt consists of guidelines, record, question and evidence. The texts are in
+`prompts/<name>.v<number>.md`, in three parts: the guidelines (the system text, which is the same
+for every sample so that it can be cached), `=== ask` and `=== evidence`. A changed text gets a new
+number, by which the ledger identifies the prompt of each draft.
 """
 
 import hashlib
@@ -28,17 +29,20 @@ DECISION, PROSE, RISK = "decision.v1", "prose.v1", "risk.v1"
 VERSIONS = frozenset({DECISION, PROSE, RISK})
 
 CHARS_PER_TOKEN = 2.5
-"""Records are names and numbers: 2.5 characters a token on the MIMIC-IV demo with Qwen3's
-tokenizer (English prose: 4)."""
+"""Estimated characters per token of a record.
+
+Records consist of names and numbers: 2.5 characters per token on the MIMIC-IV demo with Qwen3's
+tokenizer (English prose: 4).
+"""
 
 
 EVIDENCE_SHARE = 1 / 3
-"""Of a prompt, what the evidence may take before its weakest is left out."""
+"""Maximum share of a prompt used by evidence; the weakest evidence beyond it is left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """How long a prompt may be, in whatever `size` counts of a text."""
+    """A maximum length of a prompt, in the unit of `size`."""
 
     size: Callable[[str], int]
     most: int
@@ -46,8 +50,11 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One request. `system` is the same for all samples of a version, `record` for all drafts of a
-    sample; `question` is the rest. `cut`: the oldest events that were left out of the record."""
+    """One request.
+
+    system: the same for all samples of a version. record: the same for all drafts of a sample.
+    question: the rest. cut: number of the oldest events left out of the record.
+    """
 
     version: str
     system: str
@@ -57,19 +64,22 @@ class Prompt:
 
     @property
     def hash(self) -> str:
+        """Return a hash of the version and the texts."""
         parts = "\0".join((self.version, self.system, self.record, self.question))
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     @property
     def chars(self) -> int:
+        """Return the number of characters of all texts."""
         return len(self.system) + len(self.record) + len(self.question)
 
     @property
     def estimated_tokens(self) -> int:
+        """Return the estimated number of tokens."""
         return round(self.chars / CHARS_PER_TOKEN)
 
     def messages(self) -> list[dict[str, str]]:
-        """As a chat of two texts, for models on this machine."""
+        """Return the prompt as a chat of two messages, for local models."""
         return [
             {"role": "system", "content": self.system},
             {"role": "user", "content": f"{self.record}\n\n{self.question}"},
@@ -77,17 +87,20 @@ class Prompt:
 
 
 def draft_text(written: str) -> str:
-    """A draft out of what a model has written: its own thoughts before it are no part of it."""
+    """Return the draft in a model's output, without the model's own thinking before it."""
     return mended(written.rpartition(THINK_CLOSE)[2].strip())
 
 
 Prompts = Callable[[Collection[str]], Iterator[tuple[str, Prompt]]]
-"""The prompts of these samples, (sample_id, prompt), one after the other: a million of them would
-not fit into memory, and are built anew where a sample is asked again."""
+"""A function that yields (sample_id, prompt) for the given samples.
+
+Prompts are generated one at a time, because a million of them would not fit into memory, and are
+built again for repeated requests.
+"""
 
 
 def version_for(task: str, sections: bool) -> str:
-    """Which text a task is asked with. Risk tasks always weigh both cases."""
+    """Return the version of the prompt for a task; risk tasks always argue both cases."""
     if TASKS[task].kind == "risk":
         return RISK
     return DECISION if sections else PROSE
@@ -102,10 +115,10 @@ def write_prompt(
     show_graph: bool,
     limits: Sequence[Limit],
 ) -> Prompt:
-    """The prompt of one sample, within each of `limits` unless the preamble alone is longer.
+    """Return the prompt of one sample, within each of `limits` unless the preamble alone is longer.
 
-    The answer is told for decision tasks only: a rationale for each outcome of a risk task must
-    not know which one came.
+    The prompt contains the answer for decision tasks only: the rationale for each outcome of a risk
+    task must not depend on the actual outcome.
     """
     version = version_for(sample.task, sections)
     system, ask, evidence = _parts(version)
@@ -124,7 +137,7 @@ def write_prompt(
 
 
 def _fitting_lines(lines: Sequence[str], limits: Sequence[Limit]) -> list[str]:
-    """The first of the lines that take no more than EVIDENCE_SHARE of each limit."""
+    """Return the leading lines that take at most EVIDENCE_SHARE of each limit."""
     rooms = [limit.most * EVIDENCE_SHARE for limit in limits]
     kept = []
     for line in lines:
@@ -137,10 +150,10 @@ def _fitting_lines(lines: Sequence[str], limits: Sequence[Limit]) -> list[str]:
 
 
 def fitting_record(context: Sequence[Event], limits: Sequence[Limit]) -> tuple[str, int]:
-    """The record as Markdown within `limits`, and how many events were left out for that.
+    """Return the record as Markdown within `limits`, and the number of events left out.
 
-    The oldest events of the window go first; the preamble (demographics, earlier stays, admission)
-    always stays.
+    The oldest events of the window are left out first; the preamble (demographics, earlier stays,
+    admission) is always kept.
     """
     texts = [event_markdown(event) for event in context]
     kept = first = preamble_length(context)
@@ -154,8 +167,9 @@ def fitting_record(context: Sequence[Event], limits: Sequence[Limit]) -> tuple[s
 
 
 def graph_lines(graph: nx.DiGraph) -> list[str]:
-    """The evidence in words, a text a concept, those that support most first (as the template
-    chooses them: by support x log(lift), summed over the answers).
+    """Return the evidence as text, one entry per concept, strongest concepts first.
+
+    The strength is support x log(lift), summed over the answers, as in the template.
 
         Glucose | Labotary Test Events | 2180-07-23 06:10
         -> Insulin (12 samples; 8.3 times; Glucose - linked - Blood Glucose - may_treat - Insulin)
@@ -179,7 +193,7 @@ def graph_lines(graph: nx.DiGraph) -> list[str]:
 
 
 def _told(graph: nx.DiGraph, path: Sequence[str]) -> str:
-    """A path in words: each node's label with the relation to the next between them."""
+    """Return a path as text: the labels of its nodes with the relations between them."""
     words = [graph.nodes[path[0]]["label"]]
     for one, other in pairwise(path):
         edge = graph.edges[one, other]
@@ -189,14 +203,14 @@ def _told(graph: nx.DiGraph, path: Sequence[str]) -> str:
 
 
 def _citation(graph: nx.DiGraph, node: str) -> str:
-    """A concept with its latest event, as a chain would cite it."""
+    """Return a concept with its latest event, as a chain cites it."""
     time = latest_time(graph, node)
     return BAR.join((*cited_as(graph, node), f"{time:%Y-%m-%d %H:%M}" if time else "None"))
 
 
 @cache
 def _parts(version: str) -> tuple[str, str, str]:
-    """Guidelines, question and evidence of a prompt file."""
+    """Return the guidelines, question and evidence of a prompt file."""
     text = (files("ehrr1.reasoning") / "prompts" / f"{version}.md").read_text(encoding="utf-8")
     system, rest = text.split("\n=== ask\n")
     ask, evidence = rest.split("\n=== evidence\n")

@@ -1,4 +1,4 @@
-"""Which drafts are kept: the rules of EHR-R1's screening and ours, each counted on its own."""
+"""Screen drafts by the rules of EHR-R1 and of this project, each of which is counted separately."""
 
 import re
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ BETRAYAL = re.compile(
     r"|(?:required|asked|instructed|supposed) to (?:arrive|conclude|derive|reach)",
     re.IGNORECASE,
 )
-"""Phrases that say that the writer saw the answer or the graph, or that it argues to an end."""
+"""Phrases that reveal that the writer saw the answer or the graph, or argues to a given end."""
 
 HEDGING = re.compile(
     r"\b(?:maybe|may be|may|might|possible|possibly|perhaps|probably|probable|though|although"
@@ -42,14 +42,17 @@ HEDGING = re.compile(
     r"|suspected to|can not be excluded|cannot be excluded)\b",
     re.IGNORECASE,
 )
-"""Words of doubt; item names are taken out before the search, as some titles contain them."""
+"""Words of doubt.
+
+Item names are removed before the search, since some of them contain such words.
+"""
 
 VERDICT = re.compile(
     r"(?:answer|outcome|prediction|conclusion|verdict)\s*(?:is|:|=|will be)\s*\W?(?:yes|no)\b"
     r"|^\s*(?:yes|no)\W*$",
     re.IGNORECASE | re.MULTILINE,
 )
-"""What decides a question of which only the two cases are wanted."""
+"""A decision on a yes/no question, where a chain may only give the two cases."""
 
 RULES = ("sections", "betrayal", "hedging", "citations", "numbers", "spelling", "coverage")
 
@@ -59,11 +62,11 @@ _TIME = re.compile(r"\b\d{4}-\d\d-\d\d\b|\b\d\d?:\d\d(?::\d\d)?\b")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What screening says of a draft.
+    """The result of screening a draft.
 
-    `rejected_by`: the rules that it breaks (none: it may be kept). `faithfulness`: the share of
-    cited items that stand in the context at the cited time; in free prose, of lines that name
-    something that the context shows. `coverage`: the share of the answer that it derives.
+    rejected_by: the rules that it breaks; empty if it may be kept. faithfulness: the share of cited
+    items that the context has at the cited time; in free prose, the share of lines that name an
+    item of the context. coverage: the share of the answer that it derives.
     """
 
     rejected_by: tuple[str, ...]
@@ -77,16 +80,18 @@ def screen(
     """Check one draft against every rule.
 
     - sections: the three headings, each once and in order; for a yes/no question the two cases,
-      each with something cited;
-    - betrayal: no phrase that says that the answer or the graph was seen, and, on a yes/no
-      question, no verdict; hedging: no word of doubt (both outside of item names);
-    - citations: something is cited, and all of it stands in the context at that event and time;
-    - numbers: every number stands in the context;
+      each with a citation;
+    - betrayal: no phrase that reveals that the answer or the graph was seen, and, on a yes/no
+      question, no verdict;
+    - hedging: no word of doubt (as for betrayal, item names are ignored);
+    - citations: there is a citation, and the context has all cited items at that event and time;
+    - numbers: every number occurs in the context;
     - spelling: every final result is an item of the answer, spelled exactly;
-    - coverage: the final results name at least this share of the answer (EHR-R1: 0.7).
+    - coverage: the final results contain at least this share of the answer (EHR-R1: 0.7).
 
-    Without `sections` (an ablation) the draft is free prose: what it names of the answer, spelled
-    exactly, is its result, and nothing is cited by line. The two cases of a yes/no question stay.
+    Without `sections` (an ablation) the draft is free prose: the items of the answer that it names,
+    spelled exactly, are its results, and citations are not checked. Yes/no questions keep their two
+    cases.
     """
     risk = TASKS[sample.task].kind == "risk"
     sections = sections or risk
@@ -107,8 +112,11 @@ def screen(
 
 
 def best(verdicts: Sequence[Verdict]) -> int | None:
-    """The draft to keep of several: of those that break no rule the one that derives most of the
-    answer, then the most faithful, then the first; None where each breaks a rule."""
+    """Return the index of the draft to keep, or None if each breaks a rule.
+
+    Of the drafts that break no rule it is the one with the highest coverage, then the highest
+    faithfulness, then the first.
+    """
     fit = [number for number, verdict in enumerate(verdicts) if not verdict.rejected_by]
     rank = {n: (-verdicts[n].coverage, -verdicts[n].faithfulness, n) for n in fit}
     return min(fit, key=rank.__getitem__, default=None)
@@ -146,7 +154,10 @@ def _verdict(broken: dict[str, bool], faithful: float, derived: float) -> Verdic
 
 
 def _without_names(text: str, parts: Chain | None, sample: Sample, context: Sequence[Event]) -> str:
-    """The chain without headings, names of the record and items of the answer, longest first."""
+    """Return the chain without headings, names of the record and items of the answer.
+
+    Longer names are removed first.
+    """
     names = {concept.name for event in context for concept in event_concepts(event)}
     names |= {TABLES[event.table].heading for event in context}
     names |= {*SECTIONS, *CASES}
@@ -161,13 +172,13 @@ def _without_names(text: str, parts: Chain | None, sample: Sample, context: Sequ
 
 
 def _numbers(text: str) -> set[float]:
-    """The numbers of a text, times and dates aside."""
+    """Return the numbers of a text, except times and dates."""
     plain = _TIME.sub(" ", text)
     return {float(number.replace(",", "")) for number in _NUMBER.findall(plain)}
 
 
 def _numbers_of(context: Sequence[Event]) -> set[float]:
-    """The numbers that a context shows."""
+    """Return the numbers that a context shows."""
     cells = {cell for event in context for row in event.rows for cell in row}
     names = {item for event in context for item in event.items}
     return {

@@ -1,9 +1,9 @@
-"""Writing chains: the offline template writer.
+"""Write chains from a template, without a model or network.
 
-A writer is a function (sample, context, graph) -> drafts. This one uses no model and no network:
-it composes the three sections from the evidence graph, short and regular, so that a small model
-can learn to write them, and leaves out every answer that the graph does not support. On a yes/no
-question it cites what speaks for either outcome.
+A writer is a function (sample, context, graph) -> drafts. This one composes the three sections from
+the evidence graph. Its chains are short and regular, so that a small model can learn to write them,
+and they omit every answer that the graph does not support. On a yes/no question it cites the
+evidence for each outcome.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from ehrr1.tasks.samples import Sample
 
 
 class Draft(NamedTuple):
-    """A written chain and the model tokens that it cost (0 for the template)."""
+    """A written chain and its cost in model tokens (0 for the template)."""
 
     chain: str
     tokens_in: int
@@ -29,7 +29,7 @@ class Draft(NamedTuple):
 
 
 class ReasoningStep(NamedTuple):
-    """One line of reasoning: a concept node and the answers drawn from it."""
+    """One line of reasoning: a concept node and the answers derived from it."""
 
     node: str
     answers: list[str]
@@ -41,10 +41,11 @@ Writer = Callable[[Sample, Sequence[Event], nx.DiGraph], list[Draft]]
 def write_template(
     sample: Sample, context: Sequence[Event], graph: nx.DiGraph, max_evidence: int
 ) -> list[Draft]:
-    """One draft from the graph's evidence, none where it has no evidence at all.
+    """Return one draft from the graph's evidence, or none if it has no evidence.
 
-    At most `max_evidence` items are cited, in order of time; each is named with its latest event.
-    On a yes/no question so many for each outcome, and none is written unless both have some.
+    At most `max_evidence` items are cited, in order of time, each with its latest event. On a
+    yes/no question the limit applies to each outcome, and no draft is written unless both have
+    evidence.
     """
     if TASKS[sample.task].kind == "risk":
         return _write_cases(sample, graph, max_evidence)
@@ -67,7 +68,10 @@ def write_template(
 
 
 def _write_cases(sample: Sample, graph: nx.DiGraph, max_evidence: int) -> list[Draft]:
-    """What speaks for yes, then what speaks for no: the strongest of each, in order of time."""
+    """Return a draft that cites the strongest evidence for yes and then for no.
+
+    The evidence of each case is in order of time.
+    """
     found = answers(graph)
     lines = []
     for outcome, title in zip(("yes", "no"), CASES, strict=True):
@@ -84,11 +88,12 @@ def _write_cases(sample: Sample, graph: nx.DiGraph, max_evidence: int) -> list[D
 
 
 def choose_steps(graph: nx.DiGraph, max_evidence: int) -> list[ReasoningStep]:
-    """Few concepts that together support as many answers as possible (greedy set cover).
+    """Choose few concepts that together support as many answers as possible (greedy set cover).
 
-    Each round takes the concept with the largest sum of support * log(lift) over the answers still
-    open, ties to the first by name. Support counts, as a lift alone favours what is rare: the
-    same answer then rests on the same evidence in most records, which can be learnt.
+    Each round takes the concept with the largest sum of support * log(lift) over the answers not
+    yet covered; ties go to the first by name. Support is a factor because lift alone favours rare
+    concepts: with it, the same answer rests on the same evidence in most records, which a model can
+    learn.
     """
     strengths: dict[str, dict[str, float]] = {}
     for item, evidence in answers(graph).items():

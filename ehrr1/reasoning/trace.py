@@ -1,6 +1,7 @@
-"""What each line of a chain rests on: the nodes and edges of the sample's evidence graph.
+"""Trace each line of a chain to nodes and edges of the sample's evidence graph.
 
-The chain is read as text, so that what a model wrote can be traced like what the template wrote:
+The chain is parsed as text, so that chains of a language model and of the template are traced
+alike:
 
     Glucose: 140 | Labotary Test Events | 06:10      the concept, its event at that time
     Glucose | -> | Insulin                           the concept, the answer, the edge, the path
@@ -25,7 +26,7 @@ HEADINGS = dict(zip((*SECTIONS, *CASES), _SECTIONS, strict=True))
 """Heading line -> the section that it opens."""
 
 ANY_CASE = 5
-"""Names from this length on are found in any case; shorter ones (Na, PT) only as spelled."""
+"""Minimum length of names matched in any case; shorter ones (Na, PT) match only as spelled."""
 
 _TIME = re.compile(r"\b(?:(\d{4}-\d\d-\d\d)[ T])?(\d\d:\d\d)(?::\d\d)?\b")
 _PLACES = frozenset(table.heading for table in TABLES.values())
@@ -34,9 +35,10 @@ Edge = tuple[str, str]
 
 
 class Line(NamedTuple):
-    """A line of a chain, its section ("" outside of all), and what it rests on in the graph.
+    """A line of a chain, its section, and its support in the graph.
 
-    Both ends of each edge stand among the nodes. Headings rest on nothing.
+    section: "" outside all sections. Both ends of each edge are among the nodes. Headings have no
+    support.
     """
 
     text: str
@@ -46,16 +48,17 @@ class Line(NamedTuple):
 
 
 def trace(chain: str, graph: nx.DiGraph) -> list[Line]:
-    """Every line of `chain` that is not blank, in order, with what it rests on.
+    """Return every non-blank line of `chain`, in order, with its support.
 
-    - extraction: the concept and its events at the time that the line writes;
-    - reasoning, "yes", "no", and lines outside of all sections: the concepts and answers named,
-      the edges and knowledge paths between them, the events cited for the concepts before (those
-      at a time that the line writes itself; where neither is there, all that the graph has);
+    - extraction: the concept and its events at the time that the line gives;
+    - reasoning, "yes", "no", and lines outside all sections: the concepts and answers named, the
+      edges and knowledge paths between them, and the events of the concepts: those at a time that
+      the line gives, else those cited before, else (if the line gives no time) all in the graph;
     - results: the answer, and the edges and events by which earlier lines argued for it.
 
-    Names are whole words, the longest first, so that "Sodium" is not found in "Heparin Sodium".
-    Where tables share a name, the line's heading decides, then its time, then what was cited.
+    Names are matched as whole words, longest first, so that "Sodium" is not matched in "Heparin
+    Sodium". If tables share a name, the line's heading decides, then its time, then earlier
+    citations.
     """
     tracer, section, lines = _Tracer(graph), "", []
     for text in filter(None, map(str.strip, chain.splitlines())):
@@ -69,13 +72,13 @@ def trace(chain: str, graph: nx.DiGraph) -> list[Line]:
 
 
 def traced(lines: Sequence[Line]) -> float:
-    """The share of lines (headings aside) that rest on something; 0 for a chain without lines."""
+    """Return the share of lines, excluding headings, with support; 0 for a chain without lines."""
     written = [line for line in lines if line.text not in HEADINGS]
     return sum(bool(line.nodes) for line in written) / max(len(written), 1)
 
 
 class _Tracer:
-    """Reads lines in order; remembers which events were cited and what was argued for."""
+    """A tracer that processes lines in order and keeps earlier citations and arguments."""
 
     def __init__(self, graph: nx.DiGraph) -> None:
         self.graph = graph
@@ -84,8 +87,8 @@ class _Tracer:
         inner = [node for node in concepts if graph.nodes[node]["table"] == "knowledge"]
         history = [node for node in concepts if node not in inner]
         self.answers = self._by_name(node for node, kind in kinds if kind == "answer")
-        # a concept or answer and the node of the knowledge base that it is linked to may share
-        # their name: the line means the former, and the path between them says the rest
+        # A concept or answer may share its name with the node of the knowledge base to which it is
+        # linked. The line then means the former; the path between them contains the latter.
         inside = self._by_name(inner)
         self.concepts = {name: inside[name] for name in inside.keys() - self.answers.keys()}
         self.concepts |= self._by_name(history)
@@ -100,7 +103,7 @@ class _Tracer:
         self.argued: dict[str, list[Edge]] = {}
 
     def rests_on(self, text: str, section: str) -> tuple[list[str], list[Edge]]:
-        """Nodes and edges of one line."""
+        """Return the nodes and edges that support one line."""
         text = " ".join(answer_lines(text))
         if section == "results":
             answers = self._find(text, self.answers)
@@ -136,7 +139,7 @@ class _Tracer:
         return concepts + answers, found
 
     def _between(self, node: str, answer: str) -> list[Edge]:
-        """The edge from a concept to an answer and the path through the knowledge base."""
+        """Return the edge from a concept to an answer and the path through the knowledge base."""
         edges = [(node, answer)] if self.graph.has_edge(node, answer) else []
         ends_known = node in self.knowledge and answer in self.knowledge
         if ends_known and nx.has_path(self.knowledge, node, answer):
@@ -144,7 +147,7 @@ class _Tracer:
         return edges
 
     def _concepts(self, text: str) -> list[str]:
-        """The concepts that a citation, some cells or a sentence names."""
+        """Return the concepts named by a citation, by cells or by a sentence."""
         name, *place = text.rsplit(BAR, 2)
         if len(place) == 2 and place[0] in _PLACES:
             called = self.concepts.get(_key(_without_value(name, self.concepts)), [])
@@ -152,7 +155,7 @@ class _Tracer:
         return self._find(text, self.concepts)
 
     def _find(self, text: str, index: dict[str, list[str]]) -> list[str]:
-        """The nodes of `index` that the cells of a text are called, or that they name."""
+        """Return the nodes of `index` whose names are cells of the text or occur in them."""
         found: list[str] = []
         for cell in filter(None, (part.strip(" |*`") for part in text.split("|"))):
             called = index.get(_key(_without_value(cell, index)))
@@ -165,20 +168,25 @@ class _Tracer:
         return [index[_key(word)] for word in words if _key(word) in index]
 
     def _meant(self, nodes: list[str], text: str) -> list[str]:
-        """Of the nodes that share a name: those whose heading is said, else those with an event at
-        a time that is written, else those cited before."""
+        """Return the nodes that the text means among those that share a name.
+
+        These are the nodes whose heading is in the text, else those with an event at a time in the
+        text, else those cited before, else all.
+        """
         said = [node for node in nodes if node in self.places and self.places[node] in text]
         dated = said or [node for node in nodes if self._dated(node, text)]
         return dated or [node for node in nodes if node in self.cited] or nodes
 
     def _events(self, node: str, text: str) -> list[str]:
-        """The events of a concept that a line is about."""
+        """Return the events of a concept to which a line refers."""
         every = [] if _times(text) else [event for event, _ in self._occurrences(node)]
         return self._dated(node, text) or self.cited.get(node, every)
 
     def _dated(self, node: str, text: str) -> list[str]:
-        """The events of a concept at the times that a line writes. An hour without a date means
-        the latest event at that hour."""
+        """Return the events of a concept at the times that a line gives.
+
+        A time of day without a date means the latest event at that time of day.
+        """
         times, linked = _times(text), self._occurrences(node)
         dated = [event for event, time in linked if _minute(time) in times]
         hours = [time for _, time in linked if time and time[11:16] in times]
@@ -199,7 +207,7 @@ class _Tracer:
         return index
 
     def _names(self, node: str) -> list[str]:
-        """What a line may call a node: its label, and of free text the words that stand there."""
+        """Return the names of a node: its label and, for free text, the words of the text."""
         data = self.graph.nodes[node]
         return [data["label"], *([data["written"]] if "written" in data else [])]
 
@@ -209,7 +217,7 @@ class _Tracer:
 
 
 def _times(text: str) -> set[str]:
-    """The times that a line writes ("06:10", "2150-03-04 06:10"); "None" where a citation does."""
+    """Return the times in a line ("06:10", "2150-03-04 06:10"), or "None" as a citation's time."""
     undated = {"None"} if text.endswith(f"{BAR}None") else set()
     return undated | {" ".join(filter(None, parts)) for parts in _TIME.findall(text)}
 
@@ -223,14 +231,20 @@ def _key(name: str) -> str:
 
 
 def _without_value(cell: str, index: dict[str, list[str]]) -> str:
-    """`Glucose: 140` -> `Glucose`, where that is a name and the whole is none."""
+    """Return the cell without its value if the cell as a whole is not a name.
+
+    `Glucose: 140` becomes `Glucose`.
+    """
     parts = cell.split(": ")
     starts = (": ".join(parts[:end]) for end in range(len(parts), 0, -1))
     return next((start for start in starts if _key(start) in index), cell)
 
 
 def _any_of(names: Iterable[str]) -> re.Pattern[str]:
-    """Any of the names as whole words. The words yes and no are everywhere: they name nothing."""
+    """Return a pattern that matches any of the names as whole words, longest first.
+
+    The words yes and no are excluded, because they occur everywhere.
+    """
     longest_first = sorted({*names} - {"yes", "no", ""}, key=lambda name: (-len(name), name))
     spelled = (
         f"(?i:{re.escape(name)})" if len(name) >= ANY_CASE else re.escape(name)

@@ -1,4 +1,7 @@
-"""The evidence graph of one sample as a static figure: events, concepts, knowledge, answers."""
+"""Draw the evidence graph of one sample as a static figure.
+
+It shows events, concepts, knowledge and answers.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +25,7 @@ INK, SOFT, PAPER = "#1f2933", "#5b6670", "#ffffff"
 FILL = {"event": "#eef1f4", "concept": "#dcebf7", "knowledge": "#fdebdc", "answer": "#d9f2e8"}
 EDGE = {"occurrence": "#7a8691", "cooccurrence": "#0072B2", "knowledge": "#D55E00"}
 BORDER = EDGE | {"event": "#7a8691", "concept": "#0072B2", "answer": "#009E73"}
-"""Colours of Okabe and Ito: told apart with any kind of colour vision."""
+"""Colours of Okabe and Ito, which are distinguishable with any kind of colour vision."""
 SAID = {
     "occurrence": "stands in the event",
     "cooccurrence": "goes with the answer (width: lift)",
@@ -30,21 +33,24 @@ SAID = {
 }
 
 SIZE, SMALL = 8.0, 6.5
-"""Points: labels; tables, relations and legend."""
+"""Font sizes in points: labels; tables, relations and legend."""
 ROW, BOX, PAD, GAP, MARGIN = 0.27, 0.2, 0.06, 0.95, 0.25
-"""Inches: from row to row, height of a box, inside a box, between columns, around."""
+"""Lengths in inches: row pitch, box height, box padding, gap between columns, outer margin."""
 WIDEST = {"event": 3.1, "concept": 2.9, "knowledge": 1.8, "answer": 2.7}
 SLACK = 1.05
-"""Text is drawn a little wider than it is measured: glyphs are moved to whole pixels."""
+"""Factor by which text is drawn wider than measured, since glyphs are snapped to whole pixels."""
 HEAD, FOOT = 0.85, 0.4
 
 Place = tuple[float, float, float]
-"""Left, right and middle of a box, in inches from the figure's top left."""
+"""Left, right and vertical centre of a box, in inches from the figure's top left corner."""
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A node's texts, shortened to fit: its label, and its table where it is a concept."""
+    """The texts of a node, shortened to fit: its label and, for a concept, its table.
+
+    width: inches.
+    """
 
     kind: str
     label: str
@@ -53,7 +59,7 @@ class Box:
 
 
 def draw(graph: nx.DiGraph, title: str, path: Path, form: str = "png") -> None:
-    """Write the graph as a figure ("png" or "svg"), with `title` above it."""
+    """Write the graph as a figure ("png" or "svg") with `title` above it."""
     layout = arrange(graph)
     boxes = {node: box_of(graph, node) for node in graph}
     places, lefts, width = _places(layout, boxes)
@@ -74,7 +80,7 @@ def draw(graph: nx.DiGraph, title: str, path: Path, form: str = "png") -> None:
 
 
 def box_of(graph: nx.DiGraph, node: str) -> Box:
-    """What stands in a node's box."""
+    """Return the box of a node."""
     data = graph.nodes[node]
     table = data.get("table", "")
     kind = "knowledge" if table == "knowledge" else data["kind"]
@@ -85,7 +91,10 @@ def box_of(graph: nx.DiGraph, node: str) -> Box:
 
 
 def fitted(text: str, inches: float, size: float) -> str:
-    """The text, or as much of it as fits, with an ellipsis."""
+    """Return the text, shortened with an ellipsis to at most `inches`.
+
+    size: font size in points.
+    """
     if _inches(text, size) <= inches:
         return text
     fits = (end for end in range(len(text), 0, -1) if _inches(text[:end] + "…", size) <= inches)
@@ -99,13 +108,16 @@ def _inches(text: str, size: float) -> float:
 
 
 def _time_first(label: str) -> str:
-    """`Heading [2180-07-23 14:00:00]` -> `2180-07-23 14:00  Heading`: times below each other."""
+    """Put the time of an event's label first, so that the times of a column are aligned.
+
+    `Heading [2180-07-23 14:00:00]` becomes `2180-07-23 14:00  Heading`.
+    """
     heading, bracket, time = label.rpartition(" [")
     return f"{time[:16].rstrip(']')}  {heading}" if bracket and time.endswith("]") else label
 
 
 def _places(layout: Layout, boxes: dict[str, Box]) -> tuple[dict[str, Place], list[float], float]:
-    """Each box's place, each column's left side, and the width of all."""
+    """Return each box's place, each column's left edge, and the total width, in inches."""
     places: dict[str, Place] = {}
     lefts, left = [], MARGIN
     for column in layout.columns:
@@ -141,7 +153,7 @@ def _draw_box(axes: Axes, box: Box, place: Place, alone: bool) -> None:
 
 
 def _draw_edges(axes: Axes, graph: nx.DiGraph, places: dict[str, Place]) -> None:
-    """The weakest first, so that the strongest lie on top."""
+    """Draw the edges, weakest first, so that the strongest are on top."""
     width = _widths(graph)
     said: list[tuple[float, float]] = []
     edges = sorted(graph.edges(data=True), key=lambda edge: edge[2].get("lift", 0.0))
@@ -164,7 +176,10 @@ def _draw_edges(axes: Axes, graph: nx.DiGraph, places: dict[str, Place]) -> None
 
 
 def _draw_fact(axes: Axes, curve: Curve, data: dict, said: list[tuple[float, float]]) -> None:
-    """An edge of a path: an arrow as the fact runs, with its relation where there is room."""
+    """Draw an edge of a knowledge path as an arrow in the fact's direction.
+
+    It is labelled with the relation if there is room.
+    """
     linked = data["relation"] == "linked"
     head = "-" if linked else "<|-" if data.get("inverse") else "-|>"
     axes.add_patch(
@@ -198,7 +213,7 @@ def _draw_fact(axes: Axes, curve: Curve, data: dict, said: list[tuple[float, flo
 
 
 def _curve(start: Place, end: Place) -> Curve:
-    """From the facing side of one box to that of the other, level at both ends."""
+    """Return a curve between the facing sides of two boxes, horizontal at both ends."""
     if start[0] == end[0]:
         x0 = x1 = start[1]
         bend0 = bend1 = x0 + GAP / 2
@@ -215,7 +230,10 @@ def _lifts(graph: nx.DiGraph) -> list[float]:
 
 
 def _widths(graph: nx.DiGraph) -> Callable[[float], float]:
-    """Lift -> points: on a log scale from the smallest to the largest lift of the graph."""
+    """Return a function from lift to line width in points.
+
+    It is logarithmic, from the smallest to the largest lift of the graph.
+    """
     lifts = [math.log(max(lift, 1e-6)) for lift in _lifts(graph)] or [0.0]
     low, span = min(lifts), max(max(lifts) - min(lifts), 1e-6)
     return lambda lift: 0.6 + 2.4 * (math.log(max(lift, 1e-6)) - low) / span

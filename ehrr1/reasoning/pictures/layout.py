@@ -1,4 +1,4 @@
-"""Where the nodes of an evidence graph stand in a picture: in columns, from events to answers."""
+"""Lay out the nodes of an evidence graph in columns, from events to answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 SWEEPS = 8
-"""Rounds of moving each node towards its neighbours; a graph of hundreds of nodes has settled."""
+"""Rounds of moving each node towards its neighbours; enough for a graph of hundreds of nodes."""
 
 
 class Column(NamedTuple):
-    """Nodes that stand below each other, top to bottom."""
+    """A title and its nodes, from top to bottom."""
 
     title: str
     nodes: tuple[str, ...]
@@ -21,9 +21,9 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Columns from left to right, and each node's height, from 0 (top) to `rows` - 1.
+    """Columns from left to right, and each node's vertical position, from 0 (top) to `rows` - 1.
 
-    Heights in a column are at least 1 apart.
+    Positions in a column are at least 1 apart.
     """
 
     columns: tuple[Column, ...]
@@ -31,15 +31,16 @@ class Layout:
     rows: int
 
     def column_of(self) -> dict[str, int]:
+        """Return the column index of each node."""
         return {node: at for at, column in enumerate(self.columns) for node in column.nodes}
 
 
 def arrange(graph: nx.DiGraph) -> Layout:
-    """Events in the order of time, then concepts, knowledge (a column for each hop), answers.
+    """Lay out events by time, then concepts, knowledge (one column per hop) and answers.
 
-    Events keep their order; the others are ordered, and all are moved, towards their neighbours'
-    mean height, so that few edges cross (the barycentre heuristic). Columns without nodes are
-    left out. Deterministic.
+    Events keep their order. The other columns are sorted, and all nodes are moved, towards the mean
+    position of their neighbours, so that few edges cross (the barycentre heuristic). Columns
+    without nodes are left out. The result is deterministic.
     """
     columns = [(title, nodes) for title, nodes in _columns(graph) if nodes]
     rows = max((len(nodes) for _, nodes in columns), default=0)
@@ -67,7 +68,7 @@ def _columns(graph: nx.DiGraph) -> list[tuple[str, list[str]]]:
 
 
 def _hops(graph: nx.DiGraph, history: Sequence[str]) -> list[list[str]]:
-    """The inner nodes of knowledge paths by their distance from the concepts of the record."""
+    """Return the inner nodes of knowledge paths by distance from the concepts of the record."""
     layers = list(nx.bfs_layers(_knowledge(graph, history), list(history)))[1:]
     inner = [[node for node in layer if _is_inner(graph, node)] for layer in layers]
     return [sorted(nodes) for nodes in inner if nodes]
@@ -87,13 +88,13 @@ def _is_inner(graph: nx.DiGraph, node: str) -> bool:
 
 
 def _neighbours_height(graph: nx.DiGraph, node: str, heights: dict[str, float], rows: int) -> float:
-    """The mean height of a node's neighbours; the bottom for a node without any."""
+    """Return the mean position of a node's neighbours, or the bottom row if it has none."""
     near = [heights[other] for other in nx.all_neighbors(graph, node)]
     return sum(near) / len(near) if near else rows - 1.0
 
 
 def _spread(nodes: Sequence[str], wanted: dict[str, float], rows: int) -> dict[str, float]:
-    """Heights in this order, at least 1 apart, nearest to those wanted (least squares)."""
+    """Return positions in this order, at least 1 apart, closest to those wanted (least squares)."""
     places = np.arange(len(nodes))
     shifts = isotonic_regression(np.array([wanted[node] for node in nodes]) - places).x
     heights = np.clip(shifts, 0, rows - len(nodes)) + places

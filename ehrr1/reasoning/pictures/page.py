@@ -1,7 +1,7 @@
-"""The evidence of one sample as an interactive page: one HTML file that loads nothing.
+"""Write the evidence of one sample as an interactive page, a single self-contained HTML file.
 
-Three panes: the record as a timeline, the graph, the chain. `page.html`, `.css` and `.js` are the
-page; here its data are made: everything that it shows, as JSON in the page itself.
+It has three panes: the record as a timeline, the graph, and the chain. `page.html`, `.css` and
+`.js` are the page; this module adds the data as JSON.
 """
 
 import html
@@ -24,9 +24,10 @@ from ehrr1.tasks.samples import Sample
 
 @dataclass(frozen=True, slots=True)
 class PageContent:
-    """What a page shows. `draft` is a line of chains.jsonl; None: `note` says why there is none.
+    """The content of a page.
 
-    `is_open` is the data's `open`: without it the page says that it holds patient data.
+    draft: a line of chains.jsonl, or None; `note` then states why there is none. is_open: the
+    setting `data.open`; if False, the page warns that it contains patient data.
     """
 
     sample: Sample
@@ -38,19 +39,22 @@ class PageContent:
 
 
 def page(shown: PageContent) -> str:
-    """The page as HTML."""
+    """Return the page as HTML."""
     folder = files("ehrr1.reasoning.pictures")
     text = folder.joinpath("page.html").read_text(encoding="utf-8")
     for place, name in (("{{style}}", "page.css"), ("{{script}}", "page.js")):
         text = text.replace(place, folder.joinpath(name).read_text(encoding="utf-8").rstrip())
     text = text.replace("{{title}}", html.escape(shown.sample.sample_id))
-    # the data come last and hold no tag: neither `</script>` nor `<!--`
+    # the data are inserted last and contain no tags: neither `</script>` nor `<!--`
     data = json.dumps(page_data(shown), ensure_ascii=False).replace("<", "\\u003c")
     return text.replace("{{data}}", data)
 
 
 def page_data(shown: PageContent) -> dict[str, Any]:
-    """Everything that the page shows. Chain lines name nodes by id and edges by position."""
+    """Return everything that the page shows.
+
+    Chain lines refer to nodes by id and to edges by position.
+    """
     sample, layout = shown.sample, arrange(shown.graph)
     return {
         "sample_id": sample.sample_id,
@@ -70,7 +74,7 @@ def page_data(shown: PageContent) -> dict[str, Any]:
 
 
 def _event(position: int, event: Event) -> dict[str, Any]:
-    known = TABLES.get(event.table)  # an event that came as text may have a heading of its own
+    known = TABLES.get(event.table)  # text-only events may have other headings
     return {
         "id": f"event:{position}",
         "heading": known.heading if known else _first_line(event.text or ""),
@@ -86,7 +90,7 @@ def _first_line(text: str) -> str:
 
 
 def _nodes(graph: nx.DiGraph, layout: Layout) -> list[dict[str, Any]]:
-    """In the order of the picture, so that the keyboard walks through it column by column."""
+    """Return the nodes column by column, which is the order of keyboard navigation."""
     return [
         {
             "id": node,
@@ -103,7 +107,7 @@ def _nodes(graph: nx.DiGraph, layout: Layout) -> list[dict[str, Any]]:
 
 
 def _edges(graph: nx.DiGraph) -> list[dict[str, Any]]:
-    """Edges with their data; an edge of co-occurrence is as wide as its lift is high."""
+    """Return the edges with their data; the width of a co-occurrence edge grows with its lift."""
     edges = []
     for start, end, data in graph.edges(data=True):
         width = {"width": stroke(data["lift"])} if data["kind"] == "cooccurrence" else {}
@@ -112,7 +116,10 @@ def _edges(graph: nx.DiGraph) -> list[dict[str, Any]]:
 
 
 def stroke(lift: float) -> float:
-    """The width of an edge in pixels: 1 at a lift of 1, 1 more for each doubling, at most 6."""
+    """Return the width of an edge in pixels, from 0.5 to 6.
+
+    It is 1 at a lift of 1 and grows by 1 for each doubling of the lift.
+    """
     return round(min(max(1 + math.log2(max(lift, 1e-6)), 0.5), 6), 2)
 
 
