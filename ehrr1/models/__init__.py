@@ -1,0 +1,1 @@
+"""Models: sizes, loading, attention over token forests, log-probabilities, memory and planning."""

@@ -1,10 +1,11 @@
-"""What a model's layers keep and need while they learn, measured on the real code without memory.
+"""Measure the activation memory of a model's layers in training, without allocating it.
 
-Two and three layers of the model run forward and backward on fake tensors: they have shape, type
-and device (so that autocast acts as it will) but no content, and every storage that comes and goes
-is counted. All of it grows in proportion to the tokens, and with each layer by the same amount, so
-that four numbers tell it for every length and depth. Attention alone is replaced: by a function
-that keeps what a fused kernel keeps (queries, keys, values, its output, a log-sum-exp a query).
+The model with two and with three layers runs forward and backward on fake tensors, which have
+shape, type and device (so that autocast acts as in training) but no content. Every storage that is
+allocated and freed is counted. All sizes are proportional to the number of tokens and grow by the
+same amount with each layer, so that four numbers determine them for every length and depth. Only
+attention is replaced, by a function that keeps what a fused kernel keeps: queries, keys, values,
+the output, and one log-sum-exp per query.
 """
 
 import weakref
@@ -23,27 +24,36 @@ from ehrr1.models.loading import add_adapters
 from ehrr1.models.sizes import model_config
 
 TOKENS = 2**18
-"""Tokens of the shorter measurement: so many that gradients of weights are nothing beside them."""
+"""Tokens of the shorter measurement, so many that the gradients of weights are negligible."""
 
 
 class Bytes(NamedTuple):
-    """Bytes: `held` from forward to backward, and `peak`, the most at any time between."""
+    """Activation memory in bytes.
+
+    held: kept from forward to backward. peak: maximum at any time in between.
+    """
 
     held: float
     peak: float
 
 
 class Attention(NamedTuple):
-    """What an attention does with keys before its kernel: `keys` for every query token (above 1
-    where branches get copies of their trunk's), `repeated` for every query head, as sdpa does."""
+    """Copies of keys and values that an attention makes before its kernel.
+
+    keys: keys per query token (above 1 if branches get copies of their trunk's keys). repeated:
+    True if keys are repeated for every query head, as sdpa does.
+    """
 
     keys: float = 1.0
     repeated: bool = False
 
 
 class LayerWork(NamedTuple):
-    """How a model computes: the type of its weights, bf16 by autocast or not, layers computed again
-    for the gradient or not, and the attention."""
+    """The way in which a model computes.
+
+    dtype: type of the weights. autocast: True for bf16 by autocast. checkpointing: True if layers
+    are recomputed for the gradient.
+    """
 
     dtype: torch.dtype
     autocast: bool
@@ -52,14 +62,14 @@ class LayerWork(NamedTuple):
 
 
 def activation_bytes(model: ModelSettings, work: LayerWork, layers: float | None = None) -> Bytes:
-    """Bytes a token of one row with all layers, or with `layers` of them."""
+    """Return the activation bytes per token of one row, for all layers or for `layers` of them."""
     depth = model_config(model).num_hidden_layers if layers is None else layers
     two, three = (_bytes_a_token(model, work, number) for number in (2, 3))
     return Bytes(*(a + (depth - 2) * (b - a) for a, b in zip(two, three, strict=True)))
 
 
 def shell(model: ModelSettings, layers: int | None = None, **how: Any) -> PreTrainedModel:
-    """The architecture with its adapters on the meta device, with all layers or so many."""
+    """Return the architecture with its adapters on the meta device, with all layers or `layers`."""
     config = model_config(model)
     if layers is not None:
         config.num_hidden_layers = layers
@@ -82,7 +92,7 @@ def _bytes_a_token(model: ModelSettings, work: LayerWork, layers: int) -> Bytes:
 
 
 def _pretend(built: PreTrainedModel) -> None:
-    """Move a model from the meta device to a CPU that the active mode pretends to have."""
+    """Move a model from the meta device to the fake CPU of the active FakeTensorMode."""
     for module in built.modules():
         for name, weight in module.named_parameters(recurse=False):
             empty = torch.empty(weight.shape, dtype=weight.dtype)
@@ -97,7 +107,7 @@ def _run(built: PreTrainedModel, work: LayerWork, tokens: int) -> Bytes:
         states = built.base_model(
             input_ids=places,
             position_ids=places,
-            attention_mask=torch.empty(0, 0, 0, 0),  # so that no mask is made
+            attention_mask=torch.empty(0, 0, 0, 0),  # prevents Transformers from building a mask
             use_cache=False,
             plan=work.attention,
         ).last_hidden_state
@@ -109,7 +119,7 @@ def _run(built: PreTrainedModel, work: LayerWork, tokens: int) -> Bytes:
 
 
 class Storages(TorchDispatchMode):
-    """Counts the bytes of storages that operations make, from their making to their end."""
+    """A dispatch mode that counts the live and the maximum bytes of the storages of operations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,10 +150,11 @@ def _storages(values: Any) -> list[torch.UntypedStorage]:
 
 
 class _Kernel(torch.autograd.Function):
-    """Keeps what fused attention kernels keep, and computes nothing."""
+    """A function that keeps what fused attention kernels keep, and computes nothing."""
 
     @staticmethod
     def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Save the tensors that a kernel saves and return an empty output."""
         output = torch.empty_like(query)
         sums = torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
         context.save_for_backward(query, key, value, output, sums)
@@ -151,6 +162,7 @@ class _Kernel(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Any:
+        """Return empty gradients of query, key and value."""
         return tuple(torch.empty_like(kept) for kept in context.saved_tensors[:3])
 
 
@@ -171,7 +183,7 @@ def _attention(
         key, value = (part.index_select(2, places) for part in (key, value))
     output = _Kernel.apply(query, key, value)
     if plan.repeated:
-        output = output.clone(memory_format=torch.contiguous_format)  # its parts are put together
+        output = output.clone(memory_format=torch.contiguous_format)  # as if concatenated
     return output.transpose(1, 2).contiguous(), None
 
 

@@ -1,18 +1,18 @@
-"""Attention over a forest: four ways to compute the same, registered with Transformers.
+"""Attention over a forest: four equivalent implementations, registered with Transformers.
 
-A trunk's token attends causally to its trunk; a branch's token to its trunk and, causally, to its
-own branch (`prompts/forest.py`). Which way is `model.attention`:
+A token of a trunk attends causally to its trunk. A token of a branch attends to its trunk and,
+causally, to its own branch (`prompts/forest.py`). `model.attention` selects the implementation:
 
     sdpa     in two parts, on CPU and GPU: each trunk causal, without a mask; then its branches
-             against trunk and themselves (on a CPU by `models/merged_attention.py`)
+             attend to trunk and themselves (on a CPU by `models/merged_attention.py`)
     flex     PyTorch's FlexAttention with a block mask, on GPU
     varlen   flash-attn's kernel for sequences of several lengths, on GPU: a branch is a sequence of
              queries whose keys are [trunk; branch], causal from the bottom right. Merging trunk and
-             branch by their log-sum-exp would be wrong: flash-attn's gradient ignores it
+             branch by their log-sum-exp would be wrong, since flash-attn's gradient ignores it
     dense    one mask over all tokens: the reference for the others, and slow
 
-Generation continues prompts that it keeps once (`models/prefix_cache.py`). Calls without a forest
-are plain scaled dot-product attention.
+Generation continues prompts whose keys and values are cached once (`models/prefix_cache.py`). Calls
+without a forest use plain scaled dot-product attention.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,13 +33,19 @@ from ehrr1.models.prefix_cache import SharedTrunks
 from ehrr1.prompts.forest import Shape
 
 BUNCH = 256
-"""Branch tokens that one masked call of `sdpa` computes together, unless one branch is longer: more
-would compute more pairs of branches that do not see each other, fewer would call more often."""
+"""Maximum number of branch tokens in one masked call of `sdpa`, unless one branch is longer.
+
+A larger value computes more pairs of branches that do not attend to each other; a smaller value
+makes more calls.
+"""
 
 
 def choose(attention: str, computes: torch.dtype) -> str:
-    """The name under which Transformers knows `model.attention`; `auto` is the fastest here of
-    those that compute in the type `computes`: flash-attn's kernels have 16 bits only."""
+    """Return the name under which `model.attention` is registered with Transformers.
+
+    `auto` is the fastest implementation available here for the type `computes`: flash-attn's
+    kernels support 16-bit types only.
+    """
     if attention == "auto":
         half = computes in (torch.bfloat16, torch.float16)
         if not torch.cuda.is_available():
@@ -50,13 +56,17 @@ def choose(attention: str, computes: torch.dtype) -> str:
 
 
 def prepare(model: PreTrainedModel, shapes: Sequence[Shape], device: torch.device) -> Any:
-    """What the model's attention must know of a forest, made once for all layers."""
+    """Return the attention's data structure for a forest, built once for all layers."""
     return PREPARE[model.config._attn_implementation](shapes, device)
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Of each token its tree [L], its branch in the tree (0: the trunk) [L], and its place [L]."""
+    """The position of each of L tokens in a forest.
+
+    tree [L]: index of the tree; branch [L]: number of the branch in the tree, 0 for the trunk;
+    place [L]: index of the token in the row.
+    """
 
     tree: Tensor
     branch: Tensor
@@ -64,6 +74,7 @@ class Places:
 
 
 def places(shapes: Sequence[Shape], device: torch.device) -> Places:
+    """Return the positions of all tokens of a forest."""
     parts = [(number, 0, shape.trunk) for number, shape in enumerate(shapes)]
     parts += [
         (number, branch, length)
@@ -81,7 +92,10 @@ def places(shapes: Sequence[Shape], device: torch.device) -> Places:
 
 
 def sees(where: Places, query: Tensor, key: Tensor) -> Tensor:
-    """Whether the token at place `query` sees that at place `key`: the definition of a forest."""
+    """Return whether the tokens at `query` attend to those at `key`, the definition of a forest.
+
+    query and key are indices of tokens, broadcast to the shape of the result.
+    """
     same_branch = where.branch[key] == where.branch[query]
     trunk_or_own = (where.branch[key] == 0) | same_branch
     return (where.tree[query] == where.tree[key]) & trunk_or_own & (key <= query)
@@ -91,12 +105,17 @@ def sees(where: Places, query: Tensor, key: Tensor) -> Tensor:
 
 
 def dense_mask(shapes: Sequence[Shape], device: torch.device) -> Tensor:
-    """bool [1, 1, L, L]: whom each token sees."""
+    """Return the attention mask of a forest, bool [1, 1, L, L]."""
     where = places(shapes, device)
     return sees(where, where.place[:, None], where.place[None, :])[None, None]
 
 
 def dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None) -> Tensor:
+    """Compute attention with one mask over all tokens.
+
+    query: [1, heads, L or branch tokens, size]; key and value: [1, key heads, L, size]; result:
+    shape of query.
+    """
     mask = mask[:, :, -query.shape[2] :]
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, scale=scale, enable_gqa=True
@@ -108,18 +127,20 @@ def dense(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float 
 
 @dataclass(frozen=True, slots=True)
 class Bunch:
-    """Branches of one tree that are computed together: how many tokens they have, and whom they see
-    of themselves, bool [length, length]."""
+    """Branches of one tree that are computed together.
+
+    length: their number of tokens. own: bool [length, length], their mask among themselves.
+    """
 
     length: int
     own: Tensor
 
     def mask(self, trunk: int) -> Tensor:
-        """Whom they see of [trunk; bunch], bool [length, trunk + length]."""
+        """Return the mask over [trunk; bunch], bool [length, trunk + length]."""
         return torch.cat([self.own.new_ones(self.length, trunk), self.own], 1)
 
     def run(self) -> Run:
-        """The same of themselves, as `Merged` wants it."""
+        """Return the length and the additive mask among themselves, as `Merged` takes them."""
         if self.own.equal(torch.ones_like(self.own).tril()):
             return self.length, None
         return self.length, torch.zeros(self.own.shape).masked_fill(~self.own, -torch.inf)
@@ -127,7 +148,7 @@ class Bunch:
 
 @dataclass(frozen=True, slots=True)
 class AttentionParts:
-    """Of one tree: the trunk's length, its bunches, and on a CPU what `Merged` wants of them."""
+    """The parts of one tree: length of the trunk, bunches, and on a CPU the runs for `Merged`."""
 
     trunk: int
     bunches: list[Bunch]
@@ -135,10 +156,12 @@ class AttentionParts:
 
     @property
     def length(self) -> int:
+        """Return the number of tokens of all branches."""
         return sum(bunch.length for bunch in self.bunches)
 
 
 def two_parts(shapes: Sequence[Shape], device: torch.device) -> list[AttentionParts]:
+    """Return the parts of each tree for `sdpa`."""
     found = []
     for shape in shapes:
         bunches = [Bunch(sum(some), own_mask(some).to(device)) for some in bunched(shape.branches)]
@@ -148,7 +171,10 @@ def two_parts(shapes: Sequence[Shape], device: torch.device) -> list[AttentionPa
 
 
 def bunched(branches: Sequence[int]) -> list[list[int]]:
-    """Branch lengths in runs of at most `BUNCH` tokens; a longer branch is a run of its own."""
+    """Group branch lengths into runs of at most `BUNCH` tokens.
+
+    A longer branch forms its own run.
+    """
     runs: list[list[int]] = []
     for length in branches:
         if not runs or sum(runs[-1]) + length > BUNCH:
@@ -158,17 +184,26 @@ def bunched(branches: Sequence[int]) -> list[list[int]]:
 
 
 def own_mask(branches: Sequence[int]) -> Tensor:
+    """Return the mask of branches among themselves, bool [tokens, tokens].
+
+    It is causal within each branch.
+    """
     return torch.block_diag(*(torch.ones(n, n).tril() for n in branches)).bool()
 
 
 def sdpa(
     query: Tensor, key: Tensor, value: Tensor, trees: Sequence[AttentionParts], scale: float | None
 ) -> Tensor:
+    """Compute attention tree by tree: causal in each trunk, then branches to trunk and themselves.
+
+    query: [1, heads, L or branch tokens, size]; key and value: [1, key heads, L, size]; result:
+    shape of query.
+    """
     groups = query.shape[1] // key.shape[1]
     sizes = [*(tree.trunk for tree in trees), *(tree.length for tree in trees)]
     keys = repeat_kv(key, groups).split(sizes, 2)
     values = repeat_kv(value, groups).split(sizes, 2)
-    # of the last layer only the branches may be asked (models/prune_last_layer.py)
+    # the last layer may have queries of branches only (models/prune_last_layer.py)
     whole = query.shape[2] == key.shape[2]
     queries = query.split(sizes if whole else sizes[len(trees) :], 2)
     found = [
@@ -191,7 +226,10 @@ def branches_of(
     trunk: tuple[Tensor, Tensor],
     scale: float | None,
 ) -> Tensor:
-    """A tree's branches against its trunk and themselves; keys and values of either."""
+    """Return the attention of a tree's branches to its trunk and themselves.
+
+    `branches` and `trunk` are pairs of keys and values, [1, heads, tokens, size].
+    """
     if tree.runs and tree.trunk:
         return merged(query, *branches, *trunk, tree.runs, scale)
     lengths = [bunch.length for bunch in tree.bunches]
@@ -214,13 +252,14 @@ def branches_of(
 
 @dataclass(frozen=True, slots=True)
 class BlockMasks:
-    """For queries of all tokens, and for those of branches only."""
+    """FlexAttention's masks for queries of all tokens and for queries of branches only."""
 
     whole: Any
     branches: Any
 
 
 def block_masks(shapes: Sequence[Shape], device: torch.device) -> BlockMasks:
+    """Return FlexAttention's block masks of a forest."""
     where = places(shapes, device)
     length, stem = len(where.place), sum(shape.trunk for shape in shapes)
 
@@ -228,7 +267,7 @@ def block_masks(shapes: Sequence[Shape], device: torch.device) -> BlockMasks:
         return create_block_mask(
             lambda batch, head, query, key: sees(where, query + first, key),
             None, None, length - first, length, device=str(device),
-            _compile=device.type == "cuda",  # else the mask of all pairs would be made first
+            _compile=device.type == "cuda",  # otherwise a mask of all pairs is built first
         )  # fmt: skip
 
     return BlockMasks(mask(0), mask(stem) if stem else None)
@@ -237,6 +276,7 @@ def block_masks(shapes: Sequence[Shape], device: torch.device) -> BlockMasks:
 def flex(
     query: Tensor, key: Tensor, value: Tensor, masks: BlockMasks, scale: float | None
 ) -> Tensor:
+    """Compute attention by FlexAttention with a block mask; shapes as in `sdpa`."""
     mask = masks.whole if query.shape[2] == key.shape[2] else masks.branches
     found = _flex(query.device)(query, key, value, block_mask=mask, scale=scale, enable_gqa=True)
     assert isinstance(found, Tensor)
@@ -247,7 +287,10 @@ _compiled: Callable[..., Any] | None = None
 
 
 def _flex(device: torch.device) -> Callable[..., Any]:
-    """Compiled on a GPU, where the block mask saves work; on CPU as it stands, for tests."""
+    """Return FlexAttention, compiled on a GPU, where the block mask saves work.
+
+    On a CPU, which only tests use, it is not compiled.
+    """
     global _compiled
     if device.type != "cuda":
         return flex_attention
@@ -261,8 +304,11 @@ def _flex(device: torch.device) -> Callable[..., Any]:
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """Queries and keys as sequences of several lengths: where each begins [sequences + 1, int32],
-    the longest, and the place of each key [keys]."""
+    """Queries and keys as sequences of several lengths.
+
+    queries, keys: start of each sequence, [sequences + 1], int32. longest_query, longest_key: the
+    longest sequences. places: index of each key in the row, [number of keys].
+    """
 
     queries: Tensor
     keys: Tensor
@@ -273,13 +319,14 @@ class Sequences:
 
 @dataclass(frozen=True, slots=True)
 class BothSequences:
-    """For queries of all tokens, and for those of branches only."""
+    """Sequences for queries of all tokens and for queries of branches only."""
 
     whole: Sequences
     branches: Sequences
 
 
 def sequences(shapes: Sequence[Shape], device: torch.device) -> BothSequences:
+    """Return the sequences of a forest for flash-attn's kernel."""
     queries = [shape.trunk for shape in shapes]
     start = sum(queries)
     trunks = torch.arange(start).split(queries)
@@ -312,6 +359,7 @@ def _sequences(queries: list[int], keys: list[Tensor], device: torch.device) -> 
 def varlen(
     query: Tensor, key: Tensor, value: Tensor, both: BothSequences, scale: float | None
 ) -> Tensor:
+    """Compute attention by flash-attn's kernel for variable lengths; shapes as in `sdpa`."""
     from flash_attn import flash_attn_varlen_func
 
     one = both.whole if query.shape[2] == key.shape[2] else both.branches
@@ -346,11 +394,11 @@ PREPARE: dict[str, Callable[[Sequence[Shape], torch.device], Any]] = {
 
 
 def of_one_type(*given: Tensor) -> Iterator[Tensor]:
-    """Query, key and value [..] in the type in which to compute: they come in several.
+    """Cast query, key and value to the type in which attention computes.
 
-    Under autocast a projection gives bf16, and a norm behind it (of Qwen3's query and key) or
-    rotary positions float32 again. PyTorch's own attention is cast with all else, kernels that are
-    called by name (`merged_attention.py`), flex and flash-attn are not.
+    Under autocast a projection gives bf16, but a subsequent norm (of Qwen3's queries and keys) or
+    rotary embedding gives float32 again. Autocast casts the inputs of PyTorch's own attention, but
+    not those of kernels called by name (`merged_attention.py`), flex and flash-attn.
     """
     device, dtype = given[-1].device.type, given[-1].dtype
     if dtype == torch.float32 and torch.is_autocast_enabled(device):
@@ -370,9 +418,12 @@ def _registered(compute: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, N
         forest: Any = None,
         **others: Any,
     ) -> tuple[Tensor, None]:
-        """query [1, heads, L, size], key and value [1, key heads, L, size], `forest` what `prepare`
-        made -> [1, L, heads, size]; in generation [rows, heads, 1, size] and `SharedTrunks`.
-        Without a forest Transformers' own call."""
+        """Compute attention over the forest, or Transformers' own attention without one.
+
+        query: [1, heads, L, size]; key and value: [1, key heads, L, size]; forest: the result of
+        `prepare`; output: [1, L, heads, size]. In generation, `forest` is `SharedTrunks` and query
+        is [rows, heads, 1, size].
+        """
         if forest is None:
             return sdpa_attention_forward(
                 module, query, key, value, attention_mask, dropout, scaling, **others

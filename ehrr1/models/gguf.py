@@ -1,8 +1,8 @@
-"""Real weights without a network: a GGUF file that came with a Python package.
+"""Use real weights without a network: a GGUF file shipped in a Python package.
 
 `model.path=package:NAME` names the package. Its file is converted once to a Hugging Face folder in
-the user's cache, so that all else sees just a folder. The package is never imported: only its file
-is wanted, not what it needs to run it.
+the user's cache, so that all other code handles only folders. The package is never imported, since
+only its file is needed and not the dependencies to run it.
 """
 
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
@@ -21,13 +21,14 @@ from ehrr1.files import locked, replacing
 PACKAGE = "package:"
 
 CACHE = Path(HF_HOME) / "ehrr1"
-"""Beside the model hub's own cache, which users keep where there is room."""
+"""Folder of converted models, next to the model hub's cache, where users provide disk space."""
 
 
 def model_folder(path: str) -> str:
-    """Where a model and its tokenizer can be read: `path` itself, or of `package:NAME` its folder.
+    """Return the folder of a model and its tokenizer.
 
-    Raises UserError where the package or the reader of GGUF files is not installed.
+    This is `path` itself or, for `package:NAME`, the converted folder. Raises UserError if the
+    package or the reader of GGUF files is not installed.
     """
     if not path.startswith(PACKAGE):
         return path
@@ -35,12 +36,19 @@ def model_folder(path: str) -> str:
 
 
 def start_of(model: ModelSettings, source: Path | str | None = None) -> Path | str | None:
-    """What a model starts from: `source`, else where `model.path` is read; None: from nothing."""
+    """Return the source of a model's weights, or None for a random start.
+
+    This is `source` if given, else the folder or name of `model.path`.
+    """
     return source or (model.path and model_folder(model.path))
 
 
 def gguf_folder(package: str) -> Path:
-    """The Hugging Face folder of the package's GGUF file, made where it is not there yet."""
+    """Return the Hugging Face folder of the package's GGUF file, converted if missing.
+
+    Raises UserError if the package or the reader of GGUF files is not installed, or if the package
+    does not contain exactly one GGUF file.
+    """
     installed = _installed(package)
     folder = CACHE / f"{package}-{installed.version}"
     with locked(folder.with_name(f".{folder.name}.lock")):
@@ -79,8 +87,8 @@ def _gguf_file(package: Distribution) -> Path:
 def _convert(file: Path, folder: Path) -> None:
     """Write weights and tokenizer of a GGUF file as a Hugging Face folder, atomically.
 
-    In float32: a quantised weight is a half-precision scale times a small integer, which float32
-    holds exactly and bfloat16 does not; training reads float32 in any case.
+    Weights are float32: a quantised weight is a half-precision scale times a small integer, which
+    float32 represents exactly and bfloat16 does not. Training reads float32 in any case.
     """
     tokenizer = _tokenizer(file)
     model = AutoModelForCausalLM.from_pretrained(
@@ -95,11 +103,11 @@ def _convert(file: Path, folder: Path) -> None:
 
 
 def _tokenizer(file: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer as its model learnt it.
+    """Return the tokenizer with the pre-tokenisation of the model's training.
 
-    Transformers reads vocabulary, merges and template but leaves out how a text is cut before
-    BPE. The file's `tokenizer.ggml.pre` says `smollm`: each digit stands alone, also apart from
-    the blanks before it, then GPT-2's pattern (as in llama.cpp).
+    Transformers reads vocabulary, merges and template but not the pre-tokenisation. The file's
+    `tokenizer.ggml.pre` is `smollm`: each digit is a separate piece, without preceding blanks, and
+    then GPT-2's pattern applies (as in llama.cpp).
     """
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     tokenizer.backend_tokenizer.pre_tokenizer = Sequence(

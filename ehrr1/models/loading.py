@@ -1,4 +1,4 @@
-"""Models: from nothing, from a folder, by name; whole or divided; with adapters; and out again."""
+"""Load models: random or pretrained, complete or partitioned, with or without adapters."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -32,7 +32,7 @@ from ehrr1.models.tiny_init import pass_on
 from ehrr1.prompts.tokenizer import reachable
 
 Sharding = Callable[[], AbstractContextManager[Any]]
-"""DeepSpeed's context in which a layer is divided among the processes as soon as it is built."""
+"""DeepSpeed's context in which each layer is partitioned among the processes when it is built."""
 
 
 def load_model(
@@ -44,13 +44,14 @@ def load_model(
     sharding: Sharding | None = None,
     computes: torch.dtype | None = None,
 ) -> PreTrainedModel:
-    """A causal language model in training mode.
+    """Return a causal language model in training mode.
 
-    `source` is an earlier stage's `hf/` folder; without it the weights come from `model.path`, a
-    folder or a name on the hub, and where that is null they are random, drawn from `seed`, with
-    the vocabulary of `tokenizer`. With `sharding` no process ever holds all of it (but of a model
-    from nothing, which is small). `computes` is the type of what layers compute where it is not
-    that of the weights, `dtype`: autocast's. Raises UserError for weights that cannot be read.
+    source: an earlier stage's `hf/` folder. Without it the weights come from `model.path`, a folder
+    or a name on the hub; if that is null they are random, drawn from `seed`, with the vocabulary
+    size of `tokenizer`. With `sharding`, no process ever holds the complete model (except a random
+    one, which is small). dtype: type of the weights. computes: type in which layers compute if it
+    differs from `dtype`, as under autocast. Raises UserError if weights cannot be read, or if the
+    tokenizer has more tokens than the model has embeddings.
     """
     start = start_of(model, source)
     attention = choose(model.attention, computes or dtype)
@@ -69,7 +70,7 @@ def load_model(
 def check_vocabulary(
     start: Path | str | None, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Raise UserError where the tokenizer has more tokens than the model has embeddings."""
+    """Raise UserError if the tokenizer has more tokens than the model has embeddings."""
     if len(tokenizer) > config.vocab_size:
         raise UserError(
             f"model.path={start}: its {config.vocab_size} embeddings are fewer than the "
@@ -80,7 +81,7 @@ def check_vocabulary(
 def read_config(
     model: ModelSettings, source: Path | str | None = None, vocabulary: int | None = None
 ) -> PretrainedConfig:
-    """The architecture of what `load_model` would load."""
+    """Return the architecture of the model that `load_model` would load."""
     start = start_of(model, source)
     if start is None:
         return model_config(model, vocabulary)
@@ -88,8 +89,11 @@ def read_config(
 
 
 def add_adapters(model: PreTrainedModel, lora: Lora) -> Any:
-    """Freeze the weights and put low-rank adapters (Hu et al., arXiv 2106.09685) beside those that
-    `lora.targets` names, in place; returns the peft model around it."""
+    """Freeze the weights and add low-rank adapters in place; returns the peft model around it.
+
+    The adapters (LoRA, Hu et al., arXiv 2106.09685) are added to the modules in `lora.targets`.
+    Raises UserError if these do not exist.
+    """
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -100,19 +104,21 @@ def add_adapters(model: PreTrainedModel, lora: Lora) -> Any:
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # the same adapters in every process
+        torch.manual_seed(0)  # identical adapters in every process
         try:
             adapted = get_peft_model(model, config)
         except ValueError as error:
             raise UserError(f"model.lora.targets={lora.targets}: {error}") from error
-    # checkpointed layers pass a gradient on only if their input has one
+    # checkpointed layers propagate a gradient only if their input requires one
     model.enable_input_require_grads()
     return adapted
 
 
 def fuse_kernels(model: PreTrainedModel) -> None:
-    """On a GPU norms, rotary positions and feed-forward gates by Liger's kernels, where it is
-    installed; the loss is our own (`models/logprobs.py`)."""
+    """Use Liger's GPU kernels for norms, rotary embeddings and gates, if they are installed.
+
+    The loss is not replaced; `models/logprobs.py` computes it.
+    """
     if find_spec("liger_kernel") is not None:
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
@@ -142,7 +148,10 @@ def _random(
 
 
 def read_whole(start: Path | str, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
-    """A model of a folder or of the hub, all of it in this process."""
+    """Load the complete model from a folder or the hub into this process.
+
+    Raises UserError if it cannot be read.
+    """
     offline = not reachable(start)
     try:
         return AutoModelForCausalLM.from_pretrained(
@@ -159,8 +168,11 @@ def read_whole(start: Path | str, dtype: torch.dtype, attention: str = "sdpa") -
 def _read_divided(
     start: Path | str, attention: str, dtype: torch.dtype, sharding: Sharding
 ) -> PreTrainedModel:
-    """Build under ZeRO-3, then fill the parameters one by one: process 0 reads each from its
-    safetensors file and the others get their parts, so that none holds more than one whole."""
+    """Load a model that is partitioned by ZeRO-3, parameter by parameter.
+
+    Process 0 reads each parameter from its safetensors file and the others receive their parts, so
+    that no process holds more than one complete parameter.
+    """
     folder = parallel.from_first(lambda: folder_of(start))
 
     def build() -> PreTrainedModel:
@@ -169,8 +181,8 @@ def _read_divided(
 
     with sharding(), no_init_weights():
         built = build()
-    built.tie_weights()  # which no_init_weights leaves out
-    # weights that are on no device, and buffers as they are where nothing is divided
+    built.tie_weights()  # no_init_weights skips it
+    # weights on the meta device, and buffers as computed without partitioning
     with init_empty_weights(include_buffers=False), no_init_weights():
         take_buffers(built, build())
     fill(built, folder)
@@ -178,11 +190,11 @@ def _read_divided(
 
 
 def take_buffers(model: PreTrainedModel, other: PreTrainedModel) -> None:
-    """Give the model the buffers that are computed and not saved, of `other`, in their types.
+    """Copy the computed, unsaved buffers of `other` into the model, in their own types.
 
-    DeepSpeed's context makes every floating tensor in the weights' type, also those that a model
-    computes its buffers from: in bf16 rotary frequencies are 0.6% off, by whole turns where
-    a record is long.
+    DeepSpeed's context creates every floating-point tensor in the type of the weights, including
+    those from which a model computes its buffers. In bf16, rotary frequencies are 0.6% off, which
+    amounts to whole turns in a long record.
     """
     saved = model.state_dict().keys()
     for name, buffer in model.named_buffers():
@@ -191,7 +203,10 @@ def take_buffers(model: PreTrainedModel, other: PreTrainedModel) -> None:
 
 
 def folder_of(start: Path | str) -> Path:
-    """The folder of a model: itself, or where the hub's client keeps what it downloads."""
+    """Return the folder of a model, downloaded by the hub's client if it is a name.
+
+    Raises UserError if it cannot be read.
+    """
     if Path(start).is_dir():
         return Path(start)
     try:
@@ -201,10 +216,9 @@ def folder_of(start: Path | str) -> Path:
 
 
 def fill(model: PreTrainedModel, folder: Path) -> None:
-    """Copy the weights of a Hugging Face folder, and the buffers saved with them, into a model that
-    ZeRO-3 has divided.
+    """Copy the saved weights and buffers of a folder into a model partitioned by ZeRO-3.
 
-    Raises UserError where the files lack one.
+    Raises UserError if the safetensors files lack one of them.
     """
     import deepspeed
 
@@ -215,10 +229,10 @@ def fill(model: PreTrainedModel, folder: Path) -> None:
     for file in files:
         with safe_open(file, framework="pt") as tensors:
             for name in sorted(tensors.keys()):
-                if name in buffers:  # not divided: every process reads its own
+                if name in buffers:  # not partitioned: every process reads it
                     buffers.pop(name).copy_(tensors.get_tensor(name))
                 if name not in wanted:
-                    continue  # the head of a model whose embeddings are tied
+                    continue  # the head of a model with tied embeddings
                 parameter = wanted.pop(name)
                 with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                     if parallel.rank() == 0:
@@ -231,8 +245,11 @@ def fill(model: PreTrainedModel, folder: Path) -> None:
 
 
 def end_at_turn(config: Any, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """Generation ends at the end of a chat turn: said in `config` and in what is returned. Also
-    says there what kind of model it is, without which vLLM takes it for one that embeds."""
+    """Set the end of a chat turn as the end of generation, in `config` and in the result.
+
+    Also sets the model's architecture in `config`; without it vLLM treats the model as an embedding
+    model.
+    """
     config.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
     config.eos_token_id = tokenizer.eos_token_id
     config.pad_token_id = tokenizer.pad_token_id

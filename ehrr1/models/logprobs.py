@@ -1,7 +1,7 @@
-"""Log-probabilities of the learnt tokens of a forest, without ever holding all logits.
+"""Compute log-probabilities of the learnt tokens of a forest without holding all logits.
 
-With a vocabulary of 151k the logits, not the weights, fill the memory: hidden states are gathered
-first where something is predicted, and turned into logits chunk by chunk.
+With a vocabulary of 151k tokens, logits take more memory than weights. Hidden states are therefore
+first gathered at the tokens that predict, and converted to logits chunk by chunk.
 """
 
 from typing import NamedTuple
@@ -16,24 +16,27 @@ from ehrr1.models.attention import prepare
 from ehrr1.prompts.forest import Forest
 
 CHUNK = 2**25
-"""Logits held at a time (128 MiB in float32)."""
+"""Maximum number of logits held at a time (128 MiB in float32)."""
 
 
 class TokenStatistics(NamedTuple):
-    """For each of N learnt tokens: its log-probability [N], and the entropy where it stands [N] (no
-    gradient), or [0] where that was not asked for."""
+    """Statistics of N learnt tokens.
+
+    logprobs [N]: their log-probabilities, with gradient. entropy [N]: entropy in nats of the
+    distribution at each token, without gradient; [0] if it was not requested.
+    """
 
     logprobs: Tensor
     entropy: Tensor
 
 
 def hidden_states(model: PreTrainedModel, forest: Forest) -> Tensor:
-    """The last hidden states at the tokens that predict, [N, hidden]."""
+    """Return the last hidden states at the tokens that predict, [N, hidden]."""
     device = forest.input_ids.device
     output = model.base_model(
         input_ids=forest.input_ids,
         position_ids=forest.position_ids,
-        attention_mask=torch.empty(0, 0, 0, 0, device=device),  # so that no mask is made
+        attention_mask=torch.empty(0, 0, 0, 0, device=device),  # no mask is built then
         use_cache=False,
         forest=prepare(model, forest.shapes, device),
         stem=forest.stem if forest.from_branches else 0,
@@ -48,18 +51,19 @@ def token_logprobs(
     chunk: int = CHUNK,
     entropy: bool = False,
 ) -> TokenStatistics:
-    """Log-probabilities of `forest.targets` under `model` at `temperature`, with gradient.
+    """Return log-probabilities of `forest.targets` under `model` at `temperature`, with gradient.
 
-    `entropy` passes over all logits once more, for those who watch it.
+    With `entropy`, one more pass over all logits computes the entropy. `chunk` is the maximum
+    number of logits held at a time.
     """
     states = hidden_states(model, forest)
     head = model.get_output_embeddings()
-    size = max(1, chunk // model.config.vocab_size)  # a divided head has no shape
+    size = max(1, chunk // model.config.vocab_size)  # a head partitioned by ZeRO-3 has no shape
     given = temperature, entropy
     if len(states) <= size:
         return _statistics(head, states, forest.targets, *given)
     parts = [
-        # logits are computed again for the gradient, so that one chunk is held at a time
+        # logits are recomputed for the gradient, so that only one chunk is held at a time
         checkpoint(_statistics, head, part, targets, *given, use_reentrant=False)
         for part, targets in zip(states.split(size), forest.targets.split(size), strict=True)
     ]

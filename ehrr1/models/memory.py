@@ -1,8 +1,9 @@
-"""The memory of one GPU while a model learns, by part and moment, before anything is loaded.
+"""Estimate the GPU memory of training by part and moment, before anything is loaded.
 
 Weights, gradients and optimizer states follow from the number of parameters, the precision and what
-the strategy divides; activations are measured on the model's code (`models/activations.py`);
-DeepSpeed's own buffers are those of version 0.19.8 with its default settings. All sizes in bytes.
+the strategy partitions. Activations are measured on the model's code (`models/activations.py`).
+DeepSpeed's own buffers are those of version 0.19.8 with its default settings. All sizes are in
+bytes.
 """
 
 from collections.abc import Callable
@@ -18,31 +19,43 @@ from ehrr1.models.logprobs import CHUNK
 from ehrr1.models.prune_last_layer import KNOWN, decoder_layers
 
 STAGES = {"single": 0, "ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3}
-"""What a strategy divides among the GPUs: from 1 optimizer, from 2 gradients, from 3 weights."""
+"""ZeRO stage of each strategy.
+
+It partitions among the GPUs the optimizer states (from 1), also gradients (from 2), also weights
+(from 3).
+"""
 
 BUCKET = 500_000_000
-"""Gradients that DeepSpeed reduces together (`reduce_bucket_size`), in elements."""
+"""Elements of gradients that DeepSpeed reduces together (`reduce_bucket_size`)."""
 
 LIVE = 1_000_000_000
-"""Weights that ZeRO-3 keeps gathered at a time (`stage3_max_live_parameters`), in elements."""
+"""Elements of weights that ZeRO-3 keeps gathered at a time (`stage3_max_live_parameters`)."""
 
 SUB_GROUP = 1_000_000_000
-"""Of a GPU's share, what a step of ZeRO-3 works on at a time (`sub_group_size`), in elements."""
+"""Elements of a GPU's share that a ZeRO-3 step processes at a time (`sub_group_size`)."""
 
 COPIES = 3
-"""Float32 copies of a chunk of logits that `models/logprobs.py` holds at once: their
-log-probabilities and, in the backward pass, the gradients of these and of the logits. rl, which
-watches the entropy, holds one more: the logits, their log-probabilities, the probabilities and the
-product of both. With several chunks the log-probabilities of the one before are still there."""
+"""Float32 copies of a chunk of logits that `models/logprobs.py` holds at once.
+
+These are the log-probabilities and, in the backward pass, the gradients of these and of the logits.
+The stage rl, which monitors the entropy, holds one more: the logits, their log-probabilities, the
+probabilities and the product of both. With several chunks, the log-probabilities of the previous
+chunk are still held.
+"""
 
 SUMMANDS = 3
-"""A gradient that comes in several parts is held so often: the sum, the next part, the new sum."""
+"""Peak copies of a gradient during accumulation: accumulator, new contribution, new sum."""
 
 
 @dataclass(frozen=True, slots=True)
 class Anatomy:
-    """Numbers of parameters. `cast`: weights that autocast keeps a bf16 copy of; `layers` and
-    `layers_learnt`: of the decoder layers, all and what learns; `largest`: of one tensor."""
+    """Numbers of parameters and widths of a model.
+
+    base, adapters: parameters without and of adapters. learnt: trainable parameters. cast:
+    trainable weights of which autocast keeps a bf16 copy. layers, layers_learnt: all and trainable
+    parameters of the decoder layers. head: parameters of the output embeddings. largest: parameters
+    of the largest trainable tensor. depth: number of layers.
+    """
 
     base: int
     adapters: int
@@ -58,14 +71,15 @@ class Anatomy:
     vocabulary: int
     depth: int
     attention: int
-    """Width of queries: heads x head dimension."""
+    """Width of the queries: heads x head dimension."""
     cache: int
-    """Width of keys and values together, of one layer."""
+    """Width of the keys and values of one layer together."""
     known: bool
-    """Whether the last layer leaves out a record's tokens (`models/prune_last_layer.py`)."""
+    """Whether the last layer omits a record's tokens (`models/prune_last_layer.py`)."""
 
 
 def anatomy(model: ModelSettings) -> Anatomy:
+    """Return the parameter counts and widths of a model, built on the meta device."""
     built = shell(model)
     config = built.config
     named = list(built.named_parameters())
@@ -99,7 +113,10 @@ def anatomy(model: ModelSettings) -> Anatomy:
 
 
 class TreeShape(NamedTuple):
-    """A tree: tokens of its trunk, of each of its branches, and how many of all are learnt."""
+    """The shape of a tree.
+
+    trunk: tokens of the trunk. branches: tokens of each branch. learnt: number of learnt tokens.
+    """
 
     trunk: int
     branches: tuple[int, ...]
@@ -107,13 +124,14 @@ class TreeShape(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """The trunk counts once."""
+        """Return the number of tokens; the trunk counts once."""
         return self.trunk + sum(self.branches)
 
     def keys(self, attention: str) -> int:
-        """Keys that `model.attention` has its kernels read: some copy a trunk's for branches.
+        """Return the number of keys that the kernels of `model.attention` read.
 
-        auto counts as varlen, which a GPU with flash-attn takes.
+        Some kernels copy a trunk's keys for its branches. `auto` counts as varlen, which is
+        selected on a GPU with flash-attn.
         """
         if attention in ("auto", "varlen"):
             return self.trunk + sum(self.trunk + branch for branch in self.branches)
@@ -124,10 +142,13 @@ class TreeShape(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a GPU computes at a time, and how: `trees` of one shape; `generated` completions side by
-    side, each up to `generated_tokens` long with its prompt, or an `engine` of so many bytes that
-    generates; whether the `entropy` is watched; a second copy of the weights as `reference`; Muon
-    for the layers' matrices; `reserved` bytes that nothing here may use."""
+    """The work of a GPU at a time.
+
+    trees: trees of one shape. generated: completions generated in parallel, each with up to
+    `generated_tokens` tokens including its prompt. engine: bytes of a generation engine. entropy:
+    whether the entropy is monitored. reference: whether there is a second copy of the weights.
+    muon: whether Muon optimizes the layers' matrices. reserved: bytes that are not available.
+    """
 
     trees: int
     shape: TreeShape
@@ -141,11 +162,11 @@ class Load:
 
 
 class Memory(NamedTuple):
-    """Bytes of a GPU by moment and part, and the bytes of a GPU's share that stand in CPU memory.
+    """Bytes of a GPU by moment and part, and the bytes of its share that are in CPU memory.
 
-    Moments: `layers`, where a layer is learnt; `logits`, where the loss is taken; `embeddings`, the
-    end of the backward pass, where tied embeddings get their gradient; `step`, the optimizer's;
-    `rollout`, where completions are generated.
+    Moments: `layers`, the backward pass of a layer; `logits`, the computation of the loss;
+    `embeddings`, the end of the backward pass, where tied embeddings get their gradient; `step`,
+    the optimizer step; `rollout`, the generation of completions.
     """
 
     moments: dict[str, dict[str, float]]
@@ -153,12 +174,12 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> float:
-        """Of the largest moment."""
+        """Return the bytes of the moment with the largest sum."""
         return max(sum(parts.values()) for parts in self.moments.values())
 
     @property
     def parts(self) -> dict[str, float]:
-        """The most that each part takes; not all of it at the same moment."""
+        """Return the maximum of each part over all moments; these need not coincide."""
         most: dict[str, float] = {}
         for parts in self.moments.values():
             for name, size in parts.items():
@@ -167,12 +188,15 @@ class Memory(NamedTuple):
 
 
 def precision_bytes(trainer: TrainerSettings) -> int:
-    """Bytes of a weight: DeepSpeed's bf16-mixed has bf16 weights, Lightning's is autocast."""
+    """Return the bytes of a weight.
+
+    DeepSpeed's bf16-mixed has bf16 weights, Lightning's uses autocast with float32 weights.
+    """
     return 2 if STAGES[trainer.strategy] and trainer.precision == "bf16-mixed" else 4
 
 
 def work(trainer: TrainerSettings, attention: str, shape: TreeShape) -> LayerWork:
-    """How the layers compute; `attention` is `model.attention`."""
+    """Return the way in which the layers compute; `attention` is `model.attention`."""
     low = precision_bytes(trainer) == 2
     return LayerWork(
         dtype=torch.bfloat16 if low else torch.float32,
@@ -185,8 +209,11 @@ def work(trainer: TrainerSettings, attention: str, shape: TreeShape) -> LayerWor
 def activations(
     model: ModelSettings, trainer: TrainerSettings, body: Anatomy, shape: TreeShape
 ) -> Bytes:
-    """Bytes a token of a row. Without checkpointing the last layer keeps little of a record's
-    tokens where nothing is learnt on them, and is counted for the others."""
+    """Return the activation bytes per token of a row.
+
+    Without checkpointing, if nothing is learnt on a record's tokens, the last layer keeps little
+    for them and is counted for the other tokens only.
+    """
     layers = float(body.depth)
     if body.known and shape.learnt <= sum(shape.branches) and not trainer.activation_checkpointing:
         layers -= shape.trunk / shape.tokens
@@ -194,10 +221,10 @@ def activations(
 
 
 def memory(body: Anatomy, trainer: TrainerSettings, gpus: int, kept: Bytes, load: Load) -> Memory:
-    """The memory of one of `gpus` GPUs; `kept` is that of `activations`.
+    """Return the memory of one of `gpus` GPUs; `kept` is the result of `activations`.
 
-    Gradients are counted at every moment: a step has several rows, and those of the earlier ones
-    wait. Where it has one row, the truth is a little less.
+    Gradients are counted at every moment, since a step has several rows and the gradients of
+    earlier rows are kept. A step with one row needs slightly less.
     """
     fixed, cpu = states(body, trainer, gpus, load)
     fixed |= {"buffers": buffers(body, trainer), "reserved": load.reserved}
@@ -212,7 +239,7 @@ def memory(body: Anatomy, trainer: TrainerSettings, gpus: int, kept: Bytes, load
         "step": fixed | {"step": step(body, trainer, gpus)},
     }
     if body.tied and body.head_learns:
-        # the head's gradient waits for that of the embeddings, which are the same weights
+        # the head's gradient is kept until that of the embeddings, which share its weights
         moments["layers"]["head"] = low * body.head
         moments["embeddings"] = fixed | {"head": SUMMANDS * low * body.head}
     if load.generated:
@@ -227,10 +254,10 @@ def memory(body: Anatomy, trainer: TrainerSettings, gpus: int, kept: Bytes, load
 def states(
     body: Anatomy, trainer: TrainerSettings, gpus: int, load: Load
 ) -> tuple[dict[str, float], float]:
-    """Weights, gradients and optimizer states on a GPU, and what of its share is on the CPU.
+    """Return the bytes of weights, gradients and optimizer states on a GPU, and those on the CPU.
 
-    DeepSpeed accumulates gradients in the weights' own type (`data_types.grad_accum_dtype` is not
-    set) and keeps a float32 master copy of bf16 weights; ZeRO-1 and 2 copy float32 weights too.
+    DeepSpeed accumulates gradients in the type of the weights (`data_types.grad_accum_dtype` is not
+    set) and keeps a float32 master copy of bf16 weights. ZeRO-1 and 2 copy float32 weights too.
     """
     stage, low = STAGES[trainer.strategy], precision_bytes(trainer)
     parameters = (body.base + body.adapters) * (2 if load.reference else 1)
@@ -244,31 +271,34 @@ def states(
     optimizer = (master + moments) / (gpus if stage else 1)
     if not trainer.offload:
         return {"weights": weights, "gradients": gradients, "optimizer": optimizer}, 0.0
-    # the CPU also holds float32 gradients for its step, and one copy in the weights' type
+    # the CPU also holds float32 gradients for its step, and one copy in the type of the weights
     cpu = optimizer + (4 + low) * body.learnt / gpus
     on_gpu = gradients if stage == 1 else 0.0
     return {"weights": weights, "gradients": on_gpu, "optimizer": 0.0}, cpu
 
 
 def buffers(body: Anatomy, trainer: TrainerSettings) -> float:
-    """What the strategy holds beside its share: gradients on their way, gathered weights."""
+    """Return the bytes of the strategy's buffers: gradients in transfer and gathered weights."""
     stage, low = STAGES[trainer.strategy], precision_bytes(trainer)
     if trainer.strategy == "ddp":
-        return 4.0 * body.learnt  # buckets beside the gradients: they are no views of them
+        return 4.0 * body.learnt  # gradients are copied to buckets, not views of them
     if stage in (1, 2):
         return 2.0 * low * BUCKET  # one is filled while the other is reduced (`overlap_comm`)
     if stage == 3:
         everything = body.base + body.adapters
         gathered = min(everything, max(LIVE, body.largest))
-        # a copy of the bucket is reduced; the largest gradient waits for it
+        # a copy of the bucket is reduced while the largest gradient is kept
         copied = max(min(BUCKET, body.learnt), body.largest)
         return float(low * (gathered + BUCKET + copied))
     return 0.0
 
 
 def logits(body: Anatomy, learnt: int, low: int, held: int) -> float:
-    """One chunk of logits in the copies that are `held` or, later, the parts of the head's
-    gradient, whichever is more; and the hidden states that predict, with gradient."""
+    """Return the bytes of the loss computation.
+
+    This is the larger of one chunk of logits in `held` copies and the later partial gradients of
+    the head, plus the hidden states of the learnt tokens with their gradient.
+    """
     rows = min(learnt, max(1, CHUNK // body.vocabulary))
     left = learnt - rows
     copies = 4 * body.vocabulary * (held * rows + min(left, rows))
@@ -277,8 +307,11 @@ def logits(body: Anatomy, learnt: int, low: int, held: int) -> float:
 
 
 def step(body: Anatomy, trainer: TrainerSettings, gpus: int) -> float:
-    """What an optimizer step needs for itself: DeepSpeed flattens its gradients and turns them to
-    float32; PyTorch's fused AdamW works in place."""
+    """Return the extra bytes of an optimizer step.
+
+    DeepSpeed flattens its gradients and converts them to float32. PyTorch's fused AdamW works in
+    place.
+    """
     stage, low = STAGES[trainer.strategy], precision_bytes(trainer)
     if not stage or trainer.offload:
         return 0.0
@@ -289,7 +322,10 @@ def step(body: Anatomy, trainer: TrainerSettings, gpus: int) -> float:
 
 
 def most_trees(need: Callable[[int], float], room: float) -> int:
-    """The largest number of trees for which `need`, which grows with it, is within `room`; or 0."""
+    """Return the largest number of trees whose `need`, which must be increasing, fits in `room`.
+
+    The result is 0 if not even one fits.
+    """
     if need(1) > room:
         return 0
     low, high = 1, 2

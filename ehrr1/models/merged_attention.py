@@ -1,10 +1,10 @@
-"""Branches against trunk and themselves, without a mask: on a CPU, for `model.attention=sdpa`.
+"""Attention of branches to trunk and themselves without a mask, for `model.attention=sdpa` on CPU.
 
-PyTorch's kernel is slower with a mask than without one. So a tree's branches attend to its whole
-trunk in one call and to themselves, some at a time, in others, and these are merged by their
-log-sum-exp (as Ring Attention does, Liu et al., arXiv 2310.01889). The gradient is exact: a part's
-backward pass, given the merged output and log-sum-exp, computes with the probabilities of the
-whole. That is why the kernel is called by its own name here, forward and backward.
+PyTorch's kernel is slower with a mask than without one. A tree's branches therefore attend to the
+whole trunk in one call and to themselves, some at a time, in other calls; the results are merged by
+their log-sum-exp (as in Ring Attention, Liu et al., arXiv 2310.01889). The gradient is exact: given
+the merged output and log-sum-exp, the backward pass of each part uses the probabilities of the
+whole. For this the kernel must be called by its own name, forward and backward.
 """
 
 from collections.abc import Sequence
@@ -14,17 +14,21 @@ import torch
 from torch import Tensor
 
 Run = tuple[int, Tensor | None]
+"""The length of branches that attend to themselves together, and their mask.
+
+The mask is an additive float tensor [length, length], or None if it is causal.
+"""
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 class Merged(torch.autograd.Function):
-    """query, key, value [1, heads, branch tokens, size] of a tree's branches, the trunk's key and
-    value [1, heads, trunk tokens, size] -> [1, heads, branch tokens, size].
+    """Attention of a tree's branches to its trunk and to themselves.
 
-    `runs`: lengths of what attends to itself together, and each one's mask (float, added; None:
-    causal).
+    query, key, value of the branches: [1, heads, branch tokens, size]; key and value of the trunk:
+    [1, heads, trunk tokens, size]; result: [1, heads, branch tokens, size]. runs: branches that
+    attend to themselves together.
     """
 
     @staticmethod
@@ -38,6 +42,7 @@ class Merged(torch.autograd.Function):
         runs: Sequence[Run],
         scale: float | None,
     ) -> Tensor:
+        """Compute both parts and merge them by their log-sum-exp."""
         found, chance = _forward(query, trunk_key, trunk_value, 0.0, False, scale=scale)
         lengths = [length for length, _ in runs]
         parts = zip(*(one.split(lengths, 2) for one in (query, key, value)), strict=True)
@@ -57,6 +62,7 @@ class Merged(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
+        """Return the gradients of query, key, value, trunk key and trunk value."""
         query, key, value, trunk_key, trunk_value, output, merged = ctx.saved_tensors
         [gradient] = gradients
         gradient = gradient.contiguous()
@@ -82,7 +88,7 @@ def _typed(mask: Tensor | None, like: Tensor) -> Tensor | None:
 
 
 def merged(*given: Any) -> Tensor:
-    """See `Merged`."""
+    """Compute the attention of `Merged`, with the same arguments."""
     found = Merged.apply(*given)
     assert isinstance(found, Tensor)
     return found

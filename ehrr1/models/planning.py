@@ -1,7 +1,7 @@
-"""One training stage of one model on one cluster: what a GPU holds, and how long the run takes.
+"""Plan a training stage on a cluster: memory of a GPU and duration of the run.
 
-`cfg.plan` says which stage and what is assumed, `cfg.cluster` the machines; lengths, batches and
-epochs are the stage's own settings.
+`cfg.plan` selects the stage and sets the assumptions, `cfg.cluster` describes the machines.
+Lengths, batches and epochs are the stage's own settings.
 """
 
 from dataclasses import dataclass
@@ -30,12 +30,12 @@ from ehrr1.tasks.selection import LEARNABLE, RISK
 TRAINERS = ("single", "ddp", "zero1", "zero2", "zero3", "zero3_offload")
 
 RELEASED = {"adapt": 3_500_000, "reason": 300_000, "rl": 500 * len(LEARNABLE)}
-"""Samples of the released training sets, where the settings name no number a task."""
+"""Samples of the released training sets, for settings without a number per task."""
 
 
 @dataclass(frozen=True, slots=True)
 class Time:
-    """The run's steps, what one of them computes, and the GPUs that share it."""
+    """The duration of a run: its steps, the work of one step, and the GPUs that share it."""
 
     steps: int
     trees_per_step: int
@@ -45,7 +45,10 @@ class Time:
 
 
 class Planner:
-    """Plans `cfg.plan.stage` for any trainer; activations are measured once a way of computing."""
+    """A planner of `cfg.plan.stage` for any trainer.
+
+    Activations are measured once for each way of computing.
+    """
 
     def __init__(self, cfg: Config):
         self.cfg, self.stage = cfg, cfg.training(cfg.plan.stage)
@@ -56,6 +59,7 @@ class Planner:
         self._measured: dict[LayerWork, Bytes] = {}
 
     def title(self) -> str:
+        """Return a title with stage, model, strategy, precision, GPUs and batch."""
         cfg, branches = self.cfg, self.shape.branches
         return (
             f"{cfg.plan.stage} of {cfg.model.name} ({self.body.base:,} parameters) by "
@@ -65,11 +69,14 @@ class Planner:
         )
 
     def gpus(self, trainer: TrainerSettings) -> int:
-        """trainer=single uses one, whatever the cluster has."""
+        """Return the number of GPUs; trainer=single uses one, whatever the cluster has."""
         return 1 if trainer.strategy == "single" else int(self.cfg.cluster.gpus)
 
     def memory(self, trainer: TrainerSettings, trees: int | None = None) -> Memory:
-        """Of one GPU that computes `trees` trees at a time, by default `plan.micro_batch`."""
+        """Return the memory of one GPU that computes `trees` trees at a time.
+
+        The default is `plan.micro_batch`.
+        """
         how = work(trainer, self.cfg.model.attention, self.shape)
         if how not in self._measured:
             self._measured[how] = activations(self.cfg.model, trainer, self.body, self.shape)
@@ -98,21 +105,22 @@ class Planner:
         )
 
     def on_cpu(self, found: Memory) -> float:
-        """GiB of a node's CPU memory that its GPUs' shares take."""
+        """Return the GiB of a node's CPU memory that the shares of its GPUs take."""
         return found.cpu * min(self.cfg.cluster.gpus, self.cfg.cluster.gpus_per_node) / GIB
 
     def fits(self, trainer: TrainerSettings) -> bool:
+        """Return whether the training fits the memory of GPU and CPU."""
         found, room = self.memory(trainer), self.cfg.cluster.cpu_memory_gib
         on_cpu = room is None or self.on_cpu(found) <= room
         return on_cpu and found.total / GIB <= self.cfg.cluster.gpu_memory_gib
 
     def largest(self, trainer: TrainerSettings) -> int:
-        """The most trees at a time that fit a GPU; 0 where not even one does."""
+        """Return the maximum number of trees at a time that fit a GPU; 0 if none fits."""
         room = self.cfg.cluster.gpu_memory_gib * GIB
         return most_trees(lambda trees: self.memory(trainer, trees).total, room)
 
     def smallest_stage(self) -> int:
-        """The first ZeRO stage that fits (0: none is needed, ddp does), or -1."""
+        """Return the first ZeRO stage that fits (0: ddp suffices), or -1 if none does."""
         trainer = self.cfg.trainer
         for strategy in ("ddp", "zero1", "zero2", "zero3"):
             tried = other(trainer, strategy)
@@ -123,15 +131,20 @@ class Planner:
 
     @property
     def step_setting(self) -> str:
-        """The setting that says how many trees an optimizer step has."""
+        """Return the name of the setting for the number of trees per optimizer step."""
         return "rl.prompts_per_step" if self.rl else f"{self.cfg.plan.stage}.trees_per_step"
 
     @property
     def asked_trees(self) -> int:
+        """Return the configured number of trees per optimizer step."""
         return int(value_of(self.cfg, self.step_setting))
 
     def time(self) -> Time:
-        """Processes share a step's trees evenly: their number is rounded up to a multiple."""
+        """Return the steps of the run and the duration of one.
+
+        Processes share a step's trees evenly, so that their number is rounded up to a multiple of
+        the processes.
+        """
         gpus = self.gpus(self.cfg.trainer)
         each = ceil(self.asked_trees / gpus)
         mean = tree(self.cfg, self.cfg.plan.fill)
@@ -144,8 +157,11 @@ class Planner:
         )
 
     def saving(self, seconds_per_step: float) -> Saving:
-        """What checkpoints cost. One is written at the end of a step, so not in every step's time;
-        rl keeps none of the best."""
+        """Return the cost of checkpoints.
+
+        A checkpoint is written at the end of a step, so that the pause between two is at least the
+        duration of a step. rl keeps no best checkpoints.
+        """
         trainer, stage = self.cfg.trainer, self.stage
         size = checkpoint_bytes(
             STAGES[trainer.strategy],
@@ -160,7 +176,7 @@ class Planner:
         return Saving(size, seconds, wait, trainer.keep_best, stage.eval_every * seconds_per_step)
 
     def _seconds(self, mean: TreeShape) -> float:
-        """Of one GPU for one tree."""
+        """Return the seconds that one GPU needs for one tree."""
         cfg, peak = self.cfg, self.cfg.cluster.peak_tflops * 1e12
         learning = flops.training(self.body, mean, cfg.trainer.activation_checkpointing)
         if not self.rl:
@@ -177,13 +193,16 @@ class Planner:
 
 
 def other(trainer: TrainerSettings, name: str) -> TrainerSettings:
-    """The precision and checkpointing of a trainer with another of `TRAINERS`."""
+    """Return a trainer with another strategy, one of `TRAINERS`.
+
+    Precision and checkpointing stay the same.
+    """
     strategy, _, offload = name.partition("_")
     return trainer.model_copy(update={"strategy": strategy, "offload": bool(offload)})
 
 
 def tree(cfg: Config, fill: float = 1.0) -> TreeShape:
-    """A tree of the stage's greatest length, or of a share `fill` of it."""
+    """Return the shape of a tree of the stage's maximum length, scaled by `fill`."""
     name = cfg.plan.stage
     if name == "rl":
         trunk, branch = cfg.rl.max_prompt_tokens, cfg.rl.max_completion_tokens
@@ -197,14 +216,14 @@ def tree(cfg: Config, fill: float = 1.0) -> TreeShape:
 
 
 def parts(cfg: Config) -> int:
-    """Into how many trees a group of greatest length is divided, to fit `rl.max_batch_tokens`."""
+    """Return the number of trees per group of maximum length, to fit `rl.max_batch_tokens`."""
     rl = cfg.rl
     fitting = max(1, (rl.max_batch_tokens - rl.max_prompt_tokens) // rl.max_completion_tokens)
     return ceil(rl.group_size / fitting)
 
 
 def steps(cfg: Config, trees_per_step: int) -> int:
-    """Optimizer steps of the whole run."""
+    """Return the number of optimizer steps of the whole run."""
     if cfg.plan.stage == "rl":
         return cfg.rl.steps or ceil(samples(cfg) / trees_per_step)
     settings = cfg.supervised(cfg.plan.stage)
@@ -213,7 +232,7 @@ def steps(cfg: Config, trees_per_step: int) -> int:
 
 
 def samples(cfg: Config) -> int:
-    """Samples of the run (rl: prompts), as many as the stage would take of full tasks."""
+    """Return the number of samples of the run (rl: prompts), assuming tasks with enough samples."""
     name, settings = cfg.plan.stage, cfg.training(cfg.plan.stage)
     if cfg.plan.samples is not None:
         return int(cfg.plan.samples)

@@ -1,7 +1,7 @@
-"""Keys and values of prompts, kept once for all completions that continue them.
+"""Cache the keys and values of prompts once for all completions that continue them.
 
-A cache repeated for each completion of a group would be read whole for every token of each. Here
-the completions of a prompt are the queries of one product with its keys.
+A cache that is repeated for each completion of a group would be read completely for every token of
+every completion. Here the completions of a prompt form the queries of one product with its keys.
 """
 
 from collections.abc import Sequence
@@ -13,11 +13,17 @@ from transformers import DynamicCache
 
 
 class SharedTrunks:
-    """Of each of P prompts its keys and values in every layer; `counts` [P] says how many rows of
-    the batch continue each, in order."""
+    """Keys and values of P prompts in every layer.
+
+    counts [P]: number of consecutive rows of the batch that continue each prompt.
+    """
 
     def __init__(self, cache: DynamicCache, lengths: Sequence[int], group_size: int):
-        """`cache` holds the prompts, padded on the left; `lengths` [P] are their own."""
+        """Copy the prompts' keys and values out of `cache`.
+
+        `cache` holds the prompts, padded on the left; `lengths` [P] are their lengths without
+        padding.
+        """
         self.counts = [group_size] * len(lengths)
         layers: list[Any] = cache.layers
         self.layers = [
@@ -29,8 +35,11 @@ class SharedTrunks:
         ]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """query [rows, heads, 1, size], the rows' own key and value [rows, key heads, own, size] ->
-        [rows, heads, 1, size]: each against its prompt and its own tokens. Exact."""
+        """Return the attention of each row to its prompt and to its own tokens.
+
+        query: [rows, heads, 1, size]; key and value of the rows' own tokens: [rows, key heads, own,
+        size]; result: [rows, heads, 1, size]. The result is exact.
+        """
         rows, heads, _, size = query.shape
         shared, own = key.shape[1], key.shape[2]
         query = query.view(rows, shared, heads // shared, size)
@@ -40,7 +49,8 @@ class SharedTrunks:
         for (trunk_key, trunk_value), asked, mine, values in zip(
             self.layers[layer], *parts, strict=True
         ):
-            # heads that share a key, of all completions, are that key's queries
+            # query heads that share a key head, over all completions, become the queries of that
+            # key head
             flat, mine = (one.transpose(0, 1).flatten(1, 2) for one in (asked, mine))
             seen = flat @ trunk_key.transpose(-1, -2) * scale
             chances = torch.cat([seen, mine], -1).float().softmax(-1).to(value.dtype)

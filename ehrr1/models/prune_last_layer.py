@@ -1,8 +1,8 @@
-"""The last layer of a forest, where something is predicted only.
+"""Omit the computations of a forest's last layer that no prediction needs.
 
-Nothing is predicted from a record's tokens when a loss is on answers, so that of its last layer
-only the keys and values are needed: queries, attention and the feed-forward part are left out. That
-saves one layer in L of a record's cost: almost half of a tiny model, a 36th of an 8B one.
+If the loss is on answers only, nothing is predicted from a record's tokens. Of its last layer only
+the keys and values are then needed; queries, attention and the feed-forward part are omitted. This
+saves one of L layers of a record's cost: almost half for a tiny model, 1/36 for an 8B model.
 """
 
 from types import MethodType
@@ -15,11 +15,11 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
 KNOWN = ("qwen3", "qwen2", "llama")
-"""Model types whose decoder layers are built as `keys_and_values` expects."""
+"""Model types with the decoder layers that `keys_and_values` expects."""
 
 
 class Record:
-    """Keys and values of the trunks, put before those of the branches as a cache would.
+    """Keys and values of the trunks, prepended to those of the branches like a cache.
 
     keys, values: [rows, heads, trunk, size].
     """
@@ -28,20 +28,21 @@ class Record:
         self.keys, self.values = keys, values
 
     def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Return the keys and values of trunks and branches, concatenated along the length."""
         return torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
 
 
 def decoder_layers(model: PreTrainedModel) -> Any:
-    """The layers in order, however the model names its body; they are typed as any module is."""
+    """Return the decoder layers in order, for any name of the model's body."""
     body: Any = model.base_model
     return body.layers
 
 
 def shorten_last_layer(model: PreTrainedModel) -> None:
-    """Let the last layer obey `stem=n`, given to the forward: trunks are the first n tokens.
+    """Make the last layer accept `stem=n` in the forward call: the first n tokens are trunks.
 
-    Its output is then right at the branches and meaningless at the trunks; with 0 all is computed.
-    Models of a type that is not `KNOWN` compute everything, as before.
+    Its output is then correct at the branches and meaningless at the trunks; with 0 everything is
+    computed. Models of a type that is not in `KNOWN` always compute everything.
     """
     if model.config.model_type in KNOWN:
         layer: Any = decoder_layers(model)[-1]
@@ -83,7 +84,7 @@ def _forward(
 
 
 def keys_and_values(attention: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Record:
-    """What a layer's attention keeps of normalised `states` [rows, length, hidden]."""
+    """Return the keys and values of a layer for normalised `states` [rows, length, hidden]."""
     heads = attention.k_proj.out_features // attention.head_dim
     shape = (*states.shape[:2], heads, attention.head_dim)
     keys = attention.k_proj(states).view(shape)

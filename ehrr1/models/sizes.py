@@ -1,4 +1,4 @@
-"""What a model weighs, known before any of it is loaded."""
+"""Compute a model's number of parameters and memory requirement before loading it."""
 
 from pathlib import Path
 
@@ -13,8 +13,11 @@ GIB = 2**30
 
 
 def model_config(model: ModelSettings, vocab_size: int | None = None) -> PretrainedConfig:
-    """The architecture in `model.config`, or where that is null (`model=DIR`) the folder's own;
-    `vocab_size` is that of a trained tokenizer."""
+    """Return the architecture in `model.config`, or the folder's own if it is null (`model=DIR`).
+
+    vocab_size: vocabulary of a trained tokenizer, which overrides the configured one. Raises
+    UserError for an unknown model type or an unreadable folder.
+    """
     if model.config is None:
         return read_folder(str(model.path))
     values = dict(model.config)
@@ -31,7 +34,10 @@ def model_config(model: ModelSettings, vocab_size: int | None = None) -> Pretrai
 
 
 def read_folder(start: Path | str) -> PretrainedConfig:
-    """The architecture of a Hugging Face folder or, with a network, of a model's name."""
+    """Return the architecture of a Hugging Face folder or, with a network, of a model's name.
+
+    Raises UserError if it cannot be read.
+    """
     try:
         return AutoConfig.from_pretrained(start, local_files_only=not reachable(start))
     except (OSError, ValueError) as error:
@@ -39,6 +45,7 @@ def read_folder(start: Path | str) -> PretrainedConfig:
 
 
 def unreadable(start: Path | str, error: Exception) -> UserError:
+    """Return the error for a model that cannot be read."""
     reason = str(error).strip().splitlines()[0]
     return UserError(
         f"model.path={start}: no model can be read there ({reason}); "
@@ -47,22 +54,29 @@ def unreadable(start: Path | str, error: Exception) -> UserError:
 
 
 def parameter_count(model: ModelSettings) -> int:
-    """Parameters of the architecture in `model.config`, tied ones once; nothing is loaded."""
+    """Return the number of parameters of the architecture in `model.config`.
+
+    Tied parameters count once. Nothing is loaded.
+    """
     return count_parameters(model_config(model))
 
 
 def count_parameters(config: PretrainedConfig) -> int:
-    """Parameters of an architecture, tied ones once; built on the meta device."""
+    """Return the number of parameters of an architecture, built on the meta device.
+
+    Tied parameters count once.
+    """
     with torch.device("meta"):
         built = AutoModelForCausalLM.from_config(config)
     return sum(parameter.numel() for parameter in built.parameters())
 
 
 def requirements(model: ModelSettings) -> str:
-    """One line: parameters, where the weights come from, memory in GiB to hold and to train them.
+    """Describe a model in one line: parameters, source of the weights, and memory in GiB.
 
-    Training is counted as in mixed precision with AdamW: 16 bytes a parameter (bf16 weights and
-    gradients, float32 weights and two moments), without activations.
+    Memory is given for holding and for training. Training is counted as mixed precision with AdamW:
+    16 bytes per parameter (bf16 weights and gradients, float32 weights and two moments), without
+    activations.
     """
     count = parameter_count(model)
     weights = f"weights of {model.path}" if model.path else "no weights, it starts from nothing"
@@ -73,10 +87,10 @@ def requirements(model: ModelSettings) -> str:
 
 
 def check_memory(model: ModelSettings, accelerator: str) -> None:
-    """Raise UserError where one CPU process cannot hold the training of this model.
+    """Raise UserError if one CPU process cannot hold the training of this model.
 
-    The bound is 16 bytes a parameter (float32 weights, gradients and two moments) against the
-    machine's memory; GPUs are left to the user.
+    The bound is 16 bytes per parameter (float32 weights, gradients and two moments), compared with
+    the machine's memory. GPUs are not checked.
     """
     if accelerator == "gpu" or (accelerator == "auto" and torch.cuda.is_available()):
         return
@@ -89,6 +103,6 @@ def check_memory(model: ModelSettings, accelerator: str) -> None:
 
 
 def memory_bytes() -> int:
-    """The memory of this machine in bytes."""
+    """Return the memory of this machine in bytes."""
     with open("/proc/meminfo", encoding="ascii") as lines:
         return int(lines.readline().split()[1]) * 1024

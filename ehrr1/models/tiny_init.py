@@ -1,13 +1,13 @@
-"""A start for small models that learn from nothing on few records.
+"""Initialise small models that are trained from scratch on few records.
 
-With random weights a mean over hundreds of tokens is noise, in which one drug or one diagnosis is
-lost until long training has sorted the embeddings. So the attention begins by passing on what it
-reads, and the embeddings begin as what the records themselves say of the tokens: those that occur
-in the same records are alike, and those that occur everywhere say nothing. All of it is then learnt
-as every weight is.
+With random weights, a mean over hundreds of tokens is noise that hides a single drug or diagnosis
+until long training has organised the embeddings. Attention is therefore initialised to copy its
+inputs, and embeddings are initialised by the co-occurrence of tokens in records: tokens that occur
+in the same records are similar, and tokens that occur everywhere carry no information. All weights
+are then trained as usual.
 
-What is decomposed here is decomposed in double precision: directions that nearly tie turn with the
-rounding errors of whatever kernels a processor gets, and the trained model with them.
+Decompositions use double precision: nearly degenerate directions depend on the rounding errors of
+the processor's kernels, and so would the trained model.
 """
 
 from collections.abc import Sequence
@@ -25,15 +25,16 @@ from ehrr1.config.training import Start
 from ehrr1.models.prune_last_layer import decoder_layers
 
 SEEN_OFTEN = 20
-"""Records that a token must be in to count for the scale of what tokens say."""
+"""Minimum number of records with a token for the token to count in the scale of informativeness."""
 
 
 def pass_on(model: PreTrainedModel, start: Start) -> None:
-    """Attention that adds to each token `value_gain` times the mean of what it sees.
+    """Initialise attention to add to each token `value_gain` times the mean of what it attends to.
 
-    Values are a rotation and the output turns them back. `query_gains` scale each layer's query
-    norm: an even layer (a gain below 1) begins with the mean of the record, a sharp one finds
-    single tokens, such as the question, earlier. Draws from torch's global generator.
+    Value projections are orthogonal, and the output projections invert them. `query_gains` scale
+    each layer's query norm: with a gain below 1, attention starts close to a uniform mean of the
+    record; with a large gain, it finds single tokens, such as the question, earlier. Draws from
+    torch's global generator.
     """
     for layer, gain in zip(decoder_layers(model), start.query_gains, strict=True):
         attention = layer.self_attn
@@ -49,11 +50,11 @@ def pass_on(model: PreTrainedModel, start: Start) -> None:
 def embed_by_cooccurrence(
     model: PreTrainedModel, records: Sequence[set[int]], share: float, seed: int
 ) -> None:
-    """Give embeddings and head `share` of their variance from which tokens share records.
+    """Set `share` of the variance of embeddings and head by the co-occurrence of tokens in records.
 
-    The vectors are those of positive pointwise mutual information, reduced by singular values
-    (Levy & Goldberg, 2014). A token that says little of others (a table's header) gets a vector
-    common to all such tokens, so that a mean over a record is not their noise.
+    The vectors are a truncated SVD of positive pointwise mutual information (Levy & Goldberg,
+    2014). A token with little information about others (a table's header) gets a vector that is
+    common to all such tokens, so that they add no noise to a mean over a record.
     """
     tables: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
     embeddings, head = (table.weight.data for table in tables)
@@ -78,14 +79,17 @@ def _mix(weights: Tensor, vectors: Tensor, share: float) -> None:
 def token_vectors(
     records: Sequence[set[int]], size: int, width: int, seed: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A direction for each of `size` tokens [size, width], and how much it says [size], 0 to 1."""
+    """Return a direction for each token [size, width] and its information [size], 0 to 1.
+
+    records: the token ids in each record; size: vocabulary size.
+    """
     tokens = np.concatenate([np.fromiter(record, dtype=np.int64) for record in records])
     owners = np.repeat(np.arange(len(records)), [len(record) for record in records])
     ones = np.ones(len(tokens))
     table = sparse.csr_matrix((ones, (owners, tokens)), shape=(len(records), size))
     together = (table.T @ table).toarray()
     counts = together.diagonal().copy()
-    smooth = counts + 5.0  # rare pairs count for less
+    smooth = counts + 5.0  # reduces the weight of rare pairs
     with np.errstate(divide="ignore"):
         information = np.log(together * len(records) / np.outer(smooth, smooth))
     np.maximum(information, 0, out=information)

@@ -1,4 +1,4 @@
-"""The weights of a model that trains, whole, for an engine that generates."""
+"""Gather the complete weights of a model in training, for a generation engine."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +13,10 @@ from ehrr1.models.prune_last_layer import decoder_layers
 
 
 def divided(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
-    """What ZeRO-3 has divided is whole within; other parameters are so anyway."""
+    """Return a context in which parameters partitioned by ZeRO-3 are complete.
+
+    Other parameters are always complete.
+    """
     if not any(hasattr(parameter, "ds_numel") for parameter in parameters):
         return nullcontext()
     import deepspeed
@@ -23,10 +26,10 @@ def divided(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
 
 @torch.no_grad()
 def whole_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Names as in an exported folder, and values; adapters are merged into what they stand on.
+    """Yield the names, as in an exported folder, and values of all weights, with adapters merged.
 
-    Under ZeRO-3 one decoder layer at a time is whole, in every process: all must read to the end.
-    A tensor is the model's own and valid until the next one is asked for.
+    Under ZeRO-3, one decoder layer at a time is gathered, in every process; all processes must
+    iterate to the end. A tensor belongs to the model and is valid until the next one is requested.
     """
     layers = list(decoder_layers(model))
     inner = {id(module) for layer in layers for module in layer.modules()}
@@ -34,7 +37,7 @@ def whole_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     groups = [[one] for one in outer]
     places = {id(module): name for name, module in model.named_modules()}
     groups += [[(places[id(m)], m) for m in layer.modules()] for layer in layers]
-    seen: set[int] = set()  # the head of tied embeddings is the embeddings' own
+    seen: set[int] = set()  # a tied head is the same parameter as the embeddings
     for group in groups:
         own = {p: None for _, module in group for p in module.parameters(recurse=_adapted(module))}
         with divided(list(own)):
@@ -47,9 +50,12 @@ def _adapted(module: nn.Module) -> bool:
 
 
 def _values(name: str, module: nn.Module, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """What one module holds itself; an adapted layer also what lies in its parts."""
+    """Yield the names and weights of one module itself.
+
+    An adapted layer yields the merged weight of its parts.
+    """
     if ".lora_" in name or name.endswith(".base_layer"):
-        return  # its layer gives the merged weight
+        return  # included in the merged weight of its layer
     if isinstance(module, LoraLayer):
         layer: Any = module
         base = layer.get_base_layer()
@@ -65,7 +71,7 @@ def _values(name: str, module: nn.Module, seen: set[int]) -> Iterator[tuple[str,
 
 
 def without_adapters(model: PreTrainedModel, off: bool) -> None:
-    """Switch all adapters off (the weights they stand on are left) or on again."""
+    """Switch all adapters off (`off`), which leaves the base weights, or on again."""
     for module in model.modules():
         if isinstance(module, LoraLayer):
             module.enable_adapters(not off)
