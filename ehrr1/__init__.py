@@ -8,7 +8,7 @@ __version__ = "0.2.0.dev0"
 
 
 def __getattr__(name: str) -> Any:
-    """`EHRModel` is loaded when it is asked for: `import ehrr1` must not wait for torch."""
+    """Import `EHRModel` on first access, so that `import ehrr1` does not import torch."""
     if name == "EHRModel":
         return import_module("ehrr1.inference.model").EHRModel
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

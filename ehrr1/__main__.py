@@ -1,4 +1,4 @@
-"""`python -m ehrr1` is the command `ehrr1`."""
+"""Run the command `ehrr1` as `python -m ehrr1`."""
 
 from ehrr1.cli import main
 

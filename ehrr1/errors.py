@@ -1,29 +1,31 @@
-"""Errors that a user can cause (one line, exit code 2); the audit's verdict (exit code 1)."""
+"""Exceptions: errors that a user can cause (exit code 2), leaks, and stops by a signal."""
 
 import errno
 import signal
 from importlib.util import find_spec
 
 CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
+"""Error numbers of a disk that is full, over quota, read-only or without permission."""
 
 
 class UserError(Exception):
-    """A setting, file or folder is wrong.
+    """A wrong setting, file or folder.
 
-    The message is one line: the setting and its value, what is wrong, and what to do. `run.py`
+    The message is one line: the setting and its value, what is wrong, and the remedy. `run.py`
     prints it without a traceback and exits with 2.
     """
 
 
 class LeakError(AssertionError):
-    """A context shows what was not known, where that must not be: a bug of this program.
+    """A context shows information from after its prediction time: a bug of this program.
 
-    `stage=audit` writes its files and then raises it: a traceback, exit code 1.
+    `stage=audit` raises it after it has written its files; it ends with a traceback and exit code
+    1.
     """
 
 
 class StoppedError(Exception):
-    """A signal told the process to stop, and it has saved its checkpoint."""
+    """A signal requested the process to stop, and it has saved its checkpoint."""
 
     def __init__(self, number: int, steps: int):
         super().__init__(f"stopped by {signal.Signals(number).name} after {steps} steps")
@@ -31,7 +33,7 @@ class StoppedError(Exception):
 
 
 def need_extra(asked: str, package: str, extra: str) -> None:
-    """Raise UserError where a package that what is `asked` needs is not installed."""
+    """Raise UserError if a package that `asked` needs is not installed."""
     if find_spec(package) is None:
         raise UserError(
             f"{asked}: {package} is not installed; pip install -c constraints.txt -e '.[{extra}]'"
@@ -39,7 +41,10 @@ def need_extra(asked: str, package: str, extra: str) -> None:
 
 
 def cannot_write(error: OSError) -> str:
-    """What is wrong with a disk, and what to do; other errors are raised again: they are bugs."""
+    """Return a description of a disk error and its remedy.
+
+    Other errors are raised again, since they are bugs.
+    """
     if error.errno not in CANNOT_WRITE:
         raise error
     return (

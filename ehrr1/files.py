@@ -1,4 +1,4 @@
-"""Atomic writing: a file or folder appears whole or not at all."""
+"""Write files and folders atomically: they appear complete or not at all."""
 
 import fcntl
 import hashlib
@@ -14,10 +14,10 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it takes `path`'s place, else it is removed.
+    """Yield a temporary path that replaces `path` on success and is removed otherwise.
 
-    Works for files and folders: the body writes to the yielded path. A failure (a full disk, an
-    interrupt) leaves what stood at `path` as it was.
+    It is in the same folder, and the body may create a file or a folder there. After a failure (a
+    full disk, an interrupt) the previous content of `path` is unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
@@ -32,7 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Wait until no other process holds the lock file `path`, and hold it."""
+    """Wait for the lock on the file `path` and hold it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -40,7 +40,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or folder if it is there."""
+    """Delete a file or folder if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -48,20 +48,23 @@ def remove(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON with sorted keys, atomically."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
+    """Return the value in a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_jsonl(path: Path, rows: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> int:
-    """Write one JSON object a line; returns the number of lines."""
+    """Write one JSON object per line, atomically, and return the number of lines."""
     count = 0
     with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for row in rows:
@@ -71,7 +74,7 @@ def write_jsonl(path: Path, rows: Iterator[dict[str, Any]] | list[dict[str, Any]
 
 
 def fingerprint(paths: Iterable[Path], *settings: str) -> str:
-    """Sixteen hexadecimal digits that follow from the files' content and from `settings`."""
+    """Return sixteen hexadecimal digits that depend on the contents of files and on `settings`."""
     digest = hashlib.blake2b("\0".join(settings).encode(), digest_size=8)
     for path in paths:
         with path.open("rb") as file:

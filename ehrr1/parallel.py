@@ -1,7 +1,8 @@
-"""Several processes as one group: who am I, waiting for each other, and starting them on one node.
+"""Coordinate several processes as one group: ranks, barriers, and starting them on one node.
 
 A group is started by `run.py` itself (`trainer.devices=N` on one machine), by torchrun, or by srun
-with a task a device. All three are read alike here; Lightning and DeepSpeed find the group made.
+with one task per device. All three are handled here; Lightning and DeepSpeed use the group that
+exists.
 """
 
 import os
@@ -22,42 +23,45 @@ from ehrr1.errors import UserError
 Result = TypeVar("Result")
 
 PATIENCE = timedelta(hours=24)
-"""How long processes wait for each other: one may tokenise millions of records meanwhile."""
+"""Timeout of collective operations: one process may tokenise millions of records meanwhile."""
 
 GRACE_SECONDS = 120
-"""What processes have to save and end after a signal, before they are killed."""
+"""Seconds that processes have to save and exit after a signal, before they are killed."""
 
 PARENT = "EHRR1_PARENT"
-"""The file descriptor of a pipe from the starting process; it closes when that process is gone."""
+"""Environment variable with the file descriptor of a pipe from the starting process.
+
+The pipe is closed when that process ends.
+"""
 
 
 def size() -> int:
-    """The processes of this group; 1 outside of one."""
+    """Return the number of processes in this group; 1 outside a group."""
     return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
 
 
 def rank() -> int:
-    """This process's number in the group, from 0."""
+    """Return this process's rank in the group, from 0."""
     if size() == 1:
         return 0
     return int(os.environ.get("RANK") or os.environ["SLURM_PROCID"])
 
 
 def local_rank() -> int:
-    """This process's number among those on its node."""
+    """Return this process's rank on its node, from 0."""
     return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
 
 
 def leave() -> None:
-    """Work on alone: for processes that share work by files and never wait for each other."""
+    """Leave the group, for processes that share work through files and need no synchronisation."""
     for name in ("WORLD_SIZE", "RANK", "SLURM_STEP_NUM_TASKS"):
         os.environ.pop(name, None)
 
 
 def join(gpu: bool) -> None:
-    """Make the group's connections; nothing for a single process.
+    """Initialise the group's communication; does nothing for a single process.
 
-    Tensors on the CPU go by gloo, those on GPUs by NCCL.
+    CPU tensors use gloo, GPU tensors NCCL.
     """
     import torch
     import torch.distributed as distributed
@@ -72,14 +76,14 @@ def join(gpu: bool) -> None:
 
 
 def _describe_slurm_step() -> None:
-    """Say in torchrun's variables what SLURM says in its own."""
+    """Set torchrun's environment variables from those of SLURM."""
     from lightning_fabric.plugins.environments import SLURMEnvironment
 
     step = os.environ
     number = int(step["SLURM_JOB_ID"]) * 10 + int(step["SLURM_STEP_ID"])
     os.environ |= {
         "MASTER_ADDR": SLURMEnvironment.resolve_root_node_address(step["SLURM_STEP_NODELIST"]),
-        "MASTER_PORT": str(20_000 + number % 20_000),  # the same for all, another for each step
+        "MASTER_PORT": str(20_000 + number % 20_000),  # the same in all tasks of a step
         "RANK": step["SLURM_PROCID"],
         "WORLD_SIZE": step["SLURM_STEP_NUM_TASKS"],
         "LOCAL_RANK": step["SLURM_LOCALID"],
@@ -88,7 +92,7 @@ def _describe_slurm_step() -> None:
 
 
 def barrier() -> None:
-    """Wait until every process of the group is here."""
+    """Wait until every process of the group has reached this call."""
     if size() > 1:
         import torch.distributed as distributed
 
@@ -96,9 +100,9 @@ def barrier() -> None:
 
 
 def from_first(make: Callable[[], Result]) -> Result:
-    """What `make` gives in process 0, in every process; the others wait.
+    """Run `make` on rank 0 and return its result on every rank; the other ranks wait.
 
-    An error of process 0 is raised there and ends the group.
+    An error on rank 0 is raised there and ends the group.
     """
     if size() == 1:
         return make()
@@ -110,7 +114,10 @@ def from_first(make: Callable[[], Result]) -> Result:
 
 
 def in_turn(make: Callable[[], Result]) -> Result:
-    """`make` in process 0, then in the others, which find on disk what it left there."""
+    """Run `make` on rank 0 first, then on the other ranks, which reuse the files of rank 0.
+
+    Returns the result of this rank.
+    """
     if rank() > 0:
         barrier()
         return make()
@@ -120,7 +127,7 @@ def in_turn(make: Callable[[], Result]) -> Result:
 
 
 def totals(values: Sequence[float]) -> list[float]:
-    """Each value summed over the processes, in float64."""
+    """Return each value summed over the processes, in float64."""
     if size() == 1:
         return list(values)
     import torch
@@ -132,7 +139,7 @@ def totals(values: Sequence[float]) -> list[float]:
 
 
 def gather(own: Result) -> list[Result]:
-    """What every process has, in order of rank, in every process."""
+    """Return the values of all processes in order of rank, in every process."""
     if size() == 1:
         return [own]
     import torch.distributed as distributed
@@ -143,17 +150,18 @@ def gather(own: Result) -> list[Result]:
 
 
 def free_port() -> int:
-    """A port of this machine that no process listens on."""
+    """Return a port of this machine on which no process listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
 
 
 def start(command: Sequence[str], processes: int) -> int:
-    """Run `command` as a group of `processes` on this machine; the first failing exit code, or 0.
+    """Run `command` as a group of `processes` on this machine and return its exit code.
 
-    Process 0 shows what it prints; the others' output is shown if they fail. When one process
-    fails the others are ended. SIGTERM and SIGUSR1 are passed on, and processes end with this one.
+    This is the first failing exit code, or 0. The output of process 0 is shown; that of another
+    process only if it fails first. When one process fails, the others are ended. SIGTERM and
+    SIGUSR1 are forwarded, and the processes end when this one does.
     """
     port = free_port()
     alive, ours = os.pipe()
@@ -187,7 +195,7 @@ def start(command: Sequence[str], processes: int) -> int:
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""Save and stop."""
+"""Signals to save and stop."""
 
 
 def _cores() -> int:
@@ -203,7 +211,7 @@ def _to_all(group: Sequence["subprocess.Popen[bytes]"]) -> Callable[..., None]:
 
 
 def _watch(group: Sequence["subprocess.Popen[bytes]"], logs: Path) -> int:
-    """Wait for all; when one fails, end the others and show what it said."""
+    """Wait for all processes; when one fails, end the others and show its output."""
     deadline = float("inf")
     failed: list[int] = []
     while any(process.poll() is None for process in group):
@@ -214,7 +222,7 @@ def _watch(group: Sequence["subprocess.Popen[bytes]"], logs: Path) -> int:
             if process.returncode and number not in failed
         ]
         if failed and deadline == float("inf"):
-            # those that were told to stop are saving; others hear of the failure by themselves
+            # after a signal, the others are saving; otherwise they notice the failure themselves
             deadline = time.monotonic() + (GRACE_SECONDS if _stopped(group[failed[0]]) else 5)
         if time.monotonic() > deadline:
             for process in group:
@@ -230,7 +238,7 @@ def _stopped(process: "subprocess.Popen[bytes]") -> bool:
 
 
 def end_with_parent() -> None:
-    """In a process that `start` started: end when the starting process is gone, however it went."""
+    """End this process, if `start` started it, as soon as the starting process has ended."""
     if PARENT in os.environ:
         descriptor = int(os.environ[PARENT])
 
@@ -242,7 +250,10 @@ def end_with_parent() -> None:
 
 
 def wanted(trainer: Any) -> int:
-    """The processes that `trainer.devices` and `trainer.nodes` ask for; `auto` is one a GPU."""
+    """Return the number of processes that `trainer.devices` and `trainer.nodes` request.
+
+    devices=auto is one process per GPU.
+    """
     if trainer.devices != "auto":
         return int(trainer.devices) * int(trainer.nodes)
     import torch
@@ -252,7 +263,7 @@ def wanted(trainer: Any) -> int:
 
 
 def check_size(wanted: int, devices: Any, nodes: int) -> None:
-    """Raise UserError where the group that srun or torchrun started is not the one asked for."""
+    """Raise UserError if srun or torchrun started another number of processes than configured."""
     if size() != wanted:
         raise UserError(
             f"trainer.devices={devices}, trainer.nodes={nodes}: that is {wanted} "

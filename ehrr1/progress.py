@@ -1,4 +1,4 @@
-"""Progress bars on stderr: one look for every long loop."""
+"""Progress bars on stderr, and pools of threads and processes with a bar."""
 
 import os
 import threading
@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 
 def bar() -> Progress:
-    """A progress display on stderr; nothing where stderr is not a terminal."""
+    """Return a progress display on stderr, disabled if stderr is not a terminal."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
@@ -31,7 +31,7 @@ def bar() -> Progress:
 def in_threads(
     work: Callable[[Item], None], items: Sequence[Item], description: str, workers: int
 ) -> None:
-    """`work` on each item, `workers` at a time, with a bar; what is waiting stops at a failure."""
+    """Run `work` on each item in `workers` threads, with a bar; a failure cancels waiting items."""
     pool = ThreadPoolExecutor(max_workers=workers)
     try:
         for _ in track(pool.map(work, items), description, total=len(items)):
@@ -41,7 +41,10 @@ def in_threads(
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """Yield `items` while a bar named `description` advances; `total` where `len` is unknown."""
+    """Yield `items` while a bar labelled `description` advances.
+
+    `total` is needed only if `len(items)` is unknown.
+    """
     with bar() as progress:
         yield from progress.track(items, total=total, description=description)
 
@@ -49,15 +52,16 @@ def track(items: Iterable[Item], description: str, total: int | None = None) -> 
 def in_processes(
     work: Callable[[Item], Result], items: Sequence[Item], description: str, workers: int | None
 ) -> Iterator[Result]:
-    """`work` on each item, in the order of `items`, by so many processes (None: one a core).
+    """Yield `work(item)` for each item, in order, computed by several processes.
 
-    One process works here, without starting another; so does a single item.
+    workers: number of processes; None for one per core. With one worker or one item, the work is
+    done in this process.
     """
     workers = min(workers or os.cpu_count() or 1, len(items))
     if workers <= 1:
         yield from track(map(work, items), description, len(items))
         return
-    # spawned, not forked: a forked process inherits locks that Polars' threads may hold
+    # spawn, not fork: a forked process inherits locks that Polars' threads may hold
     with ProcessPoolExecutor(workers, get_context("spawn"), watch_parent) as pool:
         try:
             yield from track(pool.map(work, items), description, len(items))
@@ -66,8 +70,11 @@ def in_processes(
 
 
 def watch_parent() -> None:
-    """In a process of a pool: end when the parent is gone. One that was killed tells nobody, and
-    its processes would wait for work for ever."""
+    """End this process of a pool as soon as its parent has ended.
+
+    A parent that is killed cannot notify its pool, whose processes would otherwise wait for work
+    forever.
+    """
     parent = parent_process()
     assert parent is not None
 

@@ -1,4 +1,4 @@
-"""What users may type, in the words that Hydra's grammar takes."""
+"""Rewrite command-line arguments into Hydra's grammar, and name variants."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -15,39 +15,41 @@ from ehrr1.errors import UserError
 from ehrr1.runs import NOT_COMPARED, short
 
 NAMED_BY_CHOICE = ("data", "concepts", "model", "ablation")
-"""Groups whose choice alone names a folder, those that matter from an earlier stage on first."""
+"""Groups whose choice alone names a folder, in the order of the stages that they affect."""
 
 RELEASED = "released"
-"""The experiment of the released hyper-parameters."""
+"""The experiment with the released hyper-parameters."""
 
 RELEASED_SYNTHETIC = "released_synthetic"
-"""The same on the records of the bare command."""
+"""The experiment with the released hyper-parameters on synthetic records."""
 
 INVENTED = {"model": {"tiny"}, "data": {"synthetic", *BENCHMARKS}}
-"""What the demo's minutes and 320 tokens fit."""
+"""Choices of model and data for which the demo's settings (minutes, 320 tokens) are suitable."""
 
 LONGEST_NAME = 80
-"""Characters of one folder's name."""
+"""Maximum number of characters of a folder's name."""
 
 QUOTES = ("'", '"')
 
 PLACES = frozenset({"output_root", "variant", "stage", "experiment", "overwrite"})
-"""Overrides that say where and what, not how."""
+"""Overrides that select what to run and where, and do not change how."""
 
 
 def spelled_out(arguments: list[str], swept: bool = False) -> list[str]:
-    """What users type, as Hydra's grammar takes it: `model=FOLDER` or `model=OWNER/NAME` as the
-    choice and the path that it stands for, the records of a benchmark that brings its own, files
-    and texts quoted, and the experiment that fits what is asked.
+    """Return the arguments rewritten in Hydra's grammar.
 
-    `swept`: a comma divides the values of a sweep.
+    `model=FOLDER` or `model=OWNER/NAME` becomes the choice and its path; a benchmark with its own
+    records adds its data; files and texts are quoted; and an experiment is added if real data or a
+    real model are chosen without one.
+
+    swept: a comma separates the values of a sweep.
     """
     found = []
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key == "model" and is_place(value) and not (swept and "," in value):
             folder, name = value.rstrip("/"), short(value)
-            if name == "hf":  # of a run: outputs/demo/rl/hf is demo-rl
+            if name == "hf":  # the folder of a run: outputs/demo/rl/hf becomes demo-rl
                 name = "-".join(Path(folder).parts[-3:-1])
             found += ["model=folder", f"model.path={quoted(folder)}", f"model.name={quoted(name)}"]
         elif key in ("question", "record") or key_of(argument) in places(Config):
@@ -58,7 +60,8 @@ def spelled_out(arguments: list[str], swept: bool = False) -> list[str]:
             if key == "eval" and value in BENCHMARKS and not own_data:
                 found.append(f"data={value}")
     if is_real(found):
-        # among the overrides: argparse takes none before `-m` and others behind it
+        # inserted among the overrides, since argparse accepts no overrides both before and after
+        # `-m`
         place = next(n for n, one in enumerate(found) if key_of(one) in INVENTED)
         chosen = any(key_of(one) == "data" for one in found)
         found.insert(place, f"experiment={RELEASED if chosen else RELEASED_SYNTHETIC}")
@@ -66,13 +69,13 @@ def spelled_out(arguments: list[str], swept: bool = False) -> list[str]:
 
 
 def is_place(value: str) -> bool:
-    """Whether `model=value` is a folder or a name on the hub, and none of the choices."""
+    """Return whether `model=value` is a folder or a name on the hub, and not a choice."""
     chosen = (Path(__file__).parent / "conf" / "model" / f"{value}.yaml").exists()
     return "/" in value or (Path(value, "config.json").is_file() and not chosen)
 
 
 def refuse_no_choice(arguments: Sequence[str], conf: Path) -> None:
-    """Raise UserError for a group that is set to something else than a choice."""
+    """Raise UserError for a group whose value cannot be the name of a choice."""
     for argument in arguments:
         group, equals, value = argument.partition("=")
         folder = conf / group.lstrip("+")
@@ -82,15 +85,17 @@ def refuse_no_choice(arguments: Sequence[str], conf: Path) -> None:
 
 
 def is_real(arguments: Sequence[str]) -> bool:
-    """Whether the arguments choose a real model or real records and no experiment: what the demo's
-    minutes and 320 tokens do not fit."""
+    """Return whether the arguments choose a real model or real records but no experiment.
+
+    The demo's settings (minutes, 320 tokens) are not suitable for them.
+    """
     told = {key_of(one): one.partition("=")[2] for one in arguments}
     real = any(set(told[key].split(",")) - names for key, names in INVENTED.items() if key in told)
     return real and "experiment" not in told
 
 
 def _as_typed(value: str, swept: bool) -> str:
-    """A file's name or a text in quotes, unless it is something else in Hydra's grammar."""
+    """Quote a file name or a text unless it is another element of Hydra's grammar."""
     if value == "null" or value[:1] in ("'", '"', "{") or "${" in value:
         return value
     if value[:1] == "[" and value[-1:] == "]":
@@ -101,13 +106,16 @@ def _as_typed(value: str, swept: bool) -> str:
 
 
 def quoted(value: str) -> str:
-    """A text for Hydra's grammar, whatever stands in it."""
+    """Return a text quoted for Hydra's grammar, whatever characters it contains."""
     escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
     return "'" + escaped.replace("${", r"\${") + "'"
 
 
 def folder_word(override: str) -> str:
-    """An override as a part of a folder's name; what a name cannot hold is told by a hash."""
+    """Return an override as a part of a folder's name.
+
+    A hash represents characters that a name cannot contain.
+    """
     key, _, value = override.partition("=")
     text = value if key in NAMED_BY_CHOICE else f"{key_of(override)}={value}"
     plain = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", text).strip("_")
@@ -115,8 +123,11 @@ def folder_word(override: str) -> str:
 
 
 def level_name(words: Sequence[tuple[str, bool]]) -> str:
-    """Join the words of settings, each with whether it is swept, to one folder's name. Where they
-    are many, those that all runs of the sweep have are told by a hash: a file system has limits."""
+    """Join the words of settings, each with whether it is swept, to one folder's name.
+
+    If the name is too long, a hash replaces the words that all runs of the sweep share or, if that
+    does not suffice, all words.
+    """
     whole = "-".join(word for word, _ in words)
     if len(whole) <= LONGEST_NAME:
         return whole
@@ -126,18 +137,20 @@ def level_name(words: Sequence[tuple[str, bool]]) -> str:
 
 
 def counted(words: Sequence[str]) -> str:
-    """Tell many words by their number and a hash."""
+    """Abbreviate many words to their number and a hash."""
     return f"{len(words)}_settings_{sha256('-'.join(words).encode()).hexdigest()[:10]}"
 
 
 def key_of(override: str) -> str:
-    """`adapt.lr` of `+adapt.lr=3e-4`."""
+    """Return the key of an override: `adapt.lr` for `+adapt.lr=3e-4`."""
     return override.partition("=")[0].lstrip("+~")
 
 
 def fixed_keys(arguments: Iterable[str]) -> list[str]:
-    """The keys of the command line's overrides that are the same in each job of a multirun; raises
-    hydra.errors.OverrideParseException."""
+    """Return the keys of overrides that are the same in each job of a multirun.
+
+    Raises hydra.errors.OverrideParseException.
+    """
     told = [one for one in arguments if "=" in one and not one.startswith(("-", "hydra"))]
     parsed = OverridesParser.create().parse_overrides(told)
     return [
@@ -146,8 +159,10 @@ def fixed_keys(arguments: Iterable[str]) -> list[str]:
 
 
 def variant_of(overrides: Iterable[str]) -> str:
-    """The variant of one job of Hydra's multirun by what varies, apart from places and what
-    changes no result."""
+    """Return the variant name of a job of Hydra's multirun from its overrides.
+
+    Overrides that select places or do not change a result are left out.
+    """
     elsewhere = ("hydra", "launcher", "search", *(f"{place}=" for place in PLACES))
     told = [one for one in overrides if not one.startswith(elsewhere)]
     return "-".join(folder_word(one) for one in told if key_of(one) not in NOT_COMPARED)

@@ -1,1 +1,1 @@
-"""The configuration: its typed schema, and what is said of a wrong one."""
+"""The configuration: its typed schema, its rules, error messages and help."""

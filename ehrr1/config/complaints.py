@@ -1,5 +1,7 @@
-"""What is wrong with a configuration, in one line a setting: its name, its value, what it may be or
-which one was meant."""
+"""Describe the errors of a configuration, one line per setting.
+
+A line names the setting, its value, and the valid values or the setting that was probably meant.
+"""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +14,10 @@ from pydantic.fields import FieldInfo
 from ehrr1.config.fields import describe, describe_values, fields, keys, owners
 
 GLOBAL = "# @package _global_"
-"""Without it Hydra puts a file's settings into a section of the group's name."""
+"""First line of a file with settings of several sections.
+
+Without it, Hydra puts the file's settings into a section named after the group.
+"""
 
 RENAMED = {
     "split": "export.split (of an evaluation: eval.split)",
@@ -20,7 +25,7 @@ RENAMED = {
     "layout": "export.layout",
     "similar_items": "export.similar_items",
 }
-"""Settings of earlier versions, and what they are called now."""
+"""Settings of earlier versions and their current names."""
 
 ELSEWHERE = {
     **dict.fromkeys(("learning_rate", "learningrate"), "lr"),
@@ -38,7 +43,7 @@ ELSEWHERE = {
     "max_steps": "max_steps steps",
     "num_steps": "max_steps steps",
 }
-"""What other frameworks call a setting -> the last part of its name here."""
+"""Names of settings in other frameworks -> the last part of their names here."""
 
 NOT_NEEDED = {
     **dict.fromkeys(
@@ -51,7 +56,7 @@ NOT_NEEDED = {
     ),
     **dict.fromkeys(("debug", "fast_dev_run"), "experiment=smoke runs every stage in seconds"),
 }
-"""Settings of other frameworks that have no counterpart, and what does the same."""
+"""Settings of other frameworks without a counterpart, and their replacement."""
 
 CHOICES = {
     "stage": {
@@ -67,14 +72,14 @@ CHOICES = {
     "trainer": dict.fromkeys(("deepspeed", "fsdp"), "zero2, zero3"),
     "engine": dict.fromkeys(("openai", "vllm_server"), "server"),
 }
-"""What other frameworks call a choice of a group -> what it is here."""
+"""Choices of a group in other frameworks -> their names here."""
 
 TAGGED = ("data", "chains", "engine", "launcher", "rollout", "concepts")
-"""Sections whose settings depend on a choice, which pydantic puts into a setting's place."""
+"""Sections whose settings depend on a choice; pydantic adds the choice to a setting's path."""
 
 
 def problems(error: ValidationError, plain: dict[str, Any], config: type[BaseModel]) -> list[str]:
-    """One line for each wrong setting of the plain configuration."""
+    """Return one line for each wrong setting of the plain configuration."""
     found = {}
     for one in error.errors(include_url=False):
         path = list(one["loc"])
@@ -97,8 +102,11 @@ def problems(error: ValidationError, plain: dict[str, Any], config: type[BaseMod
 
 
 def _key(path: list[Any], plain: dict[str, Any]) -> str:
-    """The setting's name. pydantic adds which kind of a union it tried; what is not in the
-    configuration, except at the end, is such a word."""
+    """Return the name of a setting from pydantic's path.
+
+    pydantic inserts the member of a union that it tried. Path elements that are not in the
+    configuration, except the last one, are such insertions.
+    """
     parts: list[str] = []
     value: Any = plain
     for number, part in enumerate(path):
@@ -125,7 +133,7 @@ def _shown(value: Any) -> str:
 
 
 def unknown(key: str, config: type[BaseModel]) -> str:
-    """What to say of a setting that does not exist: what it is called here, or the nearest."""
+    """Describe a setting that does not exist: its current name, or the nearest one."""
     last = key.rpartition(".")[2]
     if key in RENAMED:
         return f"this setting is called {RENAMED[key]} now"
@@ -142,7 +150,10 @@ def unknown(key: str, config: type[BaseModel]) -> str:
 
 
 def nearest(key: str, config: type[BaseModel]) -> list[str]:
-    """The settings that may have been meant: the same section first, then the same last word."""
+    """Return the settings that were probably meant.
+
+    Settings of the same section come first, then those with the same last word.
+    """
     section, _, last = key.rpartition(".")
     names = keys(config)
     wanted = ELSEWHERE.get(last.lower(), last).split()
@@ -167,7 +178,7 @@ def nearest(key: str, config: type[BaseModel]) -> list[str]:
 
 
 def no_choice(group: str, choice: str, choices: list[str]) -> str:
-    """What to say of `group=choice` where the group has none such."""
+    """Describe `group=choice` if the group has no such choice."""
     known = CHOICES.get(group, {}).get(choice.lower())
     lower = {one.lower(): one for one in choices}
     close = [lower[one] for one in get_close_matches(choice.lower(), lower, 2, 0.5)]
@@ -178,8 +189,8 @@ def no_choice(group: str, choice: str, choices: list[str]) -> str:
 
 
 def composing(error: Exception, config: type[BaseModel]) -> str:
-    """One line for an error of Hydra's as it composes."""
-    # an error that Hydra wraps may say nothing itself
+    """Describe an error of Hydra's composition in one line."""
+    # an error that wraps another may have an empty message
     text = (str(error) or str(error.__cause__)).split("Config search path")[0].strip()
     if found := re.search(r"Could not override '([^']+)'|not in struct\s+full_key: (\S+)", text):
         key = found[1] or found[2]
@@ -199,7 +210,7 @@ def _needed(key: str, config: type[BaseModel]) -> str:
 
 
 def _holders(key: str, config: type[BaseModel]) -> Iterator[FieldInfo]:
-    """The settings whose values have names of the user's, and this key is one of them."""
+    """Yield the fields with user-defined names of which this key is an entry."""
     while "." in key:
         key = key.rpartition(".")[0]
         yield from fields(config, key)

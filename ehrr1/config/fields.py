@@ -1,4 +1,4 @@
-"""What a configuration's schema says of its settings: their names, and what each may be."""
+"""Read the schema of a configuration: names of settings and descriptions of their values."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -14,7 +14,7 @@ from ehrr1.config.types import Place
 
 @cache
 def keys(config: type[BaseModel]) -> tuple[str, ...]:
-    """Every setting by its whole name, of all choices."""
+    """Return the full name of every setting, of all choices."""
     return tuple(dict.fromkeys(name for name, _ in _walk(config, "")))
 
 
@@ -28,7 +28,7 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]
 
 
 def fields(config: type[BaseModel], key: str) -> list[FieldInfo]:
-    """What is said of a setting, once for each choice that has it."""
+    """Return the fields of a setting, one for each choice that has it."""
     found: list[FieldInfo] = []
     models: list[Any] = [config]
     for part in key.split("."):
@@ -38,13 +38,13 @@ def fields(config: type[BaseModel], key: str) -> list[FieldInfo]:
 
 
 def describe_values(field: FieldInfo) -> str | None:
-    """What each of a setting's values by name may be, where it has such."""
+    """Describe the values of a setting that is a mapping; returns None for other settings."""
     kind = get_args(field.annotation)
     return _describe(kind[1], []) if get_origin(field.annotation) is dict else None
 
 
 def owners(config: type[BaseModel], key: str) -> list[str]:
-    """The choices of a group that have a setting: `engine=server` for `engine.url`."""
+    """Return the choices of a group that have a setting: `engine=server` for `engine.url`."""
     section, _, name = key.partition(".")
     field = config.model_fields.get(section)
     if field is None or field.discriminator is None:
@@ -55,7 +55,7 @@ def owners(config: type[BaseModel], key: str) -> list[str]:
 
 
 def describe(field: FieldInfo) -> str:
-    """What a setting may be: `a whole number >= 1 or null`."""
+    """Describe the valid values of a setting: `a whole number >= 1 or null`."""
     return _describe(field.annotation, list(field.metadata))
 
 
@@ -101,7 +101,7 @@ def _bounds(metadata: list[Any]) -> str:
 
 
 def _flat(metadata: list[Any]) -> list[Any]:
-    """Constraints, those inside of pydantic's own Field(...) too."""
+    """Return the constraints, including those inside pydantic's own Field(...)."""
     return [m for one in metadata for m in (one.metadata if isinstance(one, FieldInfo) else [one])]
 
 
@@ -119,7 +119,7 @@ def _is_model(kind: Any) -> bool:
 
 @cache
 def places(config: type[BaseModel]) -> frozenset[str]:
-    """The settings that are a file or a folder, or a list of them."""
+    """Return the settings that are a file or a folder, or a list of them."""
     return frozenset(
         name for name, field in _walk(config, "") if _is_place(field.annotation, field.metadata)
     )

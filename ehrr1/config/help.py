@@ -1,4 +1,4 @@
-"""`--help`: the stages, the groups with their choices, and every setting with what it means."""
+"""Compose the text of `--help`: stages, groups with their choices, and all settings."""
 
 import re
 from collections.abc import Iterator
@@ -52,7 +52,10 @@ LINE = re.compile(r"""^(?P<indent> *)"?(?P<key>[\w.]+)"?:(?P<value>.*?)(?: # (?P
 
 
 def help_text(conf: Path, overrides: list[str], command: str) -> str:
-    """The whole of it, settings as composed with these overrides. Raises Hydra's errors."""
+    """Return the help text, with settings as composed with these overrides.
+
+    Raises Hydra's errors.
+    """
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         whole = hydra.compose("config", overrides=overrides, return_hydra_config=True)
     choices = whole.hydra.runtime.choices
@@ -96,7 +99,7 @@ def _kind(key: str) -> str:
 
 
 def _comments(conf: Path, section: str, choice: str | None) -> dict[str, str]:
-    """Setting -> the comment beside it: in the chosen file, else in another of the group's."""
+    """Return setting -> its comment in the chosen file, else in another file of the group."""
     if choice is not None:
         files = [conf / section / f"{choice}.yaml", *sorted((conf / section).glob("*.yaml"))]
         found = [_of_file(file, f"{section}.") for file in files if file.exists()]

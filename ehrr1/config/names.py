@@ -1,4 +1,4 @@
-"""The stages by name, and what kinds of choices there are."""
+"""Names of stages, engines and kinds of data."""
 
 import re
 from pathlib import Path
@@ -8,29 +8,32 @@ STAGES = (
     *("prepare", "export", "audit", "card", "graph", "chains", "adapt", "reason", "rl", "eval"),
     *("infer", "plan", "consolidate", "curriculum"),
 )
-"""What `stage=` may be."""
+"""Valid values of `stage=`."""
 
 ORDER = ("prepare", "graph", "chains", "adapt", "reason", "rl", "eval")
-"""The curriculum: each stage in the order in which its input is made."""
+"""The stages of the curriculum, in the order of their dependencies."""
 
 TRAINING = ("adapt", "reason", "rl")
-"""The stages that train a model, in one process or a group of them."""
+"""The stages that train a model, in one process or a group of processes."""
 
 LOCAL = frozenset({"transformers", "vllm"})
-"""Engines that load a model here."""
+"""Engines that load a model on this machine."""
 
 WordingName = Literal["file", "ours", "release"]
-"""How a sample is put to a model (`prompts/wording.py`)."""
+"""The wording of prompts (`prompts/wording.py`)."""
 
 RELEASED_MODEL = re.compile(r"ehr[-_]r1", re.IGNORECASE)
+"""Pattern of the names of released models."""
 
 BENCHMARKS = frozenset({"benchmark", "ehrshot", "mimiciv_cdm"})
-"""Data that bring their own questions and records, to evaluate on."""
+"""Kinds of data with their own questions and records, for evaluation."""
 
 
 def usual_wording(data: str, *models: str | None) -> WordingName:
-    """The wording where none is chosen: the release's for its rows and its models, which are told
-    by the last part of their path, or by the hub's cache folder."""
+    """Return the default wording: the release's for its rows and its models, else "file".
+
+    Models are recognised by the last part of their path or by the folder in the hub's cache.
+    """
     names = [part for path in models if path for part in _names(path)]
     released = data in ("release", "benchmark") or any(map(RELEASED_MODEL.search, names))
     return "release" if released else "file"

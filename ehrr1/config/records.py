@@ -1,4 +1,4 @@
-"""Sections of the configuration about records: data, and what is exported and counted of them."""
+"""Sections of the configuration about records, their export and the evidence counted in them."""
 
 from typing import Annotated, Literal
 
@@ -18,7 +18,7 @@ from ehrr1.config.types import (
 
 
 class Labels(Section):
-    """What the questions mean where releases differ."""
+    """The meaning of labels on which releases differ."""
 
     ed_time: Literal["hour", "triage"]
     died_in_stay: Literal["released", "exclude"]
@@ -28,7 +28,7 @@ class Labels(Section):
 
 
 class Paper(Section):
-    """What the release leaves out, under `data.protocol=paper`."""
+    """Filters of the release, under `data.protocol=paper`."""
 
     more_than: Natural
     fewer_than: Count
@@ -37,7 +37,7 @@ class Paper(Section):
 
 
 class Split(Section):
-    """Shares of patients, or files that name them; the others train."""
+    """Shares of patients, or files with their ids; all other patients are for training."""
 
     validation: Share
     test: Share
@@ -46,7 +46,7 @@ class Split(Section):
 
 
 class Maps(Section):
-    """Files of codes that the user brings."""
+    """Files with mappings of codes, provided by the user."""
 
     atc: PathText | None
     ccs_diagnoses: PathText | None
@@ -54,7 +54,7 @@ class Maps(Section):
 
 
 class AnyData(Section):
-    """What all kinds of records have."""
+    """Settings of all kinds of records."""
 
     root: PathText | None
     subjects: Count | None
@@ -79,7 +79,7 @@ class AnyData(Section):
 
 
 class SyntheticData(AnyData):
-    """A hospital of invented patients."""
+    """A synthetic hospital."""
 
     name: Literal["synthetic"]
 
@@ -103,7 +103,7 @@ class ReleaseData(AnyData):
 
 
 class BenchmarkData(AnyData):
-    """Rows that bring their own context, question and answer."""
+    """Rows with their own context, question and answer."""
 
     name: Literal["benchmark"]
     path: PathText | None
@@ -112,7 +112,7 @@ class BenchmarkData(AnyData):
 
 
 class EhrshotData(AnyData):
-    """EHRSHOT."""
+    """The EHRSHOT benchmark."""
 
     name: Literal["ehrshot"]
     max_events: Count
@@ -121,7 +121,7 @@ class EhrshotData(AnyData):
 
 
 class CdmData(AnyData):
-    """MIMIC-IV-Ext-CDM."""
+    """The MIMIC-IV-Ext-CDM benchmark."""
 
     name: Literal["mimiciv_cdm"]
     balanced: bool
@@ -134,7 +134,7 @@ Data = Annotated[
 
 
 class Export(Section):
-    """`stage=export`."""
+    """Settings of `stage=export`."""
 
     split: Literal["train", "validation", "test", "all"]
     limit: Count | None
@@ -143,7 +143,7 @@ class Export(Section):
 
 
 class Audit(Section):
-    """`stage=audit`."""
+    """Settings of `stage=audit`."""
 
     text_samples_per_task: Count | None
     raw_patients: Natural | None
@@ -151,7 +151,7 @@ class Audit(Section):
 
 
 class Card(Section):
-    """`stage=card`."""
+    """Settings of `stage=card`."""
 
     samples_per_task: Count
     tokenizer: PathText | None
@@ -159,7 +159,7 @@ class Card(Section):
 
 
 class ItemConcepts(Section):
-    """Names as the record shows them."""
+    """Concepts are the names in the record."""
 
     source: Literal["items"]
     cache: PathText
@@ -167,7 +167,7 @@ class ItemConcepts(Section):
 
 
 class OpenConcepts(Section):
-    """An open dictionary."""
+    """Concepts of an open dictionary."""
 
     source: Literal["open"]
     dictionary: PathText | None
@@ -177,7 +177,7 @@ class OpenConcepts(Section):
 
 
 class UmlsConcepts(Section):
-    """The user's licensed UMLS."""
+    """Concepts of the user's licensed UMLS."""
 
     source: Literal["umls"]
     folder: PathText | None
@@ -190,7 +190,7 @@ Concepts = Annotated[ItemConcepts | OpenConcepts | UmlsConcepts, Field(discrimin
 
 
 class Graph(Section):
-    """`stage=graph`."""
+    """Settings of `stage=graph`."""
 
     evidence: Literal["cooccurrence", "random", "none"]
     counting: Literal["ours", "release"]

@@ -1,8 +1,9 @@
-"""The whole configuration, typed: every setting there is, what it may be, and nothing else.
+"""The typed schema of the whole configuration.
 
-Values stand in conf/ and experiments/ alone; Hydra composes them, `read` turns the result into a
-`Config` and raises one UserError for all that is wrong. Rules for settings that go together are in
-`together.py`; files, and what a stage needs of its data, are checked by whoever opens them.
+Values are only in conf/ and experiments/. Hydra composes them, and `read` converts the result to a
+`Config` or raises one UserError for everything that is wrong. Rules for combinations of settings
+are in `together.py`; files, and the requirements of a stage on its data, are checked where they are
+opened.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ from ehrr1.errors import UserError
 
 
 class Inputs(Section):
-    """Finished runs to read in place of those beside this one."""
+    """Finished runs to read instead of those next to this one."""
 
     prepare: PathText | None
     graph: PathText | None
@@ -46,7 +47,7 @@ class Inputs(Section):
 
 
 class Config(Section):
-    """One configuration for all stages."""
+    """The configuration of all stages."""
 
     stage: Literal[
         "prepare",
@@ -109,16 +110,16 @@ class Config(Section):
         return given
 
     def training(self, stage: str) -> Adapt | Reason | RL:
-        """The section of a stage that trains."""
+        """Return the section of a stage that trains."""
         return self.rl if stage == "rl" else self.supervised(stage)
 
     def supervised(self, stage: str) -> Adapt | Reason:
-        """The section of a supervised stage."""
+        """Return the section of a supervised stage."""
         return self.adapt if stage == "adapt" else self.reason
 
 
 def _wording_of(given: dict[str, Any]) -> WordingName:
-    """The wording of a composed configuration that chooses none."""
+    """Return the default wording for a composed configuration that does not set one."""
     data, model, engine = (
         part if isinstance(part, dict) else {}
         for part in (given.get("data"), given.get("model"), given.get("engine"))
@@ -128,15 +129,21 @@ def _wording_of(given: dict[str, Any]) -> WordingName:
 
 
 def read(cfg: DictConfig, overrides: Sequence[str] = ()) -> Config:
-    """The composed configuration, checked. Raises UserError that lists everything wrong.
-    `overrides` are those that it was composed with."""
+    """Return the composed configuration, checked.
+
+    overrides: the command line's overrides of the composition. Raises UserError that lists
+    everything wrong.
+    """
     config = parse(cfg, overrides)
     check(config)
     return config
 
 
 def parse(cfg: DictConfig, overrides: Sequence[str] = ()) -> Config:
-    """The composed configuration, each setting checked by itself. Raises UserError."""
+    """Return the composed configuration with each setting checked on its own.
+
+    Raises UserError that lists everything wrong.
+    """
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     leave_replaced(plain, {one.partition("=")[0].lstrip("+") for one in overrides})
     try:
@@ -146,8 +153,11 @@ def parse(cfg: DictConfig, overrides: Sequence[str] = ()) -> Config:
 
 
 def leave_replaced(plain: dict[str, Any], typed: set[str]) -> None:
-    """Leave out what an experiment sets for its own choice of a group (`chains.max_evidence`) where
-    the command line makes another (`chains=anthropic`)."""
+    """Remove settings of an experiment for a choice that the command line replaces.
+
+    An example is `chains.max_evidence` of the experiment with `chains=anthropic` on the command
+    line.
+    """
     for section in typed.intersection(TAGGED):
         settings, tag = plain[section], str(Config.model_fields[section].discriminator)
         if not isinstance(settings, dict):
@@ -159,13 +169,13 @@ def leave_replaced(plain: dict[str, Any], typed: set[str]) -> None:
 
 
 def check(config: Config) -> None:
-    """Raise UserError for settings that make no sense beside each other."""
+    """Raise UserError for combinations of settings that are not allowed."""
     if found := conflicts(config):
         raise UserError("; ".join(found))
 
 
 def recorded(folder: Path) -> Config:
-    """The configuration of a begun run. Raises UserError for one of another version."""
+    """Return the configuration of an existing run; raises UserError for one of another version."""
     there = OmegaConf.load(folder / "config.yaml")
     assert isinstance(there, DictConfig)
     try:
@@ -175,7 +185,7 @@ def recorded(folder: Path) -> Config:
 
 
 def value_of(config: Section, key: str) -> Any:
-    """The setting `adapt.lr`; None where this choice of a group has none such."""
+    """Return a setting such as `adapt.lr`, or None if the chosen section does not have it."""
     value: Any = config
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else vars(value).get(part)

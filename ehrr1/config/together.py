@@ -1,4 +1,4 @@
-"""Settings that do not go together, by section and stage."""
+"""Check combinations of settings, by section and stage."""
 
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ NEEDED = {
     "ehrshot": "its folder",
     "mimiciv_cdm": "its folder",
 }
-"""What `data.root` is of each kind of records."""
+"""The meaning of `data.root` for each kind of records that needs it."""
 
 READ_BY = {
     "rescore": ("eval",),
@@ -29,19 +29,22 @@ READ_BY = {
     "answer": ("eval", "infer"),
     "candidates": ("eval", "infer"),
 }
-"""Settings outside of a section -> the stages that read them; others refuse them."""
+"""Settings outside a section -> the stages that read them; other stages reject them."""
 
 
 def conflicts(cfg: "Config") -> list[str]:
-    """One line for all settings that make no sense beside each other."""
+    """Return one line for each combination of settings that is not allowed."""
     found = [*records(cfg), *keeping(cfg), *thinking(cfg), *evaluation(cfg)]
     found += launching(cfg.launcher)
     return found + (training(cfg) if cfg.stage in (*TRAINING, "plan", "curriculum") else [])
 
 
 def training(cfg: "Config") -> list[str]:
-    """A model that is trained is a folder of weights, or has a configuration of its own: an
-    experiment may change the sizes of its own model, which another model does not have."""
+    """Check that there is a model to train.
+
+    A model is a folder of weights, or has its own configuration. An experiment may set sizes of its
+    own model, which are not a complete configuration for another model.
+    """
     config = cfg.model.config
     if cfg.model.path is None and config is None:
         return ["model.path=null, model.config=null: there is no model to train: model=FOLDER"]
@@ -54,7 +57,7 @@ def training(cfg: "Config") -> list[str]:
 
 
 def records(cfg: "Config") -> list[str]:
-    """What is read, and by whom."""
+    """Check the settings of the data and of the stages that read them."""
     data, problems = cfg.data, []
     reads = cfg.stage in ("prepare", "curriculum") or (
         cfg.stage == "eval" and data.name in BENCHMARKS and cfg.inputs.prepare is None
@@ -124,7 +127,7 @@ def _shares(data: AnyData) -> list[str]:
 
 
 def evaluation(cfg: "Config") -> list[str]:
-    """How models are asked, and which finished evaluations are looked at."""
+    """Check the settings of evaluation: how models are queried, and which results are compared."""
     problems = []
     if cfg.eval.shard is not None and cfg.eval.shard >= cfg.eval.shards:
         problems.append(
@@ -162,8 +165,8 @@ def evaluation(cfg: "Config") -> list[str]:
 
 
 def launching(launcher: Launcher) -> list[str]:
-    """A job has time to save before its limit."""
-    early = 45  # seconds that SLURM may send it before its time, and that a process needs to begin
+    """Check that a SLURM job has time to save before its limit."""
+    early = 45  # seconds by which SLURM may signal early, and that a process needs to start
     if isinstance(launcher, LocalLauncher):
         return []
     if launcher.signal_seconds + early > 60 * launcher.minutes:
@@ -175,8 +178,10 @@ def launching(launcher: Launcher) -> list[str]:
 
 
 def keeping(cfg: "Config") -> list[str]:
-    """Which checkpoints are best is said by evaluations during training; rl has none, and keeps the
-    last one."""
+    """Check that stages which keep the best checkpoints also evaluate during training.
+
+    rl has no such evaluations and keeps only the last checkpoint.
+    """
     with_reason = cfg.stage == "curriculum" and cfg.rl.start == "reason"
     asked = {"curriculum": ["adapt", *["reason"] * with_reason]}.get(cfg.stage, [cfg.stage])
     blind = [s for s in ("adapt", "reason") if s in asked and cfg.supervised(s).eval_every is None]
@@ -190,7 +195,7 @@ def keeping(cfg: "Config") -> list[str]:
 
 
 def thinking(cfg: "Config") -> list[str]:
-    """Settings of concepts, graph and chains that do not go together, where they are used."""
+    """Check the settings of concepts, graph and chains for the stages that use them."""
     problems = []
     if cfg.stage in ("graph", "curriculum"):
         problems += _sources(cfg.concepts, cfg.graph)
@@ -203,7 +208,7 @@ def thinking(cfg: "Config") -> list[str]:
 
 
 def _sources(concepts: Concepts, graph: Graph) -> list[str]:
-    """Files that are needed and not named."""
+    """Check that the needed files of concepts and knowledge are set."""
     problems = []
     if isinstance(concepts, OpenConcepts) and concepts.dictionary is None:
         problems.append(
@@ -254,7 +259,7 @@ def _language_model(cfg: "Config", chains: ModelChains) -> list[str]:
 
 
 def _template(cfg: "Config", chains: TemplateChains) -> list[str]:
-    """The template writes from the graph, in sections, and from nothing else."""
+    """Check that the template writer has a graph with evidence, and sections."""
     refused = {
         "chains.show_graph": (chains.show_graph, False),
         "chains.sections": (chains.sections, False),

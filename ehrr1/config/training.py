@@ -1,4 +1,4 @@
-"""Sections of the configuration about models and their training."""
+"""Sections of the configuration about models, their training, and clusters."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -22,14 +22,14 @@ Attention = Literal["auto", "sdpa", "flex", "varlen", "dense"]
 
 
 class Tokenizer(Section):
-    """Whether the tokenizer is trained on the corpus, and its size."""
+    """Whether the tokenizer is trained on the corpus, and its vocabulary size."""
 
     train: bool
     vocab_size: Count | None
 
 
 class Start(Section):
-    """What a model from nothing begins as (`models/tiny_init.py`)."""
+    """Initialisation of a model that is trained from scratch (`models/tiny_init.py`)."""
 
     query_gains: list[Positive]
     value_gain: Positive
@@ -37,7 +37,7 @@ class Start(Section):
 
 
 class Lora(Section):
-    """Adapters that learn in place of the weights (Hu et al., arXiv 2106.09685)."""
+    """Low-rank adapters that are trained instead of the weights (Hu et al., arXiv 2106.09685)."""
 
     r: Count
     alpha: Count
@@ -46,7 +46,7 @@ class Lora(Section):
 
 
 class ModelSettings(Section):
-    """A model's size, its weights and how it is computed."""
+    """A model's size, weights and implementation."""
 
     name: Text
     path: PathText | None
@@ -55,11 +55,11 @@ class ModelSettings(Section):
     tokenizer: Tokenizer
     start: Start | None = None
     config: dict[str, Any] | None
-    """What Transformers calls the model's configuration: `model_type`, `hidden_size`, ..."""
+    """Transformers' configuration of the model: `model_type`, `hidden_size`, ..."""
 
     @classmethod
     def of_folder(cls, path: str | None, attention: Attention = "auto") -> Self:
-        """A model as its folder says, all weights of it."""
+        """Return the settings of a model in a folder, with all weights trainable."""
         whole = Tokenizer(train=False, vocab_size=None)
         return cls(
             name="folder", path=path, attention=attention, lora=None, tokenizer=whole, config=None
@@ -70,7 +70,7 @@ Devices = Count | Literal["auto"]
 
 
 class TrainerSettings(Section):
-    """Who trains: strategy, processes, precision."""
+    """Strategy, processes and precision of training."""
 
     strategy: Literal["single", "ddp", "zero1", "zero2", "zero3"]
     offload: bool
@@ -83,7 +83,7 @@ class TrainerSettings(Section):
 
 
 class Loss(Section):
-    """What supervised training learns from."""
+    """Weights of the supervised loss."""
 
     on: Literal["answer", "all"]
     record_weight: NotNegative
@@ -91,7 +91,7 @@ class Loss(Section):
 
 
 class Optimization(Section):
-    """What every training stage has."""
+    """Settings of every training stage."""
 
     samples_per_task: Count | None
     optimizer: Optimizer
@@ -104,7 +104,7 @@ class Optimization(Section):
 
 
 class Supervised(Optimization):
-    """What both supervised stages have."""
+    """Settings of both supervised stages."""
 
     eval_samples_per_task: Count | None
     max_tokens: Count
@@ -117,19 +117,22 @@ class Supervised(Optimization):
 
 
 class Adapt(Supervised):
-    """`stage=adapt`."""
+    """Settings of `stage=adapt`."""
 
     decision_samples_per_task: Count | None
 
 
 class Reason(Supervised):
-    """`stage=reason`."""
+    """Settings of `stage=reason`."""
 
     direct_share: Share
 
 
 def _joined(value: Any) -> Any:
-    """Hydra reads `+rl.rewards.my_rewards.length=0.5` as a node in a node: my_rewards.length."""
+    """Join nested nodes to dotted names.
+
+    Hydra reads `+rl.rewards.my_rewards.length=0.5` as a nested node; the name is my_rewards.length.
+    """
     if not isinstance(value, dict):
         return value
     found: dict[str, Any] = {}
@@ -140,7 +143,7 @@ def _joined(value: Any) -> Any:
 
 
 class RL(Optimization):
-    """`stage=rl`."""
+    """Settings of `stage=rl`."""
 
     start: Literal["adapt", "reason"]
     steps: Count | None
@@ -171,7 +174,7 @@ class RL(Optimization):
     max_completion_tokens: Count
     max_batch_tokens: Count
     rewards: Annotated[dict[str, Finite], BeforeValidator(_joined)]
-    """Weights of the sum by name; names are the user's (`your.module.function`)."""
+    """Weights of the reward functions by name, which may be the user's (`your.module.function`)."""
     require_closed_think: bool
     reward_timeout_seconds: Positive
     validation_prompts: Count
@@ -179,14 +182,14 @@ class RL(Optimization):
 
 
 class AnswerTokens(Section):
-    """How long a question with its answer is."""
+    """Tokens of a question with its answer."""
 
     adapt: Count
     reason: Count
 
 
 class Plan(Section):
-    """`stage=plan`."""
+    """Settings of `stage=plan`."""
 
     stage: Literal["adapt", "reason", "rl"]
     micro_batch: Count
@@ -199,7 +202,7 @@ class Plan(Section):
 
 
 class Cluster(Section):
-    """The machines that `stage=plan` reckons with."""
+    """The machines that `stage=plan` assumes."""
 
     gpus: Count
     gpus_per_node: Count
@@ -211,14 +214,14 @@ class Cluster(Section):
 
 
 class LocalLauncher(Section):
-    """A sweep's runs on this machine."""
+    """Runs of a sweep on this machine."""
 
     name: Literal["local"]
     parallel: Count
 
 
 class Job(Section):
-    """What SLURM is asked for one run; of a stage only what differs."""
+    """SLURM resources of one run; for a stage, only those that differ from the defaults."""
 
     partition: Text | None = None
     account: Text | None = None
@@ -234,7 +237,7 @@ class Job(Section):
 
 
 class SlurmLauncher(Section):
-    """A sweep's runs as jobs on a SLURM cluster."""
+    """Runs of a sweep as jobs on a SLURM cluster."""
 
     name: Literal["slurm"]
     partition: Text | None
@@ -247,7 +250,7 @@ class SlurmLauncher(Section):
     setup: list[str]
     srun_args: list[str]
     sbatch: dict[str, Any]
-    """Any other flag of sbatch, by its name."""
+    """Any other flags of sbatch by name."""
     stages: dict[Literal["prepare", "graph", "chains", "adapt", "reason", "rl", "eval"], Job]
     signal_seconds: Annotated[int, Field(ge=0, le=65_535)]
     requeues: Natural
@@ -258,7 +261,7 @@ Launcher = Annotated[LocalLauncher | SlurmLauncher, Field(discriminator="name")]
 
 
 class Search(Section):
-    """What Optuna searches for."""
+    """Settings of a search with Optuna."""
 
     metric: Text | None
     direction: Literal["minimize", "maximize"]

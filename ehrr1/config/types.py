@@ -1,4 +1,4 @@
-"""What a setting may be: the kinds of values that several sections share."""
+"""Types of settings that several sections share."""
 
 import os.path
 from dataclasses import dataclass
@@ -8,26 +8,29 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Section(BaseModel):
-    """Settings by name. No others exist, and a value has its type already: "3" is no number."""
+    """Settings by name.
+
+    Unknown settings are rejected, and values are not converted: "3" is not a number.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     def of(self, name: str) -> Any:
-        """The setting of this name; raises KeyError."""
+        """Return the setting of this name; raises KeyError if there is none."""
         return vars(self)[name]
 
     def plain(self) -> dict[str, Any]:
-        """Dicts, lists and values, as config.yaml has them."""
+        """Return the settings as dicts, lists and values, as in config.yaml."""
         return self.model_dump(exclude_unset=True)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Marks a setting that is a file or a folder; the command line takes it as people type it."""
+    """Marker of a setting that is a file or a folder, whose value on the command line is quoted."""
 
 
 def _text(value: Any) -> Any:
-    """The command line's grammar reads `data.root=2024` and `variant=1e3` as numbers."""
+    """Convert a number to text: the grammar reads `data.root=2024` and `variant=1e3` as numbers."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return str(value) if number else value
 

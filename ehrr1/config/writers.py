@@ -1,4 +1,4 @@
-"""Sections of the configuration about who writes: chains, answers, completions."""
+"""Sections of the configuration about generation: chains, answers, completions."""
 
 from typing import Annotated, Literal
 
@@ -19,7 +19,7 @@ from ehrr1.config.types import (
 
 
 class AnyChains(Section):
-    """What all writers of chains have."""
+    """Settings of all writers of chains."""
 
     show_graph: bool
     sections: bool
@@ -35,7 +35,7 @@ class TemplateChains(AnyChains):
 
 
 class ModelChains(AnyChains):
-    """What all language models that write chains have."""
+    """Settings of all language models that write chains."""
 
     model: PathText | None
     drafts: Count
@@ -46,7 +46,7 @@ class ModelChains(AnyChains):
 
 
 class TransformersChains(ModelChains):
-    """A model in this process."""
+    """Chains by a model in this process."""
 
     writer: Literal["transformers"]
     batch_size: Count
@@ -54,7 +54,7 @@ class TransformersChains(ModelChains):
 
 
 class VllmChains(ModelChains):
-    """A model in an engine of vLLM."""
+    """Chains by a model in a vLLM engine."""
 
     writer: Literal["vllm"]
     batch_size: Count
@@ -64,7 +64,7 @@ class VllmChains(ModelChains):
 
 
 class Price(Section):
-    """Dollars a million tokens."""
+    """Prices in US dollars per million tokens."""
 
     input: NotNegative
     output: NotNegative
@@ -73,13 +73,13 @@ class Price(Section):
 
 
 class BatchPrice(Price):
-    """Dollars a million tokens; `batch` is a factor."""
+    """Prices in US dollars per million tokens; `batch` is the relative price of a batch."""
 
     batch: NotNegative
 
 
 class EndpointChains(ModelChains):
-    """What all models behind an API have."""
+    """Settings of all models behind an API."""
 
     compliant_endpoint: bool
     base_url: Text | None
@@ -91,7 +91,7 @@ class EndpointChains(ModelChains):
 
 
 class AnthropicChains(EndpointChains):
-    """Claude, by Anthropic's API."""
+    """Chains by Claude through Anthropic's API."""
 
     writer: Literal["anthropic"]
     temperature: Share
@@ -102,7 +102,7 @@ class AnthropicChains(EndpointChains):
 
 
 class OpenAIChains(EndpointChains):
-    """A model behind an API that speaks OpenAI's chat completions."""
+    """Chains by a model behind an API for OpenAI's chat completions."""
 
     writer: Literal["openai"]
     temperature: Annotated[float, Field(ge=0, le=2)] | None
@@ -116,13 +116,13 @@ Chains = Annotated[
 
 
 class TransformersEngine(Section):
-    """The model in this process."""
+    """A model in this process."""
 
     name: Literal["transformers"]
 
 
 class VllmEngine(Section):
-    """An engine of vLLM in a process of its own."""
+    """A vLLM engine in a separate process."""
 
     name: Literal["vllm"]
     tensor_parallel: Count
@@ -131,7 +131,7 @@ class VllmEngine(Section):
 
 
 class ServerEngine(Section):
-    """A server that speaks OpenAI's protocol."""
+    """A server with OpenAI's protocol."""
 
     name: Literal["server"]
     url: Text
@@ -144,7 +144,7 @@ class ServerEngine(Section):
 
 
 class AnthropicEngine(Section):
-    """Claude, by Anthropic's API."""
+    """Claude through Anthropic's API."""
 
     name: Literal["anthropic"]
     model: Text | None
@@ -162,14 +162,14 @@ Engine = Annotated[
 
 
 class TransformersRollout(Section):
-    """Completions in the training process."""
+    """Completions by the model in the training process."""
 
     name: Literal["transformers"]
     batch_size: Count
 
 
 class VllmRollout(Section):
-    """Completions by an engine beside each training process."""
+    """Completions by a vLLM engine next to each training process."""
 
     name: Literal["vllm"]
     batch_size: Count
@@ -179,7 +179,7 @@ class VllmRollout(Section):
 
 
 class ServerRollout(Section):
-    """Completions by a server of ours on other GPUs."""
+    """Completions by a vLLM server of this project on other GPUs."""
 
     name: Literal["vllm_server"]
     url: Text
@@ -192,21 +192,21 @@ Rollout = Annotated[TransformersRollout | VllmRollout | ServerRollout, Field(dis
 
 
 class NewTokens(Section):
-    """How long an answer may be, after thinking and without."""
+    """Maximum tokens of an answer, with and without thinking."""
 
     think: Count
     direct: Count
 
 
 class Baselines(Section):
-    """What the baselines learn from."""
+    """Training data of the baselines."""
 
     samples_per_task: Count | None
     max_features: Count
 
 
 class Eval(Section):
-    """`stage=eval`."""
+    """Settings of `stage=eval`."""
 
     models: list[str] | None
     suite: Literal["paper42", "release45", "ehrshot", "mimiciv_cdm"]
@@ -234,7 +234,7 @@ class Eval(Section):
 
 
 class Infer(Section):
-    """`stage=infer`."""
+    """Settings of `stage=infer`."""
 
     subject: int | None
     time: Text | None
@@ -248,7 +248,7 @@ class Infer(Section):
 
 
 AnswerModes = AnswerMode | list[AnswerMode] | None
-"""`answer`: how models are asked."""
+"""The setting `answer`: direct answers, thinking, or both."""
 
 LocalChains = TransformersChains | VllmChains
 """Chains by a model on this machine."""

@@ -1,0 +1,1 @@
+"""Parse and score answers: sets, texts, probabilities of yes, proper scores."""

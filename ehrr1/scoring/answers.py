@@ -1,4 +1,4 @@
-"""Reading an answer out of a completion; "cannot be read" is told apart from "wrong"."""
+"""Parse the answer in a completion, distinguishing unreadable answers from wrong ones."""
 
 import re
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ _BULLET = re.compile(r"^[-*•]\s+")
 
 @dataclass(frozen=True, slots=True)
 class ParsedAnswer:
-    """What a completion says.
+    """The parsed content of a completion.
 
-    `think` is the text of the think block (None where there is none, "" where it is empty).
-    `items` are the answer lines in order, stripped of bullets, repeated lines kept (the format
-    reward asks for them; `set_scores` does not mind). `label` is set for risk tasks only.
-    `problem` is None when the answer could be read; otherwise it says why not, and `items` and
-    `label` are empty, so that an unreadable answer scores 0 but is counted on its own.
+    think: text of the think block; None if there is none, "" if it is empty. items: answer lines in
+    order, without bullets; repeated lines are kept (the format reward checks for them; `set_scores`
+    ignores them). label: set for risk tasks only. problem: None if the answer can be read, else the
+    reason; `items` and `label` are then empty, so that an unreadable answer scores 0 but is counted
+    separately.
     """
 
     think: str | None
@@ -32,9 +32,10 @@ class ParsedAnswer:
 def read_answer(completion: str, kind: Kind) -> ParsedAnswer:
     """Split a completion into its think block and its answer.
 
-    A decision answer is every non-blank line after the think block. A risk answer is exactly one
-    word, yes or no, in any case, with or without punctuation behind it; blank lines around it are
-    fine, and anything else ("not sure, maybe yes") is a problem, not a "no".
+    The answer to a decision task is every non-blank line after the think block. The answer to a
+    risk task is exactly one word, yes or no, in any case, with or without punctuation after it.
+    Blank lines around it are allowed; anything else ("not sure, maybe yes") is a problem, not a
+    "no".
     """
     think, rest, problem = split_think(completion)
     if problem is not None:
@@ -51,9 +52,10 @@ def read_answer(completion: str, kind: Kind) -> ParsedAnswer:
 
 
 def split_think(completion: str) -> tuple[str | None, str, str | None]:
-    """Return (think block or None, the text after it, problem or None).
+    """Return (think block or None, text after it, problem or None).
 
-    A block without its opening tag is accepted: some chat templates put `<think>` in the prompt.
+    A block without its opening tag is accepted, since some chat templates put `<think>` in the
+    prompt.
     """
     opened, closed = completion.count(THINK_OPEN), completion.count(THINK_CLOSE)
     if opened == 0 and closed == 0:
@@ -74,16 +76,16 @@ def split_think(completion: str) -> tuple[str | None, str, str | None]:
 
 
 def answer_lines(text: str) -> tuple[str, ...]:
-    """The non-blank lines of an answer, without surrounding blanks and list bullets.
+    """Return the non-blank lines of an answer, without surrounding blanks and list bullets.
 
-    Markers that were broken for or by a model (`prompts.markers`) are as the record has them.
+    Markers that were broken up (`prompts.markers`) are restored to their form in the record.
     """
     lines = (_BULLET.sub("", line.strip()).strip() for line in mended(text).splitlines())
     return tuple(line for line in lines if line)
 
 
 def read_label(items: tuple[str, ...]) -> Label | None:
-    """The label that a single answer line states, None where it states none."""
+    """Return the label that a single answer line states, or None."""
     if len(items) != 1:
         return None
     word = items[0].strip("\"'*`").rstrip(".,;:! ").lower()
@@ -93,8 +95,10 @@ def read_label(items: tuple[str, ...]) -> Label | None:
 
 
 def has_both_cases(think: str) -> bool:
-    """Whether a think block argues for each outcome: both headings of CASES, once each and in
-    order, each with text below it."""
+    """Return whether a think block argues for each outcome.
+
+    It must have both headings of CASES, once each and in order, each followed by text.
+    """
     lines = [line.strip() for line in think.splitlines()]
     if [line for line in lines if line in CASES] != list(CASES):
         return False

@@ -1,4 +1,4 @@
-"""Several answers to one question: which of them agree."""
+"""Combine several answers to one question."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,8 +7,10 @@ from ehrr1.scoring.sets import normalise
 
 
 def agreed(answers: Sequence[Sequence[str]]) -> set[str]:
-    """The answer that several draws give together (self-consistency, Wang et al., 2022, for sets):
-    the items that more than half of them name; where there is none, those that most of them name.
+    """Return the items on which several sampled answers agree.
+
+    This is self-consistency (Wang et al., 2022) for sets: the items in more than half of the
+    answers or, if there are none, the items in the largest number of answers.
     """
     counts = Counter(item for answer in answers for item in normalise(answer))
     if not counts:

@@ -1,8 +1,9 @@
-"""Matching as the EHR-R1 release does it: its reading of an answer, beside ours in `answers`.
+r"""Match answers as the EHR-R1 release does, as an alternative to the parser in `answers`.
 
-What is behind a think block is the answer, of which a block that is not closed, or closed more than
-once, is part. Lines end where a line ends or, where a literal `\\n` (a backslash and an n) stands
-anywhere, there alone. Bullets stay, and blank lines inside an answer together are one wrong item.
+The answer is the text after the think block. A block that is not closed, or closed more than once,
+is part of the answer. Lines are separated by line breaks or, if the answer contains a literal `\n`
+(a backslash and an n), only by that. Bullets are kept, and blank lines inside an answer together
+count as one wrong item.
 """
 
 from ehrr1.prompts.messages import THINK_CLOSE
@@ -13,23 +14,25 @@ NEXT_EVENT = "next_event"
 
 
 def answer_of(text: str) -> str:
-    """Return what stands behind the think block; all of it where there is not exactly one end."""
+    """Return the text after the think block; the whole text unless it has exactly one end tag."""
     parts = text.split(THINK_CLOSE)
     return (parts[1] if len(parts) == 2 else text).strip()
 
 
 def lines_of(answer: str, literal: bool = True) -> set[str]:
-    """The distinct lines, lower-cased and stripped; "" is one of them. `literal`: a `\\n` that is
-    spelled out ends a line too."""
+    r"""Return the distinct lines, lower-cased and stripped; "" can be one of them.
+
+    With `literal`, a literal `\n` separates lines if there is any.
+    """
     lines = answer.split("\\n" if literal and "\\n" in answer else "\n")
     return {line.strip().lower() for line in lines}
 
 
 def release_scores(task: str, text: str, target: str) -> SetScores:
-    """Precision, recall and F1 of what was written, think block included, against lines.
+    """Return precision, recall and F1 of a text against the lines of `target`.
 
-    The main disease (`cdm_disease`) is right where its name stands anywhere in the answer, and
-    `next_event` where the answer begins with it: all three are then 1, else 0.
+    The text may include a think block. For `cdm_disease` (the main disease) all three are 1 if its
+    name occurs anywhere in the answer, and for `next_event` if the answer begins with it; else 0.
     """
     answer = answer_of(text)
     if task == CDM_DISEASE:

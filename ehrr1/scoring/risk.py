@@ -1,4 +1,4 @@
-"""The probability of yes, read from next-token log-probabilities."""
+"""Compute the probability of yes from next-token log-probabilities."""
 
 from typing import NamedTuple, Protocol
 
@@ -12,24 +12,26 @@ NO_SPELLINGS = ("no", "No", "NO", " no", " No")
 
 
 class Encoder(Protocol):
-    """The part of a Hugging Face tokenizer that is needed here."""
+    """The part of the interface of a Hugging Face tokenizer that is used here."""
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Return the token ids of a text."""
+        ...
 
 
 class AnswerTokens(NamedTuple):
-    """Token ids that begin a "yes" and a "no"; the two are disjoint and neither is empty."""
+    """Ids of tokens that begin "yes" and "no"; the lists are disjoint and not empty."""
 
     yes: list[int]
     no: list[int]
 
 
 def answer_tokens(tokenizer: Encoder) -> AnswerTokens:
-    """The ids of all spellings of yes and no that are one token each.
+    """Return the ids of all spellings of yes and no that are a single token.
 
-    A tokenizer that has no one-token spelling of a word lends the first token of its plain
-    spelling. Raises UserError where the two words begin with the same token, as then one
-    prefill cannot tell them apart.
+    If no spelling of a word is a single token, the first token of its plain spelling is used.
+    Raises UserError if the two words begin with the same token, since one prefill cannot
+    distinguish them.
     """
     yes, no = _ids(tokenizer, YES_SPELLINGS), _ids(tokenizer, NO_SPELLINGS)
     if set(yes) & set(no):
@@ -48,12 +50,12 @@ def _ids(tokenizer: Encoder, spellings: tuple[str, ...]) -> list[int]:
 
 
 def probability_of_yes(logprobs: NDArray[np.floating], tokens: AnswerTokens) -> NDArray[np.float64]:
-    """P(yes) / (P(yes) + P(no)), each summed over its spellings.
+    """Return P(yes) / (P(yes) + P(no)), each summed over its spellings.
 
-    logprobs: [..., vocabulary], natural logarithms (unnormalised logits do as well, as the
-    normaliser cancels). Returns [...], in [0, 1]. It is always the probability of *yes*, never of
-    the chosen word, so that it can be ranked. Computed in float64 from differences of logarithms:
-    it stays exact where both probabilities are tiny.
+    logprobs: [..., vocabulary], natural logarithms (unnormalised logits are equally valid, since
+    the normaliser cancels). The result has shape [...], in [0, 1]. It is always the probability of
+    *yes*, never of the chosen word, so that it can be used for ranking. It is computed in float64
+    from differences of logarithms, so that it stays accurate when both probabilities are tiny.
     """
     values = np.asarray(logprobs, dtype=np.float64)
     yes = np.logaddexp.reduce(values[..., tokens.yes], axis=-1)

@@ -1,4 +1,4 @@
-"""Set precision, recall and F1 of answer lines."""
+"""Compute set precision, recall and F1 of answer lines."""
 
 import re
 import unicodedata
@@ -16,14 +16,17 @@ class SetScores(NamedTuple):
 
 
 def normalise(items: Iterable[str]) -> set[str]:
-    """The distinct items, lower-cased and stripped; blank ones fall away."""
+    """Return the distinct items, lower-cased and stripped, without blank ones."""
     return {line for line in (item.strip().lower() for item in items) if line}
 
 
 @lru_cache(maxsize=2**16)
 def reduce(item: str) -> str:
-    """An item without what two spellings of a name differ in: letters' case and width, accents
-    apart from their letters, numbers or bullets before it, punctuation, repeated blanks."""
+    """Return an item without the differences between spellings of the same name.
+
+    These are case, width and Unicode composition of letters, leading numbers or bullets,
+    punctuation and repeated blanks.
+    """
     text = _LISTED.sub("", unicodedata.normalize("NFKC", item).casefold().strip())
     return " ".join(_NO_WORD.sub(" ", text).split())
 
@@ -33,10 +36,10 @@ _NO_WORD = re.compile(r"[^\w]+")
 
 
 def set_scores(prediction: Iterable[str], target: Iterable[str]) -> SetScores:
-    """Compare two sets of items as the EHR-R1 benchmark does: lower-cased, order and repeats aside.
+    """Compare two sets of items as the EHR-R1 benchmark does, in lower case.
 
-    Empty cases: two empty sets agree (1, 1, 1); one empty set against a filled one is (0, 0, 0),
-    also its precision, so that answering nothing never pays.
+    Order and repetitions are ignored. Two empty sets agree (1, 1, 1). An empty set against a
+    non-empty one scores (0, 0, 0), including precision, so that empty answers are never rewarded.
     """
     said, truth = normalise(prediction), normalise(target)
     if not said and not truth:
