@@ -1,1 +1,1 @@
-"""Many runs: a grid of overrides becomes a graph of runs, each a process of its own."""
+"""Sweeps: a grid of overrides becomes a graph of runs, each in a process of its own."""

@@ -1,4 +1,4 @@
-"""What `sweep.py` does with its arguments."""
+"""The commands of `sweep.py`."""
 
 import json
 import os
@@ -31,13 +31,13 @@ COLOURS = {"done": "green", "running": "cyan", "failed": "red", "cancelled": "ye
 ROOT = "outputs"
 
 OPTIONS = ("output_root=", "metric=")
-"""What the commands take beside names."""
+"""Options that the commands take in addition to names."""
 
 FLAGS = {"status": {"--json", "--watch"}, "compare": {"--json"}}
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Do what is asked; the exit code. Raises UserError."""
+    """Run the command in `arguments` and return the exit code; raises UserError."""
     commands = {
         "status": show_status,
         "logs": show_log,
@@ -49,7 +49,7 @@ def run(arguments: Sequence[str]) -> int:
     if arguments[0] not in commands:
         return begin(arguments)
     given = [one for one in arguments[1:] if one.startswith(OPTIONS)]
-    options = dict(one.split("=", 1) for one in given)  # names of runs have signs of equality too
+    options = dict(one.split("=", 1) for one in given)  # names of runs contain `=` too
     words = [one for one in arguments[1:] if one not in given and not one.startswith("--")]
     flags = {one for one in arguments[1:] if one.startswith("--")}
     known = FLAGS.get(arguments[0], set())
@@ -65,7 +65,10 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def begin(arguments: Sequence[str]) -> int:
-    """Expand the grid, write the sweep down, start what is not finished, and return."""
+    """Expand the grid, write the sweep's folder, start the runs that are not finished, and return.
+
+    The result is the exit code.
+    """
     from ehrr1.sweeps.expand import begun  # hydra is slow to import
 
     if any(one.startswith("search.metric=") for one in arguments):
@@ -96,7 +99,10 @@ def begin(arguments: Sequence[str]) -> int:
 
 
 def show_status(book: Sweep, words: list[str], options: dict[str, str], flags: set[str]) -> int:
-    """A row a run; `--json` as a list, `--watch` until all are over."""
+    """Print one row per run, or a list with `--json`.
+
+    With `--watch` the table is updated until all runs have ended.
+    """
 
     def look() -> list[RunStatus]:
         return status(book, launcher_of(book).active(book))
@@ -118,6 +124,7 @@ def show_status(book: Sweep, words: list[str], options: dict[str, str], flags: s
 
 
 def table(told: Sequence[RunStatus], name: str) -> Table:
+    """Return a table of the runs with their state, step, speed and note."""
     counts = {state: sum(one.state == state for one in told) for state in {o.state for o in told}}
     title = f"{name}: " + ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
     found = Table(title=title, title_justify="left")
@@ -133,11 +140,12 @@ def table(told: Sequence[RunStatus], name: str) -> Table:
 
 
 def is_search(book: Sweep) -> bool:
+    """Return whether the sweep is a search."""
     return (book.folder / "search.json").exists()
 
 
 def show_log(book: Sweep, words: list[str], options: dict[str, str], flags: set[str]) -> int:
-    """What one run printed, over all its attempts."""
+    """Print the log of one run, over all its attempts."""
     entries = chosen(book, words)
     if len(entries) > 1:
         raise UserError(f"logs: name one run of {', '.join(e.run for e in entries[:20])}")
@@ -150,7 +158,10 @@ def show_log(book: Sweep, words: list[str], options: dict[str, str], flags: set[
 
 
 def resume(book: Sweep, words: list[str], options: dict[str, str], flags: set[str]) -> int:
-    """Start what is missing, has failed or was cancelled; what is done or under way is left."""
+    """Start the runs that are missing, failed or cancelled.
+
+    Finished and active runs are not changed.
+    """
     with book.held():
         module = launcher_of(book)
         module.check(book.asked["launcher"])
@@ -165,7 +176,7 @@ def resume(book: Sweep, words: list[str], options: dict[str, str], flags: set[st
 
 
 def cancel(book: Sweep, words: list[str], options: dict[str, str], flags: set[str]) -> int:
-    """Runs that wait are not started; those at work save and end."""
+    """Cancel runs: pending ones are not started, active ones save and end."""
     with book.held():
         module = launcher_of(book)
         names = {entry.run for entry in chosen(book, words)}
@@ -181,7 +192,10 @@ def cancel(book: Sweep, words: list[str], options: dict[str, str], flags: set[st
 
 
 def clean(book: Sweep, words: list[str], options: dict[str, str], flags: set[str]) -> int:
-    """Forget a sweep that is over: its lists and logs go, the runs' folders stay."""
+    """Delete the folder of a sweep that has ended, with its logs; the runs' folders are kept.
+
+    Raises UserError if runs are active.
+    """
     with book.held():
         done = {entry.run for entry in book.entries() if entry.done}
         under_way = launcher_of(book).active(book).keys() - done
@@ -197,6 +211,7 @@ def clean(book: Sweep, words: list[str], options: dict[str, str], flags: set[str
 
 
 def show_comparison(book: Sweep, words: list[str], options: dict[str, str], flags: set[str]) -> int:
+    """Print the comparison of the sweep's runs, or of the settings of two runs."""
     from ehrr1.sweeps.compare import compare_sweep  # polars and numpy are slow to import
 
     return compare_sweep(book, words, options.get("metric"), "--json" in flags)

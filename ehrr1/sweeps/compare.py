@@ -1,7 +1,8 @@
-"""Which run of a sweep was better, and is it sure?
+"""Compare the runs of a sweep, with intervals of the differences.
 
-compare.md, compare.csv in the sweep's folder: a row a setting, its seeds together; compare.json has
-the same with each seed. Differences are paired, by patient, where predictions are stored.
+compare.md and compare.csv in the sweep's folder have one row per setting, with its seeds combined;
+compare.json also has each seed's value. Differences are paired and resampled by patient if
+predictions are stored.
 """
 
 import json
@@ -31,7 +32,7 @@ METRICS = {
     "eval": ("risk/auroc/macro", "decision/f1/macro"),
     "rl": ("validation/reward/accuracy/after", "validation/reward/accuracy/gain"),
 }
-"""What is shown of a stage where `metric=` names nothing else."""
+"""Default metrics of a stage, shown unless `metric=` is given."""
 
 LOSSES = ("eval/loss", "train/loss/last")
 
@@ -40,7 +41,7 @@ REPLICATES = 1000
 
 @dataclass
 class ComparisonRow:
-    """One setting of the grid, its seeds together."""
+    """One setting of the grid with its seeds combined."""
 
     settings: dict[str, str]
     runs: list[str] = field(default_factory=list)
@@ -51,7 +52,7 @@ class ComparisonRow:
     difference: str = ""
 
     def told(self, metric: str) -> str:
-        """The mean over seeds with its 95 % interval (Student's t), or the one value."""
+        """Return the mean over seeds with its 95 % interval (Student's t), or a single value."""
         values = self.values.get(metric, [])
         if not values:
             return ""
@@ -62,7 +63,11 @@ class ComparisonRow:
 
 
 def compare_sweep(book: Sweep, words: Sequence[str], metric: str | None, as_json: bool) -> int:
-    """Show finished runs side by side, or how two of them were set. Raises UserError."""
+    """Print the finished runs side by side, or the settings in which two runs differ.
+
+    Returns the exit code. Raises UserError if no run of the last stage is finished, or no run has
+    the metric.
+    """
     if words:
         return show_settings([entry for word in words for entry in chosen(book, [word])])
     entries = [entry for entry in leaves(book) if entry.done]
@@ -92,7 +97,7 @@ def compare_sweep(book: Sweep, words: Sequence[str], metric: str | None, as_json
 
 
 def leaves(book: Sweep) -> list[Entry]:
-    """The runs at the ends of their chains."""
+    """Return the runs at the ends of the chains, of the last stage."""
     entries = book.entries()
     needed = {need for entry in entries for need in entry.needs}
     ends = [entry for entry in entries if entry.run not in needed]
@@ -101,13 +106,14 @@ def leaves(book: Sweep) -> list[Entry]:
 
 
 def default_metrics(entry: Entry) -> list[str]:
+    """Return the metrics that are shown by default for a run."""
     there = metrics_of(Path(entry.folder))
     wanted = METRICS.get(entry.stage, LOSSES)
     return [name for name in wanted if name in there] or ["seconds"]
 
 
 def grouped(book: Sweep, entries: Sequence[Entry], metrics: Sequence[str]) -> list[ComparisonRow]:
-    """Runs that differ in their seed alone are one row."""
+    """Combine runs that differ only in their seed into one row."""
     rows: dict[str, ComparisonRow] = {}
     by_name = {entry.run: entry for entry in book.entries()}
     for entry in entries:
@@ -124,7 +130,7 @@ def grouped(book: Sweep, entries: Sequence[Entry], metrics: Sequence[str]) -> li
 
 
 def chain_of(entry: Entry, by_name: dict[str, Entry]) -> list[Entry]:
-    """A run and all that it needs of this sweep."""
+    """Return a run and all runs of this sweep that it needs, directly or indirectly."""
     found = {entry.run: entry}
     for need in entry.needs:
         found |= {one.run: one for one in chain_of(by_name[need], by_name)}
@@ -132,7 +138,10 @@ def chain_of(entry: Entry, by_name: dict[str, Entry]) -> list[Entry]:
 
 
 def add_cost(row: ComparisonRow, entry: Entry) -> None:
-    """What a run took: wall-clock of its folder, GPUs, tokens learnt from."""
+    """Add the cost of a run to a row.
+
+    It consists of hours and GPU-hours of wall-clock time, and tokens of training.
+    """
     metrics = metrics_of(Path(entry.folder)) if entry.done else {}
     hours = metrics.get("seconds", 0.0) / 3600
     row.hours += hours
@@ -141,7 +150,10 @@ def add_cost(row: ComparisonRow, entry: Entry) -> None:
 
 
 def tell_differences(book: Sweep, rows: Sequence[ComparisonRow], metric: str) -> None:
-    """Each row minus the best, seeds averaged, resampled by patient; of evaluations only."""
+    """Set each row's difference from the best row, averaged over seeds and resampled by patient.
+
+    It applies to evaluations only.
+    """
     folders = {entry.run: Path(entry.folder) for entry in book.entries()}
     files = [[folders[run] / "predictions.parquet" for run in row.runs] for row in rows]
     if len(rows) < 2 or not all(file.exists() for group in files for file in group):
@@ -156,7 +168,7 @@ def tell_differences(book: Sweep, rows: Sequence[ComparisonRow], metric: str) ->
     ]
     tasks = [task for task in ALL_TASKS if (groups[0][0]["task"] == task).any()]
     resamples = Resamples.draw(groups[0][0]["subject_id"], REPLICATES, 0)
-    main = metric in METRICS["eval"]  # the others take three times as long
+    main = metric in METRICS["eval"]  # all scores take three times as long
     scores = [
         mean_of([score(table, resamples, tasks, main_only=main) for table in group], metric)
         for group in groups
@@ -168,14 +180,17 @@ def tell_differences(book: Sweep, rows: Sequence[ComparisonRow], metric: str) ->
 
 
 def main_rows(file: Path) -> pl.DataFrame:
-    """What the main result of an evaluation has answered, of the split that is scored."""
+    """Return the predictions of the main result of an evaluation, for the scored split."""
     config = OmegaConf.load(file.with_name("config.yaml"))
     table = pl.read_parquet(file).filter(pl.col("split") == config.eval.split)
     return table.filter(pl.col("model") == last_result(table))
 
 
 def mean_of(scores: Sequence[Replicates], metric: str) -> Any:
-    """The replicates of a metric, averaged over seeds; None where it is no score."""
+    """Return the bootstrap replicates of a metric, averaged over seeds.
+
+    The result is None if the metric is not a score.
+    """
     found = [one[metric] for one in scores if metric in one]
     return sum(found) / len(found) if found else None
 
@@ -183,6 +198,7 @@ def mean_of(scores: Sequence[Replicates], metric: str) -> Any:
 def table_of(
     rows: Sequence[ComparisonRow], metrics: Sequence[str]
 ) -> tuple[list[str], list[list[str]]]:
+    """Return the headings and rows of the comparison as text."""
     keys = list(dict.fromkeys(key for row in rows for key in row.settings))
     columns = [*(keys or ["run"]), *metrics, "minus the best", "hours", "GPU-hours", "tokens"]
     cells = [
@@ -200,6 +216,7 @@ def table_of(
 
 
 def markdown(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
     lines = [columns, ["---"] * len(columns), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
@@ -211,6 +228,7 @@ def show(
     metric: str,
     rows: Sequence[ComparisonRow],
 ) -> None:
+    """Print the comparison to the terminal."""
     console = wide_console()
     table = Table(title=f"{book.folder.name}: the last stage, best {metric} first")
     for column in columns:
@@ -223,7 +241,7 @@ def show(
 
 
 def show_settings(entries: Sequence[Entry]) -> int:
-    """The settings in which two runs differ."""
+    """Print the settings in which two runs differ and return the exit code."""
     if len(entries) != 2:
         raise UserError("compare: name two runs to see in which settings they differ")
     settings = []

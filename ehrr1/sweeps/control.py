@@ -1,4 +1,4 @@
-"""Starting and stopping the runs of a sweep, for the command line and for searches."""
+"""Start and stop the runs of a sweep, for the command line and for searches."""
 
 import sys
 import time
@@ -14,11 +14,15 @@ from ehrr1.sweeps.state import Entry, Sweep, status
 
 
 def launcher_of(book: Sweep) -> ModuleType:
-    """The module that starts runs: it has check, submit, settle, active and cancel."""
+    """Return the launcher module of a sweep.
+
+    Launcher modules define check, submit, settle, active and cancel.
+    """
     return module_of(book.asked["launcher"]["name"])
 
 
 def module_of(launcher: str) -> ModuleType:
+    """Return the launcher module by name; raises UserError if its package is not installed."""
     if launcher == "local":
         return local
     need_extra(f"launcher={launcher}", "submitit", "sweeps")
@@ -28,6 +32,7 @@ def module_of(launcher: str) -> ModuleType:
 
 
 def tell_begun(book: Sweep, root: Path) -> None:
+    """Print the number of runs and the command for their status."""
     console = Console(stderr=True)
     console.print(f"{len(book.entries())} runs in {book.folder}", soft_wrap=True)
     console.print(
@@ -38,7 +43,7 @@ def tell_begun(book: Sweep, root: Path) -> None:
 
 
 def refuse_others(book: Sweep, overrides: Sequence[str]) -> None:
-    """The same overrides go on with a sweep. Raises UserError for others."""
+    """Raise UserError if a sweep exists with other overrides than these."""
     if list(overrides) != book.asked["overrides"]:
         raise UserError(
             f"name={book.folder.name}: there is a sweep of that name with other overrides "
@@ -47,8 +52,10 @@ def refuse_others(book: Sweep, overrides: Sequence[str]) -> None:
 
 
 def start_missing(book: Sweep, module: ModuleType, runs: Sequence[str], again: bool) -> list[str]:
-    """Hand in the runs that are neither finished nor under way; with `again` those that have
-    failed or were cancelled, and those that wait for them, too. Returns what was handed in."""
+    """Submit the runs that are neither finished nor active, and return their names.
+
+    With `again`, runs that failed or were cancelled, and those that wait for them, are included.
+    """
     module.settle(book)
     entries = book.entries()
     wanted_names = with_needs(entries, runs)
@@ -69,8 +76,10 @@ def start_missing(book: Sweep, module: ModuleType, runs: Sequence[str], again: b
 
 
 def wait_for_cancelled(book: Sweep, module: ModuleType, runs: set[str]) -> dict[str, str]:
-    """What is under way once no run that was cancelled is still saving. Raises UserError after two
-    minutes."""
+    """Wait until no cancelled run is still saving, and return the active runs.
+
+    Raises UserError after two minutes.
+    """
     cancelled = {e.run for e in book.entries() if book.state(e).get("state") == "cancelled"} & runs
     deadline = time.monotonic() + 120
     while saving := cancelled & module.active(book).keys():
@@ -82,16 +91,16 @@ def wait_for_cancelled(book: Sweep, module: ModuleType, runs: set[str]) -> dict[
 
 
 def with_needs(entries: Sequence[Entry], runs: Sequence[str]) -> set[str]:
-    """Runs and all that they wait for."""
+    """Return the names of these runs and of all runs for which they wait."""
     found = set(runs)
-    for entry in reversed(entries):  # inputs stand first
+    for entry in reversed(entries):  # inputs come first in the list
         if entry.run in found:
             found |= set(entry.needs)
     return found
 
 
 def end(book: Sweep, module: ModuleType, runs: Sequence[str], note: str) -> None:
-    """Runs that wait are not started, those at work save and end; why is noted."""
+    """Cancel runs with a note: pending ones are not started, active ones save and end."""
     for entry in (entry for entry in book.entries() if entry.run in runs):
         kept = {key: book.state(entry).get(key) for key in ("pid", "job")}
         book.tell(entry, state="cancelled", note=note, **kept)
@@ -99,7 +108,10 @@ def end(book: Sweep, module: ModuleType, runs: Sequence[str], note: str) -> None
 
 
 def chosen(book: Sweep, words: Sequence[str]) -> list[Entry]:
-    """The runs that are named, by their names or by what stands in them; all where none is."""
+    """Return the runs named by `words`, which are names or parts of names; all runs if it is empty.
+
+    Raises UserError if there is none.
+    """
     entries = book.entries()
     if not words:
         return entries
@@ -114,5 +126,5 @@ def chosen(book: Sweep, words: Sequence[str]) -> list[Entry]:
 
 
 def wide_console() -> Console:
-    """The terminal; in a file or a pipe lines are not broken."""
+    """Return a console of the terminal; output to a file or a pipe is not wrapped."""
     return Console() if sys.stdout.isatty() else Console(width=1_000, height=100)

@@ -1,4 +1,4 @@
-"""From the arguments of `sweep.py` to the runs of a sweep, everything checked."""
+"""Expand the arguments of `sweep.py` to the runs of a sweep, with all checks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +25,11 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 @dataclass(frozen=True)
 class Begun:
-    """What the arguments of `sweep.py` ask for: `overrides` without name, launcher and place, the
-    runs, and what a search is told."""
+    """A sweep as requested by the arguments of `sweep.py`.
+
+    overrides: without name, launcher and output_root. entries: the runs. search: settings of a
+    search.
+    """
 
     name: str
     launcher: dict[str, Any]
@@ -37,11 +40,12 @@ class Begun:
 
     @property
     def folder(self) -> Path:
+        """Return the sweep's folder."""
         return self.root / "sweeps" / self.name
 
 
 def begun(arguments: Sequence[str]) -> Begun:
-    """The runs of a sweep, everything checked.
+    """Return the sweep that the arguments request, with everything checked.
 
     Raises UserError for everything that cannot work, before anything is submitted.
     """
@@ -73,7 +77,7 @@ def begun(arguments: Sequence[str]) -> Begun:
 
 
 def planned_of(overrides: Sequence[str]) -> list[Planned]:
-    """Hydra's errors are the user's: told in its words, with where to look."""
+    """Return the planned runs; Hydra's errors become UserError."""
     GlobalHydra.instance().clear()
     refuse_no_choice(overrides, CONF)
     try:
@@ -84,13 +88,16 @@ def planned_of(overrides: Sequence[str]) -> list[Planned]:
 
 
 def own(arguments: Sequence[str]) -> list[str]:
-    """What is asked, wherever and by whatever it is run."""
+    """Return the arguments without name, launcher and output_root, which do not affect the runs."""
     elsewhere = ("launcher", "output_root=", "name=")
     return [one for one in arguments if not one.startswith(elsewhere)]
 
 
 def name_of(arguments: Sequence[str]) -> str:
-    """`name=NAME`, else a hash of what is asked: the same command names the same sweep."""
+    """Return the sweep's name: `name=NAME`, else a hash of the arguments.
+
+    The same arguments therefore have the same name. Raises UserError for an unsuitable name.
+    """
     given = [one.partition("=")[2] for one in arguments if one.startswith("name=")]
     name = (
         given[-1] if given else sha256("\n".join(sorted(own(arguments))).encode()).hexdigest()[:8]
@@ -101,10 +108,10 @@ def name_of(arguments: Sequence[str]) -> str:
 
 
 def with_grid(overrides: Sequence[str]) -> list[str]:
-    """The overrides, after those that the experiment itself sweeps (`hydra.sweeper.params`)."""
+    """Return the overrides after those of the experiment's own grid (`hydra.sweeper.params`)."""
     experiment = [one for one in overrides if one.startswith("experiment=")]
     if any("," in one or "(" in one for one in experiment):
-        return list(overrides)  # several experiments: the command line has the grid
+        return list(overrides)  # several experiments: their own grids are not used
     whole = compose("config", overrides=experiment, return_hydra_config=True)
     params = whole.hydra.sweeper.params or {}
     given = {one.partition("=")[0] for one in overrides}
@@ -112,6 +119,7 @@ def with_grid(overrides: Sequence[str]) -> list[str]:
 
 
 def entry(one: Planned, runs: dict[Path, str]) -> Entry:
+    """Return the entry of a planned run; `runs` maps folders to names of runs."""
     needs = [runs[folder] for folder in one.inputs.values() if folder in runs]
     overrides = [o for o in one.overrides if not o.startswith("launcher")]
     job = resources(one.cfg, one.stage)
@@ -121,8 +129,11 @@ def entry(one: Planned, runs: dict[Path, str]) -> Entry:
 
 
 def resources(cfg: Config, stage: str) -> dict[str, Any]:
-    """What SLURM is asked for one run: nodes and tasks are those of `trainer`, one a device, for
-    the stages that train in a group."""
+    """Return the SLURM resources of one run.
+
+    Stages that train in a group have the nodes and tasks of `trainer`, one task per device; others
+    have one task. Raises UserError if tasks and GPUs per node differ.
+    """
     if cfg.launcher.name == "local":
         return {}
     job = cfg.launcher.plain()

@@ -1,12 +1,12 @@
-"""From Hydra overrides to a graph of runs.
+"""Expand Hydra overrides to a graph of runs.
 
-A run here is one stage of one point of the grid. Its folder follows from the overrides that matter
-for it, so points share what they do not change: with `rl.loss=grpo,dapo` one `adapt` serves both.
-An override matters for a stage when it changes a setting that the stage's result depends on
-(`runs.RESULT_SETTINGS`), or one that its inputs' depend on, from what the experiment has.
+A run is one stage of one point of the grid. Its folder depends on the overrides that affect it, so
+that points share runs that their differences do not affect: with `rl.loss=grpo,dapo` one `adapt`
+serves both. An override affects a stage if it changes, relative to the experiment, a setting on
+which the stage's result or an input of the stage depends (`runs.RESULT_SETTINGS`).
 
-The seed is of training alone: records, chains and the questions of an evaluation stay those of the
-experiment, or seeds could not be compared.
+The seed affects training only. Records, chains and the questions of an evaluation stay those of the
+experiment, since results of different seeds could not be compared otherwise.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +44,7 @@ from ehrr1.spelling import PLACES, folder_word, key_of, level_name, quoted
 
 @dataclass(frozen=True)
 class Setting:
-    """One override of one point: `rl.lr=1e-5`."""
+    """One override of one point, such as `rl.lr=1e-5`."""
 
     key: str
     text: str
@@ -54,12 +54,15 @@ class Setting:
 
 
 Point = tuple[Setting, ...]
+"""The settings of one point of the grid."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One stage of one point. `inputs` are the folders that it reads, `settings` the swept ones
-    that it depends on."""
+    """One stage of one point.
+
+    inputs: stage -> folder that is read. settings: the swept settings on which the run depends.
+    """
 
     stage: str
     folder: Path
@@ -70,16 +73,21 @@ class Planned:
 
 
 class Composer:
-    """Configurations of many points: Hydra composes each combination of groups once, values are
-    set in copies (a composition takes a sixth of a second, and there may be thousands)."""
+    """A cache of configurations for many points.
+
+    Hydra composes each combination of groups once, and values are set in copies, because a
+    composition takes a sixth of a second and there may be thousands of points.
+    """
 
     def __init__(self) -> None:
         self.composed: dict[tuple[str, ...], DictConfig] = {}
         self.parsed: dict[tuple[str, ...], Config] = {}
 
     def of(self, settings: Sequence[Setting]) -> Config:
-        """The configuration with these settings, to be read: points share it. Raises Hydra's and
-        OmegaConf's errors, and UserError."""
+        """Return the configuration with these settings; points share it, so it must not be changed.
+
+        Raises Hydra's and OmegaConf's errors, and UserError.
+        """
         key = tuple(one.text for one in settings)
         if key not in self.parsed:
             self.parsed[key] = parse(self._compose(settings), key)
@@ -90,7 +98,7 @@ class Composer:
         if by_hydra not in self.composed:
             whole = hydra.compose("config", overrides=list(by_hydra), return_hydra_config=True)
             with open_dict(whole):
-                if OmegaConf.is_interpolation(whole, "name"):  # `hydra:` is of a running job
+                if OmegaConf.is_interpolation(whole, "name"):  # `hydra:` needs a running job
                     whole.name = whole.hydra.runtime.choices.experiment
                 del whole["hydra"]
             self.composed[by_hydra] = whole
@@ -99,29 +107,35 @@ class Composer:
             return self.composed[by_hydra]
         cfg = self.composed[by_hydra].copy()
         for setting in values:
-            # the schema says what does not exist, and what was meant
+            # the schema reports settings that do not exist
             OmegaConf.update(cfg, setting.key, setting.value, force_add=True)
         return cfg
 
 
 def points(overrides: Sequence[str]) -> list[Point]:
-    """The grid, the last override changing fastest. Raises Hydra's errors."""
+    """Return the points of the grid, with the last override changing fastest.
+
+    Raises Hydra's errors, and UserError.
+    """
     loader = GlobalHydra.instance().config_loader()
     parser, groups = OverridesParser.create(config_loader=loader), set(loader.list_groups(""))
     return list(product(*(choices(parsed(one, parser), groups) for one in overrides)))
 
 
 def parsed(override: str, parser: OverridesParser) -> Override:
-    """An override in Hydra's grammar. Raises UserError."""
+    """Return an override parsed by Hydra's grammar; raises UserError."""
     try:
-        return parser.parse_overrides([override])[0]  # `parse_override` has errors of its own
+        return parser.parse_overrides([override])[0]  # `parse_override` raises other errors
     except OverrideParseException as error:
         told = str(error).split("See https")[0].strip()
         raise UserError(f"{override}: not in Hydra's grammar: {told}; quote it?") from None
 
 
 def choices(override: Override, groups: set[str]) -> list[Setting]:
-    """The values of one override; one where it is not swept."""
+    """Return the values of one override, which is a single one if it is not swept.
+
+    Raises UserError for an interval or a repeated value.
+    """
     whole = override.get_key_element()
     key = key_of(whole)
     group = override.key_or_group in groups
@@ -144,10 +158,10 @@ def choices(override: Override, groups: set[str]) -> list[Setting]:
 
 
 def plan(overrides: Sequence[str], spelled_out: Callable[[list[str]], list[str]]) -> list[Planned]:
-    """Every run that the overrides ask for, inputs first, each once.
+    """Return every run that the overrides request, once each, with inputs first.
 
-    Raises UserError, all problems at once, for settings that make no sense, inputs that are neither
-    asked for nor there, and sweeps from which nothing follows.
+    Raises one UserError for all problems: combinations of settings that are not allowed, inputs
+    that are neither requested nor finished, and sweeps that affect no requested stage.
     """
     stages, others = split_stages(spelled_out(list(overrides)))
     composer, found = Composer(), dict[Path, Planned]()
@@ -193,7 +207,7 @@ def plan(overrides: Sequence[str], spelled_out: Callable[[list[str]], list[str]]
 
 
 def wrong(grid: Sequence[Point], composer: Composer, stages: Sequence[str]) -> dict[str, None]:
-    """What makes no sense at any point, for the stages that are asked for; each problem once."""
+    """Return the conflicts of settings at all points for the requested stages, each once."""
     found: dict[str, None] = {}
     for point in grid:
         try:
@@ -210,7 +224,7 @@ def wrong(grid: Sequence[Point], composer: Composer, stages: Sequence[str]) -> d
 def effects_of(
     grid: Sequence[Point], composer: Composer, stages: Sequence[str]
 ) -> dict[tuple[str, str, str], frozenset[str]]:
-    """Experiment, key and text of each setting of the grid -> the stages that it matters for."""
+    """Return (experiment, key, text) of each setting of the grid -> the stages that it affects."""
     found: dict[tuple[str, str, str], frozenset[str]] = {}
     for point in grid:
         for setting in point:
@@ -221,7 +235,10 @@ def effects_of(
 
 
 def split_stages(overrides: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
-    """The links of the chain, in the curriculum's order, and the other overrides."""
+    """Return the requested stages in the order of the curriculum, and the other overrides.
+
+    Raises UserError for a stage that cannot be part of a chain.
+    """
     given = [o.partition("=")[2] for o in overrides if o.startswith("stage=")]
     names = given[-1].split(",") if given else ["curriculum"]
     if names == ["curriculum"]:
@@ -238,13 +255,14 @@ def split_stages(overrides: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
 
 
 def experiment_of(point: Point) -> str:
+    """Return the override of a point that selects the experiment, or ""."""
     return next((s.text for s in point if s.key == "experiment"), "")
 
 
 def matters(
     setting: Setting, point: Point, composer: Composer, asked: Sequence[str]
 ) -> frozenset[str]:
-    """The stages whose result changes by this one setting, directly or through their inputs."""
+    """Return the stages whose result one setting changes, directly or through their inputs."""
     if setting.key in PLACES or setting.key.startswith(("launcher", "search.")):
         return frozenset()
     base = [s for s in point if s.key == "experiment"]
@@ -260,7 +278,7 @@ def matters(
 
 
 def settings_of(cfg: Config, stage: str) -> dict[str, Any]:
-    """What a stage's result depends on, flat."""
+    """Return the settings on which a stage's result depends, as a flat mapping."""
     found: dict[str, Any] = {}
     for section in (s for s in RESULT_SETTINGS[stage] if s != "seed"):
         value = cfg.of(section)
@@ -271,18 +289,22 @@ def settings_of(cfg: Config, stage: str) -> dict[str, Any]:
 
 
 def read_by(cfg: Config, stage: str) -> tuple[str, ...]:
-    """The stages that a stage reads, where they are there."""
+    """Return the stages that a stage reads, including optional ones."""
     return tuple(dict.fromkeys(needed(cfg, stage) + OPTIONAL_INPUTS.get(stage, ())))
 
 
 def ancestors(cfg: Config, stage: str) -> set[str]:
+    """Return all stages that a stage reads, directly or indirectly."""
     return {name for one in read_by(cfg, stage) for name in {one} | ancestors(cfg, one)}
 
 
 @dataclass(frozen=True)
 class Road:
-    """One point's way through the stages. `stages_of`: a setting's text -> where it matters;
-    `keys`: a setting's key -> where any of its values does; `plain`: the experiment alone."""
+    """The stages of one point.
+
+    stages_of: text of a setting -> stages that it affects. keys: key of a setting -> stages that
+    any of its values affects. plain: the configuration of the experiment alone.
+    """
 
     cfg: Config
     point: Point
@@ -291,7 +313,7 @@ class Road:
     plain: Config
 
     def run(self, stage: str, asked: Sequence[str]) -> Planned:
-        """This point's run of a stage: its folder, its command, what it waits for."""
+        """Return this point's run of a stage: its folder, command, and inputs."""
         inputs = self.inputs(stage, asked)
         kept = [s for s in self.point if self.told_to(s, stage, asked)]
         overrides = [f"stage={stage}", *(s.text for s in kept)]
@@ -306,19 +328,23 @@ class Road:
         return Planned(stage, self.folder(stage), tuple(overrides), inputs, told, self.cfg)
 
     def told_to(self, setting: Setting, stage: str, asked: Sequence[str]) -> bool:
-        """Whether the command of a stage has the setting: what is fixed, and what matters for it
-        with any value."""
+        """Return whether the command of a stage includes the setting.
+
+        It includes fixed settings, and swept ones of which any value affects the stage.
+        """
         if setting.key == "variant" or stage not in READ_BY.get(setting.key, (stage,)):
             return False
         if setting.key == "seed":
             trains = any(name in TRAINING for name in asked)
             return stage in TRAINING or not trains
-        # the experiment's own value too: TensorBoard's table has what was told
+        # also with the experiment's own value, so that TensorBoard's table shows it
         return not setting.swept or setting.key in PLACES or stage in self.keys[setting.key]
 
     def variant(self, stage: str) -> str:
-        """The path below the experiment that tells what matters for a stage: settings that matter
-        from an earlier stage on stand above those that matter from a later one."""
+        """Return the path below the experiment that identifies the settings of a stage.
+
+        Settings that affect an earlier stage come first.
+        """
         levels: dict[int, list[Setting]] = {}
         for setting in self.point:
             where = self.stages_of[setting.text]
@@ -332,13 +358,16 @@ class Road:
         return "/".join([*([str(self.cfg.variant)] if self.cfg.variant else []), *parts])
 
     def fills(self, setting: Setting) -> bool:
-        """Whether a setting is a text that the experiment leaves open (`data.root=DIR`): it names
-        no folder, or the sweep would not find what `run.py` has made with it."""
+        """Return whether a setting is a text that the experiment leaves open.
+
+        An example is `data.root=DIR`. It is not part of the folder's name; otherwise the sweep
+        would not find runs of `run.py`.
+        """
         text = not (setting.swept or setting.group) and isinstance(setting.value, str)
         return text and value_of(self.plain, setting.key) is None
 
     def other_settings(self, planned: Planned) -> list[str]:
-        """What is wrong with a run's folder that was begun before, with other settings."""
+        """Return the differences from the settings of an existing run in the folder."""
         if not (planned.folder / "config.yaml").exists():
             return []
         cfg = self.cfg.model_copy(deep=True)
@@ -353,10 +382,14 @@ class Road:
         return []
 
     def folder(self, stage: str) -> Path:
+        """Return the folder of this point's run of a stage."""
         return Path(self.cfg.output_root) / self.cfg.name / self.variant(stage) / stage
 
     def inputs(self, stage: str, asked: Sequence[str]) -> dict[str, Path]:
-        """The folders that a stage reads, apart from those the settings name."""
+        """Return the folders that a stage reads, except those that the settings name.
+
+        Optional inputs are included if they are requested or finished.
+        """
         required = needed(self.cfg, stage)
         found = {
             name: self.folder(name) if name in asked else self.there(name, stage)
@@ -370,8 +403,11 @@ class Road:
         }
 
     def there(self, stage: str, reader: str) -> Path:
-        """Where a stage that is not asked for is, or would have to be: in its own folder, or above
-        it, made with the same settings (a run that `run.py` has made there)."""
+        """Return the folder of a stage that is not requested.
+
+        This is its own folder or one above it in which it was made with the same settings, for
+        example by `run.py`.
+        """
         cfg = self.cfg.model_copy(deep=True)
         cfg.variant, cfg.seed = self.variant(stage), self.plain.seed
         cfg.trainer.devices = devices_of(cfg, stage)
@@ -379,7 +415,10 @@ class Road:
 
 
 def devices_of(cfg: Config, stage: str) -> Devices:
-    """What a run's command has as `trainer.devices`: on SLURM `auto` is one for each GPU asked."""
+    """Return `trainer.devices` of a run's command.
+
+    On SLURM, `auto` is the number of requested GPUs.
+    """
     launcher = cfg.launcher
     if (
         cfg.trainer.devices != "auto"

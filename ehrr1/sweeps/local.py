@@ -1,9 +1,9 @@
-"""A sweep's runs on this machine: a supervisor in the background, so many runs at a time.
+"""Run a sweep on this machine with a supervisor in the background.
 
     python -m ehrr1.sweeps.local SWEEP_FOLDER
 
-The supervisor owns nothing that is lost with it: each run is a session of its own that tells its
-state in a file, and a new supervisor goes on from these files.
+It executes up to `launcher.parallel` runs at a time. No state is lost with the supervisor: each run
+has a session of its own and writes its state to a file, from which a new supervisor continues.
 """
 
 import os
@@ -22,27 +22,31 @@ LOOK_SECONDS = 0.5
 
 
 def check(launcher: dict[str, Any]) -> None:
-    """Nothing can be missing here."""
+    """Check the launcher's requirements; there are none here."""
 
 
 def submit(book: Sweep, entries: Iterable[Entry]) -> None:
-    """Start the supervisor, where none is there; it finds by itself what is to be done."""
+    """Start the supervisor if it is not running.
+
+    It finds the runs to start in the sweep's folder.
+    """
     if not supervised(book):
         detached([sys.executable, "-m", "ehrr1.sweeps.local", str(book.folder)], book)
-        while not supervised(book):  # so that a status that follows at once is right
+        while not supervised(book):  # so that a subsequent status is correct
             time.sleep(0.02)
 
 
 def supervised(book: Sweep) -> bool:
+    """Return whether a supervisor is running."""
     return is_held(book.folder / ".supervisor.lock")
 
 
 def settle(book: Sweep) -> None:
-    """Nothing can be half submitted here."""
+    """Resolve interrupted submissions; there are none here."""
 
 
 def active(book: Sweep) -> dict[str, str]:
-    """The runs that the supervisor has: `running`, or `pending` while it lives."""
+    """Return the active runs: `running`, or `pending` while there is a supervisor."""
     here = supervised(book)
     found = {}
     for entry in book.entries():
@@ -54,7 +58,7 @@ def active(book: Sweep) -> dict[str, str]:
 
 
 def cancel(book: Sweep, runs: Iterable[str]) -> None:
-    """Runs that are at work are told to save and end."""
+    """Signal active runs to save and end."""
     names = set(runs)
     for entry in book.entries():
         pid = book.state(entry).get("pid")
@@ -64,7 +68,10 @@ def cancel(book: Sweep, runs: Iterable[str]) -> None:
 
 
 def supervise(book: Sweep) -> None:
-    """Start what is ready, so many at a time, until nothing is left that can be started."""
+    """Start runs that are ready until none is left that can be started.
+
+    At most `launcher.parallel` runs are active at a time.
+    """
     with alone(book.folder / ".supervisor.lock") as free:
         if not free:
             return
@@ -83,7 +90,7 @@ def supervise(book: Sweep) -> None:
 
 
 def ready_runs(book: Sweep, told: list[RunStatus]) -> list[Entry]:
-    """Runs that wait for nothing any more."""
+    """Return the pending runs whose inputs are finished."""
     states = {one.run: one.state for one in told}
     return [
         entry
@@ -93,12 +100,13 @@ def ready_runs(book: Sweep, told: list[RunStatus]) -> list[Entry]:
 
 
 def start(book: Sweep, entry: Entry) -> "subprocess.Popen[bytes]":
+    """Start the process of a run."""
     command = [sys.executable, "-m", "ehrr1.sweeps.worker", str(book.folder), "--run", entry.run]
     return detached(command, book)
 
 
 def detached(command: Sequence[str], book: Sweep) -> "subprocess.Popen[bytes]":
-    """A process that outlives this one."""
+    """Start a process that outlives this one."""
     log = (book.folder / "supervisor.log").open("ab")
     return subprocess.Popen(
         command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True

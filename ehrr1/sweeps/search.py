@@ -1,10 +1,11 @@
-"""Settings that are searched instead of listed: Optuna proposes trials, which are runs like others.
+"""Search settings with Optuna, whose trials are runs like those of a grid.
 
     python -m ehrr1.sweeps.search SWEEP_FOLDER
 
-search.json has the space and every trial, and a study is made from it anew for each proposal: a
-searcher that is killed loses nothing, and `resume` starts another. Trials that lag behind the
-median of the finished ones in `search.curve` are stopped (Golovin et al., 2017, the median rule).
+search.json contains the search space and every trial. A study is rebuilt from it for each proposal,
+so that nothing is lost if the search process is killed; `resume` starts another one. Trials whose
+`search.curve` is worse than the median of the finished trials are stopped (Golovin et al., 2017,
+the median rule).
 """
 
 import json
@@ -22,7 +23,7 @@ from typing import Any
 import optuna
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-# what Hydra's own Optuna sweeper makes of `interval(...)` and the like; its version is pinned
+# converts `interval(...)` and the like as Hydra's own Optuna sweeper does; its version is pinned
 from hydra_plugins.hydra_optuna_sweeper._impl import create_optuna_distribution_from_override
 from optuna.distributions import distribution_to_json, json_to_distribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -57,8 +58,11 @@ STATES = {
 
 @dataclass
 class Trial:
-    """One proposal: its values, its runs (the one that is scored last), and what came of it.
-    `curve`: a step -> the mean of `search.curve` over the steps since the one before."""
+    """A trial: proposed values, runs, state and score.
+
+    runs: names of the runs; the last one is scored. curve: step -> mean of `search.curve` over the
+    steps since the previous entry.
+    """
 
     params: dict[str, Any]
     runs: list[str]
@@ -69,7 +73,7 @@ class Trial:
 
 @dataclass
 class Search:
-    """search.json of a sweep."""
+    """The content of a sweep's search.json."""
 
     settings: dict[str, Any]
     arguments: list[str]
@@ -79,6 +83,7 @@ class Search:
 
     @staticmethod
     def read(book: Sweep) -> "Search":
+        """Read search.json of a sweep."""
         found = read_json(book.folder / "search.json")
         trials = [
             Trial(**{**one, "curve": {int(k): v for k, v in one["curve"].items()}})
@@ -87,13 +92,14 @@ class Search:
         return Search(**found, trials=trials)
 
     def write(self, book: Sweep) -> None:
+        """Write search.json of a sweep, atomically."""
         write_json(book.folder / "search.json", asdict(self))
 
 
 def space_of(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """What is searched, as Optuna's distributions in JSON, and the overrides that are not.
+    """Split overrides into the search space and fixed overrides.
 
-    Raises UserError where nothing is searched.
+    The space maps settings to Optuna's distributions in JSON. Raises UserError if it is empty.
     """
     space, fixed = {}, []
     for override in overrides:
@@ -112,9 +118,9 @@ def space_of(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def study_of(search: Search) -> optuna.Study:
-    """Optuna's view of the trials so far."""
+    """Return an Optuna study with all trials so far."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # the pinned version says of trials that are made from a file that this may change
+    # the pinned version warns that the creation of trials is experimental
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     draws = search.settings["seed"] + len(search.trials)
     study = optuna.create_study(
@@ -128,6 +134,7 @@ def study_of(search: Search) -> optuna.Study:
 
 
 def frozen(search: Search, trial: Trial) -> FrozenTrial:
+    """Return a trial in Optuna's form."""
     return create_trial(
         state=STATES[trial.state],
         params=trial.params,
@@ -138,13 +145,20 @@ def frozen(search: Search, trial: Trial) -> FrozenTrial:
 
 
 def sign(search: Search) -> int:
-    """A reward is better when it is larger, all else when it is smaller; a study has one sense."""
+    """Return the factor that gives the curve the direction of the study.
+
+    A curve is better if larger for a reward and if smaller for everything else, whereas a study has
+    a single direction.
+    """
     larger = "reward" in str(search.settings["curve"])
     return 1 if larger == (search.settings["direction"] == "maximize") else -1
 
 
 def propose(search: Search) -> dict[str, Any]:
-    """The values of the next trial, numbers with four figures: they name a folder."""
+    """Return the values of the next trial.
+
+    Numbers are rounded to four significant digits, since they are part of a folder's name.
+    """
     distributions: dict[str, Any] = {
         key: json_to_distribution(text) for key, text in search.space.items()
     }
@@ -159,7 +173,7 @@ def propose(search: Search) -> dict[str, Any]:
 
 
 def spelled(value: Any) -> str:
-    """A value in Hydra's grammar."""
+    """Return a value in Hydra's grammar."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     plain = re.fullmatch(r"[\w.+-]+", str(value))
@@ -167,7 +181,10 @@ def spelled(value: Any) -> str:
 
 
 def begin_search(arguments: Sequence[str]) -> int:
-    """Write a search down with its first trials, start it in the background, and return."""
+    """Write a search with its first trials and start it in the background.
+
+    Returns the exit code. Raises UserError as `begun` and `space_of` do.
+    """
     space, fixed = space_of(own(arguments))
     elsewhere = [one for one in arguments if one.startswith(("launcher", "output_root="))]
     name = f"name={name_of(arguments)}"
@@ -189,11 +206,12 @@ def begin_search(arguments: Sequence[str]) -> int:
 
 
 def search_behind(book: Sweep) -> None:
+    """Start the search process in the background."""
     detached([sys.executable, "-m", "ehrr1.sweeps.search", str(book.folder)], book)
 
 
 def begin_trial(book: Sweep, search: Search) -> None:
-    """Ask for a trial and write down its runs; they are started by the round that follows."""
+    """Propose a trial and add its runs to the sweep; the current round starts them."""
     params = propose(search)
     entries = begun([*search.arguments, *chosen_values(params)]).entries
     search.trials.append(Trial(params, [entry.run for entry in entries]))
@@ -202,12 +220,16 @@ def begin_trial(book: Sweep, search: Search) -> None:
 
 
 def chosen_values(params: dict[str, Any]) -> list[str]:
-    """Overrides that count as swept: each value names its folder."""
+    """Return overrides that count as swept, so that each value is part of its folder's name."""
     return [f"{key}=choice({spelled(value)})" for key, value in params.items()]
 
 
 def resumed(book: Sweep, runs: Sequence[str]) -> list[str]:
-    """Let a search go on, failed trials too; the runs that it wants, of those that are named."""
+    """Continue a search and return the runs to start.
+
+    These are the runs in `runs` that belong to trials which were not pruned. Failed trials with a
+    run in `runs` are resumed.
+    """
     search = Search.read(book)
     search.stopped = False
     wanted = {run for trial in search.trials if trial.state != "pruned" for run in trial.runs}
@@ -220,19 +242,22 @@ def resumed(book: Sweep, runs: Sequence[str]) -> list[str]:
 
 
 def stopped(book: Sweep) -> None:
-    """Let a search propose nothing more."""
+    """Stop a search from proposing further trials."""
     search = Search.read(book)
     search.stopped = True
     search.write(book)
 
 
 def step(book: Sweep, search: Search, module: ModuleType) -> bool:
-    """One round: what has ended is told, what lags is stopped, what is free gets a trial; whether
-    there is more to do."""
+    """Do one round of the search and return whether any trial is running.
+
+    A round reads results, stops trials that lag behind, proposes new trials up to `parallel`, and
+    starts missing runs.
+    """
     entries = {entry.run: entry for entry in book.entries()}
     told = {one.run: one for one in status(book, module.active(book))}
     for trial in [trial for trial in search.trials if trial.state == "running"]:
-        if not set(trial.runs) <= set(entries):  # its searcher was killed before it wrote them
+        if not set(trial.runs) <= set(entries):  # killed before it wrote them
             search.trials.remove(trial)
             continue
         settle(search, trial, entries, told)
@@ -251,7 +276,7 @@ def step(book: Sweep, search: Search, module: ModuleType) -> bool:
 def settle(
     search: Search, trial: Trial, entries: dict[str, Entry], told: dict[str, RunStatus]
 ) -> None:
-    """Read a trial's score, or its curve so far."""
+    """Update a trial's state, score and curve from its runs."""
     metric, last = search.settings["metric"], entries[trial.runs[-1]]
     trained = [entries[run] for run in trial.runs if entries[run].stage in TRAINING]
     if search.settings["curve"] and trained:
@@ -264,7 +289,7 @@ def settle(
 
 
 def curve_of(search: Search, folder: Path) -> dict[int, float]:
-    """The mean of the watched number over each so many steps of a run."""
+    """Return the mean of `search.curve` over each block of `search.every_steps` steps."""
     every, name = search.settings["every_steps"], search.settings["curve"]
     log = folder / "train.jsonl"
     lines = log.read_text().splitlines(keepends=True) if log.exists() else []
@@ -275,7 +300,7 @@ def curve_of(search: Search, folder: Path) -> dict[int, float]:
 
 
 def lags(search: Search, trial: Trial) -> bool:
-    """Whether the trial's curve is worse than the median of the finished trials at its step."""
+    """Return whether the trial's curve is worse than the median of finished trials at its step."""
     if not trial.curve:
         return False
     study = study_of(search)
@@ -289,7 +314,7 @@ def stop(
     told: dict[str, RunStatus],
     module: ModuleType,
 ) -> None:
-    """End the runs that no other trial needs."""
+    """Stop a trial and end its runs that no other trial needs."""
     others = {run for one in search.trials if one is not trial for run in one.runs}
     over = [
         run for run in trial.runs if told[run].state in ("pending", "running") and run not in others
@@ -300,7 +325,7 @@ def stop(
 
 
 def search_on(book: Sweep) -> None:
-    """Propose, start, judge, until all trials are over or the search is stopped."""
+    """Repeat rounds until no trial is running or the search is stopped."""
     with alone(book.folder / ".searcher.lock") as free:
         module, more = launcher_of(book), free
         while more:

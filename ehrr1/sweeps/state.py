@@ -1,14 +1,16 @@
-"""What a sweep is on disk, and how each of its runs is doing.
+"""The folder of a sweep, and the state of its runs.
 
     <output_root>/sweeps/<NAME>/
-        sweep.json            what was asked, and every run: written before anything starts
-        submissions/          <token>.json: the runs of one submission, its job once SLURM has it
-        states/               <run>.json: what the run's own process said last; <run>.lock: it lives
-        logs/                 <run>.log: everything it printed, over all its attempts
+        sweep.json            the request and every run, written before anything starts
+        submissions/          <token>.json: runs of one submission, and its job id once known
+        states/               <run>.json: state last reported by the run's process; <run>.lock:
+                              held while it runs
+        logs/                 <run>.log: its output, over all its attempts
         jobs/                 SLURM's scripts and logs
 
-A run is finished when its folder is (`metrics.json`); everything else is told by these files and
-one look at the queue. Nothing here imports more than the standard library: `status` is quick.
+A run is finished when its folder is (`metrics.json`). All other states follow from these files and
+one query of the queue. This module imports only the standard library and small modules of this
+package, so that `status` is quick.
 """
 
 import fcntl
@@ -26,12 +28,16 @@ from ehrr1.errors import UserError
 from ehrr1.files import read_json, write_json
 
 STATES = ("pending", "running", "done", "failed", "cancelled")
+"""States of a run."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One run of a sweep. `needs` are the runs that it waits for, `settings` the swept ones that it
-    depends on, `job` what SLURM is asked for."""
+    """One run of a sweep.
+
+    needs: names of the runs for which it waits. settings: the swept settings on which it depends.
+    job: the requested SLURM resources.
+    """
 
     run: str
     stage: str
@@ -43,11 +49,12 @@ class Entry:
 
     @property
     def done(self) -> bool:
+        """Return whether the run is finished."""
         return (Path(self.folder) / "metrics.json").exists()
 
     @property
     def slug(self) -> str:
-        """The run's name as that of a file."""
+        """Return the run's name in the form of a file name."""
         name = self.run.replace("/", "~")
         return (
             name if len(name) <= 150 else f"{name[:130]}~{sha256(name.encode()).hexdigest()[:10]}"
@@ -56,7 +63,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """How a run is doing: its state, its last step and speed, and why it is so."""
+    """The state of a run, its last step and speed, and a note on the reason."""
 
     run: str
     overrides: list[str]
@@ -75,7 +82,7 @@ class Sweep:
 
     @staticmethod
     def open(folder: Path) -> "Sweep":
-        """An existing sweep. Raises UserError where there is none."""
+        """Return an existing sweep; raises UserError if there is none."""
         if not (folder / "sweep.json").exists():
             there = sorted(path.parent.name for path in folder.parent.glob("*/sweep.json"))
             raise UserError(
@@ -86,13 +93,16 @@ class Sweep:
 
     @property
     def asked(self) -> dict[str, Any]:
+        """Return the content of sweep.json."""
         found: dict[str, Any] = read_json(self.folder / "sweep.json")
         return found
 
     def entries(self) -> list[Entry]:
+        """Return the runs in order, inputs first."""
         return [Entry(**one) for one in self.asked["runs"]]
 
     def write(self, overrides: Sequence[str], launcher: dict[str, Any], runs: list[Entry]) -> None:
+        """Create the sweep's folders and sweep.json."""
         for name in ("submissions", "states", "logs", "jobs"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         told = {
@@ -103,47 +113,50 @@ class Sweep:
         write_json(self.folder / "sweep.json", told)
 
     def add(self, runs: Sequence[Entry]) -> None:
-        """More runs of a sweep that is searched; those that it has stay as they are."""
+        """Add runs to a sweep that is a search; existing runs are unchanged."""
         there = self.asked
         known = {one["run"] for one in there["runs"]}
         there["runs"] += [asdict(one) for one in runs if one.run not in known]
         write_json(self.folder / "sweep.json", there)
 
     def state_file(self, entry: Entry) -> Path:
+        """Return the path of a run's state file."""
         return self.folder / "states" / f"{entry.slug}.json"
 
     def log(self, entry: Entry) -> Path:
+        """Return the path of a run's log."""
         return self.folder / "logs" / f"{entry.slug}.log"
 
     def state(self, entry: Entry) -> dict[str, Any]:
-        """What the run's process, or `cancel`, said last; empty before."""
+        """Return the state last reported by the run's process or by `cancel`, or {}."""
         file = self.state_file(entry)
         found: dict[str, Any] = read_json(file) if file.exists() else {}
         return found
 
     def tell(self, entry: Entry, **told: Any) -> None:
+        """Write a run's state with the current time."""
         write_json(self.state_file(entry), {"time": time.time(), **told})
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """One command at a time works on a sweep; others wait."""
+        """Hold the sweep's lock, so that one command at a time changes the sweep."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def alive(self, entry: Entry) -> bool:
-        """Whether a process of this machine works on the run."""
+        """Return whether a process of this machine executes the run."""
         return is_held(self.folder / "states" / f"{entry.slug}.lock")
 
     def submissions(self) -> list[dict[str, Any]]:
-        """Every submission, oldest first."""
+        """Return every submission, oldest first."""
         files = (self.folder / "submissions").glob("*.json")
         return sorted((read_json(file) for file in files), key=lambda one: one["time"])
 
 
 def is_held(lock: Path) -> bool:
-    """Whether a process holds a lock."""
+    """Return whether a process holds a lock."""
     if not lock.exists():
         return False
     with alone(lock) as free:
@@ -152,7 +165,7 @@ def is_held(lock: Path) -> bool:
 
 @contextmanager
 def alone(lock: Path) -> Iterator[bool]:
-    """Hold a lock for as long as this lasts; False where another process has it."""
+    """Hold a lock without waiting; yields False if another process holds it."""
     with lock.open("w") as file:
         free = True
         try:
@@ -163,7 +176,10 @@ def alone(lock: Path) -> Iterator[bool]:
 
 
 def status(book: Sweep, active: dict[str, str]) -> list[RunStatus]:
-    """How every run is doing. `active`: the runs that a queue or a supervisor has, and as what."""
+    """Return the state of every run.
+
+    active: name of a run -> its state ("running" or "pending") in the queue or the supervisor.
+    """
     found: dict[str, RunStatus] = {}
     handed_in = {
         run: one["time"] for one in book.submissions() if one["job"] for run in one["runs"]
@@ -184,8 +200,11 @@ def state_of(
     before: dict[str, RunStatus],
     handed_in: dict[str, float],
 ) -> tuple[str, str]:
-    """A run's state, and a word about it. `before`: the states of the runs that it may need;
-    `handed_in`: when SLURM got the run last."""
+    """Return a run's state and a note.
+
+    before: states of the runs that it may need. handed_in: time of each run's last submission to
+    SLURM.
+    """
     if entry.done:
         return "done", ""
     said = book.state(entry)
@@ -207,7 +226,7 @@ def state_of(
 
 
 def progress(folder: Path) -> tuple[int | None, float | None]:
-    """The last step of a training run, and the seconds that it took."""
+    """Return the last step of a training run and its duration in seconds."""
     log = folder / "train.jsonl"
     if not log.exists():
         return None, None
@@ -222,7 +241,7 @@ def progress(folder: Path) -> tuple[int | None, float | None]:
 
 
 def last_line(log: Path) -> str:
-    """The last thing that a run printed, without an escape sequence."""
+    """Return the last non-empty line of a log, at most 500 characters."""
     if not log.exists():
         return ""
     with log.open("rb") as file:

@@ -1,14 +1,17 @@
-"""One run of a sweep in the process that SLURM or the local supervisor started for it.
+"""Execute one run of a sweep, in the process that SLURM or the local supervisor started.
 
     python -m ehrr1.sweeps.worker SWEEP_FOLDER (--submission TOKEN | --run RUN)
 
-It starts `run.py` as a child and owns what SLURM's signals mean; nobody else queues again:
+It starts `run.py` as a child process and is the only place that handles SLURM's signals and
+requeues jobs:
 
-SIGUSR1   the time limit is near (`launcher.signal_seconds`): the child saves and ends, and the job
-          is queued again, at most `launcher.requeues` times
-SIGTERM   preemption, `scontrol requeue`, `scancel`: the child saves; SLURM, which sent it, knows
-          whether the job comes again
-anything else that ends the child is a failure: it is told, and not queued again
+SIGUSR1: the time limit is near (`launcher.signal_seconds`). The child saves and ends, and the job
+is requeued, at most `launcher.requeues` times.
+
+SIGTERM: preemption, `scontrol requeue` or `scancel`. The child saves. SLURM, which sent the signal,
+determines whether the job is started again.
+
+Any other end of the child is a failure, which is recorded and not requeued.
 """
 
 import argparse
@@ -24,11 +27,14 @@ from ehrr1.files import read_json
 from ehrr1.sweeps.state import Entry, Sweep, alone, last_line
 
 SAVED = {128 + signal.SIGUSR1, 128 + signal.SIGTERM}
-"""Exit codes of a run that was told to stop and goes on by the same command: a training run has
-saved, others keep what they have as they work."""
+"""Exit codes of a run that was stopped by a signal and continues with the same command.
+
+A training run has saved a checkpoint; other stages save their results as they proceed.
+"""
 
 
 def main() -> int:
+    """Execute the run that the command line names and return the exit code."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     arguments.add_argument("folder", type=Path)
     arguments.add_argument("--submission")
@@ -42,11 +48,11 @@ def main() -> int:
     if int(os.environ.get("SLURM_PROCID", 0)) > 0:
         return Child(book, entry).wait()
     with alone(book.folder / "states" / f"{entry.slug}.lock") as free:
-        return attempt(book, entry) if free else 0  # another process works on it
+        return attempt(book, entry) if free else 0  # another process executes this run
 
 
 def attempt(book: Sweep, entry: Entry) -> int:
-    """Run once, and tell how it went."""
+    """Execute the run once, record the result and return the exit code."""
     if book.state(entry).get("state") == "cancelled":
         return 1
     job, begun = job_id(), time.time()
@@ -70,7 +76,7 @@ def attempt(book: Sweep, entry: Entry) -> int:
 def saved(
     book: Sweep, entry: Entry, told: signal.Signals, job: str, restarts: int, cost: dict[str, Any]
 ) -> int:
-    """A run that was told to stop has saved."""
+    """Record that a run was stopped by a signal, requeue it if allowed, and return 1."""
     limit = entry.job.get("requeues", 0)
     if told == signal.SIGUSR1 and restarts < limit:
         book.tell(entry, state="pending", note="time limit: saved, queued again", **cost)
@@ -88,7 +94,7 @@ def saved(
 
 
 class Child:
-    """run.py; signals are passed on to it."""
+    """The child process `run.py`, to which signals are forwarded."""
 
     def __init__(self, book: Sweep, entry: Entry) -> None:
         self.told: signal.Signals | None = None
@@ -97,26 +103,28 @@ class Child:
             signal.signal(one, self.note)
         command = [sys.executable, "-m", "ehrr1", *entry.overrides]
         self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        if self.told:  # before there was a child
+        if self.told:  # signal before the child existed
             self.pass_on()
 
     def note(self, number: int, frame: Any) -> None:
+        """Handle a signal: remember it and forward it."""
         self.told = signal.Signals(number)
         self.pass_on()
 
     def pass_on(self) -> None:
+        """Forward the last signal to the child if it is running."""
         process: Any = vars(self).get("process")
         if process is not None and process.poll() is None:
             process.send_signal(signal.SIGUSR1 if self.told == signal.SIGUSR1 else signal.SIGTERM)
 
     def wait(self) -> int:
-        """Its exit code; 128 + n where signal n ended it."""
+        """Wait for the child and return its exit code, 128 + n if signal n ended it."""
         code = self.process.wait()
         return code if code >= 0 else 128 - code
 
 
 def job_id() -> str:
-    """SLURM's name for this job, of an array its part; empty outside of SLURM."""
+    """Return SLURM's id of this job or array task, or "" outside SLURM."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     if array:
         return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
