@@ -209,7 +209,7 @@ def test_a_budget_stops_before_it_is_overspent(tmp_path: Path, budget: dict[str,
     path = tmp_path / "ledger.sqlite"
     with ChatServer() as server:
         cfg = settings(server, max_tokens=500, **budget)
-        with pytest.raises(UserError, match="the same command goes on"):
+        with pytest.raises(UserError, match="the same command continues"):
             ask(path, cfg, 500)
         done = [row for row in rows(path) if row["state"] == "done"]
         assert 20 < len(done) < 500

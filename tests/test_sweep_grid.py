@@ -65,7 +65,7 @@ def test_what_is_finished_is_read_and_what_is_missing_named(tmp_path: Path) -> N
         (["stage=prepare", "model=tiny,huge"], "huge"),
         (["stage=prepare", "data.subjects=10,-3"], "data.subjects=-3: "),
         (["stage=prepare", "rl.lr=1e-3,1e-4"], "rl.lr: swept, but the result of prepare"),
-        (["stage=prepare", "data.subjects=10,10"], "a value stands there twice"),
+        (["stage=prepare", "data.subjects=10,10"], "a value occurs twice"),
         (["stage=prepare", "status"], "status: neither an override"),
         (["stage=prepare", "data.subjects=[1"], "data.subjects"),
         (["stage=prepare", "name=a/b"], "name=a/b: a plain word"),

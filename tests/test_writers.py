@@ -331,7 +331,7 @@ def test_a_budget_stops_before_it_is_overspent(
     path = tmp_path / "ledger.sqlite"
     with MessagesServer() as server:
         cfg = settings(server, batches=batches, batch_size=10, max_tokens=500, **budget)
-        with pytest.raises(UserError, match="the same command goes on") as error:
+        with pytest.raises(UserError, match="the same command continues") as error:
             ask(path, cfg, 500)
         found = rows(path)
         done = [row for row in found if row["state"] == "done"]

@@ -166,7 +166,7 @@ def test_a_wrong_command_is_one_line(
 
 WHOLE = "# @package _global_\n"
 NO_YAML = "a file of settings (conf/, experiments/, --config-dir) is no YAML"
-NO_SECTION = "experiment: its file has settings of no section: its first line must be"
+NO_SECTION = "experiment: its file has settings outside of any section: its first line must be"
 FILES: dict[str, tuple[str | bytes, list[str]]] = {
     "misspelt": (
         WHOLE + "rl: {group_sizes: 64}\ntrainr: {devices: 4}\n",

@@ -140,7 +140,7 @@ def unknown(key: str, config: type[BaseModel]) -> str:
     if choices := owners(config, key):
         return f"it belongs to {' and '.join(choices)}, and another is chosen"
     if key.partition(".")[0] in ("experiment", "ablation"):
-        return f"its file has settings of no section: its first line must be '{GLOBAL}'"
+        return f"its file has settings outside of any section: its first line must be '{GLOBAL}'"
     for word in (key, last):
         if word.lower() in NOT_NEEDED:
             return f"there is no such setting: {NOT_NEEDED[word.lower()]}"

@@ -24,17 +24,17 @@ EHR-R1 as an experiment framework: raw MIMIC-IV to questions, training, scores.
 Stages, in the order of the curriculum:
   prepare      tables -> store of rows -> index of samples
   graph        evidence for answers (graph.show=SAMPLE_ID: a picture)
-  chains       reasoning written from it
+  chains       reasoning chains, written from the evidence
   adapt        supervised, direct answers
   reason       supervised, with chains
   rl           GRPO from `reason`
   eval         scores with intervals (rescore=DIR, compare=[DIR,DIR])
   curriculum   all of them
-Beside them:
+Other stages:
   export       samples.jsonl, MEDS, the release's files
-  audit        what contexts knew too early, labels, splits
-  card         what prepare holds: card.md
-  plan         does it fit? memory and time of a training stage on a cluster
+  audit        temporal leakage of contexts, labels, splits
+  card         description of the prepared data: card.md
+  plan         memory and time of a training stage on a cluster
   infer        one record, one question
   consolidate  hf/ of a stopped run (run=DIR)
 
@@ -43,7 +43,7 @@ Groups and their choices (GROUP=CHOICE):
 
 END = """
 --cfg job prints the configuration and runs nothing; -m sweeps over comma-separated values;
---version tells the version. A stage that was stopped goes on by the same command.
+--version prints the version. The same command resumes a stage that was stopped.
 """
 
 COMMENT_COLUMN = 44

@@ -77,7 +77,7 @@ def records(cfg: "Config") -> list[str]:
             "for rows to train on)"
         )
     if data.name in BENCHMARKS and data.shard is not None:
-        problems.append(f"data.shard={data.shard}: a benchmark file is read at once; leave out")
+        problems.append(f"data.shard={data.shard}: benchmarks are not sharded; leave it out")
     if data.name in ("meds", "release", *BENCHMARKS) and data.subjects_file is not None:
         problems.append(
             f"data.subjects_file={data.subjects_file}: patients are chosen with data=mimic or "
@@ -145,14 +145,14 @@ def evaluation(cfg: "Config") -> list[str]:
     if isinstance(engine, AnthropicEngine) and engine.model is None:
         problems.append("engine.model=null: engine=anthropic needs one: engine.model=NAME")
     if isinstance(engine, AnthropicEngine) and cfg.eval.shots:
-        problems.append(f"eval.shots={cfg.eval.shots}: engine=anthropic shows none; leave it out")
+        problems.append(f"eval.shots={cfg.eval.shots}: engine=anthropic takes none; leave it out")
     if cfg.eval.chains is not None and isinstance(engine, AnthropicEngine):
         problems.append(
-            f"eval.chains={cfg.eval.chains}: engine=anthropic takes no begun answers; leave it out"
+            f"eval.chains={cfg.eval.chains}: engine=anthropic cannot continue a chain; leave it out"
         )
     if cfg.eval.chains is not None and cfg.answer not in (None, "think", ["think"]):
         problems.append(
-            f"answer={cfg.answer}: with eval.chains={cfg.eval.chains} what is thought is given; "
+            f"answer={cfg.answer}: with eval.chains={cfg.eval.chains} the chains are given; "
             "leave answer out"
         )
     problems += [
@@ -172,7 +172,7 @@ def launching(launcher: Launcher) -> list[str]:
     if launcher.signal_seconds + early > 60 * launcher.minutes:
         return [
             f"launcher.signal_seconds={launcher.signal_seconds}: a job of launcher.minutes="
-            f"{launcher.minutes} would be told to save as soon as it begins; set one of them"
+            f"{launcher.minutes} would be signalled to save at its start; change one of them"
         ]
     return []
 
@@ -189,8 +189,8 @@ def keeping(cfg: "Config") -> list[str]:
         return []
     remedy = " and ".join(f"{stage}.eval_every=STEPS" for stage in blind)
     return [
-        f"trainer.keep_best={cfg.trainer.keep_best}: evaluations during training say which are "
-        f"best; set {remedy}, or trainer.keep_best=0"
+        f"trainer.keep_best={cfg.trainer.keep_best}: evaluations during training determine "
+        f"the best checkpoints; set {remedy}, or trainer.keep_best=0"
     ]
 
 
@@ -231,7 +231,7 @@ def _sources(concepts: Concepts, graph: Graph) -> list[str]:
     if graph.counting == "release":
         refused = {
             "counted_samples_per_task": (graph.counted_samples_per_task, "all training samples"),
-            "max_fdr": (graph.max_fdr, "otherwise than Fisher's test needs it"),
+            "max_fdr": (graph.max_fdr, "in a way that Fisher's test does not allow"),
         }
         problems += [
             f"graph.{name}={value}: graph.counting=release counts {how}; graph.{name}=null, or "
@@ -249,7 +249,7 @@ def _language_model(cfg: "Config", chains: ModelChains) -> list[str]:
             f"chains.model=null: chains={cfg.chains.writer} needs one: chains.model=NAME"
         )
     if chains.dry_run and cfg.stage == "curriculum":
-        problems.append("chains.dry_run=true: it is one stage that is counted; name stage=chains")
+        problems.append("chains.dry_run=true: a dry run is for a single stage; set stage=chains")
     if cfg.overwrite:
         problems.append(
             "overwrite=true: drafts that were paid for would be lost if the run is stopped; remove "

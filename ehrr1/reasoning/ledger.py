@@ -320,8 +320,8 @@ def over_budget(ledger: Ledger, settings: ModelChains) -> UserError:
     return UserError(
         f"{budgets}: {states['done']} of {sum(states.values())} drafts are written, "
         f"{states['open'] + states['sent']} are left; {tokens} tokens and {spent['cost_usd']:.2f} "
-        "dollars are spent, and the next request might go over it. All is saved: raise "
-        f"{' or '.join(f'chains.{name}' for name in budget)}, and the same command goes on"
+        "dollars are spent, and the next request might exceed it. All drafts are saved: raise "
+        f"{' or '.join(f'chains.{name}' for name in budget)}, and the same command continues"
     )
 
 

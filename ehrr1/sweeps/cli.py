@@ -171,7 +171,7 @@ def resume(book: Sweep, words: list[str], options: dict[str, str], flags: set[st
 
             runs = resumed(book, runs)
         begun = start_missing(book, module, runs, again=True)
-    Console(stderr=True).print(f"{len(begun)} runs handed in", *begun, sep="\n  ", soft_wrap=True)
+    Console(stderr=True).print(f"{len(begun)} runs submitted", *begun, sep="\n  ", soft_wrap=True)
     return 0
 
 
@@ -187,7 +187,7 @@ def cancel(book: Sweep, words: list[str], options: dict[str, str], flags: set[st
         told = status(book, module.active(book))
         over = [one.run for one in told if one.run in names and one.state in ("pending", "running")]
         end(book, module, over, "by `sweep.py cancel`")
-    Console(stderr=True).print(f"{len(over)} runs cancelled; `resume` goes on with them")
+    Console(stderr=True).print(f"{len(over)} runs cancelled; `resume` continues them")
     return 0
 
 

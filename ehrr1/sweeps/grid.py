@@ -148,7 +148,7 @@ def choices(override: Override, groups: set[str]) -> list[Setting]:
         )
     texts = [f"{whole}={value}" for value in override.sweep_string_iterator()]
     if len(set(texts)) < len(texts):
-        raise UserError(f"{override.input_line}: a value stands there twice")
+        raise UserError(f"{override.input_line}: a value occurs twice")
     if group:
         return [Setting(key, text, None, True, True) for text in texts]
     plain = OverridesParser.create().parse_overrides(texts)

@@ -219,7 +219,7 @@ def state_of(
     if entry.run in active:
         return "pending", said.get("note", "")
     if said.get("state") == "running":
-        return "failed", "its process ended without a word (killed?): `resume` goes on"
+        return "failed", "its process exited without a report (killed?): `resume` continues it"
     if handed_in.get(entry.run, 0.0) > said.get("time", 0.0):
         return "failed", f"its job ended before it began (see {book.folder}/jobs): `resume` retries"
     return "pending", said.get("note", "") or "not submitted: `resume` submits it"

@@ -85,7 +85,7 @@ def saved(
         time.sleep(60)  # SLURM ends this job
         return 1
     if told == signal.SIGUSR1:
-        note = f"time limit met {restarts + 1} times (launcher.requeues={limit}); `resume` goes on"
+        note = f"time limit met {restarts + 1} times (launcher.requeues={limit}); `resume` retries"
         book.tell(entry, state="failed", note=note, **cost)
         return 1
     note = "stopped by SIGTERM, saved; queued again by SLURM if it was preempted, else by `resume`"
