@@ -48,6 +48,6 @@ def cannot_write(error: OSError) -> str:
     if error.errno not in CANNOT_WRITE:
         raise error
     return (
-        f"{error.filename or 'the run folder'}: {error.strerror}: free space or rights are "
-        "missing there; set output_root=DIR to write elsewhere. The same command resumes."
+        f"{error.filename or 'the run folder'}: {error.strerror}: free space or "
+        "permissions are missing; set output_root=DIR to write elsewhere. The same command resumes."
     )
