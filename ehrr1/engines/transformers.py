@@ -16,21 +16,22 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
-from ehrr1.engines.base import Answerer, Completion, Rollout, Sampling
+from ehrr1.engines.base import Completion, SamplingParams, TrainableEngine
 from ehrr1.engines.prefill import answer_logprobs
+from ehrr1.engines.streaming import Step, Watch, watched
 from ehrr1.models.prefix_cache import SharedTrunks
 from ehrr1.prompts.trees import Tree
-
-__all__ = ["Completion", "Sampling", "TransformersRollout"]
-
 
 CPU_TOKENS = 4096
 """Tokens read at a time on a CPU: more leave its caches (python -m benchmarks.risk_speed)."""
 
 
-class TransformersRollout(Rollout, Answerer):
+class TransformersEngine(TrainableEngine):
     """Generates groups of completions; `batch_size` of them side by side, and as many prompts as
-    have `batch_tokens` with their padding."""
+    have `batch_tokens` with their padding. `watch`, where it is set, receives the text of a single
+    completion piece by piece."""
+
+    watch: Watch | None = None
 
     def __init__(
         self,
@@ -48,13 +49,16 @@ class TransformersRollout(Rollout, Answerer):
     def stream(
         self,
         prompts: Sequence[list[int]],
-        sampling: Sampling,
+        sampling: SamplingParams,
         *,
         group_size: int = 1,
         seeds: Sequence[int] | None = None,
     ) -> Iterator[tuple[int, list[Completion]]]:
-        """See `Rollout`. Each prompt's draws come from a generator of its own, so that they do not
-        depend on what is generated beside it."""
+        """See `Engine`.
+
+        Each prompt has a random generator of its own: its draws do not depend on what is generated
+        beside it.
+        """
         chosen_seeds = range(len(prompts)) if seeds is None else seeds
         levels = [_levels(seed, group_size, sampling) for seed in chosen_seeds]
         size = max(1, self.batch_size // group_size)
@@ -67,7 +71,7 @@ class TransformersRollout(Rollout, Answerer):
     def answers(
         self, trees: Sequence[Tree], ids: Sequence[int]
     ) -> Iterator[tuple[int, NDArray[np.float64]]]:
-        """See `Rollout`. The questions on a record share one prefill."""
+        """See `Engine`. The questions on a record share one prefill."""
         on_cpu = self.model.device.type == "cpu"
         most = min(self.batch_tokens, CPU_TOKENS) if on_cpu else self.batch_tokens
         for chosen in batches(list(map(len, trees)), most):
@@ -79,14 +83,17 @@ class TransformersRollout(Rollout, Answerer):
         self,
         prompts: Sequence[list[int]],
         group_size: int,
-        sampling: Sampling,
+        sampling: SamplingParams,
         levels: Tensor,
     ) -> list[list[Completion]]:
         rows = len(prompts) * group_size
         tokens: list[list[int]] = [[] for _ in range(rows)]
         logprobs: list[list[float]] = [[] for _ in range(rows)]
         truncated = [True] * rows
-        for numbers, ids, chances in self._steps(prompts, group_size, sampling, levels):
+        steps = self._steps(prompts, group_size, sampling, levels)
+        if self.watch is not None and rows == 1:
+            steps = watched(steps, self.watch, self.tokenizer)
+        for numbers, ids, chances in steps:
             for number, token, chance in zip(numbers, ids, chances, strict=True):
                 tokens[number].append(token)
                 logprobs[number].append(chance)
@@ -99,9 +106,9 @@ class TransformersRollout(Rollout, Answerer):
         self,
         prompts: Sequence[list[int]],
         group_size: int,
-        sampling: Sampling,
+        sampling: SamplingParams,
         levels: Tensor,
-    ) -> Iterator[tuple[list[int], list[int], list[float]]]:
+    ) -> Iterator[Step]:
         """Yield each step's unfinished rows, their tokens and the tokens' log-probabilities."""
         trunks, logits = self._read(prompts, group_size)
         device = logits.device
@@ -154,8 +161,8 @@ class TransformersRollout(Rollout, Answerer):
         own = bool(going.any())
         return parallel.totals([own])[0] > 0 if self.divided else own
 
-    def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Nothing to do: the model that generates is the one that trains."""
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """See `TrainableEngine`; a no-op, as the model that generates is the one that trains."""
 
     def logprobs(self, tokens: list[int]) -> list[float]:
         ids, mask = self._padded([tokens])
@@ -165,7 +172,7 @@ class TransformersRollout(Rollout, Answerer):
         return every.gather(1, ids[0, 1:, None]).squeeze(1).tolist()
 
     def close(self) -> None:
-        """Nothing to do: there is no process of its own."""
+        """See `Engine`; a no-op, as no process was started."""
 
     def _padded(self, prompts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """Prompts padded on the left: ids and mask [prompts, length]."""
@@ -178,7 +185,7 @@ class TransformersRollout(Rollout, Answerer):
         return ids.to(self.model.device), mask.to(self.model.device)
 
 
-def _levels(seed: int, group_size: int, sampling: Sampling) -> Tensor:
+def _levels(seed: int, group_size: int, sampling: SamplingParams) -> Tensor:
     """The random numbers of a group's tokens, [group, tokens] in [0, 1)."""
     generator = torch.Generator().manual_seed(seed)
     shape = (group_size, sampling.max_new_tokens)
@@ -212,7 +219,7 @@ def batches(lengths: Sequence[int], tokens: int, size: int | None = None) -> Ite
         start += count
 
 
-def draw(logits: Tensor, sampling: Sampling, levels: Tensor) -> tuple[Tensor, Tensor]:
+def draw(logits: Tensor, sampling: SamplingParams, levels: Tensor) -> tuple[Tensor, Tensor]:
     """Draw one token a row: logits [rows, vocabulary] -> ids [rows], log-probabilities [rows].
 
     `levels` [rows], from 0 to 1, are the draws: places in the cumulative distributions.
@@ -228,7 +235,7 @@ def draw(logits: Tensor, sampling: Sampling, levels: Tensor) -> tuple[Tensor, Te
     return chosen.squeeze(1), logprobs.gather(1, chosen).squeeze(1)
 
 
-def kept(logprobs: Tensor, sampling: Sampling) -> Tensor:
+def kept(logprobs: Tensor, sampling: SamplingParams) -> Tensor:
     """Tokens outside the `top_k` likeliest, then outside the nucleus `top_p`, get -inf.
 
     The nucleus (Holtzman et al., arXiv 1904.09751) is the smallest set of likeliest tokens whose

@@ -1,6 +1,6 @@
 """vLLM in a process of its own, beside the trainer that started it: `rollout=vllm`.
 
-    python -m ehrr1.engines.vllm_engine SOCKET
+    python -m ehrr1.engines.vllm_process SOCKET
 
 Not in the trainer's process: there vLLM would patch `torch` (on a CPU it turns `set_num_threads`
 into nothing), and want the process group that the trainer has made for itself. SOCKET is the file
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ehrr1.engines.base import Sampling
+from ehrr1.engines.base import SamplingParams
 from ehrr1.engines.vllm_worker import NAME
 
 
@@ -41,7 +41,7 @@ class Settings:
     """Whether it leaves the GPU's memory to the trainer while it has nothing to do."""
 
 
-class Engine:
+class EngineProcess:
     """vLLM and what the trainer asks of it; a method a request, which yields its replies."""
 
     def __init__(self, settings: Settings):
@@ -76,7 +76,7 @@ class Engine:
         self, prompts: list[list[int]], seeds: list[int], group_size: int, sampling: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
         """A reply for each prompt, as they end: its number and its group."""
-        given = Sampling(**sampling)
+        given = SamplingParams(**sampling)
         wanted = [self._parameters(given, group_size, seed) for seed in seeds]
         for output in self._outputs(prompts, wanted):
             group = [completion(one) for one in output.outputs]
@@ -121,7 +121,7 @@ class Engine:
         pairs = zip(output.prompt_logprobs[1:], tokens[1:], strict=True)
         yield [at[token].logprob for at, token in pairs]
 
-    def _parameters(self, sampling: Sampling, group_size: int, seed: int) -> Any:
+    def _parameters(self, sampling: SamplingParams, group_size: int, seed: int) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -178,7 +178,7 @@ def main() -> None:
     trainer = socket.socket(fileno=int(sys.argv[1]))
     trainer.set_inheritable(False)
     requests, replies = trainer.makefile("r"), trainer.makefile("w")
-    engine = Engine(Settings(**json.loads(requests.readline())))
+    engine = EngineProcess(Settings(**json.loads(requests.readline())))
     replies.write("null\n")
     replies.flush()
     work: dict[str, Callable[..., Iterator[Any]]] = {
