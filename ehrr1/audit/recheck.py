@@ -38,10 +38,10 @@ _HEADINGS = {TABLES[name].heading: name for name in TABLES}
 KINDS = {
     "early": "rows known later",
     "total": "totals of intervals that were not over",
-    "type_of_stay": "types of stays that were not decided",
+    "type_of_stay": "types of stays that were not decided yet",
     "coming_admission": "rows of an admission that had not begun",
-    "never_shown": "headings or keys that nothing may show",
-    "prediction_time": "prediction times that the files do not give",
+    "never_shown": "headings or keys that must never be shown",
+    "prediction_time": "prediction times that do not follow from the files",
 }
 
 
@@ -148,12 +148,12 @@ class Recheck:
             stay = sample.hadm_id if task.anchor_table == "admissions" else sample.stay_id
             expected = self.anchors.get((task.anchor_table, kind, stay or 0))
             if expected != now:
-                yield f"asked at {now}, not at {expected}"
+                yield f"{now} instead of {expected}"
         elif (
             task.anchor_table in self.tables
             and (sample.subject_id, task.anchor_table, now) not in self.rows
         ):
-            yield f"nothing of {task.anchor_table} happens at {now}"
+            yield f"no row of {task.anchor_table} at {now}"
 
 
 AT_THE_END = ("ED_Reattendance_3day", "Readmission_30day", "Readmission_60day")

@@ -62,11 +62,13 @@ def check_table(audit: Audit) -> Table:
     It has risk labels compared with those of the other protocol, and answers that occur in
     contexts.
     """
-    table = Table(title=f"labels beside data.protocol={OTHER[audit.protocol]}; answers in contexts")
+    table = Table(
+        title=f"labels compared with {OTHER[audit.protocol]} protocol; answers in contexts"
+    )
     table.add_column("task", no_wrap=True)
     for heading in (
-        *("asked by both", "labels changed", "to yes", "asked here only", "there only"),
-        *("contexts read", "all of the answer stands", "some of it"),
+        *("in both", "labels changed", "to yes", "only here", "only there"),
+        *("contexts read", "whole answer found", "part of it found"),
     ):
         table.add_column(heading, justify="right")
     labels = {} if audit.labels is None else _by_task(audit.labels)
@@ -79,10 +81,10 @@ def check_table(audit: Audit) -> Table:
 
 def rule_table(audit: Audit) -> Table:
     """Return a table with one row per suspiciously precise rule, for inspection."""
-    table = Table(title="single features that tell the answer: leaks, or just what comes next?")
+    table = Table(title="single features that predict the answer: inspect them for leaks")
     for heading in ("task", "answer", "feature"):
         table.add_column(heading)
-    for heading in ("precision", "answer's share", "found of it", "samples"):
+    for heading in ("precision", "base rate", "recall", "samples"):
         table.add_column(heading, justify="right")
     for row in audit.rules.iter_rows(named=True):
         shares = (row["precision"], row["base"], row["recall"])
@@ -119,7 +121,7 @@ def notes(audit: Audit) -> list[str]:
         f"patients in several splits: {audit.splits.height}; "
         f"the same record under two numbers in several splits: {len(audit.records)}",
         f"contexts rendered and searched: {audit.texts.contexts:,}; "
-        f"with other rows than those judged: {len(audit.texts.unlike)}",
+        f"with a different number of rows than judged: {len(audit.texts.unlike)}",
     ]
     lines.append(recheck_note(audit))
     undated = int(audit.tasks["undated"].sum())
@@ -128,12 +130,12 @@ def notes(audit: Audit) -> list[str]:
             f"never known (totals without an end, codes of the own stay): {undated:,} rows"
         )
     if audit.labels is None:
-        lines.append(f"labels were not compared: data.protocol={other} is not there")
+        lines.append(f"labels were not compared: data.protocol={other} is not available")
     else:
         lines.append(f"labels are compared with those of data.protocol={other}")
     if audit.assumed:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in sorted(audit.assumed.items()))
-        lines.append(f"rests on assumed times of knowledge for: {shares}")
+        lines.append(f"depends on assumed times of knowledge for: {shares}")
         if audit.surely_leaking < audit.leaking:
             lines.append(
                 f"without the tables whose times are all assumed {audit.surely_leaking:,} samples "
@@ -145,10 +147,10 @@ def notes(audit: Audit) -> list[str]:
 def recheck_note(audit: Audit) -> str:
     """Return the line for the comparison with the raw files."""
     if not audit.texts.rechecked:
-        return "contexts counted against the raw files: none (no tables, or data.protocol=paper)"
+        return "contexts checked against the raw files: none (no tables, or data.protocol=paper)"
     kinds = Counter(finding.kind for finding in audit.texts.findings)
     told = "; ".join(f"{words}: {kinds[kind]:,}" for kind, words in KINDS.items())
-    return f"contexts counted against the raw files: {audit.texts.rechecked:,}; {told}"
+    return f"contexts checked against the raw files: {audit.texts.rechecked:,}; {told}"
 
 
 # --- the figure -------------------------------------------------------------------------------
@@ -237,7 +239,7 @@ def _standing(axes: Axes, audit: Audit, tasks: list[str]) -> None:
     _plain(axes, "answers in the context, labels, %")
     answers = audit.texts.answers
     places = [tasks.index(task) for task in answers["task"]]
-    words = ("any", ANSWER_ANY, "some of the answer stands"), ("all", ANSWER_ALL, "all of it")
+    words = ("any", ANSWER_ANY, "part of the answer found"), ("all", ANSWER_ALL, "whole answer")
     for name, color, word in words:
         shares = 100 * (answers[name] / answers["examined"]).to_numpy()
         axes.barh(places, shares, height=0.66, color=color, label=word)

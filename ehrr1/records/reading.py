@@ -202,7 +202,7 @@ def _broken(path: Path, error: BaseException) -> UserError:
         cause = f"{kind}, row {row[1]}" if row else kind
     return UserError(
         f"{path} cannot be read ({cause.strip()}): fetch the file again, "
-        "or mend it; its published checksum tells whether it is whole"
+        "or mend it; check it against its published checksum"
     )
 
 

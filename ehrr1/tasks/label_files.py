@@ -69,7 +69,7 @@ def _read(path: Path) -> pl.DataFrame:
         )
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(
-            f"{path} cannot be read ({type(error).__name__}): it is no file of MEDS labels"
+            f"{path} cannot be read ({type(error).__name__}): it is not a file of MEDS labels"
         ) from error
 
 

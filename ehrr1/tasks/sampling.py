@@ -201,6 +201,6 @@ def _column(path: Path, setting: str) -> list[str]:
         return [row[place] if place < len(row) else "" for row in lines[1:]]
     if any(len(row) > 1 for row in lines):
         raise UserError(
-            f"{setting}={path}: several columns and none of the name subject_id: name it"
+            f"{setting}={path}: it has several columns, none named subject_id: name that column"
         )
     return [row[0] for row in lines]

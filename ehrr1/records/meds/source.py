@@ -120,7 +120,7 @@ class MedsFolder(Source):
     def _own_rows(self, frame: pl.DataFrame, file: Path) -> pl.DataFrame:
         unknown = set(frame["table"].unique()) - set(MIMIC_TABLES)
         if unknown:
-            raise UserError(f"{file}: there is no table {', '.join(sorted(map(str, unknown)))}")
+            raise UserError(f"{file}: unknown table {', '.join(sorted(map(str, unknown)))}")
         # a table without keys has one empty value
         lengths = {name: max(len(TABLES[name].keys), 1) for name in MIMIC_TABLES}
         length = pl.col("table").replace_strict(lengths, return_dtype=pl.UInt32)
@@ -245,7 +245,7 @@ class MedsFolder(Source):
             )
         if twice := splits.height - splits["subject_id"].n_unique():
             raise UserError(
-                f"{path}: {twice:,} patients stand in two splits, and would be trained on and "
+                f"{path}: {twice:,} patients are in two splits, and would be trained on and "
                 "tested; leave each in one, or remove the file to have them drawn by data.split"
             )
         splits = splits.filter(pl.col("subject_id").is_in(self.subjects.implode()))

@@ -208,7 +208,7 @@ def _read_splits(path: Path) -> pl.DataFrame:
     splits = pl.DataFrame({"subject_id": as_id(frame[columns["subject_id"]]), "split": split})
     splits = splits.drop_nulls().unique(maintain_order=True)
     if twice := splits.height - splits["subject_id"].n_unique():
-        raise UserError(f"{path}: {twice} patients stand in two splits; mend the file")
+        raise UserError(f"{path}: {twice} patients are in two splits; mend the file")
     return splits
 
 
@@ -343,7 +343,7 @@ def _concepts(path: Path, codes: Collection[str]) -> dict[str, str]:
         frame = chosen.filter(pl.col("code").is_in(list(codes))).collect(engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(
-            f"{path} is no vocabulary of OMOP's ({type(error).__name__}): fetch it from "
+            f"{path} is not an OMOP vocabulary ({type(error).__name__}): fetch it from "
             "athena.ohdsi.org again, or remove it"
         ) from error
     return _described(dict(frame.iter_rows()))
