@@ -34,7 +34,7 @@ from ehrr1.tasks.splits import SPLITS
 LENGTH = 100
 """Items of a list, or twice the longest training answer if that is more; at most all items."""
 HUBS = 4
-"""Number of answers around which others are drawn; one of them is a neighbour of the own answer."""
+"""Number of answers around which others are drawn; one of them neighbours the sample's own."""
 JUMP = 0.1
 """Probability that a step leads to any answer.
 

@@ -2,8 +2,8 @@
 
 The shown values of a row are read by the keys that the record prints (`item_name`, `valuenum`,
 ...); names and classes that a row lacks are looked up in `index_mapping` by its codes. Exports of
-this project contain the times of each row. The authors' rows do not: they get the start time of
-their event, and are known at the time in the row's column of knowledge (`schema`) if it is there,
+this project contain the times of each row. The authors' rows do not: they happen at the start of
+their event, and become known at the time in the column that `schema` names, if the row has it,
 otherwise after the table's delay (counted). An event without a time, such as coded discharge
 diagnoses, gets the time of the event before it.
 
@@ -71,7 +71,7 @@ class ReleaseFolder(Source):
         return self.maps.missing
 
     def want(self, shards: Collection[int]) -> None:
-        """Select the shards for `rows`, which also reads their `parents`."""
+        """Select the shards for `rows`, which reads their `parents` along with their rows."""
         self.wanted = frozenset(shards)
 
     def rows(self, table: str) -> Iterator[pl.DataFrame]:

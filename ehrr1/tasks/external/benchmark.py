@@ -366,7 +366,7 @@ def _time(given: dict[str, Any], times: list[datetime | None]) -> datetime:
 
 @contextmanager
 def text_file(path: Path) -> Iterator["Texts"]:
-    """Open the Arrow file `path` for contexts; it is written atomically."""
+    """Yield a writer of contexts to the Arrow file `path`, which is written atomically."""
     with replacing(path) as temporary, pa.ipc.new_file(str(temporary), Texts.SCHEMA) as file:
         contexts = Texts(file)
         yield contexts

@@ -96,8 +96,8 @@ def gather(
 ) -> set[str]:
     """Put the events of the patients of `asked` into `spool`, and return their codes.
 
-    Events after a patient's last prediction time, and rows without patient, code or time, are
-    counted and left out.
+    Events of other patients, events after a patient's last prediction time, and rows without
+    patient, code or time are counted and left out.
     """
     last = asked.group_by("subject_id").agg(pl.col("prediction_time").max().alias("last"))
     timeless = pl.col("code").str.to_lowercase().str.contains(f"^({'|'.join(PERSON_CODES)})/")

@@ -108,7 +108,7 @@ def shown_events(rows: Shard, patient: Patient, positions: np.ndarray) -> list[E
 
 
 def with_silent(events: list[Event], rows: Shard, patient: Patient, sample: Period) -> list[Event]:
-    """Set `silent` of `events`: the number of following events that print nothing.
+    """Return `events` with `silent`: the number of following events that print nothing.
 
     These are events of `SILENT` tables, and the places of the last discharge note and of the
     admission if there is none.

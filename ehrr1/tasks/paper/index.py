@@ -19,9 +19,9 @@ the 24 h before its discharge note to that note, which is shown.
 Filters, each counted under `excluded/<task>/<reason>` (the first that applies): see `_reasons`.
 
 Decisions where the facts are ambiguous:
-- Codes of a stay have no time in the list and never begin or end a range; the range of a question
-  on them ends with the event preceding them. They are known at the end of the stay, which is their
-  prediction time. Cultures without a time are not used as targets.
+- Codes of a stay have no time in the list and never begin or end a range; the 24 h before a
+  question on them are counted from the event preceding them. They are known at the end of the stay,
+  which is their prediction time. Cultures without a time are not used as targets.
 - Without a `note` module (no discharge note in the rows) the readmission tasks are posed at
   `dischtime`, about the last 24 h up to it; the range ends with the last event of the stay that is
   not a coded diagnosis. If there are notes, a stay without one is left out.
