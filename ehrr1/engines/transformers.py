@@ -1,9 +1,9 @@
-"""Generation with Transformers, in the process that trains.
+"""Generation by Transformers in this process: `engine=transformers`, `rollout=transformers`.
 
-Each prompt is computed once, and its keys and values are shared by its group. The sampling loop is
-our own and short, as `generate` would have to return the logits of every step (steps x vocabulary
-for each completion) for the one log-probability a token that is needed here, and keeps computing
-completions that have ended.
+Each prompt is computed once; its group shares the keys and values. The sampling loop is our own:
+`generate` would return the logits of every step (steps x vocabulary per completion) to yield the
+one log-probability per token that is needed here, and would keep computing completions that have
+ended.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,13 +23,16 @@ from ehrr1.models.prefix_cache import SharedTrunks
 from ehrr1.prompts.trees import Tree
 
 CPU_TOKENS = 4096
-"""Tokens read at a time on a CPU: more leave its caches (python -m benchmarks.risk_speed)."""
+"""Tokens computed at a time on a CPU; more exceed its caches (python -m benchmarks.risk_speed)."""
 
 
 class TransformersEngine(TrainableEngine):
-    """Generates groups of completions; `batch_size` of them side by side, and as many prompts as
-    have `batch_tokens` with their padding. `watch`, where it is set, receives the text of a single
-    completion piece by piece."""
+    """Generation by Transformers in this process.
+
+    At most `batch_size` completions are generated side by side, and at most `batch_tokens` prompt
+    tokens, padding included, are computed at a time. `watch`, where it is set, receives the text of
+    a single completion piece by piece.
+    """
 
     watch: Watch | None = None
 
@@ -143,7 +146,7 @@ class TransformersEngine(TrainableEngine):
             logits = output.logits[:, -1]
 
     def _read(self, prompts: Sequence[list[int]], group_size: int) -> tuple[SharedTrunks, Tensor]:
-        """The prompts' keys and values, and what each row of their groups would say next."""
+        """Compute the prompts; return their keys and values, and each row's next-token logits."""
         ids, mask = self._padded(prompts)
         cache = DynamicCache(config=self.model.config)
         output = self.model(
@@ -157,7 +160,7 @@ class TransformersEngine(TrainableEngine):
         return trunks, output.logits[:, -1].repeat_interleave(group_size, 0)
 
     def _anyone(self, going: Tensor) -> bool:
-        """Whether a completion goes on; of a model that ZeRO-3 has divided, in any process."""
+        """Return whether any completion continues; under ZeRO-3, in any process."""
         own = bool(going.any())
         return parallel.totals([own])[0] > 0 if self.divided else own
 
@@ -165,6 +168,7 @@ class TransformersEngine(TrainableEngine):
         """See `TrainableEngine`; a no-op, as the model that generates is the one that trains."""
 
     def logprobs(self, tokens: list[int]) -> list[float]:
+        """See `Engine`."""
         ids, mask = self._padded([tokens])
         with evaluating(self.model):
             logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
@@ -186,7 +190,7 @@ class TransformersEngine(TrainableEngine):
 
 
 def _levels(seed: int, group_size: int, sampling: SamplingParams) -> Tensor:
-    """The random numbers of a group's tokens, [group, tokens] in [0, 1)."""
+    """Return the random numbers of a group's tokens, [group, tokens] in [0, 1)."""
     generator = torch.Generator().manual_seed(seed)
     shape = (group_size, sampling.max_new_tokens)
     return torch.rand(shape, generator=generator, dtype=torch.float64)
@@ -194,7 +198,7 @@ def _levels(seed: int, group_size: int, sampling: SamplingParams) -> Tensor:
 
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Without gradients and dropout; a model that trains goes on training."""
+    """Disable gradients and dropout; restore the model's training mode at the end."""
     training = model.training
     model.eval()
     try:
@@ -205,10 +209,10 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
 
 
 def batches(lengths: Sequence[int], tokens: int, size: int | None = None) -> Iterator[list[int]]:
-    """Numbers of items in batches of like length, longest first, so that little is padding.
+    """Yield indices in batches of similar length, longest first, so that little is padding.
 
-    Items times the longest of a batch stay within `tokens`; one that is longer goes alone. The
-    longest first: what does not fit into memory fails at once.
+    The number of items times the longest of a batch stays within `tokens`; a longer item forms a
+    batch of its own. Longest first: what does not fit into memory fails at once.
     """
     order = sorted(range(len(lengths)), key=lambda number: (-lengths[number], number))
     start = 0

