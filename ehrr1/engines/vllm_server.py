@@ -3,10 +3,10 @@
     python -m ehrr1.engines.vllm_server FOLDER [--host 0.0.0.0 --port 8100 --dtype bfloat16
         --tensor-parallel-size 4 --max-model-len 12288 ...]
 
-starts vLLM's own server for the model in FOLDER, with the extensions that ehrr1 needs and any option
-of `vllm serve`. Its development endpoints accept commands from every client that reaches the port,
-without a password; by default it listens on this machine only. All training processes use the same
-server.
+starts vLLM's own server for the model in FOLDER, with the extensions that ehrr1 needs and any
+option of `vllm serve`. Its development endpoints accept commands from every client that reaches the
+port, without a password; by default it listens on this machine only. All training processes use the
+same server.
 """
 
 import os

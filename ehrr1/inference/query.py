@@ -171,6 +171,7 @@ class AnswerStream:
         self.watch, self.closes, self.text = watch, closes, ""
 
     def __call__(self, piece: str) -> None:
+        """Pass on a piece of generated text."""
         told = len(self.text)
         self.text += piece
         end = self.text.find(THINK_CLOSE)
