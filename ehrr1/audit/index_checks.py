@@ -12,7 +12,8 @@ from ehrr1.audit.leakage import View, in_chunks, in_order
 from ehrr1.audit.recheck import Finding, Recheck
 from ehrr1.progress import track
 from ehrr1.records.markdown import record_markdown
-from ehrr1.records.store import NO_ID, Patient, Shard
+from ehrr1.records.store import Patient, Shard
+from ehrr1.records.store_schema import NO_ID
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.index import numbered_events
 from ehrr1.tasks.labels import risk_samples

@@ -15,9 +15,9 @@ import polars as pl
 from ehrr1.audit.raw_rules import OWN_CODES
 from ehrr1.progress import track
 from ehrr1.records.events import Event
-from ehrr1.records.mimic import NEVER
 from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.store import Patient, Shard, Store
+from ehrr1.records.store_schema import NEVER
 from ehrr1.tasks import context
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.paper import context as paper_context

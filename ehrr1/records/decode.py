@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import polars as pl
 
-from ehrr1.records.mimic import STORE_SCHEMA
-from ehrr1.records.store import NO_ID, NO_TIME, Store
+from ehrr1.records.store import Store
+from ehrr1.records.store_schema import NO_ID, NO_TIME, STORE_SCHEMA
 
 ROWS_AT_ONCE = 250_000
 """Approximate number of rows held at a time; a patient with more rows is held whole."""

@@ -14,29 +14,15 @@ from ehrr1.records.cells import item_name, shown_values
 from ehrr1.records.codes import CODE_COLUMNS, ClassMaps
 from ehrr1.records.csv_files import Lost
 from ehrr1.records.dictionaries import Dictionaries
-from ehrr1.records.reading import Folder, as_id, as_text, as_time, read_batches, read_columns
+from ehrr1.records.reading import Folder, read_batches, read_columns
 from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.source import Shards, Source
+from ehrr1.records.store_schema import NEVER
 from ehrr1.records.table_spec import At, Classes, Table
+from ehrr1.records.typed import typed
 
 PARENTS = ("admissions", "edstays", "icustays")
 """Tables besides `patients` that other tables and the labels refer to."""
-
-STORE_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
-    **dict.fromkeys(("subject_id", "hadm_id", "stay_id"), pl.Int64),
-    "table": pl.UInt8,
-    **dict.fromkeys(("event_time", "available_time", "late_time"), pl.Datetime("us")),
-    **dict.fromkeys(("item", "class"), pl.String),
-    "order": pl.Int64,
-    "values": pl.String,
-}
-"""Columns of a row of the store.
-
-They are the ids of patient and stays, the number of the table in `schema.ORDER`, the times
-(`late_time`: when the late columns are known, null if none are late), the names of item and class,
-the position among the rows of an event, and the shown values joined by `SEPARATOR`.
-"""
-
 
 NOT_ASKED_FOR = ("not_chosen", "unknown_subject")
 """Reasons to leave out rows of patients who were not selected."""
@@ -235,66 +221,6 @@ def needed_columns(table: Table) -> list[str]:
     return list(dict.fromkeys(columns))
 
 
-IDS = frozenset({"subject_id", "hadm_id", "stay_id"})
-TIMES = frozenset(
-    (
-        *("admittime", "dischtime", "deathtime", "intime", "outtime", "transfertime", "charttime"),
-        *("storetime", "starttime", "endtime", "ordertime", "entertime", "chartdate", "storedate"),
-        "dod",
-    )
-)
-
-
-def typed(frame: pl.DataFrame, path: str) -> pl.DataFrame:
-    """Convert ids to integers, times to datetimes, and everything else to text.
-
-    A row with a malformed id or time is marked in `bad_id` or `bad_time`: an unreadable time of
-    death or of storing must not pass for a missing one. Raises UserError if all values of a column
-    are malformed, since the file then has another layout.
-    """
-    columns: list[pl.Series] = []
-    no = pl.Series([False]).new_from_index(0, frame.height)
-    bad = {"bad_id": no, "bad_time": no}
-    for column in frame.get_columns():
-        name = column.name
-        if name not in IDS and name not in TIMES:
-            columns.append(as_text(column))
-            continue
-        if name in IDS:
-            kind, found = "bad_id", as_id(column)
-        else:
-            kind, found = "bad_time", as_time(column, up=name == "storetime")
-        if name in IDS and name != "subject_id":
-            found = found.set(found < 0, None)  # the store uses -1 for "none"
-        wrong = _unreadable(column, found)
-        if wrong.any():
-            bad[kind] = bad[kind] | wrong
-            if found.null_count() == frame.height:
-                raise UserError(f"{path}: the column {name} holds no {_EXPECTED[kind]}")
-        columns.append(found)
-    return pl.DataFrame([*columns, *(marks.alias(kind) for kind, marks in bad.items())])
-
-
-_EXPECTED = {
-    "bad_id": "whole numbers: are the columns under the right headings?",
-    "bad_time": "times such as 2150-07-23 14:00:00: are the columns under the right headings?",
-}
-
-
-def _unreadable(column: pl.Series, found: pl.Series) -> pl.Series:
-    """Return a mask of the non-blank cells that could not be parsed.
-
-    `found` holds the parsed values of `column`, null if parsing failed.
-    """
-    if found.null_count() == column.null_count():
-        return pl.Series([False])
-    there = column.fill_nan(None) if column.dtype.is_float() else column
-    wrong = found.is_null() & there.is_not_null()
-    if column.dtype == pl.String:
-        wrong &= column.str.strip_chars().fill_null("") != ""
-    return wrong
-
-
 def report(frame: pl.DataFrame, table: Table, source: MimicFolder) -> pl.DataFrame:
     """Return the usable rows, and count the others by the first reason that applies."""
     reasons = {
@@ -375,10 +301,6 @@ def _with_knowledge(frame: pl.DataFrame, table: Table) -> pl.DataFrame:
     if table.late_items:
         late = pl.when(item_name(table).is_in(table.late_items)).then(late)
     return frame.with_columns(late.alias("late_time"))
-
-
-NEVER = 253_370_764_800_000_000
-"""Year 9999 in microseconds since 1970: the late time of a total whose interval has no end."""
 
 
 def _store_columns(table: Table) -> list[pl.Expr]:

@@ -24,12 +24,11 @@ import pyarrow as pa
 from ehrr1.files import read_json, write_json
 from ehrr1.progress import in_threads
 from ehrr1.records.cells import SEPARATOR
-from ehrr1.records.mimic import STORE_SCHEMA
-from ehrr1.records.release.order import NO_TIME
 from ehrr1.records.release.order import listed as as_listed
 from ehrr1.records.schema import TABLES
 from ehrr1.records.shard_buffer import Spool
 from ehrr1.records.source import Shards, Source
+from ehrr1.records.store_schema import NO_CODE, NO_ID, NO_TIME, STORE_SCHEMA
 
 SORTED_BY = (
     *("subject_id", "event_time", "table", "stay_id", "hadm_id"),
@@ -42,10 +41,6 @@ The hash of the content decides between rows that are otherwise equal.
 
 AS_LISTED = ("subject_id", "order")
 """Sort keys of an input that already is a list of events."""
-
-NO_ID = -1
-NO_CODE = -1
-"""Values that represent null in the other integer columns of the store."""
 
 SHARDS = "shards.json"
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from ehrr1.records.cells import SEPARATOR
 from ehrr1.records.events import Event
-from ehrr1.records.mimic import NEVER
 from ehrr1.records.schema import ORDER, TABLES
-from ehrr1.records.store import NO_ID, NO_TIME, Patient, Shard, Store
+from ehrr1.records.store import Patient, Shard, Store
+from ehrr1.records.store_schema import NEVER, NO_ID, NO_TIME
 
 EPOCH = datetime(1970, 1, 1)
 MICROSECOND = timedelta(microseconds=1)

@@ -14,7 +14,7 @@ import polars as pl
 
 from ehrr1.records.hindsight import END
 from ehrr1.records.schema import ORDER, TABLES
-from ehrr1.records.store import NO_CODE, NO_ID
+from ehrr1.records.store_schema import NO_CODE, NO_ID
 from ehrr1.tasks.catalog import TASKS, Task
 from ehrr1.tasks.labels import DEFAULT, SAMPLE_SCHEMA, LabelOptions, risk_samples
 from ehrr1.tasks.stays import stays_in_turn

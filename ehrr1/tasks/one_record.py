@@ -11,11 +11,11 @@ from ehrr1.errors import UserError
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import events_of
 from ehrr1.records.meds.source import MedsFolder
-from ehrr1.records.mimic import NEVER
 from ehrr1.records.reading import data_files
 from ehrr1.records.shard_buffer import Spool
 from ehrr1.records.source import Shards
 from ehrr1.records.store import Shard, Store, read_all, shard_folder, write_shard, write_shards
+from ehrr1.records.store_schema import NEVER
 from ehrr1.tasks.build import of_shard
 from ehrr1.tasks.context import EPOCH, MICROSECOND, context_events
 from ehrr1.tasks.samples import Sample

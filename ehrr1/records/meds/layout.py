@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from ehrr1.records.cells import SEPARATOR
 from ehrr1.records.hindsight import END
-from ehrr1.records.release.order import NO_TIME
 from ehrr1.records.schema import ORDER, TABLES
+from ehrr1.records.store_schema import NO_TIME
 from ehrr1.records.table_spec import TEXTS, Table
 
 VERSION = "0.4.1"

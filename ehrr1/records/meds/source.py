@@ -17,10 +17,12 @@ from ehrr1.errors import UserError
 from ehrr1.records.cells import SEPARATOR, one_line
 from ehrr1.records.hindsight import END
 from ehrr1.records.meds.layout import BIRTH, EXTRA, SPLITS
-from ehrr1.records.mimic import PARENTS, STORE_SCHEMA, TIMES
+from ehrr1.records.mimic import PARENTS
 from ehrr1.records.reading import as_id, as_moment, check_zones, data_files
 from ehrr1.records.schema import FOREIGN, MIMIC_TABLES, ORDER, TABLES
 from ehrr1.records.source import Shards, Source
+from ehrr1.records.store_schema import STORE_SCHEMA
+from ehrr1.records.typed import TIMES
 
 ROWS_AT_ONCE = 500_000
 SEX = "GENDER//"

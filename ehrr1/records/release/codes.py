@@ -15,7 +15,8 @@ import polars as pl
 from ehrr1.records.cells import one_line
 from ehrr1.records.codes import as_code
 from ehrr1.records.schema import ORDER, TABLES
-from ehrr1.records.store import NO_CODE, Store
+from ehrr1.records.store import Store
+from ehrr1.records.store_schema import NO_CODE
 
 Dictionary = Callable[[str], pl.DataFrame | None]
 """Function from the name of a dictionary file (`d_items`) to its rows as text; None if missing."""

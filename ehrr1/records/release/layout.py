@@ -14,8 +14,9 @@ import polars as pl
 
 from ehrr1.records.cells import SEPARATOR
 from ehrr1.records.release.codes import Codes, note_id
-from ehrr1.records.release.order import CODED, NO_TIME
+from ehrr1.records.release.order import CODED
 from ehrr1.records.schema import MIMIC_TABLES, ORDER, TABLES
+from ehrr1.records.store_schema import NO_TIME
 from ehrr1.records.table_spec import Classes
 
 FOLDER = "patients_ehr"

@@ -16,6 +16,7 @@ The following rules were inferred from a folder that its own code wrote (`docs/p
 import polars as pl
 
 from ehrr1.records.schema import ORDER, TABLES
+from ehrr1.records.store_schema import NO_TIME
 
 TIES = (
     *("admissions", "transfers", "services", "procedures_icd", "omr", "microbiologyevents"),
@@ -30,9 +31,6 @@ CODED = tuple(ORDER.index(name) for name in ("diagnoses_icd", "drgcodes"))
 """Tables without any time, whose rows stand at the end of their stay."""
 WITHOUT_TIME = ORDER.index("hcpcsevents")
 CULTURES = ORDER.index("microbiologyevents")
-
-NO_TIME = -62_135_596_800_000_000
-"""Year 1 in microseconds since 1970, which represents null in the store's times."""
 
 RANKS = {ORDER.index(name): rank for rank, name in enumerate(TIES)}
 MODULES = {

@@ -18,9 +18,10 @@ from typing import Protocol
 import numpy as np
 
 from ehrr1.records.events import Event
-from ehrr1.records.release.order import CODED, NO_TIME
+from ehrr1.records.release.order import CODED
 from ehrr1.records.schema import ORDER
 from ehrr1.records.store import Patient, Shard
+from ehrr1.records.store_schema import NO_TIME
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.context import grouped_events
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from ehrr1.records.release.order import CODED, NO_TIME
+from ehrr1.records.release.order import CODED
 from ehrr1.records.schema import ORDER
-from ehrr1.records.store import NO_ID
+from ehrr1.records.store_schema import NO_ID, NO_TIME
 
 ADMISSIONS, EDSTAYS, ICUSTAYS, DISCHARGE = (
     ORDER.index(name) for name in ("admissions", "edstays", "icustays", "discharge")

@@ -44,7 +44,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from ehrr1.records.schema import ORDER
-from ehrr1.records.store import NO_CODE, NO_ID
+from ehrr1.records.store_schema import NO_CODE, NO_ID
 from ehrr1.tasks.catalog import TASKS, Task
 from ehrr1.tasks.index import Index, numbered_events
 from ehrr1.tasks.paper.context import ADMISSION_HIDDEN, NOTE_HIDDEN, SILENT

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from ehrr1.records.release.order import WITHOUT_TIME
-from ehrr1.records.store import NO_ID
+from ehrr1.records.store_schema import NO_ID
 from ehrr1.tasks import labels
 from ehrr1.tasks.paper.events import (
     ADMISSIONS,

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from ehrr1.records.schema import ORDER, TABLES
-from ehrr1.records.store import NO_CODE
+from ehrr1.records.store_schema import NO_CODE
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.index import Index
 from ehrr1.tasks.paper.index import COLUMNS, with_ids
