@@ -29,13 +29,13 @@ from benchmarks.settings import composed
 from benchmarks.sft_speed_ours import MODEL as SFT_MODEL
 from ehrr1.config.schema import Config
 from ehrr1.config.training import ModelSettings
-from ehrr1.engines.base import SYNC_TOLERANCE
+from ehrr1.engines.weight_sync import SYNC_TOLERANCE
 from ehrr1.files import remove, write_json
 from ehrr1.models import flops
 from ehrr1.models.memory import Anatomy, TreeShape, anatomy
 from ehrr1.prompts.schedule import StepData
 from ehrr1.prompts.tokenizer import load_tokenizer
-from ehrr1.stages.rl import engine_dtype, one_by_one, start_rollout
+from ehrr1.stages.rl import engine_dtype, one_by_one, start_engine
 from ehrr1.training.groups import Group
 from ehrr1.training.grpo import GRPOModule
 from ehrr1.training.prompts import RLPrompt
@@ -184,7 +184,7 @@ def make_module(cfg: Config, source: Path, prompts: Any, folder: Path) -> Timed:
         plan=[[number] for number in range(len(prompts))],
         prompts=prompts,
         validation=prompts,
-        start=partial(start_rollout, cfg, tokenizer, source, folder),
+        start=partial(start_engine, cfg, tokenizer, source, folder),
         reference=None,
         folder=folder,
         seed=cfg.seed,

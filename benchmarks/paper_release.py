@@ -23,9 +23,9 @@ from typing import Any
 
 import polars as pl
 
-from ehrr1.records.release.order import CODED, NO_TIME
+from ehrr1.records.release.order import CODED
 from ehrr1.records.schema import ORDER, TABLES
-from ehrr1.records.store import NO_ID
+from ehrr1.records.store_schema import NO_ID, NO_TIME
 from ehrr1.tasks.samples import Prepared
 
 INDICES = (

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, Qwen3Config
 
 from benchmarks.measure import machine, markdown, median_ratio, parser, report
-from ehrr1.engines.transformers import TransformersRollout
+from ehrr1.engines.transformers import TransformersEngine
 from ehrr1.models.attention import choose
 from ehrr1.prompts.tokenizer import load_tokenizer
 from ehrr1.prompts.trees import PromptBuilder, Question, Tree
@@ -97,7 +97,7 @@ def make_models(tokenizer: PreTrainedTokenizerBase) -> tuple[PreTrainedModel, Pr
     return models[0], models[1]
 
 
-def together(rollout: TransformersRollout, trees: Sequence[Tree], words: AnswerTokens) -> Floats:
+def together(rollout: TransformersEngine, trees: Sequence[Tree], words: AnswerTokens) -> Floats:
     ids = [*words.yes, *words.no]
     found = dict(rollout.answers(trees, ids))
     yes = [np.logaddexp.reduce(found[n][:, : len(words.yes)], axis=1) for n in range(len(trees))]
@@ -170,7 +170,7 @@ def main() -> None:
     on, tokenizer = machine(), load_tokenizer(given.tokenizer)
     prepared, prompt_builder = Prepared(given.prepared), PromptBuilder(tokenizer, MOST)
     ours, plain = make_models(tokenizer)
-    rollout = TransformersRollout(ours, tokenizer, batch_tokens=BATCH_TOKENS)
+    rollout = TransformersEngine(ours, tokenizer, batch_tokens=BATCH_TOKENS)
     contenders: dict[str, object] = {"together": rollout, "one by one": plain}
     words, rows, figures = answer_tokens(tokenizer), [], {}
     for name, tasks in (("eight ICU questions", ICU), ("all 18 tasks", RISK)):

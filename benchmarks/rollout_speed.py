@@ -30,9 +30,11 @@ from transformers import (
 )
 
 from benchmarks.measure import ROOT, machine, markdown, median_ratio, parser, report
-from ehrr1.engines.base import SYNC_TOLERANCE, Rollout, Sampling, check_sync
-from ehrr1.engines.transformers import TransformersRollout
-from ehrr1.engines.vllm import VLLMRollout
+from ehrr1.config.writers import VllmSettings
+from ehrr1.engines.base import SamplingParams, TrainableEngine
+from ehrr1.engines.transformers import TransformersEngine
+from ehrr1.engines.vllm import VLLMEngine
+from ehrr1.engines.weight_sync import SYNC_TOLERANCE, check_sync
 from ehrr1.models.attention import choose
 
 PROMPTS, PROMPT, GROUP, COMPLETION = 2, 1500, 8, 128
@@ -78,14 +80,14 @@ def make_model(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     )
 
 
-def written(rollout: Rollout, model: PreTrainedModel, number: int) -> Written:
+def written(rollout: TrainableEngine, model: PreTrainedModel, number: int) -> Written:
     begin = time.perf_counter()
     rollout.sync(model.named_parameters())
     synced = time.perf_counter()
     prompts = torch.randint(
         END, (PROMPTS, PROMPT), generator=torch.Generator().manual_seed(number)
     ).tolist()
-    groups = rollout.generate(prompts, Sampling(COMPLETION), group_size=GROUP)
+    groups = rollout.generate(prompts, SamplingParams(COMPLETION), group_size=GROUP)
     seconds = time.perf_counter() - synced
     tokens = sum(len(one.tokens) for group in groups for one in group)
     return Written(tokens, seconds, synced - begin)
@@ -113,9 +115,10 @@ def main() -> None:
     on = machine()
     model, tokenizer = make_model(given.folder / "hf")
     begin = time.perf_counter()
-    engine = VLLMRollout(
+    engine = VLLMEngine(
         given.folder / "hf",
         END,
+        VllmSettings(batch_size=256, gpu_memory_utilization=0.4, kv_cache_gib=1.0),
         max_length=PROMPT + COMPLETION,
         dtype=torch.float32,
         gpu=False,
@@ -123,8 +126,8 @@ def main() -> None:
         log=given.folder / "vllm.log",
     )
     start = time.perf_counter() - begin
-    contenders: dict[str, Rollout] = {
-        "transformers": TransformersRollout(model, tokenizer),
+    contenders: dict[str, TrainableEngine] = {
+        "transformers": TransformersEngine(model, tokenizer),
         "vllm": engine,
     }
     probe = list(range(0, END, 128))

@@ -13,7 +13,7 @@ import polars as pl
 from ehrr1.records.cells import SEPARATOR
 from ehrr1.records.reading import Folder
 from ehrr1.records.schema import ORDER, TABLES
-from ehrr1.records.store import NO_ID, NO_TIME
+from ehrr1.records.store_schema import NO_ID, NO_TIME
 from ehrr1.records.table_spec import At, Lookup, Table
 from ehrr1.tasks import context
 from ehrr1.tasks.paper import context as paper_context

@@ -76,6 +76,8 @@ NOT_COMPARED = frozenset(
         *("adapt.eval_every", "reason.eval_every"),
         *("eval.shard", "eval.shards", "eval.batch_size", "eval.batch_tokens", "eval.cases"),
         *("engine.tensor_parallel", "engine.gpu_memory_utilization", "engine.kv_cache_gib"),
+        *("engine.batch_size", "engine.batch_tokens", "rollout.batch_tokens"),
+        *("rollout.tensor_parallel", "chains.tensor_parallel", "chains.batch_tokens", "chains.url"),
         *("engine.url", "engine.key_variable", "engine.concurrency", "engine.timeout_seconds"),
         *("engine.max_retries", "engine.compliant_endpoint"),
     }

@@ -13,8 +13,8 @@ from pathlib import Path
 import polars as pl
 
 from ehrr1.records.csv_files import MISSING
-from ehrr1.records.mimic import IDS, TIMES
 from ehrr1.records.schema import REQUIRED, TABLES
+from ehrr1.records.typed import IDS, TIMES
 from tests.small_tables import Rows, frame
 
 

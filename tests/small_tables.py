@@ -11,9 +11,10 @@ from pathlib import Path
 
 import polars as pl
 
-from ehrr1.records.mimic import TIMES, needed_columns
+from ehrr1.records.mimic import needed_columns
 from ehrr1.records.schema import TABLES
 from ehrr1.records.table_spec import NUMBERS
+from ehrr1.records.typed import TIMES
 
 SUBJECT, HADM, ED, ICU = 10_000_000, 20_000_000, 30_000_000, 35_000_000
 START = datetime(2150, 1, 1, 8)

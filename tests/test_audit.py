@@ -342,7 +342,7 @@ def test_all_times_may_be_assumed(tmp_path: Path) -> None:
     world = finished(tables, tmp_path / "prepare")
     found, _ = examine(world, "strict", 5, 0)
     assert found.assumed == {"labevents": 1.0} and not found.leaking
-    assert "rests on assumed times of knowledge for: labevents 100.0%" in notes(found)
+    assert "depends on assumed times of knowledge for: labevents 100.0%" in notes(found)
     draw(found, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(PNG)
 

@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from ehrr1.config.writers import AnthropicEngine
+from ehrr1.config.writers import AnthropicEngineConfig
 from ehrr1.errors import UserError
 from ehrr1.evaluation import chat
 from ehrr1.evaluation.chat import ChatPredictor, check
@@ -36,10 +36,10 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "test")
 
 
-def settings(server: MessagesServer, **changes: Any) -> AnthropicEngine:
+def settings(server: MessagesServer, **changes: Any) -> AnthropicEngineConfig:
     """The engine's own settings, in a hurry."""
     own = {"model": "some-model", "base_url": server.url, "timeout_seconds": 2.0, "max_retries": 4}
-    made: AnthropicEngine = changed(composed("engine=anthropic").engine, **own | changes)
+    made: AnthropicEngineConfig = changed(composed("engine=anthropic").engine, **own | changes)
     return made
 
 
@@ -121,7 +121,7 @@ def test_what_is_sent() -> None:
 def test_own_words_and_candidates_by_the_mode() -> None:
     told = replace(DECISIONS[0], instruction="What is given?", candidates=("Insulin", "Heparin"))
     engine = composed("engine=anthropic").engine
-    assert isinstance(engine, AnthropicEngine)
+    assert isinstance(engine, AnthropicEngineConfig)
     asking = ChatPredictor(engine, Records(), Writing(9, 9), lambda sample: [])
     assert asking.question(told, DIRECT) == f"What is given? {chat.DIRECT}"
     ours = asking.question(told, PromptMode("direct", wording="ours"))

@@ -9,11 +9,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ehrr1.config.writers import ServerEngine
-from ehrr1.engines import server as server_engine
-from ehrr1.engines.base import Sampling
-from ehrr1.engines.server import OpenAIServer, served
-from ehrr1.engines.transformers import TransformersRollout, batches
+from ehrr1.config.writers import ServerEngineConfig
+from ehrr1.engines.base import SamplingParams
+from ehrr1.engines.server import ServerEngine, served
+from ehrr1.engines.transformers import TransformersEngine, batches
 from ehrr1.errors import UserError
 from ehrr1.evaluation.predict import NOT_TOLD, REFUSED, Predictor, Writing
 from ehrr1.evaluation.predictions import DIRECT
@@ -38,7 +37,8 @@ def model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_engine, "FIRST_WAIT", 0.01)
+    """Retry at once."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
 
 
 def trees(count: int = 5) -> list[Tree]:
@@ -54,9 +54,9 @@ def trees(count: int = 5) -> list[Tree]:
     ]
 
 
-def settings(server: CompletionsServer, **changes: Any) -> ServerEngine:
+def settings(server: CompletionsServer, **changes: Any) -> ServerEngineConfig:
     engine = composed("engine=server").engine
-    made: ServerEngine = changed(engine, url=server.url, **{"timeout_seconds": 0.5} | changes)
+    made: ServerEngineConfig = changed(engine, url=server.url, **{"timeout_seconds": 0.5} | changes)
     return made
 
 
@@ -81,7 +81,7 @@ def test_answers_are_those_of_one_prompt_at_a_time(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: int
 ) -> None:
     some = trees()
-    found = dict(TransformersRollout(model, tokenizer, batch_tokens=tokens).answers(some, IDS))
+    found = dict(TransformersEngine(model, tokenizer, batch_tokens=tokens).answers(some, IDS))
     assert sorted(found) == list(range(len(some)))
     for number, tree in enumerate(some):
         assert found[number].shape == (len(tree.branches), len(IDS))
@@ -99,7 +99,7 @@ def test_answers_come_a_batch_at_a_time(
     computed: list[int] = []
     hook = model.get_decoder().register_forward_hook(lambda *_: computed.append(1))
     try:
-        answers = TransformersRollout(model, tokenizer, batch_tokens=1).answers(some, IDS)
+        answers = TransformersEngine(model, tokenizer, batch_tokens=1).answers(some, IDS)
         next(answers)
         assert len(computed) == 1
         list(answers)
@@ -112,8 +112,8 @@ def test_completions_do_not_depend_on_their_neighbours(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     prompts = [tree.trunk for tree in trees()]
-    drawn = Sampling(6, temperature=1.0)
-    engine = TransformersRollout(model, tokenizer, batch_size=4, batch_tokens=100)
+    drawn = SamplingParams(6, temperature=1.0)
+    engine = TransformersEngine(model, tokenizer, batch_size=4, batch_tokens=100)
     came = list(engine.stream(prompts, drawn, group_size=2))
     assert sorted(number for number, _ in came) == list(range(len(prompts)))
     whole = engine.generate(prompts, drawn, group_size=2)
@@ -127,7 +127,7 @@ def test_completions_do_not_depend_on_their_neighbours(
 def test_a_server_answers_through_all_faults(tokenizer: PreTrainedTokenizerBase) -> None:
     some = trees()
     with CompletionsServer(ALL_FAULTS) as server:
-        engine = OpenAIServer(settings(server, concurrency=3), tokenizer)
+        engine = ServerEngine(settings(server, concurrency=3), tokenizer)
         found = dict(engine.answers(some, IDS))
         for number, values in enumerate(expected(some)):
             assert np.array_equal(found[number], values)
@@ -138,8 +138,8 @@ def test_a_server_answers_through_all_faults(tokenizer: PreTrainedTokenizerBase)
 
 def test_a_server_completes(tokenizer: PreTrainedTokenizerBase) -> None:
     with CompletionsServer(["cut"]) as server:
-        engine = OpenAIServer(settings(server), tokenizer)
-        groups = engine.generate([[1, 2], [3]], Sampling(9, temperature=0.7), group_size=2)
+        engine = ServerEngine(settings(server), tokenizer)
+        groups = engine.generate([[1, 2], [3]], SamplingParams(9, temperature=0.7), group_size=2)
         assert [[one.tokens for one in group] for group in groups] == [[[5, 6, 7]] * 2] * 2
         assert groups[0][0].logprobs == [logprob([1, 2], one) for one in (5, 6, 7)]
         assert not groups[0][0].truncated
@@ -156,10 +156,10 @@ def test_a_server_that_tells_texts(tokenizer: PreTrainedTokenizerBase) -> None:
         tells="texts", text_of=lambda one: tokenizer.decode([one]), likeliest=ids[:1]
     )
     with only_yes as server:
-        engine = OpenAIServer(settings(server), tokenizer)
+        engine = ServerEngine(settings(server), tokenizer)
         [(_, [values])] = engine.answers([tree], ids)
         assert values.tolist() == [logprob([20, 21, 22], ids[0]), -np.inf]
-        [[written]] = engine.generate([[20]], Sampling(4, temperature=0))
+        [[written]] = engine.generate([[20]], SamplingParams(4, temperature=0))
         assert tokenizer.decode(written.tokens) == "Heparin"
 
 
@@ -170,7 +170,7 @@ def test_what_is_refused_is_counted_and_the_rest_is_scored(
     with CompletionsServer(longest=1400) as server:
         prompt_builder = PromptBuilder(tokenizer, 2000)
         predictor = Predictor(
-            OpenAIServer(settings(server), tokenizer), prompt_builder, Records(), Writing(6, 5)
+            ServerEngine(settings(server), tokenizer), prompt_builder, Records(), Writing(6, 5)
         )
         rows = [row for some in predictor.risk(QUESTIONS, DIRECT) for row in some]
         lengths = [len(body["prompt"]) for body in server.bodies]
@@ -189,7 +189,7 @@ def test_tokens_that_a_server_does_not_tell_are_a_counted_problem(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     with CompletionsServer(tells="nothing") as server:
-        engine = OpenAIServer(settings(server), tokenizer)
+        engine = ServerEngine(settings(server), tokenizer)
         predictor = Predictor(engine, PromptBuilder(tokenizer, 2000), Records(), Writing(6, 5))
         rows = [row for some in predictor.risk(QUESTIONS, DIRECT) for row in some]
         assert {row["problem"] for row in rows} == {NOT_TOLD} and len(rows) == len(QUESTIONS)
@@ -199,9 +199,9 @@ def test_a_server_that_goes_down_ends_the_run_after_what_it_has_answered(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     with CompletionsServer(answers=4) as server:
-        engine = OpenAIServer(settings(server, concurrency=1, max_retries=2), tokenizer)
+        engine = ServerEngine(settings(server, concurrency=1, max_retries=2), tokenizer)
         came = []
-        with pytest.raises(UserError, match=r"engine\.url=http://127.*no answer.*goes on"):
+        with pytest.raises(UserError, match=r"engine\.url=http://127.*no answer.*continues"):
             for number, _ in engine.answers(trees(), IDS):
                 came.append(number)
         assert came == [0, 1]  # 1 + 2 questions; of the third only one
@@ -212,24 +212,24 @@ def test_a_slow_server_is_told_by_its_setting(tokenizer: PreTrainedTokenizerBase
         cfg = settings(server, timeout_seconds=0.2, max_retries=1)
         begin = time.monotonic()
         with pytest.raises(UserError, match=r"within engine\.timeout_seconds=0\.2"):
-            OpenAIServer(cfg, tokenizer).generate([[1]], Sampling(4))
+            ServerEngine(cfg, tokenizer).generate([[1]], SamplingParams(4))
         assert time.monotonic() - begin < 5
 
 
 def test_a_server_that_refuses_everything(tokenizer: PreTrainedTokenizerBase) -> None:
     many = [[number] for number in range(50)]
     with CompletionsServer(longest=0) as server:
-        engine = OpenAIServer(settings(server), tokenizer)
+        engine = ServerEngine(settings(server), tokenizer)
         with pytest.raises(UserError, match=r"refused all of 20 requests.*told so"):
-            engine.generate(many, Sampling(4))
+            engine.generate(many, SamplingParams(4))
     refusing = CompletionsServer(status=401)
     with refusing as server, pytest.raises(UserError, match="/models was answered by 401"):
         served(settings(server))
     with CompletionsServer() as server:
-        engine = OpenAIServer(settings(server), tokenizer)
+        engine = ServerEngine(settings(server), tokenizer)
         server.status = 403
         with pytest.raises(UserError, match="answered by 403"):
-            engine.generate(many, Sampling(4))
+            engine.generate(many, SamplingParams(4))
         assert max(server.asked.values()) == 1 and server.asked.total() < 50
 
 
@@ -255,8 +255,8 @@ def test_the_name_that_is_served() -> None:
 def test_a_key(tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SERVER_KEY", "secret")
     with CompletionsServer() as server:
-        engine = OpenAIServer(settings(server, key_variable="SERVER_KEY"), tokenizer)
-        engine.generate([[1]], Sampling(4))
+        engine = ServerEngine(settings(server, key_variable="SERVER_KEY"), tokenizer)
+        engine.generate([[1]], SamplingParams(4))
         assert server.keys == {"Bearer secret"}
         monkeypatch.delenv("SERVER_KEY")
         with pytest.raises(UserError, match=r"engine\.key_variable=SERVER_KEY"):

@@ -12,8 +12,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1.config.training import RL, Lora, TrainerSettings
-from ehrr1.engines.base import Completion, OutOfSyncError, Sampling
-from ehrr1.engines.transformers import TransformersRollout
+from ehrr1.engines.base import Completion, SamplingParams
+from ehrr1.engines.transformers import TransformersEngine
+from ehrr1.engines.weight_sync import OutOfSyncError
 from ehrr1.models.loading import Sharding, add_adapters
 from ehrr1.models.logprobs import token_logprobs
 from ehrr1.models.weights import whole_weights
@@ -128,7 +129,7 @@ def run(
         plan=[[0, 1, 2, 3]] * steps,
         prompts=asked,  # type: ignore[arg-type]
         validation=prompts(2),  # type: ignore[arg-type]
-        start=engine or (lambda model: TransformersRollout(model, tokenizer)),
+        start=engine or (lambda model: TransformersEngine(model, tokenizer)),
         reference=None if any("lora" in name for name in first) else reference,
         folder=folder,
         seed=0,
@@ -301,7 +302,7 @@ def test_with_adapters_the_reference_is_the_model_without_them(tmp_path: Path) -
     assert not left.unexpected_keys
     assert {name for name in left.missing_keys} <= {"lm_head.weight"}
     tokens = [5, 6, 7, 8, 9, 10]
-    rollouts = (TransformersRollout(one, start[1]) for one in (other, start[0]))
+    rollouts = (TransformersEngine(one, start[1]) for one in (other, start[0]))
     one, two = (rollout.logprobs(tokens) for rollout in rollouts)
     assert one == pytest.approx(two, abs=1e-5)
 
@@ -341,7 +342,7 @@ def test_the_probability_of_yes_where_the_answer_stands() -> None:
     assert yes_probabilities(model, decisions, words, 1000) == [[None, None], [None, None]]
 
 
-class Stale(TransformersRollout):
+class Stale(TransformersEngine):
     """An engine that says it has new weights, and has those it began with."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
@@ -350,18 +351,18 @@ class Stale(TransformersRollout):
         super().__init__(other, tokenizer)
 
 
-class Heated(TransformersRollout):
+class Heated(TransformersEngine):
     """An engine that samples at another temperature than it was told to."""
 
-    def generate(self, prompts: Any, sampling: Sampling, **others: Any) -> Any:
-        hot = Sampling(sampling.max_new_tokens, 2.0) if sampling.temperature else sampling
+    def generate(self, prompts: Any, sampling: SamplingParams, **others: Any) -> Any:
+        hot = SamplingParams(sampling.max_new_tokens, 2.0) if sampling.temperature else sampling
         return super().generate(prompts, hot, **others)
 
 
-class Turned(TransformersRollout):
+class Turned(TransformersEngine):
     """An engine that says other things of long texts alone, as with other rotary frequencies."""
 
-    def generate(self, prompts: Any, sampling: Sampling, **others: Any) -> Any:
+    def generate(self, prompts: Any, sampling: SamplingParams, **others: Any) -> Any:
         found = super().generate(prompts, sampling, **others)
         for prompt, group in zip(prompts, found, strict=True):
             for one in group if len(prompt) > 100 else []:
@@ -407,7 +408,7 @@ def test_resumed_run_repeats_the_uninterrupted_one(tmp_path: Path, phase: str) -
 
     calls = 0
     owner, name = {
-        "generate": (TransformersRollout, "generate"),
+        "generate": (TransformersEngine, "generate"),
         "score": (grpo, "advantages"),
         "update": (GRPOModule, "learn"),
         "sync": (GRPOModule, "sync"),

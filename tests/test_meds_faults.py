@@ -115,7 +115,7 @@ def test_patients_stand_in_one_split_and_have_a_name(foreign: Path, tmp_path: Pa
     whole = pl.read_parquet(splits)
     again = pl.DataFrame({"subject_id": [1, 1], "split": ["held_out", "held_out"]})
     write_parquet(pl.concat([whole, again]), splits)
-    refused("1 patients stand in two splits")
+    refused("1 patients are in two splits")
     nobody = pl.DataFrame({"subject_id": [None], "split": ["train"]}, schema=whole.schema)
     write_parquet(pl.concat([whole, nobody]), splits)
     refused("subject_splits.parquet: 1 rows have no subject_id")

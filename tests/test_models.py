@@ -14,8 +14,8 @@ from transformers import (
 )
 
 from ehrr1.config.training import ModelSettings
-from ehrr1.engines.base import Sampling
-from ehrr1.engines.transformers import TransformersRollout, batches, kept
+from ehrr1.engines.base import SamplingParams
+from ehrr1.engines.transformers import TransformersEngine, batches, kept
 from ehrr1.errors import UserError
 from ehrr1.models import loading
 from ehrr1.models.loading import end_at_turn, load_model
@@ -109,8 +109,8 @@ PROMPTS = [[5, 6, 7], [8] * 11, [9, 10, 11, 12, 13, 14, 15]]
 
 def test_greedy_generation_equals_transformers() -> None:
     model, tokenizer = small()
-    rollout = TransformersRollout(model, tokenizer, batch_size=2)
-    groups = rollout.generate(PROMPTS, Sampling(12, temperature=0))
+    rollout = TransformersEngine(model, tokenizer, batch_size=2)
+    groups = rollout.generate(PROMPTS, SamplingParams(12, temperature=0))
     for prompt, [completion] in zip(PROMPTS, groups, strict=True):
         output = model.eval().generate(
             torch.tensor([prompt]),
@@ -132,8 +132,8 @@ def test_a_group_shares_its_prompt_exactly() -> None:
     model = load_model(settings, None, tokenizer, seed=1)
     with torch.no_grad():
         model.get_output_embeddings().weight[tokenizer.eos_token_id] *= 8
-    rollout = TransformersRollout(model, tokenizer)
-    groups = rollout.generate(PROMPTS, Sampling(20), group_size=5, seeds=[1, 2, 3])
+    rollout = TransformersEngine(model, tokenizer)
+    groups = rollout.generate(PROMPTS, SamplingParams(20), group_size=5, seeds=[1, 2, 3])
     assert len({len(one.tokens) for group in groups for one in group}) > 2
     for prompt, group in zip(PROMPTS, groups, strict=True):
         for one in group:
@@ -143,10 +143,10 @@ def test_a_group_shares_its_prompt_exactly() -> None:
 
 def test_sampling_returns_the_plain_logprobs_of_its_temperature() -> None:
     model, tokenizer = small()
-    rollout = TransformersRollout(model, tokenizer, batch_size=8)
+    rollout = TransformersEngine(model, tokenizer, batch_size=8)
     with torch.no_grad():  # an end that is sometimes drawn: rows then leave the batch
         model.get_output_embeddings().weight[tokenizer.eos_token_id] *= 8
-    sampling = Sampling(15, temperature=0.7, top_p=0.9, top_k=20)
+    sampling = SamplingParams(15, temperature=0.7, top_p=0.9, top_k=20)
     groups = rollout.generate(PROMPTS, sampling, group_size=4, seeds=[3, 4, 5])
     assert groups == rollout.generate(PROMPTS, sampling, group_size=4, seeds=[3, 4, 5])
     assert groups != rollout.generate(PROMPTS, sampling, group_size=4, seeds=[6, 7, 8])
@@ -167,7 +167,7 @@ def test_top_k_and_top_p_keep_the_likeliest() -> None:
     logprobs = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
 
     def left(top_p: float, top_k: int) -> list[bool]:
-        return kept(logprobs, Sampling(1, 1.0, top_p, top_k)).isfinite()[0].tolist()
+        return kept(logprobs, SamplingParams(1, 1.0, top_p, top_k)).isfinite()[0].tolist()
 
     assert left(1.0, 0) == [True] * 4
     assert left(1.0, 2) == [True, True, False, False]
@@ -182,7 +182,7 @@ def test_next_token_logprobs_of_trees() -> None:
         Tree([5, 6, 7], [Branch("a", [8, 9], []), Branch("b", [10], [11])]),
         Tree([9] * 6, [Branch("c", [12], [])]),
     ]
-    rollout = TransformersRollout(model, tokenizer, batch_tokens=10)
+    rollout = TransformersEngine(model, tokenizer, batch_tokens=10)
     found = dict(rollout.answers(trees, ids := [3, 0, 11]))
     assert sorted(found) == [0, 1]
     for number, tree in enumerate(trees):

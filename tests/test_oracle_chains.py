@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from ehrr1.engines.base import Answerer, Completion, Sampling
+from ehrr1.engines.base import Completion, Engine, SamplingParams
 from ehrr1.errors import UserError
 from ehrr1.evaluation.predict import CHAIN_TOO_LONG, Predictor, Writing
 from ehrr1.evaluation.prompt_mode import PromptMode
@@ -39,15 +39,15 @@ OPENING = CHAT_TEMPLATE.replace("assistant\n' }}", "assistant\n<think>\n' }}")
 
 
 @dataclass
-class Scribe(Answerer):
+class Scribe(Engine):
     """Notes what it is asked, and answers `Heparin`."""
 
     prompt_builder: PromptBuilder
     asked: list[list[int]] = field(default_factory=list)
-    sampling: Sampling | None = None
+    sampling: SamplingParams | None = None
 
     def stream(
-        self, prompts: Sequence[list[int]], sampling: Sampling, **how: Any
+        self, prompts: Sequence[list[int]], sampling: SamplingParams, **how: Any
     ) -> Iterator[tuple[int, list[Completion]]]:
         self.asked, self.sampling = list(prompts), sampling
         said = self.prompt_builder.tokens("Heparin")

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1.config.training import ModelSettings, Tokenizer
 from ehrr1.config.types import AnswerMode
-from ehrr1.engines.transformers import TransformersRollout
+from ehrr1.engines.transformers import TransformersEngine
 from ehrr1.evaluation.predict import TOO_LONG, Predictor, Rows, Thought, Writing, tell, thought
 from ehrr1.evaluation.predictions import DIRECT, SCHEMA, frame
 from ehrr1.evaluation.prompt_mode import PromptMode
@@ -74,7 +74,7 @@ def model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 def predictor(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int = 100_000
 ) -> Predictor:
-    engine = TransformersRollout(model, tokenizer, 4, batch_tokens)
+    engine = TransformersEngine(model, tokenizer, 4, batch_tokens)
     return Predictor(engine, PromptBuilder(tokenizer, 2000), Records(), Writing(think=6, direct=5))
 
 

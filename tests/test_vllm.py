@@ -19,29 +19,32 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ehrr1.config.writers import OpenAIChains, ServerEngine
-from ehrr1.engines.base import (
-    SYNC_TOLERANCE,
-    Completion,
-    EngineError,
-    OutOfSyncError,
-    Rollout,
-    Sampling,
-    check_sync,
+from ehrr1.config.writers import (
+    OpenAIChains,
+    ServerChains,
+    ServerEngineConfig,
+    VllmServerConfig,
+    VllmSettings,
 )
-from ehrr1.engines.server import OpenAIServer, served
-from ehrr1.engines.transformers import TransformersRollout
-from ehrr1.engines.vllm import VLLMRollout, check
-from ehrr1.engines.vllm_server import COMMAND, VLLMServerRollout
-from ehrr1.engines.weight_sync import read, write
+from ehrr1.engines.base import Completion, EngineError, SamplingParams, TrainableEngine
+from ehrr1.engines.server import ServerEngine, served
+from ehrr1.engines.transformers import TransformersEngine
+from ehrr1.engines.vllm import VLLMEngine, check
+from ehrr1.engines.vllm_server import COMMAND, VLLMServerEngine
+from ehrr1.engines.weight_sync import SYNC_TOLERANCE, OutOfSyncError, check_sync, read, write
 from ehrr1.errors import UserError
 from ehrr1.models.loading import load_model
 from ehrr1.models.logprobs import token_logprobs
 from ehrr1.parallel import free_port
+from ehrr1.prompts.chat_format import chat_format
 from ehrr1.prompts.forest import collate
+from ehrr1.prompts.markers import Markers
 from ehrr1.prompts.tokenizer import train_tokenizer
 from ehrr1.prompts.trees import Branch, Tree
+from ehrr1.reasoning import local
+from ehrr1.reasoning.ledger import Ledger
 from ehrr1.reasoning.openai_completions import check as check_chains
+from ehrr1.reasoning.prompting import draft_text
 from tests.conftest import ROOT
 from tests.killed_writers import prompts
 from tests.killed_writers import write as write_chains
@@ -56,8 +59,8 @@ pytestmark = pytest.mark.skipif(
 
 LENGTH = 2048
 PROMPTS = [[5, 6, 7], [8] * 150, list(range(10, 40))]
-SAMPLING = Sampling(24, temperature=0.7, top_p=0.95, top_k=20)
-LONG = Sampling(LENGTH - 200)
+SAMPLING = SamplingParams(24, temperature=0.7, top_p=0.95, top_k=20)
+LONG = SamplingParams(LENGTH - 200)
 TOLERANCE = SYNC_TOLERANCE[torch.float32]
 
 
@@ -67,7 +70,7 @@ class Pair:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    rollout: Rollout
+    rollout: TrainableEngine
 
     def learn(self, seed: int = 0) -> None:
         """Other weights than before, in this process only."""
@@ -77,13 +80,13 @@ class Pair:
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
 
     def sync(self) -> None:
-        self.rollout.sync(self.model.named_parameters())
+        self.rollout.load_weights(self.model.named_parameters())
 
     def compare(self) -> None:
         """On every token of the vocabulary, so that every row of a head counts."""
         generator = torch.Generator().manual_seed(0)
         probe = torch.randperm(len(self.tokenizer), generator=generator).tolist()
-        trainer = TransformersRollout(self.model, self.tokenizer).logprobs(probe)
+        trainer = TransformersEngine(self.model, self.tokenizer).logprobs(probe)
         engine = self.rollout.logprobs(probe)
         check_sync(engine, trainer, TOLERANCE)
         assert max(abs(a - b) for a, b in zip(engine, trainer, strict=True)) < TOLERANCE
@@ -113,16 +116,16 @@ def small(folder: Path, tied: bool) -> tuple[PreTrainedModel, PreTrainedTokenize
     return model, tokenizer
 
 
-def start(folder: Path, end_id: int) -> VLLMRollout:
-    return VLLMRollout(
+def start(folder: Path, end_id: int) -> VLLMEngine:
+    return VLLMEngine(
         folder / "hf",
         end_id,
+        VllmSettings(batch_size=256, gpu_memory_utilization=0.4, kv_cache_gib=0.3),
         max_length=LENGTH,
         dtype=torch.float32,
         gpu=False,
         exchange=folder / "exchange",
         log=folder / "vllm.log",
-        kv_cache_gib=0.3,
     )
 
 
@@ -169,7 +172,7 @@ def test_the_trainer_is_left_as_it_was(untied: Pair) -> None:
     assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"])
     assert type(torch.set_num_threads).__name__ == "builtin_function_or_method"
     assert not [name for name in os.environ if name.startswith("VLLM_")]
-    assert isinstance(untied.rollout, VLLMRollout)
+    assert isinstance(untied.rollout, VLLMEngine)
     assert not untied.rollout.exchange.exists()
 
 
@@ -224,8 +227,8 @@ def test_prompts_that_no_step_holds_together(untied: Pair) -> None:
 
 
 def test_greedy_equals_transformers(untied: Pair) -> None:
-    greedy = Sampling(24, temperature=0)
-    ours = TransformersRollout(untied.model, untied.tokenizer).generate(PROMPTS, greedy)
+    greedy = SamplingParams(24, temperature=0)
+    ours = TransformersEngine(untied.model, untied.tokenizer).generate(PROMPTS, greedy)
     theirs = untied.rollout.generate(PROMPTS, greedy, description="greedy")
     assert [[one.tokens for one in group] for group in ours] == [
         [one.tokens for one in group] for group in theirs
@@ -235,7 +238,7 @@ def test_greedy_equals_transformers(untied: Pair) -> None:
         assert torch.allclose(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-4)
 
 
-def assert_answers_of_transformers(pair: Pair, engine: Rollout) -> None:
+def assert_answers_of_transformers(pair: Pair, engine: TrainableEngine) -> None:
     """Questions on records of several lengths; likely tokens and unlikely ones, some of which are
     not among the twenty likeliest."""
     trees = [
@@ -243,7 +246,7 @@ def assert_answers_of_transformers(pair: Pair, engine: Rollout) -> None:
         for number, prompt in enumerate(PROMPTS)
     ]
     ids = list(range(50, 90))
-    ours = dict(TransformersRollout(pair.model, pair.tokenizer).answers(trees, ids))
+    ours = dict(TransformersEngine(pair.model, pair.tokenizer).answers(trees, ids))
     theirs = dict(engine.answers(trees, ids))
     assert sorted(ours) == sorted(theirs) == [0, 1, 2]
     for number in ours:
@@ -262,7 +265,7 @@ def test_a_prompt_without_room_is_an_error(untied: Pair) -> None:
 
 def test_a_killed_engine_is_an_error_at_once(tied: Pair) -> None:
     rollout = tied.rollout
-    assert isinstance(rollout, VLLMRollout)
+    assert isinstance(rollout, VLLMEngine)
     threading.Timer(2, os.kill, (rollout.process.pid, signal.SIGKILL)).start()
     begin = time.monotonic()
     with pytest.raises(EngineError, match=r"SIGKILL.*at work: generate.*vllm\.log"):
@@ -304,7 +307,7 @@ def test_heads_that_vllm_cannot_do_are_a_user_error(tmp_path: Path) -> None:
     settings = model_settings("tiny", head_dim=16)
     write_folder(load_model(settings, None, tokenizer), tokenizer, tmp_path / "hf")
     with pytest.raises(UserError, match="heads of 16"):
-        check(tmp_path / "hf", gpu=False)
+        check(tmp_path / "hf", gpu=False, group="rollout")
 
 
 def test_check_sync() -> None:
@@ -350,17 +353,22 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         )
     try:
         wait_for(f"http://127.0.0.1:{port}/health", process, folder / "server.log")
-        rollout = VLLMServerRollout(
-            f"http://127.0.0.1:{port}",
+        rollout = VLLMServerEngine(
+            at(f"http://127.0.0.1:{port}"),
             tokenizer.eos_token_id,
             max_length=LENGTH,
             exchange=folder / "exchange",
-            timeout=60,
         )
         yield Server(Pair(model, tokenizer, rollout), process)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def at(url: str) -> VllmServerConfig:
+    chosen = composed("rollout=vllm_server", f"rollout.url={url}").rollout
+    made: VllmServerConfig = changed(chosen, timeout_seconds=60)
+    return made
 
 
 def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -396,14 +404,14 @@ def test_a_server_generates_with_the_trainers_weights(server: Server) -> None:
 def test_any_server_of_vllm_answers_as_transformers(server: Server) -> None:
     """`engine=server`, by OpenAI's protocol alone."""
     pair = server.pair
-    assert isinstance(pair.rollout, VLLMServerRollout)
+    assert isinstance(pair.rollout, VLLMServerEngine)
     cfg = composed("engine=server", f"engine.url={pair.rollout.url}/v1").engine
-    assert isinstance(cfg, ServerEngine)
-    engine = OpenAIServer(cfg, pair.tokenizer)
+    assert isinstance(cfg, ServerEngineConfig)
+    engine = ServerEngine(cfg, pair.tokenizer)
     assert engine.served.max_length == LENGTH
     assert_answers_of_transformers(pair, engine)
-    greedy = Sampling(24, temperature=0)
-    ours = TransformersRollout(pair.model, pair.tokenizer).generate(PROMPTS, greedy)
+    greedy = SamplingParams(24, temperature=0)
+    ours = TransformersEngine(pair.model, pair.tokenizer).generate(PROMPTS, greedy)
     theirs = engine.generate(PROMPTS, greedy)
     for [one], [other] in zip(ours, theirs, strict=True):
         assert one.tokens == other.tokens and one.truncated == other.truncated
@@ -416,10 +424,10 @@ def test_any_server_of_vllm_writes_chains(
     """`chains=openai` on this machine, without a key."""
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     pair = server.pair
-    assert isinstance(pair.rollout, VLLMServerRollout)
+    assert isinstance(pair.rollout, VLLMServerEngine)
     url = f"{pair.rollout.url}/v1"
     engine = composed("engine=server", f"engine.url={url}").engine
-    assert isinstance(engine, ServerEngine)
+    assert isinstance(engine, ServerEngineConfig)
     own = {"base_url": url, "max_tokens": 12, "drafts": 2, "temperature": 0.5, "max_retries": 0}
     chains = composed("chains=openai", chains=own | {"model": served(engine).name}).chains
     assert isinstance(chains, OpenAIChains)
@@ -435,11 +443,49 @@ def test_any_server_of_vllm_writes_chains(
         write_chains(tmp_path / "none.sqlite", changed(chains, model="none"), 3)
 
 
+def test_a_server_writes_the_chains_that_its_model_writes_here(
+    server: Server, tmp_path: Path
+) -> None:
+    """`chains=server`: token ids, and the seeds of the samples."""
+    pair = server.pair
+    assert isinstance(pair.rollout, VLLMServerEngine)
+    own = {"url": f"{pair.rollout.url}/v1", "max_tokens": 12, "drafts": 2, "max_prompt_chars": 2000}
+    chains = composed("chains=server", chains=own).chains
+    assert isinstance(chains, ServerChains)
+    tokenizer = local.check(chains, open_data=False)  # on this machine
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ledger:
+        names = [f"sample {number}" for number in range(3)]
+        ledger.begin(names, chains.drafts)
+        local.write_local(
+            chains,
+            ledger,
+            lambda wanted: prompts(3, wanted),
+            lambda count: None,
+            tokenizer=tokenizer,
+            seed=7,
+            folder=tmp_path,
+        )
+    markers = Markers(pair.tokenizer, chat_format(pair.tokenizer))
+    asked = [local.prompt_ids(markers, prompt) for _, prompt in prompts(3, set(names))]
+    sampling = SamplingParams(12, temperature=chains.temperature)
+    seeds = [local.seed_of(7, name) for name in names]
+    groups = pair.rollout.generate(asked, sampling, group_size=2, seeds=seeds)
+    written = [one for group in groups for one in group]
+    found = rows(path)
+    assert len(found) == len(written) == 6
+    for row, one in zip(found, written, strict=True):
+        [text] = markers.decode([one.tokens])
+        assert row["text"] == draft_text(text) and row["tokens_out"] == len(one.tokens)
+    with pytest.raises(UserError, match=r"chains\.url=http://10\.0\.0\.1/v1 is another machine"):
+        local.check(changed(chains, url="http://10.0.0.1/v1"), open_data=False)
+
+
 def test_a_server_that_is_too_small_is_a_user_error(server: Server) -> None:
     rollout = server.pair.rollout
-    assert isinstance(rollout, VLLMServerRollout)
+    assert isinstance(rollout, VLLMServerEngine)
     with pytest.raises(UserError, match="--max-model-len 4096"):
-        VLLMServerRollout(rollout.url, 2, max_length=4096, exchange=rollout.exchange)
+        VLLMServerEngine(at(rollout.url), 2, max_length=4096, exchange=rollout.exchange)
 
 
 def test_a_server_that_dies_while_it_generates(server: Server) -> None:
@@ -453,9 +499,9 @@ def test_a_server_that_dies_while_it_generates(server: Server) -> None:
 
 def test_no_server_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"rollout\.url=http://127\.0\.0\.1:9: no answer"):
-        VLLMServerRollout("http://127.0.0.1:9", 2, max_length=64, exchange=tmp_path)
+        VLLMServerEngine(at("http://127.0.0.1:9"), 2, max_length=64, exchange=tmp_path)
     with pytest.raises(UserError, match="http://HOST:PORT"):
-        VLLMServerRollout("localhost", 2, max_length=64, exchange=tmp_path)
+        VLLMServerEngine(at("localhost"), 2, max_length=64, exchange=tmp_path)
 
 
 def test_learns_a_toy_reward(tmp_path: Path) -> None:

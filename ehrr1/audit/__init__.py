@@ -1,1 +1,1 @@
-"""Check labels, contexts and times by rules and readers of its own."""
+"""Check labels, contexts and times by independent rules and readers."""

@@ -1,5 +1,4 @@
-"""What else an audit asks of an index: its labels under the other protocol, patients that stand in
-several splits, answers that stand in their context."""
+"""Further checks of an index: labels by the other protocol, splits, answers within contexts."""
 
 import hashlib
 import re
@@ -13,7 +12,8 @@ from ehrr1.audit.leakage import View, in_chunks, in_order
 from ehrr1.audit.recheck import Finding, Recheck
 from ehrr1.progress import track
 from ehrr1.records.markdown import record_markdown
-from ehrr1.records.store import NO_ID, Patient, Shard
+from ehrr1.records.store import Patient, Shard
+from ehrr1.records.store_schema import NO_ID
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.index import numbered_events
 from ehrr1.tasks.labels import risk_samples
@@ -23,20 +23,22 @@ from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import RISK, by_context, select
 
 LabelsOf = Callable[[Prepared, Collection[str]], pl.DataFrame]
-"""The risk candidates of these tasks that a protocol asks, from the tables of a prepared folder:
-columns `task, subject_id, hadm_id, stay_id, label` (true: yes)."""
+"""Function from a prepared folder and tasks to the risk candidates of a protocol.
+
+Columns: `task, subject_id, hadm_id, stay_id, label` (true: yes).
+"""
 
 LEAST_ROWS = 20
-"""Shorter records are equal by chance."""
+"""Minimum number of rows of records that are compared; shorter ones may be equal by chance."""
 
 
 def strict_labels(prepared: Prepared, tasks: Collection[str]) -> pl.DataFrame:
-    """By the rules of `tasks.labels`."""
+    """Return the risk candidates by the rules of `tasks.labels`."""
     return risk_samples(prepared.parents, tasks).frame
 
 
 def paper_labels(prepared: Prepared, tasks: Collection[str]) -> pl.DataFrame:
-    """By the release's rules, before its filters on the length of records and contexts."""
+    """Return the candidates by the release's rules, before its filters on numbers of events."""
     shards = [prepared.store.shard(number) for number in range(len(prepared.store.shards))]
     notes = any((shard.table == DISCHARGE).any() for shard in shards)
     parts = []
@@ -53,7 +55,7 @@ def paper_labels(prepared: Prepared, tasks: Collection[str]) -> pl.DataFrame:
 
 
 LABELS: dict[str, LabelsOf] = {"strict": strict_labels, "paper": paper_labels}
-"""By `data.protocol`."""
+"""Function for the labels of each `data.protocol`."""
 
 OTHER = {"strict": "paper", "paper": "strict"}
 
@@ -62,7 +64,7 @@ OTHER = {"strict": "paper", "paper": "strict"}
 
 
 def index_labels(prepared: Prepared, index: pl.DataFrame) -> pl.DataFrame:
-    """The risk samples of an index as `LabelsOf` gives them."""
+    """Return the risk samples of an index in the columns of `LabelsOf`."""
     risk = index.filter(pl.col("task").is_in(RISK))
     label = [sample.target == ("yes",) for sample in in_chunks(prepared, risk)]
     ids = risk.select("task", "subject_id", "hadm_id", "stay_id")
@@ -70,11 +72,11 @@ def index_labels(prepared: Prepared, index: pl.DataFrame) -> pl.DataFrame:
 
 
 def label_changes(here: pl.DataFrame, there: pl.DataFrame) -> pl.DataFrame:
-    """Compares the labels of an index with those of another protocol, candidate by candidate.
+    """Compare the labels of an index with those of another protocol, candidate by candidate.
 
-    A candidate is a task and an ICU or ED stay, or where there is none a hospital stay, of one
-    patient; asked more than once, its last label counts. Columns, a row for each task that is asked
-    `here`: `task, both` (asked by both), `changed`, `to_yes` (no here, yes there), `only_here`,
+    A candidate is a task and an ICU or ED stay, or otherwise a hospital stay, of one patient; the
+    last label of a repeated candidate is used. Returns one row for each task of `here`, with the
+    columns `task, both` (in both protocols), `changed`, `to_yes` (no here, yes there), `only_here`,
     `only_there`.
     """
     one, other = _candidates(here), _candidates(there)
@@ -108,16 +110,17 @@ def _candidates(labels: pl.DataFrame) -> pl.DataFrame:
 
 
 def split_patients(prepared: Prepared, index: pl.DataFrame) -> pl.DataFrame:
-    """Columns `subject_id, splits`: patients whom index and split list put in more than one."""
+    """Return `subject_id, splits` of patients who are in several splits of index and split list."""
     named = pl.concat([index.select("subject_id", "split"), prepared.splits]).drop_nulls()
     splits = named.group_by("subject_id").agg(pl.col("split").unique().sort().alias("splits"))
     return splits.filter(pl.col("splits").list.len() > 1).sort("subject_id")
 
 
 def same_records(prepared: Prepared) -> list[list[int]]:
-    """Groups of patient numbers in several splits that have the same record.
+    """Return groups of patient numbers in several splits that have the same record.
 
-    The same record: the same tables at the same times since its first row, 20 rows or more.
+    Records are equal if they have the same tables at the same times relative to their first row,
+    and at least `LEAST_ROWS` rows.
     """
     groups: dict[bytes, list[int]] = {}
     splits = dict(prepared.splits.select("subject_id", "split").iter_rows())
@@ -129,7 +132,10 @@ def same_records(prepared: Prepared) -> list[list[int]]:
 
 
 def fingerprint(rows: Shard, patient: Patient) -> bytes:
-    """Of the tables and relative times of a record: dates are shifted for each patient number."""
+    """Return a hash of the tables and relative times of a record.
+
+    Times are relative because dates are shifted for each patient number.
+    """
     own = slice(patient.first, patient.last)
     times = rows.event_time[own] - rows.event_time[patient.first]
     content = hashlib.blake2b(times.tobytes(), digest_size=16)
@@ -137,23 +143,26 @@ def fingerprint(rows: Shard, patient: Patient) -> bytes:
     return content.digest()
 
 
-# --- what a context says ----------------------------------------------------------------------
+# --- contexts ---------------------------------------------------------------------------------
 
 
 @dataclass
 class Texts:
-    """What was found in rendered contexts."""
+    """Results of the checks of rendered contexts."""
 
     answers: pl.DataFrame
-    """A row a task: `task, examined, all, any` (samples all, or any, of whose answer stands)."""
+    """One row per task: `task, examined, all, any`.
+
+    `all` and `any` count samples of whose answer all lines, or any line, occur in the context.
+    """
     contexts: int
-    """So many contexts were rendered."""
+    """Number of rendered contexts."""
     unlike: list[str]
-    """Samples whose rendered context has another number of rows than the one judged."""
+    """Samples whose rendered context has a different number of rows than the one judged."""
     rechecked: int
-    """So many of the contexts were counted against the raw files."""
+    """Number of contexts that were compared with the raw files."""
     findings: list[Finding]
-    """What the raw files say against them."""
+    """Differences from the raw files."""
 
 
 def read_texts(
@@ -164,8 +173,11 @@ def read_texts(
     seed: int,
     recheck: Recheck | None = None,
 ) -> Texts:
-    """Render contexts of a seeded choice of samples, look for the answers of decision samples in
-    them, compare the number of their rows with what `find_leaks` judged, and with the raw files."""
+    """Render the contexts of a seeded selection of samples and check them.
+
+    Searches them for the answers of decision samples, and compares the number of their rows with
+    that judged by `find_leaks`, and with the raw files.
+    """
     groups = by_context(prepared.as_samples(select(index, per_task, seed)))
     found: list[tuple[str, bool, bool]] = []
     unlike = []
@@ -179,7 +191,7 @@ def read_texts(
         if recheck is not None and group[0].subject_id in recheck.subjects:
             rechecked += 1
             findings += recheck.judge(group, events)
-        # A bar in the cell of a table is written with Markdown's escape.
+        # Vertical bars in the cells of a table are escaped in Markdown.
         text = record_markdown(events).replace(r"\|", "|")
         found += _answers(group, text.casefold())
     schema = {"task": pl.String(), "all": pl.Boolean(), "any": pl.Boolean()}
@@ -196,41 +208,43 @@ def _answers(group: Sequence[Sample], text: str) -> Iterator[tuple[str, bool, bo
 
 
 def stands(line: str, text: str) -> bool:
-    """Whether an answer's line stands in a casefolded text, not as a part of longer words."""
+    """Return whether an answer's line occurs in a casefolded text as whole words."""
     line = line.strip().casefold()
     return line in text and re.search(rf"(?<!\w){re.escape(line)}(?!\w)", text) is not None
 
 
 @dataclass
 class Audit:
-    """All that `stage=audit` found in one index; the frames are those of the functions named."""
+    """All results of `stage=audit` for one index; the frames are results of the functions named."""
 
     protocol: str
     contexts: int
     tasks: pl.DataFrame
-    """`leaks.by_task`"""
+    """Result of `leakage.by_task`."""
     tables: pl.DataFrame
-    """`leaks.by_table`"""
+    """Result of `leakage.by_table`."""
     examples: dict[str, list[str]]
-    """`leaks.examples`"""
+    """Result of `leakage.examples`."""
     labels: pl.DataFrame | None
-    """`label_changes`; None where the other protocol cannot be asked."""
+    """Result of `label_changes`; None if the other protocol cannot be applied."""
     splits: pl.DataFrame
-    """`split_patients`"""
+    """Result of `split_patients`."""
     records: list[list[int]]
-    """`same_records`"""
+    """Result of `same_records`."""
     texts: Texts
     assumed: dict[str, float]
-    """Share of a table's rows whose time of knowledge is assumed, where there are any."""
+    """Share of a table's rows whose time of knowledge is assumed, for tables that have any."""
     surely_leaking: int
-    """Samples that leak even without the tables all of whose times are assumed."""
+    """Number of samples that leak even without the tables whose times are all assumed."""
     rules: pl.DataFrame
-    """`evaluation.too_good.find_rules`"""
+    """Result of `single_features.find_rules`."""
 
     @property
     def samples(self) -> int:
+        """Return the number of samples."""
         return int(self.tasks["samples"].sum())
 
     @property
     def leaking(self) -> int:
+        """Return the number of leaking samples."""
         return int(self.tasks["leaking"].sum())

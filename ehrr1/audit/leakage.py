@@ -1,9 +1,9 @@
-"""What contexts show too early: an audit that does not believe the code that makes them.
+"""Temporal-leakage audit of contexts, independent of the code that builds them.
 
-A protocol says which rows a context shows and what stands in their cells (`View`). Whether a row
-was known is judged here, from the store's `available_time` and `late_time` alone: by the prediction
-time for a risk sample, strictly before it for a decision sample. A total that is shown before its
-interval is over was known too late as well, even where the rest of its row was not.
+A protocol determines which rows a context shows and what their cells contain (`View`). Whether a
+row was known is decided here, from the store's `available_time` and `late_time` alone: by the
+prediction time for a risk sample, strictly before it for a decision sample. A total that is shown
+before its interval is over leaks as well, even if the rest of its row does not.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -15,35 +15,35 @@ import polars as pl
 from ehrr1.audit.raw_rules import OWN_CODES
 from ehrr1.progress import track
 from ehrr1.records.events import Event
-from ehrr1.records.mimic import NEVER
 from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.store import Patient, Shard, Store
+from ehrr1.records.store_schema import NEVER
 from ehrr1.tasks import context
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.paper import context as paper_context
 from ehrr1.tasks.samples import Prepared, Sample
 
 Cells = list[tuple[str, ...]]
-"""A row's values in the order of its table's keys."""
+"""Values of each row in the order of its table's keys."""
 
 HOUR = 3_600_000_000
-"""In microseconds, the unit of the store's times."""
+"""One hour in microseconds, the unit of the store's times."""
 
 CHUNK = 10_000
-"""So many contexts are held at a time."""
+"""Number of contexts that are held at a time."""
 
 
 @dataclass(frozen=True)
 class View:
-    """What one protocol shows of a patient's rows: two functions of the code under audit."""
+    """The rows that one protocol shows of a patient, by two functions of the code under audit."""
 
     positions: Callable[[Shard, Patient, Sample], np.ndarray]
-    """The positions of all rows that the sample's context shows."""
+    """Positions of all rows that the sample's context shows."""
     events: Callable[[Shard, Patient, Sample, np.ndarray], list[Event]]
-    """The rows at these positions as that context shows them, in their order; demographics too."""
+    """The rows at these positions as that context shows them, in their order, with demographics."""
 
     def cells(self, rows: Shard, patient: Patient, sample: Sample, positions: np.ndarray) -> Cells:
-        """What stands in each of these rows."""
+        """Return the values of each of these rows."""
         events = self.events(rows, patient, sample, positions)
         return [row for event in events if event.table != "patients" for row in event.rows]
 
@@ -58,22 +58,26 @@ VIEWS = {
     "strict": View(context.shown_positions, context.shown_events),
     "paper": View(paper_context.shown_positions, _paper_events),
 }
-"""By `data.protocol`."""
+"""View of each `data.protocol`."""
 
 
 @dataclass(frozen=True)
 class Leaks:
-    """`samples`: the index with the number of each sample's context (`context`).
-    `found`: a row for each leaking context and table: `context, table, rows` (known later),
-    `ahead` (hours from the prediction time until the latest of them was known; null where no one
-    can say when), `undated` (rows that are never known: totals of intervals without an end, codes
-    of the very stay that is asked about)."""
+    """The leaking contexts of an index.
+
+    `samples` is the index with the number of each sample's context (`context`). `found` has one row
+    per leaking context and table: `context, table, rows` (known later), `ahead` (hours from the
+    prediction time until the latest of them was known; null if that time is unknown), `undated`
+    (rows that are never known: totals of intervals without an end, codes of the stay of the
+    question itself).
+    """
 
     samples: pl.DataFrame
     found: pl.DataFrame
 
     @property
     def contexts(self) -> int:
+        """Return the number of distinct contexts."""
         return self.samples["context"].n_unique()
 
 
@@ -102,7 +106,7 @@ def find_leaks(prepared: Prepared, index: pl.DataFrame, view: View) -> Leaks:
 
 
 def in_chunks(prepared: Prepared, index: pl.DataFrame) -> Iterator[Sample]:
-    """The samples of an index, a few thousand in memory at a time."""
+    """Return an iterator of an index's samples that holds `CHUNK` of them in memory at a time."""
     slices = index.iter_slices(CHUNK)
     return (sample for part in slices for sample in prepared.as_samples(part))
 
@@ -110,7 +114,11 @@ def in_chunks(prepared: Prepared, index: pl.DataFrame) -> Iterator[Sample]:
 def sample_leaks(
     store: Store, sample: Sample, view: View
 ) -> list[tuple[str, int, float | None, int]]:
-    """By table: rows that were known too late, hours ahead of the latest one, undated totals."""
+    """Return the leaks by table.
+
+    Each is the table, the number of rows known too late, the hours until the latest was known, and
+    the number of undated rows.
+    """
     rows, patient = store.find(sample.subject_id)
     positions = view.positions(rows, patient, sample)
     now = int(np.datetime64(sample.prediction_time, "us").astype(np.int64))
@@ -141,12 +149,11 @@ def known_later(
     cells: Callable[[np.ndarray], Cells],
     hadm: int | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of these rows those that show something known at `limit` or later, and when it was known.
+    """Return the rows that show something known at `limit` or later, and when it was known.
 
-    The codes of the stay `hadm`, which is asked about, are never known.
-
-    `cells` is asked only for rows of an interval that is not over: a row counts by its total if
-    any of its late columns shows a value.
+    `limit` and the returned times are in microseconds since 1970. The codes of `hadm`, the stay of
+    the question, are never known. `cells` is called only for rows of an unfinished interval: the
+    time of its total applies if any of the row's late columns shows a value.
     """
     known = rows.available_time[positions]
     late = rows.late_time[positions]
@@ -167,7 +174,7 @@ _TABLES = [TABLES[name] for name in ORDER]
 
 
 def _shows_late(tables: np.ndarray, cells: Cells) -> np.ndarray:
-    """Which rows show in a late key something else than what is said until it is known."""
+    """Return which rows show in a late key a value other than the text shown until it is known."""
     pairs = zip((_TABLES[number] for number in tables.tolist()), cells, strict=True)
     shown = [
         any(row[place] != table.until_then for place in table.late_positions)
@@ -177,9 +184,12 @@ def _shows_late(tables: np.ndarray, cells: Cells) -> np.ndarray:
 
 
 def by_task(leaks: Leaks) -> pl.DataFrame:
-    """A row for each task that has samples, in the order of the catalogue: `task, samples,
-    leaking, rows` (shown too early, summed over samples), `undated`, and `median` and `most`, of
-    the hours from the prediction time until all that a leaking sample shows was known."""
+    """Return one row for each task that has samples, in the order of the catalogue.
+
+    Columns: `task, samples, leaking, rows` (shown too early, summed over samples), `undated`, and
+    `median` and `most` of the hours from the prediction time until all that a leaking sample shows
+    was known.
+    """
     latest = leaks.found.group_by("context").agg(
         pl.col("rows", "undated").sum(), pl.col("ahead").max()
     )
@@ -196,8 +206,11 @@ def by_task(leaks: Leaks) -> pl.DataFrame:
 
 
 def by_table(leaks: Leaks) -> pl.DataFrame:
-    """Who is responsible: `task, table, leaking` (samples that show rows of the table too early),
-    `rows, undated, most` (hours); the table with most samples first."""
+    """Return the leaks of each task by table, tables with most samples first.
+
+    Columns: `task, table, leaking` (samples that show rows of the table too early), `rows, undated,
+    most` (hours).
+    """
     samples = leaks.samples.select("task", "context").join(leaks.found, on="context")
     tables = samples.group_by("task", "table").agg(
         pl.len().alias("leaking"),
@@ -208,20 +221,20 @@ def by_table(leaks: Leaks) -> pl.DataFrame:
 
 
 def leaking_without(leaks: Leaks, tables: Collection[str]) -> int:
-    """Samples that leak by other tables than these."""
+    """Return the number of samples that leak by other tables than these."""
     found = leaks.found.filter(~pl.col("table").is_in(list(tables)))
     return leaks.samples.filter(pl.col("context").is_in(found["context"].implode())).height
 
 
 def examples(leaks: Leaks, most: int) -> dict[str, list[str]]:
-    """The first leaking samples of each task, so that somebody can look at them."""
+    """Return the ids of the first leaking samples of each task, at most `most`, for inspection."""
     leaking = leaks.samples.filter(pl.col("context").is_in(leaks.found["context"].implode()))
     firsts = leaking.group_by("task", maintain_order=True).agg(pl.col("sample_id").head(most))
     return dict(firsts.iter_rows())
 
 
 def in_order(frame: pl.DataFrame, largest_first: str | None = None, *then: str) -> pl.DataFrame:
-    """Rows by the catalogue's order of tasks, then by the other columns."""
+    """Sort rows by the catalogue's order of tasks, then by the other columns."""
     place = pl.col("task").replace_strict({key: n for n, key in enumerate(TASKS)})
     others = [largest_first, *then] if largest_first else []
     return frame.sort(

@@ -1,8 +1,8 @@
-"""When MIMIC-IV's rows were known, once more, from the files and by rules of their own.
+"""Independent rules for when MIMIC-IV's rows were known, from the raw files.
 
-Nothing of `ehrr1.records` but the names of its tables is used: the audit of contexts must not
-believe the code and the times that made them. Each rule names its source. Where a file does not
-say when a row became known, its event time stands in (no more can be said against a context).
+Of `ehrr1.records` only the names of its tables are used, since the audit of contexts must not rely
+on the code and the times that produced them. Each rule names its source. If a file does not record
+when a row became known, its event time is used (no stronger objection to a context is possible).
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,11 @@ DAY = pl.duration(days=1)
 
 @dataclass(frozen=True, slots=True)
 class RawRule:
-    """When rows of a table happened and were known, as expressions of the file's own columns
-    (times as times) and of those that `joins` adds from other files."""
+    """When rows of a table happened and were known.
+
+    Both are expressions of the file's own columns (times as datetimes) and of those that `joins`
+    adds from other files. `source` documents the rule.
+    """
 
     table: str
     module: str
@@ -111,13 +114,13 @@ INPATIENT = (
     *("admissions", "services", "poe", "prescriptions", "icustays", "chartevents"),
     *("datetimeevents", "inputevents", "ingredientevents", "procedureevents", "outputevents"),
 )
-"""Written for admitted patients: their rows of a coming admission tell that it comes."""
+"""Tables written for admitted patients only, whose rows reveal a future admission."""
 
 OWN_CODES = ("diagnoses_icd", "procedures_icd", "hcpcsevents", "drgcodes")
-"""Codes that are given to a stay when it is over: never for a question on that stay."""
+"""Codes that are assigned at the end of a stay and never shown for a question on that stay."""
 
 NEVER_TABLES = ("pharmacy", "hcpcsevents", "drgcodes")
-"""Tables that repeat an answer or bill for it."""
+"""Tables that repeat an answer or its billing."""
 
 NEVER_KEYS = frozenset(
     (
@@ -127,7 +130,7 @@ NEVER_KEYS = frozenset(
         *("transaction_type", "drg_code", "drg_severity", "drg_mortality", "label"),
     )
 )
-"""Columns that say how something will end, as keys of an event."""
+"""Columns that reveal a later outcome, as keys of an event."""
 
 
 class Raw:
@@ -139,7 +142,7 @@ class Raw:
         self._read: dict[str, pl.DataFrame | None] = {}
 
     def table(self, module: str, name: str) -> pl.DataFrame | None:
-        """All columns of a table, times as times; None: there is no such file."""
+        """Return all columns of a table, times as datetimes; None if there is no such file."""
         if name not in self._read:
             scans = [self._scan(path) for path in self._files(module, name)]
             found = pl.concat(scans, how="diagonal").collect() if scans else None
@@ -172,11 +175,11 @@ class Raw:
 
 DATES = ("chartdate", "storedate", "dod")
 CLOCK_FREE = ("verifiedtime", "scheduletime")
-"""Times that no rule reads."""
+"""Times that no rule uses."""
 
 
 def _as_time(name: str) -> pl.Expr:
-    """To the second, times of storing to the next one; a date is its midnight."""
+    """Return times in whole seconds, store times rounded up; a date becomes its midnight."""
     text = pl.col(name).str.strip_chars()
     clock = text.str.slice(0, 19).str.replace("T", " ", literal=True)
     whole = clock.str.to_datetime("%Y-%m-%d %H:%M:%S", strict=False, time_unit="us")
@@ -188,7 +191,7 @@ def _as_time(name: str) -> pl.Expr:
 
 
 def stay_ends(raw: Raw) -> pl.DataFrame:
-    """`hadm_id, admittime, end_of_stay`: the latest that any table tells of the stay's end."""
+    """Return `hadm_id, admittime, end_of_stay`: the latest time of a stay in any table."""
     admissions = raw.table("hosp", "admissions")
     assert admissions is not None, "nothing is prepared without admissions"
     ends = [admissions.select("hadm_id", pl.max_horizontal("dischtime", "deathtime").alias("end"))]
@@ -205,7 +208,10 @@ def stay_ends(raw: Raw) -> pl.DataFrame:
 
 
 def known_rows(raw: Raw, rule: RawRule) -> pl.DataFrame | None:
-    """Return of each row `subject_id, hadm_id, happened, known, total_known` (null: none)."""
+    """Return `subject_id, hadm_id, happened, known, total_known` (null: none) of each row.
+
+    Returns None if there is no such table.
+    """
     rows = raw.table(rule.module, rule.table)
     if rows is None:
         return None

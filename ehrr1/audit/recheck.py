@@ -1,8 +1,8 @@
-"""Contexts against the raw files: what a sample shows, counted by the rules of `raw_rules`.
+"""Comparison of contexts with the raw files, by the rules of `raw_rules`.
 
-For each event that a context shows, the files must have as many rows of that table, patient and
-time that were known by then. Beside that: no code of the stay that is asked about, no heading or
-key of the never-shown list, nothing of a coming admission, no total before its interval is over, no
+For each event of a context, the files must contain at least as many rows of that table, patient and
+time that were known by then. Further checks: no code of the stay of the question, no heading or key
+that must never be shown, no row of a future admission, no total before its interval is over, no
 type of a stay before it is decided, and a prediction time that follows from the files without the
 outcome.
 """
@@ -38,16 +38,16 @@ _HEADINGS = {TABLES[name].heading: name for name in TABLES}
 KINDS = {
     "early": "rows known later",
     "total": "totals of intervals that were not over",
-    "type_of_stay": "types of stays that were not decided",
+    "type_of_stay": "types of stays that were not decided yet",
     "coming_admission": "rows of an admission that had not begun",
-    "never_shown": "headings or keys that nothing may show",
-    "prediction_time": "prediction times that the files do not give",
+    "never_shown": "headings or keys that must never be shown",
+    "prediction_time": "prediction times that do not follow from the files",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What is wrong with a sample: `kind` says what, `where` names the table, key or time."""
+    """A fault of a sample: `kind` is a key of `KINDS`, `where` names the table, key or time."""
 
     sample_id: str
     kind: str
@@ -62,9 +62,9 @@ class _Row:
 
 
 class Recheck:
-    """`judge(samples, events)`: the findings in one context and in the samples that share it.
+    """Checker of contexts against the raw files.
 
-    `ed_delay` is how long after arrival ED visits are asked about.
+    `ed_delay` is the time from arrival to the prediction time of ED visits.
     """
 
     def __init__(self, raw: Raw, ed_delay: timedelta):
@@ -83,6 +83,7 @@ class Recheck:
         self.admitted, self.decided = _stays(raw)
 
     def judge(self, samples: Sequence[Sample], events: Sequence[Event]) -> list[Finding]:
+        """Return the findings in one context and in the samples that share it."""
         first = samples[0]
         found = {
             place for event in events for place in (*self._event(first, event), *never_shown(event))
@@ -118,7 +119,7 @@ class Recheck:
             yield from self._types(sample, event)
 
     def _types(self, sample: Sample, event: Event) -> Iterator[tuple[str, str]]:
-        """A type of an observation stay that is shown before it is decided."""
+        """Yield a finding if the type of an observation stay is shown before it is decided."""
         for row in self.rows.get((sample.subject_id, "admissions", event.time or datetime.min), []):
             decided = self.decided.get(row.hadm_id or 0)
             undecided = decided is not None and not self._by(sample, decided)
@@ -132,7 +133,7 @@ class Recheck:
         return time <= now if TASKS[sample.task].kind == "risk" else time < now
 
     def _coming(self, sample: Sample) -> int | None:
-        """The admission that an ED visit leads to, while it has not begun."""
+        """Return the admission that an ED visit leads to, if it has not begun; otherwise None."""
         if TASKS[sample.task].anchor_table != "edstays" or sample.hadm_id is None:
             return None
         begins = self.admitted.get(sample.hadm_id)
@@ -147,20 +148,20 @@ class Recheck:
             stay = sample.hadm_id if task.anchor_table == "admissions" else sample.stay_id
             expected = self.anchors.get((task.anchor_table, kind, stay or 0))
             if expected != now:
-                yield f"asked at {now}, not at {expected}"
+                yield f"{now} instead of {expected}"
         elif (
             task.anchor_table in self.tables
             and (sample.subject_id, task.anchor_table, now) not in self.rows
         ):
-            yield f"nothing of {task.anchor_table} happens at {now}"
+            yield f"no row of {task.anchor_table} at {now}"
 
 
 AT_THE_END = ("ED_Reattendance_3day", "Readmission_30day", "Readmission_60day")
-"""Risk tasks that are asked when the stay is over; the others some time after it began."""
+"""Risk tasks posed at the end of the stay; the others are posed some time after its start."""
 
 
 def _anchors(raw: Raw, ed_delay: timedelta) -> dict[tuple[str, str, int], datetime]:
-    """(Table, when, stay) -> the prediction time of the questions on that stay."""
+    """Return (table, kind of time, stay) -> the prediction time of the questions on that stay."""
     found: dict[tuple[str, str, int], datetime] = {}
     for name, stay, begins, ends in stay_ends(raw).select(
         pl.lit("admissions"), pl.col("hadm_id").cast(pl.Int64), "admittime", "end_of_stay"
@@ -181,8 +182,11 @@ def _anchors(raw: Raw, ed_delay: timedelta) -> dict[tuple[str, str, int], dateti
 
 
 def _stays(raw: Raw) -> tuple[dict[int, datetime], dict[int, datetime]]:
-    """Return when each stay began, and of observation stays when their type is decided: by the
-    first order to admit a patient who is admitted in the end, else when the stay is over."""
+    """Return when each stay began, and when the type of each observation stay is decided.
+
+    The type is decided by the first order to admit a patient who is finally admitted, otherwise
+    when the stay is over.
+    """
     ends = stay_ends(raw).with_columns(pl.col("hadm_id").cast(pl.Int64))
     began = dict(ends.select("hadm_id", "admittime").iter_rows())
     admissions = raw.table("hosp", "admissions")
@@ -210,13 +214,13 @@ def _admit_orders(raw: Raw) -> dict[int, datetime]:
 
 
 def never_shown(event: Event) -> Iterator[tuple[str, str]]:
-    """The heading and the keys of an event, as it is rendered, that nothing may show."""
+    """Yield the heading and the keys of a rendered event that must never be shown."""
     heading, *lines = event_markdown(event).split("\n")
     name = heading.removeprefix("## ").rpartition(" [")[0]
     if _HEADINGS.get(name) in NEVER_TABLES:
         yield "never_shown", name
     if len(event.rows) == 1:
-        # What follows the last key may be a note of many lines.
+        # The lines after the last key may be those of a note.
         keys = [line.removeprefix("- ").partition(":")[0] for line in lines[: len(event.rows[0])]]
     else:
         keys = lines[0].strip("| ").split(" | ") if lines else []

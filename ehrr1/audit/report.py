@@ -1,4 +1,4 @@
-"""What an audit shows: a table in the terminal and a figure."""
+"""Output of an audit: tables in the terminal and a figure."""
 
 from collections import Counter
 from pathlib import Path
@@ -15,17 +15,17 @@ from ehrr1.audit.recheck import KINDS
 from ehrr1.records.schema import ORDER
 
 MIN_WIDTH = 150
-"""Columns of a table that is piped into a file, where the terminal's width is not known."""
+"""Columns of a table that is piped into a file, for which the terminal's width is unknown."""
 
 TABLES_NAMED = 3
-"""So many responsible tables stand in a row of the terminal's table."""
+"""Number of responsible tables in a row of the terminal's table."""
 
 
 # --- the terminal -----------------------------------------------------------------------------
 
 
 def show(audit: Audit) -> None:
-    """Print what leaks, then what else was asked of each task, then what is not by task."""
+    """Print the leaks, the other checks of each task, and then the checks that are not by task."""
     console = Console()
     console.width = max(console.width, MIN_WIDTH)
     console.print(leak_table(audit))
@@ -37,7 +37,7 @@ def show(audit: Audit) -> None:
 
 
 def leak_table(audit: Audit) -> Table:
-    """A row a task: leaking samples, hours ahead, tables responsible."""
+    """Return a table with one row per task: leaking samples, hours ahead, responsible tables."""
     table = Table(title=f"known only after the prediction time, data.protocol={audit.protocol}")
     table.add_column("task", no_wrap=True)
     for heading in ("samples", "leaking", "%", "hours ahead: median", "max"):
@@ -57,12 +57,18 @@ def leak_table(audit: Audit) -> Table:
 
 
 def check_table(audit: Audit) -> Table:
-    """A row a task: risk labels beside the other protocol's, answers that stand in the context."""
-    table = Table(title=f"labels beside data.protocol={OTHER[audit.protocol]}; answers in contexts")
+    """Return a table with one row per task.
+
+    It has risk labels compared with those of the other protocol, and answers that occur in
+    contexts.
+    """
+    table = Table(
+        title=f"labels compared with {OTHER[audit.protocol]} protocol; answers in contexts"
+    )
     table.add_column("task", no_wrap=True)
     for heading in (
-        *("asked by both", "labels changed", "to yes", "asked here only", "there only"),
-        *("contexts read", "all of the answer stands", "some of it"),
+        *("in both", "labels changed", "to yes", "only here", "only there"),
+        *("contexts read", "whole answer found", "part of it found"),
     ):
         table.add_column(heading, justify="right")
     labels = {} if audit.labels is None else _by_task(audit.labels)
@@ -74,11 +80,11 @@ def check_table(audit: Audit) -> Table:
 
 
 def rule_table(audit: Audit) -> Table:
-    """A row a rule that is too good to be true, to be looked at."""
-    table = Table(title="single features that tell the answer: leaks, or just what comes next?")
+    """Return a table with one row per suspiciously precise rule, for inspection."""
+    table = Table(title="single features that predict the answer: inspect them for leaks")
     for heading in ("task", "answer", "feature"):
         table.add_column(heading)
-    for heading in ("precision", "answer's share", "found of it", "samples"):
+    for heading in ("precision", "base rate", "recall", "samples"):
         table.add_column(heading, justify="right")
     for row in audit.rules.iter_rows(named=True):
         shares = (row["precision"], row["base"], row["recall"])
@@ -91,7 +97,7 @@ def rule_table(audit: Audit) -> Table:
 
 
 def _by_task(frame: pl.DataFrame) -> dict[str, list[str]]:
-    """Task -> the counts of its row as text."""
+    """Return task -> the counts of its row as text."""
     return {task: [f"{count:,}" for count in counts] for task, *counts in frame.iter_rows()}
 
 
@@ -107,7 +113,7 @@ def _responsible(tables: pl.DataFrame) -> str:
 
 
 def notes(audit: Audit) -> list[str]:
-    """One line for each matter that has no place in the table."""
+    """Return one line for each result that is not in the tables."""
     other = OTHER[audit.protocol]
     lines = [
         f"{audit.leaking:,} of {audit.samples:,} samples ({audit.contexts:,} contexts) show what "
@@ -115,7 +121,7 @@ def notes(audit: Audit) -> list[str]:
         f"patients in several splits: {audit.splits.height}; "
         f"the same record under two numbers in several splits: {len(audit.records)}",
         f"contexts rendered and searched: {audit.texts.contexts:,}; "
-        f"with other rows than those judged: {len(audit.texts.unlike)}",
+        f"with a different number of rows than judged: {len(audit.texts.unlike)}",
     ]
     lines.append(recheck_note(audit))
     undated = int(audit.tasks["undated"].sum())
@@ -124,12 +130,12 @@ def notes(audit: Audit) -> list[str]:
             f"never known (totals without an end, codes of the own stay): {undated:,} rows"
         )
     if audit.labels is None:
-        lines.append(f"labels were not compared: data.protocol={other} is not there")
+        lines.append(f"labels were not compared: data.protocol={other} is not available")
     else:
         lines.append(f"labels are compared with those of data.protocol={other}")
     if audit.assumed:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in sorted(audit.assumed.items()))
-        lines.append(f"rests on assumed times of knowledge for: {shares}")
+        lines.append(f"depends on assumed times of knowledge for: {shares}")
         if audit.surely_leaking < audit.leaking:
             lines.append(
                 f"without the tables whose times are all assumed {audit.surely_leaking:,} samples "
@@ -139,11 +145,12 @@ def notes(audit: Audit) -> list[str]:
 
 
 def recheck_note(audit: Audit) -> str:
+    """Return the line for the comparison with the raw files."""
     if not audit.texts.rechecked:
-        return "contexts counted against the raw files: none (no tables, or data.protocol=paper)"
+        return "contexts checked against the raw files: none (no tables, or data.protocol=paper)"
     kinds = Counter(finding.kind for finding in audit.texts.findings)
     told = "; ".join(f"{words}: {kinds[kind]:,}" for kind, words in KINDS.items())
-    return f"contexts counted against the raw files: {audit.texts.rechecked:,}; {told}"
+    return f"contexts checked against the raw files: {audit.texts.rechecked:,}; {told}"
 
 
 # --- the figure -------------------------------------------------------------------------------
@@ -153,8 +160,11 @@ LEAK, ANSWER_ALL, ANSWER_ANY, LABEL = "#b5372b", "#1f5f8b", "#a9cce3", "#d9902f"
 
 
 def draw(audit: Audit, path: Path) -> None:
-    """Write the figure as PNG: by task the share of leaking samples, the hours ahead, the tables
-    responsible, the answers that stand in the context, the labels that change."""
+    """Write the figure as PNG.
+
+    It shows, by task, the share of leaking samples, the hours ahead, the responsible tables, the
+    answers that occur in the context, and the labels that change.
+    """
     tasks = audit.tasks["task"].to_list()
     guilty = [name for name in ORDER if name in audit.tables["table"].unique().to_list()]
     widths = [2.6, 2.6, max(1.5, 0.24 * len(guilty)), 2.6] if audit.leaking else [4, 4]
@@ -196,7 +206,7 @@ def _shares(axes: Axes, tasks: pl.DataFrame) -> None:
 
 
 def _ahead(axes: Axes, tasks: pl.DataFrame) -> None:
-    """A dot at the median, a line to the maximum."""
+    """Draw a dot at the median and a line to the maximum."""
     _plain(axes, "hours ahead: median, max")
     places = np.arange(tasks.height)
     median, most = (tasks[name].to_numpy().astype(float) for name in ("median", "most"))
@@ -209,7 +219,7 @@ def _ahead(axes: Axes, tasks: pl.DataFrame) -> None:
 
 
 def _guilt(axes: Axes, audit: Audit, tasks: list[str], guilty: list[str]) -> None:
-    """A square for each task and table, darker with the share of samples that it makes leak."""
+    """Draw a square for each task and table, darker with the share of samples it makes leak."""
     _plain(axes, "tables, share of samples")
     shares = np.full((len(tasks), len(guilty)), np.nan)
     samples = dict(audit.tasks.select("task", "samples").iter_rows())
@@ -225,11 +235,11 @@ def _guilt(axes: Axes, audit: Audit, tasks: list[str], guilty: list[str]) -> Non
 
 
 def _standing(axes: Axes, audit: Audit, tasks: list[str]) -> None:
-    """Decision tasks: answers that stand in the context. Risk tasks: labels that change."""
+    """Draw the answers that occur in the context, and the labels of risk tasks that change."""
     _plain(axes, "answers in the context, labels, %")
     answers = audit.texts.answers
     places = [tasks.index(task) for task in answers["task"]]
-    words = ("any", ANSWER_ANY, "some of the answer stands"), ("all", ANSWER_ALL, "all of it")
+    words = ("any", ANSWER_ANY, "part of the answer found"), ("all", ANSWER_ALL, "whole answer")
     for name, color, word in words:
         shares = 100 * (answers[name] / answers["examined"]).to_numpy()
         axes.barh(places, shares, height=0.66, color=color, label=word)

@@ -1,10 +1,11 @@
-"""A search for rules that are too good to be true: single features of contexts that tell an answer.
+"""Search for suspiciously precise rules: single features of contexts that predict an answer.
 
-A leak that no clock shows (a heading that appears at discharge only, a type that is set at the end)
-still makes some feature of the context an oracle. Features are headings (there or not, or there
-within the last minutes), items, the last event, and numbers (events, rows, hours since the last
-event, hour of the day). A rule is chosen on one half of the patients and judged on the other. A
-listed rule is no verdict: what is charted every hour is charted again. Somebody has to look at it.
+A leak that timestamps do not reveal (a heading that appears at discharge only, a type that is set
+at the end) still makes some feature of the context an oracle. Features are headings (present, or
+present within the last minutes), items, the last event, and numbers (events, rows, hours since the
+last event, hour of the day). A rule is selected on one half of the patients and evaluated on the
+other. A listed rule does not prove a leak: what is charted every hour is charted again. It has to
+be inspected.
 """
 
 from collections import Counter
@@ -23,37 +24,41 @@ from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import rank, select
 
 ANSWERS = 10
-"""So many answers of a task are looked at, the most frequent ones,"""
+"""Maximum number of answers of a task that are examined, the most frequent first."""
 LEAST_SHARE = 0.02
-"""if at least this share of the task's samples has them."""
+"""Minimum share of a task's samples that have an examined answer."""
 RECENT_MINUTES = (1, 15, 60)
 SUPPORT = 10
-"""Least samples of a half to which a rule applies."""
+"""Minimum number of samples of a half to which a rule applies."""
 CHOSEN, CONFIRMED = 0.95, 0.9
-"""Least precision (or AUROC) of a rule on the half that chooses it, and on the other."""
+"""Minimum precision (or AUROC) of a rule on the half that selects it, and on the other."""
 ABOVE_BASE = 0.2
-"""A rule's precision is so much above the share of the answer."""
+"""Minimum difference between a rule's precision and the share of the answer."""
 ITEMS = 400
-"""The most frequent items are features."""
+"""Number of the most frequent items that are features."""
 LISTED = 3
-"""So many rules are listed of one answer, those that find most of it first."""
+"""Maximum number of listed rules per answer, those of the highest recall first."""
 
 SCHEMA = {
     **dict.fromkeys(("task", "answer", "feature"), pl.String()),
     **dict.fromkeys(("precision", "base", "recall"), pl.Float64()),
     "support": pl.Int64(),
 }
-"""`feature` tells `answer` of `task`; the figures are those of the half that did not choose it.
-`base` is the answer's share, `recall` the share of the answer's samples that the rule finds. The
-`precision` of a number is its AUROC; it has no recall."""
+"""Columns of the rules, with the figures of the half that did not select them.
+
+`feature` predicts `answer` of `task`. `base` is the answer's share, `recall` the share of the
+answer's samples to which the rule applies. The `precision` of a number is its AUROC; it has no
+recall.
+"""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The samples of a task that are looked at, with their features.
+    """The samples of a task that are examined, with their features.
 
-    `has` is a row a sample and a column a feature; `numbers` likewise; `half` is true for the
-    patients who judge; `random` marks samples drawn whatever their answer.
+    `has` has shape (samples, features), `numbers` (samples, 4). `half` (samples,) is true for the
+    patients on whom rules are evaluated; `random` (samples,) marks samples drawn whatever their
+    answer.
     """
 
     samples: list[Sample]
@@ -65,8 +70,11 @@ class Drawn:
 
 
 def find_rules(prepared: Prepared, index: pl.DataFrame, per_task: int, seed: int) -> pl.DataFrame:
-    """The rules found, columns as `SCHEMA`: of each task from `per_task` samples drawn at random
-    and a tenth as many of each frequent answer."""
+    """Return the rules found, with the columns of `SCHEMA`.
+
+    They are sought in `per_task` random samples of each task, and a tenth as many of each frequent
+    answer.
+    """
     found: list[tuple[str, str, str, float, float, float | None, int]] = []
     tasks = [task for task in index["task"].unique() if TASKS[task].target != "text" and per_task]
     order = list(TASKS)
@@ -126,7 +134,7 @@ NUMBERS = ("events", "rows", "hours since the last event", "hour of the day")
 def _features(
     sample: Sample, events: Sequence[Event]
 ) -> tuple[set[str], set[str], tuple[float, ...]]:
-    """List what is there, which items, and the `NUMBERS`."""
+    """Return the headings, the items, and the `NUMBERS` of a context."""
     flags, items = set(), set()
     now = sample.prediction_time
     ages = []
@@ -176,7 +184,7 @@ def _rules(
 
 @dataclass(frozen=True)
 class _Judged:
-    """Of each feature, then of each feature's absence."""
+    """Figures of each feature, followed by those of each feature's absence."""
 
     precision: np.ndarray
     recall: np.ndarray
@@ -184,8 +192,11 @@ class _Judged:
 
 
 def _judged(drawn: Drawn, yes: np.ndarray, no: np.ndarray, base: float) -> _Judged:
-    """Precision at the answer's own share; one more miss than seen is assumed, so that few samples
-    without the answer prove little."""
+    """Return precision, recall and support at the answer's natural share.
+
+    The misses are counted with one more than seen, so that few samples without the answer prove
+    little.
+    """
     counts = [np.asarray(drawn.has[mask].sum(axis=0)).ravel() for mask in (yes, no)]
     sizes = [int(mask.sum()) for mask in (yes, no)]
     hits, misses = (
@@ -199,7 +210,7 @@ def _judged(drawn: Drawn, yes: np.ndarray, no: np.ndarray, base: float) -> _Judg
 
 
 def _area(values: np.ndarray, yes: np.ndarray, no: np.ndarray) -> float:
-    """AUROC of a number or of its negative, 0.5 where there is too little to say."""
+    """Return the AUROC of a number or of its negative, 0.5 if there are too few samples."""
     if min(yes.sum(), no.sum()) < SUPPORT:
         return 0.5
     both = yes | no

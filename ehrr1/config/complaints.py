@@ -24,6 +24,7 @@ RENAMED = {
     "limit": "export.limit (of an evaluation: eval.samples_per_task)",
     "layout": "export.layout",
     "similar_items": "export.similar_items",
+    "rollout.timeout": "rollout.timeout_seconds",
 }
 """Settings of earlier versions and their current names."""
 

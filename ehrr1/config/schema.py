@@ -31,7 +31,7 @@ from ehrr1.config.training import (
     TrainerSettings,
 )
 from ehrr1.config.types import Count, Name, PathText, Section, Text
-from ehrr1.config.writers import AnswerModes, Chains, Engine, Eval, Infer, Rollout
+from ehrr1.config.writers import AnswerModes, Chains, EngineConfig, Eval, Infer, RolloutConfig
 from ehrr1.errors import UserError
 
 
@@ -74,8 +74,8 @@ class Config(Section):
     data: Data
     model: ModelSettings
     trainer: TrainerSettings
-    rollout: Rollout
-    engine: Engine
+    rollout: RolloutConfig
+    engine: EngineConfig
     concepts: Concepts
     chains: Chains
     export: Export

@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING
 from ehrr1.config.names import BENCHMARKS, TRAINING
 from ehrr1.config.records import AnyData, BenchmarkData, Concepts, Graph, OpenConcepts, UmlsConcepts
 from ehrr1.config.training import Launcher, LocalLauncher
-from ehrr1.config.writers import AnthropicEngine, ModelChains, TemplateChains
+from ehrr1.config.writers import (
+    AnthropicEngineConfig,
+    ModelChains,
+    ServerChains,
+    TemplateChains,
+    VllmEngineConfig,
+)
 
 if TYPE_CHECKING:
     from ehrr1.config.schema import Config
@@ -46,6 +52,12 @@ def training(cfg: "Config") -> list[str]:
     own model, which are not a complete configuration for another model.
     """
     config = cfg.model.config
+    if isinstance(cfg.rollout, VllmEngineConfig) and cfg.rollout.tensor_parallel > 1:
+        return [
+            f"rollout.tensor_parallel={cfg.rollout.tensor_parallel}: with rollout=vllm each "
+            "training process has an engine on its own GPU; use rollout=vllm_server to divide a "
+            "model among GPUs"
+        ]
     if cfg.model.path is None and config is None:
         return ["model.path=null, model.config=null: there is no model to train: model=FOLDER"]
     if config is not None and "model_type" not in config:
@@ -142,11 +154,11 @@ def evaluation(cfg: "Config") -> list[str]:
     if cfg.compare is not None and len(cfg.compare) < 2:
         problems.append(f"compare={cfg.compare}: give at least two folders: compare=[DIR,DIR]")
     engine = cfg.engine
-    if isinstance(engine, AnthropicEngine) and engine.model is None:
+    if isinstance(engine, AnthropicEngineConfig) and engine.model is None:
         problems.append("engine.model=null: engine=anthropic needs one: engine.model=NAME")
-    if isinstance(engine, AnthropicEngine) and cfg.eval.shots:
+    if isinstance(engine, AnthropicEngineConfig) and cfg.eval.shots:
         problems.append(f"eval.shots={cfg.eval.shots}: engine=anthropic takes none; leave it out")
-    if cfg.eval.chains is not None and isinstance(engine, AnthropicEngine):
+    if cfg.eval.chains is not None and isinstance(engine, AnthropicEngineConfig):
         problems.append(
             f"eval.chains={cfg.eval.chains}: engine=anthropic cannot continue a chain; leave it out"
         )
@@ -244,7 +256,7 @@ def _sources(concepts: Concepts, graph: Graph) -> list[str]:
 
 def _language_model(cfg: "Config", chains: ModelChains) -> list[str]:
     problems = []
-    if chains.model is None:
+    if chains.model is None and not isinstance(chains, ServerChains):
         problems.append(
             f"chains.model=null: chains={cfg.chains.writer} needs one: chains.model=NAME"
         )

@@ -18,6 +18,35 @@ from ehrr1.config.types import (
 )
 
 
+class TransformersSettings(Section):
+    """Settings of generation by Transformers in this process."""
+
+    batch_size: Count
+    batch_tokens: Count = 131_072
+
+
+class VllmSettings(Section):
+    """Settings of a vLLM engine in a process of its own."""
+
+    batch_size: Count
+    tensor_parallel: Count = 1
+    gpu_memory_utilization: PositiveShare
+    kv_cache_gib: Positive
+
+
+class ServerSettings(Section):
+    """Settings of a server that implements OpenAI's completions API."""
+
+    url: Text
+    model: PathText | None
+    tokenizer: PathText | None
+    key_variable: Text | None
+    compliant_endpoint: bool = False
+    concurrency: Count
+    timeout_seconds: Positive
+    max_retries: Natural
+
+
 class AnyChains(Section):
     """Settings of all writers of chains."""
 
@@ -45,22 +74,25 @@ class ModelChains(AnyChains):
     budget_tokens: Count | None
 
 
-class TransformersChains(ModelChains):
+class TransformersChains(ModelChains, TransformersSettings):
     """Chains by a model in this process."""
 
     writer: Literal["transformers"]
-    batch_size: Count
     temperature: NotNegative
 
 
-class VllmChains(ModelChains):
+class VllmChains(ModelChains, VllmSettings):
     """Chains by a model in a vLLM engine."""
 
     writer: Literal["vllm"]
-    batch_size: Count
     temperature: NotNegative
-    gpu_memory_utilization: Share
-    kv_cache_gib: Positive
+
+
+class ServerChains(ModelChains, ServerSettings):
+    """Chains by a model behind a completions API; prompts are sent as token ids."""
+
+    writer: Literal["server"]
+    temperature: NotNegative
 
 
 class Price(Section):
@@ -110,40 +142,35 @@ class OpenAIChains(EndpointChains):
 
 
 Chains = Annotated[
-    TemplateChains | TransformersChains | VllmChains | AnthropicChains | OpenAIChains,
+    TemplateChains
+    | TransformersChains
+    | VllmChains
+    | ServerChains
+    | AnthropicChains
+    | OpenAIChains,
     Field(discriminator="writer"),
 ]
 
 
-class TransformersEngine(Section):
+class TransformersEngineConfig(TransformersSettings):
     """A model in this process."""
 
     name: Literal["transformers"]
 
 
-class VllmEngine(Section):
+class VllmEngineConfig(VllmSettings):
     """A vLLM engine in a separate process."""
 
     name: Literal["vllm"]
-    tensor_parallel: Count
-    gpu_memory_utilization: PositiveShare
-    kv_cache_gib: Positive
 
 
-class ServerEngine(Section):
-    """A server with OpenAI's protocol."""
+class ServerEngineConfig(ServerSettings):
+    """A server that implements OpenAI's completions API."""
 
     name: Literal["server"]
-    url: Text
-    model: Text | None
-    tokenizer: PathText | None
-    key_variable: Text | None
-    concurrency: Count
-    timeout_seconds: Positive
-    max_retries: Natural
 
 
-class AnthropicEngine(Section):
+class AnthropicEngineConfig(Section):
     """Claude through Anthropic's API."""
 
     name: Literal["anthropic"]
@@ -156,39 +183,31 @@ class AnthropicEngine(Section):
     max_prompt_chars: Count
 
 
-Engine = Annotated[
-    TransformersEngine | VllmEngine | ServerEngine | AnthropicEngine, Field(discriminator="name")
+EngineConfig = Annotated[
+    TransformersEngineConfig | VllmEngineConfig | ServerEngineConfig | AnthropicEngineConfig,
+    Field(discriminator="name"),
 ]
 
 
-class TransformersRollout(Section):
-    """Completions by the model in the training process."""
+class VllmRolloutConfig(VllmEngineConfig):
+    """A vLLM engine next to each training process."""
 
-    name: Literal["transformers"]
-    batch_size: Count
-
-
-class VllmRollout(Section):
-    """Completions by a vLLM engine next to each training process."""
-
-    name: Literal["vllm"]
-    batch_size: Count
-    gpu_memory_utilization: PositiveShare
-    kv_cache_gib: Positive
     exchange: PathText | None
 
 
-class ServerRollout(Section):
-    """Completions by a vLLM server of this project on other GPUs."""
+class VllmServerConfig(Section):
+    """A vLLM server on other GPUs, started by `python -m ehrr1.engines.vllm_server`."""
 
     name: Literal["vllm_server"]
     url: Text
-    timeout: Positive
+    timeout_seconds: Positive
     batch_size: Count
     exchange: PathText | None
 
 
-Rollout = Annotated[TransformersRollout | VllmRollout | ServerRollout, Field(discriminator="name")]
+RolloutConfig = Annotated[
+    TransformersEngineConfig | VllmRolloutConfig | VllmServerConfig, Field(discriminator="name")
+]
 
 
 class NewTokens(Section):
@@ -250,5 +269,5 @@ class Infer(Section):
 AnswerModes = AnswerMode | list[AnswerMode] | None
 """The setting `answer`: direct answers, thinking, or both."""
 
-LocalChains = TransformersChains | VllmChains
-"""Chains by a model on this machine."""
+LocalChains = TransformersChains | VllmChains | ServerChains
+"""Chains by a model that this project's engines run."""

@@ -1,4 +1,4 @@
-"""What a model would say next, read from one prefill: no token is generated."""
+"""Next-token log-probabilities from one prefill; no token is generated."""
 
 from collections.abc import Iterator, Sequence
 
@@ -18,11 +18,10 @@ END_MARK = 0
 def answer_logprobs(
     model: PreTrainedModel, trees: Sequence[Tree], ids: Sequence[int]
 ) -> Iterator[NDArray[np.float64]]:
-    """For each tree the log-probabilities of the tokens `ids` behind each branch's prompt,
-    [branches, ids].
+    """Yield, for each tree, the log-probabilities of `ids` behind each branch, [branches, ids].
 
-    All trees are one batch; completions are ignored. A record's questions share one prefill, and
-    logits over a large vocabulary are never all held.
+    All trees form one batch; completions are ignored. The questions on a record share one prefill.
+    Logits are computed in chunks, so that those of a large vocabulary never fill the memory.
     """
     # one completion token of any kind marks the place whose prediction is read
     marked = [

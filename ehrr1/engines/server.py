@@ -1,89 +1,138 @@
-"""A server that speaks OpenAI's protocol, such as `vllm serve NAME`: `engine=server`.
+"""A server that implements OpenAI's completions API, such as `vllm serve NAME`: `engine=server`.
 
-Prompts go as token ids to /completions, so that every engine reads the same tokens. Overload,
-server errors and broken connections are asked again; what the server refuses for itself (a prompt
-that is too long) is an empty answer, which is counted, and nothing that was answered is lost.
+Prompts are sent to /completions as token ids, so that every engine reads the same tokens. The SDK
+retries overload, server errors and broken connections. A prompt that the server refuses (one that
+is too long) becomes an empty result, which callers count; finished results are never lost.
 """
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from threading import Event
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
+import openai
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from ehrr1.config.writers import ServerEngine
-from ehrr1.engines.base import Answerer, Completion, Sampling, by_tree, questions
-from ehrr1.engines.http import FAILURES, call
-from ehrr1.engines.vllm_engine import spread
+from ehrr1.config.writers import ServerSettings
+from ehrr1.engines.base import Completion, Engine, SamplingParams, branch_prompts, by_tree
+from ehrr1.engines.endpoint import NO_KEY, is_local
+from ehrr1.engines.vllm_process import spread
 from ehrr1.errors import UserError
 from ehrr1.prompts.chat_format import chat_format
 from ehrr1.prompts.markers import Markers
 from ehrr1.prompts.trees import Tree
 
 START_SECONDS = 30
-"""For what a server that is there answers at once."""
+"""Timeout of requests that a running server answers at once."""
 
 REFUSED_AT_FIRST = 20
-"""So many requests refused and none answered: the settings are wrong, not the prompts."""
+"""After this many refused requests without one answer, the settings are wrong, not the prompts."""
 
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-"""Seconds before a request is repeated; doubled each time."""
+MALFORMED_ATTEMPTS = 3
+"""Attempts per response that cannot be read; the SDK retries everything else."""
+
+TOP_LOGPROBS = 20
+"""Tokens whose log-probabilities a server other than vLLM is asked for, its API's maximum."""
 
 
 class Served(NamedTuple):
-    """What a server has: the name it serves, where the model is from, and prompt and completion
-    together in tokens (None where it does not say)."""
+    """A model that a server offers.
+
+    `name` is what requests name, `root` what it was loaded from; `max_length` bounds prompt and
+    completion together, in tokens (None: not stated).
+    """
 
     name: str
     root: str
     max_length: int | None
 
 
-def served(settings: ServerEngine) -> Served:
-    """Ask the server what it serves. Raises UserError where it is down or has no `engine.model`."""
-    parts = urlsplit(settings.url)
-    if parts.scheme not in ("http", "https") or parts.hostname is None:
-        raise UserError(f"engine.url={settings.url}: give it as http://HOST:PORT/v1")
-    try:
-        reply = call("GET", f"{settings.url}/models", None, START_SECONDS, _key(settings))
-        models = json.loads(reply.content)["data"] if reply.ok else []
-        names = [str(model["id"]) for model in models]
-    except FAILURES as error:
-        raise down(settings, f"no answer ({type(error).__name__}: {error})") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise down(settings, "what it says of its models cannot be read") from error
-    if not reply.ok:
-        raise down(settings, f"/models was answered by {reply.status}: {reply.said}")
+def served(settings: ServerSettings, group: str = "engine") -> Served:
+    """Ask the server for the model that `settings` name.
+
+    `group` is the group of settings that errors name. Raises UserError if the server does not
+    answer or does not offer the model.
+    """
+    with open_client(settings, group) as client:
+        try:
+            quick = client.with_options(timeout=START_SECONDS, max_retries=0)
+            reply: Any = quick.models.with_raw_response.list().http_response.json()
+            models = reply["data"]
+            names = [str(model["id"]) for model in models]
+        except openai.APIStatusError as error:
+            reason = f"/models was answered by {error.status_code}: {message_of(error)}"
+            raise down(settings, reason, group) from error
+        except openai.APIConnectionError as error:
+            raise down(settings, f"no answer ({describe(error)})", group) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise down(settings, "its list of models cannot be read", group) from error
     name = settings.model or (names[0] if len(names) == 1 else None)
     if name is None or name not in names:
         raise UserError(
-            f"engine.model={settings.model}: the server at {settings.url} has {', '.join(names)}"
+            f"{group}.model={settings.model}: the server at {settings.url} has {', '.join(names)}"
         )
     found = models[names.index(name)]
     return Served(name, found.get("root") or name, found.get("max_model_len"))
 
 
-def down(settings: ServerEngine, reason: str) -> UserError:
-    return UserError(
-        f"engine.url={settings.url}: {reason}; start the server (`vllm serve NAME --port 8000`), "
-        "or point to where it runs. What was answered is saved: the same command goes on"
+def open_client(settings: ServerSettings, group: str = "engine") -> openai.OpenAI:
+    """Return the SDK's client; close it after use.
+
+    Proxies are bypassed for this machine. Redirects are not followed, as they could carry records
+    to another host. Raises UserError for a malformed address or a missing key.
+    """
+    parts = urlsplit(settings.url)
+    if parts.scheme not in ("http", "https") or parts.hostname is None:
+        raise UserError(f"{group}.url={settings.url}: give it as http://HOST:PORT/v1")
+    if settings.key_variable is not None and settings.key_variable not in os.environ:
+        raise UserError(
+            f"{group}.key_variable={settings.key_variable}: this environment variable is not set"
+        )
+    return openai.OpenAI(
+        api_key=os.environ[settings.key_variable] if settings.key_variable else NO_KEY,
+        base_url=settings.url,
+        timeout=settings.timeout_seconds,
+        max_retries=settings.max_retries,
+        http_client=openai.DefaultHttpxClient(
+            trust_env=not is_local(settings.url), follow_redirects=False
+        ),
     )
 
 
-class OpenAIServer(Answerer):
-    """The server at `engine.url`; `tokenizer` is that of its model.
+def down(settings: ServerSettings, reason: str, group: str = "engine") -> UserError:
+    """Return the error for a server that cannot be used."""
+    return UserError(
+        f"{group}.url={settings.url}: {reason}; start the server (`vllm serve NAME --port 8000`), "
+        "or point to where it runs. Finished answers are saved: the same command continues"
+    )
 
-    Raises UserError where it is down for longer than the retries, or refuses everything.
+
+def message_of(error: openai.APIStatusError) -> str:
+    """Return the beginning of an error response, on one line."""
+    return " ".join(error.response.text.split())[:500]
+
+
+def describe(error: openai.APIConnectionError) -> str:
+    """Return the cause of a failed connection."""
+    cause = error.__cause__ or error
+    return f"{type(cause).__name__}: {cause}"
+
+
+class ServerEngine(Engine):
+    """The server at `settings.url`; `tokenizer` is that of its model.
+
+    Raises UserError if the server stays unreachable through all retries, or refuses every request.
     """
 
-    def __init__(self, settings: ServerEngine, tokenizer: PreTrainedTokenizerBase):
-        self.settings, self.served = settings, served(settings)
+    def __init__(
+        self, settings: ServerSettings, tokenizer: PreTrainedTokenizerBase, group: str = "engine"
+    ):
+        self.settings, self.group = settings, group
+        self.served = served(settings, group)
+        self.client = open_client(settings, group)
         self.tokenizer, self.end_id = tokenizer, tokenizer.eos_token_id
         self.markers = Markers(tokenizer, chat_format(tokenizer))
         self.answered = False
@@ -92,15 +141,17 @@ class OpenAIServer(Answerer):
     def stream(
         self,
         prompts: Sequence[list[int]],
-        sampling: Sampling,
+        sampling: SamplingParams,
         *,
         group_size: int = 1,
         seeds: Sequence[int] | None = None,
     ) -> Iterator[tuple[int, list[Completion]]]:
-        """See `Answerer`. A group is empty where the server refuses the prompt."""
+        """See `Engine`; one request per prompt."""
         chosen = range(len(prompts)) if seeds is None else seeds
         bodies = [
-            self._body(prompt, sampling, group_size, seed)
+            generation_body(self.served.name, prompt, sampling, group_size, seed, self.end_id)
+            # override the model's own generation settings: every engine samples alike
+            | {"min_p": 0.0, "repetition_penalty": 1.0}
             for prompt, seed in zip(prompts, chosen, strict=True)
         ]
         for number, answer in self._all(bodies):
@@ -109,113 +160,126 @@ class OpenAIServer(Answerer):
     def answers(
         self, trees: Sequence[Tree], ids: Sequence[int]
     ) -> Iterator[tuple[int, NDArray[np.float64]]]:
-        """See `Answerer`. vLLM tells the tokens that are asked for; other servers the likeliest
-        twenty by their text, and -inf stands for what is not among them."""
+        """See `Engine`.
+
+        vLLM returns log-probabilities for the requested token ids. Other servers return only the
+        top 20 tokens, matched by text; missing tokens get -inf.
+        """
         texts = self.tokenizer.batch_decode([[one] for one in ids])
-        bodies = [self._question(prompt, ids) for prompt in questions(trees)]
+        bodies = [self._next_token(prompt, ids) for prompt in branch_prompts(trees)]
         replies = (
-            (number, told(answer["choices"][0], ids, texts) if answer else None)
+            (number, first_token(answer["choices"][0], ids, texts) if answer else None)
             for number, answer in self._all(bodies)
         )
         yield from by_tree(trees, len(ids), replies)
 
-    def close(self) -> None:
-        """Nothing: who started the server ends it."""
+    def logprobs(self, tokens: list[int]) -> list[float]:
+        """See `Engine`; vLLM only."""
+        body = {"model": self.served.name, "prompt": tokens, "max_tokens": 1, "prompt_logprobs": 0}
+        [(_, answer)] = self._all([body])
+        if answer is None or "prompt_logprobs" not in answer["choices"][0]:
+            raise down(self.settings, "it returns no log-probabilities of prompts", self.group)
+        return prompt_logprobs(answer["choices"][0], tokens)
 
-    def _body(
-        self, prompt: list[int], sampling: Sampling, group_size: int, seed: int
-    ) -> dict[str, Any]:
-        return {
-            "model": self.served.name,
-            "prompt": prompt,
-            "n": group_size,
-            "seed": spread(seed),
-            "max_tokens": sampling.max_new_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            # not what the model's own settings say: every engine draws alike
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
-            "logprobs": 0,
-            "return_token_ids": True,
-            "stop_token_ids": [self.end_id],
-        }
+    def close(self) -> None:
+        """Close the connections; the server keeps running."""
+        self.client.close()
 
     def _completion(self, choice: dict[str, Any]) -> Completion:
-        """A server that is not vLLM tells a text: its tokens are as good, where only it is read.
-        Whether a think tag in it was set or quoted is not told: it counts as set."""
+        """Return a choice as a `Completion`.
+
+        Servers other than vLLM return text only; it is tokenised again, since only the text is
+        used. A think tag in it counts as the special token.
+        """
         if "token_ids" in choice:
             return completion(choice)
         tokens = self.markers.written(choice["text"])
         return Completion(tokens, [], choice["finish_reason"] == "length")
 
-    def _question(self, prompt: list[int], ids: Sequence[int]) -> dict[str, Any]:
+    def _next_token(self, prompt: list[int], ids: Sequence[int]) -> dict[str, Any]:
         return {
             "model": self.served.name,
             "prompt": prompt,
             "max_tokens": 1,
             "temperature": 0.0,
-            "logprobs": 20,
+            "logprobs": TOP_LOGPROBS,
             **({"logprob_token_ids": list(ids)} if ids else {}),
             "return_tokens_as_token_ids": True,
         }
 
     def _all(self, bodies: Sequence[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any] | None]]:
-        """The number of each request and its answer as they come, None for one that is refused."""
-        stop = Event()
+        """Yield the index of each request and its response, None for one that is refused."""
         with ThreadPoolExecutor(self.settings.concurrency) as pool:
-            waiting = {pool.submit(self._ask, body, stop): n for n, body in enumerate(bodies)}
+            waiting = {pool.submit(self._ask, body): n for n, body in enumerate(bodies)}
             try:
                 for done in as_completed(waiting):
                     yield waiting[done], done.result()
             except BaseException:
-                stop.set()
+                self.client.close()  # requests under way end instead of being retried
                 raise
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self, body: dict[str, Any], stop: Event) -> dict[str, Any] | None:
-        """One answer; what may pass is asked again, what is refused is None."""
-        settings, reason = self.settings, ""
-        for attempt in range(settings.max_retries + 1):
-            if attempt and stop.wait(min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT)):
-                break
+    def _ask(self, body: dict[str, Any]) -> dict[str, Any] | None:
+        """Return one response, None for a request that is refused."""
+        for _ in range(MALFORMED_ATTEMPTS):
             try:
-                url = f"{settings.url}/completions"
-                reply = call("POST", url, body, settings.timeout_seconds, _key(settings))
-                if reply.ok:
-                    answer = json.loads(reply.content)
-                    if all("text" in choice for choice in answer["choices"]):
-                        self.answered = True
-                        return answer
-                    raise KeyError("text")
-            except TimeoutError:
-                reason = f"no answer within engine.timeout_seconds={settings.timeout_seconds}"
-                continue
-            except FAILURES as error:
-                reason = f"no answer ({type(error).__name__}: {error})"
-                continue
-            except (ValueError, KeyError, IndexError, TypeError):
-                reason = "its answers cannot be read"
-                continue
-            reason = f"/completions was answered by {reply.status}: {reply.said}"
-            if reply.status in (400, 413, 422):
+                create = self.client.completions.with_raw_response.create
+                raw = create(model=body["model"], prompt=body["prompt"], extra_body=body)
+                answer: dict[str, Any] = raw.http_response.json()
+                if all("text" in choice for choice in answer["choices"]):
+                    self.answered = True
+                    return answer
+            except openai.APITimeoutError as error:
+                seconds = f"{self.group}.timeout_seconds={self.settings.timeout_seconds:g}"
+                raise down(self.settings, f"no answer within {seconds}", self.group) from error
+            except openai.APIConnectionError as error:
+                reason = f"no answer ({describe(error)})"
+                raise down(self.settings, reason, self.group) from error
+            except openai.APIStatusError as error:
+                reason = f"/completions was answered by {error.status_code}: {message_of(error)}"
+                if error.status_code not in (400, 413, 422):
+                    raise down(self.settings, reason, self.group) from error
                 self._refuse(reason)
                 return None
-            if reply.status < 500 and reply.status not in (408, 409, 429):
-                break
-        raise down(settings, reason)
+            except (ValueError, KeyError, TypeError):  # no JSON, or no completion
+                continue
+        raise down(self.settings, "its responses cannot be read", self.group)
 
     def _refuse(self, reason: str) -> None:
-        """A prompt that is too long concerns itself; a server that refuses all is no server."""
+        """Count a refused request; raise UserError if the server has refused all so far."""
         self.refused += 1
         if not self.answered and self.refused >= REFUSED_AT_FIRST:
-            raise down(self.settings, f"it has refused all of {self.refused} requests, {reason}")
+            reason = f"it has refused all of {self.refused} requests, {reason}"
+            raise down(self.settings, reason, self.group)
+
+
+def generation_body(
+    model: str,
+    prompt: list[int],
+    sampling: SamplingParams,
+    group_size: int,
+    seed: int,
+    end_id: int,
+) -> dict[str, Any]:
+    """Return the body of a request for the completions of one prompt, with vLLM's extensions."""
+    return {
+        "model": model,
+        "prompt": prompt,
+        "n": group_size,
+        "seed": spread(seed),
+        "max_tokens": sampling.max_new_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "logprobs": 0,
+        "return_token_ids": True,
+        "stop_token_ids": [end_id],
+    }
 
 
 def completion(choice: dict[str, Any]) -> Completion:
-    """A `Completion` of one choice of /completions, where the server tells its token ids."""
+    """Return a choice of /completions with token ids as a `Completion`."""
     return Completion(
         choice["token_ids"],
         choice["logprobs"]["token_logprobs"],
@@ -223,20 +287,20 @@ def completion(choice: dict[str, Any]) -> Completion:
     )
 
 
-def told(choice: dict[str, Any], ids: Sequence[int], texts: Sequence[str]) -> NDArray[np.float64]:
-    """The log-probabilities of `ids`, which read `texts`, at the first token; -inf for those that
-    are not told."""
+def first_token(
+    choice: dict[str, Any], ids: Sequence[int], texts: Sequence[str]
+) -> NDArray[np.float64]:
+    """Return the log-probabilities of `ids`, decoded as `texts`, at the first token, [ids].
+
+    Tokens that the server does not return get -inf.
+    """
     top = ((choice.get("logprobs") or {}).get("top_logprobs") or [{}])[0]
     pairs = zip(ids, texts, strict=True)
     found = [top.get(f"token_id:{one}", top.get(text, -np.inf)) for one, text in pairs]
     return np.array(found, dtype=np.float64)
 
 
-def _key(settings: ServerEngine) -> str | None:
-    if settings.key_variable is None:
-        return None
-    if settings.key_variable not in os.environ:
-        raise UserError(
-            f"engine.key_variable={settings.key_variable}: this environment variable is not set"
-        )
-    return os.environ[settings.key_variable]
+def prompt_logprobs(choice: dict[str, Any], tokens: Sequence[int]) -> list[float]:
+    """Return vLLM's log-probability of each prompt token but the first."""
+    pairs = zip(choice["prompt_logprobs"][1:], tokens[1:], strict=True)
+    return [at[str(token)]["logprob"] for at, token in pairs]

@@ -1,58 +1,44 @@
-"""Text while it is written, for somebody who looks on."""
+"""Stream generated text to a callback."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ehrr1.engines.base import Sampling
-from ehrr1.engines.transformers import TransformersRollout
-
 Watch = Callable[[str], None]
+Step = tuple[list[int], list[int], list[float]]
+"""Unfinished rows, their new tokens, and the tokens' log-probabilities."""
 
 
-class LiveRollout(TransformersRollout):
-    """Tells `watch`, where one is set, the text of a single completion piece by piece."""
-
-    watch: Watch | None = None
-
-    def _steps(
-        self,
-        prompts: Sequence[list[int]],
-        group_size: int,
-        sampling: Sampling,
-        levels: Tensor,
-    ) -> Iterator[tuple[list[int], list[int], list[float]]]:
-        steps = super()._steps(prompts, group_size, sampling, levels)
-        watch = self.watch
-        if watch is None or len(prompts) * group_size > 1:
-            yield from steps
-            return
-        pieces = Pieces(self.tokenizer)
-        for step in steps:
-            for token in step[1]:
-                if piece := pieces.add(token):
-                    watch(piece)
-            yield step
-        if rest := pieces.rest():
-            watch(rest)
+def watched(
+    steps: Iterable[Step], watch: Watch, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Step]:
+    """Yield the steps of one completion and pass its text to `watch` piece by piece."""
+    pieces = Pieces(tokenizer)
+    for step in steps:
+        for token in step[1]:
+            if piece := pieces.add(token):
+                watch(piece)
+        yield step
+    if rest := pieces.rest():
+        watch(rest)
 
 
 class Pieces:
-    """Cuts a growing list of tokens into pieces of text that together are the whole.
+    """A growing list of tokens, cut into pieces of text that add up to the whole.
 
-    A token may be part of a character, or be written with a blank only behind another: each piece
-    is what the text gains over that of the tokens before, told when its last character is whole.
+    A token may be part of a character, or decode with a blank only behind another token. Each piece
+    is what the text gains over that of the tokens before, returned once its last character is
+    complete.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
         self.tokens: list[int] = []
         self.begin = self.end = 0
-        """Tokens from `begin` on are decoded; those before `end` are told already."""
+        """Tokens from `begin` on are decoded; the text of those before `end` was returned."""
 
     def add(self, token: int) -> str:
-        """The text that can be told now, often none."""
+        """Add a token and return the text that is complete now, often none."""
         self.tokens.append(token)
         piece = self.rest()
         if not piece or piece.endswith("\N{REPLACEMENT CHARACTER}"):
@@ -61,7 +47,7 @@ class Pieces:
         return piece
 
     def rest(self) -> str:
-        """What is not told yet."""
+        """Return the text that was not returned yet."""
         before = self._text(self.tokens[self.begin : self.end])
         return self._text(self.tokens[self.begin :])[len(before) :]
 

@@ -1,9 +1,9 @@
-"""Generation with Transformers, in the process that trains.
+"""Generation by Transformers in this process: `engine=transformers`, `rollout=transformers`.
 
-Each prompt is computed once, and its keys and values are shared by its group. The sampling loop is
-our own and short, as `generate` would have to return the logits of every step (steps x vocabulary
-for each completion) for the one log-probability a token that is needed here, and keeps computing
-completions that have ended.
+Each prompt is computed once; its group shares the keys and values. The sampling loop is our own:
+`generate` would return the logits of every step (steps x vocabulary per completion) to yield the
+one log-probability per token that is needed here, and would keep computing completions that have
+ended.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,21 +16,25 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
-from ehrr1.engines.base import Answerer, Completion, Rollout, Sampling
+from ehrr1.engines.base import Completion, SamplingParams, TrainableEngine
 from ehrr1.engines.prefill import answer_logprobs
+from ehrr1.engines.streaming import Step, Watch, watched
 from ehrr1.models.prefix_cache import SharedTrunks
 from ehrr1.prompts.trees import Tree
 
-__all__ = ["Completion", "Sampling", "TransformersRollout"]
-
-
 CPU_TOKENS = 4096
-"""Tokens read at a time on a CPU: more leave its caches (python -m benchmarks.risk_speed)."""
+"""Tokens computed at a time on a CPU; more exceed its caches (python -m benchmarks.risk_speed)."""
 
 
-class TransformersRollout(Rollout, Answerer):
-    """Generates groups of completions; `batch_size` of them side by side, and as many prompts as
-    have `batch_tokens` with their padding."""
+class TransformersEngine(TrainableEngine):
+    """Generation by Transformers in this process.
+
+    At most `batch_size` completions are generated side by side, and at most `batch_tokens` prompt
+    tokens, padding included, are computed at a time. `watch`, where it is set, receives the text of
+    a single completion piece by piece.
+    """
+
+    watch: Watch | None = None
 
     def __init__(
         self,
@@ -48,13 +52,16 @@ class TransformersRollout(Rollout, Answerer):
     def stream(
         self,
         prompts: Sequence[list[int]],
-        sampling: Sampling,
+        sampling: SamplingParams,
         *,
         group_size: int = 1,
         seeds: Sequence[int] | None = None,
     ) -> Iterator[tuple[int, list[Completion]]]:
-        """See `Rollout`. Each prompt's draws come from a generator of its own, so that they do not
-        depend on what is generated beside it."""
+        """See `Engine`.
+
+        Each prompt has a random generator of its own: its draws do not depend on what is generated
+        beside it.
+        """
         chosen_seeds = range(len(prompts)) if seeds is None else seeds
         levels = [_levels(seed, group_size, sampling) for seed in chosen_seeds]
         size = max(1, self.batch_size // group_size)
@@ -67,7 +74,7 @@ class TransformersRollout(Rollout, Answerer):
     def answers(
         self, trees: Sequence[Tree], ids: Sequence[int]
     ) -> Iterator[tuple[int, NDArray[np.float64]]]:
-        """See `Rollout`. The questions on a record share one prefill."""
+        """See `Engine`. The questions on a record share one prefill."""
         on_cpu = self.model.device.type == "cpu"
         most = min(self.batch_tokens, CPU_TOKENS) if on_cpu else self.batch_tokens
         for chosen in batches(list(map(len, trees)), most):
@@ -79,14 +86,17 @@ class TransformersRollout(Rollout, Answerer):
         self,
         prompts: Sequence[list[int]],
         group_size: int,
-        sampling: Sampling,
+        sampling: SamplingParams,
         levels: Tensor,
     ) -> list[list[Completion]]:
         rows = len(prompts) * group_size
         tokens: list[list[int]] = [[] for _ in range(rows)]
         logprobs: list[list[float]] = [[] for _ in range(rows)]
         truncated = [True] * rows
-        for numbers, ids, chances in self._steps(prompts, group_size, sampling, levels):
+        steps = self._steps(prompts, group_size, sampling, levels)
+        if self.watch is not None and rows == 1:
+            steps = watched(steps, self.watch, self.tokenizer)
+        for numbers, ids, chances in steps:
             for number, token, chance in zip(numbers, ids, chances, strict=True):
                 tokens[number].append(token)
                 logprobs[number].append(chance)
@@ -99,9 +109,9 @@ class TransformersRollout(Rollout, Answerer):
         self,
         prompts: Sequence[list[int]],
         group_size: int,
-        sampling: Sampling,
+        sampling: SamplingParams,
         levels: Tensor,
-    ) -> Iterator[tuple[list[int], list[int], list[float]]]:
+    ) -> Iterator[Step]:
         """Yield each step's unfinished rows, their tokens and the tokens' log-probabilities."""
         trunks, logits = self._read(prompts, group_size)
         device = logits.device
@@ -136,7 +146,7 @@ class TransformersRollout(Rollout, Answerer):
             logits = output.logits[:, -1]
 
     def _read(self, prompts: Sequence[list[int]], group_size: int) -> tuple[SharedTrunks, Tensor]:
-        """The prompts' keys and values, and what each row of their groups would say next."""
+        """Compute the prompts; return their keys and values, and each row's next-token logits."""
         ids, mask = self._padded(prompts)
         cache = DynamicCache(config=self.model.config)
         output = self.model(
@@ -150,14 +160,15 @@ class TransformersRollout(Rollout, Answerer):
         return trunks, output.logits[:, -1].repeat_interleave(group_size, 0)
 
     def _anyone(self, going: Tensor) -> bool:
-        """Whether a completion goes on; of a model that ZeRO-3 has divided, in any process."""
+        """Return whether any completion continues; under ZeRO-3, in any process."""
         own = bool(going.any())
         return parallel.totals([own])[0] > 0 if self.divided else own
 
-    def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Nothing to do: the model that generates is the one that trains."""
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """See `TrainableEngine`; a no-op, as the model that generates is the one that trains."""
 
     def logprobs(self, tokens: list[int]) -> list[float]:
+        """See `Engine`."""
         ids, mask = self._padded([tokens])
         with evaluating(self.model):
             logits = self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
@@ -165,7 +176,7 @@ class TransformersRollout(Rollout, Answerer):
         return every.gather(1, ids[0, 1:, None]).squeeze(1).tolist()
 
     def close(self) -> None:
-        """Nothing to do: there is no process of its own."""
+        """See `Engine`; a no-op, as no process was started."""
 
     def _padded(self, prompts: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """Prompts padded on the left: ids and mask [prompts, length]."""
@@ -178,8 +189,8 @@ class TransformersRollout(Rollout, Answerer):
         return ids.to(self.model.device), mask.to(self.model.device)
 
 
-def _levels(seed: int, group_size: int, sampling: Sampling) -> Tensor:
-    """The random numbers of a group's tokens, [group, tokens] in [0, 1)."""
+def _levels(seed: int, group_size: int, sampling: SamplingParams) -> Tensor:
+    """Return the random numbers of a group's tokens, [group, tokens] in [0, 1)."""
     generator = torch.Generator().manual_seed(seed)
     shape = (group_size, sampling.max_new_tokens)
     return torch.rand(shape, generator=generator, dtype=torch.float64)
@@ -187,7 +198,7 @@ def _levels(seed: int, group_size: int, sampling: Sampling) -> Tensor:
 
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Without gradients and dropout; a model that trains goes on training."""
+    """Disable gradients and dropout; restore the model's training mode at the end."""
     training = model.training
     model.eval()
     try:
@@ -198,10 +209,10 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
 
 
 def batches(lengths: Sequence[int], tokens: int, size: int | None = None) -> Iterator[list[int]]:
-    """Numbers of items in batches of like length, longest first, so that little is padding.
+    """Yield indices in batches of similar length, longest first, so that little is padding.
 
-    Items times the longest of a batch stay within `tokens`; one that is longer goes alone. The
-    longest first: what does not fit into memory fails at once.
+    The number of items times the longest of a batch stays within `tokens`; a longer item forms a
+    batch of its own. Longest first: what does not fit into memory fails at once.
     """
     order = sorted(range(len(lengths)), key=lambda number: (-lengths[number], number))
     start = 0
@@ -212,7 +223,7 @@ def batches(lengths: Sequence[int], tokens: int, size: int | None = None) -> Ite
         start += count
 
 
-def draw(logits: Tensor, sampling: Sampling, levels: Tensor) -> tuple[Tensor, Tensor]:
+def draw(logits: Tensor, sampling: SamplingParams, levels: Tensor) -> tuple[Tensor, Tensor]:
     """Draw one token a row: logits [rows, vocabulary] -> ids [rows], log-probabilities [rows].
 
     `levels` [rows], from 0 to 1, are the draws: places in the cumulative distributions.
@@ -228,7 +239,7 @@ def draw(logits: Tensor, sampling: Sampling, levels: Tensor) -> tuple[Tensor, Te
     return chosen.squeeze(1), logprobs.gather(1, chosen).squeeze(1)
 
 
-def kept(logprobs: Tensor, sampling: Sampling) -> Tensor:
+def kept(logprobs: Tensor, sampling: SamplingParams) -> Tensor:
     """Tokens outside the `top_k` likeliest, then outside the nucleus `top_p`, get -inf.
 
     The nucleus (Holtzman et al., arXiv 1904.09751) is the smallest set of likeliest tokens whose

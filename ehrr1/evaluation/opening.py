@@ -1,4 +1,4 @@
-"""Opening a model to be asked: its tokenizer, its engine, and how much of a record it can read."""
+"""Build the inference engine, tokenizer and prompt builder for a model under evaluation."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -6,41 +6,75 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
 from ehrr1.config.schema import Config
-from ehrr1.config.writers import VllmEngine
-from ehrr1.engines.base import Answerer
-from ehrr1.engines.server import OpenAIServer, served
-from ehrr1.engines.transformers import TransformersRollout
-from ehrr1.engines.vllm import VLLMRollout
+from ehrr1.config.writers import (
+    AnthropicEngineConfig,
+    ServerEngineConfig,
+    TransformersEngineConfig,
+    VllmSettings,
+)
+from ehrr1.engines.base import Engine
+from ehrr1.engines.endpoint import is_local, refusal
+from ehrr1.engines.factory import open_engine
 from ehrr1.errors import UserError
 from ehrr1.evaluation.targets import Target
 from ehrr1.models.loading import folder_of, load_model, read_config
 from ehrr1.prompts.chat_format import load_chat_tokenizer
 from ehrr1.prompts.trees import PromptBuilder
 from ehrr1.prompts.wording import Wording, style_of
+from ehrr1.runs import data_is_open
 
 console = Console(stderr=True)
 
 LONGEST = 2**20
-"""Positions of a model whose server does not tell them."""
+"""Positions assumed for a model whose server does not state them."""
 
-Makers = dict[tuple[str, int], PromptBuilder]
-"""By tokenizer and limit: what one model's tokenizer made of an event, the next need not make."""
+Builders = dict[tuple[str, int], PromptBuilder]
+"""Prompt builders by tokenizer and limit: models with one tokenizer share its cached events."""
 
 
 @contextmanager
 def opened(
-    cfg: Config, result: Target, inputs: Mapping[str, Path], log: Path, makers: Makers
-) -> Iterator[tuple[Answerer, PromptBuilder]]:
-    """The engine that answers for `result`, and what makes its prompts; closed at the end."""
-    prompt_builder = reader(cfg, result, inputs, makers)
-    if cfg.engine.name == "server":
-        engine: Answerer = OpenAIServer(cfg.engine, prompt_builder.tokenizer)
-    else:
-        engine = local_engine(cfg, result, prompt_builder, log)
+    cfg: Config, target: Target, inputs: Mapping[str, Path], log: Path, builders: Builders
+) -> Iterator[tuple[Engine, PromptBuilder]]:
+    """Yield the engine that answers for `target` and the builder of its prompts; close it after.
+
+    A model without weights on disk (the untrained one) is computed by Transformers.
+    """
+    prompt_builder = reader(cfg, target, inputs, builders)
+    where, tokenizer, settings = device(cfg), prompt_builder.tokenizer, cfg.engine
+    dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
+    if target.source is None and not isinstance(settings, ServerEngineConfig):
+        evaluation = cfg.eval
+        settings = TransformersEngineConfig(
+            name="transformers",
+            batch_size=evaluation.batch_size,
+            batch_tokens=evaluation.batch_tokens,
+        )
+    assert not isinstance(settings, AnthropicEngineConfig)
+
+    def load() -> PreTrainedModel:
+        model = load_model(cfg.model, target.source, tokenizer, seed=cfg.seed, dtype=dtype)
+        return model.eval().to(where)
+
+    weights = None
+    if isinstance(settings, VllmSettings) and target.source is not None:
+        weights = folder_of(target.source)
+    engine = open_engine(
+        settings,
+        tokenizer,
+        group="engine",
+        load=load,
+        source=weights,
+        max_length=prompt_builder.max_tokens + cfg.eval.max_new_tokens.think,
+        device=where,
+        dtype=dtype,
+        exchange=log.parent / "exchange",
+        log=log,
+    )
     try:
         yield engine, prompt_builder
     finally:
@@ -48,71 +82,49 @@ def opened(
 
 
 def reader(
-    cfg: Config, result: Target, inputs: Mapping[str, Path], makers: Makers
+    cfg: Config, target: Target, inputs: Mapping[str, Path], builders: Builders
 ) -> PromptBuilder:
-    """What makes the prompts of `result`: its tokenizer, and as much of a record as fits."""
+    """What makes the prompts of `target`: its tokenizer, and as much of a record as fits."""
     if cfg.engine.name == "server":
+        from ehrr1.engines.server import served  # the SDK is slow to import
+
+        is_open = data_is_open(inputs["prepare"])
+        if not (is_open or cfg.engine.compliant_endpoint or is_local(cfg.engine.url)):
+            raise UserError(refusal("engine", "server", cfg.engine.url))
         found = served(cfg.engine)
         tokenizer = load_chat_tokenizer(cfg.engine.tokenizer or found.root)
         positions = found.max_length or LONGEST
     else:
         # the untrained model has the vocabulary of what was trained from it
-        tokenizer = load_chat_tokenizer(result.source or inputs["adapt"] / "hf")
-        positions = read_config(cfg.model, result.source, len(tokenizer)).max_position_embeddings
+        tokenizer = load_chat_tokenizer(target.source or inputs["adapt"] / "hf")
+        positions = read_config(cfg.model, target.source, len(tokenizer)).max_position_embeddings
     style = style_of(cfg.wording, "eval")
-    return maker_of(tokenizer, prompt_limit(cfg, result, positions), style, makers)
+    return builder_of(tokenizer, prompt_limit(cfg, target, positions), style, builders)
 
 
-def local_engine(cfg: Config, result: Target, prompt_builder: PromptBuilder, log: Path) -> Answerer:
-    """Transformers in this process, or vLLM beside it; vLLM needs weights that lie in a folder."""
-    where, settings, tokenizer = device(cfg), cfg.eval, prompt_builder.tokenizer
-    dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
-    if cfg.engine.name == "transformers" or result.source is None:
-        model = load_model(cfg.model, result.source, tokenizer, seed=cfg.seed, dtype=dtype)
-        return TransformersRollout(
-            model.eval().to(where), tokenizer, settings.batch_size, settings.batch_tokens
-        )
-    engine = cfg.engine
-    assert isinstance(engine, VllmEngine)
-    return VLLMRollout(
-        folder_of(result.source),
-        tokenizer.eos_token_id,
-        max_length=prompt_builder.max_tokens + settings.max_new_tokens.think,
-        dtype=dtype,
-        gpu=where.type == "cuda",
-        exchange=log.parent / "exchange",
-        log=log,
-        batch_size=settings.batch_size,
-        gpu_memory_utilization=engine.gpu_memory_utilization,
-        kv_cache_gib=engine.kv_cache_gib,
-        tensor_parallel=engine.tensor_parallel,
-        sleeps=False,
-    )
-
-
-def prompt_limit(cfg: Config, result: Target, positions: int) -> int:
+def prompt_limit(cfg: Config, target: Target, positions: int) -> int:
     """Tokens of record and question: `eval.max_prompt_tokens`, or what the model has room for."""
-    thinks = any(asked is not None and asked.thinks for asked in (result.risk, result.decision))
+    thinks = any(asked is not None and asked.thinks for asked in (target.risk, target.decision))
     written = cfg.eval.max_new_tokens.of("think" if thinks else "direct")
     room = positions - written
     if room < 1:
         raise UserError(
-            f"eval.max_new_tokens={cfg.eval.max_new_tokens.plain()}: {result.model} has "
+            f"eval.max_new_tokens={cfg.eval.max_new_tokens.plain()}: {target.model} has "
             f"{positions} positions, which leaves no room for a record; lower it"
         )
     if room < cfg.eval.max_prompt_tokens:
         console.print(
-            f"{result.name}: {room:,} tokens of prompt instead of {cfg.eval.max_prompt_tokens:,} "
+            f"{target.name}: {room:,} tokens of prompt instead of {cfg.eval.max_prompt_tokens:,} "
             f"(eval.max_prompt_tokens), as the model has {positions:,} positions"
         )
     return min(room, cfg.eval.max_prompt_tokens)
 
 
-def maker_of(
-    tokenizer: PreTrainedTokenizerBase, limit: int, style: Wording, makers: Makers
+def builder_of(
+    tokenizer: PreTrainedTokenizerBase, limit: int, style: Wording, builders: Builders
 ) -> PromptBuilder:
     content = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)
-    return makers.setdefault((content, limit), PromptBuilder(tokenizer, limit, style))
+    return builders.setdefault((content, limit), PromptBuilder(tokenizer, limit, style))
 
 
 def device(cfg: Config) -> torch.device:

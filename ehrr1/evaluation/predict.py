@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ehrr1.engines.base import Answerer, Completion, Sampling
+from ehrr1.engines.base import Completion, Engine, SamplingParams
 from ehrr1.evaluation.predictions import WrittenAnswer, YesProbability, prediction_row, risk_row
 from ehrr1.evaluation.prompt_mode import Chooser, PromptMode
 from ehrr1.prompts.messages import CASES, CLOSED, OPENED, THINK_CLOSE, THINK_OPEN, broken
@@ -50,11 +50,11 @@ class Writing:
     top_p: float = 0.95
     top_k: int = 0
 
-    def sampling(self, mode: PromptMode) -> Sampling:
+    def sampling(self, mode: PromptMode) -> SamplingParams:
         most = self.think if mode.thinks and mode.chains == "own" else self.direct
         if self.draws == 1:
-            return Sampling(most, temperature=0.0)
-        return Sampling(most, self.temperature, self.top_p, self.top_k)
+            return SamplingParams(most, temperature=0.0)
+        return SamplingParams(most, self.temperature, self.top_p, self.top_k)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Predictor:
     some. `chains` are those that are given, by `sample_id`.
     """
 
-    engine: Answerer
+    engine: Engine
     prompt_builder: PromptBuilder
     prepared: Prepared
     writing: Writing
@@ -205,7 +205,7 @@ class Predictor:
         """The likeliest continuation of each prompt and what was begun behind it."""
         names = list(prompts)
         whole = [prompts[name] + self._begun(begun.get(name, "")) for name in names]
-        written = self.engine.stream(whole, Sampling(most, temperature=0.0))
+        written = self.engine.stream(whole, SamplingParams(most, temperature=0.0))
         return {names[n]: (self._texts(group) or [""])[0] for n, group in written}
 
     def _after(self, tree: Tree, thoughts: Mapping[str, Thought]) -> Tree:

@@ -1,4 +1,4 @@
-"""Asking a model about one record, or many: `from ehrr1 import EHRModel`.
+"""Ask a model about one record, or many: `from ehrr1 import EHRModel`.
 
 Prompts, answers and probabilities are those of evaluation: the same code asks (`Predictor`).
 """
@@ -18,17 +18,22 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ehrr1.config.complaints import problems
 from ehrr1.config.names import WordingName, usual_wording
 from ehrr1.config.training import Attention, ModelSettings
 from ehrr1.config.types import AnswerMode, Section
-from ehrr1.config.writers import ServerEngine, TransformersEngine, VllmEngine
-from ehrr1.engines.base import Answerer, Sampling
-from ehrr1.engines.server import OpenAIServer, served
-from ehrr1.engines.streaming import LiveRollout, Watch
-from ehrr1.engines.vllm import VLLMRollout
+from ehrr1.config.writers import (
+    ServerEngineConfig,
+    TransformersEngineConfig,
+    VllmEngineConfig,
+    VllmSettings,
+)
+from ehrr1.engines.base import Engine, SamplingParams
+from ehrr1.engines.factory import open_engine
+from ehrr1.engines.streaming import Watch
+from ehrr1.engines.transformers import TransformersEngine
 from ehrr1.errors import UserError
 from ehrr1.evaluation.opening import LONGEST
 from ehrr1.evaluation.predict import Predictor, Writing, chunks
@@ -54,46 +59,48 @@ from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.catalog import ALL_TASKS, TASKS
 from ehrr1.tasks.samples import Sample
 
+BATCH: dict[str, Any] = {"batch_size": 32}
+"""Completions generated side by side."""
+
 ENGINES: dict[str, dict[str, Any]] = {
-    "transformers": {},
-    "vllm": {"tensor_parallel": 1, "gpu_memory_utilization": 0.9, "kv_cache_gib": 1.0},
+    "transformers": BATCH | {"batch_tokens": 32_768},
+    "vllm": BATCH | {"tensor_parallel": 1, "gpu_memory_utilization": 0.9, "kv_cache_gib": 1.0},
     "server": {
         **{"url": "http://127.0.0.1:8000/v1", "model": None, "tokenizer": None},
-        **{"key_variable": None, "concurrency": 16, "timeout_seconds": 600, "max_retries": 8},
+        **{"key_variable": None, "compliant_endpoint": False, "concurrency": 16},
+        **{"timeout_seconds": 600, "max_retries": 8},
     },
 }
 """Engines and their settings, as in conf/engine/."""
 
 AT_ONCE = 64
-"""Questions that are thought about together: a batch that is stopped loses so many chains."""
-
-BATCH_SIZE, BATCH_TOKENS = 32, 32_768
-"""Answers written side by side, and padded prompt tokens of one forward pass."""
+"""Queries per batch in think mode; an interrupted batch loses its chains."""
 
 
 @dataclass(frozen=True)
 class AnswerDrawing(Writing):
     """One answer, drawn at `temperature`; 0 takes the likeliest token."""
 
-    def sampling(self, mode: PromptMode) -> Sampling:
-        return Sampling(self.think if mode.thinks else self.direct, self.temperature)
+    def sampling(self, mode: PromptMode) -> SamplingParams:
+        """Return the sampling parameters of a prompt mode."""
+        return SamplingParams(self.think if mode.thinks else self.direct, self.temperature)
 
 
 def engine_settings(
     settings: dict[str, Any],
-) -> TransformersEngine | VllmEngine | ServerEngine:
-    """An engine's settings, checked as the command line's. Raises UserError."""
+) -> TransformersEngineConfig | VllmEngineConfig | ServerEngineConfig:
+    """Return an engine's settings, checked like the command line's; raise UserError if wrong."""
     kinds: dict[str, type[Section]] = {
-        "transformers": TransformersEngine,
-        "vllm": VllmEngine,
-        "server": ServerEngine,
+        "transformers": TransformersEngineConfig,
+        "vllm": VllmEngineConfig,
+        "server": ServerEngineConfig,
     }
     kind = kinds[settings["name"]]
     try:
         made = kind.model_validate(settings)
     except ValidationError as error:
         raise UserError("; ".join(problems(error, settings, kind))) from None
-    assert isinstance(made, TransformersEngine | VllmEngine | ServerEngine)
+    assert isinstance(made, TransformersEngineConfig | VllmEngineConfig | ServerEngineConfig)
     return made
 
 
@@ -142,7 +149,9 @@ class EHRModel:
         self.dtype, self.attention = dtype or half, attention
         self.max_prompt_tokens, self.seed = max_prompt_tokens, seed
         self.writing = AnswerDrawing(think_tokens, direct_tokens, temperature=temperature)
-        if isinstance(self.settings, ServerEngine):
+        if isinstance(self.settings, ServerEngineConfig):
+            from ehrr1.engines.server import served  # the SDK is slow to import
+
             found = served(self.settings)
             self.source = str(self.settings.tokenizer or source or found.root)
             self.positions = found.max_length or LONGEST
@@ -154,36 +163,32 @@ class EHRModel:
         self.tokenizer = load_chat_tokenizer(self.source)
         self.wording = wording or usual_wording("", self.source, str(source or ""))
         self.folder = TemporaryDirectory(prefix="ehrr1-engine-")
-        self._makers: dict[bool, CountingBuilder] = {}
+        self._builders: dict[bool, CountingBuilder] = {}
 
     @cached_property
-    def engine(self) -> Answerer:
-        """Loaded with the first question."""
-        if isinstance(self.settings, ServerEngine):
-            return OpenAIServer(self.settings, self.tokenizer)
-        if isinstance(self.settings, VllmEngine):
-            return self._vllm(self.settings)
+    def engine(self) -> Engine:
+        """The engine, loaded with the first question."""
+        assert isinstance(self.tokenizer.eos_token_id, int)
+        folder, most = Path(self.folder.name), max(self.writing.think, self.writing.direct)
+        on_vllm = isinstance(self.settings, VllmSettings)
+        return open_engine(
+            self.settings,
+            self.tokenizer,
+            group="engine",
+            load=self._load,
+            source=folder_of(self.source) if on_vllm else None,
+            max_length=min(self.positions, self.max_prompt_tokens + most),
+            device=self.device,
+            dtype=self.dtype,
+            exchange=folder / "exchange",
+            log=folder / "vllm.log",
+        )
+
+    def _load(self) -> PreTrainedModel:
         check_fits(self.source, read_folder(self.source), self.dtype, self.device)
         model = ModelSettings.of_folder(None, self.attention)
         loaded = load_model(model, self.source, self.tokenizer, dtype=self.dtype)
-        return LiveRollout(loaded.eval().to(self.device), self.tokenizer, BATCH_SIZE, BATCH_TOKENS)
-
-    def _vllm(self, settings: VllmEngine) -> Answerer:
-        folder, most = Path(self.folder.name), max(self.writing.think, self.writing.direct)
-        return VLLMRollout(
-            folder_of(self.source),
-            self.tokenizer.eos_token_id,
-            max_length=min(self.positions, self.max_prompt_tokens + most),
-            dtype=self.dtype,
-            gpu=self.device.type == "cuda",
-            exchange=folder / "exchange",
-            log=folder / "vllm.log",
-            batch_size=BATCH_SIZE,
-            gpu_memory_utilization=settings.gpu_memory_utilization,
-            kv_cache_gib=settings.kv_cache_gib,
-            tensor_parallel=settings.tensor_parallel,
-            sleeps=False,
-        )
+        return loaded.eval().to(self.device)
 
     def ask(
         self,
@@ -197,7 +202,7 @@ class EHRModel:
         candidates: Candidates | None = None,
         watch: Watch | None = None,
     ) -> Answer:
-        """The answer to a question in words, or to one of `tasks.catalog.ALL_TASKS`.
+        """Answer a question in words, or one of `tasks.catalog.ALL_TASKS`.
 
         `answer`: at once, after thinking, or after a case for each outcome (yes/no questions;
         others are thought about). `yes_no` None: as the words say. `time`: the question says that
@@ -214,7 +219,11 @@ class EHRModel:
             [(_, found)] = self.answers([query], answer, candidates)
             return found
         shown = AnswerStream(watch, closes=query.has_label)
-        live = self.engine if isinstance(self.engine, LiveRollout) and answer != "both" else None
+        live = (
+            self.engine
+            if isinstance(self.engine, TransformersEngine) and answer != "both"
+            else None
+        )
         if live is not None:
             live.watch = shown
             if answer == "think":
@@ -230,7 +239,7 @@ class EHRModel:
     def probabilities(
         self, record: Record, questions: Sequence[str], *, answer: AnswerMode = "direct"
     ) -> list[float | None]:
-        """The probability of yes for each question; None where a server does not tell it.
+        """Return the probability of yes for each question; None where a server withholds it.
 
         The record is computed once for all of them.
         """
@@ -245,9 +254,9 @@ class EHRModel:
     def stream(
         self, record: Record, question: str | None = None, **how: Any
     ) -> Generator[str, None, Answer]:
-        """Chain and answer, piece by piece as they are written; `how` as in `ask`.
+        """Yield chain and answer piece by piece as they are generated; `how` as in `ask`.
 
-        Who stops reading stops the writing. The generator returns the `Answer`.
+        Closing the generator stops generation. The generator returns the `Answer`.
         """
         pieces: SimpleQueue[str | None] = SimpleQueue()
         stopped = Flag()
@@ -270,7 +279,7 @@ class EHRModel:
     def answers(
         self, queries: Sequence[Query], answer: AnswerMode, candidates: Candidates | None = None
     ) -> Iterator[tuple[str, Answer]]:
-        """The answers to many questions, in the order in which they are found, by their `id`.
+        """Yield the `id` of each query and its answer, in the order in which they are finished.
 
         Yes/no questions on one record share its computation. `candidates` list answers to the
         decision questions among the tasks.
@@ -294,7 +303,7 @@ class EHRModel:
                     yield row["sample_id"], read_row(row, prompt_builder)
 
     def problem(self, query: Query, answer: AnswerMode) -> str | None:
-        """What is wrong with a question; None where it can be asked."""
+        """Return what is wrong with a query, None if it can be asked."""
         if (query.question is None) == (query.task is None):
             return "question: give a question in words or a task, one of the two"
         if query.question is not None and not query.question.strip():
@@ -314,9 +323,11 @@ class EHRModel:
         return None
 
     def prompt_builder(self, thinks: bool) -> CountingBuilder:
-        """What makes prompts: what is written behind them has room too. Raises UserError where
-        that leaves none for a record."""
-        if thinks not in self._makers:
+        """Return the prompt builder, which leaves room for the completion.
+
+        Raises UserError if that leaves none for a record.
+        """
+        if thinks not in self._builders:
             name, most = (
                 ("think", self.writing.think) if thinks else ("direct", self.writing.direct)
             )
@@ -327,8 +338,8 @@ class EHRModel:
                     "positions, which leaves no room for a record; lower it"
                 )
             style = style_of(self.wording, "infer")
-            self._makers[thinks] = CountingBuilder(self.tokenizer, room, style)
-        return self._makers[thinks]
+            self._builders[thinks] = CountingBuilder(self.tokenizer, room, style)
+        return self._builders[thinks]
 
     def close(self) -> None:
         """End the engine, and remove what it left."""

@@ -1,4 +1,4 @@
-"""Questions on records that were handed over, and what a model says to them."""
+"""Queries on records passed in memory or as files, and the answers to them."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -38,8 +38,11 @@ NOTHING_FITS = "no event of the record fits beside the question"
 
 
 def asks_yes_or_no(question: str) -> bool:
-    """Whether it ends in "yes or no", begins with a verb such as will, is, does, has, or asks to
-    predict (tell, say, ...) whether something is so."""
+    """Return whether a question asks for yes or no.
+
+    It does if it ends in "yes or no", begins with a verb such as will, is, does or has, or asks to
+    predict (tell, say, ...) whether something is so.
+    """
     words = question.lower().split()
     text = " ".join(words)
     asked = text.rstrip(" .?!").endswith("yes or no") or WHETHER.search(text) is not None
@@ -47,20 +50,20 @@ def asks_yes_or_no(question: str) -> bool:
 
 
 def says_yes_or_no(question: str) -> bool:
-    """Whether the words of a yes/no question say that it is one."""
+    """Return whether a yes/no question says so in its words."""
     text = " ".join(question.lower().split())
     return "yes or no" in text or WHETHER.search(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model says to a question.
+    """A model's answer to a query.
 
-    `items` are the lines of the answer, of a yes/no question the likelier word; `probability` is
-    that of yes among yes and no, None for other questions; `chain` what was written before the
-    answer, or all that was where no answer can be read in it. `problem`: why there is no answer, or
-    what is wrong with it. A record that was too long
-    lost its `cut_events` oldest events and `cut_tokens` of its history of earlier stays.
+    `items` are the lines of the answer; of a yes/no question, the more probable word. `probability`
+    is that of yes among yes and no, None for other questions. `chain` is the text before the
+    answer, or the whole completion if no answer can be parsed. `problem` says why there is no
+    answer, or what is wrong with it. A record that was too long lost its `cut_events` oldest events
+    and `cut_tokens` tokens of its history of earlier stays.
     """
 
     items: tuple[str, ...]
@@ -72,6 +75,7 @@ class Answer:
 
     @property
     def text(self) -> str:
+        """The lines of the answer as one text."""
         return "\n".join(self.items)
 
     def __str__(self) -> str:
@@ -80,7 +84,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One question on one record: in words, or a task's. Equal `context_id`, equal record."""
+    """One question on one record, in words or a task's; equal `context_id` means equal record."""
 
     id: str
     context_id: str
@@ -88,12 +92,13 @@ class Query:
     question: str | None = None
     task: str | None = None
     yes_no: bool | None = None
-    """None: as the task is, else as the words say (`asks_yes_or_no`)."""
+    """None: as the task says, else as the words say (`asks_yes_or_no`)."""
     time: datetime | None = None
-    """What the question says that the time is; None: it says none."""
+    """The current time as stated in the question; None: it states none."""
 
     @property
     def has_label(self) -> bool:
+        """Whether the answer is yes or no."""
         if self.yes_no is not None:
             return self.yes_no
         if self.question is None:
@@ -102,9 +107,9 @@ class Query:
 
     @property
     def words(self) -> str | None:
-        """The question as it is put; None: in the task's own words.
+        """The question as it is asked; None: in the task's own words.
 
-        "Predict whether ..." is put as it stands: the release's models were trained on such words.
+        "Predict whether ..." is asked unchanged: the release's models were trained on such words.
         """
         words = self.question
         if words is not None and self.has_label and not says_yes_or_no(words):
@@ -115,28 +120,30 @@ class Query:
 
     @property
     def sample(self) -> Sample:
+        """The query as a sample, for the code that evaluates."""
         time = datetime.min  # the record says what was known
         place = ("", time, self.context_id, ())
         return Sample(self.id, 0, None, None, self.task or "", *place, instruction=self.words)
 
 
 class GivenRecords(Prepared):
-    """Records that were handed over, by their `context_id`."""
+    """Records passed by the caller, by their `context_id`."""
 
     def __init__(self, records: Mapping[str, Callable[[], list[Event]]]):
         super().__init__(Path())
         self.records = records
 
     def context(self, sample: Sample) -> list[Event]:
+        """Return the events of the sample's record."""
         return self.records[sample.context_id]()
 
 
 @dataclass
 class CountingBuilder(PromptBuilder):
-    """Remembers what it cut from the record of each question."""
+    """A prompt builder that records what it cut from the record of each question."""
 
     cut: dict[str, tuple[int, int, bool]] = field(default_factory=dict)
-    """Events, tokens, and whether nothing was left."""
+    """By sample: events and tokens that were cut, and whether no event was left."""
 
     def tree(
         self,
@@ -145,6 +152,7 @@ class CountingBuilder(PromptBuilder):
         questions: Sequence[Question],
         head: list[int] | None = None,
     ) -> Tree:
+        """See `PromptBuilder`."""
         tree = super().tree(events, preamble, questions, head)
         nothing = tree.cut_events == len(events)
         for question in questions:
@@ -153,13 +161,17 @@ class CountingBuilder(PromptBuilder):
 
 
 class AnswerStream:
-    """Passes on what is written. Of a yes/no question only the chain (`closes`): its answer is the
-    likelier word, which `finish` tells, and not what happened to be written."""
+    """A callback that passes generated text on.
+
+    Of a yes/no question (`closes`) only the chain is passed on: its answer is the more probable
+    word, which `finish` adds, and not the sampled one.
+    """
 
     def __init__(self, watch: Watch, closes: bool):
         self.watch, self.closes, self.text = watch, closes, ""
 
     def __call__(self, piece: str) -> None:
+        """Pass on a piece of generated text."""
         told = len(self.text)
         self.text += piece
         end = self.text.find(THINK_CLOSE)
@@ -169,6 +181,7 @@ class AnswerStream:
             self.watch(piece)
 
     def finish(self, answer: Answer) -> None:
+        """Pass on what is missing of the answer."""
         if not self.text:
             self.watch(str(answer))
         elif self.closes:
@@ -177,18 +190,19 @@ class AnswerStream:
 
 
 def thought_of(chain: str) -> str:
+    """Return a chain as a closed think block."""
     return f"{OPENED}{chain}\n{THINK_CLOSE}\n\n"
 
 
 def events(record: Record) -> list[Event]:
-    """The events of a record in any form. Raises UserError for an empty or unreadable one."""
+    """Return the events of a record in any form; raise UserError if it is empty or unreadable."""
     if isinstance(record, Path):
         record = read_text(record)
     return text_events(record) if isinstance(record, str) else list(record)
 
 
 def read_row(row: Mapping[str, Any], prompt_builder: CountingBuilder) -> Answer:
-    """A row of predictions as an answer."""
+    """Return a row of predictions as an answer."""
     events_cut, tokens_cut, nothing = prompt_builder.cut.pop(row["sample_id"])
     chain = split_think(row["completion"] or "")[0]
     if chain is None and row["problem"]:

@@ -1,0 +1,1 @@
+"""Build prompts from samples and tokenise them."""

@@ -1,7 +1,8 @@
-"""How a model's chat is written: what stands around record, question and answer.
+"""Format of a model's chat: the text around record, question and answer.
 
-Read from the tokenizer's own chat template by rendering a chat of marks, so that any instruction
-model is asked in its own format. Without a template it is ChatML, as Qwen has it.
+It is derived from the tokenizer's chat template by rendering a chat of markers, so that every
+instruction-tuned model is prompted in its own format. Without a template the format is ChatML, as
+in Qwen.
 """
 
 import re
@@ -19,13 +20,16 @@ from ehrr1.prompts.wording import OURS, Wording
 _OPEN = re.compile(r"(<think>\n*)?$")
 
 USER, ANSWER, NEXT = "(what-the-user-says)", "(what-is-answered)", "(what-is-said-next)"
-"""Marks; no template has them, and none takes blanks off them."""
+"""Placeholders that occur in no template, and that no template strips of blanks."""
 
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """`head` before the record; behind the question `think` or `direct`, after which the model
-    writes; `end` behind its answer, and `next` between two turns (`end` included)."""
+    """The fixed texts of a chat.
+
+    `head` precedes the record; `think` or `direct` follows the question and precedes the model's
+    output; `end` follows the answer, and `next` separates two turns (`end` included).
+    """
 
     head: str
     think: str
@@ -35,20 +39,20 @@ class ChatFormat:
 
     @cached_property
     def opened(self) -> str:
-        """What a template itself writes of a think block before the model does (R1, Qwen3.5)."""
-        return _OPEN.search(self.think)[0]  # type: ignore[index]  # it finds nothing at least
+        """Return the part of a think block's opening that the template writes (R1, Qwen3.5)."""
+        return _OPEN.search(self.think)[0]  # type: ignore[index]  # it matches at least ""
 
     @cached_property
     def opening(self) -> str:
-        """What is left for the model to write of it."""
+        """Return the part of the opening that is left for the model to write."""
         return OPENED.removeprefix(self.opened)
 
 
 def chat_format(tokenizer: PreTrainedTokenizerBase, wording: Wording = OURS) -> ChatFormat:
-    """The format of the tokenizer's template, with the system's sentence of `wording`.
+    """Return the format of the tokenizer's template, with the system message of `wording`.
 
-    Where the template has no switch for thinking, a direct answer stands behind an empty think
-    block (Qwen2.5-72B); where it knows no system's sentence, that begins the user's.
+    If the template has no switch for thinking, a direct answer follows an empty think block
+    (Qwen2.5-72B); if it does not support a system message, that is prepended to the user's message.
     """
     system = wording.system
 
@@ -83,18 +87,21 @@ def chat_format(tokenizer: PreTrainedTokenizerBase, wording: Wording = OURS) -> 
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat) -> int:
-    """The token that ends a turn, which is not every model's end of text: the first of the
-    template that is no word. Without one a turn ends with the text."""
+    """Return the id of the token that ends a turn, which may differ from the model's end of text.
+
+    It is the first special token behind an answer in the template; without one it is the end of
+    text.
+    """
     ids = tokenizer(chat.end, add_special_tokens=False)["input_ids"]
     special = {one for one, token in tokenizer.added_tokens_decoder.items() if token.special}
     return next((one for one in ids if one in special), tokenizer.eos_token_id)
 
 
 def load_chat_tokenizer(source: Path | str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model that answers: its end of text is what ends a turn of its template.
+    """Load the tokenizer of a chat model, with the end of a turn as its end of text.
 
-    A base model's own end of text (Qwen3's `<|endoftext|>`) is another: what is trained to end its
-    turns would write on for ever.
+    A base model's own end of text (Qwen3's `<|endoftext|>`) differs: a model that is trained to end
+    its turns would then continue without end. Raises UserError if no tokenizer can be read.
     """
     tokenizer = load_tokenizer(source)
     tokenizer.eos_token_id = end_token(tokenizer, chat_format(tokenizer))

@@ -1,4 +1,4 @@
-"""What a tokenizer is trained on: training patients' records, the questions and the answers."""
+"""Training texts of a tokenizer: training patients' records, questions and answers."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from ehrr1.records.schema import TABLES
 from ehrr1.tasks.samples import Prepared, Sample
 
 FIXED_TEXTS = 1000
-"""How often each of our own fixed texts counts: more than any item that is not very frequent."""
+"""Weight of each fixed text of this project, above that of all but very frequent items."""
 
 ANSWERS = 4
-"""How often an answer counts: an item that is asked for should be one token."""
+"""Weight of an answer, so that an item of an answer becomes one token."""
 
 
 def corpus(
@@ -24,9 +24,9 @@ def corpus(
     seed: int = 0,
     style: Wording = OURS,
 ) -> Counter[str]:
-    """Texts of `samples` and how often each counts: the events of `contexts` contexts, each once,
-    every answer, every question.
+    """Return the texts of `samples` and the weight of each.
 
+    The texts are the events of `contexts` contexts, each once, all answers and all questions.
     `fixed` are further texts that the model will read or write (the headings of a chain).
     """
     by_context = {sample.context_id: sample for sample in samples}

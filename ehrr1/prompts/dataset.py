@@ -18,7 +18,7 @@ from ehrr1.prompts.trees import Branch, PromptBuilder, Question, Tree
 from ehrr1.tasks.samples import Prepared, Sample, preamble_length
 
 PART, MAX_WORKERS = 64, 8
-"""Contexts tokenised at a time by one of at most so many processes."""
+"""Number of contexts that a process tokenises at a time, and maximum number of processes."""
 
 FEATURES = Features(
     {
@@ -39,7 +39,7 @@ FEATURES = Features(
 
 
 def rank(seed: int, name: str) -> int:
-    """A number that orders names at random, the same in every process."""
+    """Return a pseudo-random number for ordering names, the same in every process."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest())
 
 
@@ -47,16 +47,19 @@ class OfTask(Protocol):
     """A sample or a prompt."""
 
     @property
-    def sample_id(self) -> str: ...
+    def sample_id(self) -> str:
+        """Return the id of the sample."""
+
     @property
-    def task(self) -> str: ...
+    def task(self) -> str:
+        """Return the key of the task."""
 
 
 OfTaskItem = TypeVar("OfTaskItem", bound=OfTask)
 
 
 def evenly(items: Iterable[OfTaskItem], count: int, seed: int) -> list[OfTaskItem]:
-    """At most `count` of `items`, drawn at random, tasks mixed as evenly as there are items."""
+    """Draw at most `count` of `items` at random, with tasks mixed as evenly as possible."""
     tasks: dict[str, list[OfTaskItem]] = defaultdict(list)
     for item in sorted(items, key=lambda item: rank(seed, item.sample_id)):
         tasks[item.task].append(item)
@@ -77,7 +80,7 @@ def write_trees(
     prompt_builder: PromptBuilder,
     max_branches: int = 16,
 ) -> Dataset:
-    """Tokenise `samples` into one Arrow file, memory-mapped; what is there already is used.
+    """Tokenise `samples` into one memory-mapped Arrow file; an existing file is reused.
 
     Samples that share a context become one tree of at most `max_branches` branches. A question
     whose answer leaves no room for a record is left out.
@@ -97,7 +100,7 @@ def write_trees(
             num_workers=min(os.cpu_count() or 1, MAX_WORKERS) if len(parts) > MAX_WORKERS else 0,
             worker_init_fn=_one_thread,
         )
-        rows = iter(work)  # processes start here, before the progress bar's thread does
+        rows = iter(work)  # start processes before the thread of the progress bar
         with replacing(path) as temporary:
             writer = ArrowWriter(path=str(temporary), features=FEATURES)
             for part in track(rows, "tokenising records", total=len(parts)):
@@ -109,7 +112,7 @@ def write_trees(
 
 
 class _Tokenised(MapDataset[Any]):
-    """The rows of each part, made where they are asked for."""
+    """The rows of each part, computed on access."""
 
     def __init__(
         self,
@@ -130,7 +133,7 @@ def _as_it_is(part: Any) -> Any:
 
 
 def _one_thread(worker: int) -> None:
-    """The tokenizer's own threads do not live on in a forked process."""
+    """Disable the tokenizer's own threads, which do not survive a fork."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
@@ -168,6 +171,7 @@ def _row(tree: Tree) -> dict[str, object]:
 
 
 def read_tree(dataset: Dataset, index: int) -> Tree:
+    """Return the tree of a row of the dataset."""
     row = dataset[index]
     columns = (
         row["sample_ids"], row["prompts"], row["completions"], row["weights"], row["tasks"]

@@ -1,9 +1,9 @@
-"""Forests: trees packed side by side into one row of tokens, and what of it is learnt.
+"""Forests: trees packed side by side into one row of tokens, with the tokens to learn.
 
-Trunk tokens are computed once for all branches. A branch token sees its trunk and its own branch,
-and no tree sees another; positions restart after the trunk, so that each branch has the
-log-probabilities that it would have alone behind the trunk. Nothing is padded: a row is as long as
-its trees together.
+Trunk tokens are computed once for all branches. A branch token attends to its trunk and its own
+branch, and no tree attends to another; positions restart after the trunk, so that each branch has
+the log-probabilities that it would have alone behind the trunk. There is no padding: a row is as
+long as its trees together.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from torch import Tensor
 from ehrr1.prompts.trees import Branch, Tree
 
 TreeNumbers = list[int]
-"""The trees of one row, as positions in a step's list of trees."""
+"""The trees of one row, as indices into a step's list of trees."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The length of a tree's trunk and of each of its branches."""
+    """The length of a tree's trunk and of each of its branches, in tokens."""
 
     trunk: int
     branches: tuple[int, ...]
@@ -31,12 +31,12 @@ class Shape:
 class Forest:
     """Trees as one row of L tokens: all trunks first, then all branches, tree by tree.
 
-    input_ids, position_ids: [1, L]; `shapes` says where which tree lies. For each of N learnt
-    tokens: `sources` [N] the place of the token that predicts it, `targets` [N] its id, `weights`
-    [N], `owners` [N] the number of its branch, counted over the row (-1: a token of the record).
-    `from_branches`: no learnt token is predicted by a trunk's. `tokens` counts real tokens, each
-    trunk once. `sample_ids` and `tasks` are the branches'. A row without trees is one token of
-    nothing, for processes that have less to do than others.
+    `input_ids`, `position_ids`: [1, L]; `shapes` gives the layout of the trees. For each of N
+    learnt tokens: `sources` [N] the position of the token that predicts it, `targets` [N] its id,
+    `weights` [N], `owners` [N] the number of its branch in the row (-1: a token of the record).
+    `from_branches`: no learnt token is predicted by a trunk token. `tokens` counts real tokens,
+    each trunk once. `sample_ids` and `tasks` are those of the branches. A row without trees is one
+    dummy token, for processes that have fewer trees than others.
     """
 
     input_ids: Tensor
@@ -53,10 +53,11 @@ class Forest:
 
     @property
     def stem(self) -> int:
-        """The tokens of all trunks: branches begin there."""
+        """Return the number of tokens of all trunks, after which the branches begin."""
         return sum(shape.trunk for shape in self.shapes)
 
     def to(self, device: torch.device) -> "Forest":
+        """Return the forest with its tensors on `device`."""
         return replace(
             self,
             input_ids=self.input_ids.to(device),
@@ -69,14 +70,14 @@ class Forest:
 
 
 NOTHING = Tree([0], [Branch("", [0], [0], weight=0.0)])
-"""What a row without trees computes, so that it takes part in whatever its group does."""
+"""Tree of a row without trees, with which its process takes part in collective operations."""
 
 
 def collate(trees: Sequence[Tree], record_weight: float = 0.0) -> Forest:
     """Pack trees into one row, in their order.
 
-    `record_weight` above 0 also learns each record's tokens, once a tree, with that weight. The
-    first token of all, which nothing predicts, is never learnt.
+    With `record_weight` above 0, each record's tokens are learnt too, once per tree, with that
+    weight. The first token of a tree is never learnt, since nothing predicts it.
     """
     real = bool(trees)
     trees = trees or [NOTHING]
@@ -94,7 +95,7 @@ def collate(trees: Sequence[Tree], record_weight: float = 0.0) -> Forest:
             own, asked = len(ids), len(branch.prompt)
             ids += branch.prompt + branch.completion
             positions += range(len(tree.trunk), len(tree.trunk) + len(branch))
-            # without a question of its own, a branch's first token is predicted by the trunk
+            # without a question, a branch's first token is predicted by the trunk
             places = [end - 1, *range(own, own + len(branch) - 1)][asked:]
             first = int(asked == 0 and not tree.trunk)
             learnt.add(places[first:], branch.completion[first:], branch.weight, owner)
@@ -115,7 +116,7 @@ def collate(trees: Sequence[Tree], record_weight: float = 0.0) -> Forest:
 
 
 class _Learnt:
-    """Columns of learnt tokens while a row is laid out."""
+    """Columns of learnt tokens while a row is assembled."""
 
     def __init__(self) -> None:
         self.sources: list[int] = []
@@ -126,6 +127,7 @@ class _Learnt:
     def add(
         self, sources: Sequence[int], targets: Sequence[int], weight: float, owner: int
     ) -> None:
+        """Append learnt tokens of one branch or record."""
         self.sources += sources
         self.targets += targets
         self.weights += [weight] * len(targets)
@@ -133,11 +135,12 @@ class _Learnt:
 
 
 def pack(lengths: Sequence[int], max_tokens: int, ranks: int = 1) -> list[list[TreeNumbers]]:
-    """Trees of `lengths` as rows of at most `max_tokens`, divided among `ranks` processes.
+    """Pack trees of `lengths` into rows of at most `max_tokens`, divided among `ranks` processes.
 
-    Every process gets equally many rows, some of them empty where there are too few trees: a
-    collective operation waits for all. Rows are about equally long (each tree, longest first, goes
-    into the shortest row). Where one tree is longer than `max_tokens`, all rows may be as long.
+    Every process gets the same number of rows, some of them empty if there are too few trees,
+    because collective operations wait for all processes. Rows have about equal lengths (each tree,
+    longest first, is put into the shortest row). If one tree is longer than `max_tokens`, its
+    length is the limit for all rows. Returns the rows of each process.
     """
     max_tokens = max([max_tokens, *lengths])
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
@@ -145,7 +148,7 @@ def pack(lengths: Sequence[int], max_tokens: int, ranks: int = 1) -> list[list[T
     while (rows := _filled(lengths, order, max_tokens, count)) is None:
         count += ranks
     rows.sort(key=lambda row: -sum(lengths[index] for index in row))
-    # dealt forth and back, so that no process always gets the longer one
+    # dealt in alternating directions, so that no process always gets the longer row
     deals = [rows[first : first + ranks] for first in range(0, count, ranks)]
     deals = [deal[::-1] if number % 2 else deal for number, deal in enumerate(deals)]
     return [[deal[rank] for deal in deals] for rank in range(ranks)]
@@ -154,7 +157,7 @@ def pack(lengths: Sequence[int], max_tokens: int, ranks: int = 1) -> list[list[T
 def _filled(
     lengths: Sequence[int], order: Sequence[int], max_tokens: int, count: int
 ) -> list[TreeNumbers] | None:
-    """`count` rows, or None where a tree finds no room."""
+    """Return `count` rows, or None if a tree does not fit."""
     rows: list[TreeNumbers] = [[] for _ in range(count)]
     used = [0] * count
     for index in order:

@@ -1,7 +1,7 @@
-"""How long prompts are, in tokens of a given tokenizer or in words and characters.
+"""Lengths of prompts, in tokens of a given tokenizer or in words and characters.
 
-A prompt is what a model is given: the system's sentence, the record and the question. The record
-and the rest are measured apart and added; the dozen markers of a chat template are not counted.
+A prompt is the input of a model: the system message, the record and the question. The record and
+the rest are measured separately and added; the dozen markers of a chat template are not counted.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,13 +21,16 @@ from ehrr1.tasks.samples import TIME_TOLD, Prepared
 
 Measure = Callable[[Sequence[str]], list[int]]
 BATCH = 64
-"""Records that are held and measured at a time."""
+"""Number of records that are held and measured at a time."""
 SOME_TIME = datetime(2150, 1, 3, 14)
 
 
 def measures(tokenizer: Path | None) -> dict[str, Measure]:
-    """Unit -> how many of them each text has. `tokenizer` is a Hugging Face folder; neither torch
-    nor transformers is needed. Raises UserError where it holds no tokenizer.json that can be read.
+    """Return unit -> function that measures each text in it.
+
+    `tokenizer` is a Hugging Face folder; neither torch nor transformers is needed. If it is None,
+    the units are words and characters. Raises UserError if the folder has no readable
+    tokenizer.json.
     """
     if tokenizer is None:
         return {
@@ -36,7 +39,7 @@ def measures(tokenizer: Path | None) -> dict[str, Measure]:
         }
     try:
         model = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-    except Exception as error:  # the library raises nothing more special
+    except Exception as error:  # the library raises no subclass
         raise UserError(
             f"card.tokenizer={tokenizer}: no tokenizer can be read there ({error}); give a folder "
             "that holds tokenizer.json, or null for words and characters"
@@ -51,9 +54,9 @@ def measures(tokenizer: Path | None) -> dict[str, Measure]:
 def prompt_lengths(
     prepared: Prepared, index: pl.DataFrame, measures: dict[str, Measure]
 ) -> pl.DataFrame:
-    """`split, task` and a column a unit: the length of each sample's prompt, in the index's order.
+    """Return `split, task` and one column per unit: the length of each sample's prompt.
 
-    A context is rendered and measured once for all samples that have it.
+    Rows are in the index's order. A context is rendered and measured once for all its samples.
     """
     contexts = index.unique("context_id", keep="first", maintain_order=True)
     tasks = index.select("task").unique(maintain_order=True)
@@ -78,7 +81,7 @@ def prompt_lengths(
 
 
 def _around(task: str, time_told: bool) -> str:
-    """What stands before and behind the record; one time is as long as another."""
+    """Return the text before and behind the record; all times have the same length."""
     think = TASKS[task].kind == "decision"
     own = telling_time(TASKS[task].instruction, SOME_TIME) if time_told else None
     return f"{SYSTEM}\n\n{OURS.asked(task, think=think, own=own)}"

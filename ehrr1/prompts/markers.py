@@ -1,9 +1,10 @@
-"""Markers of turns, think blocks and calls, which only we write: in text from data they are text.
+"""Encoding that keeps markers of turns, think blocks and calls apart from the same text in data.
 
-A record, a question or an answer may hold anything, a tokenizer's own markers too (`<|im_end|>`,
-`</think>`, `<tool_call>`). There each is cut behind its first character before it is tokenised, so
-that its letters become ordinary tokens; a text without any has the tokens that it has in one.
-Where a marker has no token of its own, and in text for servers, it is broken by a blank.
+A record, a question or an answer may contain anything, including the tokenizer's own markers
+(`<|im_end|>`, `</think>`, `<tool_call>`). Such text is cut after the first character of each marker
+before it is tokenised, so that its letters become ordinary tokens; a text without markers has the
+same tokens as without this cut. If a marker has no token of its own, and in text for servers, it is
+broken by a blank.
 """
 
 import re
@@ -19,28 +20,35 @@ from ehrr1.prompts.chat_format import ChatFormat
 from ehrr1.prompts.messages import THINK_TAGS, broken, mended
 
 _WRITTEN = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
-"""What looks like a marker in a chat template."""
+"""Pattern of markers in a chat template."""
 
 
 class Part(NamedTuple):
-    """A piece of a prompt or an answer; `ours`: we wrote it, and its markers are markers."""
+    """A piece of a prompt or an answer.
+
+    `ours` is True for text of this project, whose markers are encoded as markers.
+    """
 
     text: str
     ours: bool
 
 
 def ours(text: str) -> Part:
+    """Return a part of this project's own text."""
     return Part(text, True)
 
 
 def given(text: str) -> Part:
-    """A record's, a question's or an answer's words."""
+    """Return a part of a record, a question or an answer."""
     return Part(text, False)
 
 
 class Markers:
-    """The markers of one tokenizer and of its chat: `encode` makes none of what was given, and
-    `decode` tells those that are tokens from those that were spelled out."""
+    """The markers of one tokenizer and of its chat.
+
+    `encode` creates no markers from data, and `decode` distinguishes markers that are tokens from
+    those that are spelled out.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, chat: ChatFormat):
         self.tokenizer, self.chat = tokenizer, chat
@@ -48,12 +56,12 @@ class Markers:
 
     @cached_property
     def tokens(self) -> dict[int, str]:
-        """Id -> marker. Added words, line breaks and blanks are none."""
+        """Return id -> marker, without added words, line breaks and blanks."""
         added = self.tokenizer.added_tokens_decoder.items()
         return {number: token.content for number, token in added if _is_marker(token)}
 
     def encode(self, texts: Iterable[Sequence[Part]]) -> list[list[int]]:
-        """The ids of each text, which is given in parts, as of one string."""
+        """Return the ids of each text, which is given in parts, as those of one string."""
         texts = [[part if part.ours else self._without_words(part) for part in t] for t in texts]
         found = self._ids(["".join(part.text for part in parts) for parts in texts])
         return [
@@ -62,15 +70,19 @@ class Markers:
         ]
 
     def written(self, text: str) -> list[int]:
-        """The ids of what a model wrote, as `decode` gives it: its think tags are tags, any other
-        marker in it is text."""
+        """Return the ids of a model's output as `decode` returns it.
+
+        Its think tags are encoded as markers, any other marker as text.
+        """
         parts = re.split(f"({'|'.join(THINK_TAGS)})", text)
         return self.encode([[ours(p) if p in THINK_TAGS else given(mended(p)) for p in parts]])[0]
 
     def decode(self, completions: Sequence[Sequence[int]]) -> list[str]:
-        """The texts that a model wrote: a think tag in it is one that the model set, also where the
-        tokenizer counts it as special; one that it spelled letter by letter, as it stands in a
-        record, is broken by a blank."""
+        """Return the texts that a model wrote.
+
+        A think tag in the text is a token that the model generated, even if the tokenizer considers
+        it special; a tag that it spelled out, as in a record, is broken by a blank.
+        """
         texts = self._texts(completions)
         return [
             self._quoting(ids)
@@ -85,7 +97,7 @@ class Markers:
 
     @cached_property
     def _words(self) -> re.Pattern[str]:
-        """Markers of the chat that this tokenizer has no token for."""
+        """Return a pattern of the chat's markers for which this tokenizer has no token."""
         chat = self.chat
         told = _WRITTEN.findall(" ".join((chat.head, chat.think, chat.direct, chat.next, chat.end)))
         return _any_of({*THINK_TAGS, *told} - set(self.tokens.values()))
@@ -107,15 +119,17 @@ class Markers:
         return sum(one in self.tokens for one in ids)
 
     def _meant(self, parts: Sequence[Part]) -> int:
-        """Count the markers that are ours."""
+        """Count the markers in this project's own parts."""
         for part in parts:
             if part.ours and part.text not in self._own:
                 self._own[part.text] = self._count(self._ids([part.text])[0])
         return sum(self._own[part.text] for part in parts if part.ours)
 
     def _cut(self, parts: Sequence[Part]) -> list[int]:
-        """Cut what was given within each marker; letter by letter, where a tokenizer that
-        rewrites letters still finds one."""
+        """Encode with cuts within each marker of data.
+
+        If a tokenizer that rewrites letters still finds one, the data are cut letter by letter.
+        """
         for every in (False, True):
             pieces = [""]
             for part in parts:
@@ -123,7 +137,7 @@ class Markers:
                 pieces[-1] += first
                 pieces += others
             ids = [one for found in self._ids(list(filter(None, pieces))) for one in found]
-            # the token of unknown letters may stand for any
+            # the token of unknown letters may represent any letter
             known = [one for one in ids if one != self.tokenizer.unk_token_id]
             if self._count(known) == self._meant(parts):
                 break
@@ -139,7 +153,7 @@ class Markers:
         return self.tokenizer.batch_decode([list(c) for c in completions], skip_special_tokens=True)
 
     def _quoting(self, ids: Sequence[int]) -> str:
-        """The text with its set tags whole and its spelled ones broken."""
+        """Return the text with think tokens as tags and spelled-out tags broken by a blank."""
         tags = {one: tag for tag, one in self._think.items()}
         parts: list[str] = []
         run: list[int] = []
@@ -153,8 +167,10 @@ class Markers:
 
 
 def _is_marker(token: AddedToken) -> bool:
-    """Tell whether an added token means more than its letters: what is special, and what begins
-    with a bracket or another sign."""
+    """Return whether an added token has a meaning beyond its letters.
+
+    These are special tokens, and tokens that begin with a bracket or another sign.
+    """
     text = token.content.strip(" \n\r\t\N{LOWER ONE EIGHTH BLOCK}")
     return len(token.content) > 1 and (token.special or (bool(text) and not text[0].isalnum()))
 

@@ -1,7 +1,7 @@
-"""Prompts and answers as text: what our own prompts say, and what the model is to write.
+"""Prompts and answers as text, in this project's own wording.
 
-Thinking is switched by the last word of the prompt, as Qwen3 does. Without thinking the empty think
-block is part of the prompt, so that an answer is an answer and nothing else.
+Thinking is switched by the last word of the prompt, as in Qwen3. Without thinking the empty think
+block is part of the prompt, so that the output is the answer only.
 """
 
 import re
@@ -17,7 +17,7 @@ SYSTEM = (
 THINK, NO_THINK = "/think", "/no_think"
 OPENED, CLOSED = "<think>\n", "\n</think>\n\n"
 EMPTY_THOUGHT = OPENED + CLOSED
-"""Closes thinking in the prompt of a direct answer."""
+"""Text that closes thinking in the prompt of a direct answer."""
 
 THINK_TAGS = THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 
@@ -25,8 +25,11 @@ _BEHIND = r"(?<=<){0}(?=\|[^\s<>|]+\|>|/?[A-Za-z_]+>)|(?<=\[){0}(?=/?INST\])"
 _WHOLE, _BROKEN = (re.compile(_BEHIND.format(between)) for between in ("", " "))
 
 CASES = ("## Case for yes", "## Case for no")
-"""What is argued before the answer to a risk question, so that a chain that has made up its mind
-does not push the answer's probability to 0 or 1 (TRIAGE, arXiv 2606.09030)."""
+"""Headings of the arguments before the answer to a risk question.
+
+They keep a chain that has already decided from pushing the answer's probability to 0 or 1 (TRIAGE,
+arXiv 2606.09030).
+"""
 
 BOTH_CASES = (
     f"Think first: write under '{CASES[0]}' what in the record speaks for yes, then under "
@@ -35,13 +38,15 @@ BOTH_CASES = (
 
 
 def asking_for_both(task: str, own: str | None) -> str:
-    """A yes/no question in the task's or the sample's `own` words, asking for both cases."""
+    """Return a yes/no question, the task's or the sample's `own`, that asks for both cases."""
     return f"{own or ALL_TASKS[task].instruction} {BOTH_CASES}"
 
 
 def listing_candidates(task: str, own: str | None, candidates: Sequence[str]) -> str:
-    """A question in the task's or the sample's `own` words with answers to choose from, for models
-    that were not trained on the task."""
+    """Return a question, the task's or the sample's `own`, with answers to choose from.
+
+    It is meant for models that were not trained on the task.
+    """
     question = own or ALL_TASKS[task].instruction
     choose = "Choose one of the" if task in ONE_ITEM else "Choose from the"
     listed = "\n".join(candidates)
@@ -49,22 +54,25 @@ def listing_candidates(task: str, own: str | None, candidates: Sequence[str]) ->
 
 
 def answer_text(target: Sequence[str]) -> str:
-    """The answer: one item a line, alphabetical, each once: one order is easier to learn."""
+    """Return the answer: distinct items, one per line, in alphabetical order.
+
+    A fixed order is easier to learn.
+    """
     return "\n".join(sorted(set(target)))
 
 
 def broken(text: str) -> str:
-    """A text in which nothing can pass for a model's marker: `< |im_end|>`, `< /think>`."""
+    """Return a text in which nothing can pass for a model's marker: `< |im_end|>`, `< /think>`."""
     return _WHOLE.sub(" ", text)
 
 
 def mended(text: str) -> str:
-    """What `broken` was made of."""
+    """Return the text from which `broken` made `text`."""
     return _BROKEN.sub("", text)
 
 
 def completion(answer: str, chain: str | None) -> str:
-    """What the model writes: the answer alone, or the chain in think tags and then the answer."""
+    """Return the output to learn: the answer alone, or the chain in think tags and the answer."""
     if chain is None:
         return answer
     return f"{OPENED}{chain}{CLOSED}{answer}"

@@ -1,7 +1,8 @@
-"""The order in which training reads: the trees of each step, and the rows of each process.
+"""The order of training data: the trees of each step, and the rows of each process.
 
-A plan follows from lengths, settings and seed alone. So every process knows all of it and reads its
-own rows, and a run that resumes at step k reads what the uninterrupted run would have read.
+A plan depends only on lengths, settings and seed. Therefore every process computes the whole plan
+and reads its own rows, and a run that resumes at step k reads what the uninterrupted run would have
+read.
 """
 
 import time
@@ -21,15 +22,16 @@ from ehrr1.prompts.forest import Forest, collate, pack
 class Step:
     """One optimizer step: the rows of this process, and the counts of all processes together.
 
-    Every process has equally many rows. `weight` is the sum of the weights of all learnt tokens,
-    by which the loss is divided; `tokens` are real ones, each trunk once. (No dataclass: Lightning
-    would look into it and turn its weights into bf16.)
+    Every process has the same number of rows. `weight` is the sum of the weights of all learnt
+    tokens, by which the loss is divided; `tokens` counts real tokens, each trunk once. It is not a
+    dataclass, because Lightning would convert the tensors of a dataclass to bf16.
     """
 
     def __init__(self, forests: list[Forest], weight: float, tokens: int, samples: int):
         self.forests, self.weight, self.tokens, self.samples = forests, weight, tokens, samples
 
     def to(self, device: torch.device) -> "Step":
+        """Return the step with its forests on `device`."""
         forests = [forest.to(device) for forest in self.forests]
         return Step(forests, self.weight, self.tokens, self.samples)
 
@@ -37,10 +39,10 @@ class Step:
 def plan_evenly(
     tasks: Sequence[str], per_step: int, steps: int | None, seed: int
 ) -> list[list[int]]:
-    """Which prompts each step reads: every task equally often, a task's prompts in turn.
+    """Return the prompts of each step: every task equally often, a task's prompts in turn.
 
-    `tasks` [prompts] is the task of each; `steps` None makes as many steps as give each prompt one
-    turn on average.
+    `tasks` [prompts] is the task of each prompt. With `steps` None there are as many steps as give
+    each prompt one turn on average. Returns `steps` lists of `per_step` indices.
     """
     generator = np.random.default_rng(seed)
     turns = {
@@ -66,10 +68,11 @@ def plan_steps(
     seed: int,
     short_first: bool = False,
 ) -> list[list[int]]:
-    """Which trees each optimizer step reads: shuffled by `seed`, each epoch anew.
+    """Return the trees of each optimizer step, shuffled by `seed` anew in each epoch.
 
-    `short_first` orders the first epoch by length (in ten classes, shuffled within): records that
-    a small model can overlook come before those in which it would be lost.
+    `short_first` orders the first epoch by length (in ten classes, shuffled within each): short
+    records are easier for a small model to learn from. Returns lists of up to `trees_per_step`
+    indices.
     """
     generator = np.random.default_rng(seed)
     steps: list[list[int]] = []
@@ -88,9 +91,9 @@ def plan_steps(
 
 
 class Steps(IterableDataset[Any]):
-    """What `read` makes of each step's indices, from step `start` on.
+    """The results of `read` for each step's indices, from step `start` on.
 
-    `waited` adds up the seconds that reading took: nothing is trained meanwhile.
+    `waited` is the total time in seconds spent on reading, during which training waits.
     """
 
     def __init__(self, plan: Sequence[Sequence[int]], read: Callable[[Sequence[int]], Any]):
@@ -112,7 +115,7 @@ def forest_steps(
     rank: int = 0,
     ranks: int = 1,
 ) -> Steps:
-    """Steps of tokenised trees in rows of at most `max_tokens`, those of process `rank`."""
+    """Return steps of tokenised trees in rows of at most `max_tokens`, those of process `rank`."""
     columns = ("length", "learnt_weight", "trunk_length", "branches")
     lengths, learnt, trunks, branches = (np.asarray(dataset[name]) for name in columns)
     weights = learnt + record_weight * np.maximum(trunks - 1, 0)
@@ -131,9 +134,9 @@ def forest_steps(
 
 
 class StepData(LightningDataModule):
-    """The steps of one training run, read in planned order, and those to evaluate on.
+    """The steps of one training run, in planned order, and those for evaluation.
 
-    `training.start` is set to the number of steps done when a run resumes.
+    `training.start` is set to the number of completed steps when a run resumes.
     """
 
     def __init__(self, training: Steps, evaluation: Steps | None = None):
@@ -141,10 +144,11 @@ class StepData(LightningDataModule):
         self.training, self.evaluation = training, evaluation
 
     def train_dataloader(self) -> DataLoader[Any]:
+        """Return the loader of the training steps, one step per batch."""
         return DataLoader(self.training, batch_size=None)
 
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
-        """Steps move; prompts stay, as the rollout moves their tokens."""
+        """Move steps to the device; prompts stay, since the rollout moves their tokens."""
         return batch.to(device) if isinstance(batch, Step) else batch

@@ -1,8 +1,8 @@
-"""A tokenizer trained on the hospital's own records, for models that start from nothing.
+"""A tokenizer trained on the hospital's own records, for models trained from scratch.
 
-A record repeats few words very often: headings, table headers, item names, units. Each of them that
-is frequent becomes one token, so that a row of a record costs a handful of tokens and an item of an
-answer one. What is rare falls back to byte-level BPE, so that every text can be written.
+A record repeats few strings very often: headings, table headers, item names, units. Each frequent
+string becomes one token, so that a row of a record takes a handful of tokens and an item of an
+answer one. Rare text falls back to byte-level BPE, so that any text can be encoded.
 """
 
 import json
@@ -37,9 +37,10 @@ CHAT_TEMPLATE = (
 )
 
 # Where a text is cut before BPE, in order of preference. Item names, answers and the leading
-# numbers of values stand alone; what surrounds them (bars, units, reference ranges, flags) is
-# taken together, as it recurs. A run of line ends is never divided nor joined with what follows an
-# empty line: events, trunk and branch, which meet there, can therefore be tokenised apart.
+# numbers of values are pieces of their own; the text around them (bars, units, reference ranges,
+# flags) is one piece, since it recurs. A run of line ends is never divided nor joined with the text
+# that follows an empty line: events, trunk and branch, which meet there, can therefore be tokenised
+# separately.
 _HEADER = r"\|(?: [^|\n\d]+ \|)+\n\|(?: -+ \|)+\n(?:\| )?"
 _KEY = r"- [A-Z]\w*(?: \w+)*:"
 _NEXT_ROW = r"\n+(?:\| )?"
@@ -55,16 +56,16 @@ PIECES = "|".join(
         rf"(?<=\d) \|(?:{_CELL}{{5}}|{_CELL}{{1,2}}){_NEXT_ROW}",
         # between an item and a number or the row's end: the bars, with short texts between them
         rf" \| -> \| | \|{_TEXT_CELL}*(?:{_NEXT_ROW}| (?=\d))| ?(?:\| *)+(?:{_NEXT_ROW})?",
-        # the same in the form of a line a key
+        # the same in the form of one line per key
         rf"(?:\n(?:- (?:Ref_Range_\w+|Warning):(?: -?[\d.]+)?"
         rf"|{_KEY}(?: (?![\d ])[^\n]{{1,60}}(?=\n))?))+(?:\n\n+| (?=\d))?",
         # a heading up to its time
         r"^#+ [^\[\n\d]+(?:\[(?!\d))?\[?",
         # a whole cell, line, value or question that begins with a letter
         r"(?:^|(?<=\| )|(?<=: ))\p{L}[^|\n]{0,400}?(?= \||\n| /(?:no_)?think$|\Z)",
-        # the thinking switch, apart from its question: the question is learnt from direct answers
+        # the thinking switch, separate from its question, which is learnt from direct answers
         r" /(?:no_)?think$",
-        # numbers in small parts, so that values that are near each other share some
+        # numbers in small parts, so that nearby values share some of them
         r"\.\d{1,2}|\d{1,3}",
         # words and the rest
         r"(?<=\d) ?\p{L}[^|\n\d]{0,30}(?= \|)| ?\p{L}+|\n+| ?[^\s\p{L}\p{N}|]+| +(?! )| +|\s",
@@ -73,6 +74,7 @@ PIECES = "|".join(
 
 
 def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    """Return the pre-tokenizer: splits at `PIECES`, then byte-level characters."""
     return pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
@@ -84,13 +86,14 @@ def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
 def train_tokenizer(
     texts: Mapping[str, int], vocab_size: int, whole_share: float = 0.85
 ) -> PreTrainedTokenizerFast:
-    """Learn a vocabulary of at most `vocab_size` tokens from records, questions and answers.
+    """Train a vocabulary of at most `vocab_size` tokens on records, questions and answers.
 
-    `texts` says how often each text counts. `whole_share` of the vocabulary goes to the most
-    frequent pieces as they stand (an item name, a table's header, a number), without the chain of
-    partial merges that BPE would spend on each; the rest is byte-level BPE learnt on the pieces
-    that remain. The tokens are in order of frequency, ties in order of spelling, so that the same
-    texts give the same vocabulary.
+    `texts` maps each text to its weight. The share `whole_share` of the vocabulary is given to the
+    most frequent whole pieces (an item name, a table's header, a number), without the intermediate
+    merges that BPE would need for each; the rest is byte-level BPE trained on the remaining pieces.
+    The tokens are in order of frequency, ties in order of spelling, so that the same texts give the
+    same vocabulary. Raises UserError if `vocab_size` is smaller than the number of bytes and chat
+    markers.
     """
     special = [END_OF_TEXT, START, END, THINK, END_THINK]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -124,7 +127,7 @@ def train_tokenizer(
     learnt = sorted(parts.get_vocab().items(), key=lambda entry: entry[1])
     for token in [*(token for token, _ in learnt), *whole]:
         vocabulary.setdefault(token, len(vocabulary))
-    # ignore_merges: a piece that stands in the vocabulary is one token, whatever its merges.
+    # ignore_merges: a piece of the vocabulary is one token, whatever its merges.
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=_merges(parts), ignore_merges=True))
     tokenizer.pre_tokenizer = cut
     tokenizer.decoder = decoders.ByteLevel()
@@ -144,7 +147,10 @@ def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
 
 
 def load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase:
-    """Read the tokenizer of a Hugging Face folder or, with a network, of a model's name."""
+    """Load the tokenizer of a Hugging Face folder or, with a network, of a model's name.
+
+    Raises UserError if no tokenizer can be read.
+    """
     try:
         return AutoTokenizer.from_pretrained(source, local_files_only=not reachable(source))
     except (OSError, ValueError) as error:
@@ -156,9 +162,9 @@ def load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase:
 
 
 def reachable(source: Path | str, timeout: float = 5.0) -> bool:
-    """Whether a folder is there or else the model hub answers.
+    """Return whether `source` is a folder or the model hub responds within `timeout` seconds.
 
-    Asked before loading by name, as the hub's client retries for a minute.
+    Called before loading by name, because the hub's client retries for a minute.
     """
     if Path(source).is_dir():
         return True

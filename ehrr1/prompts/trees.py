@@ -1,7 +1,7 @@
 """Trees of tokens: a record is the trunk, the questions or completions on it are the branches.
 
-This file makes them from events. What is too long loses its oldest events, never the system's
-sentence, the demographics, the question or the answer; what was cut is counted.
+This module builds them from events. A record that is too long loses its oldest events, never the
+system message, the demographics, the question or the answer; the cut events and tokens are counted.
 """
 
 from collections.abc import Sequence
@@ -18,20 +18,26 @@ from ehrr1.prompts.wording import BETWEEN, OURS, Wording
 from ehrr1.records.events import Event
 
 HISTORY_SHARE = 1 / 3
-"""Of the room for a record, what the preamble may take before its longest text loses its end: a
-discharge note of an earlier stay must not push today's events out."""
+"""Maximum share of the room for a record that the preamble takes before it is shortened.
+
+Its longest text then loses its end: a discharge note of an earlier stay must not displace the
+current events.
+"""
 
 FOLLOWING = "#"
-"""What an event is tokenised before, and one token: the next event or the question follows it. By
-GPT-2's pattern the line ends between two texts are cut by whether something follows."""
+"""One-token suffix that is appended before an event is tokenised, and dropped afterwards.
+
+In a record, the next event or the question follows. By GPT-2's pattern, the split of trailing line
+ends depends on whether text follows.
+"""
 
 EVENTS_AT_ONCE = 8
-"""Events tokenised together, newest first, until the room is full."""
+"""Number of events that are tokenised together, newest first, until the room is full."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked of a record; `answer` None where a model is to give it.
+    """A question on a record; `answer` is None if a model is to generate it.
 
     `instruction` is the sample's own wording, None for the task's.
     """
@@ -64,13 +70,13 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """A trunk and its branches, with what was cut from the record to make it fit."""
+    """A trunk and its branches, with counts of what was cut from the record to make it fit."""
 
     trunk: list[int]
     branches: list[Branch]
     cut_events: int = 0
     cut_tokens: int = 0
-    """Of the preamble; events that were cut whole are not tokenised."""
+    """Tokens cut from the preamble; events that were cut as a whole are not tokenised."""
 
     def __len__(self) -> int:
         return len(self.trunk) + sum(len(branch) for branch in self.branches)
@@ -78,10 +84,10 @@ class Tree:
 
 @dataclass
 class PromptBuilder:
-    """Tokenises records event by event, so that what is too long loses whole events.
+    """Builder that tokenises records event by event, so that too long ones lose whole events.
 
-    `max_tokens` bounds the trunk with its longest branch. Events recur in the contexts of one
-    stay: their tokens are remembered, the latest `remember` of them.
+    `max_tokens` bounds the trunk with its longest branch. Events recur in the contexts of one stay:
+    the tokens of up to `remember` events are cached.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -93,11 +99,12 @@ class PromptBuilder:
 
     @cached_property
     def chat(self) -> ChatFormat:
-        """What stands around record, question and answer."""
+        """Return the texts around record, question and answer."""
         return chat_format(self.tokenizer, self.wording)
 
     @cached_property
     def markers(self) -> Markers:
+        """Return the markers of the tokenizer and its chat."""
         return Markers(self.tokenizer, self.chat)
 
     @property
@@ -105,7 +112,7 @@ class PromptBuilder:
         return (ours(self.chat.opening),) if self.chat.opening else ()
 
     def tokens(self, text: str) -> list[int]:
-        """Of a text that is ours: its markers are markers."""
+        """Return the ids of a text of this project, whose markers are encoded as markers."""
         return self.markers.encode([[ours(text)]])[0]
 
     def _remembered(self, *parts: Part) -> list[int]:
@@ -116,6 +123,7 @@ class PromptBuilder:
         return self._texts[parts]
 
     def branch(self, question: Question) -> Branch:
+        """Return the branch of a question, with an empty completion if it has no answer."""
         words = self.wording.asked(question.task, think=question.think, own=question.instruction)
         behind = self.chat.think if question.think else self.chat.direct
         prompt = self._remembered(given(words), ours(behind))
@@ -127,7 +135,7 @@ class PromptBuilder:
         return Branch(question.sample_id, prompt, answer, question.weight, question.task)
 
     def fits(self, question: Question) -> bool:
-        """Whether question and answer, which are never cut, leave room for a record at all."""
+        """Return whether question and answer, which are never cut, leave room for a record."""
         return (
             len(self.branch(question)) + len(self._remembered(ours(self.chat.head)))
             < self.max_tokens
@@ -140,14 +148,14 @@ class PromptBuilder:
         questions: Sequence[Question],
         head: list[int] | None = None,
     ) -> Tree:
-        """The tree of `questions` on one record, `events` oldest first.
+        """Return the tree of `questions` on one record, with `events` oldest first.
 
-        `head` stands before the record: the system's sentence, or that and examples.
+        `head` holds the ids that precede the record: the system message, or that and examples.
 
         The first `preamble` events (demographics, earlier stays, this admission) are never left
-        out; the others go oldest first. A preamble that takes more than `HISTORY_SHARE` of the
-        room loses the end of its longest event (the discharge note). Raises UserError where not
-        even the questions fit.
+        out; of the others the oldest are left out first. A preamble that takes more than
+        `HISTORY_SHARE` of the room loses the end of its longest event (the discharge note). Raises
+        UserError if not even the questions fit.
         """
         branches = [self.branch(question) for question in questions]
         head = self._remembered(ours(self.chat.head)) if head is None else head
@@ -166,12 +174,12 @@ class PromptBuilder:
         return Tree(trunk, branches, len(events) - preamble - len(newest), whole - used)
 
     def prompt(self, events: Sequence[Event], preamble: int, question: Question) -> list[int]:
-        """One prompt as a flat list of ids, for generation."""
+        """Return one prompt as a flat list of ids, for generation."""
         tree = self.tree(events, preamble, [replace(question, answer=None, chain=None)])
         return tree.trunk + tree.branches[0].prompt
 
     def _newest(self, window: Sequence[Event], room: int) -> list[list[int]]:
-        """The tokens of the latest events that fit into `room`, oldest first."""
+        """Return the tokens of the latest events that fit into `room`, oldest first."""
         kept: list[list[int]] = []
         for end in range(len(window), 0, -EVENTS_AT_ONCE):
             some = window[max(end - EVENTS_AT_ONCE, 0) : end]
@@ -183,7 +191,7 @@ class PromptBuilder:
         return kept[::-1]
 
     def _event_tokens(self, events: Sequence[Event], last: bool) -> list[list[int]]:
-        """The tokens of each event with what follows it; `last`: the question follows the last."""
+        """Return the tokens of each event with its separator; with `last`, a question follows."""
         ends = [BETWEEN] * len(events)
         if last and ends:
             ends[-1] = self.wording.joint
@@ -199,7 +207,7 @@ class PromptBuilder:
         return found
 
     def _shortened(self, fixed: list[list[int]], room: int) -> list[list[int]]:
-        """Cut the longest text's end, then the next longest's, until all fit into `room`."""
+        """Cut the longest text's end, then the next longest's, until all fit into `room` tokens."""
         fixed = list(fixed)
         end = self.tokens(BETWEEN) if sum(map(len, fixed)) > room else []
         while (excess := sum(map(len, fixed)) - room) > 0:

@@ -1,11 +1,10 @@
-"""How a sample is put to a model: the system's sentence, what stands between record, question and
-thinking switch, and how a record is printed.
+"""Wording of prompts: the system message, separators, the thinking switch, and the record's format.
 
-    file      our style; a sample's own question, where it has one
-    ours      our style and our questions
-    release   the EHR-R1 release's style, for its weights and its rows; a sample's own question
+    file      this project's style; a sample's own question, if it has one
+    ours      this project's style and questions
+    release   the EHR-R1 release's style, for its weights and rows; a sample's own question
 
-A style is part of a result's name: scores of different ones cannot be compared.
+A style is part of a result's name, since scores of different styles cannot be compared.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,36 +18,38 @@ from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.samples import Sample
 
 BETWEEN = "\n\n"
-"""Between two events."""
+"""Separator of two events."""
 
 RELEASED_SYSTEM = "You are a helpful assistant."
 
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """One style. Every text is what stands there, letter by letter."""
+    """One style; every text is used verbatim."""
 
     name: WordingName = "file"
     system: str = SYSTEM
     joint: str = "\n\n"
-    """Between the record's last event and the question."""
+    """Separator of the record's last event and the question."""
     think: str = f" {THINK}"
     direct: str = f" {NO_THINK}"
-    """Behind the question, as the answer is thought about or not."""
+    """Texts after the question, for an answer with thinking (`think`) and without (`direct`)."""
     closed: str = EMPTY_THOUGHT
-    """Closes thinking in the prompt of a direct answer, where the chat template does not."""
+    """Text that closes thinking in the prompt of a direct answer, if the chat template does not."""
     printed: Callable[[Event], str] = event_markdown
-    """Prints one event."""
+    """Function that prints one event."""
 
     def asked(self, task: str, *, think: bool, own: str | None = None) -> str:
-        """The question, the sample's `own` or the task's, with the thinking switch."""
+        """Return the question, the sample's `own` or the task's, with the thinking switch."""
         return (own or ALL_TASKS[task].instruction) + (self.think if think else self.direct)
 
     def chat(
         self, task: str, record: str, *, think: bool, own: str | None = None
     ) -> list[dict[str, str]]:
-        """The chat of one sample: the record comes first, so that questions on it share their
-        start."""
+        """Return the chat of one sample.
+
+        The record comes first, so that questions on it share a prefix.
+        """
         question = self.asked(task, think=think, own=own)
         return [
             {"role": "system", "content": self.system},
@@ -56,23 +57,25 @@ class Wording:
         ]
 
     def record(self, events: Sequence[Event]) -> str:
-        """A record as it is shown, without what follows it."""
+        """Return a record as it is shown, without the text that follows it."""
         return BETWEEN.join(map(self.printed, events))
 
     def own(self, sample: Sample) -> str | None:
-        """The sample's own question; None where the task's is asked."""
+        """Return the sample's own question, or None if the task's is used."""
         return sample.instruction if self.name != "ours" or sample.time_told else None
 
 
 OURS = Wording()
 
 DIRECT_SWITCH = {"reason": NO_THINK, "rl": f"\n{NO_THINK}"}
-"""Behind the question of a direct answer in the release, by stage: its script for `reason` sets the
-switch without a line break. `adapt` and evaluation have none."""
+"""Text after the question of a direct answer in the release, by stage.
+
+Its script for `reason` sets the switch without a line break. `adapt` and evaluation have none.
+"""
 
 
 def style_of(name: WordingName, stage: str) -> Wording:
-    """The style of this name for a stage."""
+    """Return the style of this name for a stage."""
     if name != "release":
         return Wording(name)
     return Wording(

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from ehrr1.config.writers import AnthropicChains, AnthropicEngine
+from ehrr1.config.writers import AnthropicChains, AnthropicEngineConfig
 from ehrr1.errors import UserError
 from ehrr1.prompts.messages import broken, mended
 from ehrr1.reasoning.endpoint import Api, DraftRequests, MalformedError
@@ -30,7 +30,7 @@ SAMPLING_VERSION = "2023-06-01"
 CACHED = {"cache_control": {"type": "ephemeral"}}
 
 
-def client_settings(settings: AnthropicChains | AnthropicEngine) -> dict[str, Any]:
+def client_settings(settings: AnthropicChains | AnthropicEngineConfig) -> dict[str, Any]:
     """Return the arguments of the SDK's clients, with an explicit address.
 
     The address is never taken from the environment.

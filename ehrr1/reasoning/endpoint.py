@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
-from ehrr1.config.writers import AnthropicEngine, EndpointChains
+from ehrr1.config.writers import AnthropicEngineConfig, EndpointChains
 from ehrr1.errors import UserError
 from ehrr1.reasoning.ledger import Advance, Budget, DraftReply, Ledger, over_budget
 from ehrr1.reasoning.prices import price_of
@@ -48,7 +48,7 @@ class Api:
 
 def check(
     api: Api,
-    settings: EndpointChains | AnthropicEngine,
+    settings: EndpointChains | AnthropicEngineConfig,
     open_data: bool,
     *,
     group: str = "chains",

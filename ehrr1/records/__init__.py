@@ -1,0 +1,1 @@
+"""Read clinical records into a store of rows and print them as Markdown."""

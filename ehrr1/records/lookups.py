@@ -1,4 +1,4 @@
-"""MIMIC-IV's dictionaries: the files that name what a row holds only a code of."""
+"""MIMIC-IV's dictionary files, which give names to the codes in its tables."""
 
 from ehrr1.records.table_spec import Lookup
 

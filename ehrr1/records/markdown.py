@@ -1,7 +1,7 @@
-"""Events as Markdown, in EHR-R1's format.
+r"""Formatting of events as Markdown, in the format of EHR-R1.
 
     ## Heading [2180-07-23 14:00:00]
-    - Key: value                          (one row: a line a key)
+    - Key: value                          (one row: one line per key)
 
     ## Heading [2180-07-23 15:00:00]
     | Key | Key |                         (several rows: a table)
@@ -10,8 +10,9 @@
 
 Missing values are left empty. Events of a record are joined by an empty line.
 
-What was written into a cell stays in it, escaped as Markdown has it: `\\|` in a table, `\\## ` and
-`\\- Key:` at the beginning of a further line of a value (a note's), which is no heading and no key.
+The content of a cell cannot be mistaken for structure because it is escaped as in Markdown: `\|` in
+a table, and `\## ` or `\- Key:` at the beginning of a continuation line of a value (of a note),
+which is neither a heading nor a key.
 """
 
 import re
@@ -33,9 +34,9 @@ _TABLE_HEADS = {
     name: f"| {' | '.join(keys)} |\n|{' ------ |' * len(keys)}" for name, keys in _KEYS.items()
 }
 NOT_RELEASED = ("Org_Name",)
-"""Keys that the EHR-R1 release does not print; they are the last of their tables."""
+"""Keys that the EHR-R1 release does not print; they are the last keys of their tables."""
 LISTED = "Exam_Name"
-"""A key that it prints as a Python list."""
+"""Key that the EHR-R1 release prints as a Python list."""
 _LOOKED_UP = {
     name: {"class", *(lookup.name for lookup in table.lookups)} for name, table in TABLES.items()
 }
@@ -60,7 +61,10 @@ _WITH_TEXT = frozenset(
 
 
 def event_markdown(event: Event) -> str:
-    """One event, without a trailing line break; as it came, where it came as text."""
+    """Return one event as Markdown, without a trailing line break.
+
+    An event that was read as text is returned unchanged.
+    """
     if event.text is not None:
         return event.text
     name, rows = event.table, event.rows
@@ -79,10 +83,11 @@ def event_markdown(event: Event) -> str:
 
 
 def released_markdown(event: Event) -> str:
-    """One event as the EHR-R1 release prints it, without the line breaks behind it.
+    """Return one event as the EHR-R1 release prints it, without the line breaks behind it.
 
-    Cells stand as they are, examinations as a list, a missing one as `nan`, or as `None` where the
-    release would have looked it up; an event that prints nothing leaves an empty line.
+    Cells are not escaped, and examinations are printed as a list. A missing value is printed as
+    `nan`, or as `None` if the release looks the value up in a dictionary. Each event that prints
+    nothing leaves an empty line.
     """
     if event.text is not None:
         return event.text
@@ -103,12 +108,12 @@ def released_markdown(event: Event) -> str:
 
 
 def table_cell(text: str) -> str:
-    """A cell of a table: one line, in which a bar is no border."""
+    """Return the text of a table cell: on one line, with vertical bars escaped."""
     return " ".join(text.split()).replace("|", "\\|")
 
 
 def value_lines(value: str, keys: tuple[str, ...]) -> str:
-    """A value behind its key: no further line of it passes for a heading or for one of `keys`."""
+    """Return a value with those lines escaped that look like a heading or like one of `keys`."""
     if "\n" not in value and "\r" not in value:
         return value
     return _openings(keys).sub(r"\\", value)
@@ -116,21 +121,21 @@ def value_lines(value: str, keys: tuple[str, ...]) -> str:
 
 @cache
 def _openings(keys: tuple[str, ...]) -> re.Pattern[str]:
-    """Where a line begins that must be escaped, also one that begins with the escape itself."""
+    """Return the pattern of line starts to escape, including lines that begin with the escape."""
     own = "|".join(map(re.escape, keys))
     return re.compile(rf"(?<=[\n\r])(?=\\*(?:## |- (?:{own}):))")
 
 
 def record_markdown(events: Sequence[Event]) -> str:
-    """All events, joined by an empty line."""
+    """Return all events as Markdown, joined by an empty line."""
     return "\n\n".join(map(event_markdown, events))
 
 
 def events_of(record: str) -> list[Event]:
-    """A record that came as text, event by event, so that a long one can lose its oldest events.
+    """Split a record that was read as text into events, so that its oldest events can be dropped.
 
-    `record_markdown` gives exactly the text again. The table is that of the heading, "" where the
-    heading is none of ours; an event without a readable time has none.
+    `record_markdown` of the result reproduces the text exactly. `table` is the table of the
+    heading, or "" if the heading is unknown; `time` is None if the event has no valid time.
     """
     return [_event_of(part) for part in re.split(r"\n\n(?=## )", record)]
 

@@ -1,6 +1,6 @@
-"""From a table's file to rows of the store: ids, times, what is shown, and what cannot be used.
+"""Conversion of MIMIC-IV's files to rows of the store: ids, times, shown values, unusable rows.
 
-Every row read is either kept or reported with a reason; none is lost in silence.
+Every row read is either kept or reported with a reason.
 """
 
 from collections import Counter, defaultdict
@@ -14,36 +14,25 @@ from ehrr1.records.cells import item_name, shown_values
 from ehrr1.records.codes import CODE_COLUMNS, ClassMaps
 from ehrr1.records.csv_files import Lost
 from ehrr1.records.dictionaries import Dictionaries
-from ehrr1.records.reading import Folder, as_id, as_text, as_time, read_batches, read_columns
+from ehrr1.records.reading import Folder, read_batches, read_columns
 from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.source import Shards, Source
+from ehrr1.records.store_schema import NEVER
 from ehrr1.records.table_spec import At, Classes, Table
+from ehrr1.records.typed import typed
 
 PARENTS = ("admissions", "edstays", "icustays")
-"""Tables beside patients that other tables and the labels refer to."""
-
-STORE_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
-    **dict.fromkeys(("subject_id", "hadm_id", "stay_id"), pl.Int64),
-    "table": pl.UInt8,
-    **dict.fromkeys(("event_time", "available_time", "late_time"), pl.Datetime("us")),
-    **dict.fromkeys(("item", "class"), pl.String),
-    "order": pl.Int64,
-    "values": pl.String,
-}
-"""A row of the store: whose it is, its table's number in `schema.ORDER`, its times (`late_time`:
-when the late columns are known, null where none are late), its names, its place among the rows of
-an event, and its shown values joined by `SEPARATOR`."""
-
+"""Tables besides `patients` that other tables and the labels refer to."""
 
 NOT_ASKED_FOR = ("not_chosen", "unknown_subject")
-"""Reasons to leave out rows of patients whom nobody asked for."""
+"""Reasons to leave out rows of patients who were not selected."""
 
 
 class MimicFolder(Source):
-    """MIMIC-IV's own tables in a folder, and the users' class maps.
+    """MIMIC-IV's tables in a folder, and the user's class maps.
 
-    `chosen` are the only patients to read, where the user chose some; rows of others are reported.
-    Raises UserError where patients or admissions are missing or cannot be read.
+    If `chosen` is given, only these patients are read, and rows of others are reported. Raises
+    UserError if patients or admissions are missing or cannot be read, or if no patient is left.
     """
 
     def __init__(
@@ -78,11 +67,12 @@ class MimicFolder(Source):
 
     @property
     def missing_maps(self) -> list[Classes]:
+        """Return the kinds of classes that have no map."""
         return self.maps.missing
 
     @property
     def reading_order(self) -> list[str]:
-        """The largest file first, so that no thread ends alone with it."""
+        """Return the tables by descending file size, so that no large table is read last."""
 
         def size(name: str) -> int:
             paths = self.folder.find(TABLES[name].module, name)
@@ -91,6 +81,7 @@ class MimicFolder(Source):
         return sorted(self.tables, key=size, reverse=True)
 
     def want(self, shards: Collection[int]) -> None:
+        """Read the parent tables of these shards and select the shards for `rows`."""
         self.wanted = frozenset(shards)
         self._keep_parent("patients", self._patients)
         for name in PARENTS:
@@ -104,7 +95,7 @@ class MimicFolder(Source):
         self._admit_orders = hindsight.admit_orders(self.folder)
 
     def _read_whole(self, name: str) -> pl.DataFrame:
-        """A parent table, sorted, with `repeated`: an earlier row has the same id."""
+        """Read a parent table, sorted, with `repeated`: True if an earlier row has the same id."""
         table = TABLES[name]
         paths = self.folder.require(table.module, name, "every stage")
         cells = read_columns(paths, needed_columns(table), self._lost[name])
@@ -117,7 +108,7 @@ class MimicFolder(Source):
         )
 
     def _some(self, name: str, columns: list[str]) -> pl.DataFrame | None:
-        """Columns of a table that is read for another one's sake; None: it is not there."""
+        """Read columns of a table that another table needs; None if there is no such table."""
         paths = self.folder.find(TABLES[name].module, name)
         return typed(read_columns(paths, columns, Counter()), str(paths[0])) if paths else None
 
@@ -126,7 +117,7 @@ class MimicFolder(Source):
         self.count(name, "read", frame["shard"])
         self._count_lost(name)
         if name == "patients":
-            # The others are checked against the patients' ids.
+            # The ids of all other tables are checked against the patients.
             self.parents["patients"] = frame
         usable = report(frame, TABLES[name], self)
         self._refuse_if_most_is_lost(name)
@@ -135,17 +126,20 @@ class MimicFolder(Source):
             self.count(name, "kept", usable["shard"])
 
     def _count_lost(self, name: str) -> None:
-        """Count the rows of a table that do not fit its header: nobody knows whose they are."""
+        """Count the rows that do not fit the header of their table.
+
+        Their patients are unknown, so that they are counted in shard 0.
+        """
         for reason, number in self._lost.pop(name, Counter()).items():
             first_shard = pl.repeat(0, number, dtype=pl.UInt32, eager=True)
             self.count(name, "read", first_shard)
             self.count(name, f"reported/{reason}", first_shard)
 
     def _refuse_if_most_is_lost(self, name: str) -> None:
-        """Raise UserError where a rule drops most of a table that others refer to.
+        """Raise UserError if a rule drops most of a table that others refer to.
 
-        Rows of patients who are not asked for, or who are not in `patients`, are no loss: users cut
-        that file.
+        Rows of patients who were not selected, or who are not in `patients`, do not count as lost,
+        since users may cut that file.
         """
         counts: Counter[str] = Counter()
         for own in self.counts.values():
@@ -165,6 +159,7 @@ class MimicFolder(Source):
             )
 
     def rows(self, table: str) -> Iterator[pl.DataFrame]:
+        """Yield the rows of a table in the columns of the store, in batches with their shard."""
         entry = TABLES[table]
         if table in self.parents:
             yield self._as_rows(self.parents[table], entry)
@@ -187,7 +182,7 @@ class MimicFolder(Source):
         return frame.select(*_store_columns(table), shown_values(frame, table), pl.col("shard"))
 
     def _with_names(self, frame: pl.DataFrame, table: Table) -> pl.DataFrame:
-        """Adds the dictionaries' names and the class of the codes."""
+        """Add the dictionaries' names and the classes of the codes."""
         for lookup in table.lookups:
             frame = self.dictionaries.named(frame, lookup, table.name)
             if not lookup.optional:
@@ -199,6 +194,7 @@ class MimicFolder(Source):
         return frame
 
     def complete(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Correct the times that depend on rows of other tables (see `hindsight`)."""
         for name in (name for name in self.tables if TABLES[name].entered):
             rows, unknown = hindsight.entered(rows, name)
             self.count(name, "assumed", self.shards.number(unknown))
@@ -206,7 +202,7 @@ class MimicFolder(Source):
 
 
 def needed_columns(table: Table) -> list[str]:
-    """The columns of the file that anything is made of."""
+    """Return the columns of the file that rows, names and times are built from."""
     own_times = (*table.event_time, *table.known_at, *table.late_known_at)
     made = {lookup.name for lookup in table.lookups} | {"class", hindsight.END}
     shown = [column for columns in table.keys.values() for column in columns]
@@ -225,65 +221,8 @@ def needed_columns(table: Table) -> list[str]:
     return list(dict.fromkeys(columns))
 
 
-IDS = frozenset({"subject_id", "hadm_id", "stay_id"})
-TIMES = frozenset(
-    (
-        *("admittime", "dischtime", "deathtime", "intime", "outtime", "transfertime", "charttime"),
-        *("storetime", "starttime", "endtime", "ordertime", "entertime", "chartdate", "storedate"),
-        "dod",
-    )
-)
-
-
-def typed(frame: pl.DataFrame, path: str) -> pl.DataFrame:
-    """Ids as numbers, times as times, everything else as text.
-
-    A row with an id or a time that is there but cannot be read is marked in `bad_id` or `bad_time`:
-    an unreadable time of death or of storing must not pass for a missing one. Raises UserError
-    where a whole column is of that kind: the file is then not what it says.
-    """
-    columns: list[pl.Series] = []
-    no = pl.Series([False]).new_from_index(0, frame.height)
-    bad = {"bad_id": no, "bad_time": no}
-    for column in frame.get_columns():
-        name = column.name
-        if name not in IDS and name not in TIMES:
-            columns.append(as_text(column))
-            continue
-        if name in IDS:
-            kind, found = "bad_id", as_id(column)
-        else:
-            kind, found = "bad_time", as_time(column, up=name == "storetime")
-        if name in IDS and name != "subject_id":
-            found = found.set(found < 0, None)  # the store keeps -1 for "none"
-        wrong = _unreadable(column, found)
-        if wrong.any():
-            bad[kind] = bad[kind] | wrong
-            if found.null_count() == frame.height:
-                raise UserError(f"{path}: the column {name} holds no {_EXPECTED[kind]}")
-        columns.append(found)
-    return pl.DataFrame([*columns, *(marks.alias(kind) for kind, marks in bad.items())])
-
-
-_EXPECTED = {
-    "bad_id": "whole numbers: are the columns under the right headings?",
-    "bad_time": "times such as 2150-07-23 14:00:00: are the columns under the right headings?",
-}
-
-
-def _unreadable(column: pl.Series, found: pl.Series) -> pl.Series:
-    """Cells that say something of which nothing was `found`; blank ones say nothing."""
-    if found.null_count() == column.null_count():
-        return pl.Series([False])
-    there = column.fill_nan(None) if column.dtype.is_float() else column
-    wrong = found.is_null() & there.is_not_null()
-    if column.dtype == pl.String:
-        wrong &= column.str.strip_chars().fill_null("") != ""
-    return wrong
-
-
 def report(frame: pl.DataFrame, table: Table, source: MimicFolder) -> pl.DataFrame:
-    """The usable rows; the others are counted by reason. The first reason that holds counts."""
+    """Return the usable rows, and count the others by the first reason that applies."""
     reasons = {
         "no_subject_id": pl.col("subject_id").is_null(),
         "bad_id": pl.col("bad_id"),
@@ -312,7 +251,7 @@ def report(frame: pl.DataFrame, table: Table, source: MimicFolder) -> pl.DataFra
 
 
 def _with_parent_times(frame: pl.DataFrame, table: Table, source: Source) -> pl.DataFrame:
-    """Adds the admission's or ED stay's times as `<parent>.<column>`."""
+    """Add the times of the admission or ED stay as `<parent>.<column>`."""
     times = (*table.event_time, *table.known_at, *table.late_known_at)
     for parent in dict.fromkeys(at.of for at in times if at.of):
         columns = list(dict.fromkeys(at.column for at in times if at.of == parent))
@@ -341,7 +280,7 @@ def _first_time(times: tuple[At, ...]) -> pl.Expr:
 
 
 def _with_knowledge(frame: pl.DataFrame, table: Table) -> pl.DataFrame:
-    """Adds `available_time`, `late_time` (null: nothing is late) and `assumed`."""
+    """Add `available_time`, `late_time` (null: nothing is late) and `assumed`."""
     event = pl.col("event_time")
     known = _first_time(table.known_at) if table.known_at else event
     day_over = (_time(at) for at in table.not_before)
@@ -351,7 +290,7 @@ def _with_knowledge(frame: pl.DataFrame, table: Table) -> pl.DataFrame:
     )
     late = pl.lit(None, pl.Datetime("us"))
     if table.late_known_at:
-        # Without an end the total stays hidden for good: it cannot be dated.
+        # Without an end the total cannot be dated and stays hidden permanently.
         end = pl.max_horizontal(_time(at) for at in table.late_known_at)
         open_end = _time(table.late_known_at[0]).is_null()
         late = (
@@ -364,19 +303,15 @@ def _with_knowledge(frame: pl.DataFrame, table: Table) -> pl.DataFrame:
     return frame.with_columns(late.alias("late_time"))
 
 
-NEVER = 253_370_764_800_000_000
-"""Year 9999 in microseconds since 1970: the late time of a total whose interval has no end."""
-
-
 def _store_columns(table: Table) -> list[pl.Expr]:
     def id_or_null(there: bool, name: str) -> pl.Expr:
         return (pl.col(name) if there else pl.lit(None, pl.Int64)).alias(name)
 
     order = pl.col(table.order_by).cast(pl.Int64, strict=False) if table.order_by else pl.lit(0)
-    link = pl.lit(None, pl.Int32)  # all rows have it: half the memory
+    link = pl.lit(None, pl.Int32)  # all rows have this column: Int32 halves its memory
     if table.entered:
         link = pl.col("poe_id").str.extract(r"-(\d+)$").cast(pl.Int32, strict=False)
-    # A date stands in where the first of the table's times is missing.
+    # A date replaces the first of the table's times where that is missing.
     dated = pl.lit(False)
     if len(table.event_time) > 1:
         dated = _time(table.event_time[0]).is_null()

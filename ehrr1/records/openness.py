@@ -1,8 +1,8 @@
-"""Whether records may be shown to anyone: it follows from whose they are, not from a command.
+"""Decision whether records may be shown to anyone, which follows from whose records they are.
 
-Open are records that this package has invented, by the mark that lies beside them, and those of the
-100 patients of the open MIMIC-IV demo. All others are closed unless the user says that they are not
-(`data.open=true`). `stage=prepare` decides once and writes `FILE`; everything later asks
+Open are the records that this package has generated, recognised by a mark file beside them, and
+those of the 100 patients of the open MIMIC-IV demo. All others are closed unless the user declares
+them open (`data.open=true`). `stage=prepare` decides once and writes `FILE`; later stages call
 `runs.data_is_open`.
 """
 
@@ -15,38 +15,40 @@ import polars as pl
 from ehrr1.files import read_json, write_json
 
 FILE = "open.json"
-"""What `stage=prepare` leaves: whether its records are open, and why."""
+"""File in which `stage=prepare` records whether its records are open, and why."""
 
 MARK = "ehrr1-synthetic.json"
-"""Lies in folders of invented patients and tells which they are."""
+"""File in folders of synthetic patients that identifies these patients."""
 
 INVENTED = "invented patients"
 
 DEMO = "81f5d9a5c4a014a0"
-"""`whose` of the subject_id of the open MIMIC-IV demo 2.2 (PhysioNet, ODbL 1.0)."""
+"""Result of `whose` for the subject_id of the open MIMIC-IV demo 2.2 (PhysioNet, ODbL 1.0)."""
 
 
 def whose(subjects: pl.Series) -> str:
-    """Sixteen hexadecimal digits that tell these patients from any others."""
+    """Return a fingerprint of a set of patients: sixteen hexadecimal digits of a SHA-256."""
     ids = ",".join(map(str, sorted(set(subjects.to_list()))))
     return sha256(ids.encode()).hexdigest()[:16]
 
 
 def mark(folder: Path, subjects: pl.Series) -> None:
-    """Say in a folder that its patients are invented."""
+    """Write the mark of synthetic patients to a folder."""
     write_json(folder / MARK, {"invented": True, "patients": whose(subjects)})
 
 
 def copy_mark(prepare: Path, folder: Path, subjects: pl.Series) -> None:
-    """Mark an export of invented patients' records."""
+    """Mark an export of synthetic patients' records."""
     decided = prepare / FILE
     if decided.exists() and read_json(decided)["why"] == INVENTED:
         mark(folder, subjects)
 
 
 def decide(said: bool | None, folder: Path | None, subjects: pl.Series) -> dict[str, Any]:
-    """`open`, and `why`. `said` is `data.open`; `folder` is None for records that this run has
-    invented itself."""
+    """Return whether the records are open (`open`) and the reason (`why`).
+
+    `said` is `data.open`; `folder` is None for records that this run has generated itself.
+    """
     if said is not None:
         return {"open": said, "why": f"data.open={str(said).lower()}"}
     if folder is None or _marked(folder, subjects):

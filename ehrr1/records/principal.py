@@ -1,13 +1,14 @@
-"""One code for one code: CMS' general equivalence mappings (GEM), their principal member.
+"""Mapping of ICD codes between versions by the principal member of a mapping of CMS' GEM.
 
-A code may have several targets: alternatives (I25.10: 414.01 or 429.2), or a combination that takes
-several codes to say the same (E11.42: 250.60 with 357.2). The principal member is
+In the general equivalence mappings (GEM) a code may have several targets: alternatives (I25.10:
+414.01 or 429.2), or a combination of several codes that together have the same meaning (E11.42:
+250.60 with 357.2). The principal member is
 
-- of a combination the first code of the first scenario, which says what the disease is; of an
-  adverse effect of a drug the external cause, which alone says so in ICD-9;
-- of alternatives the one whose title shares most of its words with the code's own;
+- of a combination, the first code of the first scenario, which identifies the disease; for an
+  adverse effect of a drug, the external cause, which alone identifies it in ICD-9;
+- of alternatives, the code whose title shares most of its words with the title of the source;
 
-unless `EXCEPTIONS` names another. Without titles (codes that were withdrawn) it is the first one.
+unless `EXCEPTIONS` names another. Without titles (withdrawn codes) it is the first target.
 """
 
 import re
@@ -41,17 +42,19 @@ EXCEPTIONS = {
     "R52": "78096",  # generalized, not acute
     "Z4689": "V5399",  # V53.7 is orthopaedic
     "Z09": "V6759",  # after treatment of any kind
-    # ICD-9-CM Official Guidelines, I.C.1.b: septic shock (785.52) is coded behind severe sepsis.
+    # ICD-9-CM Official Guidelines, I.C.1.b: septic shock (785.52) is coded after severe sepsis.
     "R6521": "99592",
 }
-"""Codes whose principal member was chosen by reading all targets, of those that MIMIC-IV's demo
-has."""
+"""Codes of MIMIC-IV's demo whose principal member was chosen by hand among all targets."""
 
 
 @cache
 def principal_codes(version: str) -> Callable[[str], str | None]:
-    """Return what maps a code of `version` ("9" or "10", without points) to its principal code of
-    the other version; None: the mappings do not have it."""
+    """Return a function from a code of `version` to its principal code of the other version.
+
+    `version` is "9" or "10"; codes have no points. The function returns None for a code that the
+    mappings do not contain.
+    """
     lines = _sorted_lines(FILES[version], "utf-8")
 
     def principal(code: str) -> str | None:
@@ -68,8 +71,10 @@ def _sorted_lines(path: str, encoding: str) -> list[str]:
 
 
 def _beginning(lines: list[str], begin: str) -> Iterator[str]:
-    """The lines that begin so. Few codes are asked for, so that sorted lines are searched and the
-    files are not read into dictionaries."""
+    """Yield the lines that begin with `begin`, found by bisection in sorted lines.
+
+    Few codes are looked up, so that reading the files into dictionaries would take longer.
+    """
     for place in range(bisect_left(lines, begin), len(lines)):
         if not lines[place].startswith(begin):
             return
@@ -77,7 +82,7 @@ def _beginning(lines: list[str], begin: str) -> Iterator[str]:
 
 
 def _targets(lines: list[str], code: str) -> list[tuple[str, str]]:
-    """The targets of a code with their flags, in the order of the scenarios."""
+    """Return the targets of a code with their flags, in the order of the scenarios."""
     found = []
     for line in _beginning(lines, f'"{code}",'):
         _, target, flags = (cell.strip('" ') for cell in line.split(",")[:3])
@@ -101,7 +106,7 @@ def _principal(code: str, targets: list[tuple[str, str]], version: str) -> str:
 
 
 def _words(code: str, version: str) -> frozenset[str]:
-    """The words of a code's title; none where it has no title."""
+    """Return the words of a code's title; empty if it has no title."""
     titles = _beginning(_titles(version), f"{code} ")
     title = next(titles, "").removeprefix(code).lower()
     return frozenset(re.findall("[a-z]+", title)) - _FILLERS
@@ -113,5 +118,5 @@ def _alike(one: frozenset[str], other: frozenset[str]) -> float:
 
 @cache
 def _titles(version: str) -> list[str]:
-    """Lines of code and title."""
+    """Return the sorted lines of code and title."""
     return _sorted_lines(*TITLES[version])

@@ -1,7 +1,7 @@
-"""Finding and reading MIMIC-IV's files: `.csv.gz`, `.csv` or `.parquet`, wherever a module lies.
+"""Finding and reading of MIMIC-IV's files: `.csv.gz`, `.csv` or `.parquet`.
 
-Every cell is read as text (Parquet keeps its types), so that nothing is guessed; what other tools
-write for a missing value (`MISSING`, quoted or not) is null. A file that cannot be read is a
+Every cell is read as text (Parquet keeps its types), so that no type is guessed; the spellings of a
+missing value in `MISSING`, quoted or not, become null. A file that cannot be read raises a
 `UserError` that names the file, the cause and the remedy.
 """
 
@@ -20,7 +20,7 @@ from ehrr1.errors import UserError
 from ehrr1.records.csv_files import BATCH_ROWS, MISSING, Lost, csv_batches, csv_header
 
 SUFFIXES = (".csv.gz", ".csv", ".parquet")
-"""Looked for in this order; the first is how the tables are published."""
+"""Suffixes in the order of the search; the first is that of the published tables."""
 
 TIME_FORMATS = (
     "%Y-%m-%d %H:%M:%S",
@@ -34,25 +34,33 @@ READ_ERRORS = (
     *(pl.exceptions.PolarsError, pl.exceptions.PanicException, pa.ArrowException),
     *(OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error),
 )
-"""What a broken file raises; a panic of Polars is no `Exception` and would pass all handlers."""
+"""Exceptions that a broken file raises.
+
+A panic of Polars is not an `Exception` and would pass all handlers.
+"""
 
 SECOND, MICROSECOND = timedelta(seconds=1), timedelta(microseconds=1)
 EARLIEST, LATEST = datetime(1800, 1, 1), datetime(2500, 1, 1)
-"""Times outside are typing errors (year 0, 0214, 9999): MIMIC-IV's shifted years lie around 2150,
-and a day after the year 9999 has no place in Python's times."""
+"""Times outside are typing errors (year 0, 0214, 9999).
+
+MIMIC-IV's shifted years lie around 2150, and Python has no time after the year 9999.
+"""
 
 
 UTC = frozenset(("UTC", "Etc/UTC", "GMT", "Etc/GMT"))
 
 
 def is_data(name: str) -> bool:
-    """Tell whether a file or folder of this name holds data: `.ipynb_checkpoints`, `._table.csv`,
-    `.part-0.parquet` and `_temporary` are what other programs leave beside it."""
+    """Return whether a file or folder of this name holds data.
+
+    `.ipynb_checkpoints`, `._table.csv`, `.part-0.parquet` and `_temporary` are left behind by other
+    programs and do not.
+    """
     return not name.startswith((".", "_"))
 
 
 def data_files(root: Path, suffix: str = ".parquet") -> list[Path]:
-    """The files of data anywhere below `root` that end so, in order of their names."""
+    """Return the data files below `root` whose names end in `suffix`, sorted by name."""
     found = sorted(root.rglob(f"*{suffix}"))
     return [path for path in found if all(map(is_data, path.relative_to(root).parts))]
 
@@ -60,8 +68,8 @@ def data_files(root: Path, suffix: str = ".parquet") -> list[Path]:
 class Folder:
     """A folder that holds MIMIC-IV's modules (`hosp`, `icu`, `ed`, `note`; any case).
 
-    A table is one file, or a folder of that name with the table's rows in several files.
-    Raises UserError where the folder is missing.
+    A table is one file, or a folder of that name with several files. Raises UserError if the folder
+    is missing.
     """
 
     def __init__(self, root: Path):
@@ -78,10 +86,10 @@ class Folder:
                     self._paths.setdefault(key, []).append(path)
 
     def find(self, module: str, name: str) -> list[Path]:
-        """The files of a table, in order of their names; none where the table is not there.
+        """Return the files of a table, sorted by name; empty if there is no such table.
 
-        Raises UserError where it is there twice: nobody can tell whether the second holds the same
-        rows or others, and to pass over it in silence would lose them.
+        Raises UserError if the table exists twice: whether the second holds the same rows cannot be
+        decided, and ignoring it could lose rows.
         """
         found = [path for end in SUFFIXES for path in self._paths.get((module, name + end), [])]
         found += [path for path in self._paths.get((module, name), []) if path.is_dir()]
@@ -102,6 +110,10 @@ class Folder:
         return parts
 
     def require(self, module: str, name: str, needed_by: str) -> list[Path]:
+        """Return the files of a table.
+
+        Raises UserError, which names `needed_by`, if there is no such table.
+        """
         paths = self.find(module, name)
         if not paths:
             raise UserError(
@@ -112,19 +124,19 @@ class Folder:
 
 
 def read_columns(paths: list[Path], columns: list[str], lost: Lost | None = None) -> pl.DataFrame:
-    """The named columns of a table's files as `read_batches` gives them, all in memory."""
+    """Read the named columns of a table's files into memory, as `read_batches` yields them."""
     return pl.concat(read_batches(paths, columns, lost), how="vertical_relaxed")
 
 
 def read_batches(
     paths: list[Path], columns: list[str], lost: Lost | None = None
 ) -> Iterator[pl.DataFrame]:
-    """The named columns of a table's files, in that order, about `BATCH_ROWS` rows at a time.
+    """Yield the named columns of a table's files, in that order, about `BATCH_ROWS` rows at a time.
 
     Column names may differ in case. CSV cells are text, missing ones null; Parquet keeps its types.
-    Rows of a CSV that are cut short are counted in `lost`. Memory stays bounded whatever the size
-    of the files; a file without rows gives one empty batch. Raises UserError for a file that is
-    empty, broken, not UTF-8, or lacks a column, and without `lost` for rows that are cut short.
+    Truncated rows of a CSV are counted in `lost`. Memory is bounded whatever the size of the files;
+    a file without rows yields one empty batch. Raises UserError for a file that is empty, broken,
+    not UTF-8, or lacks a column, and, if `lost` is None, for truncated rows.
     """
     for path in paths:
         misfits: Lost = Counter()
@@ -169,7 +181,10 @@ def _parquet_batches(path: Path, columns: list[str]) -> Iterator[pl.DataFrame]:
 
 
 def read_header(path: Path) -> list[str]:
-    """The file's headings as they are written. Raises UserError as `read_columns` does."""
+    """Return the file's headings as they are written.
+
+    Raises UserError as `read_columns` does.
+    """
     try:
         if path.suffix == ".parquet":
             return pl.scan_parquet(path).collect_schema().names()
@@ -179,7 +194,7 @@ def read_header(path: Path) -> list[str]:
 
 
 def _broken(path: Path, error: BaseException) -> UserError:
-    # Polars and Arrow quote what they cannot parse: patient text stays out of messages.
+    # Polars and Arrow quote what they cannot parse: messages must not contain text of patients.
     cause = (str(error).strip() or type(error).__name__).splitlines()[0].partition("`")[0]
     if isinstance(error, pa.ArrowException):
         row = re.search(r"Row #(\d+)", cause)
@@ -187,12 +202,12 @@ def _broken(path: Path, error: BaseException) -> UserError:
         cause = f"{kind}, row {row[1]}" if row else kind
     return UserError(
         f"{path} cannot be read ({cause.strip()}): fetch the file again, "
-        "or mend it; its published checksum tells whether it is whole"
+        "or mend it; check it against its published checksum"
     )
 
 
 def _match(path: Path, header: list[str], columns: list[str]) -> dict[str, str]:
-    """Wanted name -> name in the file."""
+    """Return wanted name -> name in the file."""
     places: dict[str, list[str]] = {}
     for name in header:
         places.setdefault(name.strip().lower(), []).append(name)
@@ -209,7 +224,7 @@ def _match(path: Path, header: list[str], columns: list[str]) -> dict[str, str]:
 
 
 def as_text(column: pl.Series) -> pl.Series:
-    """Text of any column, whole numbers without ".0"."""
+    """Convert a column of any type to text, whole numbers without ".0"."""
     if column.dtype == pl.String:
         return column
     if column.dtype.is_float():
@@ -218,7 +233,7 @@ def as_text(column: pl.Series) -> pl.Series:
 
 
 def as_id(column: pl.Series) -> pl.Series:
-    """Whole numbers; null where there is none, or another number."""
+    """Convert a column to integers, with null for missing and non-integer values."""
     if column.dtype.is_integer():
         return column.cast(pl.Int64, strict=False)
     if column.dtype.is_numeric():
@@ -235,14 +250,14 @@ def as_id(column: pl.Series) -> pl.Series:
 
 
 def as_time(column: pl.Series, up: bool = False) -> pl.Series:
-    """Times in whole seconds; null where there is none or where it cannot be read.
+    """Convert a column to times in whole seconds, with null for missing and unreadable values.
 
-    Fractions are cut. `up`: they are rounded up, as times of storing must be: what is stored within
-    a second was not known when it began.
+    Fractions of a second are truncated, or rounded up if `up` is True. Times of storing must be
+    rounded up: a value that is stored within a second was not known when the second began.
     """
     if column.dtype == pl.Date or column.dtype == pl.Datetime:
         if column.dtype == pl.Datetime:
-            # The clock on the wall, as the tables have it; a cast alone would go to UTC.
+            # Keep the local time, as the tables have it; a cast alone would convert it to UTC.
             column = column.dt.replace_time_zone(None)
         return _plausible(column.cast(pl.Datetime("us"), strict=False), up)
     text = as_text(column)
@@ -262,17 +277,20 @@ def _plausible(times: pl.Series, up: bool) -> pl.Series:
 
 
 def whole_seconds(times: pl.Series, up: bool = False) -> pl.Series:
-    """Times whose fractions of a second are cut: headings and ids have none, so that times which
-    differ in them alone would be two for a context and one for who reads it."""
+    """Truncate times to whole seconds, or round them up if `up` is True.
+
+    Headings and ids have no fractions. Times that differ only in their fractions would be distinct
+    in a context and equal for its reader.
+    """
     if (times.dt.microsecond() == 0).all():
         return times
     return (times + SECOND - MICROSECOND if up else times).dt.truncate("1s")
 
 
 def as_moment(column: pl.Series) -> pl.Series:
-    """Times of MEDS' Parquet files, of events and labels alike: those in a zone go to UTC.
+    """Convert times of MEDS' Parquet files, of events and labels alike, to whole seconds.
 
-    In whole seconds. Raises a PolarsError for a column that holds no times.
+    Times with a zone are converted to UTC. Raises a PolarsError for a column that holds no times.
     """
     if isinstance(column.dtype, pl.Datetime) and column.dtype.time_zone is not None:
         column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
@@ -280,10 +298,10 @@ def as_moment(column: pl.Series) -> pl.Series:
 
 
 def check_zones(files: Iterable[Path], columns: Collection[str]) -> None:
-    """Raise UserError where Parquet files have both times in a zone and times without one.
+    """Raise UserError if Parquet files have both times with a zone and times without one.
 
-    Nobody can tell how far these are apart, and hours of the future could come into a context.
-    UTC goes with either.
+    The difference between them is unknown, so that future hours could enter a context. UTC may be
+    combined with either.
     """
     found: dict[str | None, Path] = {}
     for path in files:

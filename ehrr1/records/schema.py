@@ -1,9 +1,9 @@
-"""What MIMIC-IV is: one entry a table.
+"""MIMIC-IV's tables, one entry per table.
 
-An entry says where the table's file is, when a row happened, when it became *known*, which columns
-a reader of the record sees and which of them only later. Adding a table is one entry here and no
-code elsewhere. Headings and keys are EHR-R1's own (its spelling of "Labotary" included), so that
-records read the same as those its models were trained on.
+An entry states where the table's file is, when a row happened, when it became *known*, which
+columns are shown, and which of them only later. Adding a table takes one entry here and no code
+elsewhere. Headings and keys are those of EHR-R1 (including its spelling "Labotary"), so that
+records read like those its models were trained on.
 """
 
 from datetime import timedelta
@@ -13,7 +13,7 @@ from ehrr1.records.table_spec import At, Table
 
 
 def _same(*columns: str) -> dict[str, tuple[str, ...]]:
-    """Keys that are the column's name in title case."""
+    """Return keys that are the names of these columns in title case."""
     return {column.title(): (column,) for column in columns}
 
 
@@ -21,7 +21,7 @@ CHARTTIME, STARTTIME, STORETIME, INTIME = (
     (At(column),) for column in ("charttime", "starttime", "storetime", "intime")
 )
 END_OF_STAY = (At("end_of_stay", of="admissions"),)
-"""Of `records.hindsight`: `dischtime` may be a day too early."""
+"""End of the stay by `records.hindsight`; `dischtime` may be a day too early."""
 END = (At("endtime"), At("storetime"))
 
 ITEM_NAME: dict[str, tuple[str, ...]] = {"Item_Name": ("item_name",)}
@@ -36,7 +36,10 @@ VITALS |= _same("sbp", "dbp", "pain")
 
 
 def _intake(name: str, heading: str) -> Table:
-    """What is given over an interval: the rate is known at once, the amount when it is over."""
+    """Return a table of substances given over an interval.
+
+    The rate is known at once, the amount when the interval is over.
+    """
     return Table(
         name,
         "icu",
@@ -56,7 +59,7 @@ def _intake(name: str, heading: str) -> Table:
 
 
 def _charted(name: str, heading: str, keys: dict[str, tuple[str, ...]]) -> Table:
-    """What is charted at the bedside at one time, and stored soon after."""
+    """Return a table of values that are charted at the bedside and stored soon after."""
     return Table(
         name,
         "icu",
@@ -88,11 +91,11 @@ _TABLES = (
         "admissions",
         "hosp",
         "Admissions",
-        # Admission_Info is drawn from the discharge note by the release: not known at admission.
+        # The release extracts Admission_Info from the discharge note: it is unknown at admission.
         _same("admission_type", "admission_location") | {"Admission_Info": ()},
         event_time=(At("admittime"),),
         item=("admission_type",),
-        # The type is the one at the end: these stays begin alike, and some are converted.
+        # The type is the final one: these stays begin alike, and some are converted.
         late=("Admission_Type",),
         late_known_at=(At("end_of_stay"),),
         late_items=OBSERVATION,
@@ -247,7 +250,7 @@ _TABLES = (
         "labevents",
         "hosp",
         "Labotary Test Events",
-        # A result in words ("NEG", "HOLD") has no valuenum; what was reported is shown.
+        # A result in words ("NEG", "HOLD") has no valuenum; the reported text is shown.
         ITEM_NAME
         | {"Valuenum": ("valuenum", "value")}
         | _same("valueuom", "ref_range_lower", "ref_range_upper", "flag", "comments"),
@@ -262,7 +265,7 @@ _TABLES = (
         "microbiologyevents",
         "hosp",
         "Microbiology Test Events",
-        # The release leaves out the organism, which is what a culture is for.
+        # The release omits the organism, which is the main result of a culture.
         _same("test_name", "dilution_text", "interpretation", "comments", "ab_name", "org_name"),
         event_time=(At("charttime"), At("chartdate")),
         known_at=(At("storetime"), At("storedate", end_of_day=True)),
@@ -388,15 +391,15 @@ FOREIGN = Table(
     event_time=(At("time"),),
     item=("item",),
 )
-"""Not of MIMIC-IV: events of MEDS folders that others made (`records.meds_source`)."""
+"""Events of MEDS datasets other than MIMIC-IV exports of this project (`records.meds.source`)."""
 
 MIMIC_TABLES = tuple(table.name for table in _TABLES)
 
 TABLES: dict[str, Table] = {table.name: table for table in (*_TABLES, FOREIGN)}
-"""Every table, in the order in which events of one time stand."""
+"""All tables, in the order of events that have the same time."""
 
 ORDER: tuple[str, ...] = tuple(TABLES)
-"""A table's place here is its number in the store."""
+"""Names of the tables; the index of a table is its number in the store."""
 
 REQUIRED = ("patients", "admissions")
-"""Without these there is no trajectory; every other table may be missing."""
+"""Tables that trajectories need; every other table may be missing."""

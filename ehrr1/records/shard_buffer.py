@@ -1,7 +1,7 @@
-"""Rows on their way from tables to shards: in memory while they are few, else on disk.
+"""Buffer of rows between tables and shards, in memory as long as it is small, otherwise on disk.
 
-A table is read once, in whatever order its rows stand; a shard needs all rows of its patients. Rows
-wait here, divided by shard, and leave the memory whenever they take more than `LIMIT_BYTES`.
+A table is read once, in the order of its rows; a shard needs all rows of its patients. Rows wait
+here, divided by shard, and are written to disk whenever they take more than `LIMIT_BYTES`.
 """
 
 from collections import defaultdict
@@ -13,10 +13,14 @@ import polars as pl
 from ehrr1.files import remove
 
 LIMIT_BYTES = 384 << 20
+"""Size in bytes of the rows in memory above which they are written to disk."""
 
 
 class Spool:
-    """Frames with a column `shard` go in, a shard's rows come out; `folder` is its own."""
+    """Buffer that takes frames with a column `shard` and returns the rows of a shard.
+
+    `folder` is used by this buffer only and is removed on exit.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -27,7 +31,7 @@ class Spool:
         remove(folder)
 
     def add(self, frame: pl.DataFrame) -> None:
-        """Take in rows; threads may add at the same time."""
+        """Add rows; several threads may call this method at the same time."""
         parts = frame.partition_by("shard", as_dict=True, include_key=False)
         with self._lock:
             for (shard,), rows in parts.items():
@@ -37,7 +41,7 @@ class Spool:
                 self._flush()
 
     def take(self, shard: int) -> list[pl.DataFrame]:
-        """All rows of a shard; they are gone from the spool afterwards."""
+        """Return all rows of a shard and remove them from the buffer."""
         files = self._files.pop(shard, [])
         frames = [pl.read_ipc(path) for path in files]
         for path in files:

@@ -1,15 +1,15 @@
-"""The store: every row of every patient, in the order of the trajectory, mapped into memory.
+"""The store: every row of every patient, in the order of the trajectory, memory-mapped.
 
     store/
         shards.json          the lowest subject_id of each shard
         0000/                the patients of one range of ids
-            rows.arrow       a row per table row, sorted by patient, event time, table, stay
-            patients.arrow   a row per patient, with the range of its rows
-            names.arrow      the names behind the codes `item` and `class`, in alphabetical order
+            rows.arrow       one row per table row, sorted by patient, event time, table, stay
+            patients.arrow   one row per patient, with the range of its rows
+            names.arrow      the names of the codes `item` and `class`, in alphabetical order
             parent-*.arrow   patients, admissions, edstays, icustays, as labels need them
 
 The files are uncompressed Arrow IPC with one record batch: a patient's rows are read without
-copying the rest, in well under 5 ms. A shard is written atomically and knows nothing of the others.
+copying the rest, in well under 5 ms. A shard is written atomically and independently of the others.
 """
 
 from collections.abc import Collection, Sequence
@@ -24,41 +24,42 @@ import pyarrow as pa
 from ehrr1.files import read_json, write_json
 from ehrr1.progress import in_threads
 from ehrr1.records.cells import SEPARATOR
-from ehrr1.records.mimic import STORE_SCHEMA
-from ehrr1.records.release.order import NO_TIME
 from ehrr1.records.release.order import listed as as_listed
 from ehrr1.records.schema import TABLES
 from ehrr1.records.shard_buffer import Spool
 from ehrr1.records.source import Shards, Source
+from ehrr1.records.store_schema import NO_CODE, NO_ID, NO_TIME, STORE_SCHEMA
 
 SORTED_BY = (
     *("subject_id", "event_time", "table", "stay_id", "hadm_id"),
     *("order", "item", "available_time", "content"),
 )
-"""A fixed order whatever the order of the files: the hash of the content breaks the last ties."""
+"""Sort keys that do not depend on the order of the files.
+
+The hash of the content decides between rows that are otherwise equal.
+"""
 
 AS_LISTED = ("subject_id", "order")
-"""The order of an input that is a list of events already."""
-
-NO_ID = -1
-NO_CODE = -1
-"""Stand for null in the other number columns of the store."""
+"""Sort keys of an input that already is a list of events."""
 
 SHARDS = "shards.json"
 
 
 def shard_folder(store: Path, number: int) -> Path:
+    """Return the folder of a shard."""
     return store / f"{number:04d}"
 
 
 def write_shards(store: Path, shards: Shards) -> None:
+    """Write the lowest subject_id of each shard to `shards.json`."""
     write_json(store / SHARDS, {"firsts": shards.firsts})
 
 
 def read_all(source: Source, spool: Spool) -> None:
     """Read every table of `source` once into the spool.
 
-    Two at a time: while one is decompressed, which one core does, the other is worked on.
+    Two tables are read at a time: while one is decompressed, which uses one core, the rows of the
+    other are processed.
     """
 
     def read(table: str) -> None:
@@ -71,10 +72,10 @@ def read_all(source: Source, spool: Spool) -> None:
 def write_shard(
     folder: Path, source: Source, frames: list[pl.DataFrame], parents: dict[str, pl.DataFrame]
 ) -> tuple[pl.DataFrame, pl.Series]:
-    """Write a shard's files into `folder`; returns its rows, sorted and coded, and its names.
+    """Write a shard's files into `folder`.
 
-    `frames` hold the shard's rows as `source` gives them; the list is emptied. `parents` are the
-    shard's own.
+    `frames` hold the shard's rows as `source` yields them; the list is emptied to free memory.
+    `parents` are the parent tables of the shard. Returns the rows, sorted and coded, and the names.
     """
     rows = pl.concat(frames or [pl.DataFrame(schema=STORE_SCHEMA)])
     frames.clear()
@@ -98,7 +99,7 @@ def write_shard(
 
 
 def _names(rows: pl.DataFrame, more: Collection[str]) -> pl.Series:
-    """Every name that an item, a class, a kind of event or an answer can have."""
+    """Return every name that an item, a class, a kind of event or an answer can have."""
     headings = [table.heading for table in TABLES.values()]
     given = pl.Series("name", [*TABLES, *headings, "yes", "no", *more])
     parts = [rows["item"].drop_nulls().unique(), rows["class"].drop_nulls().unique(), given]
@@ -111,10 +112,11 @@ def _coded(rows: pl.DataFrame, names: pl.Series) -> pl.DataFrame:
 
 
 def _sorted(rows: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
-    # Classes stand in the values; by number, a new name anywhere would change the order here.
+    # Do not sort by class: the values contain it, and any new name would renumber the classes and
+    # thereby change the order.
     content = pl.struct("values", "late_time").hash().alias("content")
     ordered = rows.with_columns(content).sort(by).drop("order", "content")
-    # Nulls would need a copy when the mapped column is read as numbers.
+    # Nulls would require a copy when the mapped column is read as numbers.
     return ordered.with_columns(
         pl.col("hadm_id", "stay_id").fill_null(NO_ID),
         pl.col("late_time").fill_null(pl.lit(NO_TIME).cast(pl.Datetime("us"))),
@@ -122,7 +124,7 @@ def _sorted(rows: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
 
 
 def _patients(patients: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """Patients by id, each with `first` and `last` (exclusive) of its rows."""
+    """Return patients by id, each with `first` and `last` (exclusive) of its rows."""
     ids = patients["subject_id"].sort()
     first = rows["subject_id"].search_sorted(ids, side="left").alias("first")
     last = rows["subject_id"].search_sorted(ids, side="right").alias("last")
@@ -133,7 +135,7 @@ def _patients(patients: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _write(frame: pl.DataFrame, path: Path) -> None:
-    """Arrow IPC in one batch, uncompressed, with plain (not view) strings."""
+    """Write Arrow IPC in one batch, uncompressed, with plain (not view) strings."""
     frame.rechunk().write_ipc(
         path,
         compression="uncompressed",
@@ -144,7 +146,7 @@ def _write(frame: pl.DataFrame, path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """Demographics (None where the file has none) and the range of the patient's rows."""
+    """Demographics (None where missing) and the range of the patient's rows."""
 
     gender: str | None
     anchor_age: int | None
@@ -154,7 +156,11 @@ class Patient:
 
 
 class Shard:
-    """Some patients' rows. Arrays are views of the mapped file; nothing is loaded before use."""
+    """Rows of some patients.
+
+    Arrays are views of the mapped file and have shape (rows,); times are in microseconds since
+    1970. Nothing is loaded before it is used.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -171,33 +177,36 @@ class Shard:
 
     @cached_property
     def names(self) -> list[str]:
-        """The name behind each code; the last one stands for code -1: no name."""
+        """Return the name of each code; the last name, "", belongs to code -1."""
         return [*_mapped(self.folder / "names.arrow")["name"].to_pylist(), ""]
 
     @cached_property
     def patients(self) -> dict[int, Patient]:
-        """The shard's patients by subject_id."""
+        """Return the shard's patients by subject_id."""
         rows = _mapped(self.folder / "patients.arrow").to_pylist()
         return {row.pop("subject_id"): Patient(**row) for row in rows}
 
     @property
     def parents(self) -> dict[str, pl.DataFrame]:
-        """patients, admissions, edstays, icustays of these patients (those that the input has)."""
+        """Return the parent tables of these patients: patients, admissions, edstays, icustays.
+
+        Tables that the input lacks are left out.
+        """
         prefix = "parent-"
         paths = sorted(self.folder.glob(f"{prefix}*.arrow"))
         return {path.stem.removeprefix(prefix): pl.read_ipc(path) for path in paths}
 
     def values(self, positions: np.ndarray) -> list[str]:
-        """The shown values of the rows at these positions, each row's joined by `SEPARATOR`."""
+        """Return the shown values of each row at `positions`, joined by `SEPARATOR`."""
         return self._values.take(pa.array(positions)).to_pylist()
 
     def note(self, position: int) -> str:
-        """The text of one row of free text: the last of its values."""
+        """Return the text of one row of free text: the last of its values."""
         return self.values(np.array([position]))[0].rsplit(SEPARATOR, 1)[-1]
 
 
 class Store:
-    """Finds a patient's shard; shards are opened when they are first asked for."""
+    """All shards of a store; each is opened on first use."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -206,19 +215,26 @@ class Store:
         self._open: dict[int, Shard] = {}
 
     def shard(self, number: int) -> Shard:
+        """Return a shard by its number."""
         if number not in self._open:
             self._open[number] = Shard(shard_folder(self.folder, number))
         return self._open[number]
 
     def find(self, subject_id: int) -> tuple[Shard, Patient]:
-        """The shard that holds a patient, and where; KeyError for an unknown one."""
+        """Return the shard of a patient and the patient's entry.
+
+        Raises KeyError for an unknown patient.
+        """
         number = int(np.searchsorted(self._firsts, subject_id, side="right")) - 1
         shard = self.shard(max(number, 0))
         return shard, shard.patients[subject_id]
 
     @property
     def parents(self) -> dict[str, pl.DataFrame]:
-        """patients, admissions, edstays, icustays of all patients (those that the input has)."""
+        """Return the parent tables of all patients: patients, admissions, edstays, icustays.
+
+        Tables that the input lacks are left out.
+        """
         parts = [self.shard(number).parents for number in range(len(self.shards))]
         return {name: pl.concat(part[name] for part in parts) for name in parts[0]}
 
@@ -234,7 +250,7 @@ def _only_chunk(table: pa.Table, name: str) -> pa.Array:
 
 
 def _numbers(table: pa.Table, name: str, dtype: type) -> np.ndarray:
-    """A column as a numpy view of the mapped file."""
+    """Return a column as a numpy view of the mapped file."""
     column = _only_chunk(table, name)
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.int64())

@@ -1,4 +1,4 @@
-"""What one table of MIMIC-IV is: the words in which `schema` describes it."""
+"""Types with which `schema` describes one table of MIMIC-IV."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,7 +12,8 @@ Classes = Literal["ccs_diagnoses", "ccs_procedures", "atc"]
 class At:
     """A time: `column` of the row itself, or of its admission (`hadm_id`) or ED stay (`stay_id`).
 
-    `end_of_day` turns a date into the end of that day: what is dated is known when the day is over.
+    `end_of_day` moves a date to the end of that day, since dated facts are known when the day is
+    over. `plus` is added to the time.
     """
 
     column: str
@@ -32,57 +33,65 @@ class Lookup:
     value: str
     name: str
     only: tuple[str, str] | None = None
-    """Keep the dictionary's rows whose column (first) has this value (second)."""
+    """Restriction to the dictionary's rows whose column (first) has this value (second)."""
     optional: bool = False
+    """Whether the file may be missing; names are then null."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table of MIMIC-IV. Times are naive, as in the files (shifted per patient)."""
+    """One table of MIMIC-IV; times are naive, as in the files (shifted per patient)."""
 
     name: str
     module: str
     heading: str
     keys: dict[str, tuple[str, ...]]
-    """Key as shown -> its columns, the first with a value counts; in the order shown."""
+    """Key as shown -> its columns, of which the first non-null one is shown; in the order shown."""
     event_time: tuple[At, ...]
-    """The first that is there is the event's time."""
+    """Candidates for the event's time; the first non-null one is used."""
     known_at: tuple[At, ...] = ()
-    """The first that is there says when the row became known; empty: at its event time."""
+    """Candidates for when the row became known; the first non-null one is used.
+
+    If empty, the row is known at its event time.
+    """
     not_before: tuple[At, ...] = ()
-    """Known no sooner than these: what is dated by a day is not known before the day is over."""
+    """Times before which the row is not known: dated facts are known when the day is over."""
     entered: bool = False
-    """Known when it was entered, which other tables say (`records.hindsight.entered`)."""
+    """Whether the row is known from its entry in other tables (`records.hindsight.entered`)."""
     delay: timedelta = timedelta(0)
-    """Assumed between event and knowledge where nothing says when it became known (counted)."""
+    """Assumed delay until an event is known if no time of knowledge is recorded (counted)."""
     context: Context = "yes"
-    """"yes": in a window; "earlier": only of earlier stays; "no": never; "always": first of all."""
+    """When rows are shown.
+
+    "yes": in a window; "earlier": only those of earlier stays; "no": never; "always": before all
+    others.
+    """
     item: tuple[str, ...] = ()
-    """The columns that name a row, the first with a value counts."""
+    """Columns that name a row; the first non-null one is used."""
     classes: Classes | None = None
-    """The map that gives a row's class (CCS or ATC) as the column `class`."""
+    """Map that provides a row's class (CCS or ATC) as the column `class`."""
     lookups: tuple[Lookup, ...] = ()
     late: tuple[str, ...] = ()
-    """Keys that are known at `late_known_at`: totals over an interval that is still running."""
+    """Keys that become known at `late_known_at`, such as totals over an interval."""
     late_known_at: tuple[At, ...] = ()
     late_items: frozenset[str] = frozenset()
-    """The items whose rows have late keys; empty: all."""
+    """Items whose rows have late keys; if empty, all."""
     until_then: str = ""
-    """What a late key, and the item if there are `late_items`, say until then."""
+    """Text shown for a late key, and for the item if there are `late_items`, until it is known."""
     hadm: bool = True
     stay: bool = False
     order_by: str | None = None
-    """The number column that orders rows of one event as in the hospital; then the item's name."""
+    """Numeric column that orders the rows of one event, before the item's name."""
     unique: str | None = None
-    """The column that must not repeat."""
+    """Column whose values must not repeat."""
     inpatient: bool = False
-    """Written for admitted patients only: that a row is there says that there is an admission."""
+    """Whether rows exist for admitted patients only, so that a row reveals an admission."""
     extra: tuple[str, ...] = ()
     """Further columns that the labels need; never shown."""
 
     @property
     def late_positions(self) -> tuple[int, ...]:
-        """Where the late keys stand among the keys."""
+        """Return the positions of the late keys among the keys."""
         return tuple(position for position, key in enumerate(self.keys) if key in self.late)
 
 
@@ -92,7 +101,7 @@ NUMBERS = frozenset(
         *("pain", "acuity", "ref_range_lower", "ref_range_upper", "amount", "rate", "value"),
     )
 )
-"""Columns that hold numbers: "60.0" and 60 are shown alike; text in them is kept as it is."""
+"""Columns of numbers: "60.0" and 60 are shown alike; text in them is kept unchanged."""
 
 TEXTS = frozenset({"text"})
-"""Columns of free text: line breaks are kept."""
+"""Columns of free text, in which line breaks are kept."""

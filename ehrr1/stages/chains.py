@@ -179,7 +179,7 @@ def choose_writer(cfg: Config, run: Run) -> Asker:
         return Asker(openai_completions.write_completions, (chars,))
     from ehrr1.reasoning import local  # with torch
 
-    tokenizer = local.check(settings)
+    tokenizer = local.check(settings, data_is_open(run.input("prepare")))
     write_here = partial(local.write_local, tokenizer=tokenizer, seed=cfg.seed, folder=run.folder)
     return Asker(write_here, (chars, local.limit_of(settings, tokenizer)))
 

@@ -31,7 +31,7 @@ from ehrr1.evaluation.compare import compare
 from ehrr1.evaluation.list_only import list_baselines
 from ehrr1.evaluation.matching import with_matches
 from ehrr1.evaluation.meds_export import export
-from ehrr1.evaluation.opening import Makers, opened, reader
+from ehrr1.evaluation.opening import Builders, opened, reader
 from ehrr1.evaluation.predict import Predictor, Rows, Writing
 from ehrr1.evaluation.prediction_store import PredictionStore, speed
 from ehrr1.evaluation.predictions import SCHEMA
@@ -80,9 +80,9 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
         study = study_of(cfg, run)
         wanted = results(cfg, run.inputs)
         tell_other_wording(cfg, run)
-        makers: Makers = {}
+        builders: Builders = {}
         for result in wanted:
-            ask(cfg, run, study, result, makers)
+            ask(cfg, run, study, result, builders)
         parts = [PredictionStore(run.folder / "parts", result.name).read() for result in wanted]
         parts.append(baselines(cfg, run, study, wanted[-1]))
         with replacing(whole) as path:
@@ -122,7 +122,7 @@ def ask(
     run: Run,
     study: Study,
     result: Target,
-    makers: Makers,
+    builders: Builders,
     share: int = 0,
     shares: int = 1,
 ) -> None:
@@ -135,7 +135,7 @@ def ask(
         parts.save(chat.predict(cfg, study.prepared, result, left), len(left))
         return
     log = run.folder / "engine" / f"{share}.log"
-    with opened(cfg, result, run.inputs, log, makers) as (engine, prompt_builder):
+    with opened(cfg, result, run.inputs, log, builders) as (engine, prompt_builder):
         predictor = Predictor(
             engine,
             prompt_builder,

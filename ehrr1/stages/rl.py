@@ -13,10 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
 from ehrr1.config.schema import Config
-from ehrr1.engines.base import SYNC_TOLERANCE, Rollout
-from ehrr1.engines.transformers import TransformersRollout
-from ehrr1.engines.vllm import VLLMRollout
-from ehrr1.engines.vllm_server import VLLMServerRollout
+from ehrr1.config.writers import TransformersEngineConfig
+from ehrr1.engines.base import TrainableEngine
+from ehrr1.engines.factory import open_engine
+from ehrr1.engines.weight_sync import SYNC_TOLERANCE
 from ehrr1.errors import UserError
 from ehrr1.evaluation.bootstrap import Resamples, estimate
 from ehrr1.files import read_json
@@ -67,7 +67,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
         plan=plan,
         prompts=training,
         validation=validation,
-        start=partial(start_rollout, cfg, tokenizer, source, run.folder),
+        start=partial(start_engine, cfg, tokenizer, source, run.folder),
         # adapters are switched off to be the reference
         reference=builder(cfg, source, tokenizer) if cfg.model.lora is None else None,
         folder=run.folder,
@@ -99,40 +99,31 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     }
 
 
-def start_rollout(
+def start_engine(
     cfg: Config,
     tokenizer: PreTrainedTokenizerBase,
     source: Path,
     folder: Path,
     model: PreTrainedModel,
-) -> Rollout:
-    """Who generates; an engine of its own starts from the weights of `source`."""
-    chosen, end = cfg.rollout, tokenizer.eos_token_id
-    if chosen.name == "transformers":
-        return TransformersRollout(model, tokenizer, chosen.batch_size)
-    longest = cfg.rl.max_prompt_tokens + cfg.rl.max_completion_tokens
-    exchange = Path(chosen.exchange or folder / "exchange") / "weights"
-    if chosen.name == "vllm_server":
-        return VLLMServerRollout(
-            chosen.url,
-            end,
-            max_length=longest,
-            exchange=exchange,
-            timeout=chosen.timeout,
-            batch_size=chosen.batch_size,
-        )
-    return VLLMRollout(
-        source,
-        end,
-        max_length=longest,
+) -> TrainableEngine:
+    """Return the engine that generates; one in a process of its own starts from `source`."""
+    chosen = cfg.rollout
+    exchange = None if isinstance(chosen, TransformersEngineConfig) else chosen.exchange
+    engine = open_engine(
+        chosen,
+        tokenizer,
+        group="rollout",
+        load=lambda: model,
+        source=source,
+        max_length=cfg.rl.max_prompt_tokens + cfg.rl.max_completion_tokens,
+        device=torch.device("cuda" if on_gpu(cfg.trainer) else "cpu"),
         dtype=engine_dtype(cfg),
-        gpu=on_gpu(cfg.trainer),
-        exchange=exchange,
+        exchange=Path(exchange or folder / "exchange") / "weights",
         log=folder / "engine" / f"{parallel.rank()}.log",
-        batch_size=chosen.batch_size,
-        gpu_memory_utilization=chosen.gpu_memory_utilization,
-        kv_cache_gib=chosen.kv_cache_gib,
+        sleeps=True,
     )
+    assert isinstance(engine, TrainableEngine)
+    return engine
 
 
 def engine_dtype(cfg: Config) -> torch.dtype:

@@ -1,1 +1,1 @@
-"""Write a hospital of invented patients in the files of MIMIC-IV."""
+"""Write the records of a hospital of synthetic patients in the files of MIMIC-IV."""

@@ -3,7 +3,7 @@
 Classes are those of AHRQ's Clinical Classifications Software, single level; `p` marks procedures.
 """
 
-# ruff: noqa: E501  (titles stand as they are published)
+# ruff: noqa: E501  (titles are spelled as published)
 _DIAGNOSES = """
 9|4019|98|Unspecified essential hypertension
 9|25000|49|Diabetes mellitus without mention of complication, type II or unspecified type, not stated as uncontrolled

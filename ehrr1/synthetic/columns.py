@@ -1,4 +1,7 @@
-"""Columns of MIMIC-IV's files (2.2), in their order; `hosp/labevents` stands for a path."""
+"""Columns of MIMIC-IV's files (version 2.2), in their order.
+
+A key such as `hosp/labevents` is the path of a file without its suffix.
+"""
 
 _TEXT = """
 hosp/admissions:

@@ -1,4 +1,4 @@
-"""The hidden chronic conditions of the synthetic hospital and what they cause.
+"""Chronic conditions of the synthetic patients, which the tables do not name, and their effects.
 
 All names and ICD codes are real; every number is invented.
 """
@@ -8,7 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Condition:
-    """A chronic illness. `codes` are (ICD-9, ICD-10); `drugs` are taken at home and in hospital."""
+    """A chronic illness and its effects.
+
+    `codes` are (ICD-9, ICD-10); `drugs` are taken at home and in hospital; `labs` are shifts of
+    laboratory values by test; `history` is its phrase in notes.
+    """
 
     name: str
     codes: tuple[str, str]
@@ -19,7 +23,7 @@ class Condition:
 
 
 def split(text: str) -> tuple[str, ...]:
-    """Parts between commas; a semicolon stands for a comma within a part."""
+    """Split a text at commas; a semicolon represents a comma within a part."""
     return tuple(part.strip().replace(";", ",") for part in text.split(",") if part.strip())
 
 

@@ -1,8 +1,8 @@
-"""The course of illness: who comes when, with what, and what becomes of it.
+"""Simulation of the course of illness: arrivals, problems, stays and outcomes.
 
-All patients of a chunk advance visit by visit in step. A visit has hidden latents (see
-`synthetic_signs.LATENTS`); thresholds on them, with little noise, decide admission, intensive care,
-length of stay, death and return. Everything that the tables show is drawn from this page's result.
+All patients of a chunk advance simultaneously, visit by visit. A visit has latent variables (see
+`synthetic.signs.LATENTS`); thresholds on them, with little noise, determine admission, intensive
+care, length of stay, death and return. The rows of all tables are drawn from the result.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ LATENT_NOISE = 0.16
 OUTCOME_NOISE = 0.2
 STOP = 0.28
 BY_EMERGENCY = 0.76
-# log odds of each latent's high state before the problem's own shift
+# Log odds of each latent's high state before the shift of the problem.
 BASE = {"H": -1.05, "U": -0.9, "D": -2.3, "B": -1.75, "Q": -1.75}
 RETURN_SHARES = (0.19, 0.1)  # within 30 days, within 31 to 60 days
 SLOW_SHARES = (0.14, 0.15)  # 3 to 7 days, more than 7 days
@@ -29,7 +29,10 @@ SLOW_SHARES = (0.14, 0.15)  # 3 to 7 days, more than 7 days
 
 @dataclass
 class Course:
-    """One chunk: `patients` and `visits`, columns of equal length each; times in epoch seconds."""
+    """One chunk: `patients` and `visits`, each a dict of columns of equal length.
+
+    Times are in seconds since 1970; `NEVER` marks those that do not occur.
+    """
 
     patients: dict[str, np.ndarray]
     visits: dict[str, np.ndarray]
@@ -41,7 +44,7 @@ def _matrix(attribute: str, names: list[str]) -> np.ndarray:
 
 
 def _causes() -> np.ndarray:
-    """How much likelier (log odds) a condition makes a problem: conditions x problems."""
+    """Return the increase of a problem's log odds by a condition, shape (conditions, problems)."""
     rows = [
         [1.1 * (condition.name in problem.cause) for problem in PROBLEMS]
         for condition in CONDITIONS
@@ -58,8 +61,8 @@ def simulate(first: int, count: int, rng: np.random.Generator) -> Course:
     patients = _patients(first, count, rng)
     now = patients["start"].copy()
     active = np.ones(count, bool)
-    forced = np.zeros(count, bool)  # the last stay's latent says: readmitted
-    again = np.zeros(count, bool)  # ... or: back in the emergency department
+    forced = np.zeros(count, bool)  # the last stay's latent decided a readmission
+    again = np.zeros(count, bool)  # ... or a return to the emergency department
     visits: list[dict[str, np.ndarray]] = []
     for number in range(MAX_VISITS):
         who = np.flatnonzero(active)
@@ -98,7 +101,7 @@ def _patients(first: int, count: int, rng: np.random.Generator) -> dict[str, np.
         "race": rng.choice(6, count, p=[0.6, 0.16, 0.08, 0.06, 0.05, 0.05]),
         "insurance": rng.choice(3, count, p=[0.45, 0.4, 0.15]),
         "marital": rng.choice(4, count, p=[0.38, 0.36, 0.16, 0.1]),
-        "era": rng.random(count) < 0.5,  # coded in ICD-9 (True) until some year, then in ICD-10
+        "era": rng.random(count) < 0.5,  # True: first visits coded in ICD-9, later ones in ICD-10
         "weight": np.clip(rng.normal(81, 16, count), 42, 160).round(),
         "height": np.clip(rng.normal(66, 4, count), 56, 78).round(),
         "mood": rng.normal(0, 1, (count, 8)),  # personal baselines of vital signs
@@ -113,7 +116,7 @@ def _visit(
     patients: dict[str, np.ndarray],
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
-    """One visit of each patient in `who`, from arrival to the time of the next."""
+    """Simulate one visit of each patient in `who`, from arrival to the time of the next."""
     n = len(who)
     conditions = patients["conditions"][who]
     weight = np.log([p.weight for p in PROBLEMS]) + conditions @ _causes()
@@ -139,7 +142,7 @@ def _latents(
     forced: np.ndarray,
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
-    """The hidden levels, each near 0 (well) or up to 1 (ill), with noise between."""
+    """Return the latent levels, each around 0 (well) or up to about 1 (ill), with noise."""
     n = len(problem)
     shift = dict(zip(LATENTS, _matrix("risks", list(LATENTS)).T, strict=True))
     burden = conditions.sum(1) - 2.8
@@ -170,7 +173,11 @@ def _latents(
 def _ordered(
     shares: tuple[float, float], shift: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Three ordered states: 0, 1 (`shares[0]`) and 2 (`shares[1]`), odds moved by `shift`."""
+    """Draw one of three ordered states, with odds shifted by `shift`.
+
+    State 1 has the probability `shares[0]` and state 2 `shares[1]` if `shift` is 0. Returns
+    integers of shape `shift.shape`.
+    """
     draw = rng.logistic(size=len(shift)) + shift
     top = np.log(shares[1] / (1 - shares[1]))
     middle = np.log(sum(shares) / (1 - sum(shares)))
@@ -189,12 +196,12 @@ def _emergency_times(
 
 
 def _log_uniform(low: float, high: float, position: np.ndarray) -> np.ndarray:
-    """Value at `position` (0 to 1) of a log uniform distribution between the two bounds."""
+    """Return the value at `position` (0 to 1) of a log-uniform distribution between two bounds."""
     return low * (high / low) ** position
 
 
 def _stay_days(level: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Planned days in hospital: three ranges by the level, longer with a higher one."""
+    """Return the planned days in hospital: three ranges by level, longer for a higher level."""
     n = len(level)
     u = rng.random(n)
     short = _log_uniform(1.15, 2.95, u)
@@ -247,7 +254,10 @@ def _death(
     level: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Death time and whether it is in hospital; the level sets the days from `reference` + 24 h."""
+    """Return the time of death and whether it occurs in hospital.
+
+    The level determines the days, counted from `reference` + 24 h.
+    """
     n = len(level)
     dying = admitted & (level > 0.45)
     position = np.clip((1.35 - level) / 0.75 + 0.2 * rng.standard_normal(n), 0, 1)
@@ -260,7 +270,7 @@ def _death(
 
 
 def _aftermath(visit: dict, level: dict, rng: np.random.Generator) -> dict:
-    """When the next visit is, and the date of death where one follows."""
+    """Return the time of the next visit, and the date of death if the patient dies."""
     n = len(visit["patient"])
     admitted, dying = visit["admitted"], visit["death"] != NEVER
     u = rng.random(n)

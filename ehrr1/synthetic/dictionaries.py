@@ -1,4 +1,4 @@
-"""The hospital's dictionaries (`d_*`), code maps, and the list of planted links."""
+"""The synthetic hospital's dictionaries (`d_*`), code maps, and list of planted associations."""
 
 import gzip
 from pathlib import Path
@@ -103,10 +103,10 @@ def _write(folder: Path, name: str, rows: list[list[object]]) -> None:
 
 
 def links() -> pl.DataFrame:
-    """What was planted: a cause (latent, problem or condition) and a name that it writes.
+    """Return the planted associations of a cause (latent, problem or condition) with a name.
 
-    `strength` is how much likelier (as a difference of shares) the name is with the cause;
-    `target` is what the cause decides: an outcome, or a diagnosis title.
+    `strength` is the difference between the shares of visits that have the name, with and without
+    the cause; `target` is what the cause determines: an outcome, or a diagnosis title.
     """
     rows = []
     for slot in SLOTS:

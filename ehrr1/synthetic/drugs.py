@@ -1,4 +1,4 @@
-"""Drugs in hospital: prescriptions, the pharmacy's orders, and what was given (emar)."""
+"""Hospital drugs: prescriptions, pharmacy orders, and administrations (emar)."""
 
 import numpy as np
 import polars as pl
@@ -25,7 +25,10 @@ _SHARES = [0.9, 0.05, 0.03, 0.02]
 
 
 def _phase() -> np.ndarray:
-    """Signs alternate between the two rounds of a cycle, pair by pair."""
+    """Return the round (0 or 1) of each drug in a cycle.
+
+    The pairs of signs alternate between the two rounds.
+    """
     phase = np.zeros(len(DRUG_NAMES), int)
     for number, (high, low) in enumerate(_SIGNS):
         phase[[_INDEX[high], _INDEX[low]]] = number % 2
@@ -33,7 +36,7 @@ def _phase() -> np.ndarray:
 
 
 def write_drugs(chunk: Chunk) -> None:
-    """prescriptions, pharmacy, emar and emar_detail of every admission."""
+    """Write prescriptions, pharmacy, emar and emar_detail of every admission."""
     disease = problem_items(chunk, "drugs", DRUG_NAMES)
     signs = slot_items(chunk, "drugs", DRUG_NAMES)
     home = chunk.draws["home"] & (chunk.rng.random((chunk.n, len(DRUG_NAMES))) < 0.75)
@@ -44,7 +47,10 @@ def write_drugs(chunk: Chunk) -> None:
 def _prescriptions(
     chunk: Chunk, disease: np.ndarray, signs: np.ndarray, home: np.ndarray
 ) -> np.ndarray:
-    """Orders at admission in four batches, renewed in part each day; returns pharmacy ids."""
+    """Write orders at admission in four batches, partly renewed each day.
+
+    Returns the last pharmacy id of each visit and drug, shape (visits, drugs), 0 if there is none.
+    """
     v, rng = chunk.visits, chunk.rng
     first = _phase() == 0
     stays = np.flatnonzero(v["admitted"])
@@ -80,7 +86,7 @@ def _write_prescriptions(
 ) -> None:
     v, rng = chunk.visits, chunk.rng
     stop = np.minimum(time + 2 * DAY, v["disch"][visit])
-    # Some are dated back to a round hour or to midnight.
+    # Some orders are backdated to a full hour or to midnight.
     back_dated = np.minimum(time + (1 + ids % 5) * HOUR, v["disch"][visit] - 60)
     entry = np.where(ids % 19 == 0, back_dated, time - 600)
     subject, hadm = v["subject_id"][visit], v["hadm_id"][visit]

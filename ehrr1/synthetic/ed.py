@@ -21,7 +21,7 @@ from ehrr1.synthetic.vocabulary import DRUGS
 DRUG_NAMES = [drug.name for drug in DRUGS]
 HOME_NAMES = [drug.home_name for drug in DRUGS]
 RACES = ["WHITE", "BLACK/AFRICAN AMERICAN", "HISPANIC OR LATINO", "ASIAN", "OTHER", "UNKNOWN"]
-# mean, spread, personal share of each vital sign
+# Mean and standard deviation of each vital sign.
 VITALS = {
     "temperature": (98.3, 0.7),
     "heart_rate": (86.0, 14.0),
@@ -39,7 +39,10 @@ _SHIFT = {"pneumonia": ("resp_rate", 0.8), "urosepsis": ("temperature", 1.4)}
 
 
 def vital_values(chunk: Chunk, visit: np.ndarray, sign: str, severity: float = 1.0) -> np.ndarray:
-    """Measurements of one vital sign, following the latents and the patient's own baseline."""
+    """Return measurements of one vital sign, which follow the latents and the patient's baseline.
+
+    `visit` holds the index of the visit of each measurement; the result has the same shape.
+    """
     mean, spread = VITALS[sign]
     number = list(VITALS).index(sign)
     own = chunk.patient("mood")[visit, number]
@@ -56,7 +59,7 @@ def vital_values(chunk: Chunk, visit: np.ndarray, sign: str, severity: float = 1
 
 
 def _gaps(chunk: Chunk, values: np.ndarray, share: float) -> np.ndarray:
-    """Some measurements are missing (NaN)."""
+    """Replace a random share of the measurements with NaN."""
     return np.where(chunk.rng.random(len(values)) < share, np.nan, values)
 
 
@@ -65,7 +68,7 @@ def _numbers(values: np.ndarray) -> pl.Series:
 
 
 def write_emergency(chunk: Chunk) -> None:
-    """All tables of the `ed` module."""
+    """Write all tables of the `ed` module."""
     v = chunk.visits
     stays = np.flatnonzero(v["emergency"])
     _stays(chunk, stays)
@@ -185,7 +188,7 @@ def _home_drugs(chunk: Chunk, stays: np.ndarray) -> None:
 
 
 def _dispensed(chunk: Chunk, stays: np.ndarray) -> None:
-    """The problem's drugs soon, then two rounds of signs, then rounds until the patient leaves."""
+    """Write the problem's drugs, two rounds of signs, and rounds of both until departure."""
     v, rng = chunk.visits, chunk.rng
     disease = problem_items(chunk, "dispensed", _DISPENSED)
     signs = slot_items(chunk, "dispensed", _DISPENSED)
@@ -217,7 +220,11 @@ def _dispensed(chunk: Chunk, stays: np.ndarray) -> None:
 
 
 def coded(chunk: Chunk, visits: np.ndarray, full: bool) -> tuple[np.ndarray, list, np.ndarray]:
-    """Diagnoses of `visits`: (visit, (code, version), sequence); `full` adds the conditions."""
+    """Return the diagnoses of `visits` as (visit, (code, version), sequence number).
+
+    The codes are ICD-9 or ICD-10, depending on the patient and the number of the visit. `full`
+    includes most of the chronic conditions instead of some.
+    """
     v, rng = chunk.visits, chunk.rng
     era = chunk.patient("era") & (v["number"] < 3)
     found: list[tuple[int, int, str, int]] = []

@@ -1,4 +1,4 @@
-"""Tools that turn a course into rows: rounds in time, choices of items, frames in MIMIC layout."""
+"""Helpers that turn a course into rows: rounds in time, choices of items, frames."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from ehrr1.synthetic.problems import PROBLEMS
 from ehrr1.synthetic.signs import slots_of
 
 SIGN_LOW, SIGN_HIGH, SIGN_NONE = 0.22, 0.65, 0.1
-SIGN_HIGH_DYING = 0.61  # the highest level decides the earliest deaths: weaker single signs
+SIGN_HIGH_DYING = 0.61  # the level also determines how early death occurs, so signs are weaker
 PROBLEM_CHANCE, STRAY_CHANCE = 0.78, 0.02
 _DATES = {"omr.chartdate", "procedures_icd.chartdate", "hcpcsevents.chartdate", "patients.dod"}
 _CLOCKS = {"deathtime", "edregtime", "edouttime", "chartdate", "storedate"}
@@ -24,7 +24,7 @@ Rounds = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass
 class Chunk:
-    """One chunk of patients with its ids, its random stream and its rows by table."""
+    """One chunk of patients with its ids, its random generator and its rows by table."""
 
     first: int
     course: Course
@@ -45,23 +45,30 @@ class Chunk:
 
     @property
     def visits(self) -> dict[str, np.ndarray]:
+        """Return the columns of the visits."""
         return self.course.visits
 
     def patient(self, key: str) -> np.ndarray:
-        """A patient column, one value a visit."""
+        """Return a column of the patients with one value per visit."""
         return self.course.patients[key][self.visits["patient"]]
 
     def add(self, table: str, **columns: Column) -> None:
-        """Append rows; columns that are not given stay empty."""
+        """Append rows to a table; columns that are not given stay empty."""
         self.tables.setdefault(table, []).append(frame(table, columns))
 
     def serials(self, count: int, space: int) -> np.ndarray:
-        """`count` ids, unique over all chunks while a patient has fewer than `space` rows."""
+        """Return `count` ids, unique over all chunks.
+
+        `space` is the maximum number of ids per patient.
+        """
         return np.arange(count) + self.first * space + 1
 
 
 def frame(table: str, columns: Mapping[str, Column]) -> pl.DataFrame:
-    """A frame with MIMIC's columns in their order; epoch seconds become dates and times."""
+    """Return a frame with MIMIC's columns in their order; epoch seconds become dates and times.
+
+    Raises KeyError for columns that the table does not have.
+    """
     name = table.split("/")[1]
     length = next(len(c) for c in columns.values() if isinstance(c, (np.ndarray, pl.Series)))
     series: list[pl.Series] = []
@@ -92,7 +99,7 @@ def _series(table: str, column: str, value: np.ndarray | pl.Series | list) -> pl
 
 
 def pick(names: Sequence[str], codes: np.ndarray) -> pl.Series:
-    """The names at `codes`; -1 gives an empty cell."""
+    """Return the names at `codes`; -1 gives a null cell."""
     series = pl.Series(list(names), dtype=pl.String).gather(np.maximum(codes, 0))
     return series.set(pl.Series(codes < 0), None) if (codes < 0).any() else series
 
@@ -100,10 +107,10 @@ def pick(names: Sequence[str], codes: np.ndarray) -> pl.Series:
 def rounds(
     start: np.ndarray, end: np.ndarray, every: float, offset: float, sparse: bool = False
 ) -> Rounds:
-    """Regular times from `start + offset` until `end`, `every` hours: (visit, time, number).
+    """Return regular times from `start + offset` until `end`, every `every` hours.
 
-    With `sparse`, one round of three is left after the third day: stable patients are charted
-    less often.
+    Returns the arrays visit, time and number of the round. With `sparse`, only every third round is
+    kept after the third day, since stable patients are charted less often.
     """
     step = int(every * HOUR)
     begin = start + int(offset * HOUR)
@@ -119,25 +126,25 @@ def rounds(
 
 
 def jitter(time: np.ndarray, minutes: int, rng: np.random.Generator) -> np.ndarray:
-    """Times moved by up to `minutes`, on whole minutes."""
+    """Return times delayed by up to `minutes`, on whole minutes."""
     return time // 60 * 60 + rng.integers(0, minutes + 1, len(time)) * 60
 
 
 def cells(
     active: np.ndarray, keep: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column of the active cells, each kept with probability `keep`."""
+    """Return row and column of the active cells, each kept with probability `keep`."""
     row, column = np.nonzero(active & (rng.random(active.shape, dtype=np.float32) < keep))
     return row, column
 
 
 def sign_rise(latent: str) -> float:
-    """How much likelier a slot's first word is at the latent's full level than without it."""
+    """Return by how much a latent level of 1 raises the probability of a slot's first name."""
     return (SIGN_HIGH_DYING if latent == "D" else SIGN_HIGH) - SIGN_LOW
 
 
 def slot_items(chunk: Chunk, place: str, vocabulary: Sequence[str]) -> np.ndarray:
-    """Which items the slots of `place` choose: bool, visits x items. Drawn once a visit."""
+    """Draw the items of the slots of `place` once per visit; bool, shape (visits, items)."""
     index = {name: code for code, name in enumerate(vocabulary)}
     active = np.zeros((chunk.n, len(vocabulary)), bool)
     rows = np.arange(chunk.n)
@@ -152,7 +159,10 @@ def slot_items(chunk: Chunk, place: str, vocabulary: Sequence[str]) -> np.ndarra
 
 
 def problem_items(chunk: Chunk, attribute: str, vocabulary: Sequence[str]) -> np.ndarray:
-    """Items that the acute problem brings, with misses and strays: bool, visits x items."""
+    """Draw items of the acute problem, with omissions and stray items.
+
+    Returns a bool array of shape (visits, items).
+    """
     index = {name: code for code, name in enumerate(vocabulary)}
     chance = np.full((len(PROBLEMS), len(vocabulary)), 0.0)
     every = [name for problem in PROBLEMS for name in getattr(problem, attribute)]
@@ -163,7 +173,10 @@ def problem_items(chunk: Chunk, attribute: str, vocabulary: Sequence[str]) -> np
 
 
 def condition_drugs(chunk: Chunk, vocabulary: Sequence[str]) -> np.ndarray:
-    """Home drugs of the chronic conditions, the same at every visit but for a few changes."""
+    """Draw home drugs of the chronic conditions, the same at every visit except for a few changes.
+
+    Returns a bool array of shape (visits, drugs).
+    """
     index = {name: code for code, name in enumerate(vocabulary)}
     people = len(chunk.course.patients["subject_id"])
     taken = np.zeros((people, len(vocabulary)), bool)
@@ -177,12 +190,12 @@ def condition_drugs(chunk: Chunk, vocabulary: Sequence[str]) -> np.ndarray:
 
 
 def staff(chunk: Chunk, count: int) -> np.ndarray:
-    """Caregiver ids."""
+    """Return random caregiver ids."""
     return chunk.rng.integers(0, 900, count) * 97 + 1200
 
 
 def providers(chunk: Chunk, count: int) -> pl.Series:
-    """Provider ids such as P03F2B."""
+    """Return random provider ids such as P03F2B."""
     return pick(PROVIDERS, chunk.rng.integers(0, len(PROVIDERS), count))
 
 

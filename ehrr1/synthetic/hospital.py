@@ -1,8 +1,8 @@
-"""A synthetic hospital in MIMIC-IV's own files: realistic rows, invented patients.
+"""A synthetic hospital in the files of MIMIC-IV: realistic rows of invented patients.
 
-Illness has a mechanism: hidden conditions, an acute problem and a few hidden levels drive all that
-is written, with noise and gaps, so that answers can be derived from the record, but not by one
-rule. `docs/synthetic.md` says how; `synthetic/truth.parquet` holds what was hidden.
+Illness has a mechanism: chronic conditions, an acute problem and a few latent variables drive all
+rows, with noise and gaps, so that answers can be derived from the record, but not by a single rule.
+`docs/synthetic.md` describes the mechanism; `synthetic/truth.parquet` holds the latent state.
 """
 
 import gzip
@@ -34,10 +34,10 @@ CHUNK = 250
 
 
 def write_hospital(folder: Path, subjects: int, seed: int, *, progress: bool = True) -> None:
-    """Write a hospital of `subjects` patients below `folder`, which appears whole or not at all.
+    """Write a hospital of `subjects` patients to `folder`, atomically.
 
-    The files depend on `subjects` and `seed` only, byte by byte. Patients are made in chunks of
-    250, each with its own random stream.
+    The files depend only on `subjects` and `seed`, byte by byte. Patients are generated in chunks
+    of 250, each with its own random generator.
     """
     with replacing(folder) as temporary:
         for module in ("hosp", "icu", "ed", "note", "maps", "synthetic"):
@@ -68,7 +68,10 @@ def _chunks(starts: range, subjects: int, seed: int) -> Iterator[Chunk]:
 
 
 def _write_tables(folder: Path, chunks: Iterator[Chunk]) -> pl.DataFrame:
-    """Append each chunk to the tables' files while the next is made; returns the truth."""
+    """Append each chunk to the tables' files while the next is generated.
+
+    Returns the latent state of all visits.
+    """
     truth = []
     tables = [name for name in COLUMNS if name not in _APART and not name.startswith("maps/")]
     files = {name: _Table(folder / f"{name}.csv.gz", COLUMNS[name]) for name in tables}
@@ -101,7 +104,7 @@ _APART = {
 
 
 class _Table:
-    """A growing `.csv.gz` without a time stamp in its header."""
+    """A `.csv.gz` file that is written in parts, without a time stamp in its header."""
 
     def __init__(self, path: Path, columns: list[str]):
         self.raw = path.open("wb")
@@ -109,6 +112,7 @@ class _Table:
         self.file.write((",".join(columns) + "\n").encode())
 
     def append(self, parts: list[pl.DataFrame]) -> None:
+        """Sort the rows by patient and time, and append them to the file."""
         frame = pl.concat(parts, how="vertical_relaxed")
         order = [c for c in ("subject_id", "charttime", "starttime") if c in frame.columns]
         frame = frame.sort(order, maintain_order=True, nulls_last=True)
@@ -116,12 +120,13 @@ class _Table:
         self.file.write(text.encode())
 
     def close(self) -> None:
+        """Close the file."""
         self.file.close()
         self.raw.close()
 
 
 def _truth(chunk: Chunk) -> pl.DataFrame:
-    """The hidden state of every visit: problem, conditions, latents."""
+    """Return the latent state of every visit: problem, conditions, latents."""
     v = chunk.visits
     ids = {
         name: pl.Series(v[key]).set(pl.Series(v[key] == NEVER), None)

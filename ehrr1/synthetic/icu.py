@@ -58,7 +58,7 @@ def _labels(items: tuple[Item, ...]) -> list[str]:
 
 
 def write_intensive(chunk: Chunk) -> None:
-    """All event tables of the `icu` module."""
+    """Write all event tables of the `icu` module."""
     infusions = problem_items(chunk, "infusions", _labels(INPUTS))
     infusions |= slot_items(chunk, "infusions", _labels(INPUTS))
     infusions[:, 0] |= chunk.rng.random(chunk.n) < 0.5
@@ -79,7 +79,7 @@ def write_intensive(chunk: Chunk) -> None:
 
 
 def _line_dates(signs: np.ndarray) -> np.ndarray:
-    """Lines seen among the procedures are dated."""
+    """Return which insertion dates the lines among the procedures entail; bool, (visits, dates)."""
     dated = np.zeros((len(signs), len(DATED)), bool)
     names, lines = _labels(DATED), _labels(PROCEDURES)
     for line, date in (
@@ -93,7 +93,7 @@ def _line_dates(signs: np.ndarray) -> np.ndarray:
 
 
 def _drains(chunk: Chunk) -> np.ndarray:
-    """Surgical patients have drains, others lose by other ways."""
+    """Return which outputs a visit has: drains in surgical patients, mostly stool in others."""
     names = _labels(OUTPUTS)
     active = np.zeros((chunk.n, len(names)), bool)
     surgical = np.array([p.service in ("SURG", "ORTHO") for p in PROBLEMS])
@@ -105,7 +105,7 @@ def _drains(chunk: Chunk) -> np.ndarray:
 
 
 class _Stay:
-    """Writes one ICU stay of every visit that has it: `icu` the first, `icu2` after a relapse."""
+    """Writer of one ICU stay per visit: `icu` is the first stay, `icu2` follows a relapse."""
 
     def __init__(self, chunk: Chunk, suffix: str):
         self.chunk = chunk
@@ -127,11 +127,11 @@ class _Stay:
         }
 
     def _store(self, time: np.ndarray, minutes: int) -> np.ndarray:
-        """Rows of one time are stored together, up to `minutes` later."""
+        """Return store times up to `minutes` later, equal for rows of one time."""
         return time + (1 + time // 60 * 7 % minutes) * 60
 
     def vital_signs(self) -> None:
-        """Every four hours, one event."""
+        """Write vital signs every four hours, as one event."""
         rng = self.chunk.rng
         visit, time, _ = self._rounds(4, 0.2)
         for label, sign in _VITALS.items():
@@ -161,13 +161,13 @@ class _Stay:
         )
 
     def charts(self, active: np.ndarray) -> None:
-        """Nursing assessments with the latents' signs."""
+        """Write nursing assessments with the signs of the latents."""
         visit, time, _ = self._rounds(6, 1.3)
         row, code = cells(active[visit], 0.82, self.chunk.rng)
         self._chart(visit[row], time[row], code, np.full(len(row), np.nan))
 
     def assessments(self) -> None:
-        """Assessments by the service."""
+        """Write the assessments of the problem's service."""
         chunk = self.chunk
         active = np.zeros((chunk.n, len(CHARTED)), bool)
         services = np.array([problem.service for problem in PROBLEMS])[chunk.visits["problem"]]
@@ -179,7 +179,7 @@ class _Stay:
         self._chart(visit[row], time[row], code, np.full(len(row), np.nan))
 
     def infusions(self, active: np.ndarray) -> None:
-        """Inputs every four hours and, at the same time, what they consist of."""
+        """Write inputs every four hours and, at the same time, their ingredients."""
         chunk, rng = self.chunk, self.chunk.rng
         visit, time, _ = self._rounds(4, 1.7)
         row, code = cells(active[visit], 0.8, rng)
@@ -265,7 +265,7 @@ class _Stay:
         )
 
     def procedures(self, disease: np.ndarray, signs: np.ndarray) -> None:
-        """The problem's procedures in the first hour, then by shift."""
+        """Write the problem's procedures every 12 hours, and those that are signs every 8."""
         rng = self.chunk.rng
         visit, time, _ = self._rounds(12, 0.5)
         parts = [(visit, time, disease, 0.6)]
@@ -301,7 +301,7 @@ class _Stay:
             )
 
     def dates(self, active: np.ndarray) -> None:
-        """Dates of lines and dressings, every eight hours."""
+        """Write dates of lines and dressings every eight hours."""
         rng = self.chunk.rng
         visit, time, _ = self._rounds(8, 7.2)
         row, code = cells(active[visit], 0.85, rng)
@@ -320,7 +320,7 @@ class _Stay:
         )
 
     def outputs(self, active: np.ndarray) -> None:
-        """What leaves the body, every four hours."""
+        """Write outputs such as urine and drainage every four hours."""
         rng = self.chunk.rng
         visit, time, _ = self._rounds(4, 2.9)
         row, code = cells(active[visit], 0.85, rng)

@@ -1,4 +1,4 @@
-"""Laboratory tests: items, panels, and values that follow the hidden state."""
+"""Laboratory tests: items, panels, and shifts of their values by the latent state."""
 
 from dataclasses import dataclass
 
@@ -77,7 +77,11 @@ PANELS = {
 
 @dataclass(frozen=True)
 class Test:
-    """One row of `d_labitems` with its reference range and usual distribution."""
+    """One row of `d_labitems` with its reference range and usual distribution.
+
+    `low` and `high` bound the reference range; `mean` and `spread` (standard deviation) describe
+    the distribution in `unit`; values are rounded to `decimals`.
+    """
 
     key: str
     itemid: int
@@ -116,7 +120,7 @@ PANEL_NAMES = tuple(PANELS)
 
 
 def panel_members() -> np.ndarray:
-    """Which tests a panel holds: bool, panels x tests."""
+    """Return which tests a panel contains; bool, shape (panels, tests)."""
     members = np.zeros((len(PANELS), len(TESTS)), bool)
     for row, names in enumerate(PANELS.values()):
         members[row, [TEST_INDEX[name] for name in names.split()]] = True
@@ -124,7 +128,7 @@ def panel_members() -> np.ndarray:
 
 
 def shift_vector(shifts: dict[str, float]) -> np.ndarray:
-    """Shifts per test in its standard deviations; tests without a shift have 0."""
+    """Return the shift of each test in standard deviations, 0 by default; shape (tests,)."""
     vector = np.zeros(len(TESTS), np.float32)
     for key, shift in shifts.items():
         vector[TEST_INDEX[key]] = shift

@@ -20,7 +20,7 @@ _DENIED = ["fever", "chest pain", "nausea", "headache", "abdominal pain", "dyspn
 
 
 def write_notes(chunk: Chunk) -> None:
-    """note/radiology, note/radiology_detail and note/discharge."""
+    """Write note/radiology, note/radiology_detail and note/discharge."""
     _radiology(chunk)
     _discharge(chunk)
 

@@ -1,4 +1,4 @@
-"""Orders and results: provider orders, laboratory panels, microbiology, radiology."""
+"""Orders and results: provider orders, laboratory panels, microbiology."""
 
 from dataclasses import dataclass
 
@@ -38,7 +38,7 @@ ORDERS = sorted(
     | {w for p in ("orders", "orders_ed") for slot in slots_of(p) for w in (slot.high, slot.low)}
 )
 CONVERSION = 8 * HOUR
-"""An observation stay that becomes an inpatient stay is converted so long after it began."""
+"""Seconds from the beginning of an observation stay to its conversion into an inpatient stay."""
 _ORDER = {name: code for code, name in enumerate(ORDERS)}
 _MICRO = {
     "RESPIRATORY CULTURE": (90055, "SPUTUM", 70062),
@@ -73,7 +73,7 @@ _ANTIBIOTICS = [
 
 @dataclass
 class Draws:
-    """Events to be written: visit, time, what; `inside` marks those with a hadm_id."""
+    """Events to be written: visit, time and code; `inside` marks those with a hadm_id."""
 
     visit: list[np.ndarray]
     time: list[np.ndarray]
@@ -82,18 +82,20 @@ class Draws:
 
     @classmethod
     def empty(cls) -> "Draws":
+        """Return draws without events."""
         return cls([], [], [], [])
 
     def put(
         self, visit: np.ndarray, time: np.ndarray, code: np.ndarray | int, inside: bool
     ) -> None:
+        """Append events of one visit, time and code each."""
         self.visit.append(visit)
         self.time.append(time)
         self.code.append(np.broadcast_to(code, visit.shape))
         self.inside.append(np.full(len(visit), inside))
 
     def sorted(self) -> tuple[np.ndarray, ...]:
-        """All events by patient (visits are) and time: visit, time, code, inside."""
+        """Return visit, time, code and inside of all events, sorted by visit, time and code."""
         parts = (self.visit, self.time, self.code, self.inside)
         visit, time, code, inside = (np.concatenate(part) for part in parts)
         order = np.lexsort((code, time, visit))
@@ -101,7 +103,7 @@ class Draws:
 
 
 def write_orders(chunk: Chunk) -> None:
-    """poe, labevents, microbiologyevents, radiology."""
+    """Write poe, poe_detail, labevents and microbiologyevents."""
     orders = Draws.empty()
     _order_rounds(chunk, orders)
     _laboratory(chunk, orders)
@@ -226,7 +228,7 @@ def _write_labs(chunk: Chunk, labs: Draws) -> None:
 
 
 def _values(chunk: Chunk, visit: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Values of tests: usual mean, the patient's own level, illness, latents and noise."""
+    """Return test values: mean plus shifts by patient, problem, conditions, latents, and noise."""
     v, rng = chunk.visits, chunk.rng
     by_problem = np.stack([shift_vector(problem.labs) for problem in PROBLEMS])
     by_condition = np.stack([shift_vector(condition.labs) for condition in CONDITIONS])
@@ -265,7 +267,7 @@ def _microbiology(chunk: Chunk) -> None:
 def _write_cultures(
     chunk: Chunk, visit: np.ndarray, time: np.ndarray, code: np.ndarray, inside: np.ndarray
 ) -> None:
-    """One row a culture without growth; with growth one row an antibiotic tested."""
+    """Write one row per culture without growth, and one row per tested antibiotic with growth."""
     v, rng = chunk.visits, chunk.rng
     names = list(_MICRO)
     n = len(visit)

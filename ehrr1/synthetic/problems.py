@@ -1,4 +1,4 @@
-"""The acute problems that bring patients in, and what each causes in every table.
+"""The acute problems of patients on arrival, and the effects of each in every table.
 
 All names, item labels and ICD codes are real; every number is invented.
 """
@@ -10,11 +10,11 @@ from ehrr1.synthetic.conditions import split
 
 @dataclass(frozen=True)
 class Problem:
-    """An acute illness that brings the patient in.
+    """An acute illness for which a patient comes to the hospital.
 
-    `risks` shift the log odds of the latents (see `synthetic_signs.LATENTS`), `cause` names the
-    conditions that make the problem likelier, `panels` the laboratory panels ordered beside the
-    routine ones. Codes are (ICD-9, ICD-10) pairs; procedures likewise.
+    `risks` shift the log odds of the latents (see `synthetic.signs.LATENTS`), `cause` names the
+    conditions that make the problem likelier, `panels` the laboratory panels that are ordered
+    besides the routine ones. Codes and procedures are (ICD-9, ICD-10) pairs.
     """
 
     name: str

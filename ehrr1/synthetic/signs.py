@@ -1,9 +1,9 @@
-"""Signs: what a hidden state changes in the record, as pairs of words.
+"""Signs: the effects of a latent variable on the record, as pairs of names.
 
-Each slot is a choice between two names of about equal use: the first is likelier when the latent is
-high, the second when it is low. Both words carry information, the number of rows carries none, and
-no single word decides. A latent shows in many slots of different tables, which are independent
-given the latent, so that together they tell what none tells alone.
+Each slot is a choice between two names of about equal frequency: the first is likelier if the
+latent is high, the second if it is low. Both names carry information, the number of rows carries
+none, and no single name is decisive. A latent has many slots in different tables, which are
+independent given the latent, so that they are jointly far more informative than each of them.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ LATENTS = {
 
 @dataclass(frozen=True)
 class Slot:
-    """One choice: in `place`, `high` or `low` is written, by the level of `latent`."""
+    """A choice in `place` between the names `high` and `low`, by the level of `latent`."""
 
     place: str
     latent: str
@@ -122,7 +122,7 @@ def _parse(line: str) -> Slot:
 
 SLOTS = tuple(_parse(line) for line in _SLOTS.strip().splitlines())
 
-# Words in free text (triage complaints): written when the latent is high, rarely else.
+# Words in free text (triage complaints): frequent if the latent is high, otherwise rare.
 COMPLAINT_WORDS = {
     "H": "Weakness",
     "U": "Transfer",
@@ -130,7 +130,7 @@ COMPLAINT_WORDS = {
     "B": "Anxiety",
 }
 
-# Laboratory shifts in units of a test's standard deviation, per unit of the latent.
+# Laboratory shifts in standard deviations of the test, per unit of the latent.
 LATENT_LABS = {
     "H": {"crp": 1.0, "urea": 0.5},
     "U": {"wbc": 1.2, "troponin": 1.2, "po2": -1.0},
@@ -141,7 +141,7 @@ LATENT_LABS = {
     "Q": {"pco2": 1.0, "po2": -0.7, "neutrophils": 0.7},
 }
 
-# Vital sign shifts in units of a sign's standard deviation, per unit of the latent.
+# Vital sign shifts in standard deviations of the sign, per unit of the latent.
 LATENT_VITALS = {
     "H": {"heart_rate": 0.5, "pain": 0.4},
     "U": {"heart_rate": 0.7, "resp_rate": 0.9, "o2": -0.8},
@@ -154,5 +154,5 @@ LATENT_VITALS = {
 
 
 def slots_of(place: str) -> list[Slot]:
-    """The slots of one place, in the order of the list."""
+    """Return the slots of one place, in the order of the list."""
     return [slot for slot in SLOTS if slot.place == place]

@@ -33,7 +33,7 @@ _ERAS = ["2008 - 2010", "2011 - 2013", "2014 - 2016", "2017 - 2019"]
 
 
 def write_stays(chunk: Chunk) -> None:
-    """Patients and the administrative tables of every admission."""
+    """Write patients and the administrative tables of every admission."""
     _patients(chunk)
     stays = np.flatnonzero(chunk.visits["admitted"])
     _admissions(chunk, stays)
@@ -61,7 +61,10 @@ def _patients(chunk: Chunk) -> None:
 
 
 def _types(chunk: Chunk, stays: np.ndarray) -> np.ndarray:
-    """Admission type: from the emergency department by severity, else by problem."""
+    """Return the type of each admission, shape (len(stays),).
+
+    Admissions from the emergency department depend on the severity, others on the problem.
+    """
     v, rng = chunk.visits, chunk.rng
     u = rng.random(len(stays))
     mild = np.isin(
@@ -82,7 +85,7 @@ def _admissions(chunk: Chunk, stays: np.ndarray) -> None:
     frail = v["z_S"][stays] + 0.4 * rng.normal(size=len(stays))
     to = np.where(frail > 0.9, rng.choice([2, 3], len(stays)), np.where(frail > 0.3, 1, 0))
     to = np.where(v["death"][stays] != NEVER, 4, to)
-    # Of a death the register often has the day only.
+    # For deaths the register often has only the date.
     midnight = v["disch"][stays] // DAY * DAY
     by_date = died & (v["hadm_id"][stays] % 3 == 0) & (midnight > v["admit"][stays])
     chunk.draws["type"] = np.zeros(chunk.n, int)
@@ -113,7 +116,11 @@ def _unit_names(kind: str) -> list[str]:
 
 
 def unit_codes(chunk: Chunk, kind: str) -> tuple[np.ndarray, list[str]]:
-    """The ward or ICU of each visit: the problem's two units, the first likelier when slow."""
+    """Return the ward or ICU of each visit, and the names of the codes.
+
+    The unit is one of the two of the problem; the first is likelier if recovery is slow. Codes have
+    the shape (visits,).
+    """
     names = _unit_names(kind)
     table = np.array([[names.index(name) for name in getattr(p, kind)] for p in PROBLEMS])
     second = chunk.rng.random(chunk.n) > 0.3 + 0.4 * np.clip(chunk.visits["z_S"], 0, 1)
@@ -121,9 +128,9 @@ def unit_codes(chunk: Chunk, kind: str) -> tuple[np.ndarray, list[str]]:
 
 
 def _transfers(chunk: Chunk) -> None:
-    """Moves of every visit: ED, ward or ICU, back to the ward, and the discharge."""
+    """Write the moves of every visit: ED, ward or ICU, back to the ward, and the discharge."""
     v = chunk.visits
-    # The bed is left, and given free, minutes after the discharge is written.
+    # The bed is vacated and released minutes after the discharge is recorded.
     gone = v["disch"] + 60 + 97 * (v["hadm_id"] % 7)
     ward, wards = unit_codes(chunk, "wards")
     unit, units = unit_codes(chunk, "units")
@@ -228,7 +235,7 @@ def _diagnoses(chunk: Chunk, stays: np.ndarray) -> None:
 
 
 def _procedures(chunk: Chunk, stays: np.ndarray) -> None:
-    """Procedures on the day after admission (or the first full ICU day)."""
+    """Write procedures, dated on the day after admission."""
     v, rng = chunk.visits, chunk.rng
     era = chunk.patient("era") & (v["number"] < 3)
     found = []
@@ -283,7 +290,7 @@ def _billing(chunk: Chunk, stays: np.ndarray) -> None:
 
 
 def _outpatient(chunk: Chunk) -> None:
-    """Clinic values with a date only: before some visits, and on the day after admission."""
+    """Write clinic values with a date only, before some visits and on the day after admission."""
     v, rng = chunk.visits, chunk.rng
     conditions = chunk.patient("conditions")
     before = np.flatnonzero(rng.random(chunk.n) < 0.45)

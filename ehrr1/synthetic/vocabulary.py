@@ -1,12 +1,12 @@
-"""Names and codes of the synthetic hospital's drugs and ICU items: real names, MIMIC-IV's item ids.
+"""Names and codes of the synthetic hospital's drugs and ICU items.
 
-Drugs: name | ATC class | NDC | strength | dose | unit | route.
-Items: itemid | label | unit | category.
+Names are real, and item ids are those of MIMIC-IV. Drugs: name | ATC class | NDC | strength | dose
+| unit | route. Items: itemid | label | unit | category.
 """
 
 from dataclasses import dataclass
 
-# ruff: noqa: E501  (tables: one row a line)
+# ruff: noqa: E501  (tables: one row per line)
 _DRUGS = """
 Lisinopril|ACE inhibitors, plain|51079098120|5mg Tablet|5|mg|PO/NG
 Amlodipine|Dihydropyridine derivatives|51079045120|5mg Tablet|5|mg|PO
@@ -295,7 +295,7 @@ _CHARTED = """
 
 @dataclass(frozen=True)
 class Drug:
-    """One product of the formulary; `ndc` is 11 digits, zero padded."""
+    """One product of the formulary; `ndc` has 11 digits, zero-padded."""
 
     name: str
     atc: str
@@ -307,7 +307,7 @@ class Drug:
 
     @property
     def home_name(self) -> str:
-        """The name as written by the emergency department's reconciliation: lower case."""
+        """Return the name in lower case, as the reconciliation of home drugs writes it."""
         return self.name.split(" (")[0].lower()
 
 

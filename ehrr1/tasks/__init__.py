@@ -1,0 +1,1 @@
+"""Define tasks, build the index of samples and their contexts."""

@@ -1,7 +1,8 @@
-"""Store and index, shard by shard: what `stage=prepare` writes below its folder.
+"""Building of store and index by shard, as `stage=prepare` writes them below its folder.
 
-A shard is whole when its folder is there: a run that was killed goes on with the others, and
-several processes may each build some. `merge` then joins the shards' samples into one index.
+A shard is complete if its folder exists: after an interruption, the run continues with the missing
+shards, and several processes may build different shards. `merge` then joins the samples of the
+shards into one index.
 """
 
 from collections import Counter, defaultdict
@@ -20,19 +21,19 @@ from ehrr1.tasks.samples import INDEX, NAMES, STORE, TIME_TOLD
 from ehrr1.tasks.sampling import Draw
 
 SAMPLES = "samples.arrow"
-"""Of one shard: its part of the index, the answers coded by its own names."""
+"""File of a shard with its part of the index; answers are coded by the shard's own names."""
 COUNTS = "counts.json"
-"""Of one shard: what became of its rows, and of its samples."""
+"""File of a shard with the outcomes of its rows and samples."""
 
 AT_A_TIME = 2
-"""So many shards are in memory; much of what is done to one keeps a single core busy."""
+"""Number of shards in memory; most of the work on one shard uses a single core."""
 
 BuildIndex = Callable[[pl.DataFrame, pl.Series, dict[str, pl.DataFrame]], Index]
-"""A shard's rows, names and parents -> its samples."""
+"""Function from a shard's rows, names and parents to its samples."""
 
 
 def missing_shards(folder: Path, source: Source) -> list[int]:
-    """The shards that are not there yet."""
+    """Return the shards that do not exist yet."""
     store = folder / STORE
     return [
         number for number in range(len(source.shards)) if not shard_folder(store, number).exists()
@@ -61,16 +62,17 @@ def build_shards(source: Source, numbers: list[int], folder: Path, build_index: 
 
 
 def of_shard(frame: pl.DataFrame, number: int) -> pl.DataFrame:
+    """Return the rows of `frame` that belong to shard `number`."""
     return frame.filter(pl.col("shard") == number)
 
 
 def merge(
     folder: Path, shards: Shards, draw: Draw, tell_time: bool = False
 ) -> tuple[dict[str, Counter[str]], Counter[str]]:
-    """Join the shards' samples into one index, with one list of names for their answers.
+    """Join the samples of all shards into one index, with one list of names for their answers.
 
-    `tell_time`: their questions say the prediction time (`samples.Sample.time_told`).
-    Returns what was counted: table -> outcome -> rows, and `<kind>/<task>[/<reason>]` -> samples.
+    With `tell_time`, the questions state the prediction time (`samples.Sample.time_told`). Returns
+    the counts: table -> outcome -> rows, and `<kind>/<task>[/<reason>]` -> samples.
     """
     folders = [shard_folder(folder / STORE, number) for number in range(len(shards))]
     write_shards(folder / STORE, shards)
@@ -98,7 +100,7 @@ def merge(
 
 
 def _part(folder: Path, own: pl.Series, names: pl.Series) -> pl.LazyFrame:
-    """A shard's samples, their answers coded by the names of all shards."""
+    """Return a shard's samples, their answers coded by the names of all shards."""
     part = pl.scan_ipc(folder / SAMPLES).with_columns(pl.lit(False).alias("balanced"))
     if len(own) == len(names):
         return part
@@ -107,14 +109,14 @@ def _part(folder: Path, own: pl.Series, names: pl.Series) -> pl.LazyFrame:
 
 
 def _drawn(parts: list[pl.LazyFrame], draw: Draw) -> tuple[pl.LazyFrame, Counter[str]]:
-    """The samples that `draw` takes, and how many of each task it does not take."""
+    """Return the samples that `draw` selects, and the counts of the others by task."""
     if draw.takes_all:
         return pl.concat(parts), Counter()
     lost: Counter[str] = Counter()
     held = []
     for part in map(pl.LazyFrame.collect, parts):
         lost.update(_per_task(part))
-        # The lowest ranks of all are among the lowest of each shard.
+        # The overall lowest ranks are among the lowest ranks of each shard.
         held.append(draw(part) if draw.by_rank else part)
     drawn = draw(pl.concat(held))
     lost.subtract(_per_task(drawn))
@@ -126,7 +128,7 @@ def _per_task(index: pl.DataFrame) -> dict[str, int]:
 
 
 def _counted(index: Path) -> Counter[str]:
-    """`samples/<task>` and, of risk tasks, `positives/<task>`."""
+    """Return the counts `samples/<task>` and, for risk tasks, `positives/<task>`."""
     answers = (pl.col("label").count().alias("asked"), pl.col("label").sum().alias("yes"))
     counts = pl.scan_parquet(index).group_by("task").agg(pl.len(), *answers).collect().sort("task")
     found: Counter[str] = Counter()

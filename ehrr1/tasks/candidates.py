@@ -1,16 +1,16 @@
-"""Candidate lists for models that were not trained on a task: the answer among others' answers.
+"""Candidate lists for models that were not trained on a task: the answer among other answers.
 
-Whoever sees the list alone, and not the record, should not find the answer in it. So a list is a
-union of whole answers, the sample's own and those of other samples of its split, and all lists of
-a task are equally long. What holds of the answer, that its items stand together, that some are
-new to the training split, holds of the others as well.
+The answer must not be identifiable from the list alone, without the record. Therefore a list is a
+union of whole answers, the sample's own and those of other samples of its split, and all lists of a
+task have the same length. Properties of the answer, such as items that occur together or items that
+are absent from the training split, hold for the other answers as well.
 
-The others are like it, and like each other in the same way: from the answer a step leads to a hub,
-another answer that shares an item, and steps from that hub to answers beside it. A step is as
-likely forth as back (`Pool.holding`), so an answer and those around its hub could change places
-(the star of Besag and Clifford, 1989). As what surrounds the hub might still be seen in the list,
-other hubs stand beside it, each reached by a step from an answer drawn at random, which is in the
-list too.
+The other answers resemble the sample's answer, and resemble each other in the same way: a step from
+the answer leads to a hub, another answer that shares an item, and steps from that hub lead to
+neighbouring answers. A step is as likely in one direction as in the other (`Pool.holding`), so that
+an answer is exchangeable with those around its hub (the star of Besag and Clifford, 1989). Since
+the neighbourhood of the hub could be recognisable in the list, the list has further hubs, each
+reached by a step from a random answer, which is in the list too.
 """
 
 import math
@@ -32,25 +32,39 @@ from ehrr1.tasks.similar import read_similar
 from ehrr1.tasks.splits import SPLITS
 
 LENGTH = 100
-"""Items of a list, where twice the longest training answer is not more, and all items not fewer."""
+"""Items of a list, or twice the longest training answer if that is more; at most all items."""
 HUBS = 4
-"""Answers around which others are drawn, one of them beside the sample's own."""
+"""Number of answers around which others are drawn; one of them neighbours the sample's own."""
 JUMP = 0.1
-"""How often a step leads to any answer: items that one answer holds lead back to it alone."""
+"""Probability that a step leads to any answer.
+
+Without jumps, an item that only one answer holds would always lead back to it.
+"""
 BATCHES = 3
-"""Answers are drawn around the hubs as many at a time as fill two lists if they share nothing, and
-so often at most; what is missing then is drawn item by item."""
+"""Maximum number of batches of answers that are drawn around the hubs.
+
+A batch is as many answers as fill two lists if they share no item; items that are still missing are
+then drawn one by one.
+"""
 COUNTED = 100_000
-"""Samples of a task and split that are drawn from at most."""
+"""Maximum number of samples of a task and split from which answers are drawn."""
 
 Ints = NDArray[np.int64]
 
 
 class Pool:
-    """The answers of one split, as codes of items."""
+    """The answers of one split, as codes of items.
+
+    `items` (pairs,) are the codes of the items, answer by answer; `sizes` (answers,) are the
+    numbers of items; `holders` (pairs,) are the answers, sorted by item; `frequency` (items,) is
+    the number of answers that hold each item.
+    """
 
     def __init__(self, answers: pl.DataFrame, items: pl.Series):
-        """`answers` has `sample, item`; `items` are all of the task's, sorted."""
+        """Index the pairs of `answers` (columns `sample, item`).
+
+        `items` are all items of the task, sorted.
+        """
         pairs = answers.unique().sort("sample", "item")
         holder = pairs["sample"].rank("dense").to_numpy().astype(np.int64) - 1
         self.items = items.search_sorted(pairs["item"]).to_numpy().astype(np.int64)
@@ -65,30 +79,31 @@ class Pool:
         self.shares = np.concatenate([[0.0], np.cumsum(1 / self.sizes[self.holders])])
 
     def any(self, count: int, rng: np.random.Generator) -> Ints:
-        """Answers drawn at random."""
+        """Return `count` random answers."""
         return rng.integers(len(self.sizes), size=count)
 
     def step(self, answers: Ints, rng: np.random.Generator) -> Ints:
-        """From each answer to another that shares an item."""
+        """Return, for each answer, another one that shares an item."""
         places = rng.integers(self.sizes[answers])
         return self.holding(self.items[self.first[answers] + places], rng)
 
     def of(self, answers: Ints) -> tuple[Ints, Ints]:
-        """The items of some answers, one after the other, and the place of each one's answer."""
+        """Return the items of `answers`, in their order, and the index of each one's answer."""
         sizes = self.sizes[answers]
         turn = np.repeat(np.arange(len(answers)), sizes)
         within = np.arange(len(turn)) - _starts(sizes)[turn]
         return self.items[self.first[answers][turn] + within], turn
 
     def holding(self, items: Ints, rng: np.random.Generator) -> Ints:
-        """For each item an answer that holds it, by 1 / the answer's size; now and then any.
+        """Return, for each item, an answer that holds it, with probability proportional to 1/size.
 
-        By the sizes the step from an answer to its item and on to B is as likely as that from B
-        back: both are the sum, over the items that they share, of 1 / (|A| |B| c), c of the item.
+        With probability `JUMP` any answer is returned. Because of the weights, the step from an
+        answer A to an item and on to B is as likely as that from B back: both are the sum, over the
+        shared items, of 1 / (|A| |B| c), with c depending on the item only.
         """
         low, high = (self.shares[self.holders_first[items + after]] for after in (0, 1))
         place = np.searchsorted(self.shares, low + rng.random(len(items)) * (high - low), "right")
-        last = self.holders_first[items + 1]  # rounding may reach beyond
+        last = self.holders_first[items + 1]  # rounding may exceed it
         found = self.holders[np.minimum(place, last) - 1]
         jumps = rng.random(len(items)) < JUMP
         return np.where(jumps, self.any(len(items), rng), found)
@@ -97,8 +112,8 @@ class Pool:
 class Lists:
     """One task's items and answers, and the lists that are drawn from them.
 
-    `items`: all of the task's. `answers`: split -> the table `sample, item`. `similar`: an item ->
-    those that the user calls similar to it, nearest first.
+    `items` are all items of the task. `answers` maps a split to a table `sample, item`. `similar`
+    maps an item to the items that the user declared similar to it, nearest first.
     """
 
     def __init__(
@@ -119,7 +134,10 @@ class Lists:
         self.length = min(len(items), max(LENGTH, 2 * longest))
 
     def most_frequent(self) -> list[str]:
-        """The list for a question whose answer nobody knows: the training split's items."""
+        """Return the list for a question without a known answer: the training split's items.
+
+        They are the most frequent ones, in descending order.
+        """
         if "train" not in self.pools:
             return []
         frequency = self.pools["train"].frequency
@@ -127,11 +145,14 @@ class Lists:
         return [self.names[code] for code in order if frequency[code]]
 
     def around(self, split: str, target: Iterable[str], rng: np.random.Generator) -> list[str]:
-        """The target, which is no longer than the list, among others; in no order."""
+        """Return the target among other items, in random order.
+
+        The target must not be longer than the list.
+        """
         pool = self.pools[split]
         own = np.array([self.codes[name] for name in target])
         found = self._joined(own, own, np.zeros_like(own), rng)
-        if pool.distinct > self.length:  # else all of them are listed
+        if pool.distinct > self.length:  # otherwise all items are listed
             others = pool.any(HUBS - 1, rng)
             held = own[pool.frequency[own] > 0]
             first = pool.holding(rng.choice(held, 1), rng) if len(held) else pool.any(1, rng)
@@ -146,8 +167,10 @@ class Lists:
         return [self.names[code] for code in rng.permutation(found)]
 
     def _joined(self, found: Ints, items: Ints, turn: Ints, rng: np.random.Generator) -> Ints:
-        """`found` and the items of more answers, in turn, as far as there is room; of the last one
-        any items."""
+        """Append the items of more answers to `found`, answer by answer, up to the list's length.
+
+        The last answer is cut at random.
+        """
         if self.similar:
             items, turn = self._with_similar(items, turn)
         order = np.lexsort((rng.random(len(items)), turn))
@@ -155,8 +178,10 @@ class Lists:
         return both[np.sort(np.unique(both, return_index=True)[1])][: self.length]
 
     def _with_similar(self, items: Ints, turn: Ints) -> tuple[Ints, Ints]:
-        """Each answer and as many similar items: the nearest of each of its items, then the second
-        of each, ..."""
+        """Extend each answer by as many similar items as it has items.
+
+        They are the nearest of each of its items, then the second of each, and so on.
+        """
         answers: dict[int, list[int]] = {}
         for item, place in zip(items.tolist(), turn.tolist(), strict=True):
             answers.setdefault(place, []).append(item)
@@ -168,7 +193,10 @@ class Lists:
         return np.concatenate(list(answers.values())), np.repeat(list(answers), sizes)
 
     def _missing(self, found: Ints, pool: Pool, rng: np.random.Generator) -> Ints:
-        """Add what a list lacks, by frequency: the split's items, then others', then the user's."""
+        """Return the items to fill up a list, drawn by frequency without replacement.
+
+        Items of the split come first, then those of other splits, then those of the user's file.
+        """
         if len(found) == self.length:
             return found[:0]
         weights = pool.frequency + 1e-6 * self.frequency + 1e-12
@@ -178,13 +206,13 @@ class Lists:
 
 
 class Candidates:
-    """`candidates(sample)`: its answer among others, shuffled; a task's answers are read once.
+    """Callable that returns the candidates of a sample: its answer among others, shuffled.
 
-    Empty for risk tasks, for texts to write, and for an answer that is longer than the list
-    (`too_long` counts them by task). A sample that came with its record as a text has those that
-    came with it. The same seed and index give the same lists everywhere. `folder` holds users'
-    similar items as `<task>.csv`. `released` are the release's own lists, which stand instead
-    where it has one of the task and the sample brings none.
+    The answers of a task are read once. The list is empty for risk tasks, for texts to write, and
+    for an answer that is longer than the list (`too_long` counts them by task). A sample whose
+    record was read as text keeps the candidates of its row. The same seed and index give the same
+    lists everywhere. `folder` holds the user's similar items as `<task>.csv`. `released` are the
+    release's own lists, which are used for their tasks unless the sample has candidates of its own.
     """
 
     def __init__(
@@ -203,12 +231,14 @@ class Candidates:
 
     @classmethod
     def of(cls, prepared: Prepared, seed: int) -> "Candidates":
-        """With the lists of the release that `prepare` has kept."""
+        """Return candidates with the lists of the release that `prepare` kept."""
         return cls(prepared, seed, released=ReleaseLists.kept(prepared.folder))
 
     def lacking(self, tasks: Iterable[str]) -> list[str]:
-        """Those of the tasks that have no list where a question brings none: the rows of a file
-        come without the answers of others."""
+        """Return the tasks that have no list for questions without candidates of their own.
+
+        An index of rows from files has no answers of other samples.
+        """
         if (self.prepared.folder / NAMES).exists():
             return []
         return [
@@ -220,6 +250,7 @@ class Candidates:
         ]
 
     def __call__(self, sample: Sample) -> list[str]:
+        """Return the candidates of a sample."""
         task = ALL_TASKS[sample.task]
         listed = task.kind == "decision" and task.target != "text" and not sample.candidates
         if listed and sample.task in self.released:

@@ -1,8 +1,8 @@
-"""What is asked of a record: one entry a task.
+"""The tasks: the questions that are asked about a record, one entry per task.
 
-Adding a task is one entry here and no code elsewhere (a risk task needs its rule in `labels`).
-
-Keys are EHR-R1's (its spelling of "Tranfer" included); the sentences are ours.
+Adding a task takes one entry here and no code elsewhere (a risk task also needs its rule in
+`labels`). Keys are those of EHR-R1 (including its spelling "Tranfer"); the wording of the questions
+is our own.
 """
 
 from dataclasses import dataclass
@@ -28,18 +28,18 @@ class Task:
     key: str
     kind: Kind
     anchor_table: str
-    """The table whose events (decision) or stays (risk) are asked about; "any" for next_event."""
+    """Table whose events (decision) or stays (risk) are predicted; "any" for next_event."""
     metric: Metric
     instruction: str
     target: Target
-    """What the answer is made of: item names, their classes, a table's heading, a text, yes/no."""
+    """Source of the answer: item names, their classes, a table's heading, a text, or yes/no."""
     target_key: str
-    """The column that the release names as the answer's source."""
+    """Column that the release names as the source of the answer."""
     ehr_ins_cap: int
-    """How many samples of the task EHR-Ins holds at most (a cap for training, not for prepare)."""
+    """Maximum number of samples of the task in EHR-Ins (a cap for training, not for prepare)."""
     in_paper_24: bool = False
     most_items: int | None = None
-    """Events with more distinct items are not asked about."""
+    """Maximum number of distinct items; events with more are not used."""
 
 
 def _decision(
@@ -378,7 +378,7 @@ _RISK = (
 )
 
 TASKS: dict[str, Task] = {task.key: task for task in (*_DECISION, *_RISK)}
-"""Every task: 45 of the release's catalogue, and `discharge`."""
+"""All tasks of the project: 45 of the release's catalogue, and `discharge`."""
 
 ONE_ITEM = ("admissions", "transfers", "services", "next_event", CDM_DISEASE)
 """Decision tasks whose answer is one item."""
@@ -390,13 +390,13 @@ BENCHMARK_TASKS: dict[str, Task] = {
         for key, source in ((CDM_DISEASE, "disease"), (CDM_ICD, "icd_diagnosis"))
     },
 }
-"""Tasks of other benchmarks, whose samples come from files and are only evaluated on."""
+"""Tasks of other benchmarks, whose samples are read from files and used for evaluation only."""
 
 ALL_TASKS: dict[str, Task] = TASKS | BENCHMARK_TASKS
 
 
 def telling_time(question: str, time: datetime) -> str:
-    """A question that says when it is asked (`data.tell_time`)."""
+    """Return the question preceded by the prediction time (`data.tell_time`)."""
     return f"It is {time:%Y-%m-%d %H:%M:%S}. {question}"
 
 
@@ -406,4 +406,4 @@ SUITES: dict[str, tuple[str, ...]] = {
     "ehrshot": tuple(EHRSHOT_QUESTIONS),
     "mimiciv_cdm": tuple(CDM_QUESTIONS),
 }
-"""Named sets of tasks: the paper's 24 decision and 18 risk tasks; all that were released."""
+"""Named sets of tasks: the paper's 24 decision and 18 risk tasks; the released 45; benchmarks."""

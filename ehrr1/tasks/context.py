@@ -1,9 +1,9 @@
 """The context of a sample: the events that were known at its cut, oldest first.
 
-A preamble (demographics; what is coded and written of the latest earlier stays; the admission in
-progress) is followed by the window: the rows that became known in it, whatever stay they belong
-to. The cut is made row by row and by available time, so that an event shows only those of its rows
-that were known, and columns that become known later are blank until then.
+A preamble (demographics; codes and notes of the latest earlier stays; the admission in progress) is
+followed by the window: the rows that became known in it, whatever stay they belong to. The cut is
+made row by row and by available time, so that an event shows only those of its rows that were
+known, and columns that become known later are blank until then.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ import numpy as np
 
 from ehrr1.records.cells import SEPARATOR
 from ehrr1.records.events import Event
-from ehrr1.records.mimic import NEVER
 from ehrr1.records.schema import ORDER, TABLES
-from ehrr1.records.store import NO_ID, NO_TIME, Patient, Shard, Store
+from ehrr1.records.store import Patient, Shard, Store
+from ehrr1.records.store_schema import NEVER, NO_ID, NO_TIME
 
 EPOCH = datetime(1970, 1, 1)
 MICROSECOND = timedelta(microseconds=1)
@@ -30,49 +30,69 @@ CODED = tuple(
     for number, name in enumerate(ORDER)
     if any(at.of == "admissions" for at in TABLES[name].known_at)
 )
-"""Tables of codes that a stay is given at its end: no sample of that stay sees them, ever."""
+"""Tables of codes assigned at the end of a stay, which samples of that stay never see."""
 IN_PREAMBLE = np.isin(np.arange(len(ORDER)), [*EARLIER, ADMISSIONS, DIAGNOSIS])
 
 PREAMBLE_TABLES = frozenset(ORDER[n] for n in (*EARLIER, DIAGNOSIS)) | {"patients"}
 
 
 class Cut(Protocol):
-    """What a context depends on; `samples.Sample` has it."""
+    """The attributes of a sample that determine its context; `samples.Sample` has them."""
 
     @property
-    def subject_id(self) -> int: ...
+    def subject_id(self) -> int:
+        """Return the id of the patient."""
+
     @property
-    def prediction_time(self) -> datetime: ...
+    def prediction_time(self) -> datetime:
+        """Return the time of the question."""
+
     @property
-    def inclusive(self) -> bool: ...
+    def inclusive(self) -> bool:
+        """Return whether rows that became known at the prediction time are shown."""
+
     @property
-    def window_start(self) -> datetime: ...
+    def window_start(self) -> datetime:
+        """Return the start of the window."""
+
     @property
-    def hadm_id(self) -> int | None: ...
+    def hadm_id(self) -> int | None:
+        """Return the admission of the question, whose codes are hidden."""
+
     @property
-    def current_hadm(self) -> int | None: ...
+    def current_hadm(self) -> int | None:
+        """Return the admission in progress, which the preamble shows."""
+
     @property
-    def hidden_hadm(self) -> int | None: ...
+    def hidden_hadm(self) -> int | None:
+        """Return the admission whose inpatient rows are hidden."""
+
     @property
-    def ed_stay(self) -> int | None: ...
+    def ed_stay(self) -> int | None:
+        """Return the ED stay whose diagnoses are hidden."""
 
 
 def context_events(store: Store, cut: Cut) -> list[Event]:
-    """The events that `cut` may know. Reads the patient's rows only; a few milliseconds at most."""
+    """Return the events that are known at `cut`.
+
+    Only the patient's rows are read, which takes a few milliseconds at most. Raises KeyError for an
+    unknown patient.
+    """
     rows, patient = store.find(cut.subject_id)
     return shown_events(rows, patient, cut, shown_positions(rows, patient, cut))
 
 
 def shown_positions(rows: Shard, patient: Patient, cut: Cut) -> np.ndarray:
-    """The positions in `rows` of what `cut` may know: the preamble, then the window."""
+    """Return the positions in `rows` that are known at `cut`: the preamble, then the window."""
     return np.concatenate(_positions(rows, patient, cut, _limit(cut)))
 
 
 def shown_events(rows: Shard, patient: Patient, cut: Cut, positions: np.ndarray) -> list[Event]:
-    """The rows at `positions` as events, after the demographics.
+    """Return the rows at `positions` as events, after the demographics.
 
-    An event's rows share table, stay and event time; what was known later is blank. No event of
-    the preamble goes on in the window: an event of the tables of both is in one of them as a whole.
+    The rows of an event share table, stay and event time; values that became known later are blank.
+    No event spans preamble and window: an event of a table that occurs in both is wholly in one of
+    them.
     """
     table, time = rows.table[positions], rows.event_time[positions]
     stay, hadm = rows.stay_id[positions], rows.hadm_id[positions]
@@ -84,7 +104,7 @@ def shown_events(rows: Shard, patient: Patient, cut: Cut, positions: np.ndarray)
 
 
 def preamble_length(events: Sequence[Event]) -> int:
-    """How many of the first events are never cut: all up to the admission event, if one follows."""
+    """Return the number of first events that are never cut: up to the admission, if one follows."""
     for length, event in enumerate(events):
         if event.table not in PREAMBLE_TABLES:
             return length + (event.table == "admissions")
@@ -92,7 +112,7 @@ def preamble_length(events: Sequence[Event]) -> int:
 
 
 def _limit(cut: Cut) -> int:
-    """The first microsecond that is not known."""
+    """Return the first microsecond that is not known."""
     return _micros(cut.prediction_time) + cut.inclusive
 
 
@@ -103,10 +123,13 @@ def _micros(time: datetime) -> int:
 def _positions(
     rows: Shard, patient: Patient, cut: Cut, limit: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Row positions of the preamble and of the window; `limit` is the first unknown microsecond."""
+    """Return the row positions of the preamble and of the window.
+
+    `limit` is the first unknown time in microseconds since 1970.
+    """
     first = patient.first
-    # A row is never known before its event: later events need not be looked at. The store of the
-    # paper protocol is not quite in the order of time, and has rows without one.
+    # A row is never known before its event, so that later events can be skipped. The store of the
+    # paper protocol is not entirely in the order of time, and has rows without a time.
     begun = np.flatnonzero(rows.event_time[first : patient.last] < limit)
     last = first + (int(begun[-1]) + 1 if len(begun) else 0)
     available = rows.available_time[first:last]
@@ -126,7 +149,7 @@ def _positions(
 
 
 def _own_codes(rows: Shard, positions: np.ndarray, hadm: int) -> np.ndarray:
-    """Which rows are codes of the stay that is asked about, which may be over."""
+    """Return which rows are codes of the stay of the question, which may be over."""
     own: np.ndarray = np.isin(rows.table[positions], CODED) & (rows.hadm_id[positions] == hadm)
     return own
 
@@ -134,7 +157,7 @@ def _own_codes(rows: Shard, positions: np.ndarray, hadm: int) -> np.ndarray:
 def _preamble(
     rows: Shard, rare: np.ndarray, in_window: np.ndarray, current: int | None
 ) -> np.ndarray:
-    """Of each table the rows of the latest earlier stay; the admission in progress comes last."""
+    """Return each table's rows of the latest earlier stay, and last the admission in progress."""
     table, hadm, stay = rows.table[rare], rows.hadm_id[rare], rows.stay_id[rare]
     parts = []
     for number in EARLIER:
@@ -150,7 +173,7 @@ def _preamble(
 
 
 def _demographics(patient: Patient, time: datetime) -> Event:
-    """Age at the time, in years; "" where the file has none."""
+    """Return demographics with the age at `time` in years, "" where missing."""
     age = ""
     if patient.anchor_age is not None and patient.anchor_year is not None:
         age = str(patient.anchor_age + time.year - patient.anchor_year)
@@ -160,16 +183,17 @@ def _demographics(patient: Patient, time: datetime) -> Event:
 def grouped_events(
     rows: Shard, positions: np.ndarray, starts: np.ndarray, limit: int | None = None
 ) -> list[Event]:
-    """Events of the rows at `positions`, a new one at each of `starts` (places in `positions`).
+    """Return events of the rows at `positions`; each index of `starts` begins a new event.
 
-    What became known at `limit` (microseconds) or later says what was said until then; without a
-    limit everything is shown.
+    Values that became known at `limit` (microseconds since 1970) or later are replaced by the text
+    shown until then (`Table.until_then`); without a limit everything is shown.
     """
     if not len(positions):
         return []
     table, late = rows.table[positions], rows.late_time[positions]
     still_late = np.zeros(len(late), dtype=bool) if limit is None else late >= limit
-    # A total without an end was never known: nobody can say until when an event was available.
+    # A total without an end was never known and does not count for the time at which an event was
+    # available.
     shown_at = np.where(still_late | (late == NEVER), NO_TIME, late)
     available = np.maximum(rows.available_time[positions], shown_at)
     known_at = np.maximum.reduceat(available, starts)

@@ -1,8 +1,8 @@
-"""The index of samples: one row a question, with its prediction time, window and answer.
+"""The index of samples: one row per question, with its prediction time, window and answer.
 
-A decision sample asks for one event (the rows of one table, stay and event time) from what was
-known *before* its event time; a risk sample asks for an outcome from what was known *by* its
-prediction time. Nothing here looks past the prediction time to decide whether a sample exists.
+A decision sample predicts one event (the rows of one table, stay and event time) from what was
+known *before* its event time; a risk sample predicts an outcome from what was known *by* its
+prediction time. Whether a sample exists never depends on data after the prediction time.
 """
 
 from collections.abc import Collection, Mapping
@@ -14,28 +14,28 @@ import polars as pl
 
 from ehrr1.records.hindsight import END
 from ehrr1.records.schema import ORDER, TABLES
-from ehrr1.records.store import NO_CODE, NO_ID
+from ehrr1.records.store_schema import NO_CODE, NO_ID
 from ehrr1.tasks.catalog import TASKS, Task
 from ehrr1.tasks.labels import DEFAULT, SAMPLE_SCHEMA, LabelOptions, risk_samples
 from ehrr1.tasks.stays import stays_in_turn
 
 WINDOW_TABLES = [n for n, name in enumerate(ORDER) if TABLES[name].context == "yes"]
-"""Numbers of the tables whose rows stand in a window."""
+"""Numbers of the tables whose rows are shown in a window."""
 
 
 @dataclass
 class Index:
-    """The samples and what was left out of them."""
+    """The samples, and counts of what was left out."""
 
     frame: pl.DataFrame
     excluded: dict[str, int] = field(default_factory=dict)
-    """`<task>/<reason>` -> samples left out."""
+    """`<task>/<reason>` -> number of samples left out."""
     noted: dict[str, int] = field(default_factory=dict)
-    """`<condition>/<task>` -> samples of which it holds (`labels.Rule.noted`)."""
+    """`<condition>/<task>` -> number of samples that meet the condition (`labels.Rule.noted`)."""
 
     @property
     def counts(self) -> dict[str, int]:
-        """What was left out, by the name of its metric; those of several shards can be added up."""
+        """Return the counts by the name of their metric; those of several shards can be added."""
         left_out = {f"excluded/{reason}": count for reason, count in self.excluded.items()}
         return left_out | self.noted
 
@@ -49,13 +49,13 @@ def build_index(
     tasks: Collection[str],
     options: LabelOptions = DEFAULT,
 ) -> Index:
-    """All samples of the tasks on a shard's patients, sorted by patient, time and task.
+    """Return all samples of the tasks on a shard's patients, sorted by patient, time and task.
 
     `store_rows` and `names` are the shard's, as `records.store.write_shard` returns them.
 
     Columns: `sample_id, task, split, subject_id, hadm_id, stay_id, prediction_time, window_start,
-    inclusive` (the cut holds what became known at the prediction time itself), `current_hadm`
-    (the hospital stay in progress), `hidden_hadm` (an admission that must not show), `ed_stay`,
+    inclusive` (the cut includes what became known at the prediction time itself), `current_hadm`
+    (the hospital stay in progress), `hidden_hadm` (an admission that must not be shown), `ed_stay`,
     `n_context_rows`, `context_id, target` (codes of names), `target_row` (the note to write),
     `label` (of risk tasks: whether the answer is yes).
     """
@@ -80,9 +80,9 @@ def build_index(
 def completed(
     frame: pl.DataFrame, rows: pl.DataFrame, admissions: pl.DataFrame, splits: pl.DataFrame
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """Adds to samples what follows from the record: context rows, the admission in progress, ids.
+    """Add to samples what follows from the record: context rows, the admission in progress, ids.
 
-    Samples without any row in their window are left out and counted.
+    Samples without any row in their window are left out; their counts are returned too.
     """
     frame = _with_context_rows(frame, rows)
     empty = frame.filter(pl.col("n_context_rows") == 0)["task"].value_counts()
@@ -94,7 +94,7 @@ def completed(
 
 
 def numbered_events(rows: pl.DataFrame) -> pl.DataFrame:
-    """What the index needs of the store's rows, with the number of each row's event."""
+    """Return the store's columns that the index needs, with the number of each row's event."""
     columns = ["subject_id", "stay_id", "hadm_id", "table", "event_time", "available_time"]
     rows = rows.select(*columns, "item", "class").with_row_index("row")
     stay = pl.when(pl.col("stay_id") != NO_ID).then("stay_id").otherwise("hadm_id")
@@ -125,7 +125,7 @@ def _decision_samples(
     own = pl.col("task").is_in(["diagnoses_icd", "diagnoses_ccs"])
     frame = pl.concat(parts, how="diagonal").with_columns(
         pl.lit(False).alias("inclusive"),
-        # Coded at the very end of the stay: the stay is still the current one.
+        # Discharge diagnoses are coded at the end of the stay, which is still the current one.
         pl.when(own).then(pl.col("hadm_id")).alias("current_hadm"),
     )
     return Index(frame, excluded)
@@ -135,7 +135,7 @@ _DECISION_COLUMNS = ("subject_id", "hadm_id", "stay_id", "prediction_time", "tas
 
 
 def _filters(task: Task) -> dict[str, pl.Expr]:
-    """Reason to leave an event out -> the expression that keeps the others."""
+    """Return reason to leave an event out -> the expression that keeps the others."""
     if task.target == "text":
         return {}
     filters = {"no_target": pl.col("target").list.len() > 0}
@@ -146,7 +146,7 @@ def _filters(task: Task) -> dict[str, pl.Expr]:
 
 
 def _events(rows: pl.DataFrame, task: Task) -> pl.DataFrame:
-    """The events of the task's table with their distinct items (or classes) in order of record."""
+    """Return the events of the task's table with their distinct items or classes, in order."""
     own = rows.filter(pl.col("table") == ORDER.index(task.anchor_table))
     name = pl.col("class" if task.target == "class" else "item")
     target = name.filter(name != NO_CODE).unique(maintain_order=True)
@@ -162,7 +162,7 @@ def _events(rows: pl.DataFrame, task: Task) -> pl.DataFrame:
 
 
 def _next_events(rows: pl.DataFrame, codes: Mapping[str, int]) -> pl.DataFrame:
-    """At each time at which something happens to a patient: the kind of its first event."""
+    """Return the kind of the first event at each time of each patient."""
     headings = {n: codes[TABLES[name].heading] for n, name in enumerate(ORDER)}
     shown = rows.filter(pl.col("table").is_in(WINDOW_TABLES))
     firsts = shown.unique(["subject_id", "event_time"], keep="first", maintain_order=True)
@@ -185,10 +185,10 @@ def _sample_columns(first: bool = True) -> list[pl.Expr]:
 
 
 def _with_context_rows(frame: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
-    """Adds how many rows became known in each sample's window.
+    """Add the number of rows that became known in each sample's window.
 
-    One search in one sorted array of (patient, time) keys: patient number times 2**39 plus
-    seconds, which holds 16 million patients and all years.
+    Counts by one binary search in a sorted array of (patient, time) keys: patient number times
+    2**39 plus seconds, which is sufficient for 16 million patients and all years.
     """
     subjects = rows["subject_id"].unique().sort()
 
@@ -207,10 +207,11 @@ def _with_context_rows(frame: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _with_current_admission(frame: pl.DataFrame, admissions: pl.DataFrame) -> pl.DataFrame:
-    """Fills `current_hadm`: the stay begun before the cut and not over by then, if any.
+    """Fill in `current_hadm`: the stay that began before the cut and was not over by then, if any.
 
-    Found by time, not by the row's own `hadm_id`, which some rows receive in hindsight. Adds
-    `own_over`: the row's own stay is over by then, so that its codes are known, and hidden.
+    It is determined by time and not by the row's own `hadm_id`, which some rows receive only later.
+    Also adds `own_over`: the row's own stay is over by then, so that its codes are known, and must
+    be hidden.
     """
     stays = stays_in_turn(admissions)
     asked = frame.select("subject_id", "prediction_time", "inclusive").with_row_index("place")
@@ -243,7 +244,7 @@ def _with_current_admission(frame: pl.DataFrame, admissions: pl.DataFrame) -> pl
 
 
 def _with_ids(frame: pl.DataFrame) -> pl.DataFrame:
-    """Adds `sample_id` and `context_id`: what a sample is, and what its context depends on."""
+    """Add `sample_id` and `context_id`; the latter identifies all that determines the context."""
     time = pl.col("prediction_time").dt.strftime("%Y%m%dT%H%M%S")
     frame = frame.with_columns(time.alias("time"))
     stay = pl.coalesce("stay_id", "hadm_id").fill_null(0)

@@ -1,7 +1,8 @@
-"""Labels that came with MEDS data: yes/no samples of the risk tasks that are ours by name.
+"""Labels in MEDS datasets: yes/no samples of risk tasks that have the same names here.
 
-A file is `task_labels/<task>.parquet` or `task_labels/<task>/**/*.parquet`, in MEDS' label schema:
-`subject_id, prediction_time, boolean_value`. A sample may know what was known *by* its time.
+A file is `task_labels/<task>.parquet` or `task_labels/<task>/**/*.parquet`, in the label schema of
+MEDS: `subject_id, prediction_time, boolean_value`. The context of a sample includes what was known
+*by* its time.
 """
 
 from collections import Counter
@@ -30,9 +31,10 @@ class Labels:
 
 
 def read_labels(root: Path, tasks: Collection[str], events: Sequence[Path]) -> Labels:
-    """The labels of `tasks` below `root`, on the `events` of these files.
+    """Read the labels of `tasks` below `root`; `events` are the files of the dataset's events.
 
-    Raises UserError for a file without the schema's columns or with times of another clock.
+    Raises UserError for a file without the schema's columns, or if times with a zone and times
+    without one are mixed.
     """
     empty = pl.DataFrame(schema={n: SAMPLE_SCHEMA[n] for n in ("subject_id", "prediction_time")})
     parts = [empty.with_columns(pl.lit(None, pl.Boolean).alias("label"), pl.lit("").alias("task"))]
@@ -67,7 +69,7 @@ def _read(path: Path) -> pl.DataFrame:
         )
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(
-            f"{path} cannot be read ({type(error).__name__}): it is no file of MEDS labels"
+            f"{path} cannot be read ({type(error).__name__}): it is not a file of MEDS labels"
         ) from error
 
 
@@ -80,7 +82,7 @@ def label_index(
     window: timedelta,
     labels: Labels,
 ) -> Index:
-    """The samples of the labels of a shard's patients; columns as `tasks.index.build_index`."""
+    """Return the samples of a shard's labels, with the columns of `tasks.index.build_index`."""
     codes = dict(zip(names.to_list(), range(len(names)), strict=True))
     own = labels.frame.filter(pl.col("subject_id").is_in(subjects.implode()))
     keys = ["subject_id", "prediction_time", "task"]

@@ -1,4 +1,4 @@
-"""What users may choose of the rules of risk tasks (`data.labels`), where studies differ."""
+"""Options of the rules of risk tasks (`data.labels`), on which studies differ."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,11 +12,11 @@ HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 
 ED_DELAY = {"hour": HOUR, "triage": timedelta(seconds=1)}
-"""ED tasks are asked so long after arrival; triage is known one second after it (`schema`)."""
+"""Time from arrival to the prediction of ED tasks; triage is known after 1 s (`schema`)."""
 PLANNED = ("ELECTIVE", "SURGICAL SAME DAY ADMISSION")
-"""Types of admissions that were arranged beforehand."""
+"""Types of admissions that were planned."""
 HAND_OFF = DAY
-"""An admission that follows a discharge so soon continues the care: a transfer on paper."""
+"""Maximum time from a discharge to an admission that continues the care, like a transfer."""
 
 IndexStay = Literal["against_advice", "hospice", "transfer", "observation"]
 INDEX_STAYS: dict[str, pl.Expr] = {
@@ -25,29 +25,35 @@ INDEX_STAYS: dict[str, pl.Expr] = {
     "transfer": pl.col("discharge_location") == "ACUTE HOSPITAL",
     "observation": pl.col("admission_type").is_in(TABLES["admissions"].late_items),
 }
-"""Stays that studies of readmission treat in different ways, by how they ended or began."""
+"""Stays that studies of readmission treat differently, by their end or their beginning."""
 
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """What users may choose of the rules (`data.labels`)."""
+    """The options of the rules (`data.labels`)."""
 
     ed_time: Literal["hour", "triage"] = "hour"
-    """When ED visits are asked about: `ED_DELAY` after arrival."""
+    """Prediction time of ED visits: `ED_DELAY` after arrival."""
     died_in_stay: Literal["released", "exclude"] = "released"
-    """Whether a death inside the window of a length of stay, or after intensive care without a
-    return to it, counts as "no" or is left out."""
+    """Treatment of deaths within the window of the outcome: counted as "no", or left out.
+
+    This concerns a death inside the window of a length of stay, or after intensive care without a
+    return to it.
+    """
     planned: Literal["count", "exclude"] = "count"
-    """Whether a planned admission (`PLANNED`) is a readmission; `exclude` looks past it."""
+    """Whether a planned admission (`PLANNED`) counts as a readmission; `exclude` ignores it."""
     transfers: Literal["count", "merge"] = "count"
-    """Whether an admission within `HAND_OFF` of a discharge is a readmission; `merge` takes it for
-    the same stay, which is asked about when its last part is over."""
+    """Whether an admission within `HAND_OFF` of a discharge counts as a readmission.
+
+    `merge` considers it part of the same stay, for which the question is posed at the end of its
+    last part.
+    """
     leave_out: tuple[IndexStay, ...] = ()
-    """Kinds of stays after which nobody is asked about a readmission (`INDEX_STAYS`)."""
+    """Kinds of stays (`INDEX_STAYS`) that have no readmission sample."""
 
     @property
     def left_out(self) -> frozenset[str]:
-        """The conditions of `Rule.noted` that leave a candidate out."""
+        """Return the conditions of `Rule.noted` that leave a candidate out."""
         names: list[str] = [*self.leave_out]
         names += ["died_in_window"] if self.died_in_stay == "exclude" else []
         names += ["handed_off"] if self.transfers == "merge" else []

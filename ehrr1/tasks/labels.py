@@ -1,9 +1,9 @@
-"""Risk tasks under the strict protocol: who is asked about, when, and what came of it.
+"""Risk tasks under the strict protocol: cohorts, prediction times, exclusions and outcomes.
 
 The prediction time is a function of what is known for every candidate and never of the outcome.
-What has already happened by then is not asked: such stays are left out and counted by reason.
-`docs/tasks.md` says the same in words; MIMIC-IV has no end of follow-up, so that a patient who is
-not seen again counts as "no".
+Candidates whose outcome has already occurred by then are left out and counted by reason.
+`docs/tasks.md` describes the rules; MIMIC-IV has no end of follow-up, so that a patient without a
+further record counts as "no".
 """
 
 from collections.abc import Collection, Mapping
@@ -24,7 +24,7 @@ from ehrr1.tasks.label_options import (
 )
 
 STAY_DELAY = DAY
-"""Tasks about a hospital or ICU stay are asked so long after its start."""
+"""Time from the start of a hospital or ICU stay to the prediction time of its tasks."""
 
 T = pl.col("prediction_time")
 Frames = Mapping[str, pl.DataFrame]
@@ -32,19 +32,19 @@ Frames = Mapping[str, pl.DataFrame]
 
 @dataclass(frozen=True)
 class Rule:
-    """A cohort, the reasons to leave a candidate out (the first that holds counts), the answer."""
+    """A cohort, the answer, and the reasons to leave a candidate out (the first counts)."""
 
     cohort: str
     label: pl.Expr
     exclude: Mapping[str, pl.Expr]
     needs: tuple[str, ...] = ()
-    """Tables without which the task falls away."""
+    """Tables without which the task is dropped."""
     noted: Mapping[str, pl.Expr] = field(default_factory=dict)
-    """What is counted among those asked, and leaves them out where `LabelOptions.left_out` says."""
+    """Conditions to count among the samples; those of `LabelOptions.left_out` are excluded."""
 
 
 def _before(time: pl.Expr, limit: pl.Expr) -> pl.Expr:
-    """Whether it happened by `limit`; what never happened did not."""
+    """Return whether `time` is at or before `limit`, False if it is null."""
     return (time <= limit).fill_null(False)
 
 
@@ -163,22 +163,22 @@ SAMPLE_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 
 @dataclass
 class RiskSamples:
-    """Samples of the risk tasks (columns: `SAMPLE_SCHEMA`) and what was left out."""
+    """Samples of the risk tasks (columns: `SAMPLE_SCHEMA`) and counts of what was left out."""
 
     frame: pl.DataFrame
     excluded: dict[str, int]
-    """`<task>/<reason>` -> candidates left out."""
+    """`<task>/<reason>` -> number of candidates left out."""
     noted: dict[str, int]
-    """`<condition>/<task>` -> samples of which it holds (`Rule.noted`)."""
+    """`<condition>/<task>` -> number of samples for which the condition holds (`Rule.noted`)."""
 
 
 def risk_samples(
     parents: Frames, tasks: Collection[str], options: LabelOptions = DEFAULT
 ) -> RiskSamples:
-    """The risk samples of `tasks`.
+    """Return the risk samples of `tasks`.
 
-    `parents` are patients, admissions, edstays and icustays (the last two may be missing), frames
-    as `records.rows.MimicFolder` has them.
+    `parents` are patients, admissions, edstays and icustays (the last two may be missing), as in
+    `records.mimic.MimicFolder.parents`.
     """
     candidates = cohorts(parents, options)
     parts: list[pl.DataFrame] = [pl.DataFrame(schema=SAMPLE_SCHEMA)]
@@ -208,7 +208,7 @@ def risk_samples(
 
 
 def cohorts(parents: Frames, options: LabelOptions = DEFAULT) -> dict[str, pl.DataFrame]:
-    """Every candidate of each cohort with its prediction time and what the rules look at."""
+    """Return each cohort's candidates with prediction time and the columns that rules use."""
     admissions = _with_deaths(parents["admissions"], parents["patients"])
     cohorts = {"admission": _admission(admissions), "discharge": _discharge(admissions, options)}
     if "edstays" in parents:
@@ -221,9 +221,9 @@ def cohorts(parents: Frames, options: LabelOptions = DEFAULT) -> dict[str, pl.Da
 
 
 def _with_deaths(admissions: pl.DataFrame, patients: pl.DataFrame) -> pl.DataFrame:
-    """Adds `hospital_death` (of this stay) and `death_time` (of the patient, wherever it was).
+    """Add `hospital_death` (in this stay) and `death_time` (of the patient, anywhere).
 
-    `dod` is a date: a death outside the hospital is taken to be at the end of that day.
+    `dod` is a date: a death outside the hospital is assumed at the end of that day.
     """
     flagged = pl.when(pl.col("hospital_expire_flag") == "1").then(pl.col(END))
     admissions = admissions.filter(pl.col("admittime").is_not_null()).with_columns(
@@ -234,8 +234,11 @@ def _with_deaths(admissions: pl.DataFrame, patients: pl.DataFrame) -> pl.DataFra
 
 
 def _with_overlaps(admissions: pl.DataFrame) -> pl.DataFrame:
-    """Adds `nested` (inside another stay of the patient: that one is asked about) and
-    `another_goes_on` (in which the patient is when this one ends)."""
+    """Add `nested` and `another_goes_on`.
+
+    `nested`: the stay lies inside another stay of the patient, which is the candidate instead.
+    `another_goes_on`: another stay of the patient is in progress when this one ends.
+    """
     stay = admissions.select("subject_id", "hadm_id", begin="admittime", end=END)
     both = stay.join(stay, on="subject_id", suffix="_of_other")
     begin, end, hadm = (pl.col(f"{name}_of_other") for name in ("begin", "end", "hadm_id"))
@@ -280,7 +283,10 @@ def _sampled(
     hidden_hadm: pl.Expr | None = None,
     ed: bool = False,
 ) -> pl.DataFrame:
-    """Adds the columns of a sample but task and label; without `window_start` the index sets it."""
+    """Add the columns of a sample except task and label.
+
+    Without `window_start` it is null, and the index sets it.
+    """
     null_id, null_time = pl.lit(None, pl.Int64), pl.lit(None, pl.Datetime("us"))
     own_stay = pl.col("stay_id") if "stay_id" in frame.columns else null_id
     return frame.with_columns(
@@ -294,7 +300,7 @@ def _sampled(
 
 
 def _ed_visits(parents: Frames, admissions: pl.DataFrame) -> pl.DataFrame:
-    """ED stays with the admission that followed, the next ICU entry, the next visit, the death."""
+    """Return ED stays with their admission, the next ICU entry, the next visit and the death."""
     stays = parents["edstays"].filter(pl.col("intime").is_not_null())
     linked = admissions.select("subject_id", "hadm_id", "admittime", "hospital_death")
     deaths = _death_times(admissions, parents["patients"])
@@ -308,17 +314,20 @@ def _ed_visits(parents: Frames, admissions: pl.DataFrame) -> pl.DataFrame:
 
 
 def _timed_ed(visits: pl.DataFrame, time: pl.Expr) -> pl.DataFrame:
-    """The window is the visit so far; an admission that has not begun by then is hidden."""
+    """Return samples whose window is the visit so far.
+
+    An admission that has not begun by the prediction time is hidden.
+    """
     hidden = pl.when(~_before(pl.col("admittime"), T)).then(pl.col("hadm_id"))
     intime = pl.col("intime")
     return _sampled(visits, time, window_start=intime, hidden_hadm=hidden, ed=True)
 
 
 def _icu_stays(icustays: pl.DataFrame, admissions: pl.DataFrame) -> pl.DataFrame:
-    """ICU stays of an admission; a transfer between units within 24 h is one stay.
+    """Return ICU stays of an admission, where stays less than 24 h apart are merged.
 
-    `still_there`: a unit holds the patient at the prediction time. That the patient comes back
-    later is not known by then and does not count.
+    `still_there`: the patient is in a unit at the prediction time. A later return is unknown by
+    then and does not count.
     """
     stay = ["subject_id", "hadm_id"]
     ordered = icustays.filter(pl.col("intime").is_not_null()).sort(*stay, "intime", "stay_id")
@@ -338,7 +347,7 @@ def _icu_stays(icustays: pl.DataFrame, admissions: pl.DataFrame) -> pl.DataFrame
             pl.col("holds").any().alias("still_there"),
         )
         .with_columns(pl.col("intime").shift(-1).over(stay).alias("next_icu_intime"))
-        # Without an admission there is no "same hospital stay" to come back in.
+        # Without an admission there is no "same hospital stay" to return in.
         .with_columns(pl.when(pl.col("hadm_id").is_not_null()).then(pl.col("next_icu_intime")))
     )
     deaths = admissions.group_by("subject_id").agg(pl.col("death_time").first())
@@ -351,7 +360,7 @@ def _icu_stays(icustays: pl.DataFrame, admissions: pl.DataFrame) -> pl.DataFrame
 def _next(
     frame: pl.DataFrame, after: str, others: pl.DataFrame, time: str, name: str, exact: bool = False
 ) -> pl.DataFrame:
-    """Adds `name`: the patient's first `time` in `others` after `after` (`exact`: or at it)."""
+    """Add `name`: the patient's first `time` in `others` after `after` (`exact`: or at it)."""
     later = others.select("subject_id", pl.col(time).alias(name)).drop_nulls().sort(name)
     known = frame.filter(pl.col(after).is_not_null()).sort(after)
     found = known.join_asof(

@@ -1,4 +1,4 @@
-"""One record to ask about: a text, a patient of a prepared store, or one of a MEDS dataset."""
+"""One record for inference: a text, a patient of a prepared store, or one of a MEDS dataset."""
 
 import re
 from datetime import datetime, timedelta
@@ -11,11 +11,11 @@ from ehrr1.errors import UserError
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import events_of
 from ehrr1.records.meds.source import MedsFolder
-from ehrr1.records.mimic import NEVER
 from ehrr1.records.reading import data_files
 from ehrr1.records.shard_buffer import Spool
 from ehrr1.records.source import Shards
 from ehrr1.records.store import Shard, Store, read_all, shard_folder, write_shard, write_shards
+from ehrr1.records.store_schema import NEVER
 from ehrr1.tasks.build import of_shard
 from ehrr1.tasks.context import EPOCH, MICROSECOND, context_events
 from ehrr1.tasks.samples import Sample
@@ -26,11 +26,11 @@ _PARAGRAPHS = re.compile(r"\n\s*\n")
 
 
 def text_events(text: str) -> list[Event]:
-    """A record that came as text, oldest event first.
+    """Return the events of a record that is a text, oldest first.
 
     With headings (`## Name [time]`) it is Markdown as `records.markdown` writes it. Any other text
-    is taken paragraph by paragraph: where it is too long, the first ones go. Raises UserError for
-    an empty one.
+    is split into paragraphs, of which the first are dropped if the text is too long. Raises
+    UserError for an empty text.
     """
     text = text.replace("\r\n", "\n").strip()
     if not text:
@@ -41,7 +41,10 @@ def text_events(text: str) -> list[Event]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file. Raises UserError where it cannot be read."""
+    """Return the text of a file.
+
+    Raises UserError if it cannot be read or is not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -55,11 +58,11 @@ def read_text(path: Path) -> str:
 def patient_events(
     store: Store, subject_id: int, time: datetime | None, hours: float, inclusive: bool = True
 ) -> list[Event]:
-    """What was known of a patient at `time`, of the `hours` before it and in brief of what was
-    earlier, as in training and evaluation; without a time the whole record.
+    """Return what was known of a patient at `time`, as in training and evaluation.
 
-    `inclusive`: with what became known at that very time. Raises UserError for an unknown patient,
-    and where nothing was known.
+    The events are those of the `hours` before `time` and a preamble of earlier ones; without a time
+    they are the whole record. With `inclusive`, what became known at `time` itself is included.
+    Raises UserError for an unknown patient, and if nothing was known.
     """
     try:
         rows, patient = store.find(subject_id)
@@ -83,13 +86,13 @@ def patient_events(
         current_hadm=_admission(rows, subject_id, time, inclusive),
     )
     events = context_events(store, cut)
-    if len(events) == 1:  # who the patient is, and nothing else
+    if len(events) == 1:  # demographics only
         raise UserError(f"subject {subject_id}: nothing was known in the {hours} h before {time}")
     return events
 
 
 def _admission(rows: Shard, subject_id: int, time: datetime, inclusive: bool) -> int | None:
-    """The stay that had begun and was not over, if any (as `tasks.index` finds it)."""
+    """Return the stay that had begun and was not over, or None (as in `tasks.index`)."""
     admissions = rows.parents.get("admissions")
     if admissions is None:
         return None
@@ -103,9 +106,9 @@ def _admission(rows: Shard, subject_id: int, time: datetime, inclusive: bool) ->
 def meds_events(
     source: Path, subject_id: int, time: datetime | None, hours: float, inclusive: bool = True
 ) -> list[Event]:
-    """`patient_events` of a MEDS dataset: its folder, or one Parquet file of its data.
+    """Return `patient_events` of a MEDS dataset: its folder, or one Parquet file of its data.
 
-    A file alone knows no descriptions of codes. Raises UserError for what is no MEDS.
+    A single file has no descriptions of codes. Raises UserError for files that are not MEDS.
     """
     with TemporaryDirectory(prefix="ehrr1-meds-") as folder:
         store = _meds_store(source, subject_id, Path(folder))
@@ -113,7 +116,7 @@ def meds_events(
 
 
 def _meds_store(source: Path, subject_id: int, folder: Path) -> Store:
-    """A store of this patient only: a large dataset is filtered, never read as a whole."""
+    """Return a store of this patient only; large datasets are filtered, not read whole."""
     root = folder / "meds"
     (root / "data").mkdir(parents=True)
     files = [source] if source.is_file() else data_files(source / "data")

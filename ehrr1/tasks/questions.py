@@ -1,5 +1,7 @@
-"""The questions of a file of rows, task by task: whoever has the EHR-R1 release's rows asks in its
-words (`data.questions`)."""
+"""Questions in the wording of a file of rows, such as those of the EHR-R1 release.
+
+See `data.questions`.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +14,9 @@ from ehrr1.tasks.samples import QUESTIONS
 
 
 def read_questions(path: Path) -> dict[str, str]:
-    """Task -> the question of its rows, from JSONL or CSV rows with `instruction` and a task.
+    """Return task -> question, read from JSONL or CSV rows with `instruction` and a task.
 
-    Raises UserError where there is no such file, no question in it, or two for one task.
+    Raises UserError if there is no such file, no question in it, or two for one task.
     """
     if not path.is_file():
         raise UserError(f"data.questions={path}: there is no such file")
@@ -41,11 +43,11 @@ def read_questions(path: Path) -> dict[str, str]:
 
 
 def ready_rows(root: Path) -> Path | None:
-    """The ready rows in the release's folder, whose questions are its own."""
+    """Return a file of ready rows in the release's folder, whose questions are its own, or None."""
     places = (root, root / "ehr_bench", root / "ehr_ins")
     return next((file for place in places for file in sorted(place.glob("*.jsonl"))), None)
 
 
 def keep_questions(questions: Mapping[str, str], prepare: Path) -> None:
-    """Leave them where `samples.Prepared` finds them."""
+    """Write the questions to the file from which `samples.Prepared` reads them."""
     write_json(prepare / QUESTIONS, dict(questions))

@@ -1,4 +1,4 @@
-"""Samples: what `stage=prepare` leaves behind, and how later stages read it."""
+"""Samples, and the output of `stage=prepare` as later stages read it."""
 
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -22,23 +22,23 @@ __all__ = ["Prepared", "Sample", "preamble_length"]
 STORE, INDEX, SPLIT, NAMES = "store", "index.parquet", "split.parquet", "names.parquet"
 QUESTIONS = "questions.json"
 TEXTS, SIMILAR, ITEM_SET = "texts.arrow", "similar_item", "item_set"
-"""What `stage=prepare` writes into its folder."""
+"""Files and folders that `stage=prepare` writes."""
 
 TRAINS = "trains"
-"""Column of the index: the stages that a training sample is for, where the input says that."""
+"""Column of the index: the stages that a training sample is for, if the input specifies them."""
 
 TIME_TOLD = "time_told"
-"""Column of the index, true for all samples; only there with `data.tell_time=true`."""
+"""Column of the index that is true for all samples, present only with `data.tell_time=true`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One question on one record at one prediction time.
 
-    `context_id` is equal for samples whose context is the same events: they share one trunk.
-    `target` is the answer: distinct item names in order of record, or ("yes",) / ("no",).
-    The fields from `window_start` on say what the context holds (see `tasks.index`), those from
-    `period_begin` on what it holds under `data.protocol=paper` (see `tasks.paper`).
+    `context_id` is equal for samples whose context consists of the same events: they share one
+    trunk. `target` is the answer: distinct item names in order of record, or ("yes",) / ("no",).
+    The fields from `window_start` on define the context (see `tasks.index`), those from
+    `period_begin` on define it under `data.protocol=paper` (see `tasks.paper.index`).
     """
 
     sample_id: str
@@ -57,15 +57,15 @@ class Sample:
     ed_stay: int | None = None
     n_context_rows: int = 0
     instruction: str | None = None
-    """The question in the words that the sample came with; None: the task's own."""
+    """Question in the wording of the sample's row; None: the task's own."""
     candidates: tuple[str, ...] = ()
-    """Answers to choose from, the right ones among them, for models not trained on the task."""
+    """Answers to choose from, including the correct ones, for models not trained on the task."""
     text_row: int | None = None
-    """Where the context stands in `texts.arrow`, for samples that came with one."""
+    """Index of the context in `texts.arrow`, for samples that were read with their context."""
     time_told: bool = False
-    """Tell whether `instruction` is the task's own question behind the prediction time."""
+    """Whether `instruction` is the task's own question preceded by the prediction time."""
     balanced: bool = False
-    """Drawn for balance, not at natural prevalence: tells no AUPRC."""
+    """Whether the sample was drawn for balance, not at natural prevalence (no AUPRC then)."""
     period_begin: int = 0
     period_end: int = 0
     """Positions in the release's list of events; 0: a sample of the strict protocol."""
@@ -81,43 +81,46 @@ class Prepared:
 
     @cached_property
     def store(self) -> Store:
+        """Open the store."""
         return Store(self.folder / STORE)
 
     @cached_property
     def texts(self) -> pa.ChunkedArray:
-        """The contexts of samples that came with theirs (`tasks.benchmark`), mapped into memory."""
+        """Map the contexts of samples that were read with theirs (`tasks.external.benchmark`)."""
         with pa.memory_map(str(self.folder / TEXTS)) as file:
             return pa.ipc.open_file(file).read_all()["text"]
 
     @cached_property
     def splits(self) -> pl.DataFrame:
-        """Columns `subject_id, split`."""
+        """Read the columns `subject_id, split`."""
         return pl.read_parquet(self.folder / SPLIT)
 
     @cached_property
     def parents(self) -> dict[str, pl.DataFrame]:
-        """patients, admissions, edstays, icustays (those that were there); none of records that a
-        benchmark brings."""
+        """Return the available ones of patients, admissions, edstays and icustays.
+
+        Empty for a benchmark, whose records are texts.
+        """
         return self.store.parents if (self.folder / STORE).exists() else {}
 
     @cached_property
     def questions(self) -> dict[str, str]:
-        """Task -> its question in others' words (`tasks.questions`); the task's own elsewhere."""
+        """Return task -> question in the wording of `data.questions`, for tasks that have one."""
         path = self.folder / QUESTIONS
         return dict(read_json(path)) if path.exists() else {}
 
     @cached_property
     def names(self) -> list[str]:
-        """The name behind each code of the index's column `target`."""
+        """Return the name of each code of the index's column `target`."""
         names: list[str] = pl.read_parquet(self.folder / NAMES)["name"].to_list()
         return names
 
     def index(self, split: str | None = None, tasks: Sequence[str] | None = None) -> pl.DataFrame:
-        """The index of samples as a table (columns: see `tasks.index.build_index`)."""
+        """Return the index of samples as a table (columns: see `tasks.index.build_index`)."""
         return self.scan(split, tasks).collect()
 
     def scan(self, split: str | None = None, tasks: Sequence[str] | None = None) -> pl.LazyFrame:
-        """The index, not read yet: what `selection.select` does not choose stays on the disk."""
+        """Return the index as a lazy frame, of which `selection.select` reads only a part."""
         index = pl.scan_parquet(self.folder / INDEX)
         if split is not None:
             index = index.filter(pl.col("split") == split)
@@ -126,8 +129,10 @@ class Prepared:
         return index
 
     def scan_training(self, stage: str, tasks: Sequence[str]) -> pl.LazyFrame:
-        """The training split's index: the samples that the input has for `stage`, where it has
-        some (the EHR-R1 release has a file for each stage)."""
+        """Return the training split's index, restricted to the samples for `stage` if any.
+
+        The EHR-R1 release has a file for each stage.
+        """
         index = self.scan("train", tasks)
         if TRAINS not in self.index_columns:
             return index
@@ -135,11 +140,11 @@ class Prepared:
         return own if own.select(pl.len()).collect().item() else index
 
     def samples(self, split: str | None = None, tasks: Sequence[str] | None = None) -> list[Sample]:
-        """The samples of a split ("train", "validation", "test"; None: all), in a fixed order."""
+        """Return the samples of a split ("train", "validation", "test"; None: all), in order."""
         return self.as_samples(self.index(split, tasks))
 
     def as_samples(self, index: pl.DataFrame) -> list[Sample]:
-        """Rows of the index as samples, in their order."""
+        """Return rows of the index as samples, in their order."""
         columns = {
             name: index[name].to_list() if name in index.columns else [default] * index.height
             for name, default in _FIELDS.items()
@@ -159,14 +164,14 @@ class Prepared:
         return list(map(Sample, *(columns[name] for name in _FIELDS)))
 
     def answers(self, index: pl.DataFrame) -> pl.DataFrame:
-        """The answers of these rows of the index: `sample` (the row's number), `item` (a name)."""
+        """Return the answers of rows of the index: `sample` (the row's number), `item` (a name)."""
         pairs = index.select("target").with_row_index("sample").explode("target").drop_nulls()
         names = pl.Series("item", self.names, dtype=pl.String)
         return pairs.select("sample", names.gather(pairs["target"]))
 
     @cached_property
     def index_columns(self) -> list[str]:
-        """What the index says of each sample; the protocols differ in it."""
+        """Return the columns of the index, which differ between protocols."""
         return list(pl.read_parquet_schema(self.folder / INDEX))
 
     def _targets(self, index: pl.DataFrame) -> list[tuple[str, ...]]:
@@ -182,11 +187,11 @@ class Prepared:
         return tuple(names[code] for code in codes)
 
     def context(self, sample: Sample) -> list[Event]:
-        """What was known: demographics, earlier stays' summary, admission event, then the window.
+        """Return the context: demographics, earlier stays, the admission event, then the window.
 
         Oldest first. The first `preamble_length` events are never cut; later ones are cut oldest
-        first when a context is too long (see `prompts`). Under `data.protocol=paper` it is what
-        the release shows.
+        first if a context is too long (see `prompts`). Under `data.protocol=paper` it is the
+        context of the release.
         """
         if sample.text_row is not None:
             return events_of(self.texts[sample.text_row].as_py())
@@ -201,4 +206,4 @@ class Prepared:
 _FIELDS = {
     field.name: None if field.default is MISSING else field.default for field in fields(Sample)
 }
-"""Fields of `Sample` -> what stands for a column that an index of this kind does not have."""
+"""Fields of `Sample` -> the default for a column that this kind of index does not have."""

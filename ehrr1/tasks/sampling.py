@@ -1,9 +1,9 @@
-"""Which samples of the index `stage=prepare` keeps: numbers a task, balance, and chosen patients.
+"""Sampling of the index in `stage=prepare`: numbers per task, balance, and selected patients.
 
-Pure functions on the index; the files that users give are read and checked here too. A number holds
-for each split by itself. Balancing changes the training split only: validation and test keep their
-natural prevalence, whatever is asked. Rows that were drawn for balance are marked in `balanced`, so
-that no AUPRC is told of them.
+Pure functions on the index; files of users are read and checked here too. A number applies to each
+split separately. Balancing changes the training split only: validation and test always keep their
+natural prevalence. Rows that were drawn for balance are marked in `balanced`, so that no AUPRC is
+reported for them.
 """
 
 import csv
@@ -21,20 +21,20 @@ from ehrr1.tasks.selection import RISK, rank, select
 
 Balance = Literal["none", "weights", "force"]
 Limits = Mapping[str, int | None]
-"""Task -> samples of it in each split at most; None: all."""
+"""Task -> maximum number of its samples in each split; None: all."""
 
 BALANCED = (*RISK, "chartevents", "emar", "next_event")
-"""Tasks with few or very unequal labels; of the others EHR-R1 balances none."""
+"""Tasks with few or very unequal labels, the only ones that EHR-R1 balances."""
 
 ALL = -1
-"""Stands for all samples in a file of numbers."""
+"""Number that means all samples in a file of numbers."""
 
 
 def read_limits(path: Path) -> dict[str, int | None]:
-    """Numbers a task from a JSON object `{task: n}`; -1 is all. It names all tasks that stay, as in
-    the release: of the others there are 0.
+    """Read numbers per task from a JSON object `{task: n}`; -1 means all.
 
-    Raises UserError for a file that is none, names that are no tasks and numbers that are none.
+    As in the release, tasks that are not listed get 0. Raises UserError for a malformed file,
+    unknown tasks and invalid numbers.
     """
     given = _json(path, "data.sampling")
     if not isinstance(given, dict):
@@ -51,10 +51,11 @@ def read_limits(path: Path) -> dict[str, int | None]:
 
 
 def read_subjects(path: Path, setting: str = "data.subjects_file") -> pl.Series:
-    """Distinct patients of a file, sorted: an id a line, a .csv with `subject_id`, a .json list.
+    """Return the distinct patients of a file, sorted.
 
-    A first line `subject_id` is a heading in every kind of text. Raises UserError for a file that
-    is not there, holds no ids, or holds anything else.
+    The file has one id per line, or is a .csv with `subject_id`, or a .json list. A first line
+    `subject_id` is a heading in every kind of text. Raises UserError for a file that does not
+    exist, contains no ids, or contains anything else.
     """
     if path.suffix == ".json":
         cells = _json(path, setting)
@@ -76,8 +77,11 @@ def read_subjects(path: Path, setting: str = "data.subjects_file") -> pl.Series:
 
 @dataclass(frozen=True)
 class Draw:
-    """What is asked for: at most so many samples a task, or a share of that number (of all samples
-    where there is none), balanced or not, by a seed."""
+    """Parameters of a draw: limits, balance, seed and share.
+
+    `limits` are the maximum numbers of samples per task; `share` is a share of these numbers (of
+    all samples for tasks without one).
+    """
 
     limits: Limits
     balance: Balance
@@ -86,32 +90,35 @@ class Draw:
 
     @property
     def takes_all(self) -> bool:
+        """Return whether the draw keeps all samples."""
         no_limits = all(limit is None for limit in self.limits.values())
         return self.balance == "none" and self.share is None and no_limits
 
     @property
     def by_rank(self) -> bool:
-        """Whether the draw of several shards is a draw from the draws of each."""
+        """Return whether the draw of several shards is a draw from the draws of each."""
         return self.balance == "none" and self.share is None
 
     def __call__(self, index: pl.DataFrame) -> pl.DataFrame:
+        """Return the samples of `index` that are drawn (see `draw`)."""
         return draw(index, self.limits, self.balance, self.seed, self.share)
 
 
 def draw(
     index: pl.DataFrame, limits: Limits, balance: Balance, seed: int, share: float | None = None
 ) -> pl.DataFrame:
-    """At most `limits` samples of each task and split, in the index's order, with `balanced`.
-    `share`: of each limit, as in the release, and of a task without one of the samples that each
-    split has; at least one sample where the limit is not 0.
+    """Draw at most `limits` samples of each task and split, in the index's order, with `balanced`.
 
-    Reads `task, split, context_id, sample_id, target` (lists of codes or names). Every draw goes
-    by the rank of `selection`: samples of one context stay together, and a smaller draw is part of
-    a larger one. In the training split and for the tasks of `BALANCED`
+    `share` applies to each limit, as in the release, and for a task without a limit to the number
+    of samples of each split; at least one sample is drawn if the limit is not 0.
+
+    The columns used are `task, split, context_id, sample_id, target` (lists of codes or names).
+    Every draw is ordered by the rank of `selection`: samples of one context stay together, and a
+    smaller draw is part of a larger one. In the training split and for the tasks of `BALANCED`
 
     - "weights" draws by 1 / the mean frequency of a sample's labels, without replacement;
-    - "force" takes as many "yes" as "no" of each risk task, and the decision tasks by weights, as
-      the release does.
+    - "force" draws equally many "yes" and "no" of each risk task, and the decision tasks by
+      weights, as in the release.
     """
     index = index.with_row_index("position")
     to_balance = (
@@ -135,14 +142,14 @@ def draw(
 
 
 def _of_share(rows: pl.DataFrame, limits: Limits, share: float) -> Limits:
-    """The numbers that a share of each task's limit or samples is."""
+    """Return the numbers that correspond to a share of each task's limit or samples."""
     samples = dict(rows["task"].value_counts().iter_rows())
     whole = {task: n if (n := limits[task]) is not None else samples[task] for task in samples}
     return {task: max(min(count, 1), round(share * count)) for task, count in whole.items()}
 
 
 def _by_weight(rows: pl.DataFrame, limits: Limits, seed: int) -> pl.DataFrame:
-    """Draws without replacement by weight: the lowest of -log(u) / w (Efraimidis and Spirakis)."""
+    """Draw without replacement by weight: the lowest of -log(u) / w (Efraimidis and Spirakis)."""
     uniform = (rank(seed).cast(pl.Float64) + 0.5) / 2.0**64
     frequency = _labels(rows).group_by("position").agg(pl.col("frequency").mean())
     ranked = rows.join(frequency, on="position", how="left").with_columns(
@@ -158,7 +165,7 @@ def _first(ordered: pl.DataFrame, limits: Limits, columns: list[str]) -> pl.Data
 
 
 def _labels(rows: pl.DataFrame) -> pl.DataFrame:
-    """A row a sample and label, with the share of the task's samples that have the label."""
+    """Return one row per sample and label, with the label's share of the task's samples."""
     pairs = rows.select("position", "task", "target").explode("target").unique(maintain_order=True)
     samples = rows.group_by("task").len("samples")
     counts = pairs.group_by("task", "target").len("having")
@@ -186,7 +193,7 @@ def _text(path: Path, setting: str) -> str:
 
 
 def _column(path: Path, setting: str) -> list[str]:
-    """The column `subject_id` of a table, or the only column of a file without a heading."""
+    """Return the column `subject_id` of a table, or the only column of a file without a heading."""
     lines = [row for row in csv.reader(_text(path, setting).splitlines()) if any(row)]
     heading = [name.strip().lower() for name in lines[0]] if lines else []
     if "subject_id" in heading:
@@ -194,6 +201,6 @@ def _column(path: Path, setting: str) -> list[str]:
         return [row[place] if place < len(row) else "" for row in lines[1:]]
     if any(len(row) > 1 for row in lines):
         raise UserError(
-            f"{setting}={path}: several columns and none of the name subject_id: name it"
+            f"{setting}={path}: it has several columns, none named subject_id: name that column"
         )
     return [row[0] for row in lines]

@@ -1,4 +1,4 @@
-"""A seeded, capped choice of samples that keeps contexts together."""
+"""Seeded selection of samples with limits per task, which keeps contexts together."""
 
 from collections.abc import Iterable, Mapping
 
@@ -8,18 +8,21 @@ from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Sample
 
 LEARNABLE = tuple(task for task, entry in TASKS.items() if entry.ehr_ins_cap > 0)
-"""Tasks that EHR-Ins trains on: all but the writing of discharge notes."""
+"""Tasks that EHR-Ins trains on: all except the writing of discharge notes."""
 
 RISK = tuple(task for task, entry in TASKS.items() if entry.kind == "risk")
 
 
 def rank(seed: int) -> pl.Expr:
-    """A seeded order of contexts, uniform over 64 bits, that knows nothing of the answers."""
+    """Return an expression for a seeded order of contexts, uniform over 64 bits.
+
+    The order does not depend on the answers.
+    """
     return pl.col("context_id").hash(seed)
 
 
 Limits = int | Mapping[str, int | None] | None
-"""Rows of each task at most; None: all."""
+"""Maximum number of rows of each task; None: all."""
 
 
 def select(
@@ -28,15 +31,15 @@ def select(
     seed: int,
     balance: bool = False,
 ) -> pl.DataFrame:
-    """At most `per_task` rows of each task (None: all) of an index of samples, in its order.
+    """Select at most `per_task` rows of each task (None: all) from an index, in its order.
 
-    A row's rank is a hash of the seed and its context, so that tasks that ask about the same
-    context choose the same ones: their trunks are then computed once. The rank knows nothing of
-    the answer: prevalence stays what it is. A smaller choice is part of a larger one. `balance`
-    draws equally many "yes" and "no" of each risk task, at most `per_task` together.
+    A row's rank is a hash of the seed and its context, so that tasks with the same contexts select
+    the same ones, whose trunks are then computed once. The rank does not depend on the answer and
+    thus preserves prevalence. A smaller selection is part of a larger one. `balance` draws equally
+    many "yes" and "no" of each risk task, at most `per_task` together.
 
-    Of a LazyFrame only the rows with the lowest ranks are read: the index of the full MIMIC-IV is
-    larger than most memories.
+    From a LazyFrame, only the rows with the lowest ranks are read: the index of the full MIMIC-IV
+    is larger than most memories.
     """
     risk = pl.col("task").is_in(RISK)
     stratum = pl.when(risk & balance).then(pl.col("target").list.first()).otherwise(-1)
@@ -67,10 +70,10 @@ def select(
 
 
 def _lowest(index: pl.LazyFrame, per_task: Limits, rank: pl.Expr, stratum: pl.Expr) -> pl.DataFrame:
-    """Of each task and stratum all rows that can be among its first `per_task` by rank.
+    """Return all rows of each task and stratum that can be among its first `per_task` by rank.
 
-    Ranks are uniform over 64 bits: a share of n rows, with room, has the lowest of them. Where
-    chance gives fewer than asked for, everything is read.
+    Ranks are uniform over 64 bits: a bound with a margin contains the lowest n with high
+    probability. If it contains fewer, all rows are read.
     """
     if per_task is None:
         return index.collect()
@@ -95,7 +98,7 @@ def _lowest(index: pl.LazyFrame, per_task: Limits, rank: pl.Expr, stratum: pl.Ex
 
 
 def by_context(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
-    """Samples grouped by context, in order of first appearance: a context is then read once."""
+    """Group samples by context, in order of first appearance, so that a context is read once."""
     groups: dict[str, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(sample.context_id, []).append(sample)

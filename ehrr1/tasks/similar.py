@@ -1,6 +1,6 @@
-"""Items that are like each other: counted in answers, or as a user's files say.
+"""Similar items, counted in answers or read from a user's files.
 
-Counted items are similar if they stand in the same answers: by cosine, n(a, b) / sqrt(n(a) n(b)).
+Counted items are similar if they occur in the same answers, by cosine: n(a, b) / sqrt(n(a) n(b)).
 """
 
 import json
@@ -14,23 +14,27 @@ from ehrr1.records.reading import SUFFIXES, as_text, read_columns, read_header
 from ehrr1.tasks.catalog import TASKS
 
 SIMILAR = 100
-"""So many neighbours of an item are counted at most."""
+"""Maximum number of neighbours of an item."""
 BLOCK = 256
-"""Items whose neighbours are counted by one sparse product: bounds the memory."""
+"""Number of items whose neighbours are counted by one sparse product, which bounds the memory."""
 
 ITEM = ("item", "item_name", "name", "target")
 ONE = ("similar_item", "similar", "candidate")
 SEVERAL = ("similar_items", "similars", "candidates")
-"""Headings that are read in files of similar items: the item; one similar item a row; or a JSON
-list of them in a cell. The order is that of similarity. Numbers from 0 on: a neighbour a column."""
+"""Headings in files of similar items, in order of similarity.
+
+`ITEM` is the item; `ONE` is one similar item per row, `SEVERAL` a JSON list of them in a cell.
+Numbers from 0 on are columns of one neighbour each.
+"""
 
 
 def neighbours_of(answers: pl.DataFrame) -> dict[str, list[str]]:
-    """Item -> the `SIMILAR` items nearest to it by cosine, ties by name.
+    """Return item -> the `SIMILAR` items nearest to it by cosine, ties by name.
 
-    `answers` has `sample, item`. Items that stand in no answer with another have none.
+    `answers` has the columns `sample, item`. Items that never occur together with another are left
+    out.
     """
-    from scipy import sparse  # a tenth of a second that `stage=prepare` need not spend
+    from scipy import sparse  # lazy: it takes 0.1 s, which `stage=prepare` saves
 
     pairs = answers.unique()
     items = pairs["item"].unique().sort()
@@ -56,7 +60,7 @@ def neighbours_of(answers: pl.DataFrame) -> dict[str, list[str]]:
 
 
 def read_similar(folder: Path) -> dict[str, dict[str, list[str]]]:
-    """Task -> item -> similar items, from the files `<task>.csv` (.csv.gz, .parquet) of a folder.
+    """Return task -> item -> similar items, from the files `<task>.csv` (.csv.gz, .parquet).
 
     Raises UserError for a folder without any, and for a file without the columns `ITEM` and `ONE`
     or `SEVERAL`.
@@ -102,8 +106,10 @@ def _read_lists(path: Path) -> dict[str, list[str]]:
 
 
 def _read_wide(path: Path, header: list[str]) -> dict[str, list[str]]:
-    """Lists of the release: the item, then its neighbours in columns that are numbered from 0;
-    lists that are shorter than the longest end in empty cells."""
+    """Read lists of the release: the item, then its neighbours in columns numbered from 0.
+
+    Lists that are shorter than the longest end in empty cells.
+    """
     columns = [name.strip().lower() for name in header]
     frame = read_columns([path], columns).select(pl.all().cast(pl.String))
     lists: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Splits by patient: all records of a patient, whatever the module, stand in one split."""
+"""Splits by patient: all records of a patient are in one split, whatever their module."""
 
 from collections.abc import Mapping
 
@@ -16,11 +16,11 @@ def split_patients(
     seed: int,
     named: Mapping[str, pl.Series] | None = None,
 ) -> pl.DataFrame:
-    """Columns `subject_id, split`, sorted by patient; shares are exact to one patient.
+    """Return the columns `subject_id, split`, sorted by patient; shares are exact to one patient.
 
-    `named`: split -> its patients, instead of a share. What is drawn beside them is a share of all
-    patients, from those that no split names. The draw depends on the set of patients and the seed,
-    not on their order.
+    `named` maps a split to its patients, which replace its share. The shares of the other splits
+    refer to all patients, and are drawn from those that no split names. The draw depends on the set
+    of patients and the seed, not on their order.
     """
     named = named or {}
     ids = subjects.unique().sort()

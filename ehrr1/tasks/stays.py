@@ -1,4 +1,4 @@
-"""Hospital stays of a patient in turn: which one is in progress at a time."""
+"""Hospital stays of a patient without overlaps, to find the stay in progress at a time."""
 
 import polars as pl
 
@@ -8,12 +8,12 @@ FOUND = ("subject_id", "after", "by", "over", "in_progress")
 
 
 def stays_in_turn(admissions: pl.DataFrame) -> pl.DataFrame:
-    """The stays of each patient without overlap, by time: nested ones are part of the outer one.
+    """Return each patient's stays without overlap, by time; nested ones belong to the outer one.
 
-    Columns: `subject_id, in_progress` (the `hadm_id`), `after` (in progress from then on, not with
-    it), `by` (in progress from then on, and at it), `over` (until then, and at it; null: nobody
-    knows). A stay that begins in another one is in progress when that is over; one without an end
-    lasts until the next begins.
+    Columns: `subject_id, in_progress` (the `hadm_id`), `after` (in progress after this time), `by`
+    (in progress from this time on, inclusive), `over` (in progress until this time, inclusive;
+    null: unknown). A stay that begins within another one is in progress when that one is over; a
+    stay without an end lasts until the next begins.
     """
     began = (
         admissions.filter(pl.col("admittime").is_not_null())

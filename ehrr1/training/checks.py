@@ -46,7 +46,7 @@ def check_reinforcement(
     problems = [*_devices(cfg.trainer), *_strategy(cfg, "rl")]
     if cfg.rollout.name == "vllm":
         try:
-            check_engine(source, on_gpu(cfg.trainer))
+            check_engine(source, on_gpu(cfg.trainer), "rollout")
         except UserError as error:
             problems.append(str(error))
     problems += _model(

@@ -24,7 +24,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
 from ehrr1.config.training import RL
-from ehrr1.engines.base import OutOfSyncError, Rollout, Sampling, check_sync
+from ehrr1.engines.base import SamplingParams, TrainableEngine
+from ehrr1.engines.weight_sync import OutOfSyncError, check_sync
 from ehrr1.files import read_json, write_json
 from ehrr1.models.logprobs import token_logprobs
 from ehrr1.models.weights import whole_weights, without_adapters
@@ -81,7 +82,7 @@ class GRPOModule(ForestModule):
         plan: Sequence[Sequence[int]],
         prompts: Prompts,
         validation: Prompts,
-        start: Callable[[PreTrainedModel], Rollout],
+        start: Callable[[PreTrainedModel], TrainableEngine],
         reference: Build | None,
         folder: Path,
         seed: int,
@@ -248,7 +249,7 @@ class GRPOModule(ForestModule):
 
     def sync(self) -> None:
         """Bring the weights to the engine and check on a probe that they have arrived."""
-        self.engine.sync(whole_weights(self.model))
+        self.engine.load_weights(whole_weights(self.model))
         generator = np.random.default_rng(0)
         probe = generator.integers(self.model.config.vocab_size, size=PROBE_TOKENS).tolist()
         forest = collate([Tree(probe[:1], [Branch("probe", [], probe[1:])])]).to(self.device)
@@ -261,7 +262,7 @@ class GRPOModule(ForestModule):
         generator, most = np.random.default_rng(1), LONG_PROBE_TOKENS
         length = self.settings.max_prompt_tokens + self.settings.max_completion_tokens - most
         probe = generator.integers(self.model.config.vocab_size, size=max(length, 1)).tolist()
-        [[said]] = self.engine.generate([probe], Sampling(most, temperature=0))
+        [[said]] = self.engine.generate([probe], SamplingParams(most, temperature=0))
         tree = Tree(probe[:-1], [Branch("probe", probe[-1:], said.tokens)])
         ours = self.logprobs(self.model, collate([tree]).to(self.device), temperature=1.0)
         check_sync(said.logprobs, ours.tolist(), self.tolerance)

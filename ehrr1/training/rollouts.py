@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
 from ehrr1.config.training import RL
-from ehrr1.engines.base import Completion, Rollout, Sampling
+from ehrr1.engines.base import Completion, SamplingParams, TrainableEngine
 from ehrr1.prompts.chat_format import chat_format
 from ehrr1.prompts.dataset import rank as random_number
 from ehrr1.prompts.markers import Markers
@@ -60,7 +60,7 @@ class Collector:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    rollout: Rollout
+    rollout: TrainableEngine
     settings: RL
     seed: int
 
@@ -76,7 +76,7 @@ class Collector:
         The draws depend on `draw`, the run's seed and a prompt's place among `indices` only.
         """
         chosen = self.settings
-        sampling = Sampling(
+        sampling = SamplingParams(
             chosen.max_completion_tokens, chosen.temperature, chosen.top_p, chosen.top_k
         )
         seeds = [random_number(self.seed, f"{draw}/{n}") >> 33 for n in range(len(indices))]
@@ -84,7 +84,7 @@ class Collector:
 
     def greedy(self, asked: Prompts, indices: Sequence[int], description: str) -> list[Group]:
         """The likeliest completion of each prompt, as a group of one."""
-        sampling = Sampling(self.settings.max_completion_tokens, temperature=0.0)
+        sampling = SamplingParams(self.settings.max_completion_tokens, temperature=0.0)
         seeds = [0] * len(indices)
         return self._groups(asked, indices, seeds, sampling, 1, Clock(), description)
 
@@ -93,7 +93,7 @@ class Collector:
         asked: Prompts,
         indices: Sequence[int],
         seeds: Sequence[int],
-        sampling: Sampling,
+        sampling: SamplingParams,
         group_size: int,
         clock: Clock,
         description: str | None = None,

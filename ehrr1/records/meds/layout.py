@@ -1,9 +1,9 @@
-"""The record as MEDS (Medical Event Data Standard, schema 0.4): events with a code and a value.
+"""Layout of the record as MEDS (Medical Event Data Standard, schema 0.4).
 
-One MEDS row a row of the store, with the columns that the store is built from again, so that
-nothing is lost on the way out and back. Beside them stand rows that repeat what is known already in
-the form that other tools look for (birth, death, sex, ends of stays, each vital sign by itself):
-their `order` is null, and they are left out on the way back.
+Each row of the store is one MEDS row, with the columns that the store is rebuilt from, so that
+nothing is lost by export and import. Additional rows repeat known facts in the form that other
+tools expect (birth, death, sex, ends of stays, each vital sign by itself): their `order` is null,
+and the import skips them.
 
 Codes are `<table>//<item>//<unit>`; parts that a row does not have are left out.
 """
@@ -16,18 +16,18 @@ import pyarrow as pa
 
 from ehrr1.records.cells import SEPARATOR
 from ehrr1.records.hindsight import END
-from ehrr1.records.release.order import NO_TIME
 from ehrr1.records.schema import ORDER, TABLES
+from ehrr1.records.store_schema import NO_TIME
 from ehrr1.records.table_spec import TEXTS, Table
 
 VERSION = "0.4.1"
-"""The version of the standard's schemas that the files follow."""
+"""Version of the standard's schemas that the files follow."""
 
 BIRTH, DEATH = "MEDS_BIRTH", "MEDS_DEATH"
-"""The standard's codes for these two."""
+"""Codes of the standard for birth and death."""
 
 SPLITS = {"train": "train", "validation": "tuning", "test": "held_out"}
-"""Our name of a split -> the standard's."""
+"""Split name in this project -> split name of the standard."""
 
 EXTRA = pa.schema(
     [
@@ -42,7 +42,7 @@ EXTRA = pa.schema(
         ("values", pa.list_(pa.string())),
     ]
 )
-"""Our columns: what a store row has beside the standard's columns."""
+"""Columns of a store row that are not columns of the standard."""
 
 DATA = pa.schema(
     [
@@ -86,30 +86,33 @@ QUANTITIES: dict[str, tuple[str, str | None]] = {
     "ingredientevents": ("Rate", "Rateuom"),
     "outputevents": ("Value", "Valueuom"),
 }
-"""Table -> the keys of `numeric_value` and of its unit. Never a total that becomes known late."""
+"""Table -> the keys of `numeric_value` and of its unit.
+
+Totals that become known late are never used.
+"""
 
 SIGNS = {
     name: ("Temperature", "Heartrate", "Resprate", "O2Sat", "Sbp", "Dbp", "Pain", *more)
     for name, more in {"vitalsign": (), "triage": ("Acuity",)}.items()
 }
-"""Tables without an item whose numbers each get a row of their own as well."""
+"""Tables without an item -> their numeric keys, each of which also gets a row of its own."""
 
 END_OF_STAY = {"admissions": END, "edstays": "outtime", "icustays": "outtime"}
 
 
 def meds_events(rows: pl.DataFrame) -> pl.DataFrame:
-    """Rows of `frames.store_frames` as MEDS: one row each, columns of `DATA`, and those of `SIGNS`.
+    """Return rows of `decode.store_frames` as MEDS rows, followed by the rows of `SIGNS`.
 
-    `text_value` holds what is shown of the row beside item, number and unit: `Key: value; ...`, or
-    the text of a note. What becomes known only later stands in `values` (a type of stay in `item`,
-    too) alone.
+    The result has the columns of `DATA`. `text_value` holds what is shown of the row besides item,
+    number and unit (`Key: value; ...`), or the text of a note. Values that become known only later
+    appear in `values` alone (a stay's final type in `item`, too).
     """
     rows = rows.with_columns(pl.col("values").str.split(SEPARATOR))
     parts = [
         _described(part, TABLES[ORDER[number]])
         for (number,), part in rows.group_by("table", maintain_order=True)
     ]
-    # The list of the paper protocol has rows without a time.
+    # Rows of the paper protocol's list may lack a time.
     no_time = pl.lit(NO_TIME).cast(pl.Datetime("us"))
     time = pl.when(pl.col("event_time") != no_time).then("event_time").alias("time")
     events = pl.concat(parts).with_columns(time).drop("event_time")
@@ -118,7 +121,7 @@ def meds_events(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _described(rows: pl.DataFrame, table: Table) -> pl.DataFrame:
-    """Adds code, numeric_value and text_value to rows of one table."""
+    """Add `code`, `numeric_value` and `text_value` to rows of one table."""
     number, unit = QUANTITIES.get(table.name, (None, None))
     item = next((key for key, columns in table.keys.items() if columns[:1] == table.item[:1]), None)
     cells = {key: _cell(table, key) for key in table.keys}
@@ -156,13 +159,13 @@ def _said(table: Table, said: Mapping[str, pl.Expr], number: str | None, value: 
 
 
 def _cell(table: Table, key: str) -> pl.Expr:
-    """The shown value of a key; null where it is missing."""
+    """Return an expression for the shown value of a key, null if it is missing."""
     cell = pl.col("values").list.get(list(table.keys).index(key), null_on_oob=True)
     return pl.when(cell != "").then(cell)
 
 
 def _signs(events: pl.DataFrame, name: str) -> pl.DataFrame:
-    """One further row for each number of a set of vital signs: `vitalsign//Heartrate`."""
+    """Return one additional row per number of a set of vital signs (`vitalsign//Heartrate`)."""
     number = pl.col("numeric_value")
     return pl.concat(
         events.with_columns(
@@ -175,10 +178,10 @@ def _signs(events: pl.DataFrame, name: str) -> pl.DataFrame:
 
 
 def subject_events(parents: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    """Sex (without a time), birth, death and ends of stays, in the columns of `DATA`.
+    """Return sex (without a time), birth, death and ends of stays, in the columns of `DATA`.
 
-    Birth is the first of January of `anchor_year - anchor_age`. Death is `deathtime` of an
-    admission, else the end of the day of `dod`.
+    Birth is January 1 of `anchor_year - anchor_age`. Death is `deathtime` of an admission,
+    otherwise the end of the day of `dod`.
     """
     patients = parents["patients"]
     year = pl.col("anchor_year").cast(pl.Int32, strict=False)
@@ -200,7 +203,7 @@ def subject_events(parents: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
         stays = parents[name].filter(pl.col(end).is_not_null())
         ids = [column for column in ("hadm_id", "stay_id") if column in stays.columns]
         if name == "edstays":
-            ids = ["stay_id"]  # its admission is known in hindsight only
+            ids = ["stay_id"]  # its admission becomes known only later
         parts.append(
             stays.select(
                 *("subject_id", *ids),
@@ -221,14 +224,14 @@ def subject_events(parents: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
 
 
 def in_order(events: pl.DataFrame) -> pl.DataFrame:
-    """Each subject's events together and by time, those without a time first, as MEDS wants it."""
+    """Sort events by subject and time, events without a time first, as MEDS requires."""
     return events.sort(
         *("subject_id", "time", "order", "code", "stay_id", "hadm_id"), nulls_last=False
     )
 
 
 def described_codes(events: pl.DataFrame) -> pl.DataFrame:
-    """The distinct codes with a description: heading, item and unit in words."""
+    """Return the distinct codes with a description of heading, item and unit."""
     headings = {name: table.heading for name, table in TABLES.items()}
     codes = events.select("code", "table").unique()
     rest = pl.col("code").str.split("//").list.slice(1).list.join(", ")
@@ -238,7 +241,7 @@ def described_codes(events: pl.DataFrame) -> pl.DataFrame:
 
 
 def as_arrow(frame: pl.DataFrame, schema: pa.Schema) -> pa.Table:
-    """A frame in the exact types of the standard."""
+    """Convert a frame to the exact types of the standard."""
     missing = [name for name in schema.names if name not in frame.columns]
     table = frame.with_columns(pl.lit(None).alias(name) for name in missing).to_arrow()
     return table.select(schema.names).cast(schema)

@@ -1,9 +1,9 @@
-"""MEDS in (`data=meds`): our own export back into the same store, and MEDS that others made.
+"""Reading of MEDS datasets (`data=meds`): exports of this project and datasets of others.
 
-Our own files carry the store's columns (`meds.EXTRA`) and the tables that labels are built from
-(metadata/parents): store, index and contexts become what they were. Other files know codes, times
-and values only: each event becomes a row of the table `meds`, known at its time, named by its
-code's description; age and sex come from `MEDS_BIRTH` and `GENDER//...`.
+Exports of this project contain the store's columns (`meds.layout.EXTRA`) and the tables that labels
+are built from (metadata/parents); store, index and contexts are reproduced exactly. Other datasets
+have only codes, times and values: each event becomes a row of the table `meds`, known at its time
+and named by the description of its code; age and sex come from `MEDS_BIRTH` and `GENDER//...`.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -17,10 +17,12 @@ from ehrr1.errors import UserError
 from ehrr1.records.cells import SEPARATOR, one_line
 from ehrr1.records.hindsight import END
 from ehrr1.records.meds.layout import BIRTH, EXTRA, SPLITS
-from ehrr1.records.mimic import PARENTS, STORE_SCHEMA, TIMES
+from ehrr1.records.mimic import PARENTS
 from ehrr1.records.reading import as_id, as_moment, check_zones, data_files
 from ehrr1.records.schema import FOREIGN, MIMIC_TABLES, ORDER, TABLES
 from ehrr1.records.source import Shards, Source
+from ehrr1.records.store_schema import STORE_SCHEMA
+from ehrr1.records.typed import TIMES
 
 ROWS_AT_ONCE = 500_000
 SEX = "GENDER//"
@@ -50,9 +52,10 @@ NO_ADMISSIONS: Types = {
 class MedsFolder(Source):
     """A MEDS folder: data/**/*.parquet and metadata/.
 
-    `own` says whether the folder is our export; `splits` are its subject_splits.parquet in our
-    words, None where it has none. All rows come with the first of `tables`: a file holds all
-    tables of a patient together, and is read once. Raises UserError for a folder that is no MEDS.
+    `own` is True for an export of this project. `splits` holds subject_splits.parquet with the
+    split names of this project, or None if there is no such file. All rows are yielded with the
+    first of `tables`, because a file holds all tables of a patient and is read once. Raises
+    UserError for a folder that is not a MEDS dataset.
     """
 
     def __init__(self, root: Path, patients_per_shard: int):
@@ -82,6 +85,10 @@ class MedsFolder(Source):
         self.tables = self._own_tables() if self.own else [FOREIGN.name]
 
     def want(self, shards: Collection[int]) -> None:
+        """Read the parent tables of these shards and select the shards for `rows`.
+
+        Raises UserError for an export of an earlier version.
+        """
         self.wanted = frozenset(shards)
         parents = {name: self._own_parent(name) for name in PARENTS} if self.own else {}
         if not self.own:
@@ -99,13 +106,14 @@ class MedsFolder(Source):
             self.count("patients", outcome, self.parents["patients"]["shard"])
 
     def rows(self, table: str) -> Iterator[pl.DataFrame]:
+        """Yield the rows of all tables with the first table, and nothing with the others."""
         if table != self.tables[0]:
             return
         types = OWN if self.own else {**REQUIRED, **OPTIONAL}
         for file in self.files:
             for frame in _batches(file, types):
                 if self.own:
-                    # rows without values repeat others
+                    # rows without values repeat facts of other rows
                     frame = self.route(frame.filter(pl.col("values").is_not_null()))
                     yield self._own_rows(frame, file)
                 else:
@@ -114,8 +122,8 @@ class MedsFolder(Source):
     def _own_rows(self, frame: pl.DataFrame, file: Path) -> pl.DataFrame:
         unknown = set(frame["table"].unique()) - set(MIMIC_TABLES)
         if unknown:
-            raise UserError(f"{file}: there is no table {', '.join(sorted(map(str, unknown)))}")
-        # a table without keys keeps one empty value
+            raise UserError(f"{file}: unknown table {', '.join(sorted(map(str, unknown)))}")
+        # a table without keys has one empty value
         lengths = {name: max(len(TABLES[name].keys), 1) for name in MIMIC_TABLES}
         length = pl.col("table").replace_strict(lengths, return_dtype=pl.UInt32)
         reasons = {
@@ -162,7 +170,7 @@ class MedsFolder(Source):
     def _report(
         self, frame: pl.DataFrame, reasons: dict[str, pl.Expr], table: pl.Expr
     ) -> pl.DataFrame:
-        """The usable rows; all are counted by their table and what became of them."""
+        """Return the usable rows, and count all rows by table and outcome."""
         why = pl.coalesce(pl.when(bad).then(pl.lit(name)) for name, bad in reasons.items())
         checked = frame.with_columns(why.alias("why"), table.alias("counted_for"))
         for (name, reason), part in checked.group_by("counted_for", "why"):
@@ -188,7 +196,10 @@ class MedsFolder(Source):
         return [name for name in MIMIC_TABLES if name in found]
 
     def _foreign_patients(self) -> pl.DataFrame:
-        """Sex by `GENDER//...`, the year of birth as the anchor; null where a patient has none."""
+        """Return the patients with sex from `GENDER//...` and the year of birth as the anchor year.
+
+        Values that a patient lacks are null.
+        """
         parts = []
         for file in self.files:
             for frame in _batches(file, REQUIRED):
@@ -208,7 +219,7 @@ class MedsFolder(Source):
         )
 
     def _descriptions(self) -> pl.DataFrame:
-        """Columns `code, description`, one row a code that has a description."""
+        """Return the columns `code, description`, with one row per described code."""
         path = self.root / "metadata" / "codes.parquet"
         if not path.is_file():
             return pl.DataFrame(schema={"code": pl.String, "description": pl.String})
@@ -236,7 +247,7 @@ class MedsFolder(Source):
             )
         if twice := splits.height - splits["subject_id"].n_unique():
             raise UserError(
-                f"{path}: {twice:,} patients stand in two splits, and would be trained on and "
+                f"{path}: {twice:,} patients are in two splits, and would be trained on and "
                 "tested; leave each in one, or remove the file to have them drawn by data.split"
             )
         splits = splits.filter(pl.col("subject_id").is_in(self.subjects.implode()))
@@ -276,9 +287,9 @@ def _refuse_nulls(path: Path, frame: pl.DataFrame) -> None:
 
 
 def _batches(path: Path, types: Types) -> Iterator[pl.DataFrame]:
-    """The columns of a file in their types, at most `ROWS_AT_ONCE` rows at a time.
+    """Yield the columns of a file in their types, at most `ROWS_AT_ONCE` rows at a time.
 
-    Columns that the file does not have are null.
+    Columns that the file does not have are null. Raises UserError for a file that cannot be read.
     """
     columns = [name for name in types if name in _columns(path)]
     try:
@@ -299,7 +310,7 @@ def _typed(frame: pl.DataFrame, types: Types) -> pl.DataFrame:
         elif kind == pl.Datetime("us") and isinstance(frame.schema[name], pl.Datetime):
             cells.append(as_moment(frame[name]))
         elif kind == pl.Int64 and name not in REQUIRED:
-            # an id of another hospital may be a text: it is left out
+            # other hospitals may use text ids: they are left out
             cells.append(as_id(frame[name]))
         else:
             cells.append(pl.col(name).cast(kind, strict=name in REQUIRED or name in ("values",)))

@@ -1,7 +1,7 @@
-"""Where the parts of the release's folder lie: beside each other, or packed.
+"""Location and unpacking of the parts of the release's folder.
 
 The whole may be one `.tar.gz`; in the published folder `patients_ehr`, `cache/item_set` and
-`cache/similar_item` are one each. What is packed is unpacked into a working folder.
+`cache/similar_item` are one archive each. Archives are unpacked into a working folder.
 """
 
 import gzip
@@ -19,9 +19,9 @@ CHUNK_BYTES = 1 << 20
 
 
 def root_of(path: Path, work: Path) -> Path:
-    """The folder that holds the release's parts; an archive is unpacked into `work`.
+    """Return the folder that holds the release's parts; unpack an archive into `work`.
 
-    Raises UserError for an archive that cannot be read to its end.
+    Raises UserError for an archive that is truncated or damaged.
     """
     if not path.name.endswith(ARCHIVES):
         return path
@@ -32,8 +32,11 @@ def root_of(path: Path, work: Path) -> Path:
 
 
 def part(root: Path, name: str, work: Path) -> Path:
-    """The folder `name` of the release's folder (`cache/similar_item`), unpacked into `work` where
-    it is packed; it is not there where neither is."""
+    """Return the folder `name` of the release's folder (for example `cache/similar_item`).
+
+    If it is packed, it is unpacked into `work`. The returned path does not exist if there is
+    neither a folder nor an archive.
+    """
     archive = next((p for end in ARCHIVES if (p := root / f"{name}{end}").is_file()), None)
     if (root / name).is_dir() or archive is None:
         return root / name
@@ -49,26 +52,27 @@ def _is_data(path: Path, below: Path) -> bool:
 
 def _unpacked(archive: Path, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with locked(target.with_name(f".{target.name}.lock")):  # shares may ask at the same time
+    with locked(target.with_name(f".{target.name}.lock")):  # shards may run at the same time
         if not target.exists():
             unpack(archive, target)
     return target
 
 
 def unpack(path: Path, target: Path) -> None:
-    """Unpack a .tar.gz and check its CRC. Nothing can be written outside `target`.
+    """Unpack a .tar.gz and check its CRC.
 
-    Raises UserError where it is no such archive, or is damaged.
+    Nothing can be written outside `target`. Raises UserError if the file is not such an archive or
+    is damaged, and OSError for errors of the file system such as a full disk.
     """
     try:
         with replacing(target) as temporary, gzip.open(path, "rb") as stream:
             with tarfile.open(fileobj=stream, mode="r|") as archive:
                 archive.extractall(temporary, filter="data")
-            while stream.read(CHUNK_BYTES):  # tarfile stops before the CRC, which is checked here
+            while stream.read(CHUNK_BYTES):  # tarfile stops before the CRC; gzip checks it here
                 pass
     except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None and path.is_file():
-            raise  # a full disk is no fault of the archive
+            raise  # a full disk is not the archive's fault
         raise UserError(
             f"data.root={path}: it cannot be unpacked ({type(error).__name__}): fetch it again"
         ) from error

@@ -1,8 +1,9 @@
-"""The codes of an export for the release's reader, which looks up names and classes by code.
+"""Codes of an export for the release's reader, which looks up names and classes by code.
 
-The store keeps names and not codes. A name gets a code that has it: one of the user's dictionary,
-or, where none is there, a number. `mappings` are the files of `index_mapping` in which the reader
-finds each name and class again; they hold what the exported rows use, and nothing else.
+The store holds names and no codes. Each name gets a code that has this name: a code of the user's
+dictionary, or a new number if the dictionary has none. `mappings` are the files of `index_mapping`
+in which the reader looks up names and classes; they hold exactly the codes that the exported rows
+use.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,10 +15,11 @@ import polars as pl
 from ehrr1.records.cells import one_line
 from ehrr1.records.codes import as_code
 from ehrr1.records.schema import ORDER, TABLES
-from ehrr1.records.store import NO_CODE, Store
+from ehrr1.records.store import Store
+from ehrr1.records.store_schema import NO_CODE
 
 Dictionary = Callable[[str], pl.DataFrame | None]
-"""Name of a dictionary file (`d_items`) -> its rows as text; None: it is not there."""
+"""Function from the name of a dictionary file (`d_items`) to its rows as text; None if missing."""
 
 ITEMS = {
     "labevents": ("hosp", "d_labitems"),
@@ -42,7 +44,10 @@ CLASSES = {
 
 NO_NDC = "nan"
 FIRST_NDC = 90_000_000_001
-"""Eleven digits, the first no zero: the release's reader finds no class of those that begin so."""
+"""First new NDC: eleven digits that do not begin with zero.
+
+The release's reader finds no class for codes that begin with zero.
+"""
 FIRST_ITEM = 900_001
 
 HEADERS = {
@@ -61,8 +66,11 @@ MapRow = tuple[str, ...]
 
 @dataclass
 class Codes:
-    """For each table that is looked up its rows' codes (`of`), keyed by `item` and `class`, and the
-    files that say what they mean (`files`: module and name -> rows)."""
+    """The codes of an export, and the mapping files that explain them.
+
+    `of` holds, for each table that is looked up, the codes of its rows, keyed by `item` and
+    `class`. `files` holds module and name -> rows of the mapping file.
+    """
 
     of: dict[str, pl.DataFrame] = field(default_factory=dict)
     files: dict[tuple[str, str], list[MapRow]] = field(default_factory=dict)
@@ -73,7 +81,7 @@ class Codes:
         self.files.setdefault(("note", "radiology_detail"), [])
 
     def mappings(self) -> Iterator[tuple[str, pl.DataFrame]]:
-        """Path below `index_mapping` -> the file's rows, each once."""
+        """Yield the path below `index_mapping` and the distinct rows of each file."""
         for (module, name), rows in sorted(self.files.items()):
             frame = pl.DataFrame(
                 sorted(set(rows)), schema=dict.fromkeys(HEADERS[name], pl.String), orient="row"
@@ -82,7 +90,7 @@ class Codes:
 
 
 def codes_of(store: Store, dictionary: Dictionary) -> Codes:
-    """A code for each name and class that the store's rows have."""
+    """Return a code for each name and class that the store's rows have."""
     found = Codes()
     pairs = distinct_pairs(store)
     for table, place in ITEMS.items():
@@ -104,7 +112,7 @@ Pair = tuple[str | None, str | None]
 
 
 def distinct_pairs(store: Store) -> dict[str, list[Pair]]:
-    """Table -> the names and classes that stand together in its rows, sorted."""
+    """Return table -> the distinct pairs of name and class in its rows, sorted."""
     pairs: dict[str, set[Pair]] = {}
     for number in range(len(store.shards)):
         shard = store.shard(number)
@@ -131,7 +139,7 @@ def _frame(pairs: list[Pair], columns: Mapping[str, list[str]]) -> pl.DataFrame:
 def _items(
     pairs: list[Pair], place: tuple[str, str], dictionary: Dictionary, found: Codes
 ) -> list[str]:
-    """An `itemid` for each name: the lowest of the dictionary's, else a number."""
+    """Return an `itemid` for each name: the dictionary's lowest, otherwise a new number."""
     known = _by_name(dictionary(place[1]), ["itemid"], "label")
     numbers = count(FIRST_ITEM)
     codes = []
@@ -153,7 +161,10 @@ def _diagnoses(
     dictionary: Dictionary,
     found: Codes,
 ) -> dict[str, list[str]]:
-    """`icd_code, icd_version` for each title and class; two classes of one title are two codes."""
+    """Return `icd_code, icd_version` for each pair of title and class.
+
+    Two classes of one title get two codes.
+    """
     titles = TITLES.get(table)
     known = (
         _by_name(dictionary(titles), ["icd_code", "icd_version"], "long_title") if titles else {}
@@ -175,7 +186,7 @@ def _diagnoses(
 def _drugs(
     pairs: list[Pair], place: tuple[str, str], dictionary: Dictionary, found: Codes
 ) -> list[str]:
-    """An `ndc` for each class, one that the release's reader finds; `NO_NDC` without a class."""
+    """Return an `ndc` for each class that the release's reader finds; `NO_NDC` without a class."""
     known: dict[str, str] = {}
     for kind, drugs in _by_name(dictionary(place[1]), ["ndc_code"], "atc_name").items():
         found_by_reader = [one for (one,) in drugs if not one.zfill(11).startswith("0")]
@@ -196,7 +207,7 @@ def _drugs(
 def _by_name(
     rows: pl.DataFrame | None, columns: Iterable[str], name: str
 ) -> dict[str, list[tuple[str, ...]]]:
-    """Name, as the store spells it -> the codes that a dictionary has for it, sorted."""
+    """Return name in the store's spelling -> the codes of a dictionary for it, sorted."""
     found: dict[str, list[tuple[str, ...]]] = {}
     if rows is None:
         return found
@@ -211,7 +222,7 @@ def _by_name(
 
 
 def note_id(subject_id: int, number: int) -> str:
-    """A note's id, which the release's reader looks its examinations up by."""
+    """Return the id of a note, by which the release's reader looks up its examinations."""
     return f"{subject_id}-RR-{number}"
 
 

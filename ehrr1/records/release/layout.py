@@ -1,10 +1,11 @@
-"""The release's `patients_ehr`: one Parquet file a patient, a row an event of its list.
+"""The release's `patients_ehr`: one Parquet file per patient, one row per event.
 
-Columns `file_name` (the table), `starttime, endtime, hadm_id, items`, all of them texts; `items` is
-a JSON list of rows whose values are all texts, "nan" where one is missing. Event 0 is the patient's
-demographics, without a time. A row has what it shows and the codes that the release's reader looks
-up (`itemid`, `icd_code`, `ndc`, `note_id`); ours adds what the release's rows do not tell, so that
-the store can be built from them again: `event_time, available_time, late_time, stay_id, item`.
+The columns are `file_name` (the table), `starttime, endtime, hadm_id, items`, all of them texts;
+`items` is a JSON list of rows whose values are all texts, "nan" if missing. Event 0 is the
+patient's demographics, without a time. A row has its shown values and the codes that the release's
+reader looks up (`itemid`, `icd_code`, `ndc`, `note_id`). Exports of this project add the columns
+that the release's rows lack, so that the store can be rebuilt from them: `event_time,
+available_time, late_time, stay_id, item`.
 """
 
 from collections.abc import Iterator
@@ -13,8 +14,9 @@ import polars as pl
 
 from ehrr1.records.cells import SEPARATOR
 from ehrr1.records.release.codes import Codes, note_id
-from ehrr1.records.release.order import CODED, NO_TIME
+from ehrr1.records.release.order import CODED
 from ehrr1.records.schema import MIMIC_TABLES, ORDER, TABLES
+from ehrr1.records.store_schema import NO_TIME
 from ehrr1.records.table_spec import Classes
 
 FOLDER = "patients_ehr"
@@ -22,14 +24,14 @@ COLUMNS = ("file_name", "starttime", "endtime", "hadm_id", "items")
 MISSING = "nan"
 LISTED = tuple(name for name in MIMIC_TABLES if name != "patients")
 MODULES = ("hosp", "ed", "icu", "note")
-"""The folders of `index_mapping`."""
+"""Folders of `index_mapping`."""
 
 MAPS: dict[Classes, str] = {
     "atc": "d_atc_prescriptions",
     "ccs_diagnoses": "d_ccs_diagnoses",
     "ccs_procedures": "d_ccs_procedures",
 }
-"""Classes of codes -> their file in `index_mapping`."""
+"""Kind of class -> its file in `index_mapping`."""
 
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 TIMES = ("event_time", "available_time", "late_time")
@@ -39,11 +41,12 @@ IDS = ("hadm_id", "stay_id")
 def event_rows(
     rows: pl.DataFrame, patients: pl.DataFrame, visits: pl.DataFrame | None, codes: Codes
 ) -> Iterator[tuple[int, pl.DataFrame]]:
-    """Each patient of `patients` with the list of events, from `rows` of `frames.store_frames`.
+    """Yield each patient of `patients` with the list of events, from rows of `decode.store_frames`.
 
-    Consecutive rows of one table are one event; one of codes has no time. `patients` has
-    `anchor_age, anchor_year, gender`; `visits` (edstays, None: none) gives an ED visit its
-    admission, as the release does. `codes` are those of the store; the notes' are added.
+    Consecutive rows of one table form one event; an event of discharge codes has no time.
+    `patients` has `anchor_age, anchor_year, gender`; `visits` (edstays, or None) provides the
+    admission of an ED visit, as in the release. `codes` are those of the store; the codes of notes
+    are added to them.
     """
     shown = rows.filter(pl.col("table").is_in([ORDER.index(name) for name in LISTED]))
     begins = pl.any_horizontal(pl.col(c) != pl.col(c).shift() for c in ("subject_id", "table"))
@@ -88,7 +91,7 @@ def _nothing() -> pl.Expr:
 
 
 def _with_codes(rows: pl.DataFrame, name: str, codes: Codes) -> tuple[pl.DataFrame, list[str]]:
-    """Adds the columns of codes of one table; returns their names too."""
+    """Add the columns of codes of one table, and return their names too."""
     if name == "radiology":
         ids = [note_id(s, n) for s, n in rows.select("subject_id", "row").iter_rows()]
         told = zip(ids, rows["subject_id"], rows["item"], strict=True)
@@ -104,14 +107,14 @@ def _with_codes(rows: pl.DataFrame, name: str, codes: Codes) -> tuple[pl.DataFra
 
 
 def _as_json(rows: pl.DataFrame, name: str, codes: Codes) -> pl.DataFrame:
-    """Adds `json`: each row of one table as an object of texts."""
+    """Add `json`: each row of one table as an object of texts."""
     columns = rows.columns
     rows, looked_up = _with_codes(rows, name, codes)
     cells = pl.col("values").str.split(SEPARATOR)
     shown = {
         key.lower(): cells.list.get(place, null_on_oob=True)
         for place, (key, columns) in enumerate(TABLES[name].keys.items())
-        if columns  # what has none is printed as `None`, and not as missing
+        if columns  # a key without columns is printed as `None`, not as missing
     }
     own = {
         **{column: pl.col(column).dt.to_string("%Y-%m-%d %H:%M:%S%.f") for column in TIMES},

@@ -1,20 +1,22 @@
-"""A patient's rows in the order of the release's list of events (`data.protocol=paper`).
+"""Order of a patient's rows in the release's list of events (`data.protocol=paper`).
 
-The release sorts a patient's rows by time and makes an event of consecutive rows of one table. Read
-off a folder that its own code wrote (`docs/paper.md`):
+The release sorts a patient's rows by time and forms an event from consecutive rows of one table.
+The following rules were inferred from a folder that its own code wrote (`docs/paper.md`):
 
-- Rows of one time stand module by module, in it stay by stay, and of a stay table by table. The
-  release takes the tables as its directory lists them, which no one can reproduce; `TIES` is the
-  order that stands in that folder. Rows of one table and time stay in the order of their file.
-- Rows that it finds no time for (`hcpcsevents`; cultures without a `charttime`) stand behind the
-  patient's first row and again at the end, twice in both places: backwards, then forwards. Cultures
-  have no time in the list either (`NO_TIME`), `hcpcsevents` have their date's.
-- Coded discharge diagnoses and DRG codes stand behind the last row of their stay.
+- Rows of one time are ordered by module, then by stay, then by table. The release takes the tables
+  in the order of its directory listing, which cannot be reproduced; `TIES` is the order in that
+  folder. Rows of one table and time keep the order of their file.
+- Rows for which it finds no time (`hcpcsevents`; cultures without a `charttime`) follow the
+  patient's first row and are repeated at the end, twice in both places: in reverse order, then in
+  order. In the list, cultures have no time either (`NO_TIME`), and `hcpcsevents` have the time of
+  their date.
+- Coded discharge diagnoses and DRG codes follow the last row of their stay.
 """
 
 import polars as pl
 
 from ehrr1.records.schema import ORDER, TABLES
+from ehrr1.records.store_schema import NO_TIME
 
 TIES = (
     *("admissions", "transfers", "services", "procedures_icd", "omr", "microbiologyevents"),
@@ -23,15 +25,12 @@ TIES = (
     *("icustays", "datetimeevents", "procedureevents", "chartevents", "inputevents"),
     *("outputevents", "ingredientevents", "radiology", "discharge", "diagnoses_icd", "drgcodes"),
 )
-"""Tables in the order in which rows of one time, module and stay stand."""
+"""Order of the tables among rows of one time, module and stay."""
 
 CODED = tuple(ORDER.index(name) for name in ("diagnoses_icd", "drgcodes"))
 """Tables without any time, whose rows stand at the end of their stay."""
 WITHOUT_TIME = ORDER.index("hcpcsevents")
 CULTURES = ORDER.index("microbiologyevents")
-
-NO_TIME = -62_135_596_800_000_000
-"""Year 1 in microseconds since 1970: stands for null in the store's times."""
 
 RANKS = {ORDER.index(name): rank for rank, name in enumerate(TIES)}
 MODULES = {
@@ -39,15 +38,15 @@ MODULES = {
 }
 
 WITHIN = ("module", "stay_id", "rank")
-"""What decides between rows of one place or time; then the order of the file."""
+"""Sort keys of rows of one place or time, before the order of the file."""
 
 
 def listed(rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows of some patients with `order`, their place in the release's list.
+    """Return the rows of some patients with `order`, their position in the release's list.
 
     `rows` stand, table by table, in the order of their files. They have the columns of the store
-    and, where the input tells it, `dated`: whether the row's time is a date that stands in for a
-    missing time.
+    and, if the input provides it, `dated`: whether the row's time is a date that replaces a missing
+    time.
     """
     columns = [name for name in rows.columns if name != "dated"]
     dated = pl.col("dated") if "dated" in rows.columns else pl.lit(False)
@@ -61,7 +60,7 @@ def listed(rows: pl.DataFrame) -> pl.DataFrame:
         pl.when(culture).then(no_time).otherwise("event_time").alias("event_time"),
     )
     timed = rows.filter(~pl.col("coded") & ~pl.col("loose"))
-    # Even numbers are the places of rows with a time; odd ones lie between them.
+    # Even numbers are the places of rows with a time; odd numbers lie between them.
     place = (2 * pl.int_range(pl.len(), dtype=pl.Int64)).over("subject_id").alias("place")
     timed = timed.sort("subject_id", "event_time", *WITHIN, maintain_order=True)
     timed = timed.with_columns(place)
@@ -73,7 +72,7 @@ def listed(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _loose(rows: pl.DataFrame, timed: pl.DataFrame) -> list[pl.DataFrame]:
-    """Rows without a time, behind the patient's first row and at the end."""
+    """Return the rows without a time, placed behind the patient's first row and at the end."""
     ends = timed.group_by("subject_id").agg((pl.col("place").max() + 1).alias("end"))
     rows = rows.join(ends, on="subject_id", how="left", maintain_order="left")
     rows = pl.concat([rows.reverse(), rows])
@@ -83,7 +82,7 @@ def _loose(rows: pl.DataFrame, timed: pl.DataFrame) -> list[pl.DataFrame]:
 
 
 def _behind_their_stay(rows: pl.DataFrame, placed: pl.DataFrame) -> pl.DataFrame:
-    """Rows of codes with the place of their stay's last row; those of an unknown stay come last."""
+    """Give rows of codes the place of their stay's last row; rows of an unknown stay come last."""
     stays = placed.group_by("subject_id", "hadm_id").agg(pl.col("place").max())
     rows = rows.join(stays, on=["subject_id", "hadm_id"], how="left", maintain_order="left")
     return rows.with_columns(pl.col("place").fill_null(2**62))

@@ -1,13 +1,14 @@
-"""The release's folder in (`data=release`): its lists of events become the store, in their order.
+"""Reading of the release's folder: its lists of events become the store, in their order.
 
-What a row shows is read by its key, as the record prints it (`item_name`, `valuenum`, ...); names
-and classes that a row does not have are looked up in `index_mapping` by its codes. Our own export
-tells each row's times. The authors' rows do not: an event's rows then have its start, and became
-known by the columns of `schema` where they are in the row, else after the table's delay (counted).
-An event without a time, as coded discharge diagnoses are, stands at the time of the one before.
+The shown values of a row are read by the keys that the record prints (`item_name`, `valuenum`,
+...); names and classes that a row lacks are looked up in `index_mapping` by its codes. Exports of
+this project contain the times of each row. The authors' rows do not: they happen at the start of
+their event, and become known at the time in the column that `schema` names, if the row has it,
+otherwise after the table's delay (counted). An event without a time, such as coded discharge
+diagnoses, gets the time of the event before it.
 
-Events that have no place here (tables that we do not know, items that cannot be read) are reported;
-`positions` then says where the others went.
+Events that cannot be stored (unknown tables, unreadable items) are reported; `positions` then holds
+the new positions of the others.
 """
 
 import json
@@ -29,17 +30,17 @@ from ehrr1.records.table_spec import Classes, Table
 
 FILES_AT_ONCE = 20
 EVENT = 2**24
-"""`order` of a row: its event's position times this, plus its place in the event."""
+"""Factor of the event's position in `order` of a row, to which the place in the event is added."""
 
 NOTHING = ("", "nan")
-"""How a missing value is written."""
+"""Spellings of a missing value."""
 
 
 class ReleaseFolder(Source):
-    """The release's folder `root`, and the folder `patients` of its lists of events, which may lie
-    elsewhere (unpacked). All rows come with the first of `tables`.
+    """The release's folder `root` and the folder `patients` of its lists of events.
 
-    `positions` has, for each patient whose list changed, the new position of each old one.
+    `patients` may lie elsewhere if the lists were unpacked. All rows are yielded with the first of
+    `tables`. `positions` maps each patient whose list changed to the new position of each old one.
     """
 
     listed = True
@@ -66,12 +67,15 @@ class ReleaseFolder(Source):
 
     @property
     def missing_maps(self) -> list[Classes]:
+        """Return the kinds of classes that have no map."""
         return self.maps.missing
 
     def want(self, shards: Collection[int]) -> None:
+        """Select the shards for `rows`, which reads their `parents` along with their rows."""
         self.wanted = frozenset(shards)
 
     def rows(self, table: str) -> Iterator[pl.DataFrame]:
+        """Yield the rows of all tables with the first table, and nothing with the others."""
         if table != self.tables[0]:
             return
         own = self.subjects.filter(self.shards.number(self.subjects).is_in(sorted(self.wanted)))
@@ -87,7 +91,10 @@ class ReleaseFolder(Source):
             self.count("patients", outcome, self.parents["patients"]["shard"])
 
     def _events(self, subject: int) -> pl.DataFrame:
-        """One patient's list: `subject_id, old, table, starttime, hadm_id, items`."""
+        """Read the list of one patient.
+
+        Columns: `subject_id, old, file_name, starttime, hadm_id, items, table`.
+        """
         path = self.files[subject]
         frame = read_columns([path], ["file_name", "starttime", "hadm_id", "items"])
         name = pl.col("file_name").str.to_lowercase().str.replace(r"^.*/", "")
@@ -110,7 +117,10 @@ class ReleaseFolder(Source):
             yield self._as_rows(part, TABLES[str(name)])
 
     def _decoded(self, events: pl.DataFrame) -> pl.DataFrame:
-        """The events that can be used, with `rows`: a list of dicts of texts."""
+        """Return the usable events, and keep their rows in `_lists` as dicts of texts.
+
+        All rows are counted by table and outcome.
+        """
         lists = [_list(text) for text in events["items"]]
         why = [
             "unknown_table"
@@ -144,7 +154,7 @@ class ReleaseFolder(Source):
         return events.filter(pl.Series(kept, dtype=pl.Boolean))
 
     def _keep_positions(self, events: pl.DataFrame, kept: pl.DataFrame) -> None:
-        """Remember where each old position is now, for the patients in whom it changed."""
+        """Record the new position of each old one, for the patients whose positions changed."""
         used: dict[int, dict[int, str]] = {}
         for subject, old, table in kept.select("subject_id", "old", "table").iter_rows():
             used.setdefault(subject, {})[old] = table
@@ -169,7 +179,7 @@ class ReleaseFolder(Source):
         return self._stored(self._named(frame, table), table)
 
     def _named(self, frame: pl.DataFrame, table: Table) -> pl.DataFrame:
-        """Names and classes that the rows do not have, from `index_mapping` by their codes."""
+        """Add missing names and classes, looked up in `index_mapping` by the codes of the rows."""
         for lookup in table.lookups:
             path = self._mapping(lookup.file, table.module)
             if path is None or not frame[lookup.name].null_count():
@@ -189,7 +199,7 @@ class ReleaseFolder(Source):
         return frame
 
     def _stored(self, frame: pl.DataFrame, table: Table) -> pl.DataFrame:
-        # ours say exactly when; a total that is never known is known in the year 9999
+        # Exports of this project have exact times; a total that never becomes known has year 9999.
         times = [
             pl.col(name)
             .str.to_datetime("%Y-%m-%d %H:%M:%S%.f", strict=False, time_unit="us")
@@ -213,7 +223,8 @@ class ReleaseFolder(Source):
         assumed = frame.select(~told & known.is_null())
         frame = frame.with_columns(
             event.alias("event_time"),
-            # in our own rows a missing id is told, in the authors' rows it is the event's
+            # A null id is deliberate in exports of this project; rows of the authors take their
+            # event's.
             pl.when(told)
             .then("own_hadm_id")
             .otherwise(pl.coalesce("own_hadm_id", "hadm_id"))
@@ -237,7 +248,7 @@ class ReleaseFolder(Source):
         )
 
     def _patients(self, events: pl.DataFrame, subjects: list[int]) -> pl.DataFrame:
-        """Demographics from each list's event of the table `patients`."""
+        """Return demographics from the event of the table `patients` in each list."""
         rows = {}
         own = events.filter(pl.col("table") == "patients")
         for subject, text in own.select("subject_id", "items").iter_rows():
@@ -250,17 +261,18 @@ class ReleaseFolder(Source):
         ).with_columns(pl.lit(None, pl.Datetime("us")).alias("dod"))
 
     def _mapping(self, name: str, module: str = "hosp") -> Path | None:
-        """The file of that name of `index_mapping`: that of the module, else another one's."""
+        """Return the file of that name in `index_mapping`, preferably that of `module`."""
         places = [self.mappings / folder for folder in dict.fromkeys((module, *layout.MODULES))]
         paths = (folder / f"{name}.csv" for folder in (*places, self.mappings))
         return next((path for path in paths if path.is_file()), None)
 
 
 def new_positions(kept: dict[int, str], length: int) -> np.ndarray:
-    """Old position -> position in the list of the kept events (old position -> table).
+    """Return the position of each old event in the list of the kept events.
 
-    Neighbours of one table are one event then: a position inside it is -1. An event that is not
-    kept has the place of the next one; there is one more place than there are events.
+    `kept` maps old position -> table. Adjacent kept events of one table become one event, and
+    positions inside it are -1. An event that is not kept gets the position of the next one. The
+    result has the shape (`length` + 1,), since there is one more position than there are events.
     """
     new = np.zeros(length + 1, dtype=np.int64)
     number, last = 0, ""
@@ -278,7 +290,7 @@ def new_positions(kept: dict[int, str], length: int) -> np.ndarray:
 
 
 def _columns_of(table: Table) -> dict[str, tuple[str, ...]]:
-    """Column -> the keys of a row that may hold it: as it is shown, or as the file has it."""
+    """Return column -> the keys of a row that may hold it, as shown and as in the file."""
     keys = {columns[0]: key for key, columns in table.keys.items() if columns}
     shown = {name: (_key(key), name) for name, key in keys.items()}
     others = [
@@ -298,7 +310,10 @@ def _key(key: str) -> str:
 
 
 def _list(text: str | None) -> list[dict[str, str]] | None:
-    """The rows of a cell of `items`, keys in lower case, without missing values; None: no rows."""
+    """Return the rows of a cell of `items`, without missing values and with keys in lower case.
+
+    Returns None if the cell is not a JSON list of objects.
+    """
     try:
         rows = json.loads(text or "")
     except (ValueError, RecursionError):

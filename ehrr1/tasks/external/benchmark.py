@@ -1,11 +1,11 @@
-"""The benchmark's rows, as JSONL or CSV: context, question and answer, which need no records.
+"""Benchmark rows of context, question and answer as JSONL or CSV, which need no records.
 
 A row is `{idx, instruction, input, output, candidates, task_info: {task, ...}}`; a CSV has these as
 columns, lists and dictionaries as JSON or Python literals, and may have `task` and `target` instead
-of `task_info` and `output`. Every row is checked; one that cannot be used is reported by its
-reason, none is lost in silence. What a row does not say is filled: without `subject_id` (its own or
-`task_info`'s) each row is a patient of its own, without `prediction_time` it is asked at the time
-of the last event of its context. A row to learn from may bring a chain (`reasoning`).
+of `task_info` and `output`. Every row is checked; an unusable row is reported with its reason.
+Missing values have defaults: without `subject_id` (the row's or that of `task_info`) each row is a
+patient of its own, and without `prediction_time` it is the time of the last event of its context. A
+training row may contain a reasoning chain (`reasoning`).
 """
 
 import csv
@@ -37,10 +37,10 @@ UNKNOWN_TIME = datetime(1970, 1, 1)
 SUFFIXES = (".jsonl", ".csv")
 
 SHOTS = "shots.parquet"
-"""Beside the index: the samples that a benchmark names as examples."""
+"""File beside the index with the samples that a benchmark designates as examples."""
 
 POINTS = "period_end"
-"""A column of the release's index files, whose rows point into records and bring none."""
+"""Column of the release's index files, whose rows point into records and contain no input."""
 
 INDEX_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "sample_id": pl.String,
@@ -57,20 +57,20 @@ INDEX_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "candidates": pl.List(pl.String),
     "text_row": pl.Int64,
 }
-"""As `tasks.index.build_index`, with the answers themselves and what the rows brought."""
+"""Columns of `tasks.index.build_index`, with answers as texts, and further columns of the rows."""
 
 
 class UnusableError(Exception):
-    """A row that cannot be used; the message is the reason in one word."""
+    """A row that cannot be used; the message is a short name of the reason."""
 
 
 @dataclass
 class Benchmark:
-    """The usable rows of a benchmark as an index, and what became of the others.
+    """The usable rows of a benchmark as an index, and the counts of the others.
 
-    `shots`: samples that the benchmark names as examples (columns `sample_id, k, replicate`), where
-    it does. `counts`: what else is told of the reading, by the name of a metric. `chains`:
-    `sample_id` -> the chain that a row brings.
+    `shots` are the samples that the benchmark designates as examples (columns `sample_id, k,
+    replicate`), or None. `counts` are further counts, by the name of a metric. `chains` maps
+    `sample_id` to the chain of a row.
     """
 
     index: pl.DataFrame
@@ -84,11 +84,11 @@ class Benchmark:
 def read_benchmark(
     path: Path | None, texts: Path, train: Path | None = None, validation: float = 0, seed: int = 0
 ) -> Benchmark:
-    """Read the rows of `path`, which test, and of `train`, each a file or a folder of files; their
-    contexts go to the file `texts`, equal ones once.
+    """Read the rows of `path` (test) and `train`, each a file or a folder of files.
 
-    Of the patients of `train` the share `validation` is held out. A patient who is tested does not
-    train: these rows are reported. Raises UserError where there is no such file or no usable row.
+    Distinct contexts are written to the file `texts`. The share `validation` of the patients of
+    `train` is used for validation. A patient of the test set is excluded from training: these rows
+    are reported. Raises UserError if there is no such file or no usable row.
     """
     found = _Reading()
     with text_file(texts) as contexts:
@@ -111,7 +111,7 @@ def read_benchmark(
 
 @dataclass
 class _Reading:
-    """What has been read of the files so far."""
+    """Rows, counts and chains that have been read so far."""
 
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     reported: Counter[str] = field(default_factory=Counter)
@@ -120,7 +120,7 @@ class _Reading:
     count: int = 0
 
     def read_file(self, path: Path, setting: str, split: str, contexts: "Texts") -> None:
-        """Add the usable rows of a file or folder; raises UserError where there is none."""
+        """Add the usable rows of a file or folder; raise UserError if there is none."""
         files, before = _files(path, setting), len(self.rows)
         for given in (given for file in files for given in rows_of(file)):
             self.count += 1
@@ -169,7 +169,10 @@ def _nothing(path: Path, setting: str, files: list[Path], reported: Counter[str]
 
 
 def rows_of(file: Path) -> Iterator[dict[str, Any] | str]:
-    """The rows of a file; instead of one that cannot be read, the reason."""
+    """Yield the rows of a file, or the reason in place of a row that cannot be read.
+
+    Raises UserError for a malformed CSV.
+    """
     if file.suffix != ".csv":
         with file.open("rb") as lines:
             yield from (_object(line) for line in lines if line.strip())
@@ -190,12 +193,15 @@ def rows_of(file: Path) -> Iterator[dict[str, Any] | str]:
 
 
 def _opened(file: Path) -> TextIO:
-    """A CSV as text; bytes that are no UTF-8 become half letters, and their rows are reported."""
+    """Open a CSV as text.
+
+    Bytes that are not UTF-8 become surrogates, and their rows are reported.
+    """
     return file.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 def _header(file: Path) -> list[str]:
-    """The headings of a CSV."""
+    """Return the headings of a CSV, and none for other files."""
     if file.suffix != ".csv":
         return []
     with _opened(file) as lines:
@@ -203,7 +209,7 @@ def _header(file: Path) -> list[str]:
 
 
 def _from_cells(cells: dict[str | None, Any]) -> dict[str, Any] | str:
-    """A row of a CSV as the object that a line of JSONL is; the reason where it cannot be read."""
+    """Convert a row of a CSV to an object as in JSONL; return the reason if it cannot be read."""
     if None in cells or None in cells.values():  # more cells than headings, or fewer
         return "bad_row"
     given: dict[str, Any] = {str(name): cell for name, cell in cells.items() if cell.strip()}
@@ -212,7 +218,7 @@ def _from_cells(cells: dict[str | None, Any]) -> dict[str, Any] | str:
             try:
                 given[name] = value_of(given[name])
             except ValueError:
-                if name != "target":  # one item is no literal
+                if name != "target":  # a single item need not be a literal
                     return f"bad_{name}"
                 given[name] = [given[name]]
     target = given.get("target")
@@ -229,7 +235,10 @@ def _from_cells(cells: dict[str | None, Any]) -> dict[str, Any] | str:
 
 
 def _row(given: dict[str, Any] | str, number: int, split: str) -> dict[str, Any]:
-    """One row of the index, with `input` and `chain`; raises UnusableError."""
+    """Return one row of the index, with `input` and `chain`.
+
+    Raises UnusableError.
+    """
     if isinstance(given, str):
         raise UnusableError(given)
     info = given.get("task_info")
@@ -260,7 +269,7 @@ def _row(given: dict[str, Any] | str, number: int, split: str) -> dict[str, Any]
 
 
 def _name(given: dict[str, Any], info: dict[str, Any], number: int, split: str) -> str:
-    """What tells a row from others: the release's place in a record, else its number."""
+    """Return an identifier of a row: the release's position in a record, or the row's number."""
     place = [info.get(name) for name in ("task", "subject_id", "period_begin", "period_end")]
     if None not in place:
         return "{}/{}/{}-{}".format(*place)
@@ -269,7 +278,10 @@ def _name(given: dict[str, Any], info: dict[str, Any], number: int, split: str) 
 
 
 def _candidates(value: Any) -> list[str]:
-    """A list, one as text (`"['yes', 'no']"`), or none (`null`, `"None"`)."""
+    """Return the candidates of a list, of a list as text (`"['yes', 'no']"`), or of none.
+
+    None is `null` or `"None"`. Raises UnusableError for other values.
+    """
     if isinstance(value, str):
         try:
             value = value_of(value)
@@ -295,7 +307,10 @@ def _object(line: bytes) -> dict[str, Any] | str:
 
 
 def _check_letters(text: str) -> None:
-    """Half letters, as JSON's escapes may give and broken UTF-8 does, cannot be written again."""
+    """Raise UnusableError for surrogates, which cannot be written again.
+
+    They result from JSON's escapes and from invalid UTF-8.
+    """
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise UnusableError("not_utf8")
 
@@ -309,7 +324,10 @@ def _text(given: dict[str, Any], name: str) -> str:
 
 
 def _answer(output: str, task: str) -> list[str]:
-    """The distinct lines of the answer, yes or no, or a whole text."""
+    """Return the distinct lines of the answer, yes or no, or a whole text.
+
+    Raises UnusableError for a risk task with another answer.
+    """
     if ALL_TASKS[task].target == "text":
         return [output.strip()]
     lines = [line.strip() for line in output.splitlines() if line.strip()]
@@ -322,8 +340,10 @@ def _answer(output: str, task: str) -> list[str]:
 
 
 def _in_order(answer: list[str], target: object) -> list[str]:
-    """The answer in the order of `task_info.target` (a list, or one as JSON, as in the release's
-    rows), where that names the same items."""
+    """Return the answer in the order of `task_info.target` if that names the same items.
+
+    `target` is a list, or a list as JSON, as in the release's rows.
+    """
     if isinstance(target, str):
         target = items_of(target)
     if isinstance(target, list) and sorted(map(str, target)) == sorted(answer):
@@ -338,7 +358,7 @@ def _time(given: dict[str, Any], times: list[datetime | None]) -> datetime:
             time = datetime.fromisoformat(said)
         except (TypeError, ValueError):
             raise UnusableError("bad_prediction_time") from None
-        if time.tzinfo is not None:  # the times of its record have no zone
+        if time.tzinfo is not None:  # the times of the record have no zone
             raise UnusableError("bad_prediction_time")
         return time.replace(microsecond=0)
     return max((time for time in times if time is not None), default=UNKNOWN_TIME)
@@ -346,7 +366,7 @@ def _time(given: dict[str, Any], times: list[datetime | None]) -> datetime:
 
 @contextmanager
 def text_file(path: Path) -> Iterator["Texts"]:
-    """Contexts on their way into the Arrow file `path`, which appears whole or not at all."""
+    """Yield a writer of contexts to the Arrow file `path`, which is written atomically."""
     with replacing(path) as temporary, pa.ipc.new_file(str(temporary), Texts.SCHEMA) as file:
         contexts = Texts(file)
         yield contexts
@@ -354,7 +374,7 @@ def text_file(path: Path) -> Iterator["Texts"]:
 
 
 class Texts:
-    """Distinct texts on their way into an Arrow file of one column, a few at a time."""
+    """Writer of distinct texts into an Arrow file of one column, in batches."""
 
     SCHEMA = pa.schema([("text", pa.large_string())])
 
@@ -364,7 +384,7 @@ class Texts:
         self.waiting: list[str] = []
 
     def add(self, text: str) -> int:
-        """The place of the text in the file."""
+        """Return the position of the text in the file, and add it if it is new."""
         key = hashlib.sha256(text.encode()).digest()
         if key not in self.places:
             self.places[key] = len(self.places)
@@ -374,6 +394,7 @@ class Texts:
         return self.places[key]
 
     def write(self) -> None:
+        """Write the texts that are waiting as one batch."""
         column = pa.array(self.waiting, pa.large_string())
         self.file.write_batch(pa.record_batch([column], schema=self.SCHEMA))
         self.waiting = []

@@ -1,16 +1,16 @@
-"""The questions of other benchmarks, in our words; `catalog` makes tasks of them.
+"""The questions of other benchmarks in our own wording; `catalog` turns them into tasks.
 
-EHRSHOT's keys are its own (Wornow et al., arXiv 2307.02028), its 15th task, chexpert, has several
-labels and is not asked. The questions on laboratory values ask whether the result is *normal*, as
-EHR-R1's evaluation does: yes stands for EHRSHOT's label 0, so that an AUROC is the same for either
-direction, and an AUPRC is not.
+EHRSHOT's keys are its own (Wornow et al., arXiv 2307.02028); its 15th task, chexpert, has several
+labels and is left out. The questions about laboratory values ask whether the result is *normal*, as
+in the evaluation of EHR-R1: yes corresponds to EHRSHOT's label 0, so that AUROC is the same for
+either direction, and AUPRC is not.
 """
 
 DISEASES = ("appendicitis", "cholecystitis", "diverticulitis", "pancreatitis")
-"""The four of MIMIC-IV-CDM (Hager et al., Nature Medicine 2024)."""
+"""The four diseases of MIMIC-IV-CDM (Hager et al., Nature Medicine 2024)."""
 
 LAB = "lab_"
-"""What the keys of the tasks begin with whose yes means a normal value."""
+"""Prefix of the keys of the tasks in which yes means a normal value."""
 
 
 def _value(test: str, condition: str, normal: str) -> str:

@@ -1,9 +1,9 @@
 """MIMIC-IV-Ext-CDM (Hager et al., Nature Medicine 2024) as samples: main disease and ICD titles.
 
-A context is all that the benchmark gives of an admission, without times: history and physical
-examination (which are never cut), laboratory tests, cultures, radiology reports. The discharge
-diagnosis and what was done are not in it. The names of an admission's own disease are hidden as the
-benchmark does it.
+A context contains everything that the benchmark provides for an admission, without times: history
+and physical examination (which are never cut), laboratory tests, cultures, radiology reports. The
+discharge diagnosis and the procedures are left out. The names of the admission's own disease are
+masked as in the benchmark.
 """
 
 import re
@@ -22,24 +22,24 @@ from ehrr1.tasks.external.cdm_files import Admission, read_files
 from ehrr1.tasks.splits import split_patients
 
 MASK = "____"
-"""As in the published reports."""
+"""Mask as in the published reports."""
 
 TREATMENTS = {
     "appendicitis": "appendectomy",
     "cholecystitis": "cholecystostomy",
     "pancreatitis": "pancreatectomy",
 }
-"""Words that the benchmark hides with a disease's name, as they tell it."""
+"""Disease -> treatment, which reveals the disease and which the benchmark masks as well."""
 
 QUESTIONS = 2
-"""Of each admission."""
+"""Number of questions per admission."""
 
 
 def read_cdm(root: Path, texts: Path, validation: float, test: float, seed: int) -> Benchmark:
-    """Two samples of each admission of `root`; their contexts go to the file `texts`.
+    """Return two samples of each admission of `root`; write their contexts to the file `texts`.
 
-    Patients are divided by the shares: the benchmark has no splits. Raises UserError where nothing
-    can be read or nothing is usable.
+    The benchmark has no splits: patients are divided by the shares `validation` and `test`. Raises
+    UserError if nothing can be read or nothing is usable.
     """
     folder = read_files(root)
     reported = Counter({why: QUESTIONS * n for why, n in folder.reported.items()})
@@ -70,7 +70,7 @@ def read_cdm(root: Path, texts: Path, validation: float, test: float, seed: int)
 def samples(
     admission: Admission, place: int, n_events: int, reported: Counter[str]
 ) -> Iterator[dict[str, Any]]:
-    """The questions that have an answer."""
+    """Yield the questions that have an answer, and count the others in `reported`."""
     titles = list(dict.fromkeys(admission.titles))
     disease = [admission.disease] if admission.disease else []
     for task, target, candidates, reason in (
@@ -95,7 +95,7 @@ def samples(
 
 
 def record(admission: Admission, names: dict[str, str]) -> tuple[list[str], bool]:
-    """The events of the context, and whether the file still had names that had to be hidden."""
+    """Return the events of the context, and whether names were masked in addition to the file's."""
     history, examination = (
         hide(text, admission.disease) for text in (admission.history, admission.examination)
     )
@@ -121,7 +121,7 @@ def record(admission: Admission, names: dict[str, str]) -> tuple[list[str], bool
 
 
 def hide(text: str, disease: str | None) -> str:
-    """The text without the names of `disease` (None: of all four), in any case."""
+    """Return the text with the names of `disease` masked (None: of all four), in any case."""
     diseases = DISEASES if disease is None else (disease,)
     words = [f"(?:acute )?{one}" for one in diseases]
     words += [TREATMENTS[one] for one in diseases if one in TREATMENTS]
@@ -129,7 +129,7 @@ def hide(text: str, disease: str | None) -> str:
 
 
 def _with_unit(value: str) -> tuple[str, str]:
-    """`7.2 K/uL` as number and unit; other results have no unit."""
+    """Split `7.2 K/uL` into number and unit; other results have no unit."""
     number, _, unit = value.partition(" ")
     is_number = re.fullmatch(r"[<>]?-?\d+(\.\d+)?", number) is not None
     return (_whole(number), unit) if is_number else (value, "")
@@ -145,7 +145,7 @@ def _table(heading: str, keys: tuple[str, ...], rows: Sequence[tuple[str, ...]])
 
 
 def _lines(heading: str, values: dict[str, str]) -> str:
-    """An event of one row."""
+    """Return the Markdown of an event of one row."""
     keys = tuple(values)
     lines = [f"- {key}: {value_lines(value.strip(), keys)}" for key, value in values.items()]
     return "\n".join([f"## {heading} [None]", *lines]).rstrip()

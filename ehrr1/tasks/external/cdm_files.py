@@ -1,9 +1,9 @@
-"""MIMIC-IV-Ext-CDM's files: PhysioNet's CSVs, or the flattened form, as admissions.
+"""Reading of MIMIC-IV-Ext-CDM's files: PhysioNet's CSVs, or the flattened form.
 
-The flattened form is what the authors' code makes of the CSVs: a dictionary an admission, with the
-keys `Patient History`, `Physical Examination`, `Laboratory Tests`, ...: as JSON by `hadm_id`, or as
-a CSV with one row an admission and Python's dictionaries in its cells. Never as a pickle, which can
-run any code when it is read. Formats: docs/benchmarks_formats.md.
+The flattened form is the output of the authors' code for the CSVs: one dictionary per admission
+with the keys `Patient History`, `Physical Examination`, `Laboratory Tests`, ...: as JSON by
+`hadm_id`, or as a CSV with one row per admission and Python dictionaries in its cells. Pickles are
+never read, because they can run arbitrary code. Formats: docs/benchmarks_formats.md.
 """
 
 import csv
@@ -32,22 +32,26 @@ TABLES = {
     "icd_diagnosis": ("icd_diagnosis",),
     "discharge_diagnosis": ("discharge_diagnosis",),
 }
-"""PhysioNet's CSVs that are read, with their columns beside `hadm_id`. Procedures are not: they
-are done after the diagnosis."""
+"""PhysioNet's CSVs that are read -> their columns besides `hadm_id`.
+
+Procedures are left out: they are done after the diagnosis.
+"""
 
 NEEDED = (HISTORY, "icd_diagnosis")
 
 FLAT = "Patient History"
-"""The key by which the flattened form is known."""
+"""Key that identifies the flattened form."""
 
 MISSING = ("", "nan", "NaN", "None")
 
 
 @dataclass
 class Admission:
-    """What is known of one admission. `labs`: item, value, lower and upper limit; `cultures`: test,
-    result; `reports`: examination, text. Missing texts are ""; `disease` None where nothing tells
-    it, or several are told."""
+    """The data of one admission.
+
+    `labs`: item, value, lower and upper limit; `cultures`: test, result; `reports`: examination,
+    text. Missing texts are ""; `disease` is None if the files name none or several.
+    """
 
     hadm_id: int
     subject_id: int | None = None
@@ -59,14 +63,15 @@ class Admission:
     reports: list[tuple[str, str]] = field(default_factory=list)
     titles: list[str] = field(default_factory=list)
     diagnosis: str = ""
-    """The discharge diagnosis: names the disease where nothing else does, and is never shown."""
+    """Discharge diagnosis; it determines the disease if no file does, and is never shown."""
 
 
 @dataclass
 class CdmFolder:
-    """The admissions by `hadm_id`, the names of tests by item, and what became of other rows.
+    """The admissions by `hadm_id`, the names of tests by item, and counts of other rows.
 
-    `reported`: admissions that could not be used; `counts`: rows of the side tables, by metric.
+    `reported` counts unusable admissions by reason; `counts` holds the counts of rows of the side
+    tables, by metric.
     """
 
     admissions: dict[int, Admission]
@@ -76,7 +81,10 @@ class CdmFolder:
 
 
 def read_files(root: Path) -> CdmFolder:
-    """Raises UserError where there is nothing to read, or only pickles."""
+    """Read the admissions of a folder or file.
+
+    Raises UserError if there is nothing to read, or only pickles.
+    """
     if not root.exists():
         raise UserError(f"data.root={root}: there is no such file or folder")
     folder = root if root.is_dir() else root.parent
@@ -121,7 +129,11 @@ def _header(file: Path) -> list[str]:
 
 
 def _tables(root: Path, names: dict[str, str]) -> CdmFolder:
-    """PhysioNet's CSVs. An admission is one that the history or `pathology_ids.json` names."""
+    """Read PhysioNet's CSVs.
+
+    Admissions are those of the history or of `pathology_ids.json`. Raises UserError if a needed
+    table is missing.
+    """
     found = CdmFolder({}, names, Counter())
     diseases = _pathology_ids(root / "pathology_ids.json", found.reported)
     found.admissions |= {hadm_id: Admission(hadm_id) for hadm_id in diseases}
@@ -137,7 +149,7 @@ def _tables(root: Path, names: dict[str, str]) -> CdmFolder:
 
 
 def _pathology_ids(path: Path, reported: Counter[str]) -> dict[int, str]:
-    """Admission -> disease, "" where the file (of version 1.1 on) gives it several."""
+    """Return admission -> disease, "" if the file (from version 1.1) lists it under several."""
     if not path.is_file():
         return {}
     given = _json(path)
@@ -155,7 +167,7 @@ def _pathology_ids(path: Path, reported: Counter[str]) -> dict[int, str]:
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
-    """`hadm_id, subject_id` and the columns as texts, "" where one is missing."""
+    """Return `hadm_id, subject_id` and the columns as texts, "" where missing."""
     own = ["subject_id"] if "subject_id" in _header(path) else []
     frame = read_columns([path], ["hadm_id", *own, *columns])
     ids = [as_id(frame[name]) for name in ("hadm_id", *own)]
@@ -165,7 +177,7 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
 
 
 def _add_table(found: CdmFolder, table: str, rows: Iterator[tuple[Any, ...]]) -> None:
-    """Rows to their admissions; each is kept, or counted by its reason."""
+    """Add rows to their admissions; count each as kept or by its reason."""
     for hadm_id, subject_id, *cells in rows:
         if table == HISTORY and hadm_id is not None:
             found.admissions.setdefault(hadm_id, Admission(hadm_id))
@@ -178,7 +190,10 @@ def _add_table(found: CdmFolder, table: str, rows: Iterator[tuple[Any, ...]]) ->
 
 
 def _add(admission: Admission, table: str, cells: list[str]) -> str | None:
-    """Put a row into its admission; why not, where it tells nothing or repeats a text."""
+    """Add a row to its admission.
+
+    Returns the reason if the row is empty or repeats a text, otherwise None.
+    """
     if not cells[{"laboratory_tests": 1, "microbiology": 1, "radiology_reports": 2}.get(table, 0)]:
         return "empty"
     match table, cells:
@@ -196,7 +211,7 @@ def _add(admission: Admission, table: str, cells: list[str]) -> str | None:
             admission.cultures.append((_item(item), value))
         case "radiology_reports", [note, exam, text]:
             admission.reports.append((exam, text))
-            # a note's id begins with its patient
+            # a note's id begins with the patient's id
             admission.subject_id = admission.subject_id or _id(note.partition("-")[0])
         case _:
             return "repeated"
@@ -204,7 +219,7 @@ def _add(admission: Admission, table: str, cells: list[str]) -> str | None:
 
 
 def _add_flat(found: CdmFolder, rows: Iterator[tuple[Any, Any]], disease: str | None) -> None:
-    """Admissions of the flattened form; `disease` is what the file's name says."""
+    """Add admissions of the flattened form; `disease` is that of the file's name."""
     for key, given in rows:
         hadm_id = _id(key)
         if hadm_id is None or not isinstance(given, dict):
@@ -243,7 +258,10 @@ def _flat(hadm_id: int, given: Mapping[str, Any], disease: str | None) -> Admiss
 
 
 def _value(given: Mapping[str, Any], key: str, none: Any) -> Any:
-    """A dictionary or list, as it is or as a cell; `none` where there is none."""
+    """Return a dictionary or list, as it is or parsed from a cell; `none` if there is none.
+
+    Raises ValueError for a malformed cell.
+    """
     value = given.get(key)
     value = value_of(value) if isinstance(value, str) and value.strip() not in MISSING else value
     return value if isinstance(value, dict | list) else none
@@ -275,7 +293,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def disease_of(diagnosis: str) -> str | None:
-    """The one of the four diseases that a discharge diagnosis names; None for none or several."""
+    """Return the disease that a discharge diagnosis names; None for none or several of the four."""
     named = [disease for disease in DISEASES if disease in diagnosis.lower()]
     return named[0] if len(named) == 1 else None
 

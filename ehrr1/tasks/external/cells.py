@@ -1,17 +1,18 @@
-"""Lists and dictionaries in the cells of CSV files: read, never evaluated."""
+"""Lists and dictionaries in the cells of CSV files, which are parsed and never evaluated."""
 
 import ast
 import json
 from typing import Any
 
 LONGEST = 4_000_000
-"""Characters of a cell that is taken for a value; a longer one is malformed."""
+"""Maximum number of characters of a cell that is parsed; a longer one is malformed."""
 
 
 def value_of(cell: str) -> Any:
-    """A cell as JSON or as a Python literal; `nan` in a literal, which pandas writes, is None.
+    """Return a cell parsed as JSON or as a Python literal.
 
-    Raises ValueError for anything else.
+    `nan` in a literal, which pandas writes, is None. Raises ValueError for anything else, and for a
+    cell of more than `LONGEST` characters.
     """
     if len(cell) > LONGEST:
         raise ValueError("the cell is too long")
@@ -26,5 +27,8 @@ def value_of(cell: str) -> Any:
 
 
 class _NoNumber(ast.NodeTransformer):
+    """Transformer that replaces the name `nan` by None."""
+
     def visit_Name(self, node: ast.Name) -> ast.expr:
+        """Return None as a constant for `nan`, and other names unchanged."""
         return ast.Constant(None) if node.id == "nan" else node

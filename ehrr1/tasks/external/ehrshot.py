@@ -1,8 +1,8 @@
 """EHRSHOT (Wornow et al., NeurIPS 2023, arXiv 2307.02028) as samples with their contexts.
 
-A context is what a patient's record holds up to and with the prediction time, as Markdown
-(`ehrshot_text`). The events of the chosen patients are gathered on the disk, a range of patients at
-a time, so that memory stays bounded.
+A context is a patient's record up to and including the prediction time, as Markdown
+(`ehrshot_text`). The events of the selected patients are collected on disk, by groups of patients,
+so that memory is bounded.
 """
 
 from collections import Counter
@@ -22,13 +22,17 @@ from ehrr1.tasks.external.benchmark import INDEX_SCHEMA, Benchmark, Texts, text_
 from ehrr1.tasks.external.ehrshot_text import PERSON_CODES, CodedRow, PatientText
 
 SHARDS = 128
-"""Ranges of patients; the 41.6 million events make some 300,000 rows each."""
+"""Number of groups of patients; the 41.6 million events yield about 300,000 rows per group."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """`max_events`: rows of a context, the newest; `samples_per_task` of each split, None: all, as
-    `seed` draws them. There are some 400,000 contexts in all, of up to 200 kB each."""
+    """Limits on the number and size of samples.
+
+    `max_events` is the maximum number of rows of a context, of which the newest are kept.
+    `samples_per_task` is the maximum number of samples per task and split, drawn by `seed`; None
+    means all. There are about 400,000 contexts in total, of up to 200 kB each.
+    """
 
     max_events: int
     samples_per_task: int | None
@@ -36,9 +40,9 @@ class Limits:
 
 
 def read_ehrshot(root: Path, texts: Path, limits: Limits) -> Benchmark:
-    """The labelled samples of EHRSHOT's folder; their contexts go to the file `texts`.
+    """Return the labelled samples of EHRSHOT's folder; write their contexts to the file `texts`.
 
-    Raises UserError where files are missing or not one label is usable.
+    Raises UserError if files are missing or no label is usable.
     """
     folder = files.find(root)
     labels = files.read_labels(folder)
@@ -70,8 +74,10 @@ def read_ehrshot(root: Path, texts: Path, limits: Limits) -> Benchmark:
 
 
 def choose(labels: pl.DataFrame, shots: pl.DataFrame, limits: Limits) -> pl.DataFrame:
-    """At most `samples_per_task` labels of each task and split, blind to the answer; the examples
-    that the benchmark names are always among those of the training split."""
+    """Return at most `samples_per_task` labels of each task and split, whatever their answer.
+
+    The samples that the benchmark designates as examples are always kept in the training split.
+    """
     if limits.samples_per_task is None:
         return labels
     key = ["task", "subject_id", "prediction_time"]
@@ -88,10 +94,10 @@ def choose(labels: pl.DataFrame, shots: pl.DataFrame, limits: Limits) -> pl.Data
 def gather(
     folder: files.EhrshotFolder, asked: pl.DataFrame, spool: Spool, counts: dict[str, float | int]
 ) -> set[str]:
-    """Put the events of the patients who are asked about into `spool`; returns their codes.
+    """Put the events of the patients of `asked` into `spool`, and return their codes.
 
-    What happened after a patient's last prediction time, and rows without patient, code or time,
-    are counted and left out.
+    Events of other patients, events after a patient's last prediction time, and rows without
+    patient, code or time are counted and left out.
     """
     last = asked.group_by("subject_id").agg(pl.col("prediction_time").max().alias("last"))
     timeless = pl.col("code").str.to_lowercase().str.contains(f"^({'|'.join(PERSON_CODES)})/")
@@ -128,7 +134,7 @@ def samples(
     max_events: int,
     counts: dict[str, float | int],
 ) -> Iterator[dict[str, Any]]:
-    """Rows of the index, a patient after the other; equal contexts stand once."""
+    """Yield rows of the index, patient by patient; equal contexts are written once."""
     counts |= {"cut_contexts": 0, "cut_events": 0}
     shards = (pl.col("subject_id").hash(0) % SHARDS).alias("shard")
     by_shard = asked.with_columns(shards).partition_by("shard", as_dict=True, include_key=False)

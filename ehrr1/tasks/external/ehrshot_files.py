@@ -1,6 +1,6 @@
-"""EHRSHOT's files, as its authors' folder (EHRSHOT_ASSETS) or as their MEDS export has them.
+"""Reading of EHRSHOT's files, of the authors' folder (EHRSHOT_ASSETS) or of their MEDS export.
 
-Both hold the same labels and, by patient, the same splits; this module gives them as the same
+Both contain the same labels and, by patient, the same splits; this module returns them in the same
 tables. Formats: docs/benchmarks_formats.md.
 """
 
@@ -35,7 +35,7 @@ SPLITS = {
     **{"train": "train", "val": "validation", "validation": "validation", "test": "test"},
     **{"tuning": "validation", "held_out": "test"},
 }
-"""Their names of the splits -> ours."""
+"""Name of a split in the files -> name of the split in this project."""
 
 EVENT_COLUMNS = {
     "subject_id": ("patient_id", "subject_id"),
@@ -47,7 +47,7 @@ EVENT_COLUMNS = {
     "visit": ("visit_id",),
     "table": ("omop_table",),
 }
-"""Our name -> the column of the authors' CSV or of MEDS; the first three are needed."""
+"""Column here -> its names in the authors' CSV and in MEDS; the first three are needed."""
 
 MISSING = ("", "nan", "NaN", "None")
 
@@ -62,10 +62,7 @@ LABEL_SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 
 @dataclass(frozen=True)
 class EhrshotFolder:
-    """Where the files are; `labels` by task, unknown ones too, `shots` by task where there are any.
-
-    Raises UserError where events, labels or splits are missing.
-    """
+    """Paths of the files; `labels` by task (unknown tasks too), `shots` by task if any."""
 
     root: Path
     events: list[Path]
@@ -76,7 +73,7 @@ class EhrshotFolder:
 
 @dataclass
 class Labels:
-    """The usable labels (`LABEL_SCHEMA`), how many were read, and what became of the others."""
+    """The usable labels (`LABEL_SCHEMA`), the number of labels read, and counts of the others."""
 
     frame: pl.DataFrame
     read: int
@@ -84,7 +81,10 @@ class Labels:
 
 
 def find(root: Path) -> EhrshotFolder:
-    """The files below `root`: the authors' folder, the one that holds it, or a MEDS folder."""
+    """Find the files below `root`: the authors' folder, its parent, or a MEDS folder.
+
+    Raises UserError if events, labels or splits are missing.
+    """
     if not root.is_dir():
         raise UserError(f"data.root={root}: there is no such folder")
     base = root / ASSETS if (root / ASSETS).is_dir() else root
@@ -115,7 +115,7 @@ def find(root: Path) -> EhrshotFolder:
 
 
 def _of_tasks(base: Path, name: str) -> list[Path]:
-    """The file of that name of each task of the authors' folder."""
+    """Return the file of that name of each task of the authors' folder."""
     return [path for path in sorted(base.glob(f"benchmark*/*/{name}")) if is_data(path.parent.name)]
 
 
@@ -129,8 +129,12 @@ def _meds_labels(base: Path) -> dict[str, list[Path]]:
 
 
 def read_labels(folder: EhrshotFolder) -> Labels:
-    """All labels with the split of their patient. Yes is label 1, of a lab task label 0 (normal);
-    severities 1 to 3 of a lab task count as 1, as EHRSHOT's own evaluation does."""
+    """Read all labels with the split of their patient.
+
+    Yes is label 1, or label 0 (normal) for a lab task; the severities 1 to 3 of a lab task count as
+    1, as in EHRSHOT's own evaluation. Raises UserError if no folder of labels belongs to a task of
+    EHRSHOT.
+    """
     splits = _read_splits(folder.splits)
     labels = Labels(pl.DataFrame(schema=LABEL_SCHEMA), 0)
     parts = []
@@ -163,7 +167,7 @@ def read_labels(folder: EhrshotFolder) -> Labels:
 
 
 def _label_file(path: Path) -> pl.DataFrame:
-    """Columns `subject_id, prediction_time, label` (0, 1, ...; null where it cannot be read)."""
+    """Read the columns `subject_id, prediction_time, label` (0, 1, ...; null if unreadable)."""
     there = _columns(
         path, {"subject_id": ("patient_id", "subject_id"), "time": ("prediction_time",)}
     )
@@ -204,13 +208,16 @@ def _read_splits(path: Path) -> pl.DataFrame:
     splits = pl.DataFrame({"subject_id": as_id(frame[columns["subject_id"]]), "split": split})
     splits = splits.drop_nulls().unique(maintain_order=True)
     if twice := splits.height - splits["subject_id"].n_unique():
-        raise UserError(f"{path}: {twice} patients stand in two splits; mend the file")
+        raise UserError(f"{path}: {twice} patients are in two splits; mend the file")
     return splits
 
 
 def read_shots(folder: EhrshotFolder) -> pl.DataFrame:
-    """The benchmark's k-shot sets of the training split: `task, subject_id, prediction_time, k,
-    replicate`, each sample once a set (rare classes are drawn with replacement there)."""
+    """Read the benchmark's k-shot sets of the training split.
+
+    Columns: `task, subject_id, prediction_time, k, replicate`, with each sample once per set
+    (EHRSHOT draws rare classes with replacement). Raises UserError for a malformed file.
+    """
     parts = [pl.DataFrame(schema=_SHOT_SCHEMA)]
     for task, path in folder.shots.items():
         if task in EHRSHOT_QUESTIONS:
@@ -253,10 +260,10 @@ def _shot_set(task: str, k: int, replicate: int, one: Mapping[str, list[str]]) -
 
 
 def event_batches(folder: EhrshotFolder) -> Iterator[pl.DataFrame]:
-    """All events, some at a time: `subject_id, time, code, value, unit, visit, table`.
+    """Yield all events in batches: `subject_id, time, code, value, unit, visit, table`.
 
-    `value` is the text or the number, "" where there is none, as in `unit`, `visit` and `table`.
-    The end of a visit or a prescription is not read: it lies ahead at its start.
+    `value` is the text or the number, "" if there is none, as in `unit`, `visit` and `table`. The
+    end of a visit or a prescription is not read, since it lies in the future at its start.
     """
     for file in folder.events:
         there = _columns(file, EVENT_COLUMNS, needed=3)
@@ -281,7 +288,7 @@ def event_batches(folder: EhrshotFolder) -> Iterator[pl.DataFrame]:
 
 
 def _time(column: pl.Series) -> pl.Series:
-    """Times of the authors' texts, or of their MEDS export, read as all MEDS is."""
+    """Convert the times of the authors' CSV, or of their MEDS export as those of all MEDS."""
     return as_time(as_moment(column) if column.dtype == pl.Datetime else column)
 
 
@@ -291,8 +298,11 @@ def _without_missing(cell: pl.Series) -> pl.Series:
 
 
 def read_descriptions(folder: EhrshotFolder, codes: Collection[str]) -> dict[str, str]:
-    """What `codes` mean, by the files that are there: MEDS's codes.parquet, the vocabulary of
-    EHRSHOT's model, OMOP's CONCEPT.csv; a code that none of them describes is left out."""
+    """Read the descriptions of `codes` from the available files.
+
+    These are the codes.parquet of MEDS, the vocabulary of EHRSHOT's model, and OMOP's CONCEPT.csv,
+    in this order of precedence; codes without a description are left out.
+    """
     found: dict[str, str] = {}
     meds = folder.root / "metadata" / "codes.parquet"
     tokens, words = (
@@ -322,7 +332,10 @@ def _described(texts: Mapping[str, object]) -> dict[str, str]:
 
 
 def _concepts(path: Path, codes: Collection[str]) -> dict[str, str]:
-    """OMOP's vocabulary, of millions of rows: `vocabulary_id/concept_code` is a code."""
+    """Read descriptions from OMOP's vocabulary, which has millions of rows.
+
+    A code is `vocabulary_id/concept_code`. Raises UserError for a file that cannot be read.
+    """
     code = pl.concat_str("vocabulary_id", "concept_code", separator="/")
     try:
         table = pl.scan_csv(path, separator="\t", quote_char=None, infer_schema_length=0)
@@ -330,7 +343,7 @@ def _concepts(path: Path, codes: Collection[str]) -> dict[str, str]:
         frame = chosen.filter(pl.col("code").is_in(list(codes))).collect(engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(
-            f"{path} is no vocabulary of OMOP's ({type(error).__name__}): fetch it from "
+            f"{path} is not an OMOP vocabulary ({type(error).__name__}): fetch it from "
             "athena.ohdsi.org again, or remove it"
         ) from error
     return _described(dict(frame.iter_rows()))
@@ -353,8 +366,10 @@ def _header(path: Path) -> list[str]:
 def _columns(
     path: Path, wanted: Mapping[str, tuple[str, ...]], needed: int | None = None
 ) -> dict[str, str]:
-    """Our name -> the file's column, of those that it has; the first `needed` (None: all) must be
-    there."""
+    """Return name here -> the file's column, for those that the file has.
+
+    Raises UserError if one of the first `needed` (None: all) is missing.
+    """
     header = _header(path)
     found = {name: c for name, options in wanted.items() for c in options if c in header}
     missing = [wanted[name][0] for name in list(wanted)[:needed] if name not in found]

@@ -1,4 +1,4 @@
-"""An EHRSHOT patient as Markdown: demographics, then one event a day, visit and OMOP table.
+"""An EHRSHOT patient as Markdown: demographics, then one event per day, visit and OMOP table.
 
     ## Patient Demographics [None]
     - Anchor_Age: 61
@@ -9,7 +9,7 @@
     | ------ | ------ | ------ |
     | Creatinine | 1.1 | mg/dL |
 
-An event is dated by its first row; a row that says the same as another of its event stands once.
+An event is dated by its first row; identical rows of an event are shown once.
 """
 
 from bisect import bisect_right
@@ -24,7 +24,7 @@ from ehrr1.records.markdown import table_cell
 BIRTH_CODES = ("SNOMED/3950001", "MEDS_BIRTH")
 PERSON_TABLE = "person"
 PERSON_CODES = {"gender": "Gender", "race": "Race", "ethnicity": "Ethnicity"}
-"""What the codes of demographics begin with -> their key."""
+"""Prefix of the codes of a demographic -> its key."""
 
 DEMOGRAPHICS = "## Patient Demographics [None]"
 YEAR_DAYS = 365.25
@@ -42,15 +42,16 @@ class CodedRow(NamedTuple):
 
 
 def person_key(code: str) -> str | None:
-    """Which demographic a code tells: `Gender/F` or `GENDER//F` tells Gender."""
+    """Return the key of a code's demographic (Gender for `Gender/F` or `GENDER//F`), or None."""
     return PERSON_CODES.get(code.split("/", 1)[0].lower())
 
 
 @dataclass
 class PatientText:
-    """One patient's rows, which `record` cuts at a time; days that are shown whole are kept.
+    """One patient's rows, from which `record` returns the part known at a time.
 
-    `names` are the descriptions of codes; a code without one is shown itself.
+    The Markdown of whole days is cached. `names` are the descriptions of codes; a code without a
+    description is shown itself.
     """
 
     rows: Sequence[CodedRow]
@@ -67,8 +68,11 @@ class PatientText:
         self._times = [row.time for row in self._events if row.time is not None]
 
     def record(self, time: datetime, max_events: int) -> tuple[str, int, int] | None:
-        """What is known at `time` or was before, the newest `max_events` rows of it: the text, how
-        many rows it shows, and how many older ones it leaves out; None where nothing is known."""
+        """Return the newest `max_events` rows at or before `time` as Markdown.
+
+        Returns the text, the number of rows shown, and the number of older rows left out; None if
+        no row is known.
+        """
         end = bisect_right(self._times, time)
         if not end:
             return None
@@ -111,7 +115,7 @@ def _is_person(row: CodedRow) -> bool:
 
 
 def _event(table: str, rows: Sequence[CodedRow], names: Mapping[str, str]) -> str:
-    """One event; columns that none of its rows fills are left out."""
+    """Return the Markdown of one event, without columns that are empty in all rows."""
     heading = _one_line(table.replace("_", " ").title()) or "Medical Events"
     lines = [f"## {heading} [{rows[0].time:%Y-%m-%d %H:%M:%S}]"]
     shown = {"Item_Name": [_one_line(names.get(row.code, row.code)) for row in rows]}

@@ -1,1 +1,1 @@
-"""Make samples as the paper describes and its release does: `data.protocol=paper`."""
+"""Build samples as the paper describes and its release does: `data.protocol=paper`."""

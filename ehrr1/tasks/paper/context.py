@@ -1,12 +1,12 @@
-"""The context of a sample of `data.protocol=paper`: what the release shows, leaks and all.
+"""The context of a sample of `data.protocol=paper`, as in the release, including its leaks.
 
-The event list of a patient is the record grouped as the release groups it: *consecutive rows of
-one table* are one event, however long they go on; demographics are event 0. A sample names the
-events `[period_begin, period_end)`. All their rows are shown with all their columns: totals of
-intervals that still run, results before they were stored, pharmacy, the admission's orders in an
-emergency visit. Before them stand demographics (with the age at the anchor, not at the time), the
-last discharge note of another admission, and the admission event; admission events are shown there
-only. For diagnosis tasks discharge notes of the window are hidden.
+The event list of a patient is the record grouped as in the release: *consecutive rows of one table*
+are one event, whatever their duration; demographics are event 0. A sample refers to the events
+`[period_begin, period_end)`. All their rows are shown with all their columns, including totals of
+unfinished intervals, results before they were stored, pharmacy, and the admission's orders in an
+emergency visit. They are preceded by demographics (with the age at the anchor, not at the time),
+the last discharge note of another admission, and the admission event; admission events are shown
+only there. For diagnosis tasks, discharge notes of the window are hidden.
 
 `hcpcsevents` and `drgcodes` are events of the list that print nothing. Missing values, which the
 release prints as `None` or `nan`, are empty; `records.markdown.released_markdown` prints them.
@@ -18,9 +18,10 @@ from typing import Protocol
 import numpy as np
 
 from ehrr1.records.events import Event
-from ehrr1.records.release.order import CODED, NO_TIME
+from ehrr1.records.release.order import CODED
 from ehrr1.records.schema import ORDER
 from ehrr1.records.store import Patient, Shard
+from ehrr1.records.store_schema import NO_TIME
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.context import grouped_events
 
@@ -33,28 +34,37 @@ NOTE_HIDDEN = frozenset(
 )
 """Tasks whose window does not show discharge notes."""
 ADMISSION_HIDDEN = "admissions"
-"""The task that asks for the admission does not show it."""
+"""Task whose answer is the admission, which it therefore does not show."""
 
 
 class Period(Protocol):
-    """What a context of this protocol depends on; `samples.Sample` has it."""
+    """The attributes of a sample that determine its context; `samples.Sample` has them."""
 
     @property
-    def task(self) -> str: ...
+    def task(self) -> str:
+        """Return the key of the task."""
+
     @property
-    def period_begin(self) -> int: ...
+    def period_begin(self) -> int:
+        """Return the position of the first event of the window."""
+
     @property
-    def period_end(self) -> int: ...
+    def period_end(self) -> int:
+        """Return the position behind the last event of the window."""
+
     @property
-    def admissions_id(self) -> int | None: ...
+    def admissions_id(self) -> int | None:
+        """Return the position of the admission event, or None."""
+
     @property
-    def last_discharge_id(self) -> int | None: ...
+    def last_discharge_id(self) -> int | None:
+        """Return the position of the last discharge note of another admission, or None."""
 
 
 def event_numbers(table: np.ndarray) -> np.ndarray:
-    """Each row's event in one patient's list, from 1.
+    """Return each row's event in one patient's list, counted from 1, shape (rows,).
 
-    `table` holds the numbers of the patient's rows' tables, in the order of the store.
+    `table` (rows,) holds the table numbers of the patient's rows, in the order of the store.
     """
     begins = np.concatenate([[0], table[1:] != table[:-1]])[: len(table)]
     numbers: np.ndarray = 1 + np.cumsum(begins)
@@ -62,7 +72,7 @@ def event_numbers(table: np.ndarray) -> np.ndarray:
 
 
 def shown_positions(rows: Shard, patient: Patient, sample: Period) -> np.ndarray:
-    """The positions in `rows` of all rows shown for `sample`, in the order in which they stand."""
+    """Return the positions in `rows` of all rows shown for `sample`, in context order."""
     table = rows.table[patient.first : patient.last]
     numbers = event_numbers(table)
     window = (numbers >= sample.period_begin) & (numbers < sample.period_end)
@@ -78,9 +88,9 @@ def shown_positions(rows: Shard, patient: Patient, sample: Period) -> np.ndarray
 
 
 def shown_events(rows: Shard, patient: Patient, positions: np.ndarray) -> list[Event]:
-    """The rows at `positions` as events of the patient's list, after the demographics.
+    """Return the rows at `positions` as events of the patient's list, after the demographics.
 
-    Codes and cultures that the list has no time for are shown without one.
+    Codes and cultures without a time in the list are shown without one.
     """
     numbers = event_numbers(rows.table[patient.first : patient.last])[positions - patient.first]
     age = "" if patient.anchor_age is None else str(patient.anchor_age)
@@ -99,8 +109,10 @@ def shown_events(rows: Shard, patient: Patient, positions: np.ndarray) -> list[E
 
 
 def with_silent(events: list[Event], rows: Shard, patient: Patient, sample: Period) -> list[Event]:
-    """`shown_events` that know how many events behind them print nothing: those of `SILENT`
-    tables, and in the places of the last discharge note and of the admission where there is none.
+    """Return `events` with `silent`: the number of following events that print nothing.
+
+    These are events of `SILENT` tables, and the places of the last discharge note and of the
+    admission if there is none.
     """
     table = rows.table[patient.first : patient.last]
     begins = np.flatnonzero(np.diff(event_numbers(table), prepend=-1))

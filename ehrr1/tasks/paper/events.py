@@ -1,7 +1,7 @@
-"""The list of events of `data.protocol=paper`, of many patients at once, and searches in it.
+"""The list of events of `data.protocol=paper` for many patients, and searches in it.
 
 A patient's record is demographics (position 0), then groups of *consecutive rows of one table* in
-the order of the store: `tasks.paper` says what follows from that.
+the order of the store; see `tasks.paper.context`.
 """
 
 from collections.abc import Mapping
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from ehrr1.records.release.order import CODED, NO_TIME
+from ehrr1.records.release.order import CODED
 from ehrr1.records.schema import ORDER
-from ehrr1.records.store import NO_ID
+from ehrr1.records.store_schema import NO_ID, NO_TIME
 
 ADMISSIONS, EDSTAYS, ICUSTAYS, DISCHARGE = (
     ORDER.index(name) for name in ("admissions", "edstays", "icustays", "discharge")
@@ -23,7 +23,7 @@ Frames = Mapping[str, pl.DataFrame]
 
 
 def record_rows(rows: pl.DataFrame) -> pl.DataFrame:
-    """The store's rows with `number`, that of their event (over all patients)."""
+    """Return the store's rows with `number`, the number of their event (over all patients)."""
     begins = pl.any_horizontal(
         pl.col(name) != pl.col(name).shift() for name in ("subject_id", "table")
     )
@@ -32,12 +32,12 @@ def record_rows(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def event_list(record: pl.DataFrame, parents: Frames) -> pl.DataFrame:
-    """A row an event: `number`, `position` in the patient's list, `start`, first row's ids.
+    """Return one row per event: `number`, `position` in the list, `start`, first row's ids.
 
-    `at` is its first row's place in `record`. `timed`: the list has a time for it. `begin` is the
-    number of the earliest event of the same admission that starts less than 24 h before it (-1:
-    there is none); for codes, less than 24 h before the event in front of them. `admissions_id` and
-    `last_discharge_id` are what would stand before its context.
+    `at` is the index of its first row in `record`. `timed`: the list has a time for it. `begin` is
+    the number of the earliest event of the same admission that starts less than 24 h before it (-1
+    if there is none); for codes, less than 24 h before the event preceding them. `admissions_id`
+    and `last_discharge_id` are the positions of the events that would precede its context.
     """
     first = record["number"] != record["number"].shift(1, fill_value=-1)
     events = record.filter(first).select(
@@ -66,7 +66,7 @@ def event_list(record: pl.DataFrame, parents: Frames) -> pl.DataFrame:
 
 
 def _latest(table: str, *, same: bool) -> pl.Expr:
-    """The position of the latest event of a table so far, if its admission is (not) the event's."""
+    """Return the position of a table's latest event if its admission is (not) the event's."""
     own = pl.col("table") == ORDER.index(table)
     position, hadm = (
         pl.when(own).then(name).forward_fill().over("subject_id")
@@ -78,30 +78,31 @@ def _latest(table: str, *, same: bool) -> pl.Expr:
 
 
 def seconds(times: pl.Series) -> np.ndarray:
-    """Seconds since 1970."""
+    """Return seconds since 1970 as an array."""
     return times.cast(pl.Datetime("us")).cast(pl.Int64).to_numpy() // 1_000_000
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """The events of each group (a patient's, or an admission's) by time, to be searched.
+    """The events of each group (a patient's, or an admission's) by time, for searches.
 
-    The list is not quite in the order of time (`records.release_order`), and an event without a
-    time is not found. Numbers of events in and out; -1 where there is none.
+    The list is not entirely in the order of time (`records.release.order`), and events without a
+    time are never found. Arguments and results of the searches are numbers of events, -1 if there
+    is none; arrays have shape (events,).
     """
 
     group: np.ndarray
-    """The group of every event."""
+    """Group of every event."""
     keys: np.ndarray
-    """The timed events' group times 2**39 plus seconds, sorted."""
+    """Group times 2**39 plus seconds of the timed events, sorted."""
     first: np.ndarray
-    """For each of them, the first in the list of its group that is as late or later; then -1."""
+    """For each key, the first in its group's list that is as late or later; then -1."""
     latest: np.ndarray
-    """For each of them, the last in the list of its group that is as early or earlier; then -1."""
+    """For each key, the last in its group's list that is as early or earlier; then -1."""
 
     @classmethod
     def of(cls, events: pl.DataFrame, within: str | None = None) -> "Timeline":
-        """Of each patient's events, or of those that are equal in the column `within` too."""
+        """Return the timeline of events grouped by patient and, if given, by column `within`."""
         subject = events["subject_id"].to_numpy()
         second = events[within].to_numpy() if within else np.zeros(len(subject), dtype=np.int64)
         order = np.lexsort((second, subject))
@@ -111,24 +112,24 @@ class Timeline:
         timed = np.flatnonzero(events["timed"].to_numpy())
         keys = _keys(group[timed], seconds(events["start"])[timed])
         by_time = np.argsort(keys, kind="stable")
-        # Groups stand one behind the other: a running extreme of these stays within its group.
+        # Groups are consecutive: a running extreme of these stays within its group.
         places = group[timed][by_time] * 2**39 + timed[by_time]
         first = np.minimum.accumulate(places[::-1])[::-1] % 2**39
         latest = np.maximum.accumulate(places) % 2**39
         return cls(group, keys[by_time], np.append(first, -1), np.append(latest, -1))
 
     def first_after(self, events: np.ndarray, time: np.ndarray) -> np.ndarray:
-        """The first event in the list of each event's group that starts later than `time`."""
+        """Return the first event in the list of each group that starts later than `time`."""
         place = np.searchsorted(self.keys, _keys(self.group[events], time), "right")
         return self._own(self.first[place], events)
 
     def last_before(self, events: np.ndarray, time: np.ndarray) -> np.ndarray:
-        """The last event in the list of each event's group that starts earlier than `time`."""
+        """Return the last event in the list of each group that starts earlier than `time`."""
         place = np.searchsorted(self.keys, _keys(self.group[events], time), "left") - 1
         return self._own(self.latest[place], events)
 
     def last(self, events: np.ndarray) -> np.ndarray:
-        """The last event of each event's group."""
+        """Return the last event of each event's group."""
         return self.last_before(events, np.full(len(events), 2**38 - 1))
 
     def _own(self, found: np.ndarray, events: np.ndarray) -> np.ndarray:
@@ -136,5 +137,8 @@ class Timeline:
 
 
 def _keys(group: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """Groups and times as one number: 2**39 seconds hold all years, 16 million groups are left."""
+    """Return groups and times as one number.
+
+    2**39 seconds are sufficient for all years, and leave room for 16 million groups.
+    """
     return group * 2**39 + time + 2**38

@@ -1,12 +1,14 @@
-"""The release's index of samples (`data.protocol=paper`), rule by rule, so that results can be set
-beside published ones. It leaks: `docs/paper.md` says how, and what still differs.
+"""The release's index of samples (`data.protocol=paper`), for comparison with published results.
+
+It reproduces the release's rules, including their leaks: `docs/paper.md` describes them and the
+remaining differences.
 
 A patient's record is a list of events: demographics (0), then groups of *consecutive rows of one
-table* in the order of the store, which is the release's (`records.release_order`). An event starts
-with its first row, has that row's admission, and goes on as long as no row of another table comes
-between. A sample is a range `[period_begin, period_end)` of the list; everything in it is shown.
-"Same admission" compares `hadm_id`, null being equal to null; an ED visit has the `hadm_id` that it
-was given in hindsight.
+table* in the order of the store, which is the release's (`records.release.order`). An event starts
+with its first row, has that row's admission, and ends before the next row of another table. A
+sample is a range `[period_begin, period_end)` of the list; everything in it is shown. "Same
+admission" compares `hadm_id`, null being equal to null; an ED visit has the `hadm_id` that was
+assigned to it later.
 
 Decision: the event at `period_end` is the target; the range begins with the first event of the list
 that has the same admission and starts less than 24 h before it. Risk: from the anchor event (ED
@@ -14,24 +16,25 @@ stay, admission, ICU stay) to the last event of the list that starts before the 
 within 24 h and in the same admission; readmission: from the first event of the stay that starts in
 the 24 h before its discharge note to that note, which is shown.
 
-Filters, each counted under `excluded/<task>/<reason>` (the first that holds): see `_reasons`.
+Filters, each counted under `excluded/<task>/<reason>` (the first that applies): see `_reasons`.
 
-Where the facts leave something open:
-- Codes of a stay have no time in the list and never begin or end a range; a question on them looks
-  back from the event in front of them. They are known at the end of the stay, when they are asked
-  for. A culture without a time is not asked about.
-- Without a `note` module (no discharge note in the rows) the readmission tasks are asked at
+Decisions where the facts are ambiguous:
+- Codes of a stay have no time in the list and never begin or end a range; the 24 h before a
+  question on them are counted from the event preceding them. They are known at the end of the stay,
+  which is their prediction time. Cultures without a time are not used as targets.
+- Without a `note` module (no discharge note in the rows) the readmission tasks are posed at
   `dischtime`, about the last 24 h up to it; the range ends with the last event of the stay that is
-  no coded diagnosis. A stay without a note among others that have one is not asked about.
-- The list's length, demographics included, is what "at most 1,200 events" counts.
-- For tasks on ICD and CCS codes of hospital stays the admission event stands behind the range's
+  not a coded diagnosis. If there are notes, a stay without one is left out.
+- The limit of "at most 1,200 events" applies to the list's length including demographics.
+- For tasks on ICD and CCS codes of hospital stays, the admission event must come after the range's
   first event. A target that comes before its admission event (a procedure dated to 00:00 of the day
-  of admission) has none and stays in, as in the release.
-- The last discharge note stands before the context only if the latest one so far is of another
-  admission, as in the release: once a stay has its own note, no earlier one is shown.
+  of admission) has none and is kept, as in the release.
+- The last discharge note precedes the context only if the latest note so far is of another
+  admission, as in the release: once a stay has its own note, no earlier note is shown.
 - `prediction_time` is the target's start (decision), the ED out time, 24 h after the start of the
-  stay, the discharge note's start (else `dischtime`): what the question pretends to know at most.
-- `target` holds codes of names as in the strict index; next_event's are tables
+  stay, or the discharge note's start (otherwise `dischtime`): the latest time at which the
+  question's data are nominally known.
+- `target` holds codes of names as in the strict index; those of next_event are tables
   (`labevents`), as in the release.
 """
 
@@ -41,7 +44,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from ehrr1.records.schema import ORDER
-from ehrr1.records.store import NO_CODE, NO_ID
+from ehrr1.records.store_schema import NO_CODE, NO_ID
 from ehrr1.tasks.catalog import TASKS, Task
 from ehrr1.tasks.index import Index, numbered_events
 from ehrr1.tasks.paper.context import ADMISSION_HIDDEN, NOTE_HIDDEN, SILENT
@@ -50,18 +53,24 @@ from ehrr1.tasks.paper.labels import risk_candidates
 
 WINDOW_HOURS = 24
 CODED = ("procedures_icd", "procedures_ccs", "diagnoses_icd", "diagnoses_ccs")
-"""Tasks whose range must hold the admission event."""
+"""Tasks whose range must contain the admission event."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many events a context and a patient may have (`data.paper`), at first as released."""
+    """Limits on the number of events of a context and of a patient (`data.paper`).
+
+    The defaults are those of the release.
+    """
 
     more_than: int = 10
     fewer_than: int = 100
-    """A context has more events than the first and fewer than the second."""
+    """A context has more events than `more_than` and fewer than `fewer_than`."""
     patient_events: int | None = 1200
-    """A patient with more has no samples, which looks at the patient's future; None: no limit."""
+    """Maximum number of events of a patient with samples; None: no limit.
+
+    The limit depends on the patient's future.
+    """
 
 
 RELEASED = Limits()
@@ -71,7 +80,7 @@ COLUMNS = (
     *("period_begin", "period_end", "admissions_id", "last_discharge_id", "prediction_time"),
     *("inclusive", "n_context_rows", "context_id", "target", "target_row", "label"),
 )
-"""The release's columns and what our later stages need."""
+"""The release's columns and those that later stages need."""
 
 
 def paper_index(
@@ -84,9 +93,9 @@ def paper_index(
     *,
     notes: bool,
 ) -> Index:
-    """The samples of a shard's patients, sorted by patient, time and task (see `COLUMNS`).
+    """Return the samples of a shard's patients, sorted by patient, time and task (see `COLUMNS`).
 
-    `store_rows`, `names` and `parents` are as in `build_index`; `notes` says whether the files have
+    `store_rows`, `names` and `parents` are as in `build_index`; `notes` is True if the files have
     discharge notes. `inclusive` is true for risk samples, as in the strict index: known *by* the
     prediction time.
     """
@@ -103,7 +112,7 @@ def paper_index(
 
 
 def _decision_candidates(events: pl.DataFrame, tasks: Collection[str]) -> pl.DataFrame:
-    """A row a decision task and event that it may ask for: what comes before it is the range."""
+    """Return one row per decision task and possible target event; the range precedes the event."""
     parts = []
     for task in TASKS.values():
         if task.kind == "decision" and task.key in tasks:
@@ -123,7 +132,7 @@ def _decision_candidates(events: pl.DataFrame, tasks: Collection[str]) -> pl.Dat
 
 
 def _placed(asked: pl.DataFrame, events: pl.DataFrame, height: int) -> pl.DataFrame:
-    """Adds what the release's index row says, from the event asked about and the range's ends."""
+    """Add the columns of the release's index that follow from the event and its range."""
     columns = ["subject_id", "hadm_id", "stay_id", "table", "length"]
     own = events.select(*columns, "admissions_id", "last_discharge_id")[asked["number"]]
     there = asked["begin"] >= 0
@@ -138,7 +147,7 @@ def _placed(asked: pl.DataFrame, events: pl.DataFrame, height: int) -> pl.DataFr
 
 
 def _reasons(limits: Limits) -> dict[str, pl.Expr]:
-    """Reason to leave a candidate out -> whether it holds; the first counts."""
+    """Return reason to leave a candidate out -> whether it applies; the first one counts."""
     length = pl.col("period_end") - pl.col("period_begin")
     outside = pl.col("admissions_id") <= pl.col("period_begin")
     most = limits.patient_events
@@ -167,7 +176,10 @@ def _target_reasons() -> dict[str, pl.Expr]:
 def _kept(
     frame: pl.DataFrame, reasons: Mapping[str, pl.Expr]
 ) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The rows for which no reason holds; of the others how many, by `<task>/<reason>`."""
+    """Return the rows to which no reason applies, and the counts of the others.
+
+    The counts are by `<task>/<reason>`.
+    """
     first = pl.coalesce(
         pl.when(holds.fill_null(False)).then(pl.lit(name)) for name, holds in reasons.items()
     )
@@ -182,7 +194,7 @@ def _kept(
 def _with_targets(
     asked: pl.DataFrame, record: pl.DataFrame, codes: Mapping[str, int]
 ) -> pl.DataFrame:
-    """Adds `target` (distinct codes, in order of record) and `target_row` (the note to write)."""
+    """Add `target` (distinct codes, in order of record) and `target_row` (the note to write)."""
     answer = pl.when(pl.col("label")).then(codes["yes"]).otherwise(codes["no"])
     parts = [
         asked.filter(pl.col("label").is_not_null()).with_columns(
@@ -212,7 +224,7 @@ def _with_target(
     name = pl.col("class" if task.target == "class" else "item")
     target, note = name.filter(name != NO_CODE).unique(maintain_order=True), pl.lit(None, pl.Int64)
     if task.target == "text":
-        # An event of several notes is no target.
+        # Events of several notes are not used as targets.
         target = pl.lit([], pl.List(pl.Int32))
         note = pl.when(pl.len() == 1).then(pl.col("row").first()).cast(pl.Int64)
     targets = (
@@ -224,7 +236,7 @@ def _with_target(
 
 
 def with_ids(asked: pl.DataFrame) -> pl.DataFrame:
-    """Adds `sample_id`, `context_id` (equal for equal contexts) and the release's `event`."""
+    """Add `sample_id`, `context_id` (equal for equal contexts) and the release's `event`."""
     names = dict(enumerate(ORDER))
     period = pl.format("{}-{}", "period_begin", "period_end")
     shown = pl.col("admissions_id").fill_null(0)

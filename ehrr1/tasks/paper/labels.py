@@ -1,9 +1,10 @@
-"""Risk tasks as the release labels them (`data.protocol=paper`), known defects included.
+"""Risk labels as in the release (`data.protocol=paper`), including its known defects.
 
-A death is `dod` at 00:00: one on the day of discharge, after it too, is a death in hospital. Who
-died counts as "not readmitted" and "did not return". Windows of ED tasks count from the out time.
-All admissions are readmissions. Nobody is left out for having died or left before the question,
-but for length of stay: there the last event shown has to start before discharge.
+A death is `dod` at 00:00: a death on the day of discharge, even after it, counts as a death in
+hospital. Patients who died count as "not readmitted" and "did not return". Windows of ED tasks
+start at the out time. All admissions count as readmissions. Candidates who died or left before the
+prediction time are not excluded, except for length of stay: there the last event shown must start
+before discharge.
 """
 
 from collections.abc import Collection
@@ -13,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from ehrr1.records.release.order import WITHOUT_TIME
-from ehrr1.records.store import NO_ID
+from ehrr1.records.store_schema import NO_ID
 from ehrr1.tasks import labels
 from ehrr1.tasks.paper.events import (
     ADMISSIONS,
@@ -62,7 +63,7 @@ LABELS: dict[str, tuple[str, pl.Expr]] = {
     },
     "ICU_Readmission": ("icu", pl.col("icu_start").is_not_null()),
 }
-"""Task -> its kind of anchor event and whether the answer is yes; unknown is no."""
+"""Task -> its kind of anchor event and whether the answer is yes; null means no."""
 
 SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     **{"task": pl.String, "number": pl.Int64, "begin": pl.Int64, "end": pl.Int64},
@@ -74,10 +75,11 @@ SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
 def risk_candidates(
     events: pl.DataFrame, parents: Frames, tasks: Collection[str], *, notes: bool
 ) -> pl.DataFrame:
-    """A row a risk task and anchor event (columns: `SCHEMA`), `events` as `event_list` gives them.
+    """Return one row per risk task and anchor event (columns: `SCHEMA`).
 
-    `number` is the anchor, `[begin, end)` the range of event numbers (`begin` -1: there is none),
-    `why` the reason to leave it out that only this module knows.
+    `events` are the result of `event_list`. `number` is the anchor, `[begin, end)` the range of
+    event numbers (`begin` is -1 if there is none), `why` a reason to leave it out that only this
+    module can determine.
     """
     stays = _admissions(events, parents)
     anchors = {
@@ -109,7 +111,7 @@ def _anchors(events: pl.DataFrame, table: int) -> pl.DataFrame:
 def _with_range(
     anchors: pl.DataFrame, events: pl.DataFrame, begin: np.ndarray, last: np.ndarray, why: pl.Expr
 ) -> pl.DataFrame:
-    """Adds the range that ends with the event `last`, and when that starts."""
+    """Add the range that ends with the event `last`, and the start of that event."""
     valid = (begin >= 0) & (last >= begin)
     last_start = events["start"].gather(np.where(valid, last, 0))
     return anchors.with_columns(
@@ -121,7 +123,7 @@ def _with_range(
 
 
 def _first_day(anchors: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
-    """From the anchor to the last event of its admission within 24 h; there must be one."""
+    """Add the range from the anchor to the last event of its admission within 24 h, if any."""
     number = anchors["number"].to_numpy()
     day = seconds(anchors["start"]) + DAY_SECONDS
     last = Timeline.of(events, "hadm_id").last_before(number, day)
@@ -146,7 +148,7 @@ def _admissions(events: pl.DataFrame, parents: Frames) -> pl.DataFrame:
 
 
 def _still_there(stays: pl.DataFrame) -> pl.DataFrame:
-    """Length of stay is asked only where the last event shown starts before discharge."""
+    """Leave out stays whose last event shown does not start before discharge (length of stay)."""
     left = _reason("left_by_then", pl.col("last_start") >= pl.col("dischtime"))
     return stays.with_columns(pl.coalesce("why", left).alias("why"))
 
@@ -161,7 +163,10 @@ def _icu_stays(events: pl.DataFrame, parents: Frames) -> pl.DataFrame:
 
 
 def _visits(events: pl.DataFrame, parents: Frames) -> pl.DataFrame:
-    """ED stays: to the last event of the patient, of any admission, before the out time."""
+    """Return ED stays, with ranges up to the patient's last event before the out time.
+
+    Events of any admission are included.
+    """
     stays = parents["edstays"].select("stay_id", "outtime")
     anchors, number, end = _with_end(_anchors(events, EDSTAYS), stays)
     last = Timeline.of(events).last_before(number, end)
@@ -181,7 +186,7 @@ def _visits(events: pl.DataFrame, parents: Frames) -> pl.DataFrame:
 
 
 def _notes(events: pl.DataFrame) -> pl.DataFrame:
-    """Discharge notes: the note itself is the last event shown."""
+    """Return discharge notes; the note itself is the last event shown."""
     anchors = _anchors(events, DISCHARGE)
     time = pl.col("start").alias("prediction_time")
     begin, number = anchors["begin"].to_numpy(), anchors["number"].to_numpy()
@@ -190,10 +195,10 @@ def _notes(events: pl.DataFrame) -> pl.DataFrame:
 
 
 def _discharges(events: pl.DataFrame, parents: Frames) -> pl.DataFrame:
-    """Where there are no notes: the stay's events in the 24 h up to `dischtime`.
+    """Return discharges without notes: the stay's events in the 24 h up to `dischtime`.
 
-    The release asks nothing here: its rows without a time, which stand at the end of the list too,
-    do not stretch a range over the next admission.
+    The release has no samples in this case. Rows without a time are ignored, since they are also at
+    the end of the list and would extend a range over the next admission.
     """
     stays = parents["admissions"].select("hadm_id", "dischtime")
     anchors, number, end = _with_end(_anchors(events, ADMISSIONS), stays)
@@ -210,8 +215,11 @@ def _discharges(events: pl.DataFrame, parents: Frames) -> pl.DataFrame:
 def _with_end(
     anchors: pl.DataFrame, stays: pl.DataFrame
 ) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:
-    """Anchors with the ends of their stays (`stays`: an id, a time), in order of the event list;
-    their numbers there, and the ends in seconds (a stay without an end ends where it starts)."""
+    """Return anchors with the ends of their stays, in the order of the event list.
+
+    `stays` has an id and a time. Returns also the numbers of the anchors in the list, and the ends
+    in seconds since 1970 (a stay without an end ends at its start).
+    """
     key, end = stays.columns
     anchors = anchors.join(stays, on=key, how="left").sort("number")
     ends = seconds(anchors[end].fill_null(anchors["start"]))
@@ -226,9 +234,9 @@ def _with_death(anchors: pl.DataFrame, parents: Frames) -> pl.DataFrame:
 def _next(
     anchors: pl.DataFrame, events: pl.DataFrame, table: int, name: str, *, same: bool
 ) -> pl.DataFrame:
-    """Adds `name`: the start of the patient's next event of a table after the anchor's.
+    """Add `name`: the start of the patient's next event of a table after the anchor's.
 
-    `same`: of the same admission; null is then no admission.
+    With `same`, the event must be of the same admission, and null is not an admission.
     """
     keys = ["subject_id", "hadm_id"] if same else ["subject_id"]
     others = _anchors(events, table).filter((pl.col("hadm_id") != NO_ID) | (not same))

@@ -1,9 +1,9 @@
-"""The release's index files as our index: samples by position in a patient's list of events.
+"""The release's index files as an index: samples by position in a patient's list of events.
 
-`ehr_ins/*.csv` train, each one a stage (`tasks.release_rows`), `ehr_bench/*.csv` test; of the
-patients who are not tested a share is held out for validation, unless
-`ehr_ins/ehr_ins_validation.csv` (our export's) names them. An answer is what the file says; where
-it says nothing, it is read off the target event.
+`ehr_ins/*.csv` are for training, each for one stage (`tasks.release.rows`), and `ehr_bench/*.csv`
+for testing. A share of the patients who are not tested is used for validation, unless
+`ehr_ins/ehr_ins_validation.csv` (of this project's exports) lists them. An answer is that of the
+file; if the file has none, it is taken from the target event.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from ehrr1.records.schema import ORDER, TABLES
-from ehrr1.records.store import NO_CODE
+from ehrr1.records.store_schema import NO_CODE
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.index import Index
 from ehrr1.tasks.paper.index import COLUMNS, with_ids
@@ -25,7 +25,7 @@ ANSWERS = {"yes": "yes", "no": "no", "1": "yes", "0": "no", "true": "yes", "fals
 
 
 def release_splits(index: pl.DataFrame, subjects: pl.Series, drawn: pl.DataFrame) -> pl.DataFrame:
-    """`subject_id, split`: test and validation patients by their files, else as `drawn`."""
+    """Return `subject_id, split`: test and validation patients by file, others as `drawn`."""
     named = {
         split: index.filter(pl.col("split") == split)["subject_id"].drop_nulls().unique()
         for split in ("test", "validation")
@@ -50,11 +50,12 @@ def release_index(
     positions: Mapping[int, np.ndarray],
     tasks: Collection[str],
 ) -> Index:
-    """The samples of a shard's patients; columns as `tasks.paper`.
+    """Return the samples of a shard's patients, with the columns of `tasks.paper.index`.
 
-    `rows` and `names` are the shard's, `asked` the shard's rows of `read_release_index`,
-    `positions` where a patient's old positions are now. `trains` names the stages whose files have
-    a training sample. What cannot be used is counted, a sample that several files have in each.
+    `rows` and `names` are the shard's, `asked` the shard's rows of `read_release_index`, and
+    `positions` maps old positions of a patient to new ones. `trains` lists the stages whose files
+    contain a training sample. Unusable rows are counted; a sample that occurs in several files is
+    counted in each.
     """
     excluded: Counter[str] = Counter()
 
@@ -93,13 +94,17 @@ def release_index(
 
 
 def written_id() -> pl.Expr:
-    """The `sample_id` of a row of an index file: its positions as the file has them."""
+    """Return the `sample_id` of a row of an index file, with the positions of the file."""
     parts = ("task", "subject_id", "period_begin", "period_end")
     return pl.format("{}/{}/{}-{}", *parts).alias("written")
 
 
 def _event_list(rows: pl.DataFrame) -> pl.DataFrame:
-    """A row an event: `subject_id, position, table, start, before` (rows before it), its names."""
+    """Return one row per event.
+
+    Columns: `subject_id, position, table, start, row, n` (its rows), `items, classes` (their
+    distinct names), `before` (rows before it).
+    """
     begins = (pl.col("table") != pl.col("table").shift()).over("subject_id").fill_null(True)
     numbered = rows.with_row_index("row").with_columns(
         begins.cast(pl.Int64).cum_sum().over("subject_id").alias("position")
@@ -121,7 +126,7 @@ def _event_list(rows: pl.DataFrame) -> pl.DataFrame:
 
 
 def _moved(frame: pl.DataFrame, positions: Mapping[int, np.ndarray]) -> pl.DataFrame:
-    """Positions in the list as it is now; -1 for one that is not there."""
+    """Convert positions to those of the current list; -1 for events that are not in it."""
     columns = ("period_begin", "period_end", *PLACES)
     parts = [frame.filter(~pl.col("subject_id").is_in(list(positions)))]
     for subject, new in positions.items():
@@ -138,7 +143,7 @@ def _moved(frame: pl.DataFrame, positions: Mapping[int, np.ndarray]) -> pl.DataF
 
 
 def _with_events(frame: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
-    """Adds what the event asked about is, how many rows the context has, and when it is asked."""
+    """Add the target event, the number of rows of the context, and the prediction time."""
     place = pl.col("position").cast(pl.Int32)
     sizes = events.group_by("subject_id").agg(
         (place.max() + 1).alias("length"), pl.col("n").sum().alias("total")
@@ -191,7 +196,7 @@ def _with_events(frame: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
 
 
 def _with_answers(frame: pl.DataFrame, names: pl.Series) -> pl.DataFrame:
-    """Adds `target` (codes of names) and `target_row` (the note to write)."""
+    """Add `target` (codes of names) and `target_row` (the note to write)."""
     codes = dict(zip(names.to_list(), range(len(names)), strict=True))
     columns = ("task", "answer", "table", "items", "classes", "row", "n")
     targets: list[list[int]] = []
@@ -214,7 +219,7 @@ def _with_answers(frame: pl.DataFrame, names: pl.Series) -> pl.DataFrame:
 
 
 def _read_off(row: Mapping[str, Any], target: str, codes: Mapping[str, int]) -> list[int]:
-    """The answer that the event asked about gives."""
+    """Return the answer according to the target event."""
     if target == "heading":
         return [] if row["table"] is None else [codes[ORDER[row["table"]]]]
     found = {"item": row["items"], "class": row["classes"]}.get(target)

@@ -1,8 +1,8 @@
-"""Candidates as the EHR-R1 release gives them, from the lists that lie in its folder.
+"""Candidates as in the EHR-R1 release, from the lists in its folder.
 
-`cache/similar_item/<task>.csv` has a task's items, each with those that are like it;
-`cache/item_set/<task>.csv` the items alone. `stage=prepare` keeps both. They tell more of an answer
-than the lists of `candidates`: what is listed stands around it.
+`cache/similar_item/<task>.csv` has a task's items, each with its similar items;
+`cache/item_set/<task>.csv` has the items alone. `stage=prepare` keeps both. They reveal more of an
+answer than the lists of `candidates`, since the listed items are neighbours of the answer.
 """
 
 import shutil
@@ -22,11 +22,11 @@ from ehrr1.tasks.similar import read_similar
 CACHE = "cache"
 
 MOST = 100
-"""So many items are listed beside the answer at most; a task that has no more is listed whole."""
+"""Maximum number of items besides the answer; a task that has no more is listed as a whole."""
 
 
 def keep_lists(root: Path, folder: Path, work: Path) -> None:
-    """Copy the lists of the release's folder `root` into `folder`; `work` is for packed ones."""
+    """Copy the lists of the release's folder `root` to `folder`; unpack archives into `work`."""
     for name in (SIMILAR, ITEM_SET):
         lists = part(root, f"{CACHE}/{name}", work)
         if any(lists.glob("*.csv")):
@@ -36,14 +36,17 @@ def keep_lists(root: Path, folder: Path, work: Path) -> None:
 
 @dataclass(frozen=True)
 class ReleaseLists:
-    """By task: each item's similar ones, and all items."""
+    """Similar items of each item, and all items, by task."""
 
     similar: dict[str, dict[str, list[str]]]
     items: dict[str, list[str]]
 
     @classmethod
     def kept(cls, prepare: Path) -> "ReleaseLists":
-        """What a finished `prepare` has kept. Raises UserError for a file that cannot be read."""
+        """Return the lists that a finished `prepare` has kept.
+
+        Raises UserError for a file that cannot be read.
+        """
         similar = read_similar(prepare / SIMILAR) if (prepare / SIMILAR).is_dir() else {}
         return cls(similar, _read_items(prepare / ITEM_SET))
 
@@ -51,9 +54,9 @@ class ReleaseLists:
         return task in self.similar or task in self.items
 
     def candidates(self, task: str, target: Iterable[str], rng: np.random.Generator) -> list[str]:
-        """The answer among items that are similar to it, at most `MOST` of them, in no order.
+        """Return the answer among at most `MOST` similar items, in random order.
 
-        Without similar ones, or without an answer, they are any of the task's.
+        Without similar items, or without an answer, they are any items of the task.
         """
         near = self.similar.get(task, {})
         items = list(near) or self.items[task]
@@ -65,7 +68,7 @@ class ReleaseLists:
 
 
 def _read_items(folder: Path) -> dict[str, list[str]]:
-    """Task -> the first column of its file."""
+    """Return task -> the distinct items of the first column of its file."""
     files = {
         path.name.removesuffix(suffix): path
         for suffix in reversed(SUFFIXES)

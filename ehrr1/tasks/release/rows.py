@@ -1,14 +1,15 @@
-"""The release's index files, as they are written: who is asked what, and by position about what.
+"""Reading of the release's index files: tasks, answers and positions in the lists of events.
 
     ehr_ins/ehr_ins.csv                          trains `adapt`
-    ehr_ins/ehr_ins_reasoning.csv                trains `reason`; its column `reasoning` are chains
+    ehr_ins/ehr_ins_reasoning.csv                trains `reason`; chains in the column `reasoning`
     ehr_ins/ehr_ins_rl.csv                       trains `rl`
-    ehr_ins/ehr_ins_validation.csv               our export's; the release has none
+    ehr_ins/ehr_ins_validation.csv               of this project's exports; not in the release
     ehr_bench/ehr_bench_decision_making.csv      tests
     ehr_bench/ehr_bench_risk_prediction.csv      tests
 
 A target is JSON or a Python literal: a list of items, or one text (of risk tasks `"no"`, with its
-quotes). A chain is a text, a list of drafts (the first counts), or what a chat endpoint returned.
+quotes). A chain is a text, a list of drafts (the first is used), or the response of a chat
+endpoint.
 """
 
 import csv
@@ -30,21 +31,21 @@ FILES: dict[str, tuple[str, str | None]] = {
     "ehr_bench/ehr_bench_decision_making.csv": ("test", None),
     "ehr_bench/ehr_bench_risk_prediction.csv": ("test", None),
 }
-"""File -> the split of its rows, and the stage that they train (None: no stage's own)."""
+"""File -> the split of its rows, and the stage that they train (None: no specific stage)."""
 
 REASONING = "ehr_ins/ehr_ins_reasoning.csv"
 
 NUMBERS = ("subject_id", "hadm_id", "period_begin", "period_end")
 PLACES = ("admissions_id", "last_discharge_id")
 TOLD = ("prediction_time", "stay_id")
-"""Columns of our export that the release does not have."""
+"""Columns of this project's exports that the release does not have."""
 
 
 def read_release_index(root: Path) -> pl.DataFrame:
-    """The rows of all index files, with `split` and `stage`; ids and positions as numbers, cells as
-    text.
+    """Read the rows of all index files, with `split` and `stage`.
 
-    Raises UserError where there is no such file, or one lacks a column.
+    Ids and positions are integers, other cells are text. Raises UserError if there is no such file,
+    or one lacks a column.
     """
     parts = [
         _read(root / name).with_columns(
@@ -64,7 +65,10 @@ def _read(path: Path) -> pl.DataFrame:
 
 
 def typed(frame: pl.DataFrame) -> pl.DataFrame:
-    """Cells of an index file as numbers, times and texts; what only our export tells may lack."""
+    """Convert cells of an index file to integers, times and texts.
+
+    Columns that only this project's exports have are null if missing.
+    """
     told = "stay_id" in frame.columns
     return frame.select(
         *(as_id(frame[name]) for name in (*NUMBERS, *PLACES)),
@@ -83,7 +87,7 @@ def _header(path: Path) -> set[str]:
 
 
 def reasoning_batches(root: Path) -> Iterator[tuple[pl.DataFrame, list[str | None]]]:
-    """The rows that bring chains, some at a time, each with its cell of `reasoning`."""
+    """Yield the rows of the file of chains in batches, each with its cells of `reasoning`."""
     path = root / REASONING
     if path.is_file() and "reasoning" in _header(path):
         columns = [*NUMBERS, *PLACES, "task", "target", "reasoning"]
@@ -92,7 +96,7 @@ def reasoning_batches(root: Path) -> Iterator[tuple[pl.DataFrame, list[str | Non
 
 
 def items_of(cell: str | None) -> list[str]:
-    """A target as a list of texts: JSON, a Python literal, or the one item that it is."""
+    """Return a target as a list of texts: JSON, a Python literal, or the text as a single item."""
     text = (cell or "").strip()
     if text in ("", "nan"):
         return []
@@ -106,9 +110,9 @@ def items_of(cell: str | None) -> list[str]:
 
 
 def chain_of(cell: Any) -> str | None:
-    """The chain in a cell of `reasoning`; None where there is none."""
+    """Return the chain in a cell of `reasoning`, or None."""
     value = cell
-    # A Markdown text may be Python too: `## Reasoning` is a comment.
+    # A Markdown text may be valid Python too: `## Reasoning` is a comment.
     if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
         try:
             value = value_of(cell)

@@ -1,5 +1,7 @@
-"""What the EHR-R1 release says of each task in `task_info` of its rows: facts that its own reader
-and scorer go by, and that our export writes."""
+"""The `task_info` of each task in the rows of the EHR-R1 release.
+
+The release's own reader and scorer use these values, and exports of this project write them.
+"""
 
 from typing import Any
 
@@ -13,7 +15,7 @@ RECALL = frozenset(
         *("medrecon", "medrecon_atc"),
     )
 )
-"""Tasks whose metric it calls "recall"; it scores them as those of "em", by sets of lines."""
+"""Tasks whose metric it calls "recall" and scores like that of "em" tasks, by sets of lines."""
 
 METRICS = {"next_event": "acc", "discharge": "rouge"}
 TARGET_KEYS = {"transfers": "eventtype", "next_event": "file_name", "discharge": "text"}
@@ -21,7 +23,10 @@ CLASSES = {"ccs": "CCS Type", "atc": "ATC Type"}
 
 
 def task_info(task: str) -> dict[str, Any]:
-    """`target_key, metric, bid_event` (tables that the window does not show) and `task_type`."""
+    """Return `target_key, metric, bid_event` and `task_type` of a task.
+
+    `bid_event` are the tables that the window does not show.
+    """
     entry = TASKS[task]
     if entry.kind == "risk":
         key, metric, kind = None, "aucroc", "risk_prediction"

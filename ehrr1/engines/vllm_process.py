@@ -1,6 +1,6 @@
-"""vLLM in a process of its own, beside the trainer that started it: `rollout=vllm`.
+"""The child process in which vLLM runs for `VLLMEngine`.
 
-    python -m ehrr1.engines.vllm_engine SOCKET
+    python -m ehrr1.engines.vllm_process SOCKET
 
 Not in the trainer's process: there vLLM would patch `torch` (on a CPU it turns `set_num_threads`
 into nothing), and want the process group that the trainer has made for itself. SOCKET is the file
@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ehrr1.engines.base import Sampling
+from ehrr1.engines.base import SamplingParams
 from ehrr1.engines.vllm_worker import NAME
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the engine is started with."""
+    """Settings with which the engine starts."""
 
     folder: str
     dtype: str
@@ -38,11 +38,11 @@ class Settings:
     kv_cache_gib: float
     tensor_parallel: int
     sleeps: bool
-    """Whether it leaves the GPU's memory to the trainer while it has nothing to do."""
+    """Whether the engine frees the GPU's memory while it is idle."""
 
 
-class Engine:
-    """vLLM and what the trainer asks of it; a method a request, which yields its replies."""
+class EngineProcess:
+    """vLLM and the requests it serves; one method per request, which yields the replies."""
 
     def __init__(self, settings: Settings):
         from vllm import LLM
@@ -75,15 +75,15 @@ class Engine:
     def generate(
         self, prompts: list[list[int]], seeds: list[int], group_size: int, sampling: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
-        """A reply for each prompt, as they end: its number and its group."""
-        given = Sampling(**sampling)
+        """Yield a reply for each finished prompt: its index and its group."""
+        given = SamplingParams(**sampling)
         wanted = [self._parameters(given, group_size, seed) for seed in seeds]
         for output in self._outputs(prompts, wanted):
             group = [completion(one) for one in output.outputs]
             yield {"number": int(output.request_id), "group": group}
 
     def answers(self, prompts: list[list[int]], ids: list[int]) -> Iterator[dict[str, Any]]:
-        """A reply for each prompt, as they end: its number and the log-probabilities of `ids`."""
+        """Yield a reply for each finished prompt: its index and the log-probabilities of `ids`."""
         from vllm import SamplingParams
 
         asked = SamplingParams(max_tokens=1, logprob_token_ids=ids, detokenize=False)
@@ -92,7 +92,7 @@ class Engine:
             yield {"number": int(output.request_id), "logprobs": [told[i].logprob for i in ids]}
 
     def _outputs(self, prompts: list[list[int]], wanted: list[Any]) -> Iterator[Any]:
-        """What becomes of each prompt, as they end; its `request_id` is its number."""
+        """Yield vLLM's output of each finished prompt; its `request_id` is the prompt's index."""
         from vllm.inputs.engine import tokens_input
 
         engine = self._awake().llm_engine
@@ -109,10 +109,12 @@ class Engine:
             self.asleep = True
 
     def take_weights(self, folder: str) -> Iterator[Any]:
+        """Load the safetensors in `folder`; yield None when done."""
         self._awake().collective_rpc("take_weights", args=(folder,))
         yield None
 
     def logprobs(self, tokens: list[int]) -> Iterator[list[float]]:
+        """Yield the log-probability of each token but the first, at temperature 1."""
         from vllm import SamplingParams
 
         asked = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
@@ -121,7 +123,7 @@ class Engine:
         pairs = zip(output.prompt_logprobs[1:], tokens[1:], strict=True)
         yield [at[token].logprob for at, token in pairs]
 
-    def _parameters(self, sampling: Sampling, group_size: int, seed: int) -> Any:
+    def _parameters(self, sampling: SamplingParams, group_size: int, seed: int) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -148,19 +150,19 @@ class Engine:
 
 
 def spread(seed: int) -> int:
-    """vLLM draws the i-th of a group by seed + i: like seeds must not share draws."""
+    """Spread seeds apart: vLLM samples the i-th of a group with seed + i."""
     return seed << 20
 
 
 def completion(output: Any) -> tuple[list[int], list[float], bool]:
-    """The fields of a `Completion`."""
+    """Return the fields of a `Completion`."""
     pairs = zip(output.logprobs, output.token_ids, strict=True)
     logprobs = [at[token].logprob for at, token in pairs]
     return list(output.token_ids), logprobs, output.finish_reason == "length"
 
 
 def end_with(parent: int) -> None:
-    """End this process when its parent is gone, whatever it is doing."""
+    """Exit this process when its parent has ended."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -171,6 +173,7 @@ def end_with(parent: int) -> None:
 
 
 def main() -> None:
+    """Serve requests from the socket until the trainer closes it."""
     end_with(os.getppid())
     # the trainer decides what a signal to all processes means: it saves, and then closes us
     for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
@@ -178,7 +181,7 @@ def main() -> None:
     trainer = socket.socket(fileno=int(sys.argv[1]))
     trainer.set_inheritable(False)
     requests, replies = trainer.makefile("r"), trainer.makefile("w")
-    engine = Engine(Settings(**json.loads(requests.readline())))
+    engine = EngineProcess(Settings(**json.loads(requests.readline())))
     replies.write("null\n")
     replies.flush()
     work: dict[str, Callable[..., Iterator[Any]]] = {

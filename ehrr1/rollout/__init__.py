@@ -1,0 +1,1 @@
+"""The earlier name of `ehrr1.engines`, for commands that start its server."""
