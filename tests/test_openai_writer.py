@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from ehrr1.config.writers import OpenAIChains
+from ehrr1.engines.endpoint import is_local
 from ehrr1.errors import UserError
 from ehrr1.files import write_json
 from ehrr1.reasoning.ledger import ATTEMPTS
-from ehrr1.reasoning.openai_completions import on_this_machine
+from ehrr1.reasoning.openai_completions import OWN_ADDRESS
 from tests.chat_server import ChatServer
 from tests.conftest import ROOT, CommandLine
 from tests.killed_writers import write as ask
@@ -246,7 +247,7 @@ def test_an_endpoint_that_is_gone_ends_the_run_and_loses_nothing(tmp_path: Path)
     ],
 )
 def test_which_addresses_are_this_machine(address: str | None, here: bool) -> None:
-    assert on_this_machine(address) is here
+    assert is_local(address or OWN_ADDRESS) is here
 
 
 def test_what_is_meant_for_this_machine_stays_here(

@@ -14,16 +14,16 @@ from typing import Any
 
 from ehrr1.config.schema import Config
 from ehrr1.config.writers import AnthropicEngineConfig
+from ehrr1.engines import anthropic as claude
+from ehrr1.engines import endpoint
 from ehrr1.errors import UserError
 from ehrr1.evaluation.baselines.bags import of_kind
 from ehrr1.evaluation.predict import Rows, Writing
 from ehrr1.evaluation.predictions import WrittenAnswer, YesProbability, prediction_row, risk_row
 from ehrr1.evaluation.prompt_mode import PromptMode
 from ehrr1.evaluation.targets import Target
-from ehrr1.prompts.messages import THINK_CLOSE, THINK_OPEN, broken
+from ehrr1.prompts.messages import THINK_CLOSE, THINK_OPEN, broken, mended
 from ehrr1.prompts.wording import style_of
-from ehrr1.reasoning import anthropic_messages, endpoint
-from ehrr1.reasoning.prices import Price
 from ehrr1.reasoning.prompting import Limit, fitting_record
 from ehrr1.runs import data_is_open
 from ehrr1.scoring.answers import read_answer
@@ -54,8 +54,6 @@ ATTEMPTS = 3
 LOOK_SECONDS = 1.0
 """What was answered is handed on after so long, whether its record is done or not."""
 
-UNPRICED = Price(0, 0, 0, 0)
-
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -76,7 +74,7 @@ def check(settings: AnthropicEngineConfig, open_data: bool) -> None:
     """Raise UserError, before anything is sent, where records must not leave this machine, or there
     is no key or no SDK; `settings` are those of `engine=anthropic`."""
     here = "ask a model on this machine (engine=vllm or engine=transformers)"
-    endpoint.check(anthropic_messages.API, settings, open_data, group=GROUP, here=here)
+    endpoint.check(claude.API, settings, open_data, group=GROUP, here=here)
 
 
 def predict(
@@ -120,7 +118,7 @@ class ChatPredictor:
         groups = iter(by_context(samples).values())
         waiting: set[asyncio.Task[None]] = set()
         with asyncio.Runner() as runner:
-            client = AsyncAnthropic(**anthropic_messages.client_settings(self.settings))
+            client = AsyncAnthropic(**claude.client_settings(self.settings))
             asking = ChatRequests(self, client, mode)
             try:
                 while True:
@@ -156,7 +154,7 @@ class ChatPredictor:
         most = self.writing.think if mode.thinks else self.writing.direct
         shared = len(group) * self.writing.draws > 1
         return [
-            anthropic_messages.request_body(
+            claude.request_body(
                 str(self.settings.model), most, system, (broken(record), text), int(shared)
             )
             for text in questions
@@ -201,7 +199,7 @@ class ChatRequests:
     def held(self) -> list[Rows]:
         """The rows of samples without an answer. Raises UserError where there is no other row."""
         if self.missed and not self.answered:
-            raise endpoint.unreachable(anthropic_messages.API, self.reason, GROUP)
+            raise endpoint.unreachable(claude.API, self.reason, GROUP)
         return self.missed
 
     async def _reply(self, body: dict[str, Any]) -> Reply | Missed:
@@ -213,9 +211,7 @@ class ChatRequests:
             return found
         self.unanswered, self.reason = self.unanswered + 1, found.reason
         if self.unanswered >= max(endpoint.OUTAGE, 2 * self.predictor.settings.concurrency):
-            self.stop = self.stop or endpoint.unreachable(
-                anthropic_messages.API, found.reason, GROUP
-            )
+            self.stop = self.stop or endpoint.unreachable(claude.API, found.reason, GROUP)
         return found
 
     async def _ask(self, body: dict[str, Any]) -> Reply | Missed:
@@ -225,21 +221,19 @@ class ChatRequests:
         for _ in range(ATTEMPTS):
             try:
                 raw = await self.client.messages.with_raw_response.create(**body)
-                answer = anthropic_messages.read_message(raw.http_response.json(), UNPRICED)
+                answer = claude.read_message(raw.http_response.json())
             except anthropic.APIStatusError as error:
                 if is_overlong(error.status_code, error.message):
                     return Reply("", TOO_LONG)
                 if not endpoint.may_pass(error.status_code):
-                    refused = endpoint.refused(
-                        anthropic_messages.API, error.status_code, error.message, GROUP
-                    )
+                    refused = endpoint.refused(claude.API, error.status_code, error.message, GROUP)
                     self.stop = self.stop or refused
                 return Missed(f"status {error.status_code}")
             except anthropic.APIConnectionError as error:
                 return Missed(type(error).__name__)
             except ValueError:  # no JSON, or no message
                 continue
-            return Reply(answer.text, PROBLEMS.get(answer.stop_reason))
+            return Reply(mended(answer.text), PROBLEMS.get(answer.stop_reason))
         return Missed("malformed answer")
 
 

@@ -16,8 +16,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 from ehrr1.config.writers import AnthropicChains
-from ehrr1.reasoning.anthropic_messages import API, client_settings, read_message, request, sampling
-from ehrr1.reasoning.endpoint import MalformedError, may_pass, refused, unreachable
+from ehrr1.engines.anthropic import API, client_settings, read_message
+from ehrr1.engines.endpoint import MalformedError, may_pass, refused, unreachable
+from ehrr1.reasoning.anthropic_messages import draft_reply, request, sampling
 from ehrr1.reasoning.ledger import Advance, Batch, Budget, DraftReply, Ledger, over_budget
 from ehrr1.reasoning.prices import price_of
 from ehrr1.reasoning.prompting import Prompt, Prompts
@@ -301,7 +302,7 @@ class _Batches:
             return "malformed result"
         if result.get("type") == "succeeded":
             try:
-                return read_message(result.get("message"), self.price)
+                return draft_reply(read_message(result.get("message")), self.price)
             except MalformedError as error:
                 return str(error)
         if result.get("type") == "errored":

@@ -1,46 +1,19 @@
 """Write chains with Claude through the Messages API, using Anthropic's SDK."""
 
 import asyncio
-import os
-from collections.abc import Sequence
 from typing import Any
 
-from ehrr1.config.writers import AnthropicChains, AnthropicEngineConfig
+from ehrr1.config.writers import AnthropicChains
+from ehrr1.engines.anthropic import API, Message, client_settings, read_message, request_body
 from ehrr1.errors import UserError
 from ehrr1.prompts.messages import broken, mended
-from ehrr1.reasoning.endpoint import Api, DraftRequests, MalformedError
+from ehrr1.reasoning.draft_requests import DraftRequests
 from ehrr1.reasoning.ledger import Advance, DraftReply, Ledger
 from ehrr1.reasoning.prices import Price, price_of
 from ehrr1.reasoning.prompting import Prompt, Prompts
 
-API = Api(
-    "anthropic",
-    "ANTHROPIC_API_KEY",
-    {
-        "chains": "chains.temperature (1.0 for models from Claude 4.7 on), chains.max_tokens",
-        "engine": "eval.max_new_tokens",
-    },
-)
-
-OWN_ADDRESS = "https://api.anthropic.com"
-
 SAMPLING_VERSION = "2023-06-01"
 """The last API version that accepts a temperature; from 2026-10-21 on the API rejects one."""
-
-CACHED = {"cache_control": {"type": "ephemeral"}}
-
-
-def client_settings(settings: AnthropicChains | AnthropicEngineConfig) -> dict[str, Any]:
-    """Return the arguments of the SDK's clients, with an explicit address.
-
-    The address is never taken from the environment.
-    """
-    return {
-        "api_key": os.environ[API.key],
-        "base_url": settings.base_url or OWN_ADDRESS,
-        "max_retries": settings.max_retries,
-        "timeout": settings.timeout_seconds,
-    }
 
 
 def request(settings: AnthropicChains, prompt: Prompt, shared: bool) -> dict[str, Any]:
@@ -53,27 +26,6 @@ def request(settings: AnthropicChains, prompt: Prompt, shared: bool) -> dict[str
     return request_body(str(settings.model), settings.max_tokens, prompt.system, texts, 2 * shared)
 
 
-def request_body(
-    model: str, max_tokens: int, system: str, said: Sequence[str], cached: int
-) -> dict[str, Any]:
-    """Return a request with a user message of several blocks.
-
-    The first `cached` blocks are cached for requests with the same beginning. Writing to the cache
-    costs more than sending them once.
-    """
-    blocks = [
-        {"type": "text", "text": text, **(CACHED if number < cached else {})}
-        for number, text in enumerate(said)
-        if text  # the API rejects empty blocks
-    ]
-    return {
-        "model": model,
-        "max_tokens": max_tokens,
-        "system": [{"type": "text", "text": system, **CACHED}],
-        "messages": [{"role": "user", "content": blocks}],
-    }
-
-
 def sampling(settings: AnthropicChains) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the additions to body and headers that set a temperature.
 
@@ -84,22 +36,12 @@ def sampling(settings: AnthropicChains) -> tuple[dict[str, Any], dict[str, str]]
     return {"temperature": settings.temperature}, {"anthropic-version": SAMPLING_VERSION}
 
 
-def read_message(body: Any, price: Price) -> DraftReply:
-    """Parse the JSON body of a message; raises MalformedError if it is not one.
-
-    Refused, cut-off and empty answers are valid: they are charged for, and screening rejects them.
-    """
-    try:
-        text = "".join(part["text"] for part in body["content"] if part["type"] == "text")
-        usage = body["usage"]
-        plain, output = int(usage["input_tokens"]), int(usage["output_tokens"])
-        write = int(usage.get("cache_creation_input_tokens") or 0)
-        read = int(usage.get("cache_read_input_tokens") or 0)
-        reason = str(body["stop_reason"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise MalformedError(f"malformed answer ({type(error).__name__})") from error
-    cost = price.of(plain, output, write, read)
-    return DraftReply(mended(text.strip()), reason, plain + write + read, output, write, read, cost)
+def draft_reply(message: Message, price: Price) -> DraftReply:
+    """Return a message as the reply to a request for a draft, with its cost."""
+    cost = price.of(*message.usage)
+    plain, output, write, read = message.usage
+    text = mended(message.text)
+    return DraftReply(text, message.stop_reason, plain + write + read, output, write, read, cost)
 
 
 def write_messages(
@@ -125,7 +67,7 @@ def write_messages(
         raw = await client.messages.with_raw_response.create(
             **request(settings, prompt, shared), extra_body=more, extra_headers=headers
         )
-        return read_message(raw.http_response.json(), price)
+        return draft_reply(read_message(raw.http_response.json()), price)
 
     asking = DraftRequests(API, anthropic, send, settings, ledger, advance)
     asyncio.run(asking.write(client, prompts))

@@ -5,14 +5,13 @@ The endpoint may be OpenAI's, Azure's, or any compatible server such as vLLM's.
 
 import asyncio
 import os
-from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
 
 from ehrr1.config.writers import OpenAIChains
+from ehrr1.engines import endpoint
+from ehrr1.engines.endpoint import NO_KEY, Api, MalformedError, is_local, refused
 from ehrr1.prompts.messages import broken
-from ehrr1.reasoning import endpoint
-from ehrr1.reasoning.endpoint import Api, DraftRequests, MalformedError, refused
+from ehrr1.reasoning.draft_requests import DraftRequests
 from ehrr1.reasoning.ledger import Advance, DraftReply, Ledger
 from ehrr1.reasoning.prices import Price, price_of
 from ehrr1.reasoning.prompting import Prompt, Prompts, draft_text
@@ -27,9 +26,6 @@ API = Api(
 )
 
 OWN_ADDRESS = "https://api.openai.com/v1"
-
-NO_KEY = "none"
-"""The key sent to a local server that needs none, since the SDK always sends one."""
 
 REASONS = {"stop": "end_turn", "length": "max_tokens"}
 """Finish reasons and their names in the ledger; other reasons are kept unchanged."""
@@ -46,16 +42,7 @@ NO_MONEY = "insufficient_quota"
 
 def check(settings: OpenAIChains, open_data: bool) -> None:
     """Raise UserError, before anything is sent, if the endpoint may not or cannot be used."""
-    endpoint.check(API, settings, open_data, local=on_this_machine(settings.base_url))
-
-
-def on_this_machine(base_url: str | None) -> bool:
-    """Return whether the address of an endpoint is localhost or a loopback address."""
-    host = urlsplit(base_url or OWN_ADDRESS).hostname or ""
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:  # a host name, not an address
-        return False
+    endpoint.check(API, settings, open_data, local=is_local(settings.base_url or OWN_ADDRESS))
 
 
 def open_client(settings: OpenAIChains) -> Any:
@@ -66,7 +53,7 @@ def open_client(settings: OpenAIChains) -> Any:
     """
     import openai
 
-    local = on_this_machine(settings.base_url)
+    local = is_local(settings.base_url or OWN_ADDRESS)
     return openai.AsyncOpenAI(
         api_key=os.environ.get(API.key) or NO_KEY,
         base_url=settings.base_url or OWN_ADDRESS,

@@ -24,12 +24,13 @@ from rich.console import Console
 
 from ehrr1.config.schema import Config
 from ehrr1.config.writers import AnthropicChains, ModelChains, OpenAIChains, TemplateChains
+from ehrr1.engines import anthropic, endpoint
 from ehrr1.errors import UserError
 from ehrr1.files import write_jsonl
 from ehrr1.graph.evidence import covered, from_json
 from ehrr1.progress import bar, track
 from ehrr1.prompts.messages import answer_text
-from ehrr1.reasoning import anthropic_messages, endpoint, openai_completions
+from ehrr1.reasoning import anthropic_messages, openai_completions
 from ehrr1.reasoning.anthropic_batches import write_batches
 from ehrr1.reasoning.ledger import FINISHED, Advance, Ledger
 from ehrr1.reasoning.prices import estimate, estimate_table
@@ -171,7 +172,7 @@ def choose_writer(cfg: Config, run: Run) -> Asker:
     assert not isinstance(settings, TemplateChains)
     chars = Limit(len, settings.max_prompt_chars)
     if isinstance(settings, AnthropicChains):
-        endpoint.check(anthropic_messages.API, settings, data_is_open(run.input("prepare")))
+        endpoint.check(anthropic.API, settings, data_is_open(run.input("prepare")))
         write = write_batches if settings.batches else anthropic_messages.write_messages
         return Asker(write, (chars,))
     if isinstance(settings, OpenAIChains):
