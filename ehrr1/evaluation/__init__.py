@@ -1,0 +1,1 @@
+"""Evaluation: predictions of models and baselines, their scores, and reports."""

@@ -1,4 +1,4 @@
-"""The bootstrap by patient: samples of one patient come and go together."""
+"""Cluster bootstrap: patients are resampled, each with all samples."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ Floats = NDArray[np.float64]
 
 
 class Estimate(NamedTuple):
-    """A number with its interval (percentiles of the replicates)."""
+    """A point estimate and the bounds of its percentile interval."""
 
     value: float
     low: float
@@ -20,11 +20,11 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Resamples:
-    """How often each patient was drawn, in each replicate.
+    """The number of times that each patient is drawn in each bootstrap replicate.
 
-    patients: sorted ids [P]; counts [1 + replicates, P]. Row 0 is the study as it is (all ones);
-    each other row draws P patients with replacement. The same draws serve all tasks and models,
-    so that the difference of two models is paired.
+    `patients` [P] are the sorted ids, `counts` [1 + replicates, P] the numbers of draws. Row 0 is
+    the original sample (all ones); each other row draws P patients with replacement. All tasks and
+    models use the same draws, so that differences of two models are paired.
     """
 
     patients: NDArray[np.int64]
@@ -36,21 +36,25 @@ class Resamples:
         ids = np.unique(np.fromiter(patients, dtype=np.int64))
         generator = np.random.default_rng(seed)
         chosen = generator.integers(0, len(ids), size=(replicates, len(ids)))
-        # one bincount over all replicates: replicate r's patients are shifted by r * P
+        # one bincount counts all replicates: the patients of replicate r are shifted by r * P
         shifted = chosen + np.arange(replicates)[:, None] * len(ids)
         counts = np.bincount(shifted.ravel(), minlength=replicates * len(ids))
         drawn = counts.reshape(replicates, len(ids)).astype(np.uint16)
         return cls(ids, np.concatenate([np.ones((1, len(ids)), np.uint16), drawn]))
 
     def weights(self, subjects: NDArray[np.int64]) -> Floats:
-        """Weights of samples by their patients: [n] ids -> [1 + replicates, n]."""
+        """Return the weights [1 + replicates, n] of samples with patient ids `subjects` [n].
+
+        All ids must be among `patients`.
+        """
         return self.counts[:, np.searchsorted(self.patients, subjects)].astype(np.float64)
 
 
 def estimate(values: Floats, level: float = 0.95) -> Estimate:
-    """The estimate (row 0) and the central interval of the replicates (the other rows).
+    """Return the estimate and its percentile interval from `values` [1 + replicates].
 
-    Replicates that are nan (a task of one class) are left out; nan where all are.
+    Value 0 is the estimate; the interval covers the central `level` of the other values. Replicates
+    that are nan (a task with one class) are ignored; if all are nan, so are the bounds.
     """
     replicates = values[1:][~np.isnan(values[1:])]
     if len(replicates) == 0:

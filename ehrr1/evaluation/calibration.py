@@ -1,4 +1,4 @@
-"""Temperature scaling (Guo et al., 2017): one number that makes a model as sure as it is right."""
+"""Temperature scaling: calibrate probabilities by one number (Guo et al., 2017)."""
 
 import numpy as np
 import polars as pl
@@ -9,12 +9,15 @@ from scipy.special import expit, logit
 Floats = NDArray[np.float64]
 
 LARGEST = 100.0
-"""Temperatures are sought between 1 / LARGEST and LARGEST."""
+"""Temperatures are searched between 1 / LARGEST and LARGEST."""
 
 
 def temperature_of(predictions: pl.DataFrame) -> float | None:
-    """The temperature that fits one result's risk predictions on validation patients, over all of
-    its tasks; None where there are none, or of one class."""
+    """Return the temperature that fits one result's risk predictions on validation patients.
+
+    One temperature is fitted for all tasks. None if there are no predictions with a probability, or
+    if all labels are the same.
+    """
     rows = predictions.filter(pl.col("probability").is_not_null())
     labels = (rows["target"] == "yes").to_numpy()
     if len(rows) == 0 or labels.all() or not labels.any():
@@ -23,7 +26,10 @@ def temperature_of(predictions: pl.DataFrame) -> float | None:
 
 
 def fit_temperature(logits: Floats, labels: NDArray[np.bool_]) -> float:
-    """The temperature T for which sigmoid(logit / T) has the least log loss."""
+    """Return the temperature T that minimises the log loss of sigmoid(logit / T).
+
+    `logits` [n] are log-odds of yes, `labels` [n] are True for yes.
+    """
     signed = np.where(labels, logits, -logits)
 
     def loss(log_t: float) -> float:
@@ -35,13 +41,16 @@ def fit_temperature(logits: Floats, labels: NDArray[np.bool_]) -> float:
 
 
 def cooled(predictions: pl.DataFrame, temperature: float) -> Floats:
-    """The probabilities of yes at a temperature."""
+    """Return the probabilities of yes [n] after scaling the log-odds by 1 / `temperature`."""
     return expit(logits_of(predictions) / temperature)
 
 
 def logits_of(predictions: pl.DataFrame) -> Floats:
-    """The log-odds of yes: by the log-probabilities where they were told, which stay exact where
-    the probability itself is 0 or 1."""
+    """Return the log-odds of yes [n].
+
+    They come from the log-probabilities where known, which are exact even if the probability rounds
+    to 0 or 1, and otherwise from the clipped probability.
+    """
     told = (predictions["logprob_yes"] - predictions["logprob_no"]).to_numpy()
     epsilon = np.finfo(np.float64).eps
     plain = logit(np.clip(predictions["probability"].to_numpy(), epsilon, 1 - epsilon))

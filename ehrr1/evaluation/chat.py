@@ -1,9 +1,9 @@
-"""Predictions by Claude, through Anthropic's API: `engine=anthropic`.
+"""Predictions of Claude through Anthropic's API (`engine=anthropic`).
 
-It tells no log-probabilities. A yes/no question is answered by a word; with `eval.draws` answers to
-it, the share of yes among them is its probability. Answers are drawn as the API does by itself, as
-newer models take no temperature. A coroutine takes a record and asks its questions in turn: the
-first writes the record into the cache, the others read it there.
+The API returns no log-probabilities. A yes/no question is answered by a word; with several draws
+(`eval.draws`), the share of yes among them is the probability. Sampling uses the API's defaults, as
+newer models accept no temperature. One coroutine sends the questions on one record one after the
+other: the first request writes the record into the prompt cache, the others read it there.
 """
 
 import asyncio
@@ -42,22 +42,25 @@ PROBLEMS = {
     "max_tokens": "cut off at the longest answer",
     "model_context_window_exceeded": "cut off at the model's context",
 }
-"""By the reason why the model stopped; other answers are whole."""
+"""Problem by the API's stop reason; answers with any other stop reason are complete."""
 
 TOO_LONG = "prompt too long for the model"
 OVERLONG = ("too long", "exceed context limit")
-"""How the API says so; it concerns one prompt, other bad requests the settings."""
+"""Parts of the API's message for a prompt that is too long.
+
+Such an error concerns one prompt; other bad requests are due to the settings.
+"""
 
 ATTEMPTS = 3
-"""So often an answer is asked for that cannot be read at all; the SDK itself repeats the rest."""
+"""Attempts for a response that cannot be parsed; the SDK retries transport errors itself."""
 
 LOOK_SECONDS = 1.0
-"""What was answered is handed on after so long, whether its record is done or not."""
+"""Interval in seconds at which finished rows are yielded, even if no record is complete."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What was answered, and what is wrong with it."""
+    """An answer's text, and why it cannot be used, or None."""
 
     text: str
     problem: str | None = None
@@ -65,14 +68,17 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """Why there is no answer, after all retries."""
+    """A request without an answer after all retries, with the reason."""
 
     reason: str
 
 
 def check(settings: AnthropicEngineConfig, open_data: bool) -> None:
-    """Raise UserError, before anything is sent, where records must not leave this machine, or there
-    is no key or no SDK; `settings` are those of `engine=anthropic`."""
+    """Raise UserError if the API must not or cannot be used; nothing is sent.
+
+    That is the case if the records must not leave this machine, or if the API key or the SDK is
+    missing. `settings` are those of `engine=anthropic`.
+    """
     here = "ask a model on this machine (engine=vllm or engine=transformers)"
     endpoint.check(claude.API, settings, open_data, group=GROUP, here=here)
 
@@ -80,8 +86,11 @@ def check(settings: AnthropicEngineConfig, open_data: bool) -> None:
 def predict(
     cfg: Config, prepared: Prepared, result: Target, samples: Sequence[Sample]
 ) -> Iterator[Rows]:
-    """The rows of `samples`, as they are answered. Raises UserError as `check` and `ChatPredictor`;
-    it is the records that were prepared which must be open, whatever the command says of them."""
+    """Yield the rows of `samples` as they are answered.
+
+    Whether the records are open is read from the prepared folder, not from the command's settings.
+    Raises UserError as `check` and `ChatPredictor.rows` do.
+    """
     engine = cfg.engine
     assert isinstance(engine, AnthropicEngineConfig)
     check(engine, data_is_open(prepared.folder))
@@ -99,8 +108,10 @@ def predict(
 
 @dataclass(frozen=True)
 class ChatPredictor:
-    """A model behind the Messages API, with what it reads. `writing` says how much is written and
-    how many draws there are; its temperature is not used."""
+    """A model behind the Messages API, with the records that it reads.
+
+    `writing` gives the maximum lengths and the number of draws; its sampling settings are not used.
+    """
 
     settings: AnthropicEngineConfig
     prepared: Prepared
@@ -108,10 +119,11 @@ class ChatPredictor:
     candidates: Candidates | None = None
 
     def rows(self, samples: Sequence[Sample], mode: PromptMode) -> Iterator[Rows]:
-        """The rows of each sample, as they are answered.
+        """Yield the rows of each sample as they are answered.
 
-        Raises UserError where the endpoint refuses or does not answer: then it is not asked again.
-        Samples without an answer have rows only at the end: a run that ends before asks again.
+        Rows of samples without an answer come last, so that a run that ends early repeats their
+        requests when it resumes. Raises UserError if the endpoint refuses the requests or does not
+        answer; no further request is sent then.
         """
         from anthropic import AsyncAnthropic
 
@@ -128,7 +140,7 @@ class ChatPredictor:
                         break
                     done, waiting = runner.run(_some(waiting))
                     for task in done:
-                        task.result()  # raises what it raised
+                        task.result()  # raises the task's exception
                     yield from asking.taken()
                     if asking.stop is not None:
                         raise asking.stop
@@ -137,16 +149,19 @@ class ChatPredictor:
         yield from asking.held()
 
     def question(self, sample: Sample, mode: PromptMode) -> str:
-        """What is asked of a record: the question, and whether to think.
+        """Return the question on a record, with the instruction to think or to answer directly.
 
-        Text reaches the model as text: what looks like a marker in record and question is broken.
+        Chat markers within the question are broken, so that the model reads them as text.
         """
         own = mode.words(sample, self.candidates)
         text = (own or ALL_TASKS[sample.task].instruction).rstrip()
         return f"{broken(text)} {THINK if mode.thinks else DIRECT}"
 
     def requests(self, group: Sequence[Sample], mode: PromptMode) -> list[dict[str, Any]]:
-        """The bodies for the questions on one record, which is cut alike for all of them."""
+        """Return the request bodies for the questions on one record.
+
+        The record is cut to the same events for all of them.
+        """
         questions = [self.question(sample, mode) for sample in group]
         system = style_of(mode.wording, "eval").system
         room = self.settings.max_prompt_chars - len(system) - max(map(len, questions))
@@ -163,7 +178,12 @@ class ChatPredictor:
 
 @dataclass
 class ChatRequests:
-    """What is under way for one way of asking."""
+    """State of the concurrent requests in one prompt mode.
+
+    `ready` are the rows of answered samples that have not been yielded, `missed` those of samples
+    without an answer. `stop` is the error that ends the run, `reason` why the last request failed,
+    `answered` whether any request succeeded.
+    """
 
     predictor: ChatPredictor
     client: Any
@@ -173,11 +193,11 @@ class ChatRequests:
     stop: UserError | None = None
     reason: str = ""
     unanswered: int = 0
-    """Requests in a row."""
+    """Number of consecutive requests without an answer."""
     answered: bool = False
 
     async def record(self, group: Sequence[Sample]) -> None:
-        """Ask the questions on one record in turn."""
+        """Send the questions on one record one after the other."""
         bodies = self.predictor.requests(group, self.mode)
         for sample, body in zip(group, bodies, strict=True):
             replies = [await self._reply(body) for _ in range(self.predictor.writing.draws)]
@@ -192,17 +212,21 @@ class ChatRequests:
                 self.missed.append([prediction_row(sample, self.mode, nothing)])
 
     def taken(self) -> list[Rows]:
-        """What has come since the last time."""
+        """Return the rows that have become ready since the last call."""
         rows, self.ready = self.ready, []
         return rows
 
     def held(self) -> list[Rows]:
-        """The rows of samples without an answer. Raises UserError where there is no other row."""
+        """Return the rows of samples without an answer.
+
+        Raises UserError if there are such samples and no request was answered.
+        """
         if self.missed and not self.answered:
             raise endpoint.unreachable(claude.API, self.reason, GROUP)
         return self.missed
 
     async def _reply(self, body: dict[str, Any]) -> Reply | Missed:
+        """Send a request unless the run is to stop; set `stop` after too many failures in a row."""
         if self.stop is not None:
             return Missed("")
         found = await self._ask(body)
@@ -215,7 +239,7 @@ class ChatRequests:
         return found
 
     async def _ask(self, body: dict[str, Any]) -> Reply | Missed:
-        """One request, repeated where its answer is no message."""
+        """Send one request; repeat it if the response is not a message."""
         import anthropic
 
         for _ in range(ATTEMPTS):
@@ -231,31 +255,35 @@ class ChatRequests:
                 return Missed(f"status {error.status_code}")
             except anthropic.APIConnectionError as error:
                 return Missed(type(error).__name__)
-            except ValueError:  # no JSON, or no message
+            except ValueError:  # not JSON, or not a message
                 continue
             return Reply(mended(answer.text), PROBLEMS.get(answer.stop_reason))
         return Missed("malformed answer")
 
 
 async def _some(tasks: set[asyncio.Task[None]]) -> tuple[set[Any], set[Any]]:
-    """Tasks that are done and those that are not, after LOOK_SECONDS or when one is."""
+    """Return the finished and the pending tasks, after one finishes or LOOK_SECONDS pass."""
     return await asyncio.wait(tasks, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
 
 
 def is_overlong(status: int, message: str) -> bool:
-    """Whether a request was refused for its own length."""
+    """Return whether a request was refused because its prompt is too long."""
     return status == 413 or (status == 400 and any(words in message for words in OVERLONG))
 
 
 def rows_of(sample: Sample, replies: Sequence[Reply], mode: PromptMode) -> Rows:
-    """The rows of a sample: one, or one a draw for a decision."""
+    """Return the rows of a sample: one for a risk task, one per draw for a decision task."""
     if ALL_TASKS[sample.task].kind == "risk":
         return [_risk_row(sample, replies, mode)]
     return [_decision_row(sample, reply, mode, n) for n, reply in enumerate(replies)]
 
 
 def _risk_row(sample: Sample, replies: Sequence[Reply], mode: PromptMode) -> dict[str, Any]:
-    """The word of one reply, or the share of yes among several that could be read."""
+    """Return the row of a risk sample.
+
+    With one reply it has the answer only, with several also a probability: the share of yes among
+    the replies that could be read. If none could be read, the row has the first reply's problem.
+    """
     answers = [read_answer(reply.text, "risk") for reply in replies]
     problems = [r.problem or a.problem for r, a in zip(replies, answers, strict=True)]
     labels = [a.label for a, problem in zip(answers, problems, strict=True) if problem is None]
@@ -268,6 +296,7 @@ def _risk_row(sample: Sample, replies: Sequence[Reply], mode: PromptMode) -> dic
 
 
 def _decision_row(sample: Sample, reply: Reply, mode: PromptMode, draw: int) -> dict[str, Any]:
+    """Return the row of one draw of a decision sample."""
     answer = read_answer(reply.text, "decision")
     problem = reply.problem or answer.problem
     written = WrittenAnswer(() if problem else answer.items, reply.text, problem)

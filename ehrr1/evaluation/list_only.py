@@ -1,10 +1,10 @@
-"""What a list of candidates tells without the record: two baselines beside `candidates=list`.
+"""Baselines that answer from a list of candidates without the record (`candidates=list`).
 
-`list_frequency` names the items of the list that are the most frequent in the task's training
-answers: what chance gives. `list_only` attacks the list: a logistic regression knows of each item
-how frequent it is, how near it stands to the others of the list, whether it is new to the training
-split, and how long the list is. It should not beat the first; what a model has above both is from
-the record.
+`list_frequency` predicts the items of the list that are most frequent in the task's training
+answers. `list_only` tests whether the list reveals the answer: a logistic regression on each item's
+frequency, its mean similarity to the other items of the list, whether it is new to the training
+split, and the list's length. It should not score higher than `list_frequency`. A model's score
+above both comes from the record.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +28,9 @@ from ehrr1.tasks.selection import select
 from ehrr1.tasks.splits import SPLITS
 
 LEARNT = 300
-"""Lists of a task and split that the baselines learn from at most."""
+"""Maximum number of lists per task and split for fitting the baselines."""
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 24.0)
-"""How many items to name: these multiples of the expected number are tried."""
+"""Candidate values of `Guess.share`: multiples of the expected number of correct items."""
 LISTED = PromptMode("direct", candidates="list")
 NO_LIST = "its answer is longer than a list"
 
@@ -40,7 +40,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Listed:
-    """A sample, its list of candidates, and what is known of them (`Counts.features`)."""
+    """A sample, its list of candidates, and their features [items, 4] (`Counts.features`)."""
 
     sample: Sample
     items: Sequence[str]
@@ -48,14 +48,19 @@ class Listed:
 
     @property
     def right(self) -> NDArray[np.bool_]:
+        """Return which items of the list are in the answer, [items]."""
         return np.isin(self.items, self.sample.target)
 
 
 class Counts:
-    """How often some items stand in a task's training answers, alone and together."""
+    """Frequencies and co-occurrence of items in a task's training answers.
+
+    `frequency` [items] is the number of answers that hold an item, `together` [items, items]
+    (sparse) the number that hold both.
+    """
 
     def __init__(self, answers: pl.DataFrame, items: set[str]):
-        """`answers` has `sample, item`."""
+        """Count `items` in `answers` (columns `sample, item`)."""
         self.columns = {name: column for column, name in enumerate(sorted(items))}
         known = pl.DataFrame({"item": list(self.columns)}, schema={"item": pl.String})
         pairs = answers.unique().join(known.with_row_index("column"), on="item")
@@ -66,8 +71,12 @@ class Counts:
         self.together = (has.T @ has).tocsr()
 
     def features(self, items: Sequence[str]) -> Floats:
-        """Return of each item of a list the logarithm of its frequency, its mean cosine with the
-        others, whether no training answer holds it, and the list's length."""
+        """Return the features of a list's items, [items, 4].
+
+        They are log(1 + frequency), the mean cosine similarity with the other items (by the
+        training answers that hold both), whether no training answer holds the item, and the list's
+        length.
+        """
         at = [self.columns[item] for item in items]
         frequency = self.frequency[at]
         together = self.together[at][:, at].toarray()
@@ -80,26 +89,29 @@ class Counts:
 
 @dataclass(frozen=True)
 class Guess:
-    """Names the first few items of a list, in an order of its own."""
+    """A baseline that ranks the items of a list and predicts the first ones."""
 
     rank: Callable[[Floats], Floats]
-    """Features -> how likely each item is."""
+    """Function from features [items, 4] to scores [items]; higher scores come first."""
     size: Floats
-    """The expected number of right items, a polynomial of the list's length."""
+    """Polynomial coefficients of the expected number of correct items in the list's length."""
     share: float = 1.0
 
     def named(self, features: Floats) -> Ints:
-        """The places of the items that it names."""
+        """Return the indices of the predicted items, best first."""
         order = np.argsort(-self.rank(features), kind="stable")
         return order[: self.counts(len(features), [self.share])[0]]
 
     def counts(self, length: int, shares: Sequence[float]) -> Ints:
-        """Count the items of a list that are named, for each multiple of the expected number."""
+        """Return how many items of a list of `length` are predicted for each value of `shares`.
+
+        They are the expected number times the share, rounded, at least 1 and at most `length`.
+        """
         number = np.rint(np.polyval(self.size, length) * np.array(shares))
         return np.clip(number, 1, length).astype(np.int64)
 
     def best(self, lists: Sequence[Listed]) -> "Guess":
-        """The same guess with the share of the highest mean F1 on `lists`."""
+        """Return a copy with the value of `SHARES` that has the highest mean F1 on `lists`."""
         f1 = np.zeros(len(SHARES))
         for one in lists:
             right = one.right[np.argsort(-self.rank(one.features), kind="stable")]
@@ -109,7 +121,10 @@ class Guess:
 
 
 def learn(lists: Sequence[Listed]) -> dict[str, Guess]:
-    """Both baselines, fitted to lists whose answers are known; none where these teach nothing."""
+    """Return both baselines by name, fitted to `lists`.
+
+    There are none if there are no lists, or if no item or every item of them is correct.
+    """
     labels = np.concatenate([one.right for one in lists]) if lists else np.zeros(0, dtype=bool)
     if labels.all() or not labels.any():
         return {}
@@ -128,10 +143,10 @@ def learn(lists: Sequence[Listed]) -> dict[str, Guess]:
 def list_baselines(
     prepared: Prepared, candidates: Chooser, samples: Sequence[Sample], split: str, seed: int
 ) -> pl.DataFrame:
-    """The rows of both baselines on decision samples of `split`.
+    """Return the predictions of both baselines on the decision samples of `split`.
 
-    They learn from lists of the training and the validation split, as far as `split` is another.
-    Tasks without such lists have no rows.
+    They are fitted to lists of the training and the validation split, except `split` itself. Tasks
+    without such lists have no rows; nor have free-text tasks and samples that came as text.
     """
     by_task: dict[str, list[Sample]] = {}
     for sample in samples:
@@ -159,9 +174,10 @@ def list_baselines(
 def listed(
     candidates: Chooser, answers: pl.DataFrame, samples: Mapping[str, Sequence[Sample]]
 ) -> dict[str, list[Listed]]:
-    """Each group of a task's samples with lists and features; samples without a list fall out.
+    """Return the lists and features of each group of a task's samples.
 
-    `answers` are the task's training answers.
+    Samples without a list are left out. `answers` are the task's training answers (columns
+    `sample, item`).
     """
     items = {
         key: [(sample, found) for sample in group if (found := candidates(sample))]
@@ -175,4 +191,5 @@ def listed(
 
 
 def answer(one: Listed, guess: Guess) -> WrittenAnswer:
+    """Return a baseline's answer to one sample."""
     return WrittenAnswer([one.items[place] for place in guess.named(one.features)])

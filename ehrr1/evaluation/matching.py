@@ -1,4 +1,4 @@
-"""`eval.matching=release`: scores of decisions as the release computes them, beside each row."""
+"""Scores of decision answers by the release's matching rules (`eval.matching=release`)."""
 
 import polars as pl
 
@@ -6,12 +6,17 @@ from ehrr1.scoring.release import release_scores
 from ehrr1.tasks.catalog import ALL_TASKS
 
 MATCHED = "matched"
-"""A column beside those of `predictions.SCHEMA`: precision, recall and F1 of a decision; null, and
-in tables without it, where they are ours."""
+"""Additional column of the predictions: [precision, recall, F1] of a decision answer.
+
+Where it is null or missing, scores are computed by our own rules.
+"""
 
 
 def with_matches(predictions: pl.DataFrame, matching: str) -> pl.DataFrame:
-    """The predictions with `MATCHED`, where `matching` is the release's."""
+    """Return the predictions, with the column `MATCHED` if `matching` is "release".
+
+    Risk tasks and free-text tasks have null there.
+    """
     if matching != "release":
         return predictions
     columns = ("task", "completion", "prediction", "target")

@@ -1,4 +1,4 @@
-"""Risk predictions in the schema of MEDS-Evaluation, for tools that compare models over datasets.
+"""Export of risk predictions in the schema of MEDS-Evaluation.
 
 meds/<result>/<task>.parquet    subject_id, prediction_time, boolean_value,
                                 predicted_boolean_value, predicted_boolean_probability
@@ -20,7 +20,10 @@ COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
 
 
 def export(predictions: pl.DataFrame, folder: Path) -> None:
-    """Write a file a result and risk task; answers without a probability are left out."""
+    """Write one file per result and risk task; rows without a probability are left out.
+
+    `folder` is replaced as a whole.
+    """
     told = predictions.filter(pl.col("probability").is_not_null())
     with replacing(folder) as temporary:
         temporary.mkdir()
@@ -31,7 +34,7 @@ def export(predictions: pl.DataFrame, folder: Path) -> None:
 
 
 def table(rows: pl.DataFrame) -> pl.DataFrame:
-    """The rows of one result and task as MEDS-Evaluation reads them."""
+    """Return the rows of one result and task in the schema of MEDS-Evaluation."""
     return rows.select(
         "subject_id",
         "prediction_time",

@@ -1,7 +1,7 @@
-"""Metrics under sample weights, for many weightings at once.
+"""Metrics with sample weights, vectorised over the replicates of a bootstrap.
 
-Every function takes weights [R, n]: one row of weights for each of R weightings of the n samples
-(the bootstrap's), and returns [R]. With a row of ones they equal scikit-learn's functions.
+Most functions take weights [R, n], one row for each of R weightings of the n samples, and return
+[R]. With weights of one they equal scikit-learn's functions.
 """
 
 import numpy as np
@@ -10,13 +10,15 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 BINS = 15
-"""Of the expected calibration error and of reliability diagrams."""
+"""Number of bins of the expected calibration error and of reliability diagrams."""
 
 
 def weighted_auroc(scores: Floats, labels: NDArray[np.bool_], weights: Floats) -> Floats:
-    """Area under the ROC curve: P(score of a positive > that of a negative), ties count half.
+    """Return the area under the ROC curve.
 
-    scores [n], labels [n], weights [R, n] -> [R]. nan where a weighting has one class only.
+    It is P(score of a positive > score of a negative); ties count half. scores [n], labels [n],
+    weights [R, n] -> [R]. nan for weightings with one class only. Raises ValueError if a score is
+    not finite.
     """
     positive, negative = _by_class(scores, labels, weights)
     ranked, summed = _summed(scores[~labels], negative)
@@ -26,10 +28,11 @@ def weighted_auroc(scores: Floats, labels: NDArray[np.bool_], weights: Floats) -
 
 
 def weighted_auprc(scores: Floats, labels: NDArray[np.bool_], weights: Floats) -> Floats:
-    """Average precision: the sum over thresholds of (recall gained) x precision, as scikit-learn.
+    """Return the average precision, as defined by scikit-learn.
 
-    scores [n], labels [n], weights [R, n] -> [R]. nan where a weighting has one class only: with
-    positives alone it would be 1 whatever the scores.
+    It is the sum over thresholds of (increase in recall) x precision. scores [n], labels [n],
+    weights [R, n] -> [R]. nan for weightings with one class only: with positives alone it would be
+    1 for any scores. Raises ValueError if a score is not finite.
     """
     positive, negative = _by_class(scores, labels, weights)
     true, false = (
@@ -46,18 +49,24 @@ def weighted_auprc(scores: Floats, labels: NDArray[np.bool_], weights: Floats) -
 
 
 def weighted_mean(values: Floats, weights: Floats) -> Floats:
-    """values [n], weights [R, n] -> [R]; nan where all weights are 0."""
+    """Return the weighted mean: values [n], weights [R, n] -> [R]; nan if all weights are 0."""
     return _divide(weights @ values, weights.sum(axis=1))
 
 
 def weighted_brier(scores: Floats, labels: NDArray[np.bool_], weights: Floats) -> Floats:
-    """Mean squared error of a probability (Brier, 1950). scores [n], weights [R, n] -> [R]."""
+    """Return the Brier score, the mean squared error of a probability (Brier, 1950).
+
+    scores [n], labels [n], weights [R, n] -> [R]; nan if all weights are 0.
+    """
     return weighted_mean((scores - labels) ** 2, weights)
 
 
 def weighted_log_loss(scores: Floats, labels: NDArray[np.bool_], weights: Floats) -> Floats:
-    """Mean of -log of what the true answer was given, in nats; probabilities are clipped to the
-    precision of a float64, as scikit-learn does. scores [n], weights [R, n] -> [R]."""
+    """Return the log loss in nats: the mean of -log of the true answer's probability.
+
+    Probabilities are clipped to the precision of float64, as in scikit-learn. scores [n],
+    labels [n], weights [R, n] -> [R]; nan if all weights are 0.
+    """
     epsilon = np.finfo(np.float64).eps
     clipped = np.clip(np.where(labels, scores, 1 - scores), epsilon, 1 - epsilon)
     return weighted_mean(-np.log(clipped), weights)
@@ -66,11 +75,12 @@ def weighted_log_loss(scores: Floats, labels: NDArray[np.bool_], weights: Floats
 def weighted_ece(
     scores: Floats, labels: NDArray[np.bool_], weights: Floats, bins: int = BINS
 ) -> Floats:
-    """Expected calibration error: the mean over samples of how far the frequency of yes in their
-    bin lies from the bin's mean probability (Naeini et al., 2015).
+    """Return the expected calibration error (Naeini et al., 2015).
 
-    Bins are equally wide; a probability of exactly 1 is a bin of its own, as in torchmetrics.
-    scores [n], weights [R, n] -> [R]. Few samples a bin make it larger than it is.
+    It is the mean, over samples, of the absolute difference between the frequency of yes and the
+    mean probability in the sample's bin. Bins are equally wide; a probability of exactly 1 has a
+    bin of its own, as in torchmetrics. With few samples per bin the estimate is biased upwards.
+    scores [n], labels [n], weights [R, n] -> [R]; nan if all weights are 0.
     """
     members = bin_members(scores, bins)
     gap = (weights * (labels - scores)) @ members
@@ -78,7 +88,7 @@ def weighted_ece(
 
 
 def bin_members(scores: Floats, bins: int) -> Floats:
-    """Which bin each score is in: 0 or 1, [n, bins + 1]."""
+    """Return the bins of scores [n] as indicators (0 or 1) [n, bins + 1]."""
     edges = np.linspace(0, 1, bins + 1)
     place = np.searchsorted(edges, scores, side="right") - 1
     return (place[:, None] == np.arange(bins + 1)).astype(np.float64)
@@ -87,10 +97,14 @@ def bin_members(scores: Floats, bins: int) -> Floats:
 def net_benefit(
     scores: Floats, labels: NDArray[np.bool_], weights: Floats, thresholds: Floats
 ) -> Floats:
-    """What acting on everybody at or above a threshold is worth (Vickers and Elkin, 2006): true
-    positives less false ones times the threshold's odds, a sample. thresholds [T], below 1.
+    """Return the net benefit at each threshold (Vickers and Elkin, 2006).
 
-    scores [n], weights [R, n] -> [R, T]; nan where all weights are 0.
+    A score at or above the threshold is a positive prediction. The net benefit is the number of
+    true positives minus that of false positives times the odds of the threshold, divided by the
+    number of samples.
+
+    scores [n], labels [n], weights [R, n], thresholds [T] (below 1) -> [R, T]; nan if all weights
+    are 0.
     """
     acted = (scores[:, None] >= thresholds).astype(np.float64)
     worth = np.where(labels[:, None], 1.0, -thresholds / (1 - thresholds)) * acted
@@ -99,8 +113,11 @@ def net_benefit(
 
 
 def pass_at_k(draws: NDArray[np.int64], right: NDArray[np.int64], k: int) -> Floats:
-    """The chance that one of `k` answers, drawn from `draws` of which `right` are right, is right
-    (Chen et al., 2021): 1 - C(n - c, k) / C(n, k). [n] -> [n]; draws are at least k."""
+    """Return the probability that at least one of `k` answers is correct (Chen et al., 2021).
+
+    The k answers are drawn without replacement from a sample's `draws` answers, of which `right`
+    are correct: 1 - C(draws - right, k) / C(draws, k). draws [n] (at least k), right [n] -> [n].
+    """
     wrong = draws - right
     steps = np.arange(k)
     chances = np.clip(wrong[:, None] - steps, 0, None) / (draws[:, None] - steps)
@@ -108,9 +125,9 @@ def pass_at_k(draws: NDArray[np.int64], right: NDArray[np.int64], k: int) -> Flo
 
 
 def macro(rows: list[Floats]) -> Floats:
-    """Mean over tasks of arrays [R], leaving out, weighting by weighting, tasks that are nan there.
+    """Return the mean over tasks: arrays [R], one per task -> [R].
 
-    nan where every task is.
+    For each weighting, tasks that are nan are ignored; the mean is nan if all are.
     """
     stacked = np.stack(rows)
     known = ~np.isnan(stacked)
@@ -118,14 +135,17 @@ def macro(rows: list[Floats]) -> Floats:
 
 
 def _by_class(scores: Floats, labels: NDArray[np.bool_], weights: Floats) -> tuple[Floats, Floats]:
-    """Weights of positives and of negatives."""
+    """Return the weights of positives [R, p] and of negatives [R, n - p].
+
+    Raises ValueError if a score is not finite.
+    """
     if not np.isfinite(scores).all():
         raise ValueError("scores must be finite numbers")
     return weights[:, labels], weights[:, ~labels]
 
 
 def _summed(scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """The scores in order [n], and the weight of the lowest 0 .. n of them [R, n + 1]."""
+    """Return the sorted scores [n] and the total weight of the lowest 0 .. n of them [R, n + 1]."""
     order = np.argsort(scores, kind="stable")
     summed = np.zeros((len(weights), len(scores) + 1))
     np.cumsum(weights[:, order], axis=1, out=summed[:, 1:])
@@ -133,5 +153,6 @@ def _summed(scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
 
 
 def _divide(numerator: Floats, denominator: Floats) -> Floats:
+    """Return the quotients; nan where the denominator is not positive."""
     out = np.full(numerator.shape, np.nan)
     return np.divide(numerator, denominator, out=out, where=denominator > 0)

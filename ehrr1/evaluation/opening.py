@@ -30,19 +30,23 @@ from ehrr1.runs import data_is_open
 console = Console(stderr=True)
 
 LONGEST = 2**20
-"""Positions assumed for a model whose server does not state them."""
+"""Assumed number of positions of a model whose server does not state it."""
 
 Builders = dict[tuple[str, int], PromptBuilder]
-"""Prompt builders by tokenizer and limit: models with one tokenizer share its cached events."""
+"""Prompt builders by tokenizer and token limit.
+
+Models with the same tokenizer and limit share a builder, and with it the cached tokens of events.
+"""
 
 
 @contextmanager
 def opened(
     cfg: Config, target: Target, inputs: Mapping[str, Path], log: Path, builders: Builders
 ) -> Iterator[tuple[Engine, PromptBuilder]]:
-    """Yield the engine that answers for `target` and the builder of its prompts; close it after.
+    """Yield the inference engine and the prompt builder of `target`; close the engine afterwards.
 
-    A model without weights on disk (the untrained one) is computed by Transformers.
+    A model without weights (the untrained one) always runs in Transformers, unless `engine=server`.
+    `log` is the file of the engine's log. Raises UserError as `reader` does.
     """
     prompt_builder = reader(cfg, target, inputs, builders)
     where, tokenizer, settings = device(cfg), prompt_builder.tokenizer, cfg.engine
@@ -84,9 +88,13 @@ def opened(
 def reader(
     cfg: Config, target: Target, inputs: Mapping[str, Path], builders: Builders
 ) -> PromptBuilder:
-    """What makes the prompts of `target`: its tokenizer, and as much of a record as fits."""
+    """Return the prompt builder of `target`, with its tokenizer and token limit.
+
+    Raises UserError if the records are closed and the server is not on this machine, unless
+    `engine.compliant_endpoint` is true, and as `prompt_limit` does.
+    """
     if cfg.engine.name == "server":
-        from ehrr1.engines.server import served  # the SDK is slow to import
+        from ehrr1.engines.server import served  # imported here because the SDK is slow to import
 
         is_open = data_is_open(inputs["prepare"])
         if not (is_open or cfg.engine.compliant_endpoint or is_local(cfg.engine.url)):
@@ -95,7 +103,7 @@ def reader(
         tokenizer = load_chat_tokenizer(cfg.engine.tokenizer or found.root)
         positions = found.max_length or LONGEST
     else:
-        # the untrained model has the vocabulary of what was trained from it
+        # the untrained model has the vocabulary of the models that were trained from it
         tokenizer = load_chat_tokenizer(target.source or inputs["adapt"] / "hf")
         positions = read_config(cfg.model, target.source, len(tokenizer)).max_position_embeddings
     style = style_of(cfg.wording, "eval")
@@ -103,7 +111,11 @@ def reader(
 
 
 def prompt_limit(cfg: Config, target: Target, positions: int) -> int:
-    """Tokens of record and question: `eval.max_prompt_tokens`, or what the model has room for."""
+    """Return the maximum number of tokens of record and question.
+
+    It is `eval.max_prompt_tokens`, or the number of the model's `positions` that the answer leaves,
+    if that is lower; a message says so. Raises UserError if the answer leaves none.
+    """
     thinks = any(asked is not None and asked.thinks for asked in (target.risk, target.decision))
     written = cfg.eval.max_new_tokens.of("think" if thinks else "direct")
     room = positions - written
@@ -123,12 +135,16 @@ def prompt_limit(cfg: Config, target: Target, positions: int) -> int:
 def builder_of(
     tokenizer: PreTrainedTokenizerBase, limit: int, style: Wording, builders: Builders
 ) -> PromptBuilder:
+    """Return the prompt builder from `builders`, or add a new one."""
     content = tokenizer.backend_tokenizer.to_str() + str(tokenizer.chat_template)
     return builders.setdefault((content, limit), PromptBuilder(tokenizer, limit, style))
 
 
 def device(cfg: Config) -> torch.device:
-    """The GPU of this process where there is one and the trainer may use it."""
+    """Return this process's GPU, or the CPU if there is no GPU or `trainer.accelerator` is "cpu".
+
+    Processes of a node take its GPUs in turn, by local rank.
+    """
     if not torch.cuda.is_available() or cfg.trainer.accelerator == "cpu":
         return torch.device("cpu")
     return torch.device("cuda", parallel.local_rank() % torch.cuda.device_count())

@@ -1,6 +1,8 @@
-"""Predictions of a model that tells log-probabilities: yes or no by one prefill, decisions written.
+"""Predictions of a model behind an inference engine.
 
-Rows come as they are made, a batch at a time, so that whoever takes them can save them.
+Risk questions are answered by the log-probabilities of yes and no after a prefill, decision
+questions by generated text. Rows are yielded as they are finished, so that the caller can save
+them.
 """
 
 import re
@@ -26,10 +28,10 @@ from ehrr1.tasks.selection import by_context
 Rows = list[dict[str, Any]]
 
 RECORDS_AT_ONCE = 512
-"""Records that are tokenised and held at a time; those of like length share batches."""
+"""Number of records tokenised and held at a time; records of similar length share batches."""
 
 CASE_END = re.compile(rf"^##? |{THINK_CLOSE}", re.MULTILINE)
-"""Where a case that a model writes is over: at the next heading, however it is spelled."""
+"""End of a generated case: any next heading, or the closing think tag."""
 
 NOT_CLOSED = "think block is not closed"
 NOT_TOLD = "no probability of yes or no"
@@ -40,8 +42,12 @@ CHAIN_TOO_LONG = "the given chain is longer than eval.max_new_tokens.think leave
 
 @dataclass(frozen=True)
 class Writing:
-    """How much is written, and how it is drawn: `draws` answers to a decision question, greedy
-    where it is one."""
+    """Length limits and sampling settings of generated answers.
+
+    `think` and `direct` are the maximum numbers of new tokens with and without thinking. `draws` is
+    the number of answers to a decision question; a single answer is decoded greedily, several are
+    sampled with `temperature`, `top_p` and `top_k`.
+    """
 
     think: int
     direct: int
@@ -51,6 +57,7 @@ class Writing:
     top_k: int = 0
 
     def sampling(self, mode: PromptMode) -> SamplingParams:
+        """Return the sampling parameters of decision answers in `mode`."""
         most = self.think if mode.thinks and mode.chains == "own" else self.direct
         if self.draws == 1:
             return SamplingParams(most, temperature=0.0)
@@ -59,7 +66,10 @@ class Writing:
 
 @dataclass(frozen=True)
 class Thought:
-    """A chain that was written before the answer to a yes/no question, closed by us if need be."""
+    """A closed think block before the answer to a yes/no question.
+
+    `problem` is set if the model did not close the block itself.
+    """
 
     text: str
     problem: str | None = None
@@ -67,12 +77,13 @@ class Thought:
 
 @dataclass(frozen=True)
 class Predictor:
-    """One model with what it reads.
+    """One model with the records, candidates and chains that its prompts are built from.
 
-    `prompt_builder` has the model's tokenizer and bounds a record with its question; models that
-    share a tokenizer may share it, as it caches tokenized events. `heads` are a task's examples,
-    shown before a record, as tokens (`evaluation.shots`); `candidates` serve questions that list
-    some. `chains` are those that are given, by `sample_id`.
+    `prompt_builder` has the model's tokenizer and limits the length of record and question; models
+    with the same tokenizer may share it, as it caches tokenised events. `heads` are the tokens of a
+    task's examples, which precede the record (`evaluation.shots`). `candidates` returns the
+    candidates of a sample, for questions that list some. `chains` are the given chains, by
+    `sample_id`.
     """
 
     engine: Engine
@@ -84,9 +95,10 @@ class Predictor:
     chains: Mapping[str, str] = field(default_factory=dict)
 
     def risk(self, samples: Iterable[Sample], mode: PromptMode) -> Iterator[Rows]:
-        """The probability of yes for each sample: at once, or behind what was written first.
+        """Yield the rows of risk samples, with the probability of yes.
 
-        The questions on one context are the branches of one tree: its trunk is computed once.
+        It is read directly, or after a think block that is generated or given, as `mode` says. The
+        questions on one context are the branches of one tree, so that the record is computed once.
         """
         words = answer_tokens(self.prompt_builder.tokenizer)
         fitting, others = self._fitting(samples, mode)
@@ -107,7 +119,10 @@ class Predictor:
     def decisions(
         self, samples: Iterable[Sample], mode: PromptMode, seed: int = 0
     ) -> Iterator[Rows]:
-        """The written answers to each sample, after thinking or directly."""
+        """Yield the rows of decision samples, one per draw, with the generated answers.
+
+        A sample's draws depend on `seed` and its `sample_id` only.
+        """
         sampling = self.writing.sampling(mode)
         fitting, others = self._fitting(samples, mode)
         yield from others
@@ -127,7 +142,10 @@ class Predictor:
     def _fitting(
         self, samples: Iterable[Sample], mode: PromptMode
     ) -> tuple[list[Sample], list[Rows]]:
-        """The samples whose question leaves room for a record, and rows for the others."""
+        """Return the samples whose prompts fit, and rows with the problem of the others.
+
+        A question must leave room for a record, and a given chain for the answer.
+        """
         fitting: list[Sample] = []
         others: list[Rows] = []
         for sample in samples:
@@ -142,17 +160,20 @@ class Predictor:
         return fitting, others
 
     def _written(self, sample: Sample, group: Sequence[Completion], mode: PromptMode) -> Rows:
-        """The rows of one sample; a server may have refused its prompt."""
+        """Return the rows of one sample; `group` is empty if a server refused the prompt."""
         if not group:
             return [prediction_row(sample, mode, WrittenAnswer([], None, REFUSED))]
-        # a block that the prompt has opened must be closed to be one
+        # a think block opened by the prompt is not part of the completion; parsing needs its start
         opened = self.prompt_builder.chat.opened if mode.thinks else ""
         opened = self._given(sample.sample_id, mode) or opened
         texts = [opened + text for text in self._texts(group)]
         return [_decision_row(sample, text, mode, n) for n, text in enumerate(texts)]
 
     def _groups(self, samples: Iterable[Sample]) -> list[list[Sample]]:
-        """Samples whose questions share a trunk; a task's examples stand in it."""
+        """Group samples whose questions share a trunk: by context, and by task with examples.
+
+        The trunk contains the examples of the task.
+        """
         groups = by_context(samples).values()
         if not self.heads:
             return list(groups)
@@ -163,21 +184,24 @@ class Predictor:
         ]
 
     def _tree(self, group: Sequence[Sample], mode: PromptMode) -> Tree:
+        """Return the tree of one context with the group's questions as branches."""
         context = self.prepared.context(group[0])
         questions = [self._question(sample, mode) for sample in group]
         head = self.heads.get(group[0].task)
         return self.prompt_builder.tree(context, preamble_length(context), questions, head=head)
 
     def _prompt(self, sample: Sample, mode: PromptMode) -> list[int]:
+        """Return the tokens of a sample's whole prompt."""
         tree = self._tree([sample], mode)
         return tree.trunk + tree.branches[0].prompt
 
     def _question(self, sample: Sample, mode: PromptMode) -> Question:
+        """Return the question of a sample, worded as `mode` says."""
         words = mode.words(sample, self.candidates)
         return Question(sample.sample_id, sample.task, mode.thinks, instruction=words)
 
     def _thoughts(self, trees: Sequence[Tree], mode: PromptMode) -> dict[str, Thought]:
-        """What is written before the answer to each question."""
+        """Return the think block before the answer to each question, by `sample_id`."""
         prompts = {b.sample_id: tree.trunk + b.prompt for tree in trees for b in tree.branches}
         if mode.chains == "given":
             return {name: Thought(self._given(name, mode)) for name in prompts}
@@ -187,8 +211,10 @@ class Predictor:
         return {name: thought(text) for name, text in written.items()}
 
     def _cases(self, prompts: Mapping[str, list[int]]) -> dict[str, Thought]:
-        """A case for yes and one for no, each under its heading, which is written for the model:
-        so every chain has both, whatever the model has learnt."""
+        """Generate a case for yes and a case for no as the think block of each prompt.
+
+        The headings are inserted, so that every block has both cases, for any model.
+        """
         texts = dict.fromkeys(prompts, f"{OPENED}{CASES[0]}\n")
         most = max(1, self.writing.think // 2)
         for heading in (CASES[1], THINK_CLOSE):
@@ -202,13 +228,17 @@ class Predictor:
     def _greedily(
         self, prompts: Mapping[str, list[int]], begun: Mapping[str, str], most: int
     ) -> dict[str, str]:
-        """The likeliest continuation of each prompt and what was begun behind it."""
+        """Return the greedy continuation of each prompt followed by its text in `begun`.
+
+        At most `most` tokens are generated; a prompt that a server refuses gets an empty text.
+        """
         names = list(prompts)
         whole = [prompts[name] + self._begun(begun.get(name, "")) for name in names]
         written = self.engine.stream(whole, SamplingParams(most, temperature=0.0))
         return {names[n]: (self._texts(group) or [""])[0] for n, group in written}
 
     def _after(self, tree: Tree, thoughts: Mapping[str, Thought]) -> Tree:
+        """Return the tree with each branch's think block appended to its prompt."""
         branches = [
             replace(b, prompt=b.prompt + self._begun(thoughts[b.sample_id].text))
             for b in tree.branches
@@ -216,32 +246,42 @@ class Predictor:
         return replace(tree, branches=branches)
 
     def _given(self, sample_id: str, mode: PromptMode) -> str:
-        """The think block of a chain that is given; nothing where the model thinks itself."""
+        """Return the think block with a sample's given chain, or "" if the model thinks itself."""
         if mode.chains == "own":
             return ""
         return f"{OPENED}{broken(self.chains[sample_id])}{CLOSED}"
 
     def _begun(self, text: str) -> list[int]:
-        """The tokens of a begun answer; the prompt itself may have opened the think block."""
+        """Return the tokens of the start of an answer, to be appended to the prompt.
+
+        The opening of the think block is removed if the prompt already ends with it.
+        """
         return self.prompt_builder.markers.written(
             text.removeprefix(self.prompt_builder.chat.opened)
         )
 
     def _texts(self, group: Sequence[Completion]) -> list[str]:
+        """Return the decoded texts of a group of completions."""
         tokens = [completion.tokens for completion in group]
         return self.prompt_builder.markers.decode(tokens)
 
 
 def thought(text: str) -> Thought:
-    """A chain out of what was written: all before the closing tag, which is set where it lacks."""
+    """Return the think block of a generated text: all before the closing tag.
+
+    If the tag is missing, the whole text is taken, the tag is added, and `problem` is set.
+    """
     chain = text.split(THINK_CLOSE)[0].strip().removeprefix(THINK_OPEN).strip()
     problem = None if THINK_CLOSE in text else NOT_CLOSED
     return Thought(f"{OPENED}{chain}\n{THINK_CLOSE}\n\n", problem)
 
 
 def tell(logprobs: NDArray[np.float64], words: AnswerTokens) -> YesProbability | None:
-    """The probability of yes from the log-probabilities of `words.yes`, then `words.no`; None where
-    none of them was told."""
+    """Return the probability of yes from the log-probabilities of its tokens.
+
+    `logprobs` [yes + no] are those of `words.yes`, then of `words.no`, -inf where the engine does
+    not return one. None if all of them are -inf.
+    """
     yes = float(np.logaddexp.reduce(logprobs[: len(words.yes)]))
     no = float(np.logaddexp.reduce(logprobs[len(words.yes) :]))
     if not np.isfinite(max(yes, no)):
@@ -250,19 +290,21 @@ def tell(logprobs: NDArray[np.float64], words: AnswerTokens) -> YesProbability |
 
 
 def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Yield lists of `size` consecutive items; the last may be shorter."""
     iterator = iter(items)
     while some := list(islice(iterator, size)):
         yield some
 
 
 def _seed(seed: int, sample: Sample) -> int:
-    """What a sample's draws depend on, whoever else is asked."""
+    """Return the random seed of a sample's draws, which other samples do not affect."""
     return int(np.random.SeedSequence([seed, *sample.sample_id.encode()]).generate_state(1)[0] >> 1)
 
 
 def _risk_row(
     sample: Sample, told: YesProbability | None, mode: PromptMode, before: Thought | None
 ) -> dict[str, Any]:
+    """Return the row of a risk sample; `before` is the think block before the answer."""
     completion, problem = (before.text, before.problem) if before else (None, None)
     if told is None:
         return prediction_row(sample, mode, WrittenAnswer([], completion, NOT_TOLD))
@@ -270,6 +312,7 @@ def _risk_row(
 
 
 def _decision_row(sample: Sample, completion: str, mode: PromptMode, draw: int) -> dict[str, Any]:
+    """Return the row of one draw of a decision sample."""
     answer = read_answer(completion, "decision")
     written = WrittenAnswer(answer.items, completion, answer.problem)
     return prediction_row(sample, mode, written, draw=draw)

@@ -1,9 +1,9 @@
-"""Predictions on their way to the disk: a stopped evaluation goes on where it was.
+"""Store of partial predictions, from which a stopped evaluation resumes.
 
     parts/<result>/<process>-<number>.parquet
 
-Each file holds the rows of a few seconds, whole samples only. Processes that share the work write
-files of their own names and read those of all.
+Each file holds the rows of a few seconds, whole samples only. Processes that share an evaluation
+write separate files and read those of all processes.
 """
 
 import time
@@ -19,30 +19,34 @@ from ehrr1.progress import bar
 from ehrr1.tasks.samples import Sample
 
 SAVE_SECONDS = 10
-"""So much work is lost at most when a process is killed."""
+"""Interval in seconds between files; a killed process loses at most the rows since the last."""
 
 
 class PredictionStore:
-    """The rows of one result under `folder`; `process` is this process's number."""
+    """The stored rows of one result."""
 
     def __init__(self, folder: Path, result: str, process: int = 0):
+        """Store rows of `result` in a subfolder of `folder`; `process` is this process's number."""
         self.result, self.process = result, process
         self.folder = folder / result.replace("/", "_")
 
     def read(self) -> pl.DataFrame:
-        """All rows that are there, each sample's once."""
+        """Return all stored rows, without duplicates of a sample and draw."""
         files = sorted(self.folder.glob("*.parquet"))
         frames = [pl.read_parquet(file) for file in files]
         rows = pl.concat(frames) if frames else pl.DataFrame(schema=SCHEMA)
         return rows.unique(["sample_id", "draw"], keep="first", maintain_order=True)
 
     def left(self, samples: Iterable[Sample]) -> list[Sample]:
-        """The samples that have no rows yet."""
+        """Return the samples that have no stored rows."""
         there = set(self.read()["sample_id"].to_list())
         return [sample for sample in samples if sample.sample_id not in there]
 
     def save(self, batches: Iterable[list[dict[str, Any]]], total: int) -> None:
-        """Write rows as they come; `total` samples are expected, for the bar."""
+        """Write batches of rows as they are produced, and record the samples per second.
+
+        `total` is the number of samples, for the progress bar and the speed.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         waiting: list[dict[str, Any]] = []
         begin = last = time.monotonic()
@@ -56,6 +60,7 @@ class PredictionStore:
         write_json(self.folder / f"{self.process}.json", work)
 
     def _write(self, rows: list[dict[str, Any]]) -> None:
+        """Write rows to this process's next file."""
         if not rows:
             return
         number = len(list(self.folder.glob(f"{self.process}-*.parquet")))
@@ -66,6 +71,7 @@ class PredictionStore:
 def _counted(
     batches: Iterable[list[dict[str, Any]]], description: str, total: int
 ) -> Iterator[list[dict[str, Any]]]:
+    """Yield `batches`, and show a progress bar that counts samples."""
     with bar() as progress:
         task = progress.add_task(description, total=total)
         for rows in batches:
@@ -74,8 +80,11 @@ def _counted(
 
 
 def speed(folder: Path) -> dict[str, float]:
-    """`<result>/samples_per_second` of each result under `folder`, and of all: a process's speed,
-    loading not counted, over what the last of its starts has answered."""
+    """Return `<result>/samples_per_second` of each result, and `samples_per_second` of all.
+
+    Both are the mean speed of a process, without loading the model. Of a process that was
+    restarted, the last run counts.
+    """
     found: dict[str, float] = {}
     whole = [0.0, 0.0]
     for result in sorted(path for path in folder.glob("*/") if path.is_dir()):

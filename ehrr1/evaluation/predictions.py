@@ -1,4 +1,4 @@
-"""The table of predictions: one row an answer; scoring reads nothing else."""
+"""The table of predictions, with one row per answer; scores are computed from it alone."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,27 +10,27 @@ from ehrr1.evaluation.prompt_mode import PromptMode
 from ehrr1.tasks.samples import Sample
 
 SUBGROUPS = ("sex", "age_band", "race", "insurance", "care_unit")
-"""Columns that divide samples; null where the tables do not tell."""
+"""Columns that define subgroups of samples; null where the tables do not have the value."""
 
 COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
-    "model": pl.String,  # the result's name: rl, rl:both-list, a baseline's name
+    "model": pl.String,  # name of the result: rl, rl:both-list, or a baseline's name
     "split": pl.String,
-    "mode": pl.String,  # what was done: direct, think or both
+    "mode": pl.String,  # direct, think or both
     "candidates": pl.String,  # none or list
-    "wording": pl.String,  # file or ours
+    "wording": pl.String,  # file, ours or release
     "draw": pl.Int32,  # 0 .. draws - 1
     "sample_id": pl.String,
     "subject_id": pl.Int64,
     "task": pl.String,
     "prediction_time": pl.Datetime("us"),
-    "probability": pl.Float64,  # of yes; null for decision tasks and where none can be told
-    "logprob_yes": pl.Float64,  # of all spellings together; null where nobody tells it
+    "probability": pl.Float64,  # of yes; null for decision tasks and where it is unknown
+    "logprob_yes": pl.Float64,  # natural logarithm, over all spellings; null where it is unknown
     "logprob_no": pl.Float64,
     "prediction": pl.String,  # answer lines; yes or no at 0.5 for risk tasks
     "target": pl.String,
-    "completion": pl.String,  # all that was written; null where nothing was
-    "balanced": pl.Boolean,  # not at natural prevalence: no AUPRC is told
-    "problem": pl.String,  # why the answer could not be read; null where it could
+    "completion": pl.String,  # the generated text; null if nothing was generated
+    "balanced": pl.Boolean,  # sampled to balance the labels: only AUROC is reported
+    "problem": pl.String,  # why the answer could not be read, or null
     **dict.fromkeys(SUBGROUPS, pl.String),
 }
 
@@ -41,7 +41,7 @@ DIRECT = PromptMode("direct")
 
 @dataclass(frozen=True, slots=True)
 class WrittenAnswer:
-    """What a model wrote, and what could be read in it."""
+    """A generated answer: its items, the text it was read from, and why it could not be read."""
 
     items: Sequence[str]
     completion: str | None = None
@@ -50,7 +50,7 @@ class WrittenAnswer:
 
 @dataclass(frozen=True, slots=True)
 class YesProbability:
-    """The probability of yes among yes and no, and the log-probabilities of both, where known."""
+    """P(yes) / (P(yes) + P(no)), and the natural log-probabilities of both, or None if unknown."""
 
     probability: float
     logprob_yes: float | None = None
@@ -64,7 +64,10 @@ def prediction_row(
     told: YesProbability | None = None,
     draw: int = 0,
 ) -> dict[str, Any]:
-    """One row without its model and subgroups; items are joined by line breaks."""
+    """Return one row without the columns of model and subgroups.
+
+    Items of prediction and target are joined by line breaks.
+    """
     return {
         "split": sample.split,
         "mode": mode.answer,
@@ -93,11 +96,11 @@ def risk_row(
     completion: str | None = None,
     problem: str | None = None,
 ) -> dict[str, Any]:
-    """A risk prediction: the probability of yes, and the answer that it means at 0.5."""
+    """Return the row of a risk prediction; the answer is "yes" from a probability of 0.5."""
     items = ["yes" if told.probability >= 0.5 else "no"]
     return prediction_row(sample, mode, WrittenAnswer(items, completion, problem), told)
 
 
 def frame(model: str, rows: Iterable[dict[str, Any]]) -> pl.DataFrame:
-    """The rows of one model as a table of `SCHEMA`."""
+    """Return the rows of one model as a table with schema `SCHEMA`."""
     return pl.DataFrame([{"model": model, **row} for row in rows], schema=SCHEMA)

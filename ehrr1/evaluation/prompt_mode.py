@@ -1,4 +1,4 @@
-"""How a question is put to a model: what a score cannot be compared without."""
+"""Prompt mode of a result; scores are comparable only within one mode."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,17 +13,18 @@ from ehrr1.tasks.samples import Sample
 Candidates = Literal["none", "list"]
 Chains = Literal["own", "given"]
 Chooser = Callable[[Sample], Sequence[str]]
-"""The answers that a sample's question is listed with."""
+"""Function that returns the candidate answers of a sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptMode:
     """The mode of a result.
 
-    `answer`: at once, after thinking, or after a case for each outcome (yes/no questions;
-    decisions then are thought about). `candidates`: whether decision questions come with a list of
-    answers to choose from. `wording`: the style of the prompts (`prompts.wording`). `chains`:
-    whether the model thinks itself, or answers behind a chain that is given (`eval.chains`).
+    `answer`: the model answers directly, after thinking, or after a case for each outcome of a
+    yes/no question (decision questions are then answered after thinking). `candidates`: whether
+    decision questions list answers to choose from. `wording`: the style of the prompts
+    (`prompts.wording`). `chains`: whether the model generates its own chain, or answers after a
+    given one (`eval.chains`).
     """
 
     answer: AnswerMode
@@ -33,17 +34,21 @@ class PromptMode:
 
     @property
     def name(self) -> str:
-        """`direct`, `think-list`, `both-ours`: part of the name of a result."""
+        """Return the mode as part of a result's name: `direct`, `think-list`, `both-ours`, ..."""
         more = "-list" * (self.candidates == "list")
         more += "" if self.wording == "file" else f"-{self.wording}"
         return self.answer + more + "-given" * (self.chains == "given")
 
     @property
     def thinks(self) -> bool:
+        """Return whether a think block precedes the answer."""
         return self.answer != "direct"
 
     def words(self, sample: Sample, candidates: Chooser | None) -> str | None:
-        """What is asked instead of the task's own question; None: just that."""
+        """Return the question's wording, or None for the task's default.
+
+        It includes the instruction for both cases, or the list of candidates, if the mode has them.
+        """
         own = style_of(self.wording, "eval").own(sample)
         if self.answer == "both":
             own = asking_for_both(sample.task, own)

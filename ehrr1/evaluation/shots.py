@@ -1,4 +1,4 @@
-"""A few examples: shown to a language model before a question, and all that the baselines learn."""
+"""Few-shot examples, which precede a question and are also the baselines' training samples."""
 
 from collections.abc import Sequence
 
@@ -15,28 +15,31 @@ from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import rank, select
 
 ROOM = 0.5
-"""Of the prompt's tokens, what examples may take together."""
+"""Maximum share of the prompt's tokens for all examples together."""
 
 
 def chosen(cfg: Config, prepared: Prepared, tasks: Sequence[str]) -> list[Sample]:
-    """`eval.shots` examples of each class of each risk task, and as many of each decision task, of
-    the training split: those of the benchmark's own sets of that size, where it has some. A task
-    that is not asked about, as there are no samples of it in any split, needs no examples.
+    """Return the few-shot examples of `tasks`, from the training split.
 
-    Raises UserError where a task has too few.
+    A risk task has `eval.shots` examples of each class, a decision task `eval.shots` in all. If the
+    benchmark has example sets of that size, one of them is used instead. Tasks without samples in
+    any split are skipped. Raises UserError if a task has too few samples.
     """
     found: list[Sample] = []
     asked = set(prepared.scan(None, tasks).select("task").unique().collect()["task"])
     for task in (task for task in tasks if task in asked):
         own = _named(cfg, prepared, task)
         index = _drawn(cfg, prepared, task) if own.is_empty() else own
-        # not one class after the other, nor by the ranks that chose them
+        # mix the classes: an order that is independent of the classes and of the selection
         found += prepared.as_samples(index.sort(rank(cfg.seed + 1), "sample_id"))
     return found
 
 
 def _named(cfg: Config, prepared: Prepared, task: str) -> pl.DataFrame:
-    """The benchmark's set of `eval.shots`: the seed says which of its replicates."""
+    """Return the benchmark's set of `eval.shots` examples as rows of the index.
+
+    The run's seed selects one of the set's replicates. Empty if the benchmark has no such set.
+    """
     pool = prepared.scan("train", [task])
     if not (prepared.folder / SHOTS).exists():
         return pool.head(0).collect()
@@ -50,7 +53,11 @@ def _named(cfg: Config, prepared: Prepared, task: str) -> pl.DataFrame:
 
 
 def _drawn(cfg: Config, prepared: Prepared, task: str) -> pl.DataFrame:
-    """A draw of each class of a risk task, or of all samples."""
+    """Return randomly selected examples as rows of the index.
+
+    They are drawn from each class of a risk task, or from all samples of a decision task. Raises
+    UserError if there are too few.
+    """
     pool, shots = prepared.scan("train", [task]), cfg.eval.shots
     if ALL_TASKS[task].kind == "risk":
         told = pool.collect_schema()["target"] == pl.List(pl.String)
@@ -69,14 +76,17 @@ def _drawn(cfg: Config, prepared: Prepared, task: str) -> pl.DataFrame:
 
 
 def _code(prepared: Prepared, word: str) -> int:
-    """The code of an answer; -1, which no sample has, where no sample has the answer."""
+    """Return the code of an answer; -1, which matches no sample, if no sample has the answer."""
     return prepared.names.index(word) if word in prepared.names else -1
 
 
 def heads(
     cfg: Config, prepared: Prepared, prompt_builder: PromptBuilder, tasks: Sequence[str]
 ) -> dict[str, list[int]]:
-    """Task -> the tokens before a record that show its examples; empty without `eval.shots`."""
+    """Return the tokens of each task's examples, by task; empty without `eval.shots`.
+
+    Raises UserError as `chosen` and `example_head` do.
+    """
     if not cfg.eval.shots:
         return {}
     examples = chosen(cfg, prepared, tasks)
@@ -89,8 +99,11 @@ def heads(
 def example_head(
     prompt_builder: PromptBuilder, prepared: Prepared, examples: Sequence[Sample]
 ) -> list[int]:
-    """The examples as earlier turns of the chat; each record has an equal share of the room and
-    loses its oldest events."""
+    """Return the tokens of examples as earlier turns of the chat, with the system's message.
+
+    All examples together take at most `ROOM` of the prompt. Each example has an equal share of it;
+    longer records lose their oldest events. Raises UserError if a question exceeds its share.
+    """
     chat = prompt_builder.chat
     share = int(ROOM * prompt_builder.max_tokens / max(len(examples), 1))
     tokens = prompt_builder.tokens(chat.head)
@@ -111,7 +124,7 @@ def example_head(
             )
         tree = short.tree(events, preamble_length(events), [question], head=[])
         branch = tree.branches[0]
-        # the turn's end is part of the completion and of what leads to the next turn
+        # the end-of-turn tokens are both in the completion and in `chat.next`
         answer = branch.completion[: len(branch.completion) - len(prompt_builder.tokens(chat.end))]
         tokens += tree.trunk + branch.prompt + answer + prompt_builder.tokens(chat.next)
     return tokens

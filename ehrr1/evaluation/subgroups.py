@@ -1,4 +1,4 @@
-"""Who a sample is about: for scores of subgroups."""
+"""Demographic and care-unit columns of samples, for scores of subgroups."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ from ehrr1.evaluation.predictions import SCHEMA, SUBGROUPS
 from ehrr1.tasks.samples import Prepared
 
 AGE_BANDS = ((45, "18-44"), (65, "45-64"), (80, "65-79"))
-"""The first age that is above a band, and the band."""
+"""The first age in years above a band, and the band; later ages are 80+."""
 
 RACES = ("WHITE", "BLACK", "HISPANIC", "ASIAN")
-"""What MIMIC's values of `race` begin with; all others are OTHER."""
+"""Prefixes of MIMIC's values of `race`; all other values are OTHER."""
 
 LEAST_PATIENTS = 10
-"""Smaller groups are counted and not scored."""
+"""Minimum number of patients of a subgroup; smaller ones are counted but not scored."""
 
 
 SOURCES = {
@@ -25,12 +25,14 @@ SOURCES = {
     "insurance": ("admissions", "hadm_id", "insurance"),
     "care_unit": ("icustays", "stay_id", "first_careunit"),
 }
-"""What is looked up -> its table, the key, the column."""
+"""Table, key and column of each value that is looked up."""
 
 
 def with_subgroups(predictions: pl.DataFrame, prepared: Prepared) -> pl.DataFrame:
-    """The predictions with the columns of `SUBGROUPS` filled from the tables that are there: null
-    where they do not tell, as for a benchmark's own records."""
+    """Return the predictions with the columns of `SUBGROUPS` filled from the prepared tables.
+
+    They are null where a table lacks the value, as with a benchmark's own records.
+    """
     parents, found = prepared.parents, _stays(prepared, predictions)
     for name, (table, key, column) in SOURCES.items():
         told = pl.lit(None, pl.String).alias(name)
@@ -51,7 +53,7 @@ def with_subgroups(predictions: pl.DataFrame, prepared: Prepared) -> pl.DataFram
 
 
 def age_band(age: pl.Expr) -> pl.Expr:
-    """The band of an age in years; null where it is not known."""
+    """Return an expression for the band of an age in years; null if the age is null."""
     band: Any = pl.when(age.is_null()).then(None)
     for first, name in AGE_BANDS:
         band = band.when(age < first).then(pl.lit(name))
@@ -59,7 +61,7 @@ def age_band(age: pl.Expr) -> pl.Expr:
 
 
 def race_group(race: pl.Expr) -> pl.Expr:
-    """MIMIC's many values by what they begin with."""
+    """Return an expression that groups MIMIC's values of `race` by their prefixes (`RACES`)."""
     group: Any = pl.when(race.is_null()).then(None)
     for name in RACES:
         group = group.when(race.str.to_uppercase().str.starts_with(name)).then(pl.lit(name))
@@ -67,7 +69,7 @@ def race_group(race: pl.Expr) -> pl.Expr:
 
 
 def _stays(prepared: Prepared, predictions: pl.DataFrame) -> pl.DataFrame:
-    """The samples that were predicted, with their patient and stays."""
+    """Return the predicted samples with the ids of their patient, admission and stay."""
     wanted = predictions.select(pl.col("sample_id").unique())
     columns = ["sample_id", "subject_id", "hadm_id", "stay_id", "prediction_time"]
     return prepared.scan().select(columns).join(wanted.lazy(), on="sample_id", how="semi").collect()

@@ -1,8 +1,8 @@
-"""Which results an evaluation makes: whom it asks, and how.
+"""The results of an evaluation: its models and their prompt modes.
 
-A stage's model is asked as it was trained, unless `answer` says otherwise; the mode that was chosen
-is then part of the result's name (`rl:both-list`), as it is for every model that this run did not
-train (`EHR-R1-8B:direct`).
+The model of a stage is evaluated in the mode that it was trained in, unless `answer` names another;
+the mode is then part of the result's name (`rl:both-list`), as it is for every model that this run
+did not train (`EHR-R1-8B:direct`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,17 @@ from ehrr1.runs import short
 
 STAGES = ("adapt", "reason", "rl")
 THINKING = frozenset({"reason", "rl"})
-"""The stages whose model was trained to think before it decides."""
+"""The stages whose models are trained to think before they answer decision questions."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """One model asked in one way. `source` holds its weights: a folder or a name on the hub, None
-    for random ones and for what a server has. `risk` or `decision` None: not asked."""
+    """One model in one prompt mode.
+
+    `source` is the folder of its weights or its name on the Hugging Face Hub; None means random
+    weights, or a model behind a server or an API. `risk` and `decision` are the modes of the two
+    kinds of questions; None means that they are not asked.
+    """
 
     name: str
     model: str
@@ -38,9 +42,9 @@ class Target:
 
 
 def results(cfg: Config, inputs: Mapping[str, Path]) -> list[Target]:
-    """The results of this evaluation, in the order of the curriculum.
+    """Return the results of this evaluation, in the order of the curriculum.
 
-    Raises UserError where `eval.models` names a model that is not there.
+    Raises UserError if `eval.models` names a model that the run does not have.
     """
     found = models(cfg, inputs)
     if cfg.eval.models is not None:
@@ -63,7 +67,10 @@ def results(cfg: Config, inputs: Mapping[str, Path]) -> list[Target]:
 
 
 def models(cfg: Config, inputs: Mapping[str, Path]) -> dict[str, Path | str | None]:
-    """Model -> where its weights are."""
+    """Return the folder or Hub name of each model's weights, by the model's name.
+
+    None stands for random weights, and for a model behind a server or an API.
+    """
     if cfg.engine.name not in LOCAL:
         return {short(value_of(cfg, "engine.model") or cfg.engine.name): None}
     stages: dict[str, Path | str | None] = {}
@@ -77,14 +84,17 @@ def models(cfg: Config, inputs: Mapping[str, Path]) -> dict[str, Path | str | No
 
 
 def chosen_answers(cfg: Config) -> list[AnswerMode | None]:
-    """The modes that `answer` names: none, one, or several."""
+    """Return the modes that `answer` names: none, one or several."""
     if cfg.answer is None:
         return []
     return list(cfg.answer) if isinstance(cfg.answer, list) else [cfg.answer]
 
 
 def thinks(model: str, inputs: Mapping[str, Path]) -> bool:
-    """Whether a stage's model was trained to think before it decides."""
+    """Return whether the model was trained to think before it answers decision questions.
+
+    For `rl` this is read from the settings of its run (`rl.think`).
+    """
     if model == "rl" and model in inputs:
         return bool(OmegaConf.load(inputs[model] / "config.yaml").rl.think != "none")
     return model in THINKING
@@ -97,6 +107,7 @@ def _result(
     answer: AnswerMode | None,
     thinking: bool,
 ) -> Target:
+    """Return the result of a model in mode `answer`; None is the mode that it was trained in."""
     how: dict[str, Any] = {"candidates": cfg.candidates, "wording": cfg.wording}
     how["chains"] = "own" if cfg.eval.chains is None else "given"
     if answer is None:
@@ -105,10 +116,11 @@ def _result(
         name = f"{model}:{suffix[1:]}" if suffix else model
         return Target(name, model, source, PromptMode("direct", **how), decision)
     mode = PromptMode(answer, **how)
-    # a case for yes and one for no: only risk has them
+    # only risk questions have a case for yes and a case for no
     decision_mode = None if answer == "both" else mode
     return Target(f"{model}:{mode.name}", model, source, mode, decision_mode)
 
 
 def names(found: Sequence[Target]) -> list[str]:
+    """Return the names of the results."""
     return [result.name for result in found]

@@ -1,1 +1,1 @@
-"""Models that a language model is compared with."""
+"""Baseline models for the comparison with language models."""

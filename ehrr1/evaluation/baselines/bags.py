@@ -1,4 +1,4 @@
-"""The baselines that learn, on the same contexts and splits as a language model."""
+"""Fit and apply the trained baselines, on the same contexts and splits as a language model."""
 
 from collections.abc import Sequence
 
@@ -22,10 +22,12 @@ def learn_baselines(
     max_features: int,
     seed: int,
 ) -> pl.DataFrame:
-    """Fit each baseline on `train` and let it answer `samples`.
+    """Return the predictions of each baseline on `samples`, fitted on `train`, as rows of `SCHEMA`.
 
-    Those named `_cut` read only the events that fit the token limit of `prompt_builder`, as the
-    language model does.
+    The frequency baseline answers decision tasks, logistic regression and boosting answer risk
+    tasks. Models whose names end in `_cut` read only the events that fit the token limit of
+    `prompt_builder`, as the language model does; without a `prompt_builder` there are none. The
+    table is empty if `train` is empty.
     """
     if not train:
         return pl.DataFrame(schema=SCHEMA)
@@ -46,7 +48,11 @@ def learn_baselines(
 def bags_of(
     samples: Sequence[Sample], prepared: Prepared, prompt_builder: PromptBuilder | None
 ) -> tuple[dict[str, Bag], dict[str, Bag]]:
-    """Context -> what stands in it: of the whole, and of what `prompt_builder` leaves of it."""
+    """Return the bag of items of each context, by context_id: of all events, and of the kept ones.
+
+    The kept events are those that fit the token limit of `prompt_builder`; without one, both bags
+    are the same.
+    """
     whole, cut = {}, {}
     groups = by_context(samples)
     for context, group in track(groups.items(), "baselines: contexts", len(groups)):
@@ -61,4 +67,5 @@ def bags_of(
 
 
 def of_kind(samples: Sequence[Sample], kind: str) -> list[Sample]:
+    """Return the samples whose task is of `kind`: "decision" or "risk"."""
     return [sample for sample in samples if ALL_TASKS[sample.task].kind == kind]

@@ -1,4 +1,4 @@
-"""Baselines in the same harness: what one gets without a language model."""
+"""Baselines without a language model, evaluated on the same samples."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -28,10 +28,10 @@ from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.samples import Sample
 
 MAX_K = 50
-"""Longest answer that the frequency baseline tries."""
+"""Maximum number of items in an answer of the frequency baseline."""
 
 FLAG_KEYS = ("Flag", "Warning", "Event_Txt", "Interpretation")
-"""Shown keys that qualify an item: an abnormal value, a drug not given, a resistant organism."""
+"""Record keys that qualify an item: an abnormal value, a drug not given, a resistant organism."""
 
 NUMBER_KEYS = (
     "Anchor_Age",
@@ -43,19 +43,21 @@ NUMBER_KEYS = (
     "Dbp",
     "Acuity",
 )
-"""Shown keys of tables without items that boosting reads as numbers (latest value)."""
+"""Record keys, in rows without an item, whose latest value becomes a numeric feature."""
 
 Bag = dict[str, float]
 
 
 class Frequency:
-    """Answers each sample of a task with the k most frequent items of the task's training targets.
+    """A baseline that predicts the k most frequent items of a task's training targets.
 
-    k is the one with the best mean F1 on the training samples, ties to the smaller k: an honest
-    baseline for set answers, which one that names every item ever seen would not be.
+    All samples of a task get the same answer. k maximises the mean F1 on the training samples; of
+    equally good values the smallest is taken. Predicting every item that was ever seen would be too
+    weak a baseline for set answers.
     """
 
     def __init__(self, train: Sequence[Sample]):
+        """Choose the answer of each task from its training samples."""
         self.answers: dict[str, list[str]] = {}
         by_task: dict[str, list[Sample]] = {}
         for sample in train:
@@ -64,7 +66,10 @@ class Frequency:
             self.answers[task] = most_frequent([sample.target for sample in samples])
 
     def predict(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-        """One row a sample; an empty answer for a task that was never trained on."""
+        """Return one row per sample; samples of free-text tasks are left out.
+
+        The answer is empty for a task without training samples.
+        """
         return [
             prediction_row(sample, DIRECT, WrittenAnswer(self.answers.get(sample.task, [])))
             for sample in samples
@@ -73,7 +78,10 @@ class Frequency:
 
 
 def most_frequent(targets: Sequence[Sequence[str]]) -> list[str]:
-    """The k most frequent items (lower-cased, as scored), k chosen by mean F1 on `targets`."""
+    """Return the k most frequent items, with the k that maximises the mean F1 on `targets`.
+
+    Items are stripped and lower-cased, as in scoring. k is at most `MAX_K`.
+    """
     sets = [{item.strip().lower() for item in target} for target in targets]
     counts = Counter(item for target in sets for item in target)
     ranked = sorted(counts, key=lambda item: (-counts[item], item))[:MAX_K]
@@ -88,15 +96,16 @@ def most_frequent(targets: Sequence[Sequence[str]]) -> list[str]:
 
 
 def bag_of_items(context: Sequence[Event]) -> Bag:
-    """How often each item, item with flag and event kind stands in a context, and latest numbers.
+    """Return the features of a context by name: counts, and the latest numeric values.
 
-    Features are "table/item", "table/item/flag", "table" and, for rows without an item,
-    "table.key" with the value itself: what a careful analyst would put into a table.
+    "table", "table/item" and "table/item/flag" count events, items, and items with a flag
+    (`FLAG_KEYS`). For rows without an item, "table.key" is the latest value of a key of
+    `NUMBER_KEYS`, and "table.Gender=value" is 1. Events that came as text are read by `text_bag`.
     """
     bag: Counter[str] = Counter()
     numbers: Bag = {}
     for event in context:
-        if event.text is not None:  # a benchmark's
+        if event.text is not None:  # an event of a benchmark
             counted, told = text_bag(event)
             bag.update(counted)
             numbers |= told
@@ -118,11 +127,12 @@ def bag_of_items(context: Sequence[Event]) -> Bag:
 
 
 class Classifier(ABC):
-    """One model a risk task, on bags of items.
+    """One model per risk task, on bags of items.
 
-    Features that fewer than `min_samples` training contexts have are dropped, then the most
-    frequent `max_features` are kept. Tasks whose training samples are of one class get no model
-    and answer the class's frequency.
+    Features that occur in fewer than `min_samples` training contexts are dropped; of the others,
+    the `max_features` most frequent ones are kept. If the training samples of a task are all of one
+    class, or no feature is left, the task has no model, and the predicted probability is its
+    training share of "yes".
     """
 
     def __init__(self, max_features: int = 400, min_samples: int = 10, seed: int = 0):
@@ -133,10 +143,10 @@ class Classifier(ABC):
         self.models: dict[str, Any] = {}
 
     def fit(self, samples: Sequence[Sample], bags: Mapping[str, Bag]) -> None:
-        """Learn from risk samples; `bags` maps a context_id to its bag."""
+        """Select the features and fit one model per task; `bags` maps a context_id to its bag."""
         used = {sample.context_id for sample in samples}
         frequency = Counter(name for context in sorted(used) for name in bags[context])
-        least = min(self.min_samples, max(1, len(used) // 2))  # a few shots have few contexts
+        least = min(self.min_samples, max(1, len(used) // 2))  # few-shot sets have few contexts
         common = [name for name, count in frequency.items() if count >= least]
         common.sort(key=lambda name: (-frequency[name], name))
         self.columns = {name: column for column, name in enumerate(common[: self.max_features])}
@@ -144,7 +154,7 @@ class Classifier(ABC):
             self.models[task] = self._fit([s for s in samples if s.task == task], bags)
 
     def predict(self, samples: Sequence[Sample], bags: Mapping[str, Bag]) -> list[dict[str, Any]]:
-        """One row a sample of a task that `fit` has seen; others are left out."""
+        """Return one row per sample; samples of tasks that were not fitted are left out."""
         rows = []
         for task, model in self.models.items():
             chosen = [sample for sample in samples if sample.task == task]
@@ -161,6 +171,7 @@ class Classifier(ABC):
         return rows
 
     def _fit(self, samples: Sequence[Sample], bags: Mapping[str, Bag]) -> Any:
+        """Return one task's fitted model, or the share of "yes" if there is nothing to fit."""
         labels = np.array([sample.target == ("yes",) for sample in samples])
         if labels.all() or not labels.any() or not self.columns:
             return float(labels.mean())
@@ -168,10 +179,10 @@ class Classifier(ABC):
 
     @abstractmethod
     def model(self) -> Any:
-        """A fresh model of scikit-learn."""
+        """Return an unfitted scikit-learn classifier."""
 
     def _features(self, samples: Sequence[Sample], bags: Mapping[str, Bag]) -> NDArray[np.float32]:
-        """Bags as rows [samples, features]; a feature that a bag lacks is 0."""
+        """Return the feature matrix [samples, features]; features absent from a bag are 0."""
         rows, columns, values = [], [], []
         for row, sample in enumerate(samples):
             for name, value in bags[sample.context_id].items():
@@ -184,9 +195,10 @@ class Classifier(ABC):
 
 
 class Boosting(Classifier):
-    """Gradient boosting."""
+    """Gradient boosting (histogram-based)."""
 
     def model(self) -> Any:
+        """Return an unfitted gradient boosting classifier."""
         return HistGradientBoostingClassifier(
             max_iter=80,
             learning_rate=0.08,
@@ -198,13 +210,14 @@ class Boosting(Classifier):
 
 
 class Logistic(Classifier):
-    """Logistic regression on the logarithms of counts, standardised.
+    """Logistic regression on standardised log(1 + count).
 
-    In double precision: in single the solver's last steps, and the third digit of the scores, are
-    the processor's rounding errors.
+    The features are float64: in float32 the solver's last steps, and the third digit of the scores,
+    depend on the processor's rounding.
     """
 
     def model(self) -> Any:
+        """Return an unfitted pipeline of transformation, scaling and logistic regression."""
         return make_pipeline(
             FunctionTransformer(partial(np.log1p, dtype=np.float64)),
             StandardScaler(),

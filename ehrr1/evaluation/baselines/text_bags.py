@@ -1,21 +1,25 @@
-"""What stands in an event that came as text (a benchmark's), for the baselines to count."""
+"""Bag-of-items features from text-only events, as benchmarks have them."""
 
 import re
 
 from ehrr1.records.events import Event
 
 ITEM_KEYS = ("Item_Name", "Test_Name", "Exam_Name")
-"""Keys whose value names a row, in the order of preference."""
+"""Keys whose value is the item of a row, in order of preference."""
 
 NUMBERS, CLASSES = ("Anchor_Age",), ("Gender",)
-"""Keys of demographics that are read as a number, or as a yes/no column for each value."""
+"""Keys of demographics that become a numeric feature, or a 0/1 feature for each value."""
 
 _BORDER = re.compile(r"(?<!\\)\|")
 _HEADING = re.compile(r"## (.+?)(?: \[[^\]]*\])?")
 
 
 def text_bag(event: Event) -> tuple[list[str], dict[str, float]]:
-    """What is counted (the heading, `heading/item` for each row) and the latest numbers."""
+    """Return the names to count, and the latest values of numeric features by name.
+
+    Names are the heading and `heading/item` for each row. Numeric features are `heading.key` for
+    `NUMBERS`, and `heading.key=value` with value 1 for `CLASSES`.
+    """
     heading, *lines = (event.text or "").split("\n")
     name = found[1] if (found := _HEADING.fullmatch(heading)) else "text"
     counted, numbers = [name], {}
@@ -30,7 +34,7 @@ def text_bag(event: Event) -> tuple[list[str], dict[str, float]]:
 
 
 def _rows(lines: list[str]) -> list[dict[str, str]]:
-    """The rows of a Markdown table, or the one row that lines `- Key: value` are."""
+    """Return the rows of a Markdown table, or one row made of all lines `- Key: value`."""
     table = [
         [cell.strip().replace("\\|", "|") for cell in _BORDER.split(line.strip().strip("|"))]
         for line in lines
