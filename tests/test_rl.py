@@ -200,7 +200,7 @@ def engines(folder: Path, parent: int | None = None) -> list[int]:
             output = os.readlink(process / "fd" / "1")
         except OSError:
             continue  # it has ended
-        if b"vllm_engine" in command and (own == parent or output.startswith(str(folder))):
+        if b"vllm_process" in command and (own == parent or output.startswith(str(folder))):
             found.append(int(process.name))
     return found
 

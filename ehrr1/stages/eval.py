@@ -1,6 +1,6 @@
 """stage=eval: score models, and baselines, on held-out patients.
 
-predictions.parquet   a row an answer; every score follows from it alone (`evaluation.summary`)
+predictions.parquet   a row an answer; every score follows from it alone (`evaluation.aggregate`)
 metrics.json          scores with intervals
 report.html           tables, curves, cases
 meds/                 the risk predictions in MEDS-Evaluation's schema
