@@ -40,7 +40,8 @@ TRAINER = TrainerSettings(
     nodes=1,
     precision="32-true",
     activation_checkpointing=False,
-    keep_best=0,
+    save_top_k=0,
+    monitor="eval/loss",
 )
 
 WORDS = ("yes", "no", "Potassium", "Sodium", "Heparin", "Insulin", "Urea", "Lactate")

@@ -29,7 +29,7 @@ from ehrr1.config.training import (
     Search,
     TrainerSettings,
 )
-from ehrr1.config.types import Count, Name, PathText, Section, Text
+from ehrr1.config.types import Count, Name, PathText, Section, Target, Text
 from ehrr1.config.writers import AnswerModes, Chains, Engine, Eval, Infer, Rollout
 from ehrr1.errors import UserError
 
@@ -73,6 +73,8 @@ class Config(Section):
     data: Data
     model: ModelSettings
     trainer: TrainerSettings
+    logger: dict[str, Target]
+    callbacks: dict[str, Target]
     rollout: Rollout
     engine: Engine
     concepts: Concepts

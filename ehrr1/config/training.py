@@ -7,14 +7,16 @@ from pydantic import BeforeValidator, Field
 from ehrr1.config.types import (
     Count,
     Finite,
+    FunctionPath,
+    Name,
     Natural,
     NotNegative,
-    Optimizer,
     PathText,
     Positive,
     PositiveShare,
     Section,
     Share,
+    Target,
     Text,
 )
 
@@ -79,7 +81,8 @@ class TrainerSettings(Section):
     nodes: Count
     precision: Literal["32-true", "bf16-mixed"]
     activation_checkpointing: bool
-    keep_best: Natural
+    save_top_k: Natural
+    monitor: Name
 
 
 class Loss(Section):
@@ -88,13 +91,15 @@ class Loss(Section):
     on: Literal["answer", "all"]
     record_weight: NotNegative
     risk_weight: Positive
+    function: FunctionPath | None
 
 
 class Optimization(Section):
     """What every training stage has."""
 
     samples_per_task: Count | None
-    optimizer: Optimizer
+    optimizer: Literal["adamw", "muon"] | Target
+    schedule: Literal["cosine"] | FunctionPath
     lr: Positive
     warmup: Share
     weight_decay: NotNegative

@@ -16,6 +16,7 @@ from ehrr1.models.sizes import check_memory
 from ehrr1.training.reward_runner import resolve
 from ehrr1.training.rollouts import PROPER
 from ehrr1.training.strategies import is_zero, on_gpu
+from ehrr1.training.targets import wrong_targets
 
 
 def check_training(
@@ -30,6 +31,7 @@ def check_training(
     be trained.
     """
     problems = [*_devices(cfg.trainer), *_strategy(cfg, stage), *_steps(cfg, stage)]
+    problems += wrong_targets(cfg, stage)
     problems += _model(cfg, config, f"{stage}.max_tokens", cfg.supervised(stage).max_tokens)
     if cfg.model.lora is not None and tokenizer is None:
         problems.append(
@@ -43,7 +45,7 @@ def check_reinforcement(
 ) -> None:
     """The same for stage=rl, which starts from the weights of `source`."""
     rl = cfg.rl
-    problems = [*_devices(cfg.trainer), *_strategy(cfg, "rl")]
+    problems = [*_devices(cfg.trainer), *_strategy(cfg, "rl"), *wrong_targets(cfg, "rl")]
     if cfg.rollout.name == "vllm":
         try:
             check_engine(source, on_gpu(cfg.trainer))
@@ -141,6 +143,11 @@ def _strategy(cfg: Config, stage: str) -> list[str]:
         problems.append(
             "model.attention=varlen with trainer.precision=32-true: flash-attn computes in 16 bits "
             "only; choose model.attention=flex, or trainer.precision=bf16-mixed"
+        )
+    if trainer.offload and isinstance(cfg.training(stage).optimizer, dict):
+        problems.append(
+            f"{stage}.optimizer={cfg.training(stage).optimizer} with trainer.offload=true: there "
+            "DeepSpeed's own AdamW steps on the CPU; choose adamw, or trainer.offload=false"
         )
     if is_zero(trainer) and cfg.training(stage).optimizer == "muon":
         problems.append(

@@ -1,21 +1,19 @@
 """Applying rewards: found by name, called within a time limit, checked, added up."""
 
 import asyncio
-import importlib
 import inspect
 import math
-import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import cache
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 from ehrr1.errors import UserError
 from ehrr1.scoring.answers import read_answer
+from ehrr1.training import targets
 from ehrr1.training.rewards import REWARDS, Reward, Values
 
 Columns = Mapping[str, Sequence[Any]]
@@ -80,25 +78,12 @@ def find(name: str) -> Reward:
     if name in REWARDS:
         return REWARDS[name]
     setting = f"rl.rewards.{name}"
-    place, _, function = name.rpartition(".")
-    if not place or not all(part.isidentifier() for part in name.split(".")):
+    if "." not in name or not all(part.isidentifier() for part in name.split(".")):
         raise UserError(
             f"{setting}: no such reward; choose among {', '.join(REWARDS)}, or name a function of "
             "your own as module.function"
         )
-    here = str(Path.cwd())
-    if here not in sys.path:  # Python adds the folder of run.py, not the one it is called from
-        sys.path.append(here)
-    try:
-        module = importlib.import_module(place)
-    except (ImportError, SyntaxError) as error:
-        raise UserError(
-            f"{setting}: {place} cannot be imported ({error}); it is looked for in {here}, on "
-            "PYTHONPATH and among what is installed"
-        ) from error
-    reward = getattr(module, function, None)
-    if not callable(reward):
-        raise UserError(f"{setting}: {place} has no function {function}; define it there")
+    reward: Reward = targets.find(setting, name)
     return reward
 
 
