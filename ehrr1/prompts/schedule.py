@@ -88,13 +88,18 @@ def plan_steps(
 
 
 class Steps(IterableDataset[Any]):
-    """What `read` makes of each step's indices, from step `start` on.
+    """The batches that `read` makes of each step's indices, from step `start` on.
 
-    `waited` adds up the seconds that reading took: nothing is trained meanwhile.
+    `waited` adds up the seconds that reading took: nothing is trained meanwhile. The length is that
+    of the whole plan: without one Lightning would read a batch before training starts, and the
+    order of rollouts may follow from the model that training starts from (`rl.order`).
     """
 
     def __init__(self, plan: Sequence[Sequence[int]], read: Callable[[Sequence[int]], Any]):
         self.plan, self.read, self.start, self.waited = plan, read, 0, 0.0
+
+    def __len__(self) -> int:
+        return len(self.plan)
 
     def __iter__(self) -> Iterator[Any]:
         for indices in self.plan[self.start :]:
