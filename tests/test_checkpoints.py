@@ -41,7 +41,8 @@ def train(folder: Path, data: Path, epochs: int = 4, dropout: float = 0.0, **giv
         return model.train()
 
     plan = plan_steps(trees["length"], 4, epochs, None, 0)
-    module = SupervisedModule(build, settings(), len(plan), folder / "evaluation.json")
+    own = {name: given.pop(name) for name in ("optimizer", "schedule") if name in given}
+    module = SupervisedModule(build, settings(**own), len(plan), folder / "evaluation.json")
     steps = StepData(forest_steps(trees, plan, 900), forest_steps(trees, [[0, 1], [2]], 900))
     trainer = changed(TRAINER, save_top_k=given.pop("save_top_k", 0))
     chosen = {"save_seconds": 0} | given

@@ -109,6 +109,7 @@ def run(
     start: Start | None = None,
     asked: Listed | None = None,
     engine: Callable[[PreTrainedModel], Any] | None = None,
+    callbacks: Any = None,
     **changes: Any,
 ) -> list[dict[str, Any]]:
     """The lines of train.jsonl of a run whose every rollout asks the first four prompts."""
@@ -132,8 +133,8 @@ def run(
         seed=0,
         shown=True,
     )
-    logger = composed().logger
-    fit(module, data, folder, TRAINER, description="rl", seed=0, save_seconds=0, logger=logger)
+    given: dict[str, Any] = {"logger": composed().logger, "callbacks": callbacks}
+    fit(module, data, folder, TRAINER, description="rl", seed=0, save_seconds=0, **given)
     return [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
 
 

@@ -156,7 +156,7 @@ class RL(Optimization):
     order: Literal["random", "easy_first"]
     think: Literal["task", "both", "none"]
     dynamic_sampling: Natural
-    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo"]
+    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo"] | FunctionPath
     level: Literal["token", "sequence"]
     scale: Literal["group", "batch", "none"]
     epsilon: Share

@@ -31,11 +31,12 @@ from ehrr1.models.weights import whole_weights, without_adapters
 from ehrr1.prompts.forest import Forest, collate
 from ehrr1.prompts.trees import Branch, Tree
 from ehrr1.training.groups import Group, Microbatch, group_metrics, lay_out, write_completions
-from ehrr1.training.losses import PolicySettings, Tokens, advantages, policy_loss
+from ehrr1.training.losses import LOSSES, PolicySettings, Tokens, advantages, policy_loss
 from ehrr1.training.module import Build, ForestModule
 from ehrr1.training.prompts import PromptData, RLPrompt
 from ehrr1.training.rollouts import Clock, Collector
 from ehrr1.training.strategies import frozen
+from ehrr1.training.targets import find
 
 PROBE_TOKENS = 64
 """Random tokens on which trainer and engine are compared after each sync."""
@@ -110,8 +111,9 @@ class GRPOModule(ForestModule):
         super().__init__(policy.build, settings, len(data.plan) * self.updates_per_rollout)
         self.policy, self.data, self.spec = policy, data, engine
         self.folder, self.seed, self.shown = folder, seed, shown
-        names = [field.name for field in fields(PolicySettings)]
-        self.losses = PolicySettings(**{name: settings.of(name) for name in names})
+        names = [field.name for field in fields(PolicySettings) if field.name != "gain"]
+        own = None if settings.loss in LOSSES else find(f"rl.loss={settings.loss}", settings.loss)
+        self.losses = PolicySettings(**{name: settings.of(name) for name in names}, gain=own)
 
     def on_train_start(self) -> None:
         """Start the engine, with the restored weights after a resume, and score prompts.

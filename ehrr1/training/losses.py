@@ -1,4 +1,4 @@
-"""Losses as pure functions: tensors in, loss and what to watch out.
+"""Losses as pure functions: tensors in, the loss and sums to log out.
 
 A policy loss is made of parts that are chosen one by one:
 
@@ -27,6 +27,7 @@ tests/test_losses.py holds them against TRL 1.16's GRPOTrainer. Where TRL does s
 - At sequence level TRL's clip ratios are means over completions; here over tokens, always.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -90,6 +91,9 @@ def completion_weights(
     - `bnpo`, as TRL names it: the mean over the tokens of the batch. TRL takes it micro-batch by
       micro-batch, so that the result depends on how a step is cut. Here the batch is the step, and
       so `bnpo` is the same as `dapo`.
+    - a function of the user's (`module.function`): as `dapo`.
+
+    Raises ValueError for an unknown loss.
     """
     tokens = lengths.double()
     completions = counted.sum().clamp(min=1)
@@ -97,7 +101,7 @@ def completion_weights(
         each = 1 / (tokens.clamp(min=1) * completions)
     elif loss == "dr_grpo":
         each = torch.ones_like(tokens) / (completions * max_completion_tokens)
-    elif loss in ("dapo", "bnpo", "cispo"):
+    elif loss in ("dapo", "bnpo", "cispo") or "." in loss:
         each = torch.ones_like(tokens) / tokens[counted].sum().clamp(min=1)
     else:
         raise ValueError(f"no loss {loss!r}: one of {', '.join(LOSSES)}")
@@ -141,12 +145,16 @@ class Tokens:
         )
 
 
+Gain = Callable[[Tensor, Tokens, "PolicySettings"], Tensor]
+"""(ratio [N] of policy to old policy with gradient, tokens, settings) -> what is maximised [N]."""
+
+
 @dataclass(frozen=True)
 class PolicySettings:
     """Which loss; the names are those of the configuration group `rl`."""
 
     loss: str
-    """One of `LOSSES`."""
+    """One of `LOSSES`, or the path of a function that computes the gain (`gain`)."""
     level: str
     """Of the ratio, one of `LEVELS`; `gspo` is at sequence level whatever stands here."""
     epsilon: float
@@ -161,6 +169,8 @@ class PolicySettings:
     """For the rollout engine's probabilities, one of `CORRECTIONS`."""
     correction_cap: float
     """The largest correction, above 1."""
+    gain: Gain | None = None
+    """The function that `loss` names; None for one of `LOSSES`."""
 
 
 class PolicyLoss(NamedTuple):
@@ -228,7 +238,7 @@ def _ratio(tokens: Tokens, settings: PolicySettings) -> Tensor:
 
 
 def _gain(ratio: Tensor, tokens: Tokens, settings: PolicySettings) -> Tensor:
-    """What is maximised, for each token [N].
+    """Return what is maximised, for each token [N].
 
     `cispo` (MiniMax-M1, arXiv 2506.13585, eq. 4 and 5): the bounded ratio, without gradient, times
     advantage times log-probability. Every token keeps a gradient; the bound only limits its weight.
@@ -236,8 +246,10 @@ def _gain(ratio: Tensor, tokens: Tokens, settings: PolicySettings) -> Tensor:
 
     All others: the smaller of ratio and bounded ratio times advantage (PPO, 1707.06347, eq. 7),
     with bounds of their own for either side (DAPO, 2503.14476, eq. 8). A token beyond its bound has
-    no gradient.
+    no gradient. A function of the user's replaces all of it.
     """
+    if settings.gain is not None:
+        return settings.gain(ratio, tokens, settings)
     high = 1 + settings.epsilon_high
     if settings.loss == "cispo":
         return ratio.detach().clamp(max=high) * tokens.advantages * tokens.logprobs

@@ -121,22 +121,20 @@ def _below(folder: Path, target: Mapping[str, Any]) -> dict[str, Any]:
 def wrong_targets(cfg: Config, stage: str) -> list[str]:
     """Return a line for each class or function of a training stage that cannot be used."""
     settings = cfg.training(stage)
+    loss = {"rl.loss": cfg.rl.loss} if stage == "rl" else {"loss.function": cfg.loss.function}
+    functions = {f"{stage}.schedule": settings.schedule, **loss}
     checks: list[Callable[[], object]] = [
-        *(partial(check_target, f"logger.{n}", one, Logger) for n, one in cfg.logger.items()),
-        *(
-            partial(check_target, f"callbacks.{n}", one, Callback)
-            for n, one in cfg.callbacks.items()
-        ),
+        partial(find, f"{setting}={path}", path)
+        for setting, path in functions.items()
+        if path is not None and "." in path  # words are ours
     ]
+    for section, kind in (("logger", Logger), ("callbacks", Callback)):
+        checks += [
+            partial(check_target, f"{section}.{name}", target, kind)
+            for name, target in cfg.of(section).items()
+        ]
     if isinstance(settings.optimizer, dict):
-        given = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-        name = f"{stage}.optimizer"
-        checks.append(partial(check_target, name, settings.optimizer, Optimizer, [], **given))
-    if settings.schedule != "cosine":
-        name = f"{stage}.schedule={settings.schedule}"
-        checks.append(partial(find, name, settings.schedule))
-    if stage != "rl" and cfg.loss.function is not None:
-        checks.append(partial(find, f"loss.function={cfg.loss.function}", cfg.loss.function))
+        checks.append(partial(_check_optimizer, stage, settings.optimizer))
     problems = []
     for check in checks:
         try:
@@ -144,3 +142,10 @@ def wrong_targets(cfg: Config, stage: str) -> list[str]:
         except UserError as error:
             problems.append(str(error))
     return problems
+
+
+def _check_optimizer(stage: str, target: Mapping[str, Any]) -> None:
+    given = {"lr": 1e-3, "weight_decay": 0.0}
+    for name in given.keys() & target.keys():
+        raise UserError(f"{stage}.optimizer.{name}={target[name]}: set {stage}.{name} instead")
+    check_target(f"{stage}.optimizer", target, Optimizer, [], **given)
