@@ -259,38 +259,34 @@ def test_a_missing_package_comes_with_its_command() -> None:
     assert problem.startswith("logger.wandb: ") and problem.endswith("pip install wandb")
 
 
-def blocks(name: str) -> dict[str, str]:
-    """The files that an example of docs/training.md shows, by the names in their first lines."""
-    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    found = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", text, re.DOTALL)
-    assert name in dict(found), "the example is gone from the docs"
-    return dict(found)
-
-
 def test_the_example_of_the_docs_runs_as_it_stands(
     smoke: Path, tmp_path: Path, command_line: CommandLine
 ) -> None:
-    """A callback, a logger and a loss of ones own in an experiment; early stopping ends the run."""
-    files = blocks("my_training.py")
-    (tmp_path / "my_training.py").write_text(files["my_training.py"])
-    experiment = ROOT / "experiments" / "my_experiment.yaml"
-    assert not experiment.exists()
-    experiment.write_text("# @package _global_\n" + files["experiments/my_experiment.yaml"])
-    try:
-        done = command_line(
-            *("experiment=my_experiment", "stage=adapt", f"output_root={tmp_path}"),
-            f"inputs.prepare={smoke / 'prepare'}",
-            cwd=tmp_path,
-        )
-    finally:
-        experiment.unlink()
+    """A callback, a loss and two loggers in an experiment; the callback ends the run."""
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    files = dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", text, re.DOTALL))
+    assert set(files) == {"my_training.py", "experiment/my_experiment.yaml"}
+    (tmp_path / "experiment").mkdir()
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    [command] = re.findall(r"^python run.py (--config-dir .*)$", text, re.MULTILINE)
+    places = [f"inputs.prepare={smoke / 'prepare'}", f"output_root={tmp_path}"]
+    done = command_line(*command.split(), *places, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "a callback stopped it after 6 steps" in done.stderr
     folder = tmp_path / "my_experiment" / "adapt"
     metrics = json.loads((folder / "metrics.json").read_text())
-    planned_steps = 24
-    assert 0 < metrics["steps"] < planned_steps and len(lines_of(folder)) == metrics["steps"]
+    assert metrics["steps"] == len(lines_of(folder)) == 6
+    assert list(evaluations(folder)) == [3, 6]
+    assert metrics["eval/loss"] == evaluations(folder)[6] <= 6.65
+    assert lines_of(folder)[0]["loss"] < 6.9 < lines_of(smoke / "adapt")[0]["loss"]
     assert (folder / "hf" / "model.safetensors").exists()
-    assert (folder / "csv" / "version_0" / "metrics.csv").exists()
+    assert len(pl.read_csv(folder / "csv" / "version_0" / "metrics.csv")) >= 6
+    # finished: the same command says so, and another callback is another run
+    again = command_line(*command.split(), *places, cwd=tmp_path)
+    assert again.returncode == 0 and "finished already" in again.stderr
+    other = command_line(*command.split(), *places, "callbacks.stop.loss=1.0", cwd=tmp_path)
+    assert other.returncode == 2 and "callbacks.stop.loss: 6.65 there, 1.0 now" in other.stderr
 
 
 def test_early_stopping_has_lightnings_meaning() -> None:
