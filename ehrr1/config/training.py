@@ -24,14 +24,14 @@ Attention = Literal["auto", "sdpa", "flex", "varlen", "dense"]
 
 
 class Tokenizer(Section):
-    """Whether the tokenizer is trained on the corpus, and its size."""
+    """The tokenizer: the model's own, or one trained on the corpus, and its size."""
 
     train: bool
     vocab_size: Count | None
 
 
 class Start(Section):
-    """What a model from nothing begins as (`models/tiny_init.py`)."""
+    """The first weights of a model that is trained from scratch (`models/tiny_init.py`)."""
 
     query_gains: list[Positive]
     value_gain: Positive
@@ -39,7 +39,7 @@ class Start(Section):
 
 
 class Lora(Section):
-    """Adapters that learn in place of the weights (Hu et al., arXiv 2106.09685)."""
+    """Low-rank adapters that are trained instead of the weights (Hu et al., arXiv 2106.09685)."""
 
     r: Count
     alpha: Count
@@ -48,7 +48,7 @@ class Lora(Section):
 
 
 class ModelSettings(Section):
-    """A model's size, its weights and how it is computed."""
+    """A model's size, weights and attention."""
 
     name: Text
     path: PathText | None
@@ -61,7 +61,7 @@ class ModelSettings(Section):
 
     @classmethod
     def of_folder(cls, path: str | None, attention: Attention = "auto") -> Self:
-        """A model as its folder says, all weights of it."""
+        """Return the settings of a model that is a folder, all of whose weights are trained."""
         whole = Tokenizer(train=False, vocab_size=None)
         return cls(
             name="folder", path=path, attention=attention, lora=None, tokenizer=whole, config=None
@@ -72,7 +72,7 @@ Devices = Count | Literal["auto"]
 
 
 class TrainerSettings(Section):
-    """Who trains: strategy, processes, precision."""
+    """Processes, precision and the checkpoints that stay."""
 
     strategy: Literal["single", "ddp", "zero1", "zero2", "zero3"]
     offload: bool
@@ -86,7 +86,7 @@ class TrainerSettings(Section):
 
 
 class Loss(Section):
-    """What supervised training learns from."""
+    """The loss of supervised training."""
 
     on: Literal["answer", "all"]
     record_weight: NotNegative
@@ -95,7 +95,7 @@ class Loss(Section):
 
 
 class Optimization(Section):
-    """What every training stage has."""
+    """Settings of every training stage."""
 
     samples_per_task: Count | None
     optimizer: Literal["adamw", "muon"] | Target
@@ -109,7 +109,7 @@ class Optimization(Section):
 
 
 class Supervised(Optimization):
-    """What both supervised stages have."""
+    """Settings of both supervised stages."""
 
     eval_samples_per_task: Count | None
     max_tokens: Count
@@ -134,7 +134,7 @@ class Reason(Supervised):
 
 
 def _joined(value: Any) -> Any:
-    """Hydra reads `+rl.rewards.my_rewards.length=0.5` as a node in a node: my_rewards.length."""
+    """Join names that Hydra has nested: `+rl.rewards.my_rewards.length=0.5`."""
     if not isinstance(value, dict):
         return value
     found: dict[str, Any] = {}
@@ -184,7 +184,7 @@ class RL(Optimization):
 
 
 class AnswerTokens(Section):
-    """How long a question with its answer is."""
+    """Tokens of a question with its answer."""
 
     adapt: Count
     reason: Count
@@ -204,7 +204,7 @@ class Plan(Section):
 
 
 class Cluster(Section):
-    """The machines that `stage=plan` reckons with."""
+    """The machines that `stage=plan` plans for."""
 
     gpus: Count
     gpus_per_node: Count
@@ -223,7 +223,7 @@ class LocalLauncher(Section):
 
 
 class Job(Section):
-    """What SLURM is asked for one run; of a stage only what differs."""
+    """SLURM's options for one run; of a stage only those that differ."""
 
     partition: Text | None = None
     account: Text | None = None
@@ -263,7 +263,7 @@ Launcher = Annotated[LocalLauncher | SlurmLauncher, Field(discriminator="name")]
 
 
 class Search(Section):
-    """What Optuna searches for."""
+    """Optuna's objective, its direction and trials."""
 
     metric: Text | None
     direction: Literal["minimize", "maximize"]

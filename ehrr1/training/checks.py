@@ -1,4 +1,4 @@
-"""What cannot work is said before anything starts, all of it in one report."""
+"""Checks of a training stage's settings before anything starts, reported together."""
 
 import os
 from collections.abc import Mapping
@@ -43,7 +43,10 @@ def check_training(
 def check_reinforcement(
     cfg: Config, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, source: Path
 ) -> None:
-    """The same for stage=rl, which starts from the weights of `source`."""
+    """Raise UserError with every setting of stage=rl that cannot work.
+
+    `config` and `tokenizer` are those of `source`, the weights that it starts from.
+    """
     rl = cfg.rl
     problems = [*_devices(cfg.trainer), *_strategy(cfg, "rl"), *wrong_targets(cfg, "rl")]
     if cfg.rollout.name == "vllm":
@@ -82,7 +85,7 @@ def check_reinforcement(
 
 
 def _proper(rl: RL, weights: Mapping[str, float], names: str) -> list[str]:
-    """What would spoil a proper reward (`training.rewards`)."""
+    """Return a line for each setting under which a proper reward is not proper."""
     wanted = {"scale": "none", "top_p": 1.0, "top_k": 0}
     if rl.think == "both":
         wanted["temperature"] = 1.0

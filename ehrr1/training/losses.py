@@ -45,7 +45,9 @@ FLAT = 1e-6
 
 
 def supervised_loss(logprobs: Tensor, weights: Tensor, total: Tensor | float) -> Tensor:
-    """Weighted negative log-likelihood: logprobs, weights [N]; `total` the whole step's weight.
+    """Return the weighted negative log-likelihood of `logprobs` [N] with `weights` [N].
+
+    `total` is the weight of the whole step.
 
     Dividing by the step's total, not by this batch's, makes the step's gradient the same however
     its trees are divided into batches.
@@ -54,7 +56,7 @@ def supervised_loss(logprobs: Tensor, weights: Tensor, total: Tensor | float) ->
 
 
 def advantages(rewards: Tensor, scale: str) -> Tensor:
-    """Rewards [groups, G] -> advantages [groups, G]: reward minus its group's mean, scaled.
+    """Return advantages [groups, G] of `rewards` [groups, G]: minus the group's mean, scaled.
 
     - `group`: divided by the group's standard deviation (GRPO, arXiv 2402.03300, section 4.1.2);
     - `batch`: divided by that of all rewards ("Tricks or Traps?", 2508.08221);
@@ -77,7 +79,7 @@ def advantages(rewards: Tensor, scale: str) -> Tensor:
 def completion_weights(
     loss: str, lengths: Tensor, counted: Tensor, max_completion_tokens: int
 ) -> Tensor:
-    """The weight of each token of each completion [C], float64; 0 where it is not counted.
+    """Return the weight of each token of each completion [C], float64; 0 if it is not counted.
 
     Lengths [C] in tokens and counted [C] (bool) are those of ALL completions of one optimizer step
     over all processes. Summed over rows and processes with these weights the loss is the step's,
@@ -132,7 +134,7 @@ class Tokens:
     """[N] under the reference weights; needed for beta > 0."""
 
     def counted(self) -> "Tokens":
-        """The tokens that have a weight. Chosen, not multiplied by 0: 0 * inf is nan."""
+        """Return the tokens with a weight; selected, not multiplied by 0, as 0 * inf is nan."""
         kept = self.weights > 0
         return Tokens(
             self.logprobs[kept],
@@ -174,7 +176,7 @@ class PolicySettings:
 
 
 class PolicyLoss(NamedTuple):
-    """A row's part of the loss (a scalar with gradient), and what to watch.
+    """A row's part of the loss (a scalar with gradient), and sums to log.
 
     `sums` are detached sums over the row's counted tokens, under the same names for every row, to
     be added over rows and processes and divided by `tokens`: kl (by the estimator that was chosen;
@@ -190,7 +192,7 @@ class PolicyLoss(NamedTuple):
 
 
 def policy_loss(tokens: Tokens, settings: PolicySettings) -> PolicyLoss:
-    """The weighted sum over the row's tokens; 0 with gradient 0 for a row without counted tokens.
+    """Return the weighted sum over the row's tokens; 0 with gradient 0 if none is counted.
 
     Raises ValueError where log-probabilities that the settings need are missing.
     """
@@ -225,7 +227,7 @@ def policy_loss(tokens: Tokens, settings: PolicySettings) -> PolicyLoss:
 
 
 def _ratio(tokens: Tokens, settings: PolicySettings) -> Tensor:
-    """Policy / old policy, with gradient [N].
+    """Return the ratio of policy to old policy, with gradient [N].
 
     At sequence level it is the geometric mean over the completion's tokens, one number for all of
     them (GSPO, arXiv 2507.18071, eq. 7), and a token's gradient a share of its completion's.
@@ -258,14 +260,14 @@ def _gain(ratio: Tensor, tokens: Tokens, settings: PolicySettings) -> Tensor:
 
 
 def _clipped(ratio: Tensor, advantages: Tensor, settings: PolicySettings) -> tuple[Tensor, Tensor]:
-    """Whether the lower, and whether the upper bound holds a token back; [N] bool each."""
+    """Return whether the lower and whether the upper bound clips a token; [N] bool each."""
     low = (ratio < 1 - settings.epsilon) & (advantages < 0)
     high = (ratio > 1 + settings.epsilon_high) & (advantages > 0)
     return (torch.zeros_like(low) if settings.loss == "cispo" else low), high
 
 
 def kl_divergence(logprobs: Tensor, reference: Tensor, estimator: str) -> Tensor:
-    """An estimate of KL(policy || reference) for each token [N] that the policy sampled.
+    """Return an estimate of KL(policy || reference) for each token [N] that the policy sampled.
 
     With d = log(reference / policy) (Schulman, "Approximating KL divergence", 2020):
 
@@ -291,7 +293,7 @@ def kl_divergence(logprobs: Tensor, reference: Tensor, estimator: str) -> Tensor
 
 
 def engine_correction(tokens: Tokens, correction: str, cap: float) -> Tensor:
-    """What each token's gain is multiplied by [N], without gradient: trainer / rollout engine.
+    """Return the factor of each token's gain [N], without gradient: trainer / rollout engine.
 
     The engine samples from other probabilities than the trainer computes (other kernels, other
     precision): importance sampling makes up for it, bounded so that few tokens do not outweigh the
@@ -314,7 +316,7 @@ def engine_correction(tokens: Tokens, correction: str, cap: float) -> Tensor:
 
 
 def _by_completion(values: Tensor, completions: Tensor) -> tuple[Tensor, Tensor]:
-    """For each token [N]: the sum of its completion's values, and how many they are."""
+    """Return for each token [N] the sum of its completion's values, and their number."""
     lengths = torch.bincount(completions)
     sums = values.new_zeros(len(lengths)).index_add(0, completions, values)
     return sums[completions], lengths[completions]
