@@ -29,6 +29,9 @@ INVENTED = {"model": {"tiny"}, "data": {"synthetic", *BENCHMARKS}}
 LONGEST_NAME = 80
 """Maximum number of characters of a folder's name."""
 
+SEVERAL = ("logger", "callbacks")
+"""Groups of which several choices can be made: `logger=[tensorboard,csv]`."""
+
 QUOTES = ("'", '"')
 
 PLACES = frozenset({"output_root", "variant", "stage", "experiment", "overwrite"})
@@ -80,8 +83,15 @@ def refuse_no_choice(arguments: Sequence[str], conf: Path) -> None:
         group, equals, value = argument.partition("=")
         folder = conf / group.lstrip("+")
         odd = value in ("", "null") or value[:1] in ("[", "{")
-        if equals and odd and group and folder.is_dir():
-            raise UserError(no_choice(group, value, sorted(f.stem for f in folder.glob("*.yaml"))))
+        if not (equals and odd and group and folder.is_dir()):
+            continue
+        choices = sorted(file.stem for file in folder.glob("*.yaml"))
+        wrong = [value]
+        if group in SEVERAL and value[:1] == "[":
+            told = [one.strip() for one in value.strip("[]").split(",") if one.strip()]
+            wrong = [one for one in told if one not in choices]
+        if wrong:
+            raise UserError(no_choice(group, wrong[0], choices))
 
 
 def is_real(arguments: Sequence[str]) -> bool:

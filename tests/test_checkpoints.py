@@ -20,6 +20,7 @@ from ehrr1.training.checkpoints import PlainFile, best_checkpoints, checkpoints,
 from ehrr1.training.sft import SupervisedModule
 from ehrr1.training.trainer import fit
 from tests.conftest import CommandLine
+from tests.settings import changed
 from tests.test_grpo import TRAINER
 from tests.test_models import model_settings
 from tests.test_training import evaluation_of, lines_of, settings, tree_data
@@ -40,10 +41,12 @@ def train(folder: Path, data: Path, epochs: int = 4, dropout: float = 0.0, **giv
         return model.train()
 
     plan = plan_steps(trees["length"], 4, epochs, None, 0)
-    module = SupervisedModule(build, settings(), len(plan), folder / "evaluation.json")
+    own = {name: given.pop(name) for name in ("optimizer", "schedule") if name in given}
+    module = SupervisedModule(build, settings(**own), len(plan), folder / "evaluation.json")
     steps = StepData(forest_steps(trees, plan, 900), forest_steps(trees, [[0, 1], [2]], 900))
+    trainer = changed(TRAINER, save_top_k=given.pop("save_top_k", 0))
     chosen = {"save_seconds": 0} | given
-    fit(module, steps, folder, TRAINER, description="adapt", seed=0, **chosen)
+    fit(module, steps, folder, trainer, description="adapt", seed=0, **chosen)
 
 
 def evaluations(folder: Path) -> dict[int, float]:
@@ -94,7 +97,7 @@ def test_the_best_stay_beside_the_last_over_failures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned_losses(monkeypatch, LOSSES)
-    best = {"eval_every": 2, "keep_best": 2}
+    best = {"eval_every": 2, "save_top_k": 2}
     train(tmp_path / "whole", tmp_path, **best, save_seconds=1e6)
     folder = tmp_path / "whole" / "checkpoints"
     assert kept(tmp_path / "whole") == [4, 6, 12]
@@ -126,7 +129,7 @@ def test_the_best_stay_beside_the_last_over_failures(
 def test_an_evaluation_that_a_stop_left_out_is_made_up_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(tmp_path / "whole", tmp_path, eval_every=2, keep_best=1)
+    train(tmp_path / "whole", tmp_path, eval_every=2, save_top_k=1)
     step = SupervisedModule.validation_step
 
     def failing(self: SupervisedModule, *given: Any) -> None:
@@ -137,9 +140,9 @@ def test_an_evaluation_that_a_stop_left_out_is_made_up_for(
     with monkeypatch.context() as broken:
         broken.setattr(SupervisedModule, "validation_step", failing)
         with pytest.raises(KeyError):
-            train(tmp_path / "broken", tmp_path, eval_every=2, keep_best=1)
+            train(tmp_path / "broken", tmp_path, eval_every=2, save_top_k=1)
     assert kept(tmp_path / "broken") == [2, 4] and list(evaluations(tmp_path / "broken")) == [2]
-    train(tmp_path / "broken", tmp_path, eval_every=2, keep_best=1)
+    train(tmp_path / "broken", tmp_path, eval_every=2, save_top_k=1)
     same(tmp_path / "broken", tmp_path / "whole")
     assert evaluations(tmp_path / "broken") == evaluations(tmp_path / "whole")
 
@@ -180,12 +183,12 @@ def test_the_way_back_through_the_command_line(
         *("experiment=smoke", "stage=adapt", "adapt.max_steps=8", f"output_root={tmp_path}"),
         *(f"inputs.prepare={smoke / 'prepare'}", "variant=kept"),
     ]
-    refused = command_line(*shared, "trainer.keep_best=2")
-    assert refused.returncode == 2 and "trainer.keep_best=2" in refused.stderr
+    refused = command_line(*shared, "trainer.save_top_k=2")
+    assert refused.returncode == 2 and "trainer.save_top_k=2" in refused.stderr
     assert "adapt.eval_every=STEPS" in refused.stderr and len(refused.stderr.splitlines()) == 1
     # a rate that rises to the end, far beyond what any data forgives
     collapsing = ["adapt.lr=10", "adapt.warmup=1.0"]
-    asked = ["trainer.keep_best=1", "adapt.eval_every=2", "adapt.save_seconds=0"]
+    asked = ["trainer.save_top_k=1", "adapt.eval_every=2", "adapt.save_seconds=0"]
     done = command_line(*shared, *collapsing, *asked)
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "smoke" / "kept" / "adapt"
@@ -208,11 +211,11 @@ def test_the_way_back_through_the_command_line(
 
 
 def test_a_checkpoint_is_chosen_or_what_is_there_is_said(tmp_path: Path) -> None:
-    train(tmp_path, tmp_path / "data", eval_every=5, keep_best=1)
+    train(tmp_path, tmp_path / "data", eval_every=5, save_top_k=1)
     (tmp_path / "base").mkdir()
     with pytest.raises(UserError, match=r"checkpoint=7: .* steps 12 \(eval/loss .*; choose one"):
         consolidate(tmp_path, 7)
     train(tmp_path / "plain", tmp_path / "data")
     (tmp_path / "plain" / "base").mkdir()
-    with pytest.raises(UserError, match=r"checkpoint=best: .* steps 12; none was kept.*keep_best"):
+    with pytest.raises(UserError, match=r"checkpoint=best: .* steps 12; none was kept.*save_top_k"):
         consolidate(tmp_path / "plain", "best")

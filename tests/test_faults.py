@@ -11,7 +11,7 @@ ROUNDS = 20
 SETTINGS = (
     "experiment=smoke", "stage=adapt", "adapt.max_steps=400", "adapt.epochs=20",
     "adapt.trees_per_step=4", "adapt.save_seconds=0",
-    "adapt.eval_every=30", "trainer.keep_best=2",
+    "adapt.eval_every=30", "trainer.save_top_k=2",
 )  # fmt: skip
 
 

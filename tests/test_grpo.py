@@ -19,15 +19,14 @@ from ehrr1.models.loading import Sharding, add_adapters
 from ehrr1.models.logprobs import token_logprobs
 from ehrr1.models.weights import whole_weights
 from ehrr1.prompts.forest import collate
-from ehrr1.prompts.schedule import StepData, Steps
 from ehrr1.prompts.trees import Branch, Tree
 from ehrr1.scoring.risk import AnswerTokens
 from ehrr1.training import grpo
 from ehrr1.training.groups import Group, divided, lay_out
-from ehrr1.training.grpo import GRPOModule, easy_first
+from ehrr1.training.grpo import EngineSpec, GRPOModule, Policy
 from ehrr1.training.losses import PolicySettings, Tokens, policy_loss
 from ehrr1.training.probabilities import yes_probabilities
-from ehrr1.training.prompts import RLPrompt
+from ehrr1.training.prompts import PromptData, RLPrompt, easy_first
 from ehrr1.training.reward_runner import RewardError
 from ehrr1.training.trainer import fit
 from tests.settings import changed, composed
@@ -41,7 +40,8 @@ TRAINER = TrainerSettings(
     nodes=1,
     precision="32-true",
     activation_checkpointing=False,
-    keep_best=0,
+    save_top_k=0,
+    monitor="eval/loss",
 )
 
 WORDS = ("yes", "no", "Potassium", "Sodium", "Heparin", "Insulin", "Urea", "Lactate")
@@ -110,6 +110,7 @@ def run(
     start: Start | None = None,
     asked: Listed | None = None,
     engine: Callable[[PreTrainedModel], Any] | None = None,
+    callbacks: Any = None,
     **changes: Any,
 ) -> list[dict[str, Any]]:
     """The lines of train.jsonl of a run whose every rollout asks the first four prompts."""
@@ -122,23 +123,19 @@ def run(
         other.load_state_dict(first)
         return other
 
+    with_adapters = any("lora" in name for name in first)
+    data = PromptData(asked, prompts(2), [[0, 1, 2, 3]] * steps)  # type: ignore[arg-type]
     module = GRPOModule(
-        lambda sharding: model,
-        tokenizer,
+        Policy(lambda sharding: model, tokenizer, None if with_adapters else reference),
         rl_settings(**changes),
-        plan=[[0, 1, 2, 3]] * steps,
-        prompts=asked,  # type: ignore[arg-type]
-        validation=prompts(2),  # type: ignore[arg-type]
-        start=engine or (lambda model: TransformersEngine(model, tokenizer)),
-        reference=None if any("lora" in name for name in first) else reference,
-        folder=folder,
+        data,
+        EngineSpec(engine or (lambda model: TransformersEngine(model, tokenizer)), 1e-4),
+        folder,
         seed=0,
         shown=True,
-        tolerance=1e-4,
     )
-    numbers = Steps([[number] for number in range(steps)], lambda one: one[0])
-    data = StepData(numbers, Steps([[0]], lambda one: one[0]))
-    fit(module, data, folder, TRAINER, description="rl", seed=0, save_seconds=0)
+    given: dict[str, Any] = {"logger": composed().logger, "callbacks": callbacks}
+    fit(module, data, folder, TRAINER, description="rl", seed=0, save_seconds=0, **given)
     return [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
 
 

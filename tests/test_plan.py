@@ -140,7 +140,7 @@ def test_rl_counts_the_group_and_its_cache() -> None:
 
 
 def test_checkpoints_follow_the_settings() -> None:
-    cfg = planned("model=8b", "trainer=zero2", "adapt.eval_every=100", "trainer.keep_best=3")
+    cfg = planned("model=8b", "trainer=zero2", "adapt.eval_every=100", "trainer.save_top_k=3")
     found = Planner(cfg).saving(seconds_per_step=2.0)
     assert found.size == 14 * 8_190_735_360 and found.room == 5 * found.size
     assert found.pause == pytest.approx(20 * found.size / 2e9) and found.every == 200

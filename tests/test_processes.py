@@ -32,7 +32,7 @@ STEPS = 12
 ARGUMENTS = ("experiment=smoke", f"adapt.max_steps={STEPS}")
 SEVERAL_ROWS = "adapt.max_batch_tokens=900"  # in place of one or two a step
 EXACT = "trainer.precision=32-true"
-EVALUATED = ("adapt.eval_every=5", "trainer.keep_best=1")  # which must change nothing
+EVALUATED = ("adapt.eval_every=5", "trainer.save_top_k=1")  # which must change nothing
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:

@@ -111,7 +111,7 @@ def test_only_thinking_prompts_must_close_as_released() -> None:
         collector.settings = composed(f"experiment={experiment}").rl
         collector.weights = collector.settings.rewards
         collector.tokenizer = train_tokenizer({"a": 1}, 300)
-        found = collector._columns([], prompts, prompts, done)  # type: ignore[arg-type]
+        found = collector._columns(prompts, prompts, done)  # type: ignore[arg-type]
         assert found["must_close"] == closes
 
 

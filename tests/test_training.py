@@ -155,7 +155,16 @@ def train(
 
     module = SupervisedModule(build, config, len(plan), folder / "evaluation.json")
     data = StepData(forest_steps(trees, plan, batch), forest_steps(trees, [[0, 1], [2]], batch))
-    fit(module, data, folder, TRAINER, description="adapt", seed=0, save_seconds=0)
+    fit(
+        module,
+        data,
+        folder,
+        TRAINER,
+        description="adapt",
+        seed=0,
+        save_seconds=0,
+        logger=composed().logger,
+    )
     module.model = build(None)
     checkpoint, _ = last_checkpoint(folder / "checkpoints")
     assert checkpoint is not None

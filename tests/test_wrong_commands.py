@@ -51,7 +51,11 @@ WRONG: dict[str, list[str]] = {
     "+rl.entropy_bonus=0.01 +adapt.learning_rate=1e-5": [
         *("rl.entropy_bonus: there is no such setting", "did you mean adapt.lr?"),
     ],
-    "+logger=wandb": ["logger: there is no such setting", "TensorBoard"],
+    "+report_to=wandb": ["report_to: there is no such setting", "logger=[tensorboard,wandb]"],
+    "logger=[tensorboard,comet]": ["logger=comet", "choose one of csv, mlflow, tensorboard, wandb"],
+    "trainer.keep_best=2": ["trainer.keep_best: this setting is called trainer.save_top_k now"],
+    "+callbacks.x=3": ["callbacks.x=3: it must be a class with its arguments"],
+    "adapt.optimizer=adam": ["adapt.optimizer=adam: it must be one of adamw, muon or a class"],
     "trainer.max_steps=10": ["did you mean adapt.max_steps, reason.max_steps, rl.steps?"],
     "+trainer.num_gpus=8 +inputs.sft=x": ["did you mean trainer.devices?", "inputs.sft: there is"],
     "resume=true": ["resume: there is no such setting: the same command again resumes a run"],

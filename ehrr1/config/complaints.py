@@ -25,6 +25,7 @@ RENAMED = {
     "layout": "export.layout",
     "similar_items": "export.similar_items",
     "rollout.timeout": "rollout.timeout_seconds",
+    "trainer.keep_best": "trainer.save_top_k",
 }
 """Settings of earlier versions and their current names."""
 
@@ -52,8 +53,8 @@ NOT_NEEDED = {
         "the same command again resumes a run that was stopped",
     ),
     **dict.fromkeys(
-        ("logger", "wandb", "report_to", "tensorboard"),
-        "curves and metrics are written to tb/ for TensorBoard; there is no other logger",
+        ("wandb", "report_to", "tensorboard", "loggers"),
+        "logger=tensorboard, csv, wandb or mlflow chooses one, logger=[tensorboard,wandb] several",
     ),
     **dict.fromkeys(("debug", "fast_dev_run"), "experiment=smoke runs every stage in seconds"),
 }

@@ -9,7 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ehrr1.config.types import Place
+from ehrr1.config.types import Function, Instance, Place
 
 
 @cache
@@ -73,6 +73,10 @@ def _describe(kind: Any, metadata: list[Any]) -> str:
         sizes = [one.min_length for one in _flat(metadata) if isinstance(one, MinLen)]
         of = _describe(get_args(kind)[0], [])
         return f"a list of {sizes[0] if sizes else 'values'}: [{of}, ...]"
+    if Instance() in metadata:
+        return "a class with its arguments: {_target_: module.Class, ARGUMENT: VALUE}"
+    if Function() in metadata:
+        return "a function of yours: module.function"
     if get_origin(kind) is dict:
         return "settings by name: {NAME: VALUE}"
     if kind is bool:

@@ -30,7 +30,7 @@ from ehrr1.config.training import (
     Search,
     TrainerSettings,
 )
-from ehrr1.config.types import Count, Name, PathText, Section, Text
+from ehrr1.config.types import Count, Name, PathText, Section, Target, Text
 from ehrr1.config.writers import AnswerModes, Chains, EngineConfig, Eval, Infer, RolloutConfig
 from ehrr1.errors import UserError
 
@@ -74,6 +74,8 @@ class Config(Section):
     data: Data
     model: ModelSettings
     trainer: TrainerSettings
+    logger: dict[str, Target]
+    callbacks: dict[str, Target]
     rollout: RolloutConfig
     engine: EngineConfig
     concepts: Concepts

@@ -197,12 +197,12 @@ def keeping(cfg: "Config") -> list[str]:
     with_reason = cfg.stage == "curriculum" and cfg.rl.start == "reason"
     asked = {"curriculum": ["adapt", *["reason"] * with_reason]}.get(cfg.stage, [cfg.stage])
     blind = [s for s in ("adapt", "reason") if s in asked and cfg.supervised(s).eval_every is None]
-    if not cfg.trainer.keep_best or not blind:
+    if not cfg.trainer.save_top_k or not blind:
         return []
     remedy = " and ".join(f"{stage}.eval_every=STEPS" for stage in blind)
     return [
-        f"trainer.keep_best={cfg.trainer.keep_best}: evaluations during training determine "
-        f"the best checkpoints; set {remedy}, or trainer.keep_best=0"
+        f"trainer.save_top_k={cfg.trainer.save_top_k}: evaluations during training determine "
+        f"the best checkpoints; set {remedy}, or trainer.save_top_k=0"
     ]
 
 

@@ -7,14 +7,16 @@ from pydantic import BeforeValidator, Field
 from ehrr1.config.types import (
     Count,
     Finite,
+    FunctionPath,
+    Name,
     Natural,
     NotNegative,
-    Optimizer,
     PathText,
     Positive,
     PositiveShare,
     Section,
     Share,
+    Target,
     Text,
 )
 
@@ -70,7 +72,7 @@ Devices = Count | Literal["auto"]
 
 
 class TrainerSettings(Section):
-    """Strategy, processes and precision of training."""
+    """Strategy, processes and precision of training, and the checkpoints that stay."""
 
     strategy: Literal["single", "ddp", "zero1", "zero2", "zero3"]
     offload: bool
@@ -79,22 +81,25 @@ class TrainerSettings(Section):
     nodes: Count
     precision: Literal["32-true", "bf16-mixed"]
     activation_checkpointing: bool
-    keep_best: Natural
+    save_top_k: Natural
+    monitor: Name
 
 
 class Loss(Section):
-    """Weights of the supervised loss."""
+    """The loss of supervised training."""
 
     on: Literal["answer", "all"]
     record_weight: NotNegative
     risk_weight: Positive
+    function: FunctionPath | None
 
 
 class Optimization(Section):
     """Settings of every training stage."""
 
     samples_per_task: Count | None
-    optimizer: Optimizer
+    optimizer: Literal["adamw", "muon"] | Target
+    schedule: Literal["cosine"] | FunctionPath
     lr: Positive
     warmup: Share
     weight_decay: NotNegative
@@ -154,7 +159,7 @@ class RL(Optimization):
     order: Literal["random", "easy_first"]
     think: Literal["task", "both", "none"]
     dynamic_sampling: Natural
-    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo"]
+    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo"] | FunctionPath
     level: Literal["token", "sequence"]
     scale: Literal["group", "batch", "none"]
     epsilon: Share

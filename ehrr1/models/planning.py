@@ -171,9 +171,9 @@ class Planner:
         )
         seconds = size / (self.cfg.cluster.write_gb_per_second * 1e9)
         wait = max(pause(stage.save_seconds, seconds), seconds_per_step)
-        if isinstance(stage, RL) or not trainer.keep_best or stage.eval_every is None:
+        if isinstance(stage, RL) or not trainer.save_top_k or stage.eval_every is None:
             return Saving(size, seconds, wait)
-        return Saving(size, seconds, wait, trainer.keep_best, stage.eval_every * seconds_per_step)
+        return Saving(size, seconds, wait, trainer.save_top_k, stage.eval_every * seconds_per_step)
 
     def _seconds(self, mean: TreeShape) -> float:
         """Return the seconds that one GPU needs for one tree."""

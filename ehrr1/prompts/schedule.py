@@ -93,11 +93,16 @@ def plan_steps(
 class Steps(IterableDataset[Any]):
     """The results of `read` for each step's indices, from step `start` on.
 
-    `waited` is the total time in seconds spent on reading, during which training waits.
+    `waited` is the total time in seconds spent on reading, during which training waits. The length
+    is that of the whole plan: without one Lightning would read a batch before training starts, and
+    the order of rollouts may depend on the model that training starts from (`rl.order`).
     """
 
     def __init__(self, plan: Sequence[Sequence[int]], read: Callable[[Sequence[int]], Any]):
         self.plan, self.read, self.start, self.waited = plan, read, 0, 0.0
+
+    def __len__(self) -> int:
+        return len(self.plan)
 
     def __iter__(self) -> Iterator[Any]:
         for indices in self.plan[self.start :]:

@@ -153,7 +153,7 @@ def saving_table(planner: Planner, saving: Saving) -> Section:
     speed, parts = planner.cfg.cluster.write_gb_per_second, ["the last", "one being written"]
     share = f"{saving.share:.1%} at most"
     if saving.every is not None:
-        parts.append(f"trainer.keep_best={saving.kept}")
+        parts.append(f"trainer.save_top_k={saving.kept}")
         share += f", if each evaluation ({_time(saving.every)}) is among the best"
     rows = [
         ("a checkpoint", f"{_n(saving.size / GB)} GB"),

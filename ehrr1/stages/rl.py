@@ -23,7 +23,7 @@ from ehrr1.files import read_json
 from ehrr1.models.loading import read_config
 from ehrr1.prompts.chat_format import load_chat_tokenizer
 from ehrr1.prompts.dataset import evenly
-from ehrr1.prompts.schedule import StepData, Steps, plan_evenly
+from ehrr1.prompts.schedule import plan_evenly
 from ehrr1.prompts.trees import PromptBuilder
 from ehrr1.prompts.wording import style_of
 from ehrr1.runs import Run, data_is_open
@@ -33,8 +33,8 @@ from ehrr1.tasks.selection import LEARNABLE, select
 from ehrr1.training.checkpoints import consolidate
 from ehrr1.training.checks import check_reinforcement
 from ehrr1.training.groups import mean
-from ehrr1.training.grpo import GRPOModule
-from ehrr1.training.prompts import Prompts
+from ehrr1.training.grpo import EngineSpec, GRPOModule, Policy
+from ehrr1.training.prompts import PromptData, Prompts
 from ehrr1.training.sft import builder, lay_base
 from ehrr1.training.strategies import on_gpu
 from ehrr1.training.trainer import fit, log_summary
@@ -60,36 +60,38 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
         )
     plan = plan_evenly(training.tasks, cfg.rl.prompts_per_step, cfg.rl.steps, cfg.seed)
     parameters = parallel.from_first(lambda: lay_base(cfg, run.folder, source, tokenizer))
+    data = PromptData(training, validation, plan)
+    build = builder(cfg, source, tokenizer)
     module = GRPOModule(
-        builder(cfg, source, tokenizer),
-        tokenizer,
+        # the reference is the same model before training; adapters are switched off instead
+        Policy(build, tokenizer, reference=build if cfg.model.lora is None else None),
         cfg.rl,
-        plan=plan,
-        prompts=training,
-        validation=validation,
-        start=partial(start_engine, cfg, tokenizer, source, run.folder),
-        # adapters are switched off to be the reference
-        reference=builder(cfg, source, tokenizer) if cfg.model.lora is None else None,
-        folder=run.folder,
+        data,
+        EngineSpec(
+            partial(start_engine, cfg, tokenizer, source, run.folder),
+            SYNC_TOLERANCE[engine_dtype(cfg)],
+        ),
+        run.folder,
         seed=cfg.seed,
         shown=data_is_open(prepared.folder),
-        tolerance=SYNC_TOLERANCE[engine_dtype(cfg)],
     )
     try:
-        fit(
+        steps = fit(
             module,
-            StepData(one_by_one(len(plan)), one_by_one(1)),
+            data,
             run.folder,
             cfg.trainer,
             description="rl",
             seed=cfg.seed,
             save_seconds=cfg.rl.save_seconds,
+            logger=cfg.logger,
+            callbacks=cfg.callbacks,
         )
     finally:
         module.close()
     parallel.from_first(lambda: consolidate(run.folder))
     return parallel.from_first(lambda: compare(run.folder, validation, cfg)) | {
-        "steps": len(plan),
+        "steps": steps,
         "prompts": len(training),
         "cut_events": sum(training.trees["cut_events"]),
         "cut_tokens": sum(training.trees["cut_tokens"]),
@@ -128,11 +130,6 @@ def start_engine(
 
 def engine_dtype(cfg: Config) -> torch.dtype:
     return torch.float32 if cfg.trainer.precision == "32-true" else torch.bfloat16
-
-
-def one_by_one(count: int) -> Steps:
-    """Numbers of rollouts: the module itself knows which prompts each asks."""
-    return Steps([[number] for number in range(count)], lambda numbers: numbers[0])
 
 
 def make_prompts(

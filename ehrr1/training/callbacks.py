@@ -1,4 +1,4 @@
-"""What a training run shows while it runs: train.jsonl, tb/, the bar; and its draws' seeds."""
+"""Callbacks of every training run: its random seeds, train.jsonl, curves and progress bar."""
 
 import json
 import resource
@@ -22,23 +22,27 @@ GIB = 2**30
 
 
 class Seeds(Callback):
-    """Random draws of a step (an adapter's dropout) depend on seed, step and process only, so that
-    a resumed run repeats them."""
+    """Seeds each step by the run's seed, the step and the process.
+
+    Random draws (an adapter's dropout) are then the same in a resumed run.
+    """
 
     def __init__(self, seed: int, start: int):
         self.seed, self.done = seed, start
 
     def on_train_batch_start(self, *_: Any) -> None:
+        """Seed PyTorch's generators."""
         torch.manual_seed((self.seed * 1_000_003 + self.done) * 65_536 + parallel.rank())
         self.done += 1
 
 
 class TrainLog(Callback):
-    """Writes what the module watched in a step: a line a step, a curve a number, and the bar.
+    """Writes a step's metrics: a line of train.jsonl, a point of each logger's curves, the bar.
 
-    Adds seconds, seconds waited for data, tokens and samples a second, memory, and the share of
-    the hardware's peak where that is known. After a resume from step `start`, lines of later steps
-    (done, but lost) are dropped, so that train.jsonl has every step once. Process 0 writes.
+    It adds seconds, seconds spent waiting for data, tokens and samples per second, memory (GiB)
+    and, where the hardware's peak is known, the share of it that was used (`mfu`). After a resume
+    from step `start`, lines of later steps (done, but lost) are dropped, so that train.jsonl has
+    each step once. Process 0 writes.
     """
 
     def __init__(self, path: Path, steps: Steps, description: str):
@@ -48,6 +52,7 @@ class TrainLog(Callback):
         self.bar = bar()
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Open train.jsonl and show the bar."""
         self.flops_a_token = 6 * inner_parameters(module)
         self.peak = trainer.world_size * peak_flops()
         self.waited = self.steps.waited
@@ -62,9 +67,11 @@ class TrainLog(Callback):
         self.task = self.bar.add_task(self.description, total=total, completed=self.start)
 
     def on_train_batch_start(self, *_: Any) -> None:
+        """Note the time."""
         self.began = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        """Write the step's metrics (`ForestModule.watched`)."""
         assert isinstance(module, ForestModule)
         self.done += 1
         values = module.watched | self.throughput(module.watched)
@@ -74,8 +81,8 @@ class TrainLog(Callback):
             json.dumps({"step": self.done, **values, "resumed_from": self.start}) + "\n"
         )
         self.file.flush()
-        if trainer.logger is not None:
-            trainer.logger.log_metrics({f"train/{k}": v for k, v in values.items()}, self.done)
+        for logger in trainer.loggers:
+            logger.log_metrics({f"train/{k}": v for k, v in values.items()}, self.done)
         text = f"{self.description}  loss {values['loss']:.3f}"
         if "reward" in values:
             text += f"  reward {values['reward']:.3f}"
@@ -83,7 +90,10 @@ class TrainLog(Callback):
         self.bar.update(self.task, completed=self.done, description=text)
 
     def throughput(self, watched: dict[str, float]) -> dict[str, float]:
-        """Of this step; `tokens` are real ones of all processes, each trunk once."""
+        """Return the speed of this step.
+
+        `watched["tokens"]` counts real tokens (no padding) of all processes, each trunk once.
+        """
         data, self.waited = self.steps.waited - self.waited, self.steps.waited
         seconds = time.perf_counter() - self.began + data
         found = {
@@ -98,22 +108,28 @@ class TrainLog(Callback):
         return found
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Close file and bar."""
         self.close()
 
     def on_exception(
         self, trainer: Trainer, module: LightningModule, exception: BaseException
     ) -> None:
+        """Close file and bar."""
         self.close()
 
     def close(self) -> None:
+        """Close train.jsonl and take the bar away."""
         if self.file is not None:
             self.file.close()
             self.bar.stop()
 
 
 def inner_parameters(module: LightningModule) -> int:
-    """The parameters of a model without embeddings and head: 6 floating point operations each for
-    a token (Kaplan et al., arXiv 2001.08361), the products of attention not counted."""
+    """Return the number of a model's parameters without embeddings and head.
+
+    Each takes 6 floating point operations per token (Kaplan et al., arXiv 2001.08361), the products
+    of attention not counted.
+    """
     assert isinstance(module, ForestModule)
     outer = {
         id(module.model.get_input_embeddings().weight),
@@ -125,7 +141,7 @@ def inner_parameters(module: LightningModule) -> int:
 
 
 def peak_flops() -> float:
-    """Of one device of this process, in FLOP/s; 0 where it is not known."""
+    """Return the peak of this process's device in FLOP/s; 0 if it is not known."""
     if not torch.cuda.is_available():
         return 0.0
     name = torch.cuda.get_device_name()
@@ -133,7 +149,7 @@ def peak_flops() -> float:
 
 
 def memory_gib() -> float:
-    """The most memory that this process has used, on its GPU where it has one."""
+    """Return the peak memory of this process in GiB: of its GPU if it has one, else of the CPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / GIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB

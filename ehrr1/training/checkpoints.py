@@ -1,8 +1,9 @@
-"""Checkpoints: saved whole or not at all, found again, and turned into a Hugging Face folder.
+"""Write checkpoints whole or not at all, find them again, turn them into a Hugging Face folder.
 
 A checkpoint is `checkpoints/step=<steps done>.ckpt`: a file of Lightning's, or under ZeRO a folder
 of DeepSpeed's in which every process has its part. It holds all that a resumed run needs. The last
-stays, and those that `best.json` lists: the best by the validation loss.
+one stays, and those that `best.json` lists: the best by `trainer.monitor`. `stopped.json` marks a
+run that a callback has stopped before its last step.
 """
 
 import errno
@@ -11,7 +12,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from math import isfinite
@@ -39,12 +40,11 @@ SHARD_BYTES = 4 * 2**30
 """The size of one file of exported weights at most, one tensor aside."""
 
 
-METRIC = "eval/loss"
-"""What says which checkpoints are best: the lower, the better."""
-
-
 def checkpoints(folder: Path) -> dict[int, Path]:
-    """Steps done -> checkpoint, in that order. Half-written ones have other names."""
+    """Return the checkpoints of `folder` by the steps done, in that order.
+
+    Half-written ones have other names.
+    """
     found = {
         int(match[1]): path
         for path in folder.glob("step=*.ckpt")
@@ -54,52 +54,78 @@ def checkpoints(folder: Path) -> dict[int, Path]:
 
 
 def last_checkpoint(folder: Path) -> tuple[Path | None, int]:
-    """The newest checkpoint of `folder` and the number of steps done in it; (None, 0) if none."""
+    """Return the newest checkpoint of `folder` and its number of steps done; (None, 0) if none."""
     found = checkpoints(folder)
     return (found[max(found)], max(found)) if found else (None, 0)
 
 
-def best_checkpoints(folder: Path) -> dict[int, float]:
-    """Steps done -> validation loss of the kept checkpoints that are there, the best first."""
+def best_checkpoints(folder: Path, monitor: str | None = None) -> dict[int, float]:
+    """Return the metric of each checkpoint that stays as one of the best, the best first.
+
+    Keys are steps done. With `monitor` only checkpoints that were ranked by this metric count.
+    """
     listed = read_json(folder / "best.json") if (folder / "best.json").exists() else []
     there = checkpoints(folder)
-    return {one["step"]: one[METRIC] for one in listed if one["step"] in there}
+    return {
+        one["step"]: value
+        for one in listed
+        for name, value in one.items()
+        if name != "step" and one["step"] in there and monitor in (None, name)
+    }
 
 
-def _list_best(folder: Path, losses: dict[int, float]) -> None:
-    """Write which checkpoints stay: the lowest loss first, of equal ones the earlier."""
-    order = sorted(losses, key=lambda step: (losses[step], step))
-    write_json(folder / "best.json", [{"step": step, METRIC: losses[step]} for step in order])
+def has_stopped_early(folder: Path) -> bool:
+    """Return whether a callback has ended the run whose last checkpoint is in `folder`."""
+    mark = folder / "stopped.json"
+    return mark.exists() and read_json(mark)["step"] == last_checkpoint(folder)[1]
 
 
 class PlainFile(TorchCheckpointIO):
-    """Writes where it is told to. Lightning's own holds the file in memory first, then writes it to
-    the system's temporary folder, where a killed run leaves it."""
+    """Writes a checkpoint directly to its path.
+
+    Lightning's own holds the file in memory first, then writes it to the system's temporary folder,
+    where a killed run leaves it.
+    """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
+        """Write `checkpoint` to `path`, whose folder is created."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         torch.save(checkpoint, path)
 
 
 class Checkpoints(Callback):
-    """Saves while a run trains, at its end, and when the process is told to stop.
+    """Saves during training, at its end, and when the process receives a signal to stop.
 
-    While it trains: `seconds` after the save before, or later where saves take long
-    (`models.saving.pause`). A checkpoint replaces the one before only when it is whole; of those
-    that were evaluated the `best` with the lowest loss stay. `start` is the number of steps done
-    before this process, `steps` that of the whole run. On SIGTERM and SIGUSR1 the step at hand is
-    finished and saved, then StoppedError ends the process. Processes decide together.
+    During training it saves `seconds` after the last save, or later where saving takes long
+    (`models.saving.pause`). A checkpoint replaces its predecessor only when it is complete. The
+    last one always stays (Lightning's `save_last`), and the `save_top_k` with the lowest value of
+    the metric `monitor`, by evaluations. `start` is the number of steps done before this process,
+    `steps` that of the whole run. On SIGTERM and SIGUSR1 the current step is finished and saved,
+    then StoppedError ends the process. All processes take each decision together.
+
+    It is no `ModelCheckpoint`: that one writes to the final path, where a killed run leaves half a
+    file, and each process takes its decisions by its own clock and signals.
     """
 
-    def __init__(self, folder: Path, start: int, steps: int, seconds: float, best: int = 0):
+    def __init__(
+        self,
+        folder: Path,
+        start: int,
+        steps: int,
+        seconds: float,
+        save_top_k: int = 0,
+        monitor: str = "eval/loss",
+    ):
         self.folder, self.done, self.steps, self.seconds = folder, start, steps, seconds
-        self.best = best
+        self.save_top_k, self.monitor = save_top_k, monitor
         # what a save takes is known after the first, which also shows early that there is room
         self.saved_at, self.pause = time.monotonic(), seconds
         self.told: signal.Signals | None = None
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Remove what a killed run left half-written, and listen for signals."""
         if parallel.rank() == 0:
             for leftover in self.folder.glob(".step=*"):
                 remove(leftover)
@@ -111,6 +137,7 @@ class Checkpoints(Callback):
         self.told = signal.Signals(number)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Count the step, and save if it is time or a process received a signal."""
         self.done += 1
         late = time.monotonic() - self.saved_at >= self.pause
         own = [float(late and parallel.rank() == 0), float(self.told or 0)]
@@ -124,26 +151,32 @@ class Checkpoints(Callback):
             self.save(trainer)
 
     def told_to_stop(self) -> bool:
-        """Whether any process was told to; all must ask."""
+        """Return whether any process received a signal; all processes must call this together."""
         return any(parallel.totals([float(self.told or 0)]))
 
     def stop(self, trainer: Trainer) -> NoReturn:
+        """Save and raise StoppedError."""
         self.save(trainer)
         raise StoppedError(self.told or signal.SIGTERM, self.done)
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Save the last step, and mark a run that a callback has stopped before it."""
+        if self.done < self.steps and parallel.rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / "stopped.json", {"step": self.done})
         self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Write the checkpoint of now, unless it is there, and remove those that need not stay."""
+        """Write the checkpoint of this step, unless it is there, and remove obsolete ones."""
         begun = time.monotonic()
         new = last_checkpoint(self.folder)[1] < self.done
         if new:
             whole = self.folder / f"step={self.done:08d}.ckpt"
             partial = self.folder / f".{whole.name}.partial"  # the same for all processes
             self.folder.mkdir(parents=True, exist_ok=True)
-            if isinstance(trainer.logger, TensorBoardLogger):
-                trainer.logger.experiment.flush()  # curves are not behind the checkpoint
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.flush()  # curves are not behind the checkpoint
             try:
                 trainer.save_checkpoint(partial)
             except RuntimeError as error:
@@ -158,37 +191,50 @@ class Checkpoints(Callback):
         if new:
             self.pause = pause(self.seconds, self.saved_at - begun)
 
-    def keep(self, trainer: Trainer, loss: float) -> None:
-        """Have the weights of now stay if their validation `loss` is among the `best` lowest."""
-        chosen = self.best and parallel.from_first(lambda: self._choose(loss))
-        if chosen and self.done < self.steps:
+    def keep(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        """Save this step's weights if their `monitor` is among the `save_top_k` lowest."""
+        if not self.save_top_k:
+            return
+        value = metrics[self.monitor]
+        if parallel.from_first(lambda: self._choose(value)) and self.done < self.steps:
             self.save(trainer)
 
-    def _choose(self, loss: float) -> bool:
-        """Whether the step at hand is among the best. It is listed before it is saved: what it
-        takes the place of goes when it is whole (`_tidy`)."""
-        losses = best_checkpoints(self.folder) | {self.done: loss}
-        better = sum(one <= loss for step, one in losses.items() if step != self.done)
-        if not isfinite(loss) or better >= self.best:
+    def _choose(self, value: float) -> bool:
+        """Return whether this step is among the best, and list it if so.
+
+        It is listed before it is saved: the one that it replaces is removed when it is complete
+        (`_tidy`).
+        """
+        values = best_checkpoints(self.folder, self.monitor) | {self.done: value}
+        better = sum(one <= value for step, one in values.items() if step != self.done)
+        if not isfinite(value) or better >= self.save_top_k:
             return False
-        _list_best(self.folder, losses)
+        self._list(values)
         return True
 
+    def _list(self, values: Mapping[int, float]) -> None:
+        """Write which checkpoints stay: the lowest value first, of equal ones the earlier."""
+        order = sorted(values, key=lambda step: (values[step], step))
+        listed = [{"step": step, self.monitor: values[step]} for step in order]
+        write_json(self.folder / "best.json", listed)
+
     def _tidy(self) -> None:
-        """Remove what is neither the last nor among the best. With `best` 0 no more are added and
-        those that are there stay."""
-        there, listed = checkpoints(self.folder), best_checkpoints(self.folder)
-        kept = dict(list(listed.items())[: self.best or None])
+        """Remove the checkpoints that are neither the last nor among the best.
+
+        With `save_top_k` 0 none is added, and those that are listed stay.
+        """
+        monitor = self.monitor if self.save_top_k else None
+        there, listed = checkpoints(self.folder), best_checkpoints(self.folder, monitor)
+        kept = dict(list(listed.items())[: self.save_top_k or None])
         if kept != listed:
-            _list_best(self.folder, kept)
+            self._list(kept)
         for step, path in there.items():
             if step < max(there) and step not in kept:
                 remove(path)
 
 
 def _full(error: RuntimeError, path: Path) -> Exception:
-    """PyTorch's file writer says of a full disk only that it stands at another place than it
-    should."""
+    """Return the error for a full disk, which PyTorch reports as an unexpected file position."""
     if "inline_container" in str(error) or "PytorchStreamWriter" in str(error):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     return error
@@ -205,8 +251,11 @@ def write_base(
     source: Path | str | None = None,
     lora: Lora | None = None,
 ) -> None:
-    """Lay down in `folder`/base all of the later hf/ but the weights, so that any checkpoint can
-    become one, also after a crash. Of adapters also what they stand on: `source`."""
+    """Write to `folder`/base all files of the later hf/ but the weights.
+
+    Any checkpoint can then be turned into hf/, also after a crash. For adapters (`lora`) the folder
+    `source` of the weights that they adapt is noted.
+    """
     with replacing(folder / "base") as base:
         config.dtype = dtype
         generation = end_at_turn(config, tokenizer)
@@ -218,9 +267,9 @@ def write_base(
 
 
 def consolidate(folder: Path, which: str | int = "last") -> int:
-    """Make `folder`/hf from a checkpoint of a training run; returns its steps done.
+    """Make `folder`/hf from a checkpoint of a training run; return its steps done.
 
-    `which` is the last, the best by the validation loss, or the steps done. Works from the files
+    `which` is the last, the best by `trainer.monitor`, or the steps done. Works from the files
     alone, one tensor at a time. Adapters are merged into the weights that they stand on. Raises
     UserError where there is no such checkpoint.
     """
@@ -241,7 +290,7 @@ def consolidate(folder: Path, which: str | int = "last") -> int:
 
 
 def _find(folder: Path, which: str | int) -> tuple[Path, int]:
-    """A checkpoint of a training run, and its steps done."""
+    """Return a checkpoint of a training run and its steps done; raise UserError if none is."""
     there = checkpoints(folder / "checkpoints")
     best = best_checkpoints(folder / "checkpoints")
     if not there or not (folder / "base").is_dir():
@@ -253,9 +302,9 @@ def _find(folder: Path, which: str | int) -> tuple[Path, int]:
     step = names.get(str(which), which)
     if step in there:
         return there[int(step)], int(step)
-    told = [f"{s} (eval/loss {best[s]:.4g})" if s in best else str(s) for s in there]
+    told = [f"{s} ({_monitored(folder)} {best[s]:.4g})" if s in best else str(s) for s in there]
     remedy = (
-        "none was kept as one of the best: train with trainer.keep_best=1 and eval_every"
+        "none was kept as one of the best: train with trainer.save_top_k=1 and eval_every"
         if which == "best"
         else "choose one of them, last or best"
     )
@@ -264,8 +313,14 @@ def _find(folder: Path, which: str | int) -> tuple[Path, int]:
     )
 
 
+def _monitored(folder: Path) -> str:
+    """Return the metric that the best checkpoints of a run were ranked by."""
+    listed = read_json(folder / "checkpoints" / "best.json")
+    return next(name for name in listed[0] if name != "step")
+
+
 def learnt_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
-    """Names (as the model has them) and float32 values of what was learnt, one at a time."""
+    """Yield name (as in the model) and float32 values of each trained weight, one at a time."""
     prefix = "model."
     if checkpoint.is_dir():
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
@@ -282,7 +337,7 @@ def learnt_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def write_weights(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
-    """safetensors files of at most `SHARD_BYTES`, with the index that says what is where."""
+    """Write safetensors files of at most `SHARD_BYTES`, and the index of which holds what."""
     places: dict[str, str] = {}
     shard: dict[str, Tensor] = {}
     held = total = 0
@@ -310,7 +365,7 @@ def write_weights(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
 
 
 def _merge(adapters: dict[str, Any], checkpoint: Path, dtype: torch.dtype, hf: Path) -> None:
-    """Weights with their adapters merged into them, and the adapters by themselves beside them."""
+    """Write the weights with their adapters merged, and the adapters alone to `hf`/adapter."""
     model = read_whole(adapters["source"], dtype)
     adapted = add_adapters(model, Lora(**adapters["lora"]))
     learnt = {name: value.to(dtype) for name, value in learnt_weights(checkpoint)}

@@ -1,4 +1,4 @@
-"""What cannot work is said before anything starts, all of it in one report."""
+"""Checks of a training stage's settings before anything starts, reported together."""
 
 import os
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from ehrr1.models.sizes import check_memory
 from ehrr1.training.reward_runner import resolve
 from ehrr1.training.rollouts import PROPER
 from ehrr1.training.strategies import is_zero, on_gpu
+from ehrr1.training.targets import wrong_targets
 
 
 def check_training(
@@ -30,6 +31,7 @@ def check_training(
     be trained.
     """
     problems = [*_devices(cfg.trainer), *_strategy(cfg, stage), *_steps(cfg, stage)]
+    problems += wrong_targets(cfg, stage)
     problems += _model(cfg, config, f"{stage}.max_tokens", cfg.supervised(stage).max_tokens)
     if cfg.model.lora is not None and tokenizer is None:
         problems.append(
@@ -41,9 +43,12 @@ def check_training(
 def check_reinforcement(
     cfg: Config, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, source: Path
 ) -> None:
-    """The same for stage=rl, which starts from the weights of `source`."""
+    """Raise UserError with every setting of stage=rl that cannot work.
+
+    `config` and `tokenizer` are those of `source`, the weights that it starts from.
+    """
     rl = cfg.rl
-    problems = [*_devices(cfg.trainer), *_strategy(cfg, "rl")]
+    problems = [*_devices(cfg.trainer), *_strategy(cfg, "rl"), *wrong_targets(cfg, "rl")]
     if cfg.rollout.name == "vllm":
         try:
             check_engine(source, on_gpu(cfg.trainer), "rollout")
@@ -80,7 +85,7 @@ def check_reinforcement(
 
 
 def _proper(rl: RL, weights: Mapping[str, float], names: str) -> list[str]:
-    """What would spoil a proper reward (`training.rewards`)."""
+    """Return a line for each setting under which a proper reward is not proper."""
     wanted = {"scale": "none", "top_p": 1.0, "top_k": 0}
     if rl.think == "both":
         wanted["temperature"] = 1.0
@@ -141,6 +146,11 @@ def _strategy(cfg: Config, stage: str) -> list[str]:
         problems.append(
             "model.attention=varlen with trainer.precision=32-true: flash-attn computes in 16 bits "
             "only; choose model.attention=flex, or trainer.precision=bf16-mixed"
+        )
+    if trainer.offload and isinstance(cfg.training(stage).optimizer, dict):
+        problems.append(
+            f"{stage}.optimizer={cfg.training(stage).optimizer} with trainer.offload=true: there "
+            "DeepSpeed's own AdamW steps on the CPU; choose adamw, or trainer.offload=false"
         )
     if is_zero(trainer) and cfg.training(stage).optimizer == "muon":
         problems.append(

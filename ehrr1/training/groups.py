@@ -1,4 +1,4 @@
-"""Groups of completions: scored, written down, summed up, and laid out as forests."""
+"""Groups of completions: their scores, files, metrics, and layout as forests."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from ehrr1.training.prompts import RLPrompt
 
 @dataclass
 class Group:
-    """G completions of a prompt and what was made of them.
+    """G completions of a prompt with their texts, rewards and advantages.
 
     `texts`, `rewards`, `problems` [G] and each of `parts` [G]; `attempt` counts the rounds in which
     groups without signal were replaced; `kept` is False for one that was. `advantages` [G].
@@ -39,14 +39,16 @@ class Group:
 
     @property
     def flat(self) -> bool:
-        """Whether all its completions were worth the same. (Not whether all were right: F1 is no
-        yes or no.)"""
+        """Return whether all completions have the same reward.
+
+        Not whether all are right: F1 has values between 0 and 1.
+        """
         return float(torch.tensor(self.rewards).std()) <= FLAT
 
 
 @dataclass(frozen=True)
 class Microbatch:
-    """A packed row of completions and, for each of its N learnt tokens, what the loss must know.
+    """A packed row of completions and the columns [N] of its N learnt tokens that the loss needs.
 
     `sampled` by the engine that generated; `old` by the trainer before the first update, and
     `reference`, where they are needed; `advantages` of the token's completion.
@@ -73,11 +75,12 @@ def lay_out(
     rank: int = 0,
     ranks: int = 1,
 ) -> list[Microbatch]:
-    """One optimizer step's groups as this process's rows: a tree a prompt, a branch a completion.
+    """Lay out the groups of one optimizer step as this process's rows.
 
-    `settings` is the section `rl`. A group that does not fit into `max_batch_tokens` is divided:
-    its prompt is then computed more than once. Completions with an advantage of 0 count, but are
-    computed only where there is a divergence from a reference: else they have no gradient.
+    A prompt is a tree and a completion a branch. `settings` is the section `rl`. A group that does
+    not fit into `max_batch_tokens` is divided: its prompt is then computed more than once.
+    Completions with an advantage of 0 count, but are computed only if there is a divergence from a
+    reference: otherwise they have no gradient.
     """
     completions = [completion for group in groups for completion in group.completions]
     counted = [not (settings.mask_truncated and one.truncated) for one in completions]
@@ -113,8 +116,10 @@ def _row(forest: Forest, learnt: Mapping[str, tuple[Completion, float]]) -> Micr
 
 
 def divided(tree: Tree, max_tokens: int) -> list[Tree]:
-    """`tree` as trees of at most `max_tokens` that share its trunk, or of one branch where a single
-    one is longer."""
+    """Divide `tree` into trees of at most `max_tokens` that share its trunk.
+
+    A branch that does not fit is a tree by itself.
+    """
     parts: list[list[Branch]] = []
     room = 0
     for branch in sorted(tree.branches, key=len, reverse=True):
@@ -127,7 +132,7 @@ def divided(tree: Tree, max_tokens: int) -> list[Tree]:
 
 
 def write_completions(folder: Path, step: int, groups: Sequence[Group]) -> None:
-    """`folder`/step=<step>.parquet: a row a completion, those of replaced groups too."""
+    """Write `folder`/step=<step>.parquet: a row per completion, those of replaced groups too."""
     rows = [
         {
             "step": step,
@@ -156,7 +161,7 @@ def write_completions(folder: Path, step: int, groups: Sequence[Group]) -> None:
 
 
 def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
-    """What people watch of a rollout, by TRL's names where it has one.
+    """Return the metrics of a rollout, by TRL's names where it has one.
 
     Rewards over all groups that are learnt from; lengths in tokens.
     """
@@ -189,7 +194,7 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def _spread(name: str, values: Sequence[float | None]) -> dict[str, float]:
-    """Mean and standard deviation of those values that apply; nothing where none does."""
+    """Return mean and standard deviation of the values that are not None; nothing if all are."""
     applied = torch.tensor([value for value in values if value is not None])
     if not len(applied):
         return {}
@@ -197,6 +202,6 @@ def _spread(name: str, values: Sequence[float | None]) -> dict[str, float]:
 
 
 def mean(values: Sequence[float | None]) -> float:
-    """The mean of those values that apply; 0 where none does."""
+    """Return the mean of the values that are not None; 0 if all are."""
     applied = [value for value in values if value is not None]
     return sum(applied) / max(len(applied), 1)

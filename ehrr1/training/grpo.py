@@ -4,15 +4,15 @@ A training step is a rollout: sample prompts, generate a group of completions fo
 turn rewards into advantages, update, and bring the new weights to whoever generates.
 
 Kept of the paper: groups, the clipped surrogate, the optional divergence from the weights that
-training began with. Not kept: a critic; a reference that moves. Added: the losses that came after
-it (`losses.py`), groups without signal replaced (DAPO), a correction for an engine whose
-probabilities differ from the trainer's. Ours: a prompt is computed once for its group, as the trunk
-of a tree (`groups.py`); every process knows all groups and computes its share of the rows.
+training began with. Not kept: a reference that moves. Added: later losses (`losses.py`), groups
+without signal replaced (DAPO), a correction for an engine whose probabilities differ from the
+trainer's. Ours: a prompt is computed once for its group, as the trunk of a tree (`groups.py`);
+every process knows all groups and computes its share of the rows.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from math import exp
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
 from ehrr1.config.training import RL
-from ehrr1.engines.base import SamplingParams, TrainableEngine
+from ehrr1.engines.base import SamplingParams
 from ehrr1.engines.weight_sync import OutOfSyncError, check_sync
 from ehrr1.files import read_json, write_json
 from ehrr1.models.logprobs import token_logprobs
@@ -32,18 +32,19 @@ from ehrr1.models.weights import whole_weights, without_adapters
 from ehrr1.prompts.forest import Forest, collate
 from ehrr1.prompts.trees import Branch, Tree
 from ehrr1.training.groups import Group, Microbatch, group_metrics, lay_out, write_completions
-from ehrr1.training.losses import PolicySettings, Tokens, advantages, policy_loss
+from ehrr1.training.losses import LOSSES, PolicySettings, Tokens, advantages, policy_loss
 from ehrr1.training.module import Build, ForestModule
-from ehrr1.training.prompts import Prompts
+from ehrr1.training.prompts import PromptData, RLPrompt
 from ehrr1.training.rollouts import Clock, Collector
 from ehrr1.training.strategies import frozen
+from ehrr1.training.targets import find
 
 PROBE_TOKENS = 64
-"""How many random tokens trainer and engine are compared on after each sync."""
+"""Random tokens on which trainer and engine are compared after each sync."""
 
 LONG_PROBE_TOKENS = 8
-"""How many tokens they are compared on behind a prompt of the greatest length, before the first
-rollout: positions that one of them turns otherwise agree where a text is short."""
+"""Tokens on which they are compared behind a prompt of the greatest length, before the first
+rollout: rotary positions that one of them computes differently agree for short texts."""
 
 WATCHED = {
     "entropy": "entropy",
@@ -56,70 +57,100 @@ WATCHED = {
     "mismatch_ratio": "sampling/importance_sampling_ratio/mean",
     "correction": "sampling/correction/mean",
 }
-"""Sums over learnt tokens, and the names under which their means are logged."""
+"""Sums over learnt tokens -> the names under which their means are logged."""
 
 SHOWN = 4
-"""Completions a step in TensorBoard, for data that is open."""
+"""Completions per step in TensorBoard, for open data."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The model that learns.
+
+    `build` builds it, and `reference` the model that it is held close to (`rl.beta`): None if that
+    is the model itself with its adapters off.
+    """
+
+    build: Build
+    tokenizer: PreTrainedTokenizerBase
+    reference: Build | None
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """The engine that generates.
+
+    `start` returns it, from the model. After a sync its log-probabilities may differ from the
+    trainer's by `tolerance` nats on average.
+    """
+
+    start: Callable[[PreTrainedModel], TrainableEngine]
+    tolerance: float
 
 
 class GRPOModule(ForestModule):
-    """`plan` says which of `prompts` each rollout asks; `settings` is the section `rl`.
+    """The policy that learns from its rewarded completions; a batch is a rollout's prompts.
 
-    `start` makes the engine that generates, from the model. `reference` makes the model from which
-    the divergence is, None where it is the model itself with its adapters off. Writes
-    completions/, before.json and after.json into `folder`; `shown`: completions may be seen in
-    TensorBoard. `tolerance` bounds the difference of trainer and engine after a sync, in nats.
+    `settings` is the section `rl`. Writes completions/, before.json and after.json into `folder`;
+    with `shown` a few completions also go to TensorBoard.
     """
 
     settings: RL
 
     def __init__(
         self,
-        build: Build,
-        tokenizer: PreTrainedTokenizerBase,
+        policy: Policy,
         settings: RL,
-        *,
-        plan: Sequence[Sequence[int]],
-        prompts: Prompts,
-        validation: Prompts,
-        start: Callable[[PreTrainedModel], TrainableEngine],
-        reference: Build | None,
+        data: PromptData,
+        engine: EngineSpec,
         folder: Path,
+        *,
         seed: int,
         shown: bool,
-        tolerance: float,
     ):
-        super().__init__(build, settings, len(plan) * settings.inner_epochs * settings.minibatches)
-        self.tokenizer, self.plan, self.prompts = tokenizer, plan, prompts
-        self.validation, self.start, self.build_reference = validation, start, reference
-        self.folder, self.seed, self.shown, self.tolerance = folder, seed, shown, tolerance
-        names = [field.name for field in fields(PolicySettings)]
-        self.losses = PolicySettings(**{name: settings.of(name) for name in names})
+        self.updates_per_rollout = settings.inner_epochs * settings.minibatches
+        super().__init__(policy.build, settings, len(data.plan) * self.updates_per_rollout)
+        self.policy, self.data, self.spec = policy, data, engine
+        self.folder, self.seed, self.shown = folder, seed, shown
+        names = [field.name for field in fields(PolicySettings) if field.name != "gain"]
+        own = None if settings.loss in LOSSES else find(f"rl.loss={settings.loss}", settings.loss)
+        self.losses = PolicySettings(**{name: settings.of(name) for name in names}, gain=own)
 
     def on_train_start(self) -> None:
-        """The engine gets the weights of now (after a resume, those resumed) before it writes."""
-        self.engine = self.start(self.model)
+        """Start the engine, with the restored weights after a resume, and score prompts.
+
+        The held-out prompts are scored before training, and the training prompts if their order
+        depends on it.
+        """
+        self.engine = self.spec.start(self.model)
         self.collector = Collector(
-            self.model, self.tokenizer, self.engine, self.settings, self.seed
+            self.model,
+            self.policy.tokenizer,
+            self.engine,
+            self.settings,
+            self.seed,
+            self.data.citable,
         )
         # a tuple hides the reference from state_dict: it is the earlier stage's, not ours to save
         self.reference: tuple[PreTrainedModel, ...] = ()
-        if self.settings.beta > 0 and self.build_reference is not None:
-            self.reference = (frozen(self, self.build_reference),)
+        if self.settings.beta > 0 and self.policy.reference is not None:
+            self.reference = (frozen(self, self.policy.reference),)
         with self.trainer.precision_plugin.forward_context():
             self.sync()
             self.check_long_positions()
-            self.validate("before")
+            self.validate(self.held_out(), "before")
             self.order_plan()
 
     def close(self) -> None:
-        """End the engine, in whatever state the run is."""
+        """End the engine, if it has been started."""
         if "engine" in vars(self):
             self.engine.close()
 
-    def training_step(self, number: int, index: int) -> None:
+    def training_step(self, prompts: list[RLPrompt], index: int) -> None:
+        """Generate and score completions for `prompts`, learn from them, update the engine."""
+        number = self.trainer.global_step // self.updates_per_rollout
         clock = Clock()
-        groups = self.ask(number, clock)
+        groups = self.ask(prompts, number, clock)
         kept = [group for group in groups if group.kept]
         rewards = torch.tensor([group.rewards for group in kept], dtype=torch.float64)
         for group, row in zip(kept, advantages(rewards, self.settings.scale).tolist(), strict=True):
@@ -138,28 +169,32 @@ class GRPOModule(ForestModule):
         self.sync()
         clock.lap("sync")
         tokens = sum(len(one.tokens) for group in groups for one in group.completions)
-        self.watched = updated | group_metrics(groups) | learnt | clock.laps
-        self.watched |= {
-            "updates": self.settings.inner_epochs * parts,
+        counts = {
+            "updates": self.updates_per_rollout,
             "tokens": tokens + sum(len(group.prompt.tokens) for group in groups),
             "samples": len(groups),
             "generated_tokens_per_second": tokens / clock.laps["timing/generate"],
         }
+        self.watch(updated | group_metrics(groups) | learnt | clock.laps | counts)
 
-    def ask(self, number: int, clock: Clock) -> list[Group]:
-        """The groups of one rollout. Those without signal are replaced in at most
-        `dynamic_sampling` rounds (DAPO, arXiv 2503.14476, section 3.2); all are returned."""
-        groups = self.collector.collect(self.prompts, self.plan[number], f"{number}/0", clock)
-        left = set(range(len(self.prompts))) - set(self.plan[number])
+    def ask(self, prompts: Sequence[RLPrompt], number: int, clock: Clock) -> list[Group]:
+        """Return the groups of rollout `number`, those that were replaced included.
+
+        Groups without signal are replaced in at most `dynamic_sampling` rounds (DAPO, arXiv
+        2503.14476, section 3.2) by those of prompts that the rollout has not.
+        """
+        groups = self.collector.collect(prompts, f"{number}/0", clock)
+        left = set(range(len(self.data.prompts))) - set(self.data.plan[number])
         generator = np.random.default_rng([self.seed, number])
         for attempt in range(1, self.settings.dynamic_sampling + 1):
             flat = [group for group in groups if group.kept and group.flat]
             count = min(len(flat), len(left))
             if not count:
                 break
-            asked = generator.choice(sorted(left), count, replace=False).tolist()
-            left -= set(asked)
-            fresh = self.collector.collect(self.prompts, asked, f"{number}/{attempt}", clock)
+            chosen = generator.choice(sorted(left), count, replace=False).tolist()
+            left -= set(chosen)
+            others = [self.data.prompts[index] for index in chosen]
+            fresh = self.collector.collect(others, f"{number}/{attempt}", clock)
             useful = iter([group for group in fresh if not group.flat])
             for group in fresh:
                 group.attempt, group.kept = attempt, False
@@ -169,7 +204,11 @@ class GRPOModule(ForestModule):
         return groups
 
     def rows(self, groups: Sequence[Group]) -> list[Microbatch]:
-        """One optimizer step's rows of this process, with what must be known before it."""
+        """Return the rows of one optimizer step for this process.
+
+        They hold the log-probabilities by the policy before the first update (`old`) and by the
+        reference, where the loss needs them.
+        """
         rows = lay_out(groups, self.settings, parallel.rank(), parallel.size())
         rows = [row.to(self.device) for row in rows]
         if self.settings.inner_epochs * self.settings.minibatches > 1:
@@ -179,6 +218,7 @@ class GRPOModule(ForestModule):
         return rows
 
     def by_reference(self, forest: Forest) -> Tensor:
+        """Return log-probabilities [N] of a forest's learnt tokens by the reference."""
         if self.reference:
             return self.logprobs(self.reference[0], forest)
         without_adapters(self.model, off=True)
@@ -191,7 +231,10 @@ class GRPOModule(ForestModule):
     def logprobs(
         self, model: PreTrainedModel, forest: Forest, temperature: float | None = None
     ) -> Tensor:
-        """Of a forest's learnt tokens [N], without dropout; temperature None: the sampling one."""
+        """Return log-probabilities [N] of a forest's learnt tokens by `model`, without dropout.
+
+        With `temperature` None they are at the temperature of sampling.
+        """
         training = model.training
         model.eval()
         chosen = self.settings.temperature if temperature is None else temperature
@@ -225,17 +268,19 @@ class GRPOModule(ForestModule):
         return self.update([row.forest for row in rows], loss)
 
     def means(self, sums: dict[str, float]) -> dict[str, float]:
-        """What was watched of the learnt tokens of all processes, by TRL's names where it has one;
-        nothing where no completion was learnt from."""
+        """Return means over the learnt tokens of all processes, by TRL's names where it has one.
+
+        Empty if no completion was learnt from.
+        """
         tokens, *totals = parallel.totals([sums["tokens"], *(sums[name] for name in WATCHED)])
         if not tokens:
             return {}
         return {name: total / tokens for name, total in zip(WATCHED.values(), totals, strict=True)}
 
     def check_ratio(self, learnt: dict[str, float]) -> None:
-        """Raise OutOfSyncError where engine and trainer disagree on what was just sampled.
+        """Raise OutOfSyncError if engine and trainer disagree on what was just sampled.
 
-        Watched is the geometric mean of trainer's / engine's probabilities: e to the minus KL, at
+        The ratio is the geometric mean of trainer's / engine's probabilities: e to the minus KL, at
         most 1 on average. (The arithmetic mean is 1 on average whatever the engine samples from.)
         """
         low, high = self.settings.ratio_bounds
@@ -248,85 +293,85 @@ class GRPOModule(ForestModule):
             )
 
     def sync(self) -> None:
-        """Bring the weights to the engine and check on a probe that they have arrived."""
+        """Load the weights into the engine and check on a probe that they have arrived.
+
+        Raises OutOfSyncError.
+        """
         self.engine.load_weights(whole_weights(self.model))
         generator = np.random.default_rng(0)
         probe = generator.integers(self.model.config.vocab_size, size=PROBE_TOKENS).tolist()
         forest = collate([Tree(probe[:1], [Branch("probe", [], probe[1:])])]).to(self.device)
         ours = self.logprobs(self.model, forest, temperature=1.0)
-        check_sync(self.engine.logprobs(probe), ours.tolist(), self.tolerance)
+        check_sync(self.engine.logprobs(probe), ours.tolist(), self.spec.tolerance)
 
     def check_long_positions(self) -> None:
-        """Raise OutOfSyncError where what the engine says at the end of the longest text, random
-        tokens and a greedy completion, has other log-probabilities to the trainer."""
+        """Raise OutOfSyncError if the trainer's log-probabilities differ at the longest length.
+
+        The text is random tokens with a greedy completion of the engine at the end.
+        """
         generator, most = np.random.default_rng(1), LONG_PROBE_TOKENS
         length = self.settings.max_prompt_tokens + self.settings.max_completion_tokens - most
         probe = generator.integers(self.model.config.vocab_size, size=max(length, 1)).tolist()
         [[said]] = self.engine.generate([probe], SamplingParams(most, temperature=0))
         tree = Tree(probe[:-1], [Branch("probe", probe[-1:], said.tokens)])
         ours = self.logprobs(self.model, collate([tree]).to(self.device), temperature=1.0)
-        check_sync(said.logprobs, ours.tolist(), self.tolerance)
+        check_sync(said.logprobs, ours.tolist(), self.spec.tolerance)
 
-    def validation_step(self, number: int, index: int) -> None:
-        self.validate("after")
+    def held_out(self) -> list[RLPrompt]:
+        """Return the held-out prompts."""
+        return list(self.data.held_out)
 
-    def validate(self, moment: str) -> None:
-        """The rewards of the greedy completions to the validation prompts, in `moment`.json."""
+    def validation_step(self, prompts: list[RLPrompt], index: int) -> None:
+        """Score the held-out prompts after training."""
+        self.validate(prompts, "after")
+
+    def validate(self, prompts: Sequence[RLPrompt], moment: str) -> None:
+        """Write the rewards of greedy completions to held-out prompts to `moment`.json, once."""
         path = self.folder / f"{moment}.json"
         if not parallel.from_first(path.exists):
-            every = range(len(self.validation))
-            rewards = self.score_greedily(self.validation, every, f"validation {moment}")
+            rewards = self.score_greedily(prompts, f"validation {moment}")
             if parallel.rank() == 0:
                 write_json(path, rewards)
 
     def score_greedily(
-        self, asked: Prompts, indices: Sequence[int], name: str
+        self, prompts: Sequence[RLPrompt], name: str
     ) -> dict[str, list[float | None]]:
-        """`total` and each reward of the likeliest completions, in the order of `indices`."""
-        groups = self.collector.greedy(asked, indices, name)
+        """Return `total` and each reward of the greedy completions, in the order of `prompts`."""
+        groups = self.collector.greedy(prompts, name)
         found: dict[str, list[float | None]] = {"total": [group.rewards[0] for group in groups]}
         for part in groups[0].parts:
             found[part] = [group.parts[part][0] for group in groups]
         return found
 
     def order_plan(self) -> None:
-        """With `order: easy_first` a task's prompts come by the starting model's reward for its
-        greedy completion, the highest first; which prompts are asked stays as it is."""
+        """Sort each task's prompts by the starting model's reward (`order: easy_first`).
+
+        The reward is that of the greedy completion, the highest first. The set of prompts stays.
+        """
         if self.settings.order == "random":
             return
-        used = sorted({index for step in self.plan for index in step})
+        used = sorted({index for step in self.data.plan for index in step})
         path = self.folder / "difficulty.json"
         if not parallel.from_first(path.exists):
-            found = self.score_greedily(self.prompts, used, "difficulty")["total"]
+            prompts = [self.data.prompts[index] for index in used]
+            found = self.score_greedily(prompts, "difficulty")["total"]
             if parallel.rank() == 0:
                 write_json(path, {str(n): reward for n, reward in zip(used, found, strict=True)})
         parallel.barrier()
-        rewards = {int(n): reward for n, reward in read_json(path).items()}
-        self.plan = easy_first(self.plan, self.prompts.tasks, rewards)
+        self.data.sort({int(n): reward for n, reward in read_json(path).items()})
 
     def write(self, step: int, groups: Sequence[Group]) -> None:
-        """All completions into the run folder; a few to TensorBoard, if the data is open."""
+        """Write all completions to the run folder, and a few to TensorBoard if data is open."""
         if parallel.rank() > 0:
             return
         write_completions(self.folder / "completions", step, groups)
-        if self.shown and isinstance(self.logger, TensorBoardLogger):
+        boards = [one for one in self.loggers if isinstance(one, TensorBoardLogger)]
+        for board in boards if self.shown else []:
             for number, group in enumerate(groups[:SHOWN]):
                 text = f"{group.prompt.task}, reward {group.rewards[0]:.3f}\n\n{group.texts[0]}"
-                self.logger.experiment.add_text(f"completions/{number}", _verbatim(text), step)
+                board.experiment.add_text(f"completions/{number}", _verbatim(text), step)
 
 
 def _verbatim(text: str) -> str:
-    """Markdown that shows `text` as it is."""
+    """Return Markdown that shows `text` unchanged."""
     return "\n".join("    " + line for line in text.splitlines())
-
-
-def easy_first(
-    plan: Sequence[Sequence[int]], tasks: Sequence[str], rewards: Mapping[int, float]
-) -> list[list[int]]:
-    """`plan` with each task's prompts in order of falling reward, in the places that they had."""
-    order = [index for step in plan for index in step]
-    turns = {
-        task: iter(sorted((i for i in order if tasks[i] == task), key=lambda i: -rewards[i]))
-        for task in sorted({tasks[index] for index in order})
-    }
-    return [[next(turns[tasks[index]]) for index in step] for step in plan]

@@ -1,4 +1,4 @@
-"""Losses as pure functions: tensors in, loss and what to watch out.
+"""Losses as pure functions: tensors in, the loss and sums to log out.
 
 A policy loss is made of parts that are chosen one by one:
 
@@ -27,6 +27,7 @@ tests/test_losses.py holds them against TRL 1.16's GRPOTrainer. Where TRL does s
 - At sequence level TRL's clip ratios are means over completions; here over tokens, always.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,7 +45,9 @@ FLAT = 1e-6
 
 
 def supervised_loss(logprobs: Tensor, weights: Tensor, total: Tensor | float) -> Tensor:
-    """Weighted negative log-likelihood: logprobs, weights [N]; `total` the whole step's weight.
+    """Return the weighted negative log-likelihood of `logprobs` [N] with `weights` [N].
+
+    `total` is the weight of the whole step.
 
     Dividing by the step's total, not by this batch's, makes the step's gradient the same however
     its trees are divided into batches.
@@ -53,7 +56,7 @@ def supervised_loss(logprobs: Tensor, weights: Tensor, total: Tensor | float) ->
 
 
 def advantages(rewards: Tensor, scale: str) -> Tensor:
-    """Rewards [groups, G] -> advantages [groups, G]: reward minus its group's mean, scaled.
+    """Return advantages [groups, G] of `rewards` [groups, G]: minus the group's mean, scaled.
 
     - `group`: divided by the group's standard deviation (GRPO, arXiv 2402.03300, section 4.1.2);
     - `batch`: divided by that of all rewards ("Tricks or Traps?", 2508.08221);
@@ -76,7 +79,7 @@ def advantages(rewards: Tensor, scale: str) -> Tensor:
 def completion_weights(
     loss: str, lengths: Tensor, counted: Tensor, max_completion_tokens: int
 ) -> Tensor:
-    """The weight of each token of each completion [C], float64; 0 where it is not counted.
+    """Return the weight of each token of each completion [C], float64; 0 if it is not counted.
 
     Lengths [C] in tokens and counted [C] (bool) are those of ALL completions of one optimizer step
     over all processes. Summed over rows and processes with these weights the loss is the step's,
@@ -90,6 +93,9 @@ def completion_weights(
     - `bnpo`, as TRL names it: the mean over the tokens of the batch. TRL takes it micro-batch by
       micro-batch, so that the result depends on how a step is cut. Here the batch is the step, and
       so `bnpo` is the same as `dapo`.
+    - a function of the user's (`module.function`): as `dapo`.
+
+    Raises ValueError for an unknown loss.
     """
     tokens = lengths.double()
     completions = counted.sum().clamp(min=1)
@@ -97,7 +103,7 @@ def completion_weights(
         each = 1 / (tokens.clamp(min=1) * completions)
     elif loss == "dr_grpo":
         each = torch.ones_like(tokens) / (completions * max_completion_tokens)
-    elif loss in ("dapo", "bnpo", "cispo"):
+    elif loss in ("dapo", "bnpo", "cispo") or "." in loss:
         each = torch.ones_like(tokens) / tokens[counted].sum().clamp(min=1)
     else:
         raise ValueError(f"no loss {loss!r}: one of {', '.join(LOSSES)}")
@@ -128,7 +134,7 @@ class Tokens:
     """[N] under the reference weights; needed for beta > 0."""
 
     def counted(self) -> "Tokens":
-        """The tokens that have a weight. Chosen, not multiplied by 0: 0 * inf is nan."""
+        """Return the tokens with a weight; selected, not multiplied by 0, as 0 * inf is nan."""
         kept = self.weights > 0
         return Tokens(
             self.logprobs[kept],
@@ -141,12 +147,16 @@ class Tokens:
         )
 
 
+Gain = Callable[[Tensor, Tokens, "PolicySettings"], Tensor]
+"""(ratio [N] of policy to old policy with gradient, tokens, settings) -> what is maximised [N]."""
+
+
 @dataclass(frozen=True)
 class PolicySettings:
     """Which loss; the names are those of the configuration group `rl`."""
 
     loss: str
-    """One of `LOSSES`."""
+    """One of `LOSSES`, or the path of a function that computes the gain (`gain`)."""
     level: str
     """Of the ratio, one of `LEVELS`; `gspo` is at sequence level whatever stands here."""
     epsilon: float
@@ -161,10 +171,12 @@ class PolicySettings:
     """For the rollout engine's probabilities, one of `CORRECTIONS`."""
     correction_cap: float
     """The largest correction, above 1."""
+    gain: Gain | None = None
+    """The function that `loss` names; None for one of `LOSSES`."""
 
 
 class PolicyLoss(NamedTuple):
-    """A row's part of the loss (a scalar with gradient), and what to watch.
+    """A row's part of the loss (a scalar with gradient), and sums to log.
 
     `sums` are detached sums over the row's counted tokens, under the same names for every row, to
     be added over rows and processes and divided by `tokens`: kl (by the estimator that was chosen;
@@ -180,7 +192,7 @@ class PolicyLoss(NamedTuple):
 
 
 def policy_loss(tokens: Tokens, settings: PolicySettings) -> PolicyLoss:
-    """The weighted sum over the row's tokens; 0 with gradient 0 for a row without counted tokens.
+    """Return the weighted sum over the row's tokens; 0 with gradient 0 if none is counted.
 
     Raises ValueError where log-probabilities that the settings need are missing.
     """
@@ -215,7 +227,7 @@ def policy_loss(tokens: Tokens, settings: PolicySettings) -> PolicyLoss:
 
 
 def _ratio(tokens: Tokens, settings: PolicySettings) -> Tensor:
-    """Policy / old policy, with gradient [N].
+    """Return the ratio of policy to old policy, with gradient [N].
 
     At sequence level it is the geometric mean over the completion's tokens, one number for all of
     them (GSPO, arXiv 2507.18071, eq. 7), and a token's gradient a share of its completion's.
@@ -228,7 +240,7 @@ def _ratio(tokens: Tokens, settings: PolicySettings) -> Tensor:
 
 
 def _gain(ratio: Tensor, tokens: Tokens, settings: PolicySettings) -> Tensor:
-    """What is maximised, for each token [N].
+    """Return what is maximised, for each token [N].
 
     `cispo` (MiniMax-M1, arXiv 2506.13585, eq. 4 and 5): the bounded ratio, without gradient, times
     advantage times log-probability. Every token keeps a gradient; the bound only limits its weight.
@@ -236,8 +248,10 @@ def _gain(ratio: Tensor, tokens: Tokens, settings: PolicySettings) -> Tensor:
 
     All others: the smaller of ratio and bounded ratio times advantage (PPO, 1707.06347, eq. 7),
     with bounds of their own for either side (DAPO, 2503.14476, eq. 8). A token beyond its bound has
-    no gradient.
+    no gradient. A function of the user's replaces all of it.
     """
+    if settings.gain is not None:
+        return settings.gain(ratio, tokens, settings)
     high = 1 + settings.epsilon_high
     if settings.loss == "cispo":
         return ratio.detach().clamp(max=high) * tokens.advantages * tokens.logprobs
@@ -246,14 +260,14 @@ def _gain(ratio: Tensor, tokens: Tokens, settings: PolicySettings) -> Tensor:
 
 
 def _clipped(ratio: Tensor, advantages: Tensor, settings: PolicySettings) -> tuple[Tensor, Tensor]:
-    """Whether the lower, and whether the upper bound holds a token back; [N] bool each."""
+    """Return whether the lower and whether the upper bound clips a token; [N] bool each."""
     low = (ratio < 1 - settings.epsilon) & (advantages < 0)
     high = (ratio > 1 + settings.epsilon_high) & (advantages > 0)
     return (torch.zeros_like(low) if settings.loss == "cispo" else low), high
 
 
 def kl_divergence(logprobs: Tensor, reference: Tensor, estimator: str) -> Tensor:
-    """An estimate of KL(policy || reference) for each token [N] that the policy sampled.
+    """Return an estimate of KL(policy || reference) for each token [N] that the policy sampled.
 
     With d = log(reference / policy) (Schulman, "Approximating KL divergence", 2020):
 
@@ -279,7 +293,7 @@ def kl_divergence(logprobs: Tensor, reference: Tensor, estimator: str) -> Tensor
 
 
 def engine_correction(tokens: Tokens, correction: str, cap: float) -> Tensor:
-    """What each token's gain is multiplied by [N], without gradient: trainer / rollout engine.
+    """Return the factor of each token's gain [N], without gradient: trainer / rollout engine.
 
     The engine samples from other probabilities than the trainer computes (other kernels, other
     precision): importance sampling makes up for it, bounded so that few tokens do not outweigh the
@@ -302,7 +316,7 @@ def engine_correction(tokens: Tokens, correction: str, cap: float) -> Tensor:
 
 
 def _by_completion(values: Tensor, completions: Tensor) -> tuple[Tensor, Tensor]:
-    """For each token [N]: the sum of its completion's values, and how many they are."""
+    """Return for each token [N] the sum of its completion's values, and their number."""
     lengths = torch.bincount(completions)
     sums = values.new_zeros(len(lengths)).index_add(0, completions, values)
     return sums[completions], lengths[completions]

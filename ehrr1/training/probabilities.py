@@ -23,9 +23,9 @@ def yes_probabilities(
     words: AnswerTokens,
     max_tokens: int,
 ) -> list[list[float | None]]:
-    """For each prompt's completions, at temperature 1; None for decisions, and for a completion
-    that has neither word.
+    """Return the probability of yes for each prompt's completions, at temperature 1.
 
+    It is None for decision tasks, and for a completion that has neither word.
     The answer is the last of a completion's tokens that begins a yes or a no. A prompt is computed
     once for its group, in rows of at most `max_tokens` that the processes share.
     """
@@ -55,7 +55,7 @@ def _before_answer(tokens: Sequence[int], words: AnswerTokens) -> list[int] | No
 def _read(
     model: PreTrainedModel, trees: Sequence[Tree], words: AnswerTokens, max_tokens: int
 ) -> dict[int, list[float]]:
-    """The probability of yes behind each branch's prompt, by the tree's number."""
+    """Return the probability of yes after each branch's prompt, by the tree's number."""
     own: dict[int, list[float]] = {}
     rows = pack([len(tree) for tree in trees], max_tokens, parallel.size())[parallel.rank()]
     for row in rows:  # an empty one takes part in what the group does

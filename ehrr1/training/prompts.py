@@ -1,6 +1,6 @@
-"""The prompts of reinforcement learning: tokens on disk, and what the rewards must know of each."""
+"""The prompts of reinforcement learning: tokens on disk, and the columns that rewards need."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from ehrr1.prompts.dataset import write_trees
 from ehrr1.prompts.messages import asking_for_both
+from ehrr1.prompts.schedule import StepData, Steps
 from ehrr1.prompts.trees import PromptBuilder, Question
 from ehrr1.reasoning.chain import Citable, citable
 from ehrr1.tasks.catalog import TASKS
@@ -25,7 +26,7 @@ Asked = Literal["task", "both", "none"]
 
 @dataclass(frozen=True, slots=True)
 class RLPrompt:
-    """A prompt's tokens and what the rewards must know of its sample."""
+    """A prompt's tokens and the columns of its sample that rewards need."""
 
     sample_id: str
     subject_id: int
@@ -37,8 +38,11 @@ class RLPrompt:
 
 
 class Prompts(Sequence[RLPrompt]):
-    """One prompt a sample, read where it is asked for; samples too long for any record are left
-    out. `think` says what is written before an answer (`rl.think`)."""
+    """One prompt per sample, read from disk by index.
+
+    Samples that leave no room for a record are left out. `think` says what is written before an
+    answer (`rl.think`).
+    """
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class Prompts(Sequence[RLPrompt]):
         ]
 
     def ask(self, sample: Sample) -> list[Question]:
+        """Return the question on a sample."""
         think = self.thinking(sample)
         own = self.wording.own(sample)
         if think == "both":
@@ -65,7 +70,11 @@ class Prompts(Sequence[RLPrompt]):
         return [Question(sample.sample_id, sample.task, think != "none", instruction=own)]
 
     def thinking(self, sample: Sample) -> Thinking:
-        """Decision tasks think and risk tasks answer at once, as released, but for `rl.think`."""
+        """Return what is written before the answer.
+
+        Decision tasks think and risk tasks answer at once, as released, unless `rl.think` says
+        otherwise.
+        """
         if TASKS[sample.task].kind == "decision":
             return "none" if self.think == "none" else "chain"
         return "both" if self.think == "both" else "none"
@@ -89,14 +98,56 @@ class Prompts(Sequence[RLPrompt]):
 
     @cached_property
     def asked(self) -> list[Sample]:
-        """The sample of each prompt, without its tokens."""
+        """Return the sample of each prompt, without its tokens."""
         return [self.samples[name] for names in self.trees["sample_ids"] for name in names]
 
     @property
     def tasks(self) -> list[str]:
+        """Return the task of each prompt."""
         return [sample.task for sample in self.asked]
 
     def citable(self, prompt: RLPrompt) -> Citable:
-        """What a chain may cite: see `graph.chains.chain.faithfulness`."""
+        """Return what a chain may cite (`reasoning.chain.faithfulness`)."""
         sample = self.samples[prompt.sample_id]
         return citable(self.prepared.context(sample), sample.prediction_time)
+
+
+class PromptData(StepData):
+    """The prompts of each rollout, in planned order, and the held-out prompts, all in one step.
+
+    A batch is a list of prompts. `plan` holds the indices of each rollout's `prompts`.
+    """
+
+    def __init__(self, prompts: Prompts, held_out: Prompts, plan: Sequence[Sequence[int]]):
+        every = [list(range(len(held_out)))]
+        super().__init__(
+            Steps(plan, lambda indices: [prompts[index] for index in indices]),
+            Steps(every, lambda indices: [held_out[index] for index in indices]),
+        )
+        self.prompts, self.held_out = prompts, held_out
+
+    @property
+    def plan(self) -> Sequence[Sequence[int]]:
+        """Return the indices of each rollout's prompts."""
+        return self.training.plan
+
+    def sort(self, rewards: Mapping[int, float]) -> None:
+        """Bring each task's prompts in order of falling reward; `rewards` are by index."""
+        self.training.plan = easy_first(self.plan, self.prompts.tasks, rewards)
+
+    def citable(self, prompt: RLPrompt) -> Citable:
+        """Return what a chain may cite (`reasoning.chain.faithfulness`)."""
+        owner = self.prompts if prompt.sample_id in self.prompts.samples else self.held_out
+        return owner.citable(prompt)
+
+
+def easy_first(
+    plan: Sequence[Sequence[int]], tasks: Sequence[str], rewards: Mapping[int, float]
+) -> list[list[int]]:
+    """Return `plan` with each task's prompts in order of falling reward, in the task's places."""
+    order = [index for step in plan for index in step]
+    turns = {
+        task: iter(sorted((i for i in order if tasks[i] == task), key=lambda i: -rewards[i]))
+        for task in sorted({tasks[index] for index in order})
+    }
+    return [[next(turns[tasks[index]]) for index in step] for step in plan]

@@ -1,33 +1,31 @@
-"""Applying rewards: found by name, called within a time limit, checked, added up."""
+"""Apply rewards: find them by name, call them within a time limit, check and add values."""
 
 import asyncio
-import importlib
 import inspect
 import math
-import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import cache
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 from ehrr1.errors import UserError
 from ehrr1.scoring.answers import read_answer
+from ehrr1.training import targets
 from ehrr1.training.rewards import REWARDS, Reward, Values
 
 Columns = Mapping[str, Sequence[Any]]
 
 
 class RewardError(RuntimeError):
-    """A reward failed, hung, or returned what is none. Says which, and never a patient's text."""
+    """A reward failed, hung or returned no valid values; the message quotes no patients' text."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the rewards say of C completions.
+    """The rewards of C completions.
 
     `total` [C] is the weighted sum of those rewards that apply to a completion, as in TRL; 0 where
     none does. `parts` has each reward's own values [C], without its weight. `problems` [C] says why
@@ -45,7 +43,7 @@ def score(
     weights: Mapping[str, float],
     timeout_seconds: float | None = None,
 ) -> Scores:
-    """Apply the rewards that `weights` names (`rl.rewards`); weight 0 only watches one.
+    """Apply the rewards that `weights` names (`rl.rewards`); one of weight 0 is only logged.
 
     `columns` are described in `training.rewards`. Raises RewardError for a reward that raises,
     takes longer than `timeout_seconds`, or returns anything but one finite number or None a
@@ -62,7 +60,7 @@ def score(
 
 
 def resolve(names: Iterable[str]) -> dict[str, Reward]:
-    """The rewards of these names; raises one UserError with all that cannot be found."""
+    """Return the rewards of these names; raise one UserError with all that cannot be found."""
     rewards, problems = {}, []
     for name in names:
         try:
@@ -75,30 +73,19 @@ def resolve(names: Iterable[str]) -> dict[str, Reward]:
 
 
 def find(name: str) -> Reward:
-    """One of REWARDS, or the function at a dotted path: `my_rewards.length`, in the current folder,
-    on PYTHONPATH or installed. Raises UserError for anything else."""
+    """Return one of REWARDS, or the function of a dotted path: `my_rewards.length`.
+
+    It may be in the current folder, on PYTHONPATH or installed. Raises UserError otherwise.
+    """
     if name in REWARDS:
         return REWARDS[name]
     setting = f"rl.rewards.{name}"
-    place, _, function = name.rpartition(".")
-    if not place or not all(part.isidentifier() for part in name.split(".")):
+    if "." not in name or not all(part.isidentifier() for part in name.split(".")):
         raise UserError(
             f"{setting}: no such reward; choose among {', '.join(REWARDS)}, or name a function of "
             "your own as module.function"
         )
-    here = str(Path.cwd())
-    if here not in sys.path:  # Python adds the folder of run.py, not the one it is called from
-        sys.path.append(here)
-    try:
-        module = importlib.import_module(place)
-    except (ImportError, SyntaxError) as error:
-        raise UserError(
-            f"{setting}: {place} cannot be imported ({error}); it is looked for in {here}, on "
-            "PYTHONPATH and among what is installed"
-        ) from error
-    reward = getattr(module, function, None)
-    if not callable(reward):
-        raise UserError(f"{setting}: {place} has no function {function}; define it there")
+    reward: Reward = targets.find(setting, name)
     return reward
 
 
@@ -108,7 +95,7 @@ def call(
     columns: Columns,
     seconds: float | None,
 ) -> dict[str, Any]:
-    """What each reward returns. Async ones run together, the others after one another.
+    """Return each reward's values. Async ones run concurrently, the others one after another.
 
     A reward that hangs cannot be stopped, but its thread does not keep the process from ending.
     """
@@ -169,7 +156,7 @@ def _result(name: str, future: Future[Any], columns: Columns) -> Any:
 
 @cache
 def event_loop() -> asyncio.AbstractEventLoop:
-    """The loop on which async rewards run, in a thread of its own.
+    """Return the event loop of async rewards, which runs in a thread of its own.
 
     One for the whole run: a client that a reward keeps open belongs to the loop that opened it.
     """
@@ -179,7 +166,10 @@ def event_loop() -> asyncio.AbstractEventLoop:
 
 
 def checked(name: str, values: Any, columns: Columns) -> Values:
-    """One finite number or None a completion, or a RewardError that says what else it was."""
+    """Return `values` if they are one finite number or None per completion.
+
+    Raises RewardError otherwise.
+    """
     count = len(columns["sample_id"])
     setting = f"rl.rewards.{name}"
     if not isinstance(values, list | tuple):
@@ -205,6 +195,6 @@ def _number(setting: str, value: Any, place: int, columns: Columns) -> float | N
 
 
 def _batch(columns: Columns) -> str:
-    """Which completions it was, by the first few samples."""
+    """Name a batch of completions by its first samples."""
     ids = list(dict.fromkeys(columns["sample_id"]))
     return f"samples {', '.join(map(str, ids[:3]))}{', ...' * (len(ids) > 3)}"

@@ -34,7 +34,7 @@ def accuracy_reward(
     must_close: Sequence[bool] = (),
     **columns: Sequence[Any],
 ) -> Values:
-    """Set F1 of the answer lines for decision tasks, 1 or 0 for the label of risk tasks.
+    """Return set F1 of the answer lines for decision tasks, 1 or 0 for the label of risk tasks.
 
     An answer that cannot be read scores 0, and so does one without a closed think block where
     `must_close` (empty: nowhere). For risk tasks it is not proper: the likelier answer is
@@ -61,7 +61,7 @@ def set_f1_reward(
     must_close: Sequence[bool] = (),
     **columns: Sequence[Any],
 ) -> Values:
-    """`accuracy` for decision tasks alone, to stand beside a proper reward for risk tasks."""
+    """Return `accuracy` for decision tasks only, for use with a proper reward for risk tasks."""
     found = accuracy_reward(completions, kind=kind, target=target, must_close=must_close)
     return [value if one == "decision" else None for value, one in zip(found, kind, strict=True)]
 
@@ -73,7 +73,7 @@ def format_reward(
     think: Sequence[str],
     **columns: Sequence[Any],
 ) -> Values:
-    """1 for a well-formed completion, else 0.
+    """Return 1 for a well-formed completion, else 0.
 
     - think=none: no think content;
     - think=chain: a closed think block that holds the three sections once each and in order;
@@ -99,7 +99,7 @@ THOUGHTS: dict[str, Callable[[str], bool]] = {
     "chain": lambda thought: parse_chain(thought) is not None,
     "both": has_both_cases,
 }
-"""Whether the text of a think block is what was asked for."""
+"""Thinking mode -> whether the text of a think block has the form that it asks for."""
 
 
 def brier_reward(
@@ -111,7 +111,7 @@ def brier_reward(
     yes_probability: Sequence[float | None],
     **columns: Sequence[Any],
 ) -> Values:
-    """Risk tasks: the Brier score as a reward, in [0, 2], 0 for an answer that cannot be read.
+    """Return the Brier score of risk tasks as a reward in [0, 2]; 0 for an unreadable answer.
 
     Its expected policy gradient is that of the expected score 1 - (y - p)^2, so that it is best
     where p, the probability of yes, is the frequency of the label (`scoring.proper` derives it).
@@ -140,7 +140,7 @@ def log_reward(
     yes_probability: Sequence[float | None],
     **columns: Sequence[Any],
 ) -> Values:
-    """Risk tasks: the logarithmic score as a reward; what `brier_reward` says holds for it too.
+    """Return the logarithmic score of risk tasks as a reward, under the terms of `brier_reward`.
 
     Being right with a small probability pays up to 1 / `proper.EDGE`: its gradient is noisier than
     Brier's, and stronger where the policy is sure and wrong.
@@ -175,8 +175,11 @@ def overlong_reward(
     max_tokens: Sequence[int],
     **columns: Sequence[Any],
 ) -> Values:
-    """Soft overlong punishment (DAPO, arXiv 2503.14476, eq. 13): 0 up to a buffer below
-    `max_tokens`, falling to -1 at the end of the buffer, and -1 beyond."""
+    """Return the soft overlong punishment (DAPO, arXiv 2503.14476, eq. 13).
+
+    It is 0 up to a buffer below `max_tokens`, falls to -1 at the end of the buffer, and is -1
+    beyond.
+    """
     return [_overlong(*one) for one in zip(tokens, max_tokens, strict=True)]
 
 
@@ -192,9 +195,9 @@ def faithfulness_reward(
     citable: Sequence[Citable | None],
     **columns: Sequence[Any],
 ) -> Values:
-    """The share of what a chain cites that its context holds: item, value, heading and time.
+    """Return the share of a chain's citations that its context holds (item, value, heading, time).
 
-    `citable` is `graph.chains.chain.citable` of the context. None where no chain was asked for, and
+    `citable` is `reasoning.chain.citable` of the context. None where no chain was asked for, and
     where nothing can be cited, as in a context that came as text; 0 where no chain can be read.
     """
     return [_faithful(*one) for one in zip(completions, think, citable, strict=True)]

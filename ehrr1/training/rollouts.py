@@ -1,4 +1,4 @@
-"""From prompts to scored groups: every process generates and scores its share and knows all."""
+"""Turn prompts into scored groups: each process generates and scores a share, and all know all."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,10 +13,11 @@ from ehrr1.engines.base import Completion, SamplingParams, TrainableEngine
 from ehrr1.prompts.chat_format import chat_format
 from ehrr1.prompts.dataset import rank as random_number
 from ehrr1.prompts.markers import Markers
+from ehrr1.reasoning.chain import Citable
 from ehrr1.scoring.risk import answer_tokens
 from ehrr1.training.groups import Group
 from ehrr1.training.probabilities import yes_probabilities
-from ehrr1.training.prompts import Prompts, RLPrompt
+from ehrr1.training.prompts import RLPrompt
 from ehrr1.training.reward_runner import score
 
 PROPER = frozenset({"brier", "log"})
@@ -27,13 +28,14 @@ Result = TypeVar("Result")
 
 
 class Clock:
-    """Seconds of each phase of a step."""
+    """The seconds of each phase of a step."""
 
     def __init__(self, now: Callable[[], float] = time.perf_counter):
         self.now, self.last = now, now()
         self.laps: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
+        """Add the seconds since the last lap to `timing/<name>`."""
         now = self.now()
         name = f"timing/{name}"
         self.laps[name] = self.laps.get(name, 0.0) + now - self.last
@@ -41,9 +43,9 @@ class Clock:
 
 
 def shared(items: Sequence[Item], work: Callable[[list[Item]], list[Result]]) -> list[Result]:
-    """`work` on this process's share of `items`; all results, in their order, in every process.
+    """Run `work` on this process's share of `items`; return all results in order, everywhere.
 
-    Shares are equally long (the last item fills up), as a divided model's generation waits for all.
+    Shares have equal lengths (the last item is repeated): under ZeRO-3 generation is collective.
     """
     ranks, items = parallel.size(), list(items)
     if not items:
@@ -56,50 +58,49 @@ def shared(items: Sequence[Item], work: Callable[[list[Item]], list[Result]]) ->
 
 @dataclass
 class Collector:
-    """Who generates, who scores, and by which settings (the section `rl`)."""
+    """Generates and scores completions by the section `rl`.
+
+    `citable` returns what a prompt's chain may cite; only `faithfulness` calls it.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     rollout: TrainableEngine
     settings: RL
     seed: int
+    citable: Callable[[RLPrompt], Citable]
 
     def __post_init__(self) -> None:
         self.weights = self.settings.rewards
         self.markers = Markers(self.tokenizer, chat_format(self.tokenizer))
 
-    def collect(
-        self, asked: Prompts, indices: Sequence[int], draw: str, clock: Clock
-    ) -> list[Group]:
-        """A group of completions for each of the prompts at `indices` of `asked`.
+    def collect(self, prompts: Sequence[RLPrompt], draw: str, clock: Clock) -> list[Group]:
+        """Return a scored group of completions for each prompt.
 
-        The draws depend on `draw`, the run's seed and a prompt's place among `indices` only.
+        Random draws depend on `draw`, the run's seed and a prompt's place among `prompts` only.
         """
         chosen = self.settings
         sampling = SamplingParams(
             chosen.max_completion_tokens, chosen.temperature, chosen.top_p, chosen.top_k
         )
-        seeds = [random_number(self.seed, f"{draw}/{n}") >> 33 for n in range(len(indices))]
-        return self._groups(asked, indices, seeds, sampling, chosen.group_size, clock)
+        seeds = [random_number(self.seed, f"{draw}/{n}") >> 33 for n in range(len(prompts))]
+        return self._groups(prompts, seeds, sampling, chosen.group_size, clock)
 
-    def greedy(self, asked: Prompts, indices: Sequence[int], description: str) -> list[Group]:
-        """The likeliest completion of each prompt, as a group of one."""
+    def greedy(self, prompts: Sequence[RLPrompt], description: str) -> list[Group]:
+        """Return the greedy completion of each prompt, scored, as a group of one."""
         sampling = SamplingParams(self.settings.max_completion_tokens, temperature=0.0)
-        seeds = [0] * len(indices)
-        return self._groups(asked, indices, seeds, sampling, 1, Clock(), description)
+        seeds = [0] * len(prompts)
+        return self._groups(prompts, seeds, sampling, 1, Clock(), description)
 
     def _groups(
         self,
-        asked: Prompts,
-        indices: Sequence[int],
+        prompts: Sequence[RLPrompt],
         seeds: Sequence[int],
         sampling: SamplingParams,
         group_size: int,
         clock: Clock,
         description: str | None = None,
     ) -> list[Group]:
-        prompts = [asked[index] for index in indices]
-
         def generate(some: list[tuple[RLPrompt, int]]) -> list[list[Completion]]:
             return self.rollout.generate(
                 [prompt.tokens for prompt, _ in some],
@@ -114,13 +115,12 @@ class Collector:
         pairs = list(zip(prompts, groups, strict=True))
         chances = self._yes_probabilities(pairs)
         work = list(zip(prompts, groups, chances, strict=True))
-        scored = shared(work, lambda some: self._score(asked, some))
+        scored = shared(work, self._score)
         clock.lap("score")
         return scored
 
     def _score(
         self,
-        asked: Prompts,
         some: Sequence[tuple[RLPrompt, list[Completion], list[float | None]]],
     ) -> list[Group]:
         completions = [completion for _, group, _ in some for completion in group]
@@ -132,7 +132,7 @@ class Collector:
             text if prompt.think == "none" else opened + text
             for prompt, text in zip(owners, written, strict=True)
         ]
-        columns = self._columns(asked, [prompt for prompt, _, _ in some], owners, completions)
+        columns = self._columns([prompt for prompt, _, _ in some], owners, completions)
         columns["yes_probability"] = [chance for _, _, chances in some for chance in chances]
         found = score(texts, columns, self.weights, self.settings.reward_timeout_seconds)
         size = len(completions) // len(some)
@@ -151,12 +151,14 @@ class Collector:
 
     def _columns(
         self,
-        asked: Prompts,
         prompts: Sequence[RLPrompt],
         owners: Sequence[RLPrompt],
         completions: Sequence[Completion],
     ) -> dict[str, list[Any]]:
-        """What the rewards may know, an entry a completion. Texts and citations once a prompt."""
+        """Return the columns of the rewards, one entry per completion.
+
+        Prompts are decoded, and citable facts read, once per prompt.
+        """
         texts = self.tokenizer.batch_decode([prompt.tokens for prompt in prompts])
         text = {id(p): t for p, t in zip(prompts, texts, strict=True)}
         columns: dict[str, list[Any]] = {
@@ -174,7 +176,7 @@ class Collector:
             "truncated": [completion.truncated for completion in completions],
         }
         if "faithfulness" in self.weights:
-            facts = {id(p): asked.citable(p) for p in prompts if p.think == "chain"}
+            facts = {id(p): self.citable(p) for p in prompts if p.think == "chain"}
             columns["citable"] = [facts.get(id(prompt)) for prompt in owners]
         return columns
 

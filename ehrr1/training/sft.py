@@ -1,4 +1,4 @@
-"""Supervised training: the model learns the answers to questions on a record."""
+"""Supervised training: the model learns the answers to questions about a record."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
 from ehrr1.config.schema import Config
-from ehrr1.config.training import Supervised
+from ehrr1.config.training import Supervised, TrainerSettings
 from ehrr1.errors import UserError
 from ehrr1.files import read_json, write_json
 from ehrr1.models.gguf import start_of
@@ -29,32 +29,48 @@ from ehrr1.training.checkpoints import consolidate, write_base
 from ehrr1.training.losses import supervised_loss
 from ehrr1.training.module import Build, ForestModule
 from ehrr1.training.strategies import is_zero, on_gpu
+from ehrr1.training.targets import find
 from ehrr1.training.trainer import fit, log_summary
+
+SupervisedLoss = Callable[[Tensor, Tensor, float], Tensor]
+"""(logprobs [N], weights [N], weight of the whole step) -> the row's share of the step's loss."""
 
 
 class SupervisedModule(ForestModule):
     """Maximum likelihood of completions, and of the record where forests carry weights for it.
 
-    The last evaluation's losses are written to `evaluation`.
+    `loss` may be another function of a row's log-probabilities [N], weights [N] and the whole
+    step's weight (`loss.function`). The last evaluation's losses are written to `evaluation`.
     """
 
-    def __init__(self, build: Build, settings: Supervised, updates: int, evaluation: Path):
+    def __init__(
+        self,
+        build: Build,
+        settings: Supervised,
+        updates: int,
+        evaluation: Path,
+        loss: SupervisedLoss = supervised_loss,
+    ):
         super().__init__(build, settings, updates)
-        self.evaluation = evaluation
+        self.evaluation, self.loss = evaluation, loss
 
     def training_step(self, step: Step, index: int) -> None:
+        """Take one optimizer step on the trees of `step`."""
+
         def loss(forest: Forest) -> Tensor:
             logprobs = token_logprobs(self.model, forest).logprobs
-            return supervised_loss(logprobs, forest.weights, step.weight)
+            return self.loss(logprobs, forest.weights, step.weight)
 
         metrics = self.update(step.forests, loss)
-        self.watched = metrics | {"tokens": step.tokens, "samples": step.samples}
+        self.watch(metrics | {"tokens": step.tokens, "samples": step.samples})
 
     def on_validation_start(self) -> None:
+        """Begin the sums over the held-out trees."""
         self.sums = {name: 0.0 for name in ("loss", "weight", *TASKS, *map(_tokens_of, TASKS))}
 
     @torch.no_grad()
     def validation_step(self, step: Step, index: int) -> None:
+        """Add the losses of `step` to the sums."""
         for forest in step.forests:
             losses = -token_logprobs(self.model, forest).logprobs
             self.sums["loss"] += (forest.weights * losses).sum().item()
@@ -65,6 +81,7 @@ class SupervisedModule(ForestModule):
                     self.sums[_tokens_of(task)] += 1
 
     def on_validation_end(self) -> None:
+        """Turn the sums of all processes into `eval/loss` and `eval/loss/<task>` (nats a token)."""
         sums = dict(zip(self.sums, parallel.totals(list(self.sums.values())), strict=True))
         found = {"eval/loss": sums["loss"] / max(sums["weight"], 1e-9)}
         for task in TASKS:
@@ -81,7 +98,7 @@ def _tokens_of(task: str) -> str:
 
 @dataclass(frozen=True)
 class Material:
-    """What a supervised stage trains and evaluates on: samples and what is asked of each."""
+    """The samples that a supervised stage trains and evaluates on, and the questions on each."""
 
     prepared: Prepared
     training: Sequence[Sample]
@@ -95,10 +112,10 @@ def builder(
     tokenizer: PreTrainedTokenizerBase,
     begin: Callable[[PreTrainedModel], None] | None = None,
 ) -> Build:
-    """How a stage's model is made when the strategy is ready for it.
+    """Return the function that builds a stage's model when the strategy is ready for it.
 
-    It starts from `source`, an earlier stage's hf/, or else as `model` says; `begin` may change it
-    before anything is learnt.
+    The model starts from `source`, an earlier stage's hf/, or else as the section `model` says;
+    `begin` may change it before training.
     """
 
     def build(sharding: Sharding | None) -> PreTrainedModel:
@@ -122,7 +139,7 @@ def builder(
 def lay_base(
     cfg: Config, folder: Path, source: Path | None, tokenizer: PreTrainedTokenizerBase
 ) -> int:
-    """Write what hf/ will hold beside the weights; returns the number of the model's parameters."""
+    """Write what hf/ will hold beside the weights; return the number of the model's parameters."""
     config = read_config(cfg.model, source, len(tokenizer))
     dtype = torch.float32 if cfg.trainer.precision == "32-true" else torch.bfloat16
     start = start_of(cfg.model, source)
@@ -138,7 +155,10 @@ def tokenise(
     style: Wording,
     stage: str,
 ) -> tuple[Dataset, Dataset]:
-    """The trees to train on and to evaluate on, made once. Raises UserError where none fits."""
+    """Return the trees to train on and to evaluate on, tokenised once.
+
+    Raises UserError if no training sample fits `max_tokens`.
+    """
     prompt_builder = PromptBuilder(tokenizer, max_tokens, style)
 
     def trees(name: str, samples: Sequence[Sample]) -> Dataset:
@@ -160,22 +180,21 @@ def tokenise(
 def train(
     trees: Dataset, held_out: Dataset, build: Build, folder: Path, cfg: Config, stage: str
 ) -> dict[str, float | int]:
-    """Train on `trees` under the section `cfg.<stage>`, evaluate on `held_out`, and leave hf/.
+    """Train on `trees` under the section `cfg.<stage>`, evaluate on `held_out`, and write hf/.
 
     Returns train/loss/first and last, throughput, eval/loss (answers only) by task, and counts of
-    what was read.
+    what was read. Raises UserError if the checkpoints to keep cannot be ranked.
     """
-    settings, best = cfg.supervised(stage), cfg.trainer.keep_best
-    if best and len(held_out) == 0:
-        raise UserError(
-            f"trainer.keep_best={best}: no validation sample is there to tell which are best; "
-            "prepare more patients, or set 0"
-        )
+    settings = cfg.supervised(stage)
+    check_monitor(cfg.trainer, held_out)
+    loss = supervised_loss
+    if cfg.loss.function is not None:
+        loss = find(f"loss.function={cfg.loss.function}", cfg.loss.function)
     data = _steps(trees, held_out, settings, cfg)
     plan = data.training.plan
     evaluation = folder / "evaluation.json"
-    fit(
-        SupervisedModule(build, settings, len(plan), evaluation),
+    steps = fit(
+        SupervisedModule(build, settings, len(plan), evaluation, loss),
         data,
         folder,
         cfg.trainer,
@@ -183,16 +202,31 @@ def train(
         seed=cfg.seed,
         save_seconds=settings.save_seconds,
         eval_every=settings.eval_every,
-        keep_best=best,
+        logger=cfg.logger,
+        callbacks=cfg.callbacks,
     )
     parallel.from_first(lambda: consolidate(folder))
     losses = read_json(evaluation) if len(held_out) else {}
     summary = parallel.from_first(lambda: log_summary(folder / "train.jsonl"))
-    return _counts(trees) | {"steps": len(plan)} | losses | summary
+    return _counts(trees) | {"steps": steps} | losses | summary
+
+
+def check_monitor(trainer: TrainerSettings, held_out: Dataset) -> None:
+    """Raise UserError if `trainer.monitor` is no metric of an evaluation on these trees."""
+    tasks = sorted({task for tasks in held_out["tasks"] for task in tasks})
+    names = ["eval/loss", *(f"eval/loss/{task}" for task in tasks)] if tasks else []
+    if not trainer.save_top_k or trainer.monitor in names:
+        return
+    if not names:
+        raise UserError(
+            f"trainer.save_top_k={trainer.save_top_k}: no validation sample is there to tell which "
+            "are best; prepare more patients, or set 0"
+        )
+    raise UserError(f"trainer.monitor={trainer.monitor}: choose one of {', '.join(names)}")
 
 
 def _steps(trees: Dataset, held_out: Dataset, settings: Supervised, cfg: Config) -> StepData:
-    """Training steps in planned order, and the held-out trees once."""
+    """Return the training steps in planned order, and the held-out trees once."""
     plan = plan_steps(
         trees["length"],
         settings.trees_per_step,

@@ -1,4 +1,4 @@
-"""How the processes of a run share the work: `trainer.strategy`.
+"""Strategies: how the processes of a run share the work (`trainer.strategy`).
 
 `single` is one process; `ddp` gives each process the whole model; `zero1`, `zero2` and `zero3`
 divide optimizer states, gradients and weights by DeepSpeed (Rajbhandari et al., arXiv 1910.02054).
@@ -35,23 +35,24 @@ if not torch.cuda.is_available():
 
 
 def on_gpu(trainer: TrainerSettings) -> bool:
-    """Whether this run uses GPUs: `trainer.accelerator=auto` takes them where there are any."""
+    """Return whether this run uses GPUs; `trainer.accelerator=auto` takes them if there are any."""
     return trainer.accelerator == "gpu" or (
         trainer.accelerator == "auto" and torch.cuda.is_available()
     )
 
 
 def is_zero(trainer: TrainerSettings) -> bool:
+    """Return whether DeepSpeed divides optimizer states, gradients or weights."""
     return str(trainer.strategy).startswith("zero")
 
 
 def environment() -> ClusterEnvironment:
-    """Lightning starts no processes: they are there (`parallel.py`)."""
+    """Return Lightning's description of the processes, which are started before (`parallel.py`)."""
     return TorchElasticEnvironment() if parallel.size() > 1 else LightningEnvironment()
 
 
 def make_strategy(trainer: TrainerSettings, clip: float) -> Strategy | str:
-    """Lightning's strategy for `trainer.strategy`; `clip` bounds the gradient's norm under ZeRO."""
+    """Return Lightning's strategy for `trainer.strategy`; ZeRO clips gradients to norm `clip`."""
     if is_zero(trainer):
         config = zero_config(trainer, clip)
         kind = DeepSpeed if on_gpu(trainer) else DeepSpeedOnCPU
@@ -62,8 +63,10 @@ def make_strategy(trainer: TrainerSettings, clip: float) -> Strategy | str:
 
 
 def zero_config(trainer: TrainerSettings, clip: float) -> dict[str, Any]:
-    """DeepSpeed's configuration. Accumulation is 1 there: the module says which row is a step's
-    last, and divides by the step's own count of tokens."""
+    """Return DeepSpeed's configuration.
+
+    Accumulation is 1: the module marks a step's last row, and divides by the step's own weight.
+    """
     zero: dict[str, Any] = {
         "stage": int(trainer.strategy[-1]),
         "contiguous_gradients": True,
@@ -82,30 +85,40 @@ def zero_config(trainer: TrainerSettings, clip: float) -> dict[str, Any]:
 
 
 class DeepSpeed(DeepSpeedStrategy):
-    """Two things are ours: which model is divided while it is built (`models/loading.py`), and what
-    passes through DeepSpeed's engine: each row by itself (`forward`), not the whole step, as ZeRO-3
-    adds up gradients only between two of the engine's forwards."""
+    """Lightning's DeepSpeed with two changes.
+
+    The model is divided while it is built by `models/loading.py`. Each row by itself passes through
+    DeepSpeed's engine (`forward`), not the whole step, as ZeRO-3 adds up gradients only between two
+    forward passes of the engine.
+    """
 
     def training_step(self, *given: Any, **named: Any) -> Any:
+        """Call the module's own step."""
         assert self.lightning_module is not None
         return self.lightning_module.training_step(*given, **named)
 
     def model_sharded_context(self) -> Any:
+        """Return a context that divides nothing: `models/loading.py` does."""
         self._init_config_if_needed()
         return nullcontext()
 
 
 class DeepSpeedOnCPU(DeepSpeed):
-    """DeepSpeed with gloo. Lightning allows GPUs only, for three reasons that do not hold here: a
-    check, the numbers of devices, and a device number in place of None."""
+    """DeepSpeed with gloo on CPUs.
+
+    Lightning allows GPUs only, for three reasons that do not hold here: a check, the numbers of
+    devices, and a device number in place of None.
+    """
 
     def __init__(self, **given: Any):
         super().__init__(process_group_backend="gloo", **given)
 
     def setup_environment(self) -> None:
+        """Set up processes without the check for GPUs."""
         super(DeepSpeedStrategy, self).setup_environment()
 
     def setup_distributed(self) -> None:
+        """Join the group of processes by gloo."""
         self.set_world_ranks()
         # plain gloo: its own shared-memory operation would be compiled first, for half a minute
         deepspeed_gloo: Any = importlib.import_module("deepspeed.comm.torch")
@@ -130,7 +143,7 @@ class DeepSpeedOnCPU(DeepSpeed):
 
 
 def forward(module: LightningModule, loss: Callable[[Forest], Tensor], forest: Forest) -> Tensor:
-    """`loss(forest)`, through DeepSpeed's engine where there is one."""
+    """Return `loss(forest)`, computed through DeepSpeed's engine if there is one."""
     strategy = module.trainer.strategy
     if isinstance(strategy, DeepSpeedStrategy):
         return strategy.deepspeed_engine(loss, forest)
@@ -138,7 +151,10 @@ def forward(module: LightningModule, loss: Callable[[Forest], Tensor], forest: F
 
 
 def row(module: LightningModule, last: bool) -> AbstractContextManager[Any]:
-    """Around forward and backward of one row: processes exchange gradients at a step's last."""
+    """Return the context of one row's forward and backward pass.
+
+    Processes exchange gradients at a step's last row only.
+    """
     strategy = module.trainer.strategy
     if isinstance(strategy, DeepSpeedStrategy):
         strategy.deepspeed_engine.set_gradient_accumulation_boundary(last)
@@ -149,9 +165,9 @@ def row(module: LightningModule, last: bool) -> AbstractContextManager[Any]:
 
 
 def step(module: LightningModule, optimizers: Sequence[Any], clip: float) -> float:
-    """Clip the gradient's norm to `clip`, take the optimizers' step, return what the norm was.
+    """Clip the gradient's norm to `clip`, take the optimizers' step, return the norm before.
 
-    A norm that is not finite is returned without a step.
+    No step is taken if the norm is not finite.
     """
     strategy = module.trainer.strategy
     if isinstance(strategy, DeepSpeedStrategy):
@@ -168,7 +184,7 @@ def step(module: LightningModule, optimizers: Sequence[Any], clip: float) -> flo
 
 
 def sharding(module: LightningModule) -> Sharding | None:
-    """Under ZeRO-3 the context in which layers are divided as soon as they are built."""
+    """Return the context that divides layers as soon as they are built; None without ZeRO-3."""
     strategy = module.trainer.strategy
     if not (isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3):
         return None
@@ -178,7 +194,7 @@ def sharding(module: LightningModule) -> Sharding | None:
 
 
 def steps_on_cpu(module: LightningModule) -> bool:
-    """Whether the optimizer's step is on the CPU while the model is on a GPU."""
+    """Return whether the optimizer's step is on the CPU while the model is on a GPU."""
     strategy = module.trainer.strategy
     if not isinstance(strategy, DeepSpeedStrategy) or isinstance(strategy, DeepSpeedOnCPU):
         return False
@@ -187,9 +203,9 @@ def steps_on_cpu(module: LightningModule) -> bool:
 
 
 def frozen(module: LightningModule, build: Callable[[Sharding | None], Any]) -> Any:
-    """A second model that never learns, on the module's device; under ZeRO-3 divided as the first.
+    """Return a second model without gradients, on the module's device.
 
-    `build` makes it in that division. Returns the model.
+    Under ZeRO-3 it is divided like the first; `build` builds it in that division.
     """
     model = build(sharding(module)).eval().requires_grad_(False)
     strategy = module.trainer.strategy

@@ -1,27 +1,35 @@
-"""Running a LightningModule in a run folder: log, checkpoints, resume."""
+"""Train a LightningModule in a run folder: log, checkpoints, resume."""
 
 import json
 import logging
+import sys
 import warnings
 from pathlib import Path
 from statistics import fmean
 
 from pytorch_lightning import Callback, Trainer, seed_everything
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.loggers import Logger
 from transformers.utils import logging as transformers_logging
 
 from ehrr1 import parallel
 from ehrr1.config.training import TrainerSettings
 from ehrr1.prompts.schedule import StepData
 from ehrr1.training.callbacks import Seeds, TrainLog
-from ehrr1.training.checkpoints import Checkpoints, PlainFile, last_checkpoint
+from ehrr1.training.checkpoints import (
+    Checkpoints,
+    PlainFile,
+    has_stopped_early,
+    last_checkpoint,
+)
 from ehrr1.training.module import ForestModule
 from ehrr1.training.strategies import environment, make_strategy, on_gpu
+from ehrr1.training.targets import Targets, make_callbacks, make_loggers
 from ehrr1.training.validation import Validation
 
 
 def quiet() -> None:
-    """Silence what Lightning says about every trainer: devices, tips, data loader workers."""
+    """Silence what Lightning says about each trainer: devices, tips, data loader workers."""
     transformers_logging.disable_progress_bar()
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning", "DeepSpeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -36,6 +44,7 @@ def quiet() -> None:
         ".*is deprecated. Please use.*all_gather_single.*",
         ".*is deprecated. Please use.*reduce_scatter_single.*",
         ".*saving the DeepSpeed Stage 3 checkpoint.*",
+        ".*Your `IterableDataset` has `__len__` defined.*",
         ".*`srun` command is available on your system but is not used.*",
     ):
         warnings.filterwarnings("ignore", text)
@@ -45,11 +54,10 @@ def make_trainer(
     trainer: TrainerSettings,
     clip: float,
     folder: Path,
+    loggers: list[Logger],
     callbacks: list[Callback],
-    start: int,
 ) -> Trainer:
-    """A Lightning trainer for one pass over the planned steps from `start` on; TensorBoard goes to
-    `folder`/tb, where later steps that a stopped run has shown are taken back."""
+    """Return a Lightning trainer for one pass over the planned steps."""
     return Trainer(
         accelerator="gpu" if on_gpu(trainer) else "cpu",
         devices=parallel.size() // trainer.nodes,
@@ -58,12 +66,17 @@ def make_trainer(
         strategy=make_strategy(trainer, clip),
         plugins=[environment(), PlainFile()],
         max_epochs=1,
-        logger=TensorBoardLogger(folder, name="tb", version="", purge_step=start + 1),
+        default_root_dir=folder,
+        logger=loggers,
+        log_every_n_steps=1,
         callbacks=callbacks,
-        enable_checkpointing=False,
+        enable_checkpointing=any(isinstance(one, Checkpoint) for one in callbacks),  # of the user
         enable_progress_bar=False,
         enable_model_summary=False,
-        limit_val_batches=0,  # `Validation` does it
+        limit_val_batches=0,  # `Validation` evaluates
+        # callbacks that follow a metric then do so after an evaluation, not at the epoch's end
+        check_val_every_n_epoch=None,
+        val_check_interval=1,
         use_distributed_sampler=False,
     )
 
@@ -78,36 +91,49 @@ def fit(
     seed: int,
     save_seconds: float,
     eval_every: int | None = None,
-    keep_best: int = 0,
-) -> None:
-    """Train `module` over the steps of `data`, then evaluate it; a run that was stopped resumes.
+    logger: Targets | None = None,
+    callbacks: Targets | None = None,
+) -> int:
+    """Train `module` over the steps of `data`, evaluate it, and return the number of steps done.
 
-    It goes on from the last checkpoint of `folder`: weights, optimizer, schedule and the position
-    in the data. A run whose last step is saved has nothing left to do. With `eval_every` it is
-    evaluated after every so many steps too, and the `keep_best` best checkpoints stay.
+    A run that was stopped resumes from the last checkpoint of `folder`: weights, optimizer,
+    schedule, the state of callbacks and the position in the data. Nothing is done if the last step
+    is saved, or if a callback (`EarlyStopping`) has ended the run before it. With `eval_every` it
+    is evaluated after every so many steps too, and the best checkpoints stay as `trainer` says.
+    `logger` and `callbacks` are the sections of the configuration.
     """
     quiet()
     seed_everything(seed, verbose=False)
     steps = len(data.training.plan)
     checkpoint, start = parallel.from_first(lambda: last_checkpoint(folder / "checkpoints"))
-    if start >= steps:
-        return
+    ended = parallel.from_first(lambda: has_stopped_early(folder / "checkpoints"))
+    if ended or start >= steps:
+        return start
     data.training.start = start
-    saver = Checkpoints(folder / "checkpoints", start, steps, save_seconds, keep_best)
-    callbacks: list[Callback] = [
+    best = (trainer.save_top_k, trainer.monitor)
+    saver = Checkpoints(folder / "checkpoints", start, steps, save_seconds, *best)
+    attached: list[Callback] = [
         Seeds(seed, start),
         TrainLog(folder / "train.jsonl", data.training, description),
+        *make_callbacks(callbacks or {}, folder),
         saver,
     ]
     if data.evaluation is not None:
-        callbacks.append(Validation(data.evaluation, eval_every, folder / "eval.jsonl", saver))
-    made = make_trainer(trainer, module.settings.clip, folder, callbacks, start)
+        attached.append(Validation(data.evaluation, eval_every, folder / "eval.jsonl", saver))
+    loggers = make_loggers(logger or {}, folder, start)
+    made = make_trainer(trainer, module.settings.clip, folder, loggers, attached)
     made.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    if saver.done < steps and parallel.rank() == 0:
+        print(f"{description}: a callback stopped it after {saver.done} steps", file=sys.stderr)
+    return saver.done
 
 
 def log_summary(log: Path, steps: int = 20) -> dict[str, float]:
-    """From train.jsonl: train/loss/first and last (means of so many steps: single ones differ more
-    by their samples than by what was learnt), and throughput over the whole run."""
+    """Return the summary of train.jsonl: losses and the throughput of the whole run.
+
+    `train/loss/first` and `train/loss/last` are means of so many `steps`, as single steps differ
+    more by their samples than by what was learnt.
+    """
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     losses = [line["loss"] for line in lines]
     seconds = sum(line["seconds"] for line in lines)

@@ -1,10 +1,11 @@
-"""The held-out steps, computed while a run trains and after its last step."""
+"""Evaluation on held-out steps, during training and after its last step."""
 
 import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -13,57 +14,94 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from ehrr1 import parallel
 from ehrr1.files import write_jsonl
 from ehrr1.prompts.schedule import Steps
-from ehrr1.training.checkpoints import METRIC, Checkpoints
+from ehrr1.training.checkpoints import Checkpoints
 from ehrr1.training.module import ForestModule
 
 
 class Validation(Callback):
     """Evaluates after the last step, and after every `every` steps (None: after no other).
 
-    What the module found is a line of `path`, a point of each of TensorBoard's curves, and tells
-    `saver` which checkpoint is good. It comes behind the saver's own turn: a signal is not made to
-    wait, and an evaluation that a stop left out is made up for when the run goes on.
+    The metrics become a line of `path` and a point of each logger's curves. Callbacks find them in
+    `trainer.callback_metrics` when their `on_validation_end` is called, as after a validation of
+    Lightning's; `saver` then decides which checkpoints stay.
+
+    An evaluation follows the saver's turn, so that a signal is acted on at once. If the run stops
+    in between, the evaluation is done when it resumes, or only its result passed on to callbacks
+    whose state was saved before it: a resumed run takes the decisions of an uninterrupted one.
     """
 
     def __init__(self, held_out: Steps, every: int | None, path: Path, saver: Checkpoints):
         self.held_out, self.every, self.path, self.saver = held_out, every, path, saver
         self.lines: list[dict[str, float]] = []
+        self.evaluated = 0  # the step of the last evaluation that callbacks have seen
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of this callback."""
+        return {"evaluated": self.evaluated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self.evaluated = state_dict["evaluated"]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Read the lines of earlier evaluations, and make up for one that a stop left out."""
         start = self.saver.done
         text = parallel.from_first(lambda: self.path.read_text() if self.path.exists() else "")
         # those of steps that a stopped run has done and lost are done again
         lines = map(json.loads, text.splitlines())
         self.lines = [line for line in lines if line["step"] <= start]
-        if start and self._is_due(start) and start not in {line["step"] for line in self.lines}:
+        if not (start and self._is_due(start) and self.evaluated < start):
+            return
+        if self.lines and self.lines[-1]["step"] == start:
+            line = self.lines[-1]
+            found = {name: line[name] for name in line if name not in ("step", "seconds")}
+            self.pass_on(trainer, module, found)
+        else:
             self.evaluate(trainer, module)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: object) -> None:
+        """Evaluate if it is due."""
         if self.saver.done == self.saver.steps or self._is_due(self.saver.done):
             self.evaluate(trainer, module)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Evaluate the last step of a run that a callback has stopped."""
+        if self.evaluated < self.saver.done:
+            self.evaluate(trainer, module, last=True)
 
     def _is_due(self, step: int) -> bool:
         return self.every is not None and step % self.every == 0
 
-    def evaluate(self, trainer: Trainer, module: LightningModule) -> None:
+    def evaluate(self, trainer: Trainer, module: LightningModule, last: bool = False) -> None:
+        """Evaluate, and pass the metrics on. Raises StoppedError after a signal.
+
+        The `last` evaluation of a run is never broken off: nothing would be left to resume.
+        """
         assert isinstance(module, ForestModule)
         begun = time.perf_counter()
-        if not self._compute(trainer, module):
+        if not self._compute(trainer, module, last or self.saver.done == self.saver.steps):
             self.saver.stop(trainer)
-        if not module.evaluated:
-            return  # it has written its own
-        seconds = {"seconds": time.perf_counter() - begun}
-        self.lines.append({"step": self.saver.done, **module.evaluated, **seconds})
-        if parallel.rank() == 0:
-            write_jsonl(self.path, self.lines)
-            if trainer.logger is not None:
-                trainer.logger.log_metrics(module.evaluated, self.saver.done)
-        self.saver.keep(trainer, module.evaluated[METRIC])
+        if module.evaluated:  # rl writes a file of its own
+            seconds = {"seconds": time.perf_counter() - begun}
+            self.lines.append({"step": self.saver.done, **module.evaluated, **seconds})
+            if parallel.rank() == 0:
+                write_jsonl(self.path, self.lines)
+                for logger in trainer.loggers:
+                    logger.log_metrics(module.evaluated, self.saver.done)
+        self.pass_on(trainer, module, module.evaluated)
 
-    def _compute(self, trainer: Trainer, module: ForestModule) -> bool:
-        """Whether all steps were computed, and the process not told to stop meanwhile. The last
-        evaluation is not stopped: a run whose last step is saved has nothing left to do."""
-        last = self.saver.done == self.saver.steps
+    def pass_on(self, trainer: Trainer, module: LightningModule, metrics: dict[str, float]) -> None:
+        """Show an evaluation's `metrics` to callbacks and to the saver."""
+        self.evaluated = self.saver.done
+        # `log` would hold them back until the epoch's end when a run starts
+        trainer.callback_metrics.update({k: torch.tensor(v) for k, v in metrics.items()})
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            callback.on_validation_end(trainer, module)
+        if metrics:
+            self.saver.keep(trainer, metrics)
+
+    def _compute(self, trainer: Trainer, module: ForestModule, last: bool) -> bool:
+        """Compute all held-out steps; return False if a signal came before the end."""
         with undisturbed(module):
             module.on_validation_start()
             for number, step in enumerate(self.held_out):
@@ -77,7 +115,7 @@ class Validation(Callback):
 
 @contextmanager
 def undisturbed(module: LightningModule) -> Iterator[None]:
-    """Without gradients and dropout; modes and random numbers are then as they were before."""
+    """Compute without gradients and dropout, then restore modes and random number generators."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
