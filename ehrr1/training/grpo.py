@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
 from ehrr1.config.training import RL
-from ehrr1.engines.base import SamplingParams
+from ehrr1.engines.base import SamplingParams, TrainableEngine
 from ehrr1.engines.weight_sync import OutOfSyncError, check_sync
 from ehrr1.files import read_json, write_json
 from ehrr1.models.logprobs import token_logprobs
