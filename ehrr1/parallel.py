@@ -153,7 +153,8 @@ def start(command: Sequence[str], processes: int) -> int:
     """Run `command` as a group of `processes` on this machine; the first failing exit code, or 0.
 
     Process 0 shows what it prints; the others' output is shown if they fail. When one process
-    fails the others are ended. SIGTERM and SIGUSR1 are passed on, and processes end with this one.
+    fails the others are ended. SIGTERM, SIGUSR1 and SIGINT are passed on, and processes end with
+    this one.
     """
     port = free_port()
     alive, ours = os.pipe()
@@ -173,7 +174,13 @@ def start(command: Sequence[str], processes: int) -> int:
             output = None if number == 0 else (Path(logs) / str(number)).open("wb")
             group.append(
                 subprocess.Popen(
-                    command, env=environment, pass_fds=[alive], stdout=output, stderr=output
+                    command,
+                    env=environment,
+                    pass_fds=[alive],
+                    stdout=output,
+                    stderr=output,
+                    # a terminal's Ctrl-C reaches this process alone, which passes it on once
+                    start_new_session=True,
                 )
             )
         os.close(alive)
@@ -186,8 +193,8 @@ def start(command: Sequence[str], processes: int) -> int:
             os.close(ours)
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""Save and stop."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""The signals on which a run saves and stops."""
 
 
 def _cores() -> int:
@@ -227,6 +234,11 @@ def _watch(group: Sequence["subprocess.Popen[bytes]"], logs: Path) -> int:
 
 def _stopped(process: "subprocess.Popen[bytes]") -> bool:
     return process.returncode in {128 + one for one in SIGNALS}
+
+
+def has_parent() -> bool:
+    """Return whether `start` started this process."""
+    return PARENT in os.environ
 
 
 def end_with_parent() -> None:

@@ -22,7 +22,7 @@ from ehrr1.evaluation.aggregate import BASELINES, last_result, names, summarise
 from ehrr1.evaluation.matching import with_matches
 from ehrr1.evaluation.pages.html import page, table
 from ehrr1.evaluation.pages.report import flat_settings, lead, report_data, rules
-from ehrr1.evaluation.report import MIN_WIDTH, difference_table
+from ehrr1.evaluation.tables import WIDTH, difference_table
 from ehrr1.files import replacing, write_json, write_text
 from ehrr1.tasks.catalog import ALL_TASKS
 
@@ -86,7 +86,7 @@ def compare(folders: Sequence[Path], target: Path, replicates: int, seed: int) -
     write_json(target / "metrics.json", metrics)
     write_text(target / "differences.csv", rows(matched, metrics).write_csv())
     console = Console()
-    console.width = max(console.width, MIN_WIDTH)
+    console.width = max(console.width, WIDTH)
     console.print(difference_table(list(matched), metrics))
     for line in [f"{a} and {b}: {note}" for (a, b), note in notes.items()] + asked_alike:
         console.print(line, soft_wrap=True, markup=False)

@@ -27,7 +27,7 @@ def export_name(cfg: Config) -> str:
     hash of its path.
     """
     own = cfg.export
-    words = [own.layout]
+    words: list[str] = [own.layout]
     if own.layout == "rows":
         words += [own.split, *([str(own.limit)] if own.limit is not None else [])]
         words += [cfg.wording] if cfg.wording not in (None, "file") else []

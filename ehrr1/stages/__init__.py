@@ -11,11 +11,13 @@ from types import ModuleType
 from rich.console import Console
 
 from ehrr1 import parallel, runs
+from ehrr1.command import with_stage, words_with
 from ehrr1.config.names import BENCHMARKS, TRAINING
 from ehrr1.config.schema import Config
 from ehrr1.config.writers import ModelChains
 from ehrr1.errors import UserError
 from ehrr1.stages.consolidate import consolidate_run
+from ehrr1.stages.ending import tell_next, tell_result
 
 console = Console(stderr=True)
 
@@ -63,15 +65,26 @@ def execute(cfg: Config) -> None:
         return
     if _brings_records(cfg):
         _execute_one(cfg, "prepare")  # a file or two: no reason to ask for another command
-    for stage in runs.order(cfg) if cfg.stage == "curriculum" else (cfg.stage,):
-        if (
-            stage in TRAINING
-            and _processes(cfg) > 1
-            and not runs.is_finished(runs.folder_of(cfg, stage))
-        ):
+    stages = runs.order(cfg) if cfg.stage == "curriculum" else (cfg.stage,)
+    for stage in stages:
+        if _needs_group(cfg, stage):
             _start_group(cfg, stage)
         else:
             _execute_one(cfg, stage)
+    # a share of a stage that others still work on is not followed by anything
+    if not parallel.has_parent() and runs.is_finished(runs.folder_of(cfg, stages[-1])):
+        tell_next(cfg, stages[-1], console)
+
+
+def _needs_group(cfg: Config, stage: str) -> bool:
+    """Return whether a stage is to be trained by several processes that are not started yet.
+
+    Raises UserError where an earlier stage is missing: `trainer.devices=auto` waits for torch.
+    """
+    if stage not in TRAINING or runs.is_finished(runs.folder_of(cfg, stage)):
+        return False
+    _check_inputs(cfg, stage)
+    return _processes(cfg) > 1
 
 
 def _show_graph(cfg: Config) -> None:
@@ -118,7 +131,7 @@ def _start_group(cfg: Config, stage: str) -> None:
         )
     module = Path(sys.argv[0]).name == "__main__.py"  # a script there would see ehrr1/ as its path
     entry = ["-m", "ehrr1"] if module else [sys.argv[0]]
-    command = [sys.executable, *entry, *sys.argv[1:], f"stage={stage}"]
+    command = [sys.executable, *entry, *words_with(stage)]
     if code := parallel.start(command, _processes(cfg)):
         sys.exit(code)
 
@@ -149,9 +162,10 @@ def _execute_one(cfg: Config, stage: str) -> None:
         run = _opened(cfg, stage, stack)
         folder = runs.folder_of(cfg, stage)
         if run is None:
-            console.print(f"[bold]{stage}[/]: finished already, in {folder}")
+            _tell_finished(stage, folder)
             return
-        console.print(f"[bold]{stage}[/]{': resumed' * run.resuming} -> {folder}")
+        resumed = ": resumed" * run.resuming
+        console.print(f"[bold]{stage}[/]{resumed} -> {folder}", soft_wrap=True)
         for name, read in run.inputs.items():
             if read != runs.folder_of(cfg, name):
                 console.print(f"  {name} is read from {read}")
@@ -164,6 +178,13 @@ def _execute_one(cfg: Config, stage: str) -> None:
             hparams.write(cfg, run, metrics)
         runs.finish(run, {**metrics, "seconds": round(seconds, 3)})
         console.print(f"[bold]{stage}[/]: done in {seconds:.0f} s")
+        tell_result(stage, folder, console)
+
+
+def _tell_finished(stage: str, folder: Path) -> None:
+    """Say that a run was finished before, and what it has."""
+    console.print(f"[bold]{stage}[/]: finished already, in {folder}", soft_wrap=True)
+    tell_result(stage, folder, console)
 
 
 def _opened(cfg: Config, stage: str, stack: ExitStack) -> runs.Run | None:
@@ -184,7 +205,7 @@ def _execute_share(cfg: Config, stage: str) -> None:
     share, shares = cfg.of(section).shard, cfg.of(section).shards
     with runs.joined(cfg, stage, share) as run:
         if run is None:
-            console.print(f"[bold]{stage}[/]: finished already, in {folder}")
+            _tell_finished(stage, folder)
             return
         left = module.run_share(cfg, run)
     console.print(f"[bold]{stage}[/]: share {share} of {shares} is done; {left} {made} are missing")
@@ -196,14 +217,15 @@ def _execute_share(cfg: Config, stage: str) -> None:
 
 
 def _check_inputs(cfg: Config, stage: str) -> dict[str, Path]:
-    """The inputs' folders. Raises UserError for missing ones; a training stage adds what its model
-    would need."""
+    """Return the folders of the inputs, without importing the stage.
+
+    Raises MissingRunError for missing ones; for a training stage it says how to find out what the
+    model would need.
+    """
     try:
         return runs.find_inputs(cfg, stage)
     except runs.MissingRunError as error:
         if stage not in TRAINING:
             raise
-        from ehrr1.models.sizes import requirements
-
-        needs = requirements(cfg.model)
-        raise runs.MissingRunError(f"{error}. {needs}", error.stage) from None
+        told = f"{error}. Whether model={cfg.model.name} fits: {with_stage('plan')}"
+        raise runs.MissingRunError(told, error.stage) from None

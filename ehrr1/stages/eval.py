@@ -2,6 +2,7 @@
 
 predictions.parquet   a row an answer; every score follows from it alone (`evaluation.summary`)
 metrics.json          scores with intervals
+scores.txt            the tables that the stage prints
 report.html           tables, curves, cases
 meds/                 the risk predictions in MEDS-Evaluation's schema
 tb/                   every metric as a TensorBoard scalar
@@ -35,12 +36,14 @@ from ehrr1.evaluation.opening import Makers, opened, reader
 from ehrr1.evaluation.predict import Predictor, Rows, Writing
 from ehrr1.evaluation.prediction_store import PredictionStore, speed
 from ehrr1.evaluation.predictions import SCHEMA
-from ehrr1.evaluation.report import publish, show
+from ehrr1.evaluation.report import publish
 from ehrr1.evaluation.subgroups import with_subgroups
+from ehrr1.evaluation.tables import score_text
 from ehrr1.evaluation.targets import Target, results
-from ehrr1.files import remove, replacing, write_json
+from ehrr1.files import remove, replacing, write_json, write_text
 from ehrr1.reasoning.chain import without_results
 from ehrr1.runs import Run
+from ehrr1.stages.ending import SCORES, tell_result
 from ehrr1.stages.given_chains import CHAINS
 from ehrr1.stages.reason import kept_chains
 from ehrr1.tasks.candidates import Candidates
@@ -74,7 +77,7 @@ class Study:
 
 
 def run(cfg: Config, run: Run) -> dict[str, float | int]:
-    """Ask every model what is not answered yet, add the baselines, score, show and publish."""
+    """Ask every model what is not answered yet, add the baselines, score and publish."""
     whole = run.folder / "predictions.parquet"
     if not whole.exists():
         study = study_of(cfg, run)
@@ -207,13 +210,14 @@ def training_samples(cfg: Config, study: Study) -> list[Sample]:
 def told(
     cfg: Config, folder: Path, predictions: pl.DataFrame, prepared: Prepared | None
 ) -> dict[str, float | int]:
-    """Metrics of predictions, shown in the terminal and published in `folder`."""
+    """Return the metrics of predictions; write their tables and publish them in `folder`."""
     tasks = suite_tasks(cfg)
     predictions = with_matches(predictions, cfg.eval.matching)
     metrics = summarise(predictions, tasks, cfg.eval.split, cfg.eval.bootstrap, cfg.seed)
-    show(predictions.filter(pl.col("split") == cfg.eval.split), metrics, tasks)
+    scored = predictions.filter(pl.col("split") == cfg.eval.split)
+    write_text(folder / SCORES, score_text(scored, metrics, tasks))
     publish(cfg, folder, predictions, metrics, tasks, prepared)
-    export(predictions.filter(pl.col("split") == cfg.eval.split), folder / "meds")
+    export(scored, folder / "meds")
     return metrics
 
 
@@ -238,6 +242,7 @@ def rescore(cfg: Config) -> None:
         metrics = told(then, folder, predictions, prepared_of(folder))
         seconds = {k: v for k, v in runs.metrics_of(folder).items() if k.startswith("seconds")}
         write_json(folder / "metrics.json", {**metrics, **seconds})
+    tell_result("eval", folder, console)
     console.print(f"scored again: {folder}")
 
 

@@ -88,8 +88,8 @@ class Checkpoints(Callback):
     While it trains: `seconds` after the save before, or later where saves take long
     (`models.saving.pause`). A checkpoint replaces the one before only when it is whole; of those
     that were evaluated the `best` with the lowest loss stay. `start` is the number of steps done
-    before this process, `steps` that of the whole run. On SIGTERM and SIGUSR1 the step at hand is
-    finished and saved, then StoppedError ends the process. Processes decide together.
+    before this process, `steps` that of the whole run. On SIGTERM, SIGUSR1 and SIGINT the step at
+    hand is finished and saved, then StoppedError ends the process. Processes decide together.
     """
 
     def __init__(self, folder: Path, start: int, steps: int, seconds: float, best: int = 0):
@@ -98,14 +98,14 @@ class Checkpoints(Callback):
         # what a save takes is known after the first, which also shows early that there is room
         self.saved_at, self.pause = time.monotonic(), seconds
         self.told: signal.Signals | None = None
+        self.handlers: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         if parallel.rank() == 0:
             for leftover in self.folder.glob(".step=*"):
                 remove(leftover)
         # in place of Lightning's own, which would wait for other processes inside the handler
-        for one in parallel.SIGNALS:
-            signal.signal(one, self._note)
+        self.handlers = {one: signal.signal(one, self._note) for one in parallel.SIGNALS}
 
     def _note(self, number: int, frame: Any) -> None:
         self.told = signal.Signals(number)
@@ -133,6 +133,8 @@ class Checkpoints(Callback):
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         self.save(trainer)
+        for one, handler in self.handlers.items():  # what follows has nothing to save
+            signal.signal(one, handler)
 
     def save(self, trainer: Trainer) -> None:
         """Write the checkpoint of now, unless it is there, and remove those that need not stay."""
