@@ -24,7 +24,7 @@ OPTIONAL_INPUTS: dict[str, tuple[str, ...]] = {"eval": ("adapt", "reason", "rl")
 RESULT_SETTINGS: dict[str, tuple[str, ...]] = {
     "prepare": ("seed", "data"),
     "audit": ("seed", "audit"),
-    "export": ("seed", "export", "wording"),
+    "export": ("seed",),  # its folder's name tells the rest (`paths.export_name`)
     "card": (),
     "graph": ("seed", "concepts", "graph"),
     "chains": ("seed", "chains"),

@@ -23,8 +23,8 @@ def export_name(cfg: Config) -> str:
     """Return the name of an export's folder below `export/`: its layout and, of rows, which they
     are, so that exports of different things lie beside each other.
 
-    `meds`, `release`, `rows-test`, `rows-all-100-release`; a folder of similar items is told by a
-    hash of its path.
+    `meds`, `release`, `rows-test`, `rows-all-100-release` (a limit of 100 rows, the wording
+    `release`); a folder of similar items is named by a hash of its path.
     """
     own = cfg.export
     words: list[str] = [own.layout]

@@ -43,6 +43,7 @@ def execute(cfg: Config) -> None:
     """Run the stage that `cfg.stage` names; `curriculum` runs all of them in order."""
     parallel.end_with_parent()
     if cfg.stage == "infer":
+        module_of("infer_checks").check(cfg)  # before torch is imported
         module_of("infer").run_infer(cfg)
         return
     if cfg.stage == "eval" and (cfg.rescore or cfg.compare):
@@ -89,11 +90,9 @@ def _needs_group(cfg: Config, stage: str) -> bool:
 
 def _show_graph(cfg: Config) -> None:
     """Draw one sample of a graph, which is made first where it is not there yet."""
-    from ehrr1.stages.show_graph import show
-
     if not cfg.inputs.graph:
         _execute_one(cfg, "graph")
-    show(cfg, console)
+    module_of("show_graph").show(cfg, console)
 
 
 def _dry_run(cfg: Config) -> None:

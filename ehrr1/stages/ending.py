@@ -39,7 +39,7 @@ MAIN_NUMBERS = {
     "prepare": {"subjects": "patients", "samples/*": "samples"},
     "audit": {"samples": "samples", "leaking_samples": "leaking"},
     "export": {"rows": "rows", "patients": "patients", "subjects": "patients"},
-    "graph": {"evidence/*": "pieces of evidence", "pairs/*": "pairs that are evidence"},
+    "graph": {"pairs/*": "pairs that are evidence"},
     "chains": {"chains/*": "chains", "kept/*": "kept"},
     "adapt": SUPERVISED,
     "reason": SUPERVISED,
