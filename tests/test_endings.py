@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -171,35 +170,81 @@ def test_a_sweep_reads_a_folder_of_settings(tmp_path: Path, command_line: Comman
     assert done.returncode == 2 and "no such folder" in done.stderr
 
 
-def pressed(command: list[str], ready: str, seconds: float = 0) -> tuple[int, str]:
-    """Run a command, send SIGINT `seconds` after it printed `ready`, and return how it ended."""
+WAITS = """
+import runpy, sys, time
+
+class Waits:
+    def find_spec(self, name, path=None, target=None):
+        if name == "hydra":
+            print("importing", file=sys.stderr, flush=True)
+            time.sleep(60)
+
+sys.meta_path.insert(0, Waits())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Runs a script whose import of Hydra takes a minute."""
+
+IGNORES = """
+import sys
+sys.modules["ehrr1.cli"] = cli = type(sys)("ehrr1.cli")
+
+class Waits:
+    def __del__(self):
+        print("deleting", file=sys.stderr, flush=True)
+        time.sleep(3)  # an exception here is ignored by Python
+
+def main():
+    Waits()
+    time.sleep(60)
+
+import time
+cli.main = main
+from ehrr1.__main__ import main
+main()
+"""
+
+
+def pressed(*command: str, ready: str) -> tuple[int, list[str]]:
+    """Run a command, send SIGINT once it has printed `ready`; return how it ended and what it said
+    then."""
     process = subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        [sys.executable, *command], cwd=ROOT, stderr=subprocess.PIPE, text=True,
         # as a terminal starts it, also where the tests run in the background
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert process.stderr is not None
     said = ""
-    while ready and ready not in said:
+    while ready not in said:
         line = process.stderr.readline()
         assert line, f"{ready} was not said: {said}"
         said += line
-    time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     rest = process.communicate(timeout=120)[1]
-    return process.returncode, rest
+    return process.returncode, [line for line in rest.splitlines() if line]
 
 
-@pytest.mark.parametrize(("script", "arguments", "ready", "after"), [
-    ("run.py", ["stage=prepare", "data.subjects=2000"], "prepare ->", 0.5),
-    ("run.py", ["stage=prepare", "data.subjects=2000"], "", 0.25),  # while it imports
-    ("sweep.py", ["stage=prepare", "seed=range(0,900)", "--dry-run"], "", 0.8),
-])  # fmt: skip
-def test_ctrl_c_is_one_line(
-    script: str, arguments: list[str], ready: str, after: float, tmp_path: Path
-) -> None:
-    given = [*arguments, f"output_root={tmp_path}"]
-    code, said = pressed([sys.executable, script, *given], ready, after)
-    assert code == 130, said
-    lines = [line for line in said.splitlines() if line]
-    assert len(lines) == 1 and lines[0].startswith(f"{script}: interrupted by Ctrl-C; "), said
+def test_ctrl_c_in_a_stage_is_one_line(tmp_path: Path) -> None:
+    given = ["stage=prepare", "data.subjects=4000", f"output_root={tmp_path}"]
+    code, said = pressed("run.py", *given, ready="prepare ->")
+    assert (code, said) == (130, ["run.py: interrupted by Ctrl-C; the same command goes on"])
+
+
+@pytest.mark.parametrize("script", ["run.py", "sweep.py"])
+def test_ctrl_c_while_python_imports_is_one_line(script: str) -> None:
+    given = ["stage=prepare", "seed=1,2", "--dry-run"]
+    code, said = pressed("-c", WAITS, script, *given, ready="importing")
+    assert code == 130 and len(said) == 1, said
+    assert said[0].startswith(f"{script}: interrupted by Ctrl-C; ")
+
+
+def test_ctrl_c_where_python_ignores_exceptions_is_one_line() -> None:
+    code, said = pressed("-c", IGNORES, ready="deleting")
+    assert code == 130 and len(said) == 1 and "interrupted by Ctrl-C" in said[0], said
+
+
+def test_ctrl_c_ends_the_processes_of_a_pool(smoke: Path, tmp_path: Path) -> None:
+    given = ["experiment=smoke", "stage=graph", "graph.workers=2", f"output_root={tmp_path}"]
+    prepared = f"inputs.prepare={smoke / 'prepare'}"
+    code, said = pressed("run.py", *given, prepared, ready="prepare is read from")
+    assert (code, said) == (130, ["run.py: interrupted by Ctrl-C; the same command goes on"])
