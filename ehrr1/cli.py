@@ -59,6 +59,7 @@ OF_DEFAULTS = ("Config group override", "Invalid defaults list", "Unsupported ty
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def compose_and_run(cfg: DictConfig) -> float | None:
+    """Run the composed configuration; return what a search optimises."""
     from ehrr1.stages import execute
 
     try:
@@ -82,8 +83,10 @@ def compose_and_run(cfg: DictConfig) -> float | None:
 
 
 def refuse_groups(cfg: Config) -> None:
-    """Raise UserError for a job of `-m` with several devices: a second process would replay the
-    whole sweep, or hang."""
+    """Raise UserError for a job of `-m` with several devices.
+
+    A second process would replay the whole sweep, or hang.
+    """
     from ehrr1 import parallel
 
     if HydraConfig.get().mode == RunMode.MULTIRUN and parallel.wanted(cfg.trainer) > 1:
@@ -110,8 +113,10 @@ def searched(cfg: Config) -> float | None:
 
 
 def own_variant(cfg: Config) -> str:
-    """Return what tells this run from the experiment's plain one, as its folder's name: the
-    groups' choices and, of a job of `-m`, what varies from job to job."""
+    """Return the name of this run's folder below the experiment; empty for the plain experiment.
+
+    It has the groups' choices and, of a job of `-m`, the settings that vary from job to job.
+    """
     job = HydraConfig.get()
     overrides, varied = list(job.overrides.task), ""
     if job.mode == RunMode.MULTIRUN:
@@ -132,6 +137,7 @@ def own_variant(cfg: Config) -> str:
 
 
 def main() -> None:
+    """Spell the command out for Hydra, and run it; errors that a user can mend are one line."""
     told = TYPED[:] = sys.argv[1:]
     if "--version" in told:  # Hydra's own tells Hydra's
         print(f"ehrr1 {__version__}")
@@ -195,8 +201,10 @@ def no_trace_of_refused(root: Path) -> Iterator[None]:
 
 
 def complain(error: Exception, remedy: str = "") -> int:
-    """Print one line on stderr with `remedy` at its end, and return the exit code of an error that
-    a user can mend."""
+    """Print an error as one line on stderr, with `remedy` at its end.
+
+    Returns the exit code of an error that a user can mend. Raises the error again if it is a bug.
+    """
     message = str(error)
     if isinstance(error, yaml.YAMLError | UnicodeDecodeError):
         message = f"a file of settings (conf/, experiments/, --config-dir) is no YAML: {message}"

@@ -51,8 +51,10 @@ def words_with(stage: str) -> list[str]:
 
 
 def typed() -> list[str]:
-    """Return the words of this command; a job that a launcher has sent elsewhere knows its own
-    overrides alone."""
+    """Return the words of this command.
+
+    A job that a launcher has sent elsewhere knows its own overrides alone.
+    """
     if not TYPED and HydraConfig.initialized():
         return list(HydraConfig.get().overrides.task)
     return TYPED

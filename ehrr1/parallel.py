@@ -32,19 +32,19 @@ PARENT = "EHRR1_PARENT"
 
 
 def size() -> int:
-    """The processes of this group; 1 outside of one."""
+    """Return the number of processes of this group; 1 outside of a group."""
     return int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
 
 
 def rank() -> int:
-    """This process's number in the group, from 0."""
+    """Return this process's number in the group, from 0."""
     if size() == 1:
         return 0
     return int(os.environ.get("RANK") or os.environ["SLURM_PROCID"])
 
 
 def local_rank() -> int:
-    """This process's number among those on its node."""
+    """Return this process's number among those on its node."""
     return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
 
 
@@ -96,7 +96,7 @@ def barrier() -> None:
 
 
 def from_first(make: Callable[[], Result]) -> Result:
-    """What `make` gives in process 0, in every process; the others wait.
+    """Return what `make` returns in process 0, in every process; the others wait.
 
     An error of process 0 is raised there and ends the group.
     """
@@ -132,7 +132,7 @@ def totals(values: Sequence[float]) -> list[float]:
 
 
 def gather(own: Result) -> list[Result]:
-    """What every process has, in order of rank, in every process."""
+    """Return the values of all processes, in order of rank, in every process."""
     if size() == 1:
         return [own]
     import torch.distributed as distributed
@@ -143,7 +143,7 @@ def gather(own: Result) -> list[Result]:
 
 
 def free_port() -> int:
-    """A port of this machine that no process listens on."""
+    """Return a port of this machine that no process listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -254,7 +254,10 @@ def end_with_parent() -> None:
 
 
 def wanted(trainer: Any) -> int:
-    """The processes that `trainer.devices` and `trainer.nodes` ask for; `auto` is one a GPU."""
+    """Return the number of processes that `trainer.devices` and `trainer.nodes` ask for.
+
+    `auto` is one a GPU, or one without GPUs.
+    """
     if trainer.devices != "auto":
         return int(trainer.devices) * int(trainer.nodes)
     import torch

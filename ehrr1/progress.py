@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 def bar() -> Progress:
-    """A progress display on stderr; nothing where stderr is not a terminal."""
+    """Return a progress display on stderr, disabled where stderr is not a terminal."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
@@ -77,8 +77,10 @@ def in_processes(
 
 @contextmanager
 def not_interrupted() -> Iterator[None]:
-    """Block SIGINT: processes that start meanwhile never receive the terminal's Ctrl-C, which
-    their parent answers."""
+    """Block SIGINT for processes that start meanwhile.
+
+    They never receive the terminal's Ctrl-C, which their parent answers.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -87,8 +89,10 @@ def not_interrupted() -> Iterator[None]:
 
 
 def watch_parent() -> None:
-    """In a process of a pool: end when the parent is gone. One that was killed tells nobody, and
-    its processes would wait for work for ever."""
+    """End this process of a pool when its parent is gone.
+
+    The processes of a parent that was killed would wait for work for ever.
+    """
     parent = parent_process()
     assert parent is not None
 

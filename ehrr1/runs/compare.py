@@ -12,15 +12,13 @@ from ehrr1.runs.catalog import NOT_COMPARED, RESULT_SETTINGS
 
 
 def fingerprint(folder: Path) -> str:
-    """Return a hash of a finished run's settings and metrics: it changes when the run is made
-    anew."""
+    """Return a hash of a finished run's settings and metrics, which changes with a new run."""
     content = (folder / "config.yaml").read_bytes() + (folder / "metrics.json").read_bytes()
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 def made_from(folder: Path, name: str, source: Path) -> bool:
-    """Return whether the finished run in `folder` has read its input `name` from `source` as it is
-    now."""
+    """Return whether a finished run has read its input `name` from `source` as it is now."""
     return bool(read_json(folder / "inputs.json").get(name) == fingerprint(source))
 
 
@@ -32,11 +30,11 @@ def differences(
     rooted: bool = False,
     besides: frozenset[str] = frozenset(),
 ) -> list[str]:
-    """List what differs between the begun run in `folder` and this command, where it changes the
-    result: settings, and finished `inputs` that were made anew since.
+    """List the differences between a begun run and this command that change the result.
 
-    A stage that only reads what was prepared may leave out from where, unless the records must be
-    `rooted` in the same folder. Settings of `besides` are not compared.
+    They are settings, and finished `inputs` that were made anew since. A stage that only reads what
+    was prepared may leave out from where, unless the records must be `rooted` in the same folder.
+    Settings of `besides` are not compared.
     """
     # many runs may be looked at: the parser in C is ten times as fast
     text = (folder / "config.yaml").read_text(encoding="utf-8")

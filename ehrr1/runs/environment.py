@@ -6,8 +6,7 @@ from pathlib import Path
 
 
 def environment() -> str:
-    """Describe Python, the platform, the command, the processor and the installed packages, one a
-    line."""
+    """Describe Python, platform, command, processor and installed packages, one a line."""
     # the folders' names say it all: parsing every package's metadata takes a third of a second
     installed = {info.stem for path in sys.path for info in Path(path).glob("*.dist-info")}
     packages = sorted("==".join(name.rsplit("-", 1)) for name in installed)

@@ -20,11 +20,11 @@ def folder_of(cfg: Config, stage: str) -> Path:
 
 
 def export_name(cfg: Config) -> str:
-    """Return the name of an export's folder below `export/`: its layout and, of rows, which they
-    are, so that exports of different things lie beside each other.
+    """Return the name of an export's folder below `export/`, which differs between exports.
 
-    `meds`, `release`, `rows-test`, `rows-all-100-release` (a limit of 100 rows, the wording
-    `release`); a folder of similar items is named by a hash of its path.
+    It is the layout and, of rows, the split, limit and wording: `meds`, `release`, `rows-test`,
+    `rows-all-100-release` (a limit of 100 rows, the wording `release`). A folder of similar items
+    is named by a hash of its path.
     """
     own = cfg.export
     words: list[str] = [own.layout]

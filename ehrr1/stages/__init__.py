@@ -1,4 +1,4 @@
-"""The stages: one file each, `run(cfg, run) -> metrics`, read top to bottom."""
+"""The stages: one file each, with `run(cfg, run) -> metrics`, and what runs them."""
 
 import gc
 import importlib
@@ -22,15 +22,15 @@ from ehrr1.stages.ending import tell_next, tell_result
 console = Console(stderr=True)
 
 SHARED = {"prepare": ("data", "shards"), "eval": ("eval", "answers")}
-"""The stages whose work several processes share by files -> the section with `shard`, and what they
-make."""
+"""The stages whose work several processes share by files: the section with `shard`, and the name of
+what they make."""
 
 
 def module_of(stage: str) -> ModuleType:
-    """A stage's file, imported where it is needed: `prepare` and `export` do not wait for torch.
+    """Import a stage's file and return it; `prepare` and `export` do not wait for torch.
 
-    What is imported stays: that the garbage collector looks through it again and again, as it
-    grows, would be a fifth of the time.
+    The garbage collector is off meanwhile: it would search the growing number of imported objects,
+    which stay, again and again, for a fifth of the time.
     """
     gc.disable()
     try:
@@ -43,7 +43,9 @@ def execute(cfg: Config) -> None:
     """Run the stage that `cfg.stage` names; `curriculum` runs all of them in order."""
     parallel.end_with_parent()
     if cfg.stage == "infer":
-        module_of("infer_checks").check(cfg)  # before torch is imported
+        checks = module_of("infer_checks")  # before torch is imported
+        checks.check(cfg)
+        checks.check_inputs(cfg)
         module_of("infer").run_infer(cfg)
         return
     if cfg.stage == "eval" and (cfg.rescore or cfg.compare):
@@ -82,7 +84,8 @@ def _needs_group(cfg: Config, stage: str) -> bool:
 
     Raises UserError where an earlier stage is missing: `trainer.devices=auto` waits for torch.
     """
-    if stage not in TRAINING or runs.is_finished(runs.folder_of(cfg, stage)):
+    finished = runs.is_finished(runs.folder_of(cfg, stage))
+    if stage not in TRAINING or (finished and not cfg.overwrite):
         return False
     _check_inputs(cfg, stage)
     return _processes(cfg) > 1
@@ -103,8 +106,10 @@ def _dry_run(cfg: Config) -> None:
 
 
 def _brings_records(cfg: Config) -> bool:
-    """Whether a benchmark's records are to be prepared first; processes that share the work would
-    all do it, and must find them."""
+    """Return whether a benchmark's records are to be prepared first.
+
+    Processes that share the work would all do it: they must find the records.
+    """
     alone = cfg.eval.shard is None and cfg.inputs.prepare is None
     return cfg.stage == "eval" and cfg.data.name in BENCHMARKS and alone
 
@@ -116,11 +121,15 @@ def _score_again(cfg: Config) -> None:
 
 
 def _processes(cfg: Config) -> int:
+    """Return the number of processes that train, one a device."""
     return parallel.wanted(cfg.trainer)
 
 
 def _start_group(cfg: Config, stage: str) -> None:
-    """Run a stage in several processes on this machine, each of which types the same command."""
+    """Run a stage in several processes on this machine, each with the same command.
+
+    Raises UserError for settings that cannot work, before they start.
+    """
     inputs = _check_inputs(cfg, stage)
     module_of(stage).check(cfg, inputs)
     if cfg.trainer.nodes > 1:
@@ -136,7 +145,7 @@ def _start_group(cfg: Config, stage: str) -> None:
 
 
 def _execute_in_group(cfg: Config, stage: str) -> None:
-    """One process of several: process 0 opens the run's folder, all of them train."""
+    """Train as one process of several; process 0 opens the run's folder."""
     if stage not in TRAINING:
         raise UserError(
             f"stage={stage} runs in one process, and srun or torchrun started {parallel.size()}; "
@@ -148,11 +157,14 @@ def _execute_in_group(cfg: Config, stage: str) -> None:
     parallel.join(on_gpu(cfg.trainer))
     if parallel.rank() == 0:
         _execute_one(cfg, stage)
+        if not parallel.has_parent():
+            tell_next(cfg, stage, console)
     elif (run := parallel.from_first(lambda: None)) is not None:
         module_of(stage).run(cfg, run)
 
 
 def _execute_one(cfg: Config, stage: str) -> None:
+    """Run one stage in this process, or say that it is finished already."""
     if stage in SHARED and cfg.of(SHARED[stage][0]).shard is not None:
         _check_inputs(cfg, stage)
         _execute_share(cfg, stage)
@@ -187,7 +199,10 @@ def _tell_finished(stage: str, folder: Path) -> None:
 
 
 def _opened(cfg: Config, stage: str, stack: ExitStack) -> runs.Run | None:
-    """The run's folder, in every process of a group; None (to the others) where it is refused."""
+    """Open the run's folder and return it in every process of a group.
+
+    Returns None where the run is finished, and to the other processes where it is refused.
+    """
     try:
         _check_inputs(cfg, stage)
         run = stack.enter_context(runs.opened(cfg, stage))
@@ -198,7 +213,7 @@ def _opened(cfg: Config, stage: str, stack: ExitStack) -> runs.Run | None:
 
 
 def _execute_share(cfg: Config, stage: str) -> None:
-    """Do one process's share of a stage; whoever finds everything done puts it together."""
+    """Do one process's share of a stage; the process that finds all shares done joins them."""
     module = module_of(stage)
     (section, made), folder = SHARED[stage], runs.folder_of(cfg, stage)
     share, shares = cfg.of(section).shard, cfg.of(section).shards

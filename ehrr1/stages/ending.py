@@ -54,8 +54,10 @@ MAIN_NUMBERS = {
 
 
 def tell_result(stage: str, folder: Path, console: Console) -> None:
-    """Print what a finished run has: an evaluation's scores on stdout, or the main numbers on
-    stderr, and the files it made."""
+    """Print the main numbers of a finished run on stderr, and the files it made.
+
+    Of an evaluation the tables of its scores are printed on stdout instead.
+    """
     scores = folder / SCORES
     if stage == "eval" and scores.exists():
         print(scores.read_text(encoding="utf-8"), end="", flush=True)

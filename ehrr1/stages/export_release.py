@@ -122,8 +122,10 @@ def _write_index(prepared: Prepared, index: pl.DataFrame, path: Path) -> None:
 
 
 def _write_cache(prepared: Prepared, folder: Path) -> None:
-    """Write the answers to the training split's decisions: every item, the most frequent first,
-    and for each the items that stand in the same answers, the nearest first, one a column."""
+    """Write the answers to the training split's decisions, the most frequent first.
+
+    Beside each stand the items of the same answers, the nearest first, one a column.
+    """
     for name in ("item_set", "similar_item"):
         (folder / name).mkdir(parents=True)
     for task in (task for task, entry in TASKS.items() if entry.kind == "decision"):
@@ -144,7 +146,7 @@ def _write_cache(prepared: Prepared, folder: Path) -> None:
 
 
 def dictionaries(prepare: Path) -> Dictionary:
-    """The dictionaries and maps that `prepare` read, as text, where they still are."""
+    """Return the dictionaries and maps that `prepare` read, as text, where they still are."""
     data = OmegaConf.load(prepare / "config.yaml").data
     root = Path(data.root) if data.root else prepare / "hospital"
     found = {
@@ -166,7 +168,7 @@ def dictionaries(prepare: Path) -> Dictionary:
 
 
 def label_of(sample: Sample) -> str | list[str]:
-    """An answer as the release's files have it: a list of items, or the one text that it is."""
+    """Return an answer as the release's files have it: a list of items, or one text."""
     task = TASKS[sample.task]
     one = task.kind == "risk" or task.target in ("heading", "text")
     return sample.target[0] if one else list(sample.target)

@@ -14,8 +14,7 @@ ENGINES = ("transformers", "vllm", "server")
 
 
 def check(cfg: Config) -> None:
-    """Raise UserError for settings that do not go together, all in one, and for a model or
-    patients that are not there."""
+    """Raise UserError for settings that are missing or do not go together, all in one."""
     infer, problems = cfg.infer, []
     sources = {"record": cfg.record, "infer.subject": infer.subject, "infer.path": infer.path}
     if all(value is None for value in sources.values()):
@@ -46,9 +45,13 @@ def check(cfg: Config) -> None:
         )
     if problems:
         raise UserError("; ".join(problems))
+
+
+def check_inputs(cfg: Config) -> None:
+    """Raise UserError where this run has no model, or no prepared patients to ask about."""
     if cfg.engine.name != "server":
         source_of(cfg)
-    if infer.subject is not None and cfg.record is None:
+    if cfg.infer.subject is not None and cfg.record is None:
         prepared(cfg)
 
 

@@ -29,8 +29,10 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 @dataclass(frozen=True)
 class Begun:
-    """What the arguments of `sweep.py` ask for: `overrides` without name, launcher and place, the
-    runs, and what a search is told."""
+    """The runs that the arguments of `sweep.py` ask for.
+
+    `overrides` are those without name, launcher and place, `search` the settings of a search.
+    """
 
     name: str
     launcher: dict[str, Any]
@@ -45,7 +47,7 @@ class Begun:
 
 
 def begun(arguments: Sequence[str]) -> Begun:
-    """The runs of a sweep, everything checked.
+    """Return the runs of a sweep after all checks.
 
     Raises UserError for everything that cannot work, before anything is submitted.
     """
@@ -125,7 +127,7 @@ def add_config_dir(folder: str) -> None:
 
 
 def own(arguments: Sequence[str]) -> list[str]:
-    """What is asked, wherever and by whatever it is run."""
+    """Return the overrides that say what is run, without where and by which launcher."""
     elsewhere = ("launcher", "output_root=", "name=")
     return [one for one in arguments if not one.startswith(elsewhere)]
 
@@ -145,7 +147,7 @@ def name_of(arguments: Sequence[str]) -> str:
 
 
 def with_grid(overrides: Sequence[str]) -> list[str]:
-    """The overrides, after those that the experiment itself sweeps (`hydra.sweeper.params`)."""
+    """Return the overrides after those that the experiment sweeps (`hydra.sweeper.params`)."""
     experiment = [one for one in overrides if one.startswith("experiment=")]
     if any("," in one or "(" in one for one in experiment):
         return list(overrides)  # several experiments: the command line has the grid
@@ -166,8 +168,11 @@ def entry(one: Planned, runs: dict[Path, str], folders: Sequence[str] = ()) -> E
 
 
 def resources(cfg: Config, stage: str) -> dict[str, Any]:
-    """What SLURM is asked for one run: nodes and tasks are those of `trainer`, one a device, for
-    the stages that train in a group."""
+    """Return the resources that SLURM is asked for one run; empty for launcher=local.
+
+    Nodes and tasks are those of `trainer`, one task a device, for the stages that train in a group.
+    Raises UserError where tasks and GPUs differ.
+    """
     if cfg.launcher.name == "local":
         return {}
     job = cfg.launcher.plain()
