@@ -3,7 +3,7 @@
 See ehrr1/sweep_cli.py.
 """
 
-from ehrr1.sweep_cli import main
+from ehrr1.__main__ import sweep
 
 if __name__ == "__main__":
-    main()
+    sweep()

@@ -1,5 +1,17 @@
-"""Run the command `ehrr1` as `python -m ehrr1`."""
+"""The command `ehrr1`, also as `python -m ehrr1`."""
 
-from ehrr1.cli import main
+from ehrr1.entry import run_command
 
-main()
+
+def main() -> None:
+    """Run the command `ehrr1` (`cli.py`)."""
+    run_command("ehrr1.cli", "; the same command goes on")
+
+
+def sweep() -> None:
+    """Run the command `ehrr1-sweep` (`sweep_cli.py`)."""
+    run_command("ehrr1.sweep_cli", "; runs that have begun go on")
+
+
+if __name__ == "__main__":
+    main()

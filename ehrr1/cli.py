@@ -9,15 +9,19 @@ python run.py --version
 """
 
 import os
-import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
+from typing import NoReturn
 
 # Hydra otherwise prints its own errors and exits with 1; ours are one line and exit with 2.
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
 import hydra
 import yaml
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -25,10 +29,10 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ehrr1 import __version__
+from ehrr1.command import TYPED, command, typed_as, with_stage
 from ehrr1.config.complaints import composing
 from ehrr1.config.help import help_text
 from ehrr1.config.schema import Config, read
-from ehrr1.config.together import READ_BY
 from ehrr1.errors import StoppedError, UserError, cannot_write, need_extra
 from ehrr1.runs import MissingRunError, folder_of, metrics_of, short
 from ehrr1.spelling import (
@@ -41,8 +45,8 @@ from ehrr1.spelling import (
 )
 
 CONF = Path(__file__).parent / "conf"
-TYPED: list[str] = []
-"""What stands behind the command, word by word, before it is spelled out for Hydra."""
+ROOT = "outputs"
+"""`output_root` where it is not set."""
 PLUGINS = {"hydra/launcher=slurm": "submitit", "hydra/sweeper=search": "optuna"}
 EXPECTED = (
     *(UserError, OSError, HydraException, OmegaConfBaseException),
@@ -55,6 +59,7 @@ OF_DEFAULTS = ("Config group override", "Invalid defaults list", "Unsupported ty
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def compose_and_run(cfg: DictConfig) -> float | None:
+    """Run the composed configuration; return what a search optimises."""
     from ehrr1.stages import execute
 
     try:
@@ -71,29 +76,17 @@ def compose_and_run(cfg: DictConfig) -> float | None:
         print(f"{command()}: {error}, {left}", file=sys.stderr)
         sys.exit(error.exit_code)
     except MissingRunError as error:
-        sys.exit(complain(error, f". The command: {made_by(error.stage)}"))
+        sys.exit(complain(error, f". The command: {with_stage(error.stage)}"))
     except EXPECTED as error:
         # Hydra would print lines of its own about an exception that leaves its job.
         sys.exit(complain(error))
 
 
-def made_by(stage: str) -> str:
-    """The command that makes what is missing: what was typed, with another stage and without what
-    that stage refuses."""
-    words = []
-    # a job that a launcher has sent elsewhere knows its own settings alone
-    for word in TYPED or HydraConfig.get().overrides.task:
-        key = key_of(word)
-        if key == "stage":
-            words.append(f"stage={stage}")
-        elif key != "overwrite" and stage in READ_BY.get(key, (stage,)):
-            words.append(word)
-    return f"{typed_as()} {shlex.join(words)}"
-
-
 def refuse_groups(cfg: Config) -> None:
-    """Raise UserError for a job of `-m` with several devices: a second process would replay the
-    whole sweep, or hang."""
+    """Raise UserError for a job of `-m` with several devices.
+
+    A second process would replay the whole sweep, or hang.
+    """
     from ehrr1 import parallel
 
     if HydraConfig.get().mode == RunMode.MULTIRUN and parallel.wanted(cfg.trainer) > 1:
@@ -120,8 +113,10 @@ def searched(cfg: Config) -> float | None:
 
 
 def own_variant(cfg: Config) -> str:
-    """Return what tells this run from the experiment's plain one, as its folder's name: the
-    groups' choices and, of a job of `-m`, what varies from job to job."""
+    """Return the name of this run's folder below the experiment; empty for the plain experiment.
+
+    It has the groups' choices and, of a job of `-m`, the settings that vary from job to job.
+    """
     job = HydraConfig.get()
     overrides, varied = list(job.overrides.task), ""
     if job.mode == RunMode.MULTIRUN:
@@ -142,6 +137,7 @@ def own_variant(cfg: Config) -> str:
 
 
 def main() -> None:
+    """Spell the command out for Hydra, and run it; errors that a user can mend are one line."""
     told = TYPED[:] = sys.argv[1:]
     if "--version" in told:  # Hydra's own tells Hydra's
         print(f"ehrr1 {__version__}")
@@ -152,6 +148,7 @@ def main() -> None:
         if {"-h", "--help"} & set(told):
             print(help_text(CONF, [one for one in sys.argv[1:] if "=" in one], typed_as()))
             return
+        refuse_flags(sys.argv[1:])
         refuse_no_choice(sys.argv[1:], CONF)
         for plugin, package in PLUGINS.items():
             if plugin in sys.argv:
@@ -160,7 +157,11 @@ def main() -> None:
             # jobs know all that they were told, not what of it varies
             fixed = ",".join(fixed_keys(sys.argv[1:]))
             sys.argv.append(f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]")
-        compose_and_run()
+            roots = [word.partition("=")[2] for word in told if key_of(word) == "output_root"]
+            with no_trace_of_refused(Path([ROOT, *roots][-1])):
+                compose_and_run()
+        else:
+            compose_and_run()
     except EXPECTED as error:
         sys.exit(complain(error))
     except ValueError as error:
@@ -169,9 +170,41 @@ def main() -> None:
         sys.exit(complain(UserError(f"{error}; it stands in a file of settings or was typed")))
 
 
+def refuse_flags(words: list[str]) -> None:
+    """Raise UserError for flags that do not exist, or lack their value, with the nearest one."""
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        unknown = message.partition("unrecognized arguments: ")[2].split()
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        near = get_close_matches(unknown[0], flags, 1, 0.7) if unknown else []
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"{message}; {meant}settings are written KEY=VALUE, `--help` lists them")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args(words)
+
+
+@contextmanager
+def no_trace_of_refused(root: Path) -> Iterator[None]:
+    """Remove the folder that Hydra makes below `root` for a multirun, where a job is refused."""
+    multirun = root / "multirun"
+    new = [folder for folder in (multirun, root) if not folder.exists()]
+    try:
+        yield
+    except (SystemExit, *EXPECTED):
+        (multirun / "multirun.yaml").unlink(missing_ok=True)
+        with suppress(OSError):  # a job that was not refused has made something
+            for folder in new:
+                folder.rmdir()
+        raise
+
+
 def complain(error: Exception, remedy: str = "") -> int:
-    """Print one line on stderr, `remedy` at its end as it is; returns the exit code of an error
-    that a user can mend."""
+    """Print an error as one line on stderr, with `remedy` at its end.
+
+    Returns the exit code of an error that a user can mend. Raises the error again if it is a bug.
+    """
     message = str(error)
     if isinstance(error, yaml.YAMLError | UnicodeDecodeError):
         message = f"a file of settings (conf/, experiments/, --config-dir) is no YAML: {message}"
@@ -184,14 +217,3 @@ def complain(error: Exception, remedy: str = "") -> int:
         message = composing(error, Config)
     print(f"{command()}: " + " ".join(message.split()) + remedy, file=sys.stderr)
     return 2
-
-
-def command() -> str:
-    """Return what the user typed: `run.py`, or `ehrr1` where the package is installed."""
-    name = Path(sys.argv[0]).name
-    return "ehrr1" if name == "__main__.py" else name
-
-
-def typed_as() -> str:
-    """Return the command as it stands before its settings."""
-    return "ehrr1" if command() == "ehrr1" else "python run.py"

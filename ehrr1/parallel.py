@@ -160,8 +160,8 @@ def start(command: Sequence[str], processes: int) -> int:
     """Run `command` as a group of `processes` on this machine and return its exit code.
 
     This is the first failing exit code, or 0. The output of process 0 is shown; that of another
-    process only if it fails first. When one process fails, the others are ended. SIGTERM and
-    SIGUSR1 are forwarded, and the processes end when this one does.
+    process only if it fails first. When one process fails, the others are ended. SIGTERM,
+    SIGUSR1 and SIGINT are forwarded, and the processes end when this one does.
     """
     port = free_port()
     alive, ours = os.pipe()
@@ -181,7 +181,13 @@ def start(command: Sequence[str], processes: int) -> int:
             output = None if number == 0 else (Path(logs) / str(number)).open("wb")
             group.append(
                 subprocess.Popen(
-                    command, env=environment, pass_fds=[alive], stdout=output, stderr=output
+                    command,
+                    env=environment,
+                    pass_fds=[alive],
+                    stdout=output,
+                    stderr=output,
+                    # a terminal's Ctrl-C reaches this process alone, which passes it on once
+                    start_new_session=True,
                 )
             )
         os.close(alive)
@@ -194,7 +200,7 @@ def start(command: Sequence[str], processes: int) -> int:
             os.close(ours)
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Signals to save and stop."""
 
 
@@ -235,6 +241,11 @@ def _watch(group: Sequence["subprocess.Popen[bytes]"], logs: Path) -> int:
 
 def _stopped(process: "subprocess.Popen[bytes]") -> bool:
     return process.returncode in {128 + one for one in SIGNALS}
+
+
+def has_parent() -> bool:
+    """Return whether `start` started this process."""
+    return PARENT in os.environ
 
 
 def end_with_parent() -> None:

@@ -1,9 +1,11 @@
 """Progress bars on stderr, and pools of threads and processes with a bar."""
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from typing import TypeVar
 
@@ -32,12 +34,15 @@ def in_threads(
     work: Callable[[Item], None], items: Sequence[Item], description: str, workers: int
 ) -> None:
     """Run `work` on each item in `workers` threads, with a bar; a failure cancels waiting items."""
-    pool = ThreadPoolExecutor(max_workers=workers)
+    pool, wait = ThreadPoolExecutor(max_workers=workers), True
     try:
         for _ in track(pool.map(work, items), description, total=len(items)):
             pass
+    except KeyboardInterrupt:
+        wait = False  # the process ends, and its threads with it
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait, cancel_futures=True)
 
 
 def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
@@ -61,19 +66,36 @@ def in_processes(
     if workers <= 1:
         yield from track(map(work, items), description, len(items))
         return
-    # spawn, not fork: a forked process inherits locks that Polars' threads may hold
-    with ProcessPoolExecutor(workers, get_context("spawn"), watch_parent) as pool:
-        try:
-            yield from track(pool.map(work, items), description, len(items))
-        finally:
-            pool.shutdown(cancel_futures=True)
+    # spawned, not forked: a forked process inherits locks that Polars' threads may hold
+    pool, wait = ProcessPoolExecutor(workers, get_context("spawn"), watch_parent), True
+    try:
+        with not_interrupted():
+            results = pool.map(work, items)
+        yield from track(results, description, len(items))
+    except KeyboardInterrupt:
+        wait = False  # the processes end with this one
+        raise
+    finally:
+        pool.shutdown(wait, cancel_futures=True)
+
+
+@contextmanager
+def not_interrupted() -> Iterator[None]:
+    """Block SIGINT for processes that start meanwhile.
+
+    They never receive the terminal's Ctrl-C, which their parent answers.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def watch_parent() -> None:
-    """End this process of a pool as soon as its parent has ended.
+    """End this process of a pool when its parent is gone.
 
-    A parent that is killed cannot notify its pool, whose processes would otherwise wait for work
-    forever.
+    The processes of a parent that was killed would wait for work for ever.
     """
     parent = parent_process()
     assert parent is not None

@@ -1,6 +1,7 @@
 """Many runs: grids and chains of run.py, on SLURM or on this machine.
 
 python sweep.py OVERRIDES... [launcher=local|slurm|slurm_8gpu] [name=NAME] [--dry-run]
+                [--config-dir DIR]
 python sweep.py status  NAME [output_root=DIR] [--json] [--watch]   state, step, speed of every run
 python sweep.py logs    NAME RUN                                    what a run printed
 python sweep.py resume  NAME [RUN...]                               what is missing or has failed
@@ -25,11 +26,12 @@ from ehrr1.errors import UserError, cannot_write
 
 
 def main() -> None:
+    """Run the command with the arguments of this process."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
-    """Do what is asked; returns the exit code."""
+    """Do what the arguments ask, and return the exit code."""
     from ehrr1.sweeps import cli
 
     if not arguments or {"-h", "--help"} & set(arguments):

@@ -105,7 +105,8 @@ def test_export_writes_the_benchmark_row(smoke: Path, command_line: CommandLine)
         "experiment=smoke", "stage=export", "export.split=all", "export.limit=7", root
     )
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (smoke / "export" / "samples.jsonl").open()]
+    exports = smoke / "export"
+    rows = [json.loads(line) for line in (exports / "rows-all-7" / "samples.jsonl").open()]
     assert len(rows) == 7
     names = "idx instruction input output candidates task_info subject_id prediction_time messages"
     assert set(names.split()) <= rows[0].keys()

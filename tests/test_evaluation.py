@@ -21,8 +21,8 @@ from ehrr1.evaluation.predictions import (
     prediction_row,
     risk_row,
 )
-from ehrr1.evaluation.report import difference_table, task_table
 from ehrr1.evaluation.scores import counts, one_class, score
+from ehrr1.evaluation.tables import WIDTH, difference_table, heading, score_text, task_tables
 from ehrr1.tasks.catalog import TASKS
 from tests.test_graph import event, sample
 
@@ -219,6 +219,43 @@ def test_summary_names_models_baselines_differences_and_compares_common_samples(
     again = (summarise(predictions, ["emar"], "train", 100, seed=0) for _ in range(2))
     assert next(again) == next(again)
     tasks = ["Inpatient_Mortality", "emar"]
-    assert task_table(predictions, metrics, tasks[:1], "risk").row_count == 2
-    assert task_table(predictions, metrics, tasks[1:], "decision").row_count == 2
-    assert difference_table(pairs(list(models)), metrics).row_count == 8
+    risk = list(task_tables(predictions, metrics, tasks[:1], "risk"))
+    heads = [column.header for table in risk for column in table.columns[1:]]
+    models_of_risk = ["untrained", "adapt", "rl", "boosting"]
+    assert heads == ["n", "patients", "yes", *models_of_risk, "rl\n95 % interval"]
+    assert [table.row_count for table in risk] == [1, 1]
+    decision = list(task_tables(predictions, metrics, tasks[1:], "decision"))
+    assert [table.row_count for table in decision] == [1] * len(decision)
+    # rl - untrained is not told: its start stands beside the first stage only
+    assert difference_table(pairs(list(models)), metrics).row_count == 6
+    text = score_text(predictions, metrics, tasks)
+    assert max(map(len, text.splitlines())) <= WIDTH
+    scores = {line.split()[0]: line.split()[-3] for line in text.splitlines()[-5:-1]}
+    assert scores == {
+        "untrained": "0.000", "adapt": f"{metrics['adapt/decision/f1/macro']:.3f}", "rl": "1.000",
+        "frequency": f"{metrics['baseline/frequency/decision/f1/macro']:.3f}",
+    }  # fmt: skip
+    boosting = f"{metrics['baseline/boosting/risk/auroc/macro']:.3f}"
+    assert text.splitlines()[-1].split()[:2] == ["boosting", boosting]
+
+
+def test_a_table_of_many_modes_fits_and_tells_them_apart() -> None:
+    """Eighteen results of models and modes: each has a heading of its own in 80 columns."""
+    models, answers = ("adapt", "EHR-R1-8B", "rl"), ("direct", "both", "think")
+    modes = [f"{m}:{a}{c}" for m in models for a in answers for c in ("", "-list")]
+    assert len({heading(name) for name in modes}) == len(modes)
+    assert heading("EHR-R1-8B:direct-list") == "EHR-R1-8B:\ndirect-\nlist"
+    assert heading("logistic_cut") == "logistic_\ncut" and heading("rl:both") == "rl:both"
+    rows = []
+    for number in range(20):
+        target = "yes" if number % 2 else "no"
+        risk = sample(number, "ED_Reattendance_3day", target)
+        rows.append(risk_row(risk, YesProbability(number / 20)))
+    predictions = pl.concat([frame(name, rows) for name in modes])
+    tasks = ["ED_Reattendance_3day"]
+    metrics = summarise(predictions, tasks, "train", 20, seed=0)
+    shown = list(task_tables(predictions, metrics, tasks, "risk"))
+    heads = [str(column.header) for table in shown for column in table.columns[1:]]
+    last = f"{heading(modes[-1])}\n95 % interval"
+    assert heads == ["n", "patients", "yes", *map(heading, modes), last]
+    assert max(map(len, score_text(predictions, metrics, tasks).splitlines())) <= WIDTH

@@ -127,7 +127,7 @@ def wait_for_steps(folder: Path, count: int) -> None:
 @pytest.mark.parametrize(
     ("strategy", "told"),
     # one process and SIGUSR1: test_slurm_sweeps.py, at a job's time limit
-    [("zero3", signal.SIGTERM), ("zero2", signal.SIGKILL)],
+    [("zero3", signal.SIGTERM), ("zero2", signal.SIGKILL), ("ddp", signal.SIGINT)],
 )
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     strategy: str,
@@ -137,8 +137,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     train: Any,
     command_line: CommandLine,
 ) -> None:
-    """SIGTERM and SIGUSR1 save first; SIGKILL of the starting process ends the others too. The
-    losses that follow are the uninterrupted run's, bit for bit."""
+    """SIGTERM, SIGUSR1 and SIGINT save first; SIGKILL of the starting process ends the others too.
+    The losses that follow are the uninterrupted run's, bit for bit."""
     broken = [*given(smoke, tmp_path, "broken"), *STRATEGIES[strategy], "adapt.save_seconds=0.05"]
     folder = tmp_path / "smoke" / "broken" / "adapt"
     process = start(broken)

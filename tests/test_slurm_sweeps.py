@@ -2,12 +2,14 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import ROOT
@@ -69,6 +71,28 @@ def test_a_grid_of_two_by_three_whose_sweep_is_killed_as_it_submits(
         line for log in (tmp_path / "sweeps" / "grid" / "logs").iterdir() for line in said(log)
     ]
     assert len(begun) == 6, begun
+
+
+def test_every_part_of_the_batch_script_is_quoted(tmp_path: Path) -> None:
+    """A shell reads back the interpreter and the sweep's folder as they are."""
+    pytest.importorskip("submitit")
+    from ehrr1.sweeps.slurm import worker_command
+    from ehrr1.sweeps.state import Sweep
+
+    folder = tmp_path / """it's "a" $HOME `b`"""
+    bash, flag, line = shlex.split(worker_command(Sweep(folder), "t0"))
+    worker = [sys.executable, "-u", "-m", "ehrr1.sweeps.worker", str(folder), "--submission", "t0"]
+    assert (bash, flag) == ("bash", "-c")
+    assert shlex.split(line) == ["trap", "", "USR1;", "exec", *worker]
+
+
+def test_a_folder_with_blanks_and_quotes(slurm: dict[str, str], tmp_path: Path) -> None:
+    root = tmp_path / "it's a folder"
+    given = ["experiment=smoke", "stage=prepare", "data.subjects=3,4", f"output_root={root}"]
+    begin(*given, "name=quoted", *SMALL, **slurm)
+    assert list(wait(root, "quoted", **slurm).values()) == ["done"] * 2, told(
+        root, "quoted", **slurm
+    )
 
 
 def said(log: Path) -> list[str]:

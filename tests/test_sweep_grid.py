@@ -68,7 +68,7 @@ def test_what_is_finished_is_read_and_what_is_missing_named(tmp_path: Path) -> N
         (["stage=prepare", "data.subjects=10,10"], "a value occurs twice"),
         (["stage=prepare", "status"], "status: neither an override"),
         (["stage=prepare", "data.subjects=[1"], "data.subjects"),
-        (["stage=prepare", "name=a/b"], "name=a/b: a plain word"),
+        (["stage=prepare", "name=a/b"], "name=a/b: it becomes a folder"),
     ],
 )
 def test_what_cannot_be_is_refused_whole(

@@ -75,28 +75,32 @@ def summarise(
 
 
 def names(predictions: pl.DataFrame) -> list[str]:
-    """The results that have predictions, in their order, baselines last."""
+    """Return the results that have predictions, in their order, baselines last."""
     found = predictions["model"].unique(maintain_order=True).to_list()
     return sorted(found, key=lambda name: name in BASELINES)
 
 
 def prefix_of(name: str) -> str:
-    """What a result's metrics begin with."""
+    """Return the prefix of a result's metrics."""
     return f"baseline/{name}/" if name in BASELINES else f"{name}/"
 
 
 def last_result(predictions: pl.DataFrame) -> str | None:
-    """The main result: the last stage of the curriculum as it was trained, without one the last
-    model; None where only baselines have answered."""
+    """Return the main result, or None where only baselines have answered.
+
+    It is the last stage of the curriculum as it was trained, or without one the last model.
+    """
     asked = [name for name in names(predictions) if name not in BASELINES]
     stages = [name for name in CURRICULUM if name in asked]
     return stages[-1] if stages else asked[-1] if asked else None
 
 
 def pairs(found: Sequence[str]) -> list[tuple[str, str]]:
-    """Whose difference is told, the later first: each stage and those before it, its start only for
-    the first; modes of one model; the first trained model, and the main one, against each
-    baseline."""
+    """Return the pairs of results whose differences are computed, the later one first.
+
+    They are each stage and those before it (its start only for the first), modes of one model, and
+    the first trained and the main model against each baseline.
+    """
     asked = [name for name in found if name not in BASELINES]
     stages = [name for name in CURRICULUM if name in asked]
     told = [(b, a) for a, b in combinations(stages, 2) if a not in STARTS or b == stages[1]]
@@ -115,7 +119,7 @@ def on_common(
     resamples: Resamples,
     tasks: Sequence[str],
 ) -> Replicates:
-    """A result's scores on the samples that another answered too."""
+    """Return a result's scores on the samples that another answered too."""
     rows = tables[name].join(tables[other], on="sample_id", how="semi")
     if len(rows) == len(tables[name]):
         return scores[name]
@@ -123,7 +127,7 @@ def on_common(
 
 
 def difference(one: Replicates, two: Replicates) -> Replicates:
-    """The macro scores of one result minus another's, resample by resample: paired."""
+    """Subtract the macro scores of two results resample by resample: the difference is paired."""
     return {
         name: values - two[name]
         for name, values in one.items()
@@ -132,8 +136,10 @@ def difference(one: Replicates, two: Replicates) -> Replicates:
 
 
 def subgroup_scores(rows: pl.DataFrame, resamples: Resamples, tasks: Sequence[str]) -> Metrics:
-    """`subgroup/<column>/<value>/<metric>/macro` of AUROC and F1, and `.../patients`; groups of
-    fewer than `LEAST_PATIENTS` have their number only."""
+    """Return AUROC and F1 by subgroup: `subgroup/<column>/<value>/<metric>/macro`, `.../patients`.
+
+    Groups of fewer than `LEAST_PATIENTS` have their number only.
+    """
     found: Metrics = {}
     for column in SUBGROUPS:
         groups = rows.drop_nulls(column).partition_by(column, as_dict=True)
@@ -170,7 +176,7 @@ def recentred(values: Floats, least: float) -> Floats:
 
 
 def _alone(rows: pl.DataFrame, temperature: float | None) -> Metrics:
-    """What has no interval: counts, the temperature, how many probabilities are certain."""
+    """Return what has no interval: counts, the temperature, the share of certain probabilities."""
     found: Metrics = dict(counts(rows))
     if temperature is not None:
         found["temperature"] = temperature
@@ -182,7 +188,7 @@ def _alone(rows: pl.DataFrame, temperature: float | None) -> Metrics:
 
 
 def _fits(split: str) -> pl.Expr:
-    """The rows that fit a temperature: none where validation itself is scored."""
+    """Return the condition on rows that fit a temperature; none if validation itself is scored."""
     return (pl.col("split") == "validation") & (pl.col("split") != split)
 
 

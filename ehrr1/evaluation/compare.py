@@ -22,7 +22,7 @@ from ehrr1.evaluation.aggregate import BASELINES, last_result, names, summarise
 from ehrr1.evaluation.matching import with_matches
 from ehrr1.evaluation.pages.html import page, table
 from ehrr1.evaluation.pages.report import flat_settings, lead, report_data, rules
-from ehrr1.evaluation.report import MIN_WIDTH, difference_table
+from ehrr1.evaluation.tables import WIDTH, difference_table
 from ehrr1.files import replacing, write_json, write_text
 from ehrr1.tasks.catalog import ALL_TASKS
 
@@ -86,14 +86,14 @@ def compare(folders: Sequence[Path], target: Path, replicates: int, seed: int) -
     write_json(target / "metrics.json", metrics)
     write_text(target / "differences.csv", rows(matched, metrics).write_csv())
     console = Console()
-    console.width = max(console.width, MIN_WIDTH)
+    console.width = max(console.width, WIDTH)
     console.print(difference_table(list(matched), metrics))
     for line in [f"{a} and {b}: {note}" for (a, b), note in notes.items()] + asked_alike:
         console.print(line, soft_wrap=True, markup=False)
 
 
 def read(folder: Path, label: str) -> Finished:
-    """A finished evaluation. Raises UserError for any other folder."""
+    """Read a finished evaluation. Raises UserError for any other folder."""
     missing = [n for n in ("predictions.parquet", "config.yaml") if not (folder / n).exists()]
     if missing:
         raise UserError(
@@ -108,7 +108,7 @@ def read(folder: Path, label: str) -> Finished:
 
 
 def labels(folders: Sequence[Path]) -> list[str]:
-    """What tells the folders apart: their paths without the parts that all begin or end with."""
+    """Return short labels of folders: their paths without the parts that all of them share."""
     parts = [folder.resolve().parts for folder in folders]
     if len(set(parts)) < max(2, len(parts)):
         raise UserError("compare: name two or more different evaluations, each once")
@@ -120,7 +120,7 @@ def labels(folders: Sequence[Path]) -> list[str]:
 
 
 def named(run: Finished, earlier: Sequence[Finished]) -> pl.DataFrame:
-    """Its predictions under names that tell the run; each baseline once."""
+    """Return a run's predictions under names that tell the run; each baseline once."""
     baseline = pl.col("model").is_in(BASELINES)
     there = {name for other in earlier for name in other.predictions["model"].unique()}
     rows = run.predictions.filter(~(baseline & pl.col("model").is_in(there)))
@@ -129,7 +129,7 @@ def named(run: Finished, earlier: Sequence[Finished]) -> pl.DataFrame:
 
 
 def compared(runs: Sequence[Finished]) -> list[Pair]:
-    """Pairs of results, the later run's first: the main ones, and those of one name."""
+    """Return pairs of results, the later run's first: the main ones, and those of one name."""
     found: list[Pair] = []
     for one, other in combinations(runs, 2):
         ours, theirs = (
@@ -143,7 +143,7 @@ def compared(runs: Sequence[Finished]) -> list[Pair]:
 
 
 def matching(scored: pl.DataFrame, first: str, second: str) -> tuple[int, int]:
-    """How many samples and patients two results share; UserError where they share none."""
+    """Count the samples and patients that two results share; UserError where there are none."""
     one, two = (scored.filter(pl.col("model") == name) for name in (first, second))
     both = one.join(two, on=["task", "sample_id"], how="semi")
     if both.is_empty():
@@ -155,7 +155,7 @@ def matching(scored: pl.DataFrame, first: str, second: str) -> tuple[int, int]:
 
 
 def unlike(runs: Sequence[Finished], scored: pl.DataFrame, pairs: Sequence[Pair]) -> list[str]:
-    """Why scores of these runs may not be of the same thing."""
+    """List why scores of these runs may not be of the same thing."""
     found = []
     for name in HOW_ASKED:
         values = [run.settings.get(name, "not set") for run in runs]
@@ -194,7 +194,7 @@ def runs_table(runs: Sequence[Finished]) -> dict[str, Any]:
 
 
 def differing(runs: Sequence[Finished]) -> dict[str, Any]:
-    """Settings that the runs do not share: name, then each run's value."""
+    """Return a table of the settings that differ: name, then each run's value."""
     found = dict.fromkeys(name for run in runs for name in run.settings)
     rows = [[name, *(run.settings.get(name, "not set") for run in runs)] for name in found]
     told = [row for row in rows if row[0].split(".")[0] not in NOT_TOLD]
@@ -203,7 +203,7 @@ def differing(runs: Sequence[Finished]) -> dict[str, Any]:
 
 
 def rows(matched: Mapping[Pair, tuple[int, int]], metrics: Mapping[str, float]) -> pl.DataFrame:
-    """A row a pair and macro score: the difference, its interval, samples and patients."""
+    """Return a row a pair and macro score: the difference, its interval, samples and patients."""
     found = []
     for (one, other), (samples, patients) in matched.items():
         head = f"{one}-{other}/"
@@ -216,6 +216,6 @@ def rows(matched: Mapping[Pair, tuple[int, int]], metrics: Mapping[str, float]) 
 
 
 def _numbers(runs: Sequence[Finished]) -> dict[str, int]:
-    """The largest limit of the runs: what differs is told apart."""
+    """Return the largest token limit of the runs; differing settings have a table of their own."""
     limits = (int(run.settings["eval.max_prompt_tokens"]) for run in runs)
     return {"max_prompt_tokens": max(limits)}

@@ -68,7 +68,7 @@ def score(
 
 
 def _macros(found: Replicates) -> Replicates:
-    """The mean of each metric over the tasks that have it."""
+    """Return the mean of each metric over the tasks that have it."""
     arrays: dict[str, list[Floats]] = {}
     for name, array in found.items():
         task, metric = name.split("/")
@@ -77,7 +77,7 @@ def _macros(found: Replicates) -> Replicates:
 
 
 def one_class(predictions: pl.DataFrame) -> list[str]:
-    """The risk tasks whose targets are all yes or all no: no AUROC can be told for them."""
+    """Return the risk tasks whose targets are all yes or all no, which have no AUROC."""
     risk = [key for key, task in ALL_TASKS.items() if task.kind == "risk"]
     targets = predictions.filter(pl.col("task").is_in(risk)).group_by("task")
     classes = targets.agg(pl.col("target").n_unique())
@@ -85,8 +85,11 @@ def one_class(predictions: pl.DataFrame) -> list[str]:
 
 
 def counts(predictions: pl.DataFrame) -> dict[str, int]:
-    """`samples/<task>`, `patients/<task>`, `empty_answers/<task>` and `parse_failures/<task>`:
-    answers that could not be read, apart from empty and from wrong ones."""
+    """Count samples, patients, empty answers and answers that could not be read, by task.
+
+    Names: `samples/<task>`, `patients/<task>`, `empty_answers/<task>`, `parse_failures/<task>`; a
+    wrong answer is no parse failure.
+    """
     problem = pl.col("problem")
     table = predictions.group_by("task").agg(
         samples=pl.col("sample_id").n_unique(),
@@ -143,7 +146,7 @@ def _decision(rows: pl.DataFrame, resamples: Resamples, main_only: bool) -> Repl
 
 
 def _matched(rows: pl.DataFrame, pairs: Sequence[tuple[str, str]]) -> list[Sequence[float]]:
-    """Precision, recall and F1 of each answer: as they stand beside it, else ours."""
+    """Return precision, recall and F1 of each answer: as they stand beside it, else computed."""
     found = [_compared(*pair) for pair in pairs]
     if MATCHED not in rows.columns:
         return list(found)
@@ -153,14 +156,14 @@ def _matched(rows: pl.DataFrame, pairs: Sequence[tuple[str, str]]) -> list[Seque
 
 @lru_cache(maxsize=2**18)
 def _compared(said: str, true: str) -> SetScores:
-    """Scores of one answer: subgroups and differences ask for the same ones again."""
+    """Score one answer; cached, as subgroups and differences ask for the same ones again."""
     return set_scores(said.split("\n"), true.split("\n"))
 
 
 def _micro(
     rows: pl.DataFrame, resamples: Resamples, said: list[list[str]], true: list[list[str]]
 ) -> Replicates:
-    """Precision, recall and F1 of all items of a task together."""
+    """Return precision, recall and F1 of all items of a task together."""
     sets = [(normalise(one), normalise(other)) for one, other in zip(said, true, strict=True)]
     sizes = np.array([(len(a & b), len(a), len(b)) for a, b in sets], dtype=np.float64)
     sums = np.concatenate([w @ sizes for w in _weight_blocks(rows, resamples)])
@@ -176,7 +179,7 @@ def _micro(
 
 
 def _draws(rows: pl.DataFrame, resamples: Resamples) -> Replicates:
-    """What several answers to one question give: `pass@k` and the F1 of what they agree on."""
+    """Score several answers to one question: `pass@k` and the F1 of their consensus."""
     many = rows["draw"].max()
     if not many:
         return {}
@@ -203,7 +206,7 @@ def _texts(rows: pl.DataFrame) -> dict[str, Floats]:
 
 
 def _means(rows: pl.DataFrame, resamples: Resamples, columns: dict[str, Floats]) -> Replicates:
-    """The means of per-row values under all weightings; answers to one question weigh alike."""
+    """Return means of per-row values under all weightings; answers to a question weigh alike."""
     stacked = np.stack(list(columns.values()), axis=1)
     blocks = []
     for weights in _weight_blocks(rows, resamples):
@@ -214,7 +217,7 @@ def _means(rows: pl.DataFrame, resamples: Resamples, columns: dict[str, Floats])
 
 
 def _weight_blocks(rows: pl.DataFrame, resamples: Resamples) -> Iterator[Floats]:
-    """The weights of these samples [.., n], in blocks of replicates."""
+    """Yield the weights of these samples, [replicates, samples], in blocks of replicates."""
     subjects = rows["subject_id"].to_numpy()
     size = max(1, MAX_ELEMENTS // len(rows))
     for start in range(0, len(resamples.counts), size):

@@ -1,4 +1,4 @@
-"""The stages: one file each, `run(cfg, run) -> metrics`, read top to bottom."""
+"""The stages: one file each, with `run(cfg, run) -> metrics`, and what runs them."""
 
 import gc
 import importlib
@@ -11,24 +11,26 @@ from types import ModuleType
 from rich.console import Console
 
 from ehrr1 import parallel, runs
+from ehrr1.command import with_stage, words_with
 from ehrr1.config.names import BENCHMARKS, TRAINING
 from ehrr1.config.schema import Config
 from ehrr1.config.writers import ModelChains
 from ehrr1.errors import UserError
 from ehrr1.stages.consolidate import consolidate_run
+from ehrr1.stages.ending import tell_next, tell_result
 
 console = Console(stderr=True)
 
 SHARED = {"prepare": ("data", "shards"), "eval": ("eval", "answers")}
-"""The stages whose work several processes share by files -> the section with `shard`, and what they
-make."""
+"""The stages whose work several processes share by files: the section with `shard`, and the name of
+what they make."""
 
 
 def module_of(stage: str) -> ModuleType:
-    """A stage's file, imported where it is needed: `prepare` and `export` do not wait for torch.
+    """Import a stage's file and return it; `prepare` and `export` do not wait for torch.
 
-    What is imported stays: that the garbage collector looks through it again and again, as it
-    grows, would be a fifth of the time.
+    The garbage collector is off meanwhile: it would search the growing number of imported objects,
+    which stay, again and again, for a fifth of the time.
     """
     gc.disable()
     try:
@@ -41,6 +43,9 @@ def execute(cfg: Config) -> None:
     """Run the stage that `cfg.stage` names; `curriculum` runs all of them in order."""
     parallel.end_with_parent()
     if cfg.stage == "infer":
+        checks = module_of("infer_checks")  # before torch is imported
+        checks.check(cfg)
+        checks.check_inputs(cfg)
         module_of("infer").run_infer(cfg)
         return
     if cfg.stage == "eval" and (cfg.rescore or cfg.compare):
@@ -63,24 +68,34 @@ def execute(cfg: Config) -> None:
         return
     if _brings_records(cfg):
         _execute_one(cfg, "prepare")  # a file or two: no reason to ask for another command
-    for stage in runs.order(cfg) if cfg.stage == "curriculum" else (cfg.stage,):
-        if (
-            stage in TRAINING
-            and _processes(cfg) > 1
-            and not runs.is_finished(runs.folder_of(cfg, stage))
-        ):
+    stages = runs.order(cfg) if cfg.stage == "curriculum" else (cfg.stage,)
+    for stage in stages:
+        if _needs_group(cfg, stage):
             _start_group(cfg, stage)
         else:
             _execute_one(cfg, stage)
+    # a share of a stage that others still work on is not followed by anything
+    if not parallel.has_parent() and runs.is_finished(runs.folder_of(cfg, stages[-1])):
+        tell_next(cfg, stages[-1], console)
+
+
+def _needs_group(cfg: Config, stage: str) -> bool:
+    """Return whether a stage is to be trained by several processes that are not started yet.
+
+    Raises UserError where an earlier stage is missing: `trainer.devices=auto` waits for torch.
+    """
+    finished = runs.is_finished(runs.folder_of(cfg, stage))
+    if stage not in TRAINING or (finished and not cfg.overwrite):
+        return False
+    _check_inputs(cfg, stage)
+    return _processes(cfg) > 1
 
 
 def _show_graph(cfg: Config) -> None:
     """Draw one sample of a graph, which is made first where it is not there yet."""
-    from ehrr1.stages.show_graph import show
-
     if not cfg.inputs.graph:
         _execute_one(cfg, "graph")
-    show(cfg, console)
+    module_of("show_graph").show(cfg, console)
 
 
 def _dry_run(cfg: Config) -> None:
@@ -91,8 +106,10 @@ def _dry_run(cfg: Config) -> None:
 
 
 def _brings_records(cfg: Config) -> bool:
-    """Whether a benchmark's records are to be prepared first; processes that share the work would
-    all do it, and must find them."""
+    """Return whether a benchmark's records are to be prepared first.
+
+    Processes that share the work would all do it: they must find the records.
+    """
     alone = cfg.eval.shard is None and cfg.inputs.prepare is None
     return cfg.stage == "eval" and cfg.data.name in BENCHMARKS and alone
 
@@ -104,11 +121,15 @@ def _score_again(cfg: Config) -> None:
 
 
 def _processes(cfg: Config) -> int:
+    """Return the number of processes that train, one a device."""
     return parallel.wanted(cfg.trainer)
 
 
 def _start_group(cfg: Config, stage: str) -> None:
-    """Run a stage in several processes on this machine, each of which types the same command."""
+    """Run a stage in several processes on this machine, each with the same command.
+
+    Raises UserError for settings that cannot work, before they start.
+    """
     inputs = _check_inputs(cfg, stage)
     module_of(stage).check(cfg, inputs)
     if cfg.trainer.nodes > 1:
@@ -118,13 +139,13 @@ def _start_group(cfg: Config, stage: str) -> None:
         )
     module = Path(sys.argv[0]).name == "__main__.py"  # a script there would see ehrr1/ as its path
     entry = ["-m", "ehrr1"] if module else [sys.argv[0]]
-    command = [sys.executable, *entry, *sys.argv[1:], f"stage={stage}"]
+    command = [sys.executable, *entry, *words_with(stage)]
     if code := parallel.start(command, _processes(cfg)):
         sys.exit(code)
 
 
 def _execute_in_group(cfg: Config, stage: str) -> None:
-    """One process of several: process 0 opens the run's folder, all of them train."""
+    """Train as one process of several; process 0 opens the run's folder."""
     if stage not in TRAINING:
         raise UserError(
             f"stage={stage} runs in one process, and srun or torchrun started {parallel.size()}; "
@@ -136,11 +157,14 @@ def _execute_in_group(cfg: Config, stage: str) -> None:
     parallel.join(on_gpu(cfg.trainer))
     if parallel.rank() == 0:
         _execute_one(cfg, stage)
+        if not parallel.has_parent():
+            tell_next(cfg, stage, console)
     elif (run := parallel.from_first(lambda: None)) is not None:
         module_of(stage).run(cfg, run)
 
 
 def _execute_one(cfg: Config, stage: str) -> None:
+    """Run one stage in this process, or say that it is finished already."""
     if stage in SHARED and cfg.of(SHARED[stage][0]).shard is not None:
         _check_inputs(cfg, stage)
         _execute_share(cfg, stage)
@@ -149,9 +173,10 @@ def _execute_one(cfg: Config, stage: str) -> None:
         run = _opened(cfg, stage, stack)
         folder = runs.folder_of(cfg, stage)
         if run is None:
-            console.print(f"[bold]{stage}[/]: finished already, in {folder}")
+            _tell_finished(stage, folder)
             return
-        console.print(f"[bold]{stage}[/]{': resumed' * run.resuming} -> {folder}")
+        resumed = ": resumed" * run.resuming
+        console.print(f"[bold]{stage}[/]{resumed} -> {folder}", soft_wrap=True)
         for name, read in run.inputs.items():
             if read != runs.folder_of(cfg, name):
                 console.print(f"  {name} is read from {read}")
@@ -164,10 +189,20 @@ def _execute_one(cfg: Config, stage: str) -> None:
             hparams.write(cfg, run, metrics)
         runs.finish(run, {**metrics, "seconds": round(seconds, 3)})
         console.print(f"[bold]{stage}[/]: done in {seconds:.0f} s")
+        tell_result(stage, folder, console)
+
+
+def _tell_finished(stage: str, folder: Path) -> None:
+    """Say that a run was finished before, and what it has."""
+    console.print(f"[bold]{stage}[/]: finished already, in {folder}", soft_wrap=True)
+    tell_result(stage, folder, console)
 
 
 def _opened(cfg: Config, stage: str, stack: ExitStack) -> runs.Run | None:
-    """The run's folder, in every process of a group; None (to the others) where it is refused."""
+    """Open the run's folder and return it in every process of a group.
+
+    Returns None where the run is finished, and to the other processes where it is refused.
+    """
     try:
         _check_inputs(cfg, stage)
         run = stack.enter_context(runs.opened(cfg, stage))
@@ -178,13 +213,13 @@ def _opened(cfg: Config, stage: str, stack: ExitStack) -> runs.Run | None:
 
 
 def _execute_share(cfg: Config, stage: str) -> None:
-    """Do one process's share of a stage; whoever finds everything done puts it together."""
+    """Do one process's share of a stage; the process that finds all shares done joins them."""
     module = module_of(stage)
     (section, made), folder = SHARED[stage], runs.folder_of(cfg, stage)
     share, shares = cfg.of(section).shard, cfg.of(section).shards
     with runs.joined(cfg, stage, share) as run:
         if run is None:
-            console.print(f"[bold]{stage}[/]: finished already, in {folder}")
+            _tell_finished(stage, folder)
             return
         left = module.run_share(cfg, run)
     console.print(f"[bold]{stage}[/]: share {share} of {shares} is done; {left} {made} are missing")
@@ -196,14 +231,15 @@ def _execute_share(cfg: Config, stage: str) -> None:
 
 
 def _check_inputs(cfg: Config, stage: str) -> dict[str, Path]:
-    """The inputs' folders. Raises UserError for missing ones; a training stage adds what its model
-    would need."""
+    """Return the folders of the inputs, without importing the stage.
+
+    Raises MissingRunError for missing ones; for a training stage it says how to find out what the
+    model would need.
+    """
     try:
         return runs.find_inputs(cfg, stage)
     except runs.MissingRunError as error:
         if stage not in TRAINING:
             raise
-        from ehrr1.models.sizes import requirements
-
-        needs = requirements(cfg.model)
-        raise runs.MissingRunError(f"{error}. {needs}", error.stage) from None
+        told = f"{error}. Whether model={cfg.model.name} fits: {with_stage('plan')}"
+        raise runs.MissingRunError(told, error.stage) from None

@@ -72,8 +72,10 @@ def run(cfg: Config, run: Run) -> Metrics:
 def opened_files(
     prepared: Prepared, data: DictConfig, patients: int | None, seed: int
 ) -> Recheck | None:
-    """The raw files of some patients; None where there are none, or where the protocol shows what
-    it should not."""
+    """Read the raw files of some patients.
+
+    Returns None where there are no tables, or where the protocol leaks by design.
+    """
     root = prepared.folder / "hospital" if data.root is None else Path(str(data.root))
     tables = data.name in ("mimic", "synthetic") and root.is_dir()
     if not tables or data.protocol != "strict" or patients == 0:
@@ -93,10 +95,10 @@ def examine(
     recheck: Recheck | None = None,
     rule_samples_per_task: int = 0,
 ) -> tuple[Audit, Metrics]:
-    """Everything that is counted, and the seconds of the long steps.
+    """Count everything, and return the audit with the seconds of its long steps.
 
     Without `recheck` nothing is counted against raw files; without `rule_samples_per_task` no rules
-    are searched.
+    are searched. Raises UserError where there are no samples.
     """
     index = prepared.index()
     if not index.height:
@@ -136,8 +138,11 @@ def examine(
 
 
 def compared_labels(prepared: Prepared, index: pl.DataFrame, protocol: str) -> pl.DataFrame | None:
-    """The index's labels beside those of the other protocol; None where that is not there, or
-    where the input does not tell the stays that labels are made of (the release, others' MEDS)."""
+    """Return the index's labels beside those of the other protocol.
+
+    Returns None where that is not there, or where the input has no stays to make labels of (the
+    release, others' MEDS).
+    """
     labels_of = index_checks.LABELS.get(index_checks.OTHER[protocol])
     stays = prepared.parents.get("admissions")
     if labels_of is None or stays is None or stays.is_empty():
@@ -148,7 +153,7 @@ def compared_labels(prepared: Prepared, index: pl.DataFrame, protocol: str) -> p
 
 
 def assumed_shares(prepare: Path) -> dict[str, float]:
-    """Of each table the share of rows whose time of knowledge is the schema's delay."""
+    """Return by table the share of rows whose time of knowledge is the schema's delay."""
     counts = read_json(prepare / "metrics.json")
     prefix = "availability_assumed/"
     tables = [name.removeprefix(prefix) for name in counts if name.startswith(prefix)]
@@ -156,7 +161,7 @@ def assumed_shares(prepare: Path) -> dict[str, float]:
 
 
 def problem(audit: Audit, folder: Path) -> str | None:
-    """What must not be: a leak under strict, or a context with other rows than were judged."""
+    """Return the verdict on a leak under strict, or on contexts of other rows than were judged."""
     if audit.texts.unlike:
         return (
             f"{len(audit.texts.unlike)} of {audit.texts.contexts:,} rendered contexts hold other "
@@ -178,7 +183,7 @@ def problem(audit: Audit, folder: Path) -> str | None:
 
 
 def flat(audit: Audit) -> Metrics:
-    """The counts as flat numbers for metrics.json."""
+    """Return the counts as flat numbers for metrics.json."""
     metrics: Metrics = {
         "samples": audit.samples,
         "contexts": audit.contexts,
@@ -216,7 +221,7 @@ def flat(audit: Audit) -> Metrics:
 
 
 def as_json(audit: Audit) -> dict[str, Any]:
-    """All of it, task by task."""
+    """Return all counts, task by task."""
     tasks = {row.pop("task"): row for row in audit.tasks.to_dicts()}
     for row in tasks.values():
         row["hours_ahead"] = {"median": row.pop("median"), "max": row.pop("most")}
@@ -251,7 +256,7 @@ def as_json(audit: Audit) -> dict[str, Any]:
 
 
 def examples_of(findings: Sequence[Finding]) -> list[dict[str, str]]:
-    """The first findings of each kind and place, so that somebody can look at them."""
+    """Return the first findings of each kind and place, as examples to look at."""
     seen: Counter[tuple[str, str]] = Counter()
     shown = []
     for finding in findings:

@@ -73,7 +73,7 @@ def drawn_samples(prepared: Prepared, per_task: int, seed: int) -> pl.DataFrame:
 
 
 def settings_section(data: dict[str, Any]) -> list[str]:
-    """The settings of `data` that `prepare` ran with; files as given or not."""
+    """Return the settings of `data` that `prepare` ran with; files as given or not."""
     rows = []
     for name, value in data.items():
         if f"data.{name}" in NOT_COMPARED:
@@ -114,7 +114,7 @@ def tables_section(counts: Counts, reported: Mapping[str, Mapping[str, int]]) ->
 
 
 def missing_section(counts: Counts) -> list[str]:
-    """Tables and maps that are not there, each with what that costs."""
+    """Return what cannot be asked, and what contexts lack, without a table."""
     rows = [
         (name, lost_by_table(name)) for name in MIMIC_TABLES if f"missing_tables/{name}" in counts
     ]
@@ -130,7 +130,7 @@ def missing_section(counts: Counts) -> list[str]:
 
 
 def lost_by_table(name: str) -> str:
-    """What cannot be asked, and what contexts lack, without a table."""
+    """Return what cannot be asked, and what contexts lack, without a table."""
     tasks = [key for key, task in TASKS.items() if task.anchor_table == name]
     tasks += [key for key, rule in RULES.items() if name in rule.needs and key not in tasks]
     costs = [f"no samples of {', '.join(tasks)}"] if tasks else []
@@ -140,7 +140,7 @@ def lost_by_table(name: str) -> str:
 
 
 def samples_section(index: pl.DataFrame) -> list[str]:
-    """Samples of each task and split, of risk tasks with the share of yes."""
+    """Return the samples of each task and split, of risk tasks with the share of yes."""
     counted = index.group_by("task", "split").agg(pl.len(), pl.col("label").sum().alias("yes"))
     found = {(task, split): (n, yes) for task, split, n, yes in counted.iter_rows()}
     rows = []
@@ -161,7 +161,7 @@ def samples_section(index: pl.DataFrame) -> list[str]:
 
 
 def answers_section(prepared: Prepared, seed: int) -> list[str]:
-    """What the answers of decision tasks hold, in the training split."""
+    """Return what the answers of decision tasks hold, in the training split."""
     rows = []
     for task, entry in TASKS.items():
         if entry.kind == "risk" or entry.target == "text":
@@ -250,7 +250,7 @@ def left_out_section(counts: Counts) -> list[str]:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; columns of numbers stand to the right."""
+    """Return a Markdown table; columns of numbers are aligned to the right."""
     cells = [[cell.replace("|", "/") for cell in row] for row in rows]
     # an empty cell is in every text
     numbers = [
@@ -261,5 +261,5 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _n(value: Any) -> str:
-    """A whole number with thousands separated."""
+    """Return a whole number with thousands separated."""
     return f"{round(value):,}"

@@ -36,8 +36,10 @@ def consolidate_run(cfg: Config, console: Console) -> None:
 
 
 def _note(folder: Path, step: int, last: int) -> None:
-    """Say in a finished run's metrics.json where its hf/ is from, unless from the last: what was
-    made from another hf/ is then seen to be (`runs.differences`)."""
+    """Record in a finished run's metrics.json the checkpoint that its hf/ is from, unless the last.
+
+    Runs that were made from another hf/ are then refused (`runs.differences`).
+    """
     metrics = runs.metrics_of(folder)
     plain = {name: value for name, value in metrics.items() if name != STEP}
     noted = plain if step == last else plain | {STEP: step}

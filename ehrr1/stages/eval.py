@@ -2,6 +2,7 @@
 
 predictions.parquet   a row an answer; every score follows from it alone (`evaluation.aggregate`)
 metrics.json          scores with intervals
+scores.txt            the tables that the stage prints
 report.html           tables, curves, cases
 meds/                 the risk predictions in MEDS-Evaluation's schema
 tb/                   every metric as a TensorBoard scalar
@@ -35,12 +36,14 @@ from ehrr1.evaluation.opening import Builders, opened, reader
 from ehrr1.evaluation.predict import Predictor, Rows, Writing
 from ehrr1.evaluation.prediction_store import PredictionStore, speed
 from ehrr1.evaluation.predictions import SCHEMA
-from ehrr1.evaluation.report import publish, show
+from ehrr1.evaluation.report import publish
 from ehrr1.evaluation.subgroups import with_subgroups
+from ehrr1.evaluation.tables import score_text
 from ehrr1.evaluation.targets import Target, results
-from ehrr1.files import remove, replacing, write_json
+from ehrr1.files import remove, replacing, write_json, write_text
 from ehrr1.reasoning.chain import without_results
 from ehrr1.runs import Run
+from ehrr1.stages.ending import SCORES, tell_result
 from ehrr1.stages.given_chains import CHAINS
 from ehrr1.stages.reason import kept_chains
 from ehrr1.tasks.candidates import Candidates
@@ -53,8 +56,11 @@ console = Console(stderr=True)
 
 @dataclass(frozen=True)
 class Study:
-    """What all models answer: samples of the split that is scored, and risk samples of the
-    validation split that fit the temperature; with `eval.chains` those that have one."""
+    """The samples that all models answer.
+
+    `index` has those of the split that is scored, `calibration` risk samples of the validation
+    split that fit the temperature; with `eval.chains` both have only samples with a chain.
+    """
 
     prepared: Prepared
     tasks: tuple[str, ...]
@@ -63,8 +69,10 @@ class Study:
     chains: dict[str, str]
 
     def of(self, result: Target, cfg: Config) -> list[Sample]:
-        """The samples that a result answers: those of the untrained model, which writes to the
-        limit, have fewer decisions."""
+        """Return the samples that a result answers.
+
+        The untrained model, which writes to the limit, has fewer decisions.
+        """
         risk, decision = (rows_of(self.index, kind) for kind in ("risk", "decision"))
         if result.model in STARTS:
             decision = select(decision, cfg.eval.untrained_samples_per_task, cfg.seed)
@@ -74,7 +82,7 @@ class Study:
 
 
 def run(cfg: Config, run: Run) -> dict[str, float | int]:
-    """Ask every model what is not answered yet, add the baselines, score, show and publish."""
+    """Ask every model what is not answered yet, add the baselines, score and publish."""
     whole = run.folder / "predictions.parquet"
     if not whole.exists():
         study = study_of(cfg, run)
@@ -151,7 +159,7 @@ def ask(
 def answers(
     predictor: Predictor, result: Target, samples: Sequence[Sample], seed: int
 ) -> Iterator[Rows]:
-    """Risk first: it is quick, and shows soonest whether a model can do anything at all."""
+    """Yield the answers of one model, risk first: it is quick, and shows soonest what it can do."""
     risk, decisions = of_kind(samples, "risk"), of_kind(samples, "decision")
     if result.risk is not None:
         yield from predictor.risk(risk, result.risk)
@@ -160,15 +168,15 @@ def answers(
 
 
 def share_of(sample: Sample, shares: int) -> int:
-    """Which of `shares` processes answers it: questions on one record stay together."""
+    """Return the process that answers a sample, of `shares`; a record's questions stay together."""
     return crc32(sample.context_id.encode()) % shares
 
 
 def baselines(cfg: Config, run: Run, study: Study, result: Target) -> pl.DataFrame:
-    """The baselines' rows, kept like those of the models.
+    """Return the rows of the baselines, kept like those of the models.
 
-    They learn from the training split, which a benchmark file may lack. `_cut`: of what the token
-    limit of `result` leaves of a record; the others read all of it. `list_`: of a
+    They learn from the training split, which a benchmark file may lack. `_cut` baselines read what
+    the token limit of `result` leaves of a record, the others all of it; `list_` baselines read a
     list of candidates alone, where questions come with one.
     """
     part = run.folder / "parts" / "baselines.parquet"
@@ -196,7 +204,10 @@ def baselines(cfg: Config, run: Run, study: Study, result: Target) -> pl.DataFra
 
 
 def training_samples(cfg: Config, study: Study) -> list[Sample]:
-    """What baselines learn from: the examples that a model is shown, where it is shown some."""
+    """Return the samples that baselines learn from.
+
+    Where models are shown examples (`eval.shots`), these are the examples.
+    """
     if cfg.eval.shots:
         return shots.chosen(cfg, study.prepared, study.tasks)
     pool = study.prepared.scan("train", study.index["task"].unique().to_list())
@@ -207,19 +218,23 @@ def training_samples(cfg: Config, study: Study) -> list[Sample]:
 def told(
     cfg: Config, folder: Path, predictions: pl.DataFrame, prepared: Prepared | None
 ) -> dict[str, float | int]:
-    """Metrics of predictions, shown in the terminal and published in `folder`."""
+    """Return the metrics of predictions; write their tables and publish them in `folder`."""
     tasks = suite_tasks(cfg)
     predictions = with_matches(predictions, cfg.eval.matching)
     metrics = summarise(predictions, tasks, cfg.eval.split, cfg.eval.bootstrap, cfg.seed)
-    show(predictions.filter(pl.col("split") == cfg.eval.split), metrics, tasks)
+    scored = predictions.filter(pl.col("split") == cfg.eval.split)
+    write_text(folder / SCORES, score_text(scored, metrics, tasks))
     publish(cfg, folder, predictions, metrics, tasks, prepared)
-    export(predictions.filter(pl.col("split") == cfg.eval.split), folder / "meds")
+    export(scored, folder / "meds")
     return metrics
 
 
 def rescore(cfg: Config) -> None:
-    """Score the predictions of a finished evaluation again: no model, no records are needed.
-    `eval.bootstrap` and `eval.matching` are the command's."""
+    """Score the predictions of a finished evaluation again, without a model or records.
+
+    `eval.bootstrap` and `eval.matching` are those of this command. Raises UserError where `rescore`
+    is no finished evaluation.
+    """
     folder = Path(str(cfg.rescore))
     if not (folder / "predictions.parquet").exists():
         raise UserError(
@@ -238,6 +253,7 @@ def rescore(cfg: Config) -> None:
         metrics = told(then, folder, predictions, prepared_of(folder))
         seconds = {k: v for k, v in runs.metrics_of(folder).items() if k.startswith("seconds")}
         write_json(folder / "metrics.json", {**metrics, **seconds})
+    tell_result("eval", folder, console)
     console.print(f"scored again: {folder}")
 
 
@@ -250,7 +266,7 @@ def compare_runs(cfg: Config) -> None:
 
 
 def study_of(cfg: Config, run: Run) -> Study:
-    """The samples that are answered. Raises UserError where there is none."""
+    """Return the samples that are answered. Raises UserError where there are none."""
     prepared = Prepared(run.input("prepare"))
     tasks = suite_tasks(cfg)
     chains = chains_of(cfg, run.inputs)
@@ -290,13 +306,15 @@ def chains_of(cfg: Config, inputs: Mapping[str, Path]) -> dict[str, str]:
 
 
 def having(index: pl.LazyFrame, chains: Mapping[str, str]) -> pl.LazyFrame:
-    """The samples that have a chain, where some are given."""
+    """Return the samples that have a chain, where some are given."""
     return index.filter(pl.col("sample_id").is_in(list(chains))) if chains else index
 
 
 def check_candidates(cfg: Config, prepared: Prepared, index: pl.DataFrame) -> None:
-    """Raise UserError where decision rows of a file have no list; a stay's ICD titles (`cdm_icd`)
-    never have one, and are asked without."""
+    """Raise UserError where decision rows of a file have no list of candidates.
+
+    A stay's ICD titles (`cdm_icd`) never have one, and are asked without.
+    """
     if "candidates" not in index.columns:
         return
     bare = index.filter(pl.col("candidates").list.len() == 0)
@@ -320,8 +338,11 @@ def suite_tasks(cfg: Config) -> tuple[str, ...]:
 def choose_samples(
     cfg: Config, prepared: Prepared, tasks: Sequence[str], chains: Mapping[str, str]
 ) -> pl.DataFrame:
-    """The rows of the index that every model answers. Decisions are written word by word and cost
-    far more than risk, so they may have a smaller number of their own."""
+    """Return the rows of the index that every model answers.
+
+    Decisions are written word by word and cost far more than risk, so they may have a smaller
+    number of their own. Raises UserError where `eval.chains` has no chain of these samples.
+    """
     whole = prepared.scan(cfg.eval.split, tasks)
     if cfg.eval.chains is not None:
         told = [frame.select(pl.len()).collect().item() for frame in (having(whole, chains), whole)]
@@ -354,7 +375,7 @@ def writing(cfg: Config) -> Writing:
 
 
 def prepared_of(folder: Path) -> Prepared | None:
-    """The records that an evaluation has read, if they are still where they were."""
+    """Return the records that an evaluation has read, or None if they were moved."""
     try:
         return Prepared(runs.find_inputs(recorded(folder), "eval")["prepare"])
     except UserError:

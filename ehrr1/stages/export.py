@@ -1,8 +1,10 @@
-"""stage=export: what was prepared, for other tools.
+"""stage=export: prepared records and samples for other tools.
 
 layout=rows      samples.jsonl: samples that are ready to use, one JSON object a line
 layout=meds      meds/: the whole cohort in the Medical Event Data Standard (`export_meds`)
 layout=release   release/: the files of the EHR-R1 release (`export_release`)
+
+Each export has a folder of its own below `export/` (`runs.paths.export_name`).
 
 samples.jsonl holds the benchmark's row (`idx, instruction, input, output, candidates, task_info`)
 with `sample_id, subject_id, prediction_time, available_until, messages`. `candidates` of a decision
@@ -38,12 +40,15 @@ PLACES = ("period_begin", "period_end", "admissions_id", "last_discharge_id")
 TABLE_OF = {table.heading: name for name, table in TABLES.items()}
 
 CHUNK = 10_000
-"""So many samples are held at a time."""
+"""The number of samples that are held in memory at a time."""
 
 
 def run(cfg: Config, run: Run) -> dict[str, float | int]:
-    """Write the layout. Metrics: `rows`, what the layout adds, and `too_long/<task>`: answers that
-    no list of candidates holds."""
+    """Write the files of the layout.
+
+    Metrics: `rows`, those of the layout, and `too_long/<task>`: answers that no list of candidates
+    holds. Raises UserError where the split is empty or the layout cannot be written.
+    """
     prepared = Prepared(run.input("prepare"))
     brought = prepared.folder / SIMILAR
     folder = (
@@ -68,6 +73,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
 
 
 def too_long(candidates: Candidates) -> dict[str, float | int]:
+    """Count by task the answers that no list of candidates holds."""
     return {f"too_long/{task}": count for task, count in sorted(candidates.too_long.items())}
 
 
@@ -79,7 +85,10 @@ def rows(
     split: str,
     limit: int | None,
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a split ("all" for every one), at most `limit` of them."""
+    """Yield the rows of a split ("all": of every split), at most `limit`.
+
+    Raises UserError where the split has no samples.
+    """
     index = prepared.index(None if split == "all" else split)
     if not index.height:
         raise UserError(
@@ -109,8 +118,10 @@ def row(
     candidates: list[str],
     style: Wording,
 ) -> dict[str, Any]:
-    """One sample as a row of the benchmark, with what the release's reader looks for; times are
-    ISO 8601."""
+    """Return one sample as a row of the benchmark, with the fields that the release's reader needs.
+
+    Times are written as ISO 8601.
+    """
     task = TASKS[sample.task]
     known = [event.available_time for event in events if event.available_time is not None]
     own = style.own(sample)
@@ -144,7 +155,7 @@ def row(
 
 
 def event_of(sample: Sample) -> str:
-    """The table that is asked about; that of the event itself, where any may come."""
+    """Return the table that a sample asks about; for `next_event` that of the event itself."""
     anchor = TASKS[sample.task].anchor_table
     if anchor in TABLES:
         return anchor

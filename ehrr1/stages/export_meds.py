@@ -1,4 +1,4 @@
-"""stage=export layout=meds: the whole cohort as MEDS, for the tools of that ecosystem.
+"""stage=export export.layout=meds: the whole cohort as MEDS, for the tools of that ecosystem.
 
     meds/
         data/<split>/<n>.parquet         events; a patient's stand in one file, sorted by time
@@ -36,7 +36,10 @@ see its own event."""
 
 
 def write(prepared: Prepared, folder: Path) -> dict[str, float | int]:
-    """Write `folder`. Metrics: rows, subjects, files, `labels/<task>`, `left_out/<task>`."""
+    """Write the dataset to `folder`.
+
+    Metrics: `rows`, `subjects`, `files`, `labels/<task>`, `left_out/<task>`.
+    """
     with replacing(folder) as temporary:
         metrics = _write_data(prepared, temporary)
         copy_mark(prepared.folder, temporary, prepared.splits["subject_id"])
@@ -69,7 +72,7 @@ def _write_data(prepared: Prepared, folder: Path) -> dict[str, float | int]:
 def _event_ranges(
     prepared: Prepared, subjects: pl.DataFrame
 ) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
-    """Events of a range of patients, and what `subject_events` knows of the same patients.
+    """Yield the events of a range of patients, and the rows of `subject_events` of the same ones.
 
     Patients without any row in the store come last.
     """
@@ -104,7 +107,7 @@ def _write_metadata(prepared: Prepared, folder: Path) -> None:
 
 
 def _write_labels(prepared: Prepared, task: str, folder: Path) -> dict[str, float | int]:
-    """The labels of one task, `LABELS_AT_ONCE` a file. Samples with several items are left out."""
+    """Write the labels of one task, `LABELS_AT_ONCE` a file, without samples of several items."""
     index = prepared.index(tasks=[task])
     edges = [*range(0, index.height, LABELS_AT_ONCE), index.height]
     count = 0

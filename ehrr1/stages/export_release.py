@@ -1,4 +1,6 @@
-"""stage=export layout=release: the files of the EHR-R1 release, from `data.protocol=paper`.
+"""stage=export export.layout=release: the files of the EHR-R1 release.
+
+The records are those of `data.protocol=paper`.
 
 release/
     patients_ehr/<subject_id>.parquet      a patient's list of events
@@ -45,7 +47,10 @@ INDEX_COLUMNS = (
 
 
 def write(prepared: Prepared, folder: Path, bench: Any) -> dict[str, float | int]:
-    """Write `folder`; `bench` gives the rows of the benchmark's JSONL. Metrics: patients, rows."""
+    """Write the release to `folder`; `bench` returns the rows of the benchmark's JSONL.
+
+    Metrics: `patients`, `rows`, `rows/<file>`. Raises UserError for records of another protocol.
+    """
     if "period_begin" not in prepared.index_columns:
         raise UserError(
             "layout=release: the release's files name contexts by position, which only "
@@ -83,7 +88,7 @@ def _write_patients(prepared: Prepared, codes: Codes, folder: Path) -> int:
 
 
 def _write_indices(prepared: Prepared, folder: Path) -> dict[str, float | int]:
-    """The samples of every split by position; answers are JSON, lists of items or one text."""
+    """Write the samples of every split by position; answers are JSON, lists of items or a text."""
     kinds = {
         kind: [task for task, entry in TASKS.items() if entry.kind == kind]
         for kind in ("decision", "risk")
@@ -117,8 +122,10 @@ def _write_index(prepared: Prepared, index: pl.DataFrame, path: Path) -> None:
 
 
 def _write_cache(prepared: Prepared, folder: Path) -> None:
-    """What the training split's decisions answer: every item, the most frequent first, and for
-    each the items that stand in the same answers, the nearest first, one a column."""
+    """Write the answers to the training split's decisions, the most frequent first.
+
+    Beside each stand the items of the same answers, the nearest first, one a column.
+    """
     for name in ("item_set", "similar_item"):
         (folder / name).mkdir(parents=True)
     for task in (task for task, entry in TASKS.items() if entry.kind == "decision"):
@@ -139,7 +146,7 @@ def _write_cache(prepared: Prepared, folder: Path) -> None:
 
 
 def dictionaries(prepare: Path) -> Dictionary:
-    """The dictionaries and maps that `prepare` read, as text, where they still are."""
+    """Return the dictionaries and maps that `prepare` read, as text, where they still are."""
     data = OmegaConf.load(prepare / "config.yaml").data
     root = Path(data.root) if data.root else prepare / "hospital"
     found = {
@@ -161,7 +168,7 @@ def dictionaries(prepare: Path) -> Dictionary:
 
 
 def label_of(sample: Sample) -> str | list[str]:
-    """An answer as the release's files have it: a list of items, or the one text that it is."""
+    """Return an answer as the release's files have it: a list of items, or one text."""
     task = TASKS[sample.task]
     one = task.kind == "risk" or task.target in ("heading", "text")
     return sample.target[0] if one else list(sample.target)

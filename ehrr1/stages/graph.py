@@ -35,8 +35,11 @@ PART = 256
 
 
 def run(cfg: Config, run: Run) -> dict[str, float | int]:
-    """Write graphs.jsonl; returns the metrics of `graph.statistics`, and as `pairs/<task>` how many
-    pairs of an answer and a concept are evidence, of all that were counted."""
+    """Write graphs.jsonl.
+
+    Metrics: those of `graph.statistics`, and as `pairs/<task>` the number of pairs of an answer and
+    a concept that are evidence, of all that were counted.
+    """
     prepared = Prepared(run.input("prepare"))
     counted, drawn = chosen_samples(prepared, cfg)
     dictionary = open_dictionary(cfg.concepts)
@@ -86,7 +89,7 @@ def chosen_samples(prepared: Prepared, cfg: Config) -> tuple[list[Sample], list[
 
 
 def has_graph(task: Any, risk: bool) -> bool:
-    """Decision tasks whose answer is a set of items; with `graph.risk` yes/no questions too."""
+    """Return whether a task has a graph: decisions on items; with `graph.risk` yes/no questions."""
     return (task.kind == "decision" and task.metric != "rouge") or (risk and task.kind == "risk")
 
 
@@ -112,7 +115,7 @@ def counted_tasks(
     dictionary: Dictionary | None,
     cfg: Config,
 ) -> dict[str, Cooccurrence]:
-    """Co-occurrence by task, from `folder` where an earlier try has left it whole."""
+    """Return co-occurrence by task, from `folder` where an earlier try has left it whole."""
     done = folder / "tasks.json"
     if done.exists():
         return {task: Cooccurrence.load(folder / f"{task}.npz") for task in read_json(done)}
@@ -133,7 +136,7 @@ def counted_tasks(
 def linked_names(
     counts: dict[str, Cooccurrence], history: set[Concept], dictionary: Dictionary | None
 ) -> dict[str, str]:
-    """The dictionary's id of each item name that it has; each distinct name is looked up once."""
+    """Return the dictionary's id of each item name that it has; each name is looked up once."""
     if dictionary is None:
         return {}
     names = {concept.name for concept in history if not concept.is_text}
@@ -141,7 +144,7 @@ def linked_names(
 
 
 def evidence_rule(settings: Graph, task: str, counts: Cooccurrence) -> EvidenceRule:
-    """What is evidence in a task; the bound on p follows from all pairs of the task."""
+    """Return the rule of what is evidence in a task; the bound on p follows from all its pairs."""
     bound = 1.0
     if settings.max_fdr is not None:
         bound = significance_bound(counts, settings.min_count, settings.max_fdr)
@@ -186,6 +189,6 @@ def _joined(files: Sequence[Path], tally: Tally) -> Iterator[dict[str, Any]]:
 
 
 def parts_of(samples: Sequence[Sample]) -> list[Part]:
-    """Samples by context, PART contexts at a time."""
+    """Divide samples by context, PART contexts at a time."""
     groups = list(by_context(samples).values())
     return [groups[first : first + PART] for first in range(0, len(groups), PART)]

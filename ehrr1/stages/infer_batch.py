@@ -31,8 +31,11 @@ class RowError(ValueError):
 
 @dataclass
 class Batch:
-    """The rows of a file: those that are `left` to answer, those that cannot be asked (`refused`,
-    by their line), and the ids that are `done`, as text, of the file's `rows`."""
+    """The rows of a file of questions.
+
+    `left` are those to answer, `refused` those that cannot be asked, by their line, and `done` the
+    ids that are answered, as text, of the file's `rows`.
+    """
 
     path: Path
     output: Path
@@ -87,7 +90,7 @@ class Batch:
         self.left = kept
 
     def report(self) -> list[str]:
-        """A line for each row that is left out."""
+        """Return a line for each row that is left out."""
         shown = sorted(self.refused.items())[:SHOWN]
         lines = [f"{self.path} line {line}: {reason}; left out" for line, reason in shown]
         more = len(self.refused) - len(shown)
@@ -142,7 +145,7 @@ def read_batch(path: Path, output: Path, records: Records, tell_time: bool = Fal
 
 
 def read_row(line: str, records: Records, tell_time: bool) -> tuple[Query, Any]:
-    """A row as a question, and its id as it stands there. Raises RowError for what is none."""
+    """Read a row as a question, with its id as it stands there. Raises RowError for other lines."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -167,7 +170,7 @@ def read_row(line: str, records: Records, tell_time: bool) -> tuple[Query, Any]:
 
 
 def read_record(row: dict[str, Any], records: Records) -> tuple[str, Callable[[], list[Event]]]:
-    """What the record depends on, and what reads it."""
+    """Return what identifies the record of a row, and a function that reads it."""
     text, subject = row.get("record"), row.get("subject_id")
     if (text is None) == (subject is None):
         raise RowError("it needs a record or a subject_id, one of the two")
@@ -189,13 +192,15 @@ def row_time(row: dict[str, Any]) -> datetime | None:
 
 
 def shows_the_moment(task: str | None) -> bool:
-    """Whether a record shows what became known at its very time: not to those who are asked what
-    came then."""
+    """Return whether a record shows what became known at its very time.
+
+    A question about what came then must not see it.
+    """
     return task is None or ALL_TASKS[task].kind == "risk"
 
 
 def unreadable(asking: Query) -> str | None:
-    """Why a record cannot be read; None where it can."""
+    """Return why a record cannot be read; None where it can."""
     try:
         asking.record()
     except UserError as error:
@@ -204,7 +209,7 @@ def unreadable(asking: Query) -> str | None:
 
 
 def finished(output: Path) -> set[str]:
-    """The ids that are answered. A last line that was only half written is cut off.
+    """Return the ids that are answered; a last line that was only half written is cut off.
 
     Raises UserError for a file that holds something else.
     """
@@ -227,7 +232,7 @@ def finished(output: Path) -> set[str]:
 
 
 def time_of(value: Any) -> datetime | None:
-    """`infer.time` or a row's `time`. Raises UserError for what is none."""
+    """Read `infer.time` or a row's `time`; None stays None. Raises UserError for other texts."""
     if value is None:
         return None
     try:

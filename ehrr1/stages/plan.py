@@ -1,8 +1,8 @@
-"""stage=plan: does it fit, and how long does it take? Memory by part, time and GPU-hours of a
-training stage (`plan.stage`) for a model, trainer and cluster: tables, plan.md and metrics.
+"""stage=plan: memory, time and GPU-hours of a training stage, and whether it fits.
 
-Nothing is loaded or downloaded: the model is built on the meta device. What is counted, and what is
-assumed, stands in docs/plan.md.
+For a model, trainer and cluster it prints tables of the stage `plan.stage`, and writes plan.md and
+metrics. Nothing is loaded or downloaded: the model is built on the meta device. What is counted,
+and what is assumed, stands in docs/plan.md.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
 
 
 def check(cfg: Config) -> None:
-    """All settings that cannot work together, at once."""
+    """Raise UserError for all settings that cannot work together, at once."""
     trainer, cluster, problems = cfg.trainer, cfg.cluster, []
     if trainer.offload and not STAGES[trainer.strategy]:
         problems.append(
@@ -119,7 +119,7 @@ def saving_metrics(saving: Saving) -> dict[str, float | int]:
 
 
 def memory_table(planner: Planner, found: Memory) -> Section:
-    """A part a row, a moment a column."""
+    """Return memory in GiB, a part a row and a moment of the step a column."""
     rows = [
         [part, *(_n(parts.get(part, 0.0) / GIB) for parts in found.moments.values())]
         for part in found.parts
@@ -179,7 +179,7 @@ def trainers_table(metrics: dict[str, float | int]) -> Section:
 
 
 def show(run: Run, sections: Sequence[Section]) -> None:
-    """The same tables on the terminal and in plan.md."""
+    """Print the tables, and write the same to plan.md."""
     parts = ["# Plan"]
     for title, heads, rows in sections:
         shown = Table()

@@ -85,7 +85,7 @@ def run(cfg: Config, run: Run) -> Metrics:
 
 
 def told(decided: dict[str, Any]) -> str:
-    """Whether the records may be shown, for the terminal."""
+    """Return a sentence on whether the records may be shown, for the terminal."""
     if decided["open"]:
         return f"open records ({decided['why']}): reports and logs may show them"
     return (
@@ -106,7 +106,7 @@ def run_share(cfg: Config, run: Run) -> int:
 
 
 def opened_source(cfg: Config, folder: Path) -> AnySource:
-    """The input, its patients read, after all settings of `data` were checked."""
+    """Open the input and read its patients, after all settings of `data` were checked."""
     check(cfg)
     chosen_tasks(cfg)
     draw_of(cfg)
@@ -126,7 +126,10 @@ def build_missing(cfg: Config, run: Run, source: AnySource, share: int | None = 
 
 
 def chosen_tasks(cfg: Config) -> tuple[str, ...]:
-    """The tasks of `data.suite`, or those of `data.tasks`; UserError for a name that is no task."""
+    """Return the tasks of `data.suite`, or those of `data.tasks`.
+
+    Raises UserError for a name that is no task.
+    """
     if cfg.data.suite is not None and cfg.data.suite not in SUITES:
         raise UserError(
             f"data.suite={cfg.data.suite}: choose one of {', '.join(SUITES)}, or null for all tasks"
@@ -143,7 +146,7 @@ def chosen_tasks(cfg: Config) -> tuple[str, ...]:
 
 
 def check(cfg: Config) -> None:
-    """Settings that only make sense together; all problems in one UserError."""
+    """Raise UserError for settings that only make sense together, all problems in one."""
     problems = []
     data = cfg.data
     if data.root is None and data.subjects is None:
@@ -163,7 +166,7 @@ def check(cfg: Config) -> None:
 
 
 def paper_limits(cfg: Config) -> list[str]:
-    """What is wrong with the limits of `data.paper`."""
+    """List what is wrong with the limits of `data.paper`."""
     own, asked = cfg.data.paper, cfg.data.protocol == "paper" and cfg.data.name != "release"
     problems = []
     if own.fewer_than - own.more_than < 2:
@@ -182,8 +185,11 @@ def paper_limits(cfg: Config) -> list[str]:
 
 
 def draw_of(cfg: Config) -> Draw:
-    """Which samples are kept: of the tasks that `data.sampling` names (none: of every task) so many
-    as it says, or as `data.force_task_num` says: another number, or a share."""
+    """Return the rule by which samples are drawn.
+
+    Of the tasks that `data.sampling` names (without it: of every task) as many are kept as it says,
+    or as `data.force_task_num` says: another number, or a share.
+    """
     data, forced, share = cfg.data, cfg.data.force_task_num, None
     limits: dict[str, int | None] = dict.fromkeys(TASKS)
     if data.sampling:
@@ -202,7 +208,7 @@ def draw_of(cfg: Config) -> Draw:
 
 
 def unknown_subjects(cfg: Config, source: Source) -> Metrics:
-    """How many of the patients that files name are not among those that are read."""
+    """Count the patients that files name and that are not among those that are read."""
     named = {} if source.chosen is None else {"data.subjects_file": ("", source.chosen)}
     for split, patients in inputs.named_splits(cfg).items():
         named[f"data.split.{split}_subjects"] = (f"/{split}", patients)
@@ -217,7 +223,7 @@ def unknown_subjects(cfg: Config, source: Source) -> Metrics:
 
 
 def tasks_left_out(cfg: Config, metrics: Metrics) -> None:
-    """Tell what a sampling file does not name, or names with 0."""
+    """Print which tasks a sampling file does not name, or names with 0."""
     if not cfg.data.sampling:
         return
     absent = [task for task, limit in read_limits(Path(cfg.data.sampling)).items() if limit == 0]
@@ -255,7 +261,10 @@ def reported(rows: Rows) -> dict[str, dict[str, int]]:
 
 
 def table_metrics(rows: Rows, tables: list[str], subjects: int) -> Metrics:
-    """rows read = rows kept + rows reported, for every table; missing tables read none."""
+    """Return rows read, kept and reported of every table; missing tables have read none.
+
+    Of each table, rows read = rows kept + rows reported.
+    """
     metrics: Metrics = {"subjects": subjects}
     lost = reported(rows)
     for name in (*MIMIC_TABLES, *(name for name in rows if name not in MIMIC_TABLES)):
@@ -272,7 +281,7 @@ def table_metrics(rows: Rows, tables: list[str], subjects: int) -> Metrics:
 
 
 def show(rows: Rows, metrics: Metrics, missing_maps: Sequence[Classes]) -> None:
-    """What was read and what it costs that something is not there."""
+    """Print what was read, and which tasks are lost because something is missing."""
     table = RichTable("table", *(Column(name, justify="right") for name in ("rows", "kept")))
     table.add_column("reported")
     table.add_column("availability assumed", justify="right")

@@ -28,8 +28,10 @@ MADE_BY = "run `python run.py stage=chains` with the same settings, then this co
 
 
 def show(cfg: Config, console: Console) -> None:
-    """Draw the sample that `graph.show` names, and print the paths. Raises UserError where the
-    finished graph has no such sample."""
+    """Draw the sample that `graph.show` names, and print the paths.
+
+    Raises UserError where the finished graph has no such sample.
+    """
     inputs = runs.find_inputs(cfg, "chains")
     row = line_of(inputs["graph"] / "graphs.jsonl", str(cfg.graph.show))
     prepared, graph = Prepared(inputs["prepare"]), from_json(row["graph"])
@@ -54,7 +56,7 @@ def show(cfg: Config, console: Console) -> None:
 
 
 def line_of(graphs: Path, sample_id: str) -> dict[str, Any]:
-    """The sample's line of graphs.jsonl."""
+    """Return the sample's line of graphs.jsonl. Raises UserError where there is none."""
     for row in _rows_of(graphs, sample_id):
         return row
     with graphs.open(encoding="utf-8") as lines:
@@ -67,7 +69,7 @@ def line_of(graphs: Path, sample_id: str) -> dict[str, Any]:
 
 
 def find_draft(cfg: Config, graph: Path, sample_id: str) -> tuple[dict[str, Any] | None, str]:
-    """The kept draft of a sample, else its first; where there is none, a note that says why."""
+    """Return the kept draft of a sample, else its first, else None with a note that says why."""
     given = cfg.inputs.chains
     folder = Path(given) if given else runs.home(cfg) / "chains"
     if not runs.is_finished(folder):
@@ -86,7 +88,7 @@ def find_draft(cfg: Config, graph: Path, sample_id: str) -> tuple[dict[str, Any]
 
 
 def safe_name(sample_id: str) -> str:
-    """A file name that tells the sample: what is special to a file system is an underscore."""
+    """Return a file name for a sample; characters that are special to file systems are `_`."""
     return re.sub(r"[^\w.-]+", "_", sample_id)
 
 
@@ -96,7 +98,7 @@ def _sample(prepared: Prepared, sample_id: str) -> Sample:
 
 
 def _rows_of(path: Path, sample_id: str) -> Iterator[dict[str, Any]]:
-    """The lines of a JSON lines file about a sample; the others are not parsed, they are long."""
+    """Yield the lines of a JSON lines file about a sample; others are long, and are not parsed."""
     spelled = json.dumps(sample_id, ensure_ascii=False)
     with path.open(encoding="utf-8") as lines:
         for row in (json.loads(line) for line in lines if spelled in line):

@@ -69,17 +69,19 @@ def begin(arguments: Sequence[str]) -> int:
 
     The result is the exit code.
     """
-    from ehrr1.sweeps.expand import begun  # hydra is slow to import
+    from ehrr1.sweeps.expand import begun, whole_flags  # hydra is slow to import
 
+    dry_run = "--dry-run" in arguments
+    arguments = whole_flags([one for one in arguments if one != "--dry-run"])
     if any(one.startswith("search.metric=") for one in arguments):
         need_extra("search.metric", "optuna", "sweeps")
         from ehrr1.sweeps.search import begin_search
 
-        if "--dry-run" in arguments:
+        if dry_run:
             raise UserError("--dry-run: a search proposes its runs as it goes; leave it out")
         return begin_search(arguments)
-    asked = begun([one for one in arguments if one != "--dry-run"])
-    if "--dry-run" in arguments:
+    asked = begun(arguments)
+    if dry_run:
         told = [
             RunStatus(e.run, e.overrides, "done" if e.done else "pending", None, e.folder)
             for e in asked.entries

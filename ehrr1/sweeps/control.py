@@ -1,5 +1,6 @@
 """Start and stop the runs of a sweep, for the command line and for searches."""
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ def tell_begun(book: Sweep, root: Path) -> None:
     console = Console(stderr=True)
     console.print(f"{len(book.entries())} runs in {book.folder}", soft_wrap=True)
     console.print(
-        f"python sweep.py status {book.folder.name} output_root={root}",
+        f"python sweep.py status {book.folder.name} output_root={shlex.quote(str(root))}",
         soft_wrap=True,
         highlight=False,
     )

@@ -1,5 +1,6 @@
 """Expand the arguments of `sweep.py` to the runs of a sweep, with all checks."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -20,6 +23,7 @@ from ehrr1.spelling import refuse_no_choice, spelled_out
 from ehrr1.sweeps.grid import Planned, devices_of, plan
 from ehrr1.sweeps.state import Entry
 
+CONFIG_DIR = "--config-dir="
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
@@ -49,13 +53,14 @@ def begun(arguments: Sequence[str]) -> Begun:
 
     Raises UserError for everything that cannot work, before anything is submitted.
     """
-    overrides = [one for one in arguments if not one.startswith("name=")]
+    folders = [one for one in arguments if one.startswith(CONFIG_DIR)]
+    overrides = [one for one in arguments if not one.startswith(("name=", CONFIG_DIR))]
     if words := [one for one in overrides if "=" not in one and not one.startswith("~")]:
         raise UserError(
             f"{' '.join(words)}: neither an override (KEY=VALUE) nor one of status, logs, resume, "
             "cancel, compare, clean; see `python sweep.py --help`"
         )
-    planned = planned_of(overrides)
+    planned = planned_of(overrides, folders)
     if not planned:
         raise UserError("there is nothing to run: no override names a stage")
     roots = {Path(one.cfg.output_root) for one in planned}
@@ -70,21 +75,57 @@ def begun(arguments: Sequence[str]) -> Begun:
         name_of(arguments),
         told,
         own(arguments),
-        [entry(one, runs) for one in planned],
+        [entry(one, runs, folders) for one in planned],
         root,
         settings | {"seed": cfg.seed, "parallel": told["parallel"]},
     )
 
 
-def planned_of(overrides: Sequence[str]) -> list[Planned]:
-    """Return the planned runs; Hydra's errors become UserError."""
+def planned_of(overrides: Sequence[str], folders: Sequence[str] = ()) -> list[Planned]:
+    """Return the planned runs; `folders` are flags `--config-dir=DIR`.
+
+    Raises UserError, also for Hydra's errors.
+    """
     GlobalHydra.instance().clear()
     refuse_no_choice(overrides, CONF)
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
+            for folder in folders:
+                add_config_dir(folder.removeprefix(CONFIG_DIR))
             return plan(with_grid(overrides), partial(spelled_out, swept=True))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(composing(error, Config)) from None
+
+
+def whole_flags(arguments: Sequence[str]) -> list[str]:
+    """Write `--config-dir DIR`, as Hydra takes it, in one word and with the whole path.
+
+    Raises UserError for a folder that is not there and for other flags.
+    """
+    found: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            folder = Path(value if equals else next(words, ""))
+            if not folder.is_dir() or folder == Path():
+                raise UserError(f"--config-dir={folder}: no such folder; name one with settings")
+            found.append(f"{CONFIG_DIR}{folder.resolve()}")
+        elif flag.startswith("-"):
+            raise UserError(
+                f"{word}: sweep.py takes --dry-run, --config-dir=DIR and overrides (KEY=VALUE)"
+            )
+        else:
+            found.append(word)
+    return found
+
+
+def add_config_dir(folder: str) -> None:
+    """Let Hydra search a folder behind conf/, as `--config-dir` does in run.py."""
+    path = create_config_search_path(str(CONF))
+    path.prepend("command-line", f"file://{folder}", "schema")  # which must be last
+    GlobalHydra.instance().clear()
+    Hydra.create_main_hydra2(task_name="app", config_search_path=path)
 
 
 def own(arguments: Sequence[str]) -> list[str]:
@@ -102,8 +143,11 @@ def name_of(arguments: Sequence[str]) -> str:
     name = (
         given[-1] if given else sha256("\n".join(sorted(own(arguments))).encode()).hexdigest()[:8]
     )
-    if not name or "/" in name or name.startswith("."):
-        raise UserError(f"name={name}: a plain word is needed, it becomes a folder of sweeps")
+    if not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise UserError(
+            f"name={name}: it becomes a folder of sweeps and a job's name; use letters, digits, "
+            "`_`, `-` and `.`, not first"
+        )
     return name
 
 
@@ -118,10 +162,10 @@ def with_grid(overrides: Sequence[str]) -> list[str]:
     return [f"{key}={value}" for key, value in params.items() if key not in given] + list(overrides)
 
 
-def entry(one: Planned, runs: dict[Path, str]) -> Entry:
+def entry(one: Planned, runs: dict[Path, str], folders: Sequence[str] = ()) -> Entry:
     """Return the entry of a planned run; `runs` maps folders to names of runs."""
     needs = [runs[folder] for folder in one.inputs.values() if folder in runs]
-    overrides = [o for o in one.overrides if not o.startswith("launcher")]
+    overrides = [*folders, *(o for o in one.overrides if not o.startswith("launcher"))]
     job = resources(one.cfg, one.stage)
     if one.stage in TRAINING and job and one.cfg.trainer.devices == "auto":
         overrides.append(f"trainer.devices={job['tasks_per_node']}")

@@ -41,7 +41,7 @@ from ehrr1.sweeps.control import (
     start_missing,
     tell_begun,
 )
-from ehrr1.sweeps.expand import begun, name_of, own
+from ehrr1.sweeps.expand import CONFIG_DIR, begun, name_of, own
 from ehrr1.sweeps.grid import parsed
 from ehrr1.sweeps.local import detached
 from ehrr1.sweeps.state import Entry, RunStatus, Sweep, alone, status
@@ -103,6 +103,9 @@ def space_of(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """
     space, fixed = {}, []
     for override in overrides:
+        if override.startswith(CONFIG_DIR):
+            fixed.append(override)
+            continue
         read = parsed(override, OverridesParser.create())
         if read.is_sweep_override() and read.key_or_group != "stage":
             distribution = create_optuna_distribution_from_override(read)

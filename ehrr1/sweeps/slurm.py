@@ -1,9 +1,10 @@
-"""A sweep's runs as SLURM jobs: runs that wait for the same ones are one array.
+"""The runs of a sweep as SLURM jobs: runs that wait for the same ones are one array.
 
-Submitted by submitit, which writes the batch script. A submission is written down before SLURM has
-it and its job's name holds its token: a `sweep.py` that is killed in between finds the job again.
+submitit writes the batch script. A submission is recorded before SLURM has it, and its job's name
+holds its token, so that a `sweep.py` that is killed in between finds the job again.
 """
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,11 +26,16 @@ COMMANDS = ("sbatch", "squeue", "scancel", "srun")
 
 
 class Commands(submitit.SlurmExecutor):
-    """submitit for a plain command: nothing is pickled, so nothing must be moved to the job after
-    SLURM has it."""
+    """A submitit executor for a plain command.
+
+    Nothing is pickled, so nothing must be moved to the job after SLURM has it.
+    """
 
     def submit_command(self, command: str, count: int, **parameters: Any) -> str:
-        """The job of `count` runs, an array where they are several. Raises UserError."""
+        """Submit `count` runs, as an array where they are several, and return the job's number.
+
+        Raises UserError where sbatch refuses them.
+        """
         self.update_parameters(**parameters)
         self.parameters["map_count"] = count if count > 1 else None
         try:
@@ -54,7 +60,7 @@ def check(launcher: dict[str, Any]) -> None:
 
 
 def ask(command: Sequence[str]) -> str:
-    """What a SLURM command prints. Raises UserError with what it complains of."""
+    """Return what a SLURM command prints. Raises UserError with its complaint if it fails."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         told = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
@@ -63,7 +69,7 @@ def ask(command: Sequence[str]) -> str:
 
 
 def submit(book: Sweep, entries: Sequence[Entry]) -> None:
-    """Hand runs to SLURM, inputs first. Runs in the queue are depended on where they are needed."""
+    """Submit runs, inputs first; jobs depend on the runs in the queue that they read."""
     jobs = {run: job for run, (job, _) in queue(book).items()}
     waiting: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in entries:
@@ -76,7 +82,10 @@ def submit(book: Sweep, entries: Sequence[Entry]) -> None:
 
 
 def submit_alike(book: Sweep, entries: Sequence[Entry], dependency: str | None) -> str:
-    """One job, an array where runs are several; they differ in nothing that SLURM must know."""
+    """Submit runs that need the same resources as one job, an array where they are several.
+
+    Returns the job's number.
+    """
     token, job = uuid.uuid4().hex[:10], entries[0].job
     file = book.folder / "submissions" / f"{token}.json"
     told = {"token": token, "runs": [e.run for e in entries], "time": time.time(), "job": None}
@@ -102,14 +111,10 @@ def submit_alike(book: Sweep, entries: Sequence[Entry], dependency: str | None) 
         "dependency": dependency,
         "additional_parameters": extra,
     }
-    # until Python has its own handlers a signal would end it
-    command = (
-        "bash -c \"trap '' USR1; exec "
-        f'{sys.executable} -u -m ehrr1.sweeps.worker {book.folder.resolve()} --submission {token}"'
-    )
     chosen = {name: value for name, value in parameters.items() if value is not None}
     try:
-        number = Commands(book.folder / "jobs").submit_command(command, len(entries), **chosen)
+        jobs = Commands(book.folder / "jobs")
+        number = jobs.submit_command(worker_command(book, token), len(entries), **chosen)
     except UserError:
         file.unlink()
         raise
@@ -117,12 +122,24 @@ def submit_alike(book: Sweep, entries: Sequence[Entry], dependency: str | None) 
     return number
 
 
+def worker_command(book: Sweep, token: str) -> str:
+    """Return the line of the batch script that runs one run of a submission.
+
+    Every part is quoted: paths may have blanks and quotes in them.
+    """
+    worker = [sys.executable, "-u", "-m", "ehrr1.sweeps.worker", str(book.folder.resolve())]
+    run = shlex.join([*worker, "--submission", token])
+    # until Python has its own handlers a signal would end it
+    return shlex.join(["bash", "-c", f"trap '' USR1; exec {run}"])
+
+
 def job_name(book: Sweep, token: str) -> str:
+    """Return the name of a submission's job in SLURM."""
     return f"{book.folder.name}-{token}"
 
 
 def queue(book: Sweep) -> dict[str, tuple[str, str]]:
-    """The runs that SLURM has -> job and state, by one look at the queue.
+    """Map the runs that SLURM has to their job and state, by one call of `squeue`.
 
     A submission without a job (its `sweep.py` was killed) is found by its name, or given up.
     """
@@ -147,8 +164,10 @@ def queue(book: Sweep) -> dict[str, tuple[str, str]]:
 
 
 def settle(book: Sweep) -> None:
-    """Write down the jobs of submissions that a killed `sweep.py` left without one; those that
-    SLURM never had are removed. While a sweep is held."""
+    """Record the jobs of submissions that a killed `sweep.py` left without one.
+
+    Submissions that SLURM never had are removed. The caller holds the sweep's lock.
+    """
     unsettled = [one for one in book.submissions() if one["job"] is None]
     if not unsettled:
         return
@@ -163,14 +182,14 @@ def settle(book: Sweep) -> None:
 
 
 def active(book: Sweep) -> dict[str, str]:
-    """The runs that SLURM has: `pending` or `running`."""
+    """Map the runs that SLURM has to `pending` or `running`."""
     return {
         run: "running" if state in RUNNING else "pending" for run, (_, state) in queue(book).items()
     }
 
 
 def cancel(book: Sweep, runs: Iterable[str]) -> None:
-    """Take runs out of the queue; those that run are told to save and end."""
+    """Remove runs from the queue; those that are running save and end."""
     there = queue(book)
     jobs = [there[run][0] for run in runs if run in there]
     for start in range(0, len(jobs), 200):

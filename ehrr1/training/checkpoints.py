@@ -102,8 +102,8 @@ class Checkpoints(Callback):
     (`models.saving.pause`). A checkpoint replaces its predecessor only when it is complete. The
     last one always stays (Lightning's `save_last`), and the `save_top_k` with the lowest value of
     the metric `monitor`, by evaluations. `start` is the number of steps done before this process,
-    `steps` that of the whole run. On SIGTERM and SIGUSR1 the current step is finished and saved,
-    then StoppedError ends the process. All processes take each decision together.
+    `steps` that of the whole run. On SIGTERM, SIGUSR1 and SIGINT the current step is finished and
+    saved, then StoppedError ends the process. All processes take each decision together.
 
     It is no `ModelCheckpoint`: that one writes to the final path, where a killed run leaves half a
     file, and each process takes its decisions by its own clock and signals.
@@ -123,6 +123,7 @@ class Checkpoints(Callback):
         # what a save takes is known after the first, which also shows early that there is room
         self.saved_at, self.pause = time.monotonic(), seconds
         self.told: signal.Signals | None = None
+        self.handlers: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         """Remove what a killed run left half-written, and listen for signals."""
@@ -130,8 +131,7 @@ class Checkpoints(Callback):
             for leftover in self.folder.glob(".step=*"):
                 remove(leftover)
         # in place of Lightning's own, which would wait for other processes inside the handler
-        for one in parallel.SIGNALS:
-            signal.signal(one, self._note)
+        self.handlers = {one: signal.signal(one, self._note) for one in parallel.SIGNALS}
 
     def _note(self, number: int, frame: Any) -> None:
         self.told = signal.Signals(number)
@@ -165,6 +165,8 @@ class Checkpoints(Callback):
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / "stopped.json", {"step": self.done})
         self.save(trainer)
+        for one, handler in self.handlers.items():  # what follows has nothing to save
+            signal.signal(one, handler)
 
     def save(self, trainer: Trainer) -> None:
         """Write the checkpoint of this step, unless it is there, and remove obsolete ones."""

@@ -1,0 +1,55 @@
+"""A run is a folder: its path follows from what is asked, and its files say what made it.
+
+    <output_root>/<name>[/<variant>]/<stage>/
+        config.yaml       the resolved configuration
+        inputs.json       the runs it read, each with a fingerprint of its result
+        environment.txt   Python, platform, processor, its kernels and threads, package versions
+        metrics.json      flat, name to number; written last: it marks the run as finished
+
+A finished run is reported and not made again, a half-done one resumes, one made with other
+settings is refused with the difference. Exports lie one level deeper (`paths.export_name`).
+"""
+
+from ehrr1.runs.catalog import (
+    ALWAYS_AGAIN,
+    GIVEN,
+    INPUTS,
+    NOT_COMPARED,
+    OPTIONAL_INPUTS,
+    RESULT_SETTINGS,
+    needed,
+    order,
+)
+from ehrr1.runs.compare import differences, flat, made_from
+from ehrr1.runs.folder import FolderInUseError, Run, finish, held, joined, opened
+from ehrr1.runs.paths import data_is_open, folder_of, home, is_finished, metrics_of, short
+from ehrr1.runs.search import MissingRunError, find_inputs, made
+
+__all__ = [
+    "ALWAYS_AGAIN",
+    "GIVEN",
+    "INPUTS",
+    "NOT_COMPARED",
+    "OPTIONAL_INPUTS",
+    "RESULT_SETTINGS",
+    "FolderInUseError",
+    "MissingRunError",
+    "Run",
+    "data_is_open",
+    "differences",
+    "find_inputs",
+    "finish",
+    "flat",
+    "folder_of",
+    "held",
+    "home",
+    "is_finished",
+    "joined",
+    "made",
+    "made_from",
+    "metrics_of",
+    "needed",
+    "opened",
+    "order",
+    "short",
+]

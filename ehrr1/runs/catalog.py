@@ -1,0 +1,85 @@
+"""The stages by what they read and by the settings that change their results."""
+
+from ehrr1.config.names import LOCAL, ORDER
+from ehrr1.config.schema import Config
+
+INPUTS: dict[str, tuple[str, ...]] = {
+    "prepare": (),
+    "audit": ("prepare",),
+    "export": ("prepare",),
+    "card": ("prepare",),
+    "graph": ("prepare",),
+    "chains": ("prepare", "graph"),
+    "adapt": ("prepare",),
+    "reason": ("prepare", "chains", "adapt"),
+    "rl": ("prepare", "reason"),
+    "eval": ("prepare",),
+    "plan": (),
+}
+"""The stages that each stage reads; `needed` returns those it cannot do without."""
+
+OPTIONAL_INPUTS: dict[str, tuple[str, ...]] = {"eval": ("adapt", "reason", "rl")}
+"""The stages that a stage reads where they are finished."""
+
+RESULT_SETTINGS: dict[str, tuple[str, ...]] = {
+    "prepare": ("seed", "data"),
+    "audit": ("seed", "audit"),
+    "export": ("seed",),  # its folder's name tells the rest (`paths.export_name`)
+    "card": (),
+    "graph": ("seed", "concepts", "graph"),
+    "chains": ("seed", "chains"),
+    "adapt": ("seed", "model", "loss", "adapt", "trainer", "callbacks", "wording"),
+    "reason": ("seed", "model", "loss", "reason", "trainer", "callbacks", "wording"),
+    "rl": ("seed", "model", "rl", "rollout", "trainer", "callbacks", "wording"),
+    "eval": ("seed", "model", "eval", "engine", "answer", "candidates", "wording"),
+    "plan": (),
+}
+"""The sections of the configuration that change a stage's result."""
+
+GIVEN = "given"
+"""The value of `eval.chains` that means the chains of the run itself, instead of a file."""
+
+NOT_COMPARED = frozenset(
+    {
+        *("data.shard", "data.shards", "graph.workers", "graph.show"),
+        *("concepts.cache", "concepts.workers"),
+        *("chains.concurrency", "chains.max_retries", "chains.timeout_seconds"),
+        *("chains.poll_seconds", "chains.batch_size", "chains.batches", "chains.dry_run"),
+        *("chains.budget_tokens", "chains.budget_usd", "chains.compliant_endpoint"),
+        *("chains.gpu_memory_utilization", "chains.kv_cache_gib"),
+        *("adapt.save_seconds", "reason.save_seconds", "rl.save_seconds"),
+        *("trainer.save_top_k", "trainer.monitor", "trainer.keep_best"),
+        *("adapt.eval_every", "reason.eval_every"),
+        *("eval.shard", "eval.shards", "eval.batch_size", "eval.batch_tokens", "eval.cases"),
+        *("engine.tensor_parallel", "engine.gpu_memory_utilization", "engine.kv_cache_gib"),
+        *("engine.batch_size", "engine.batch_tokens", "rollout.batch_tokens"),
+        *("rollout.tensor_parallel", "chains.tensor_parallel", "chains.batch_tokens", "chains.url"),
+        *("engine.url", "engine.key_variable", "engine.concurrency", "engine.timeout_seconds"),
+        *("engine.max_retries", "engine.compliant_endpoint"),
+    }
+)
+"""Settings of those sections that say who does the work and at what cost, and change no result."""
+
+ALWAYS_AGAIN = frozenset({"audit", "card", "plan"})
+"""Stages that only show what is there: they run again and replace their earlier run."""
+
+
+def needed(cfg: Config, stage: str) -> tuple[str, ...]:
+    """Return the stages that `stage` cannot do without, with these settings."""
+    inputs = INPUTS[stage]
+    if stage == "rl":
+        inputs = ("prepare", cfg.rl.start)
+    if stage == "eval" and cfg.engine.name in LOCAL and cfg.model.path is None:
+        inputs += ("adapt",)  # a model from nothing, untrained, knows nothing and has no tokenizer
+    if stage == "eval" and cfg.eval.chains == GIVEN:
+        inputs += ("chains",)
+    return inputs
+
+
+def order(cfg: Config) -> tuple[str, ...]:
+    """Return the stages of the curriculum with these settings, in order.
+
+    Where `rl` starts from `adapt`, no stage needs `reason` or what leads to it.
+    """
+    left_out = ("graph", "chains", "reason") if cfg.rl.start == "adapt" else ()
+    return tuple(stage for stage in ORDER if stage not in left_out)

@@ -1,0 +1,61 @@
+"""The folders of runs, and the files in them that other runs read."""
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from ehrr1.config.schema import Config
+from ehrr1.files import read_json
+
+
+def home(cfg: Config) -> Path:
+    """Return the folder that holds the stages of this experiment and variant."""
+    return Path(cfg.output_root) / cfg.name / (cfg.variant or "")
+
+
+def folder_of(cfg: Config, stage: str) -> Path:
+    """Return the folder where a stage's result is or will be."""
+    folder = home(cfg) / stage
+    return folder / export_name(cfg) if stage == "export" else folder
+
+
+def export_name(cfg: Config) -> str:
+    """Return the name of an export's folder below `export/`, which differs between exports.
+
+    It is the layout and, of rows, the split, limit and wording: `meds`, `release`, `rows-test`,
+    `rows-all-100-release` (a limit of 100 rows, the wording `release`). A folder of similar items
+    is named by a hash of its path.
+    """
+    own = cfg.export
+    words: list[str] = [own.layout]
+    if own.layout == "rows":
+        words += [own.split, *([str(own.limit)] if own.limit is not None else [])]
+        words += [cfg.wording] if cfg.wording not in (None, "file") else []
+    if own.similar_items is not None and own.layout != "meds":
+        words.append(sha256(str(own.similar_items).encode()).hexdigest()[:6])
+    return "-".join(words)
+
+
+def short(name: str) -> str:
+    """Return the last part of a model's path or of its name on the hub."""
+    return name.rstrip("/").split("/")[-1]
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a run is finished: its metrics are written last."""
+    return (folder / "metrics.json").exists()
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    """Read the metrics of a finished run, flat: name to number."""
+    return read_json(folder / "metrics.json")
+
+
+def data_is_open(prepare: Path) -> bool:
+    """Return whether the records of a finished `prepare` may be shown to anyone.
+
+    This is what `prepare` has decided (`records/openness.py`), whatever a later command says.
+    Records that an earlier version prepared, which decided nothing, are closed.
+    """
+    decided = prepare / "open.json"
+    return decided.exists() and read_json(decided)["open"] is True

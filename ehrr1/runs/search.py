@@ -1,0 +1,124 @@
+"""Finished runs that a stage reads: where they are, and why one is not taken."""
+
+from collections.abc import Iterator, Mapping
+from itertools import chain, islice
+from pathlib import Path
+
+from ehrr1.config.names import BENCHMARKS
+from ehrr1.config.schema import Config
+from ehrr1.errors import UserError
+from ehrr1.runs.catalog import OPTIONAL_INPUTS, needed, order
+from ehrr1.runs.compare import differences
+from ehrr1.runs.paths import folder_of, home, is_finished
+
+DEEPEST = 5
+"""Folders between an experiment and a stage: a choice of each group, and what varies."""
+
+TOLD = 3
+"""The number of runs with other settings that an error names."""
+
+
+class MissingRunError(UserError):
+    """A finished run that a stage reads is not there; `stage` is the one that makes it."""
+
+    def __init__(self, message: str, stage: str):
+        super().__init__(message)
+        self.stage = stage
+
+
+def find_inputs(cfg: Config, stage: str) -> dict[str, Path]:
+    """Return the finished folders that `stage` reads, by the name of their stage.
+
+    Each is `inputs.<stage>` where that is given, else the one beside the run, else where the same
+    was made before (`made`). Raises MissingRunError that names every missing one.
+    """
+    found: dict[str, Path] = {}
+    missing = []
+    required, possible = needed(cfg, stage), OPTIONAL_INPUTS.get(stage, ())
+    for name in dict.fromkeys((*required, *(one for one in possible if one in order(cfg)))):
+        given = cfg.inputs.of(name)
+        folder = Path(given) if given else made(cfg, name, stage)
+        if name == "chains" and not given and not is_finished(folder) and brings_chains(found):
+            folder = found["prepare"]
+        if is_finished(folder):
+            found[name] = folder
+        elif given or name in required:
+            missing.append((name, folder))
+    if missing:
+        first = missing[0][0]
+        places = ", ".join(f"'{name}' (not in {folder})" for name, folder in missing)
+        raise MissingRunError(
+            f"stage={stage} needs the finished stage{'s' * (len(missing) > 1)} {places}: "
+            f"run stage={first} with the same settings first, "
+            f"or point to a finished run by inputs.{first}=DIR{_others(cfg, first)}",
+            first,
+        )
+    return found
+
+
+def brings_chains(found: Mapping[str, Path]) -> bool:
+    """Return whether the prepared records brought chains (`stages/given_chains.py`)."""
+    return "prepare" in found and (found["prepare"] / "chains.jsonl").exists()
+
+
+def _others(cfg: Config, stage: str) -> str:
+    """Say how the experiment's finished runs of a stage differ from the one that is missing."""
+    near = [*above(cfg, stage), *elsewhere(cfg, stage, others=False)]
+    told = (
+        (folder, differences(cfg, stage, folder, {}))
+        for folder in dict.fromkeys(near)
+        if is_finished(folder)
+    )
+    return "".join(
+        f"; {folder} was made with other settings ({'; '.join(found[:3])})"
+        for folder, found in islice(((f, d) for f, d in told if d), TOLD)
+    )
+
+
+def above(cfg: Config, stage: str) -> list[Path]:
+    """List the folders where a stage's result would be in the variants above this one."""
+    depth = len(Path(cfg.variant or "").parts)
+    return [folder / stage for folder in list(home(cfg).parents)[:depth] if depth]
+
+
+def elsewhere(cfg: Config, stage: str, others: bool) -> Iterator[Path]:
+    """Yield finished runs of a stage in all variants of the experiment, then those of `others`."""
+    root = Path(cfg.output_root)
+    for begin in (cfg.name, *(["*"] if others else [])):
+        for depth in range(DEEPEST + 1):
+            for folder in sorted(root.glob("/".join([begin, *["*"] * depth, stage]))):
+                if is_finished(folder):
+                    yield folder
+
+
+def made(cfg: Config, stage: str, reader: str) -> Path:
+    """Return the folder where a stage's result is or will be.
+
+    It is in this variant, or in one above it (`no_graph/both` is below `no_graph`, and that below
+    the experiment), or in any other of the experiment, where it was made as this one would make it:
+    with the same settings, from the same inputs.
+
+    Variants thus share what they do not change, and experiments what they prepare. The questions of
+    an evaluation on a benchmark's own records were not made from the models' records: of its models
+    the settings alone are compared, where the variant differs in nothing but its data.
+    """
+    own = folder_of(cfg, stage)
+    near = [folder for folder in above(cfg, stage) if is_finished(folder)]
+    others = stage == "prepare" and stage in needed(cfg, reader)
+    if is_finished(own) or not (near or any(elsewhere(cfg, stage, others))):
+        return own
+    model = reader == "eval" and stage != "prepare"
+    try:
+        benchmark = model and cfg.data.name in BENCHMARKS & {Path(cfg.variant or "").name}
+        inputs = {} if benchmark else find_inputs(cfg, stage)
+    except UserError:
+        return own
+    # a model may be asked in other words than it was trained in (`stages/eval.py` says so)
+    besides = frozenset({"wording"} if reader == "eval" else ())
+    same = (f for f in near if not differences(cfg, stage, f, inputs, besides=besides))
+    far = (
+        folder
+        for folder in elsewhere(cfg, stage, others)
+        if not differences(cfg, stage, folder, inputs, rooted=True, besides=besides)
+    )
+    return next(chain(same, far), own)

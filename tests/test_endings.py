@@ -1,0 +1,250 @@
+"""How commands end: what was made, what comes next, finished runs, Ctrl-C, errors in one line."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ehrr1.config.names import ORDER
+from ehrr1.runs import folder_of
+from tests.conftest import ROOT, CommandLine
+from tests.settings import composed
+
+SMALL = ("experiment=smoke", "data.subjects=12")
+
+NO_TORCH = (
+    "import runpy, sys\n"
+    "try:\n    runpy.run_path('run.py', run_name='__main__')\n"
+    "finally:\n    print('torch' in sys.modules)"
+)
+
+
+def without_torch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process that says last on stdout whether torch was imported."""
+    code = NO_TORCH.replace(
+        "import runpy, sys\n", f"import runpy, sys\nsys.argv[1:] = {arguments}\n"
+    )
+    code = code.replace("sys.argv[1:]", "sys.argv[0] = 'run.py'\nsys.argv[1:]")
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+
+def lines_of(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return done.stderr.splitlines()
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, command_line: CommandLine) -> Path:
+    root = tmp_path_factory.mktemp("a folder")
+    done = command_line("stage=prepare", *SMALL, f"output_root={root}", "overwrite=true")
+    assert done.returncode == 0, done.stderr
+    (root / "said").write_text(done.stderr)
+    return root
+
+
+def test_a_stage_ends_with_what_it_made_and_the_next_command(prepared: Path) -> None:
+    said = (prepared / "said").read_text().splitlines()
+    folder = prepared / "smoke" / "prepare"
+    samples = json.loads((folder / "metrics.json").read_text())
+    number = sum(value for name, value in samples.items() if name.startswith("samples/"))
+    assert said[-4:] == [
+        f"  patients 12, samples {number:,}",
+        f"  {folder / 'store'}",
+        f"  {folder / 'index.parquet'}",
+        f"next: python run.py stage=graph {' '.join(SMALL)} 'output_root={prepared}'",
+    ]
+    assert all(path.exists() for path in (folder / "store", folder / "index.parquet"))
+
+
+def test_a_finished_run_says_the_same_again_without_torch(prepared: Path) -> None:
+    done = without_torch("stage=prepare", *SMALL, f"output_root={prepared}")
+    said = (prepared / "said").read_text().splitlines()
+    assert done.returncode == 0 and done.stdout.splitlines() == ["False"]
+    assert lines_of(done)[0].endswith(f"finished already, in {prepared / 'smoke' / 'prepare'}")
+    assert lines_of(done)[1:] == said[-4:]
+
+
+def test_a_finished_curriculum_shows_its_scores_again_without_torch(smoke: Path) -> None:
+    done = without_torch("experiment=smoke", f"output_root={smoke.parent}")
+    scores = (smoke / "eval" / "scores.txt").read_text()
+    assert done.returncode == 0 and done.stdout == scores + "False\n"
+    assert max(map(len, scores.splitlines())) <= 80
+    said = lines_of(done)
+    assert sum("finished already" in line for line in said) == len(ORDER)
+    assert said[-2:] == [
+        f"  {smoke / 'eval' / 'report.html'}",
+        f"next: tensorboard --logdir {smoke}",
+    ]
+    metrics = json.loads((smoke / "eval" / "metrics.json").read_text())
+    [last] = [line for line in scores.splitlines() if line.split()[:1] == ["rl"]][-1:]
+    assert f" {metrics['risk/auroc/macro']:.3f} (" in last
+    assert f" {metrics['decision/f1/macro']:.3f} (" in last
+
+
+@pytest.mark.parametrize("arguments", [
+    ["stage=reason", "name=x"],
+    ["stage=rl", "trainer.devices=auto"],
+    ["stage=eval"],
+    ["stage=chains"],
+    ["stage=infer", "infer.subject=1", "infer.task=ED_Hospitalization"],
+    ["stage=graph", "graph.show=1"],
+    ["stage=adapt", "model=8b"],
+])  # fmt: skip
+def test_what_is_missing_is_said_before_torch_is_imported(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    done = without_torch(*arguments, f"output_root={tmp_path}")
+    assert done.returncode == 2 and done.stdout == "False\n", done.stderr[-2000:]
+    [line] = lines_of(done)
+    assert line.startswith("run.py: ") and str(tmp_path) in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_exports_lie_beside_each_other(prepared: Path, command_line: CommandLine) -> None:
+    given = ["stage=export", *SMALL, f"output_root={prepared}", "export.split=all"]
+    exports = prepared / "smoke" / "export"
+    for more, lines in {"": 7, "wording=ours": 7, "export.limit=5": 5}.items():
+        done = command_line(*given, "export.limit=7", *filter(None, [more]))
+        assert done.returncode == 0, done.stderr
+        name = {"": "rows-all-7", "wording=ours": "rows-all-7-ours"}.get(more, "rows-all-5")
+        rows = (exports / name / "samples.jsonl").read_text().splitlines()
+        assert len(rows) == lines and f"  {exports / name / 'samples.jsonl'}" in lines_of(done)
+    done = command_line(*given, "export.layout=meds")
+    assert done.returncode == 0 and (exports / "meds" / "meds" / "data").is_dir(), done.stderr
+    names = {"meds", "rows-all-5", "rows-all-7", "rows-all-7-ours"}
+    assert {path.name for path in exports.iterdir() if path.is_dir()} == names
+    before = (exports / "rows-all-7" / "metrics.json").stat().st_mtime_ns
+    again = command_line(*given, "export.limit=7")
+    assert again.returncode == 0 and "finished already" in again.stderr
+    assert (exports / "rows-all-7" / "metrics.json").stat().st_mtime_ns == before
+    other = command_line(*given, "export.limit=7", "seed=1")
+    assert other.returncode == 2 and "seed: 0 there, 1 now" in other.stderr
+    anew = command_line(*given, "export.limit=7", "seed=1", "overwrite=true")
+    assert anew.returncode == 0 and "done in" in anew.stderr
+
+
+def test_names_of_exports(tmp_path: Path) -> None:
+    def name(**export: object) -> str:
+        return str(
+            folder_of(composed(export=export, name="x", output_root=str(tmp_path)), "export")
+        )
+
+    assert name() == f"{tmp_path}/x/export/rows-test"
+    assert name(layout="release", limit=3, split="all") == f"{tmp_path}/x/export/release"
+    one, two = (name(similar_items=folder) for folder in ("one", "two"))
+    assert one != two and one.startswith(f"{tmp_path}/x/export/rows-test-")
+
+
+def test_an_unknown_flag_is_one_line(command_line: CommandLine) -> None:
+    for words, meant in {
+        "--multirn seed=1": "did you mean --multirun?",
+        "--nope": "--help",
+    }.items():
+        done = command_line(*words.split())
+        [line] = lines_of(done)
+        assert done.returncode == 2 and words.split()[0] in line and meant in line
+    done = command_line("--nope", script="sweep.py")
+    assert done.returncode == 2 and lines_of(done)[0].startswith("sweep.py: --nope: sweep.py takes")
+
+
+@pytest.mark.parametrize("wrong", ["adapt.lr=-1", "adapt.lrr=3", "model=9b,8b", "stage=adapt"])
+def test_a_refused_multirun_leaves_no_folder(
+    wrong: str, tmp_path: Path, command_line: CommandLine
+) -> None:
+    done = command_line("-m", "seed=1,2", wrong, f"output_root={tmp_path / 'outputs'}")
+    assert done.returncode == 2 and not list(tmp_path.iterdir()), done.stderr
+    assert len(lines_of(done)) == 1
+
+
+def test_a_sweep_reads_a_folder_of_settings(tmp_path: Path, command_line: CommandLine) -> None:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\ndata: {subjects: 4}\n"
+    (tmp_path / "mine" / "experiment" / "own.yaml").write_text(text)
+    given = ["experiment=own", "stage=prepare", "data.window_hours=24,48", "--dry-run"]
+    folders = ["--config-dir", str(tmp_path / "mine"), f"output_root={tmp_path}"]
+    done = command_line(*folders[:2], *given, folders[2], script="sweep.py")
+    assert done.returncode == 0 and "own/data.window_hours=48/prepare" in done.stdout, done.stderr
+    done = command_line("--config-dir", str(tmp_path / "none"), *given, script="sweep.py")
+    assert done.returncode == 2 and "no such folder" in done.stderr
+
+
+WAITS = """
+import runpy, sys, time
+
+class Waits:
+    def find_spec(self, name, path=None, target=None):
+        if name == "hydra":
+            print("importing", file=sys.stderr, flush=True)
+            time.sleep(60)
+
+sys.meta_path.insert(0, Waits())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Runs a script whose import of Hydra takes a minute."""
+
+IGNORES = """
+import sys
+sys.modules["ehrr1.cli"] = cli = type(sys)("ehrr1.cli")
+
+class Waits:
+    def __del__(self):
+        print("deleting", file=sys.stderr, flush=True)
+        time.sleep(3)  # an exception here is ignored by Python
+
+def main():
+    Waits()
+    time.sleep(60)
+
+import time
+cli.main = main
+from ehrr1.__main__ import main
+main()
+"""
+
+
+def pressed(*command: str, ready: str) -> tuple[int, list[str]]:
+    """Run a command, send SIGINT once it has printed `ready`; return how it ended and what it said
+    then."""
+    process = subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        # as a terminal starts it, also where the tests run in the background
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert process.stderr is not None
+    said = ""
+    while ready not in said:
+        line = process.stderr.readline()
+        assert line, f"{ready} was not said: {said}"
+        said += line
+    process.send_signal(signal.SIGINT)
+    rest = process.communicate(timeout=120)[1]
+    return process.returncode, [line for line in rest.splitlines() if line]
+
+
+def test_ctrl_c_in_a_stage_is_one_line(tmp_path: Path) -> None:
+    given = ["stage=prepare", "data.subjects=4000", f"output_root={tmp_path}"]
+    code, said = pressed("run.py", *given, ready="prepare ->")
+    assert (code, said) == (130, ["run.py: interrupted by Ctrl-C; the same command goes on"])
+
+
+@pytest.mark.parametrize("script", ["run.py", "sweep.py"])
+def test_ctrl_c_while_python_imports_is_one_line(script: str) -> None:
+    given = ["stage=prepare", "seed=1,2", "--dry-run"]
+    code, said = pressed("-c", WAITS, script, *given, ready="importing")
+    assert code == 130 and len(said) == 1, said
+    assert said[0].startswith(f"{script}: interrupted by Ctrl-C; ")
+
+
+def test_ctrl_c_where_python_ignores_exceptions_is_one_line() -> None:
+    code, said = pressed("-c", IGNORES, ready="deleting")
+    assert code == 130 and len(said) == 1 and "interrupted by Ctrl-C" in said[0], said
+
+
+def test_ctrl_c_ends_the_processes_of_a_pool(smoke: Path, tmp_path: Path) -> None:
+    given = ["experiment=smoke", "stage=graph", "graph.workers=2", f"output_root={tmp_path}"]
+    prepared = f"inputs.prepare={smoke / 'prepare'}"
+    code, said = pressed("run.py", *given, prepared, ready="prepare is read from")
+    assert (code, said) == (130, ["run.py: interrupted by Ctrl-C; the same command goes on"])
