@@ -83,7 +83,8 @@ def test_callbacks_see_all_metrics_of_steps_and_evaluations(tmp_path: Path) -> N
 
 
 def test_callbacks_see_rewards(tmp_path: Path) -> None:
-    lines = run(tmp_path, 2, speaker(), rewards={UREA: 1.0}, callbacks={"mine": WITNESS})
+    own = {"mine": WITNESS, "stop": STOP}  # of a curriculum: rl has no eval/loss to stop by
+    lines = run(tmp_path, 2, speaker(), rewards={UREA: 1.0}, callbacks=own)
     for found, line in zip(seen(tmp_path, "steps"), lines, strict=True):
         for name in ("reward", f"rewards/{UREA}/mean", "entropy", "loss"):
             assert found[name] == pytest.approx(line[name], rel=1e-6)
