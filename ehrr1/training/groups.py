@@ -61,6 +61,7 @@ class Microbatch:
     reference: Tensor | None = None
 
     def to(self, device: torch.device) -> "Microbatch":
+        """Return the row with all tensors on `device`."""
         return replace(
             self,
             forest=self.forest.to(device),

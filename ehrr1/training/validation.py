@@ -91,14 +91,15 @@ class Validation(Callback):
         self.pass_on(trainer, module, module.evaluated)
 
     def pass_on(self, trainer: Trainer, module: LightningModule, metrics: dict[str, float]) -> None:
-        """Show an evaluation's `metrics` to callbacks and to the saver."""
+        """Show an evaluation's `metrics` to callbacks and to the saver; rl's has none."""
         self.evaluated = self.saver.done
+        if not metrics:
+            return
         # `log` would hold them back until the epoch's end when a run starts
         trainer.callback_metrics.update({k: torch.tensor(v) for k, v in metrics.items()})
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             callback.on_validation_end(trainer, module)
-        if metrics:
-            self.saver.keep(trainer, metrics)
+        self.saver.keep(trainer, metrics)
 
     def _compute(self, trainer: Trainer, module: ForestModule, last: bool) -> bool:
         """Compute all held-out steps; return False if a signal came before the end."""
