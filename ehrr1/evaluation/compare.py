@@ -49,6 +49,7 @@ class Finished:
 
     @property
     def split(self) -> str:
+        """The split that was evaluated."""
         return self.settings["eval.split"]
 
 
@@ -180,6 +181,7 @@ def unlike(runs: Sequence[Finished], scored: pl.DataFrame, pairs: Sequence[Pair]
 
 
 def runs_table(runs: Sequence[Finished]) -> dict[str, Any]:
+    """Return the table of the compared evaluations."""
     rows = [
         [
             run.label,

@@ -49,8 +49,11 @@ class DraftRequests:
         self.unanswered = 0
 
     async def write(self, client: AbstractAsyncContextManager[Any], prompts: Prompts) -> None:
-        """Raises UserError where the budget is spent, the endpoint refuses, or does not answer.
-        The client, by which `send` asks, is closed at the end."""
+        """Request every draft that the ledger wants; close the client at the end.
+
+        `client` is the one that `send` uses. Raises UserError if the budget is spent, or the
+        endpoint refuses or does not answer.
+        """
         async with client:
             while (wanted := self.ledger.wanted()) and self.stop is None:
                 jobs = ((name, wanted[name], prompt) for name, prompt in prompts(set(wanted)))
@@ -97,7 +100,7 @@ class DraftRequests:
         return True
 
     async def _ask(self, prompt: Prompt, shared: bool) -> DraftReply | str:
-        """The answer, or why there is none."""
+        """Return the answer, or the reason why there is none."""
         try:
             return await self.send(prompt, shared)
         except UserError as error:

@@ -69,7 +69,6 @@ def check(settings: LocalChains, open_data: bool) -> PreTrainedTokenizerBase:
 
 def limit_of(settings: LocalChains, tokenizer: PreTrainedTokenizerBase) -> Limit:
     """Return how many tokens a prompt may have beside its draft."""
-
     markers = Markers(tokenizer, chat_format(tokenizer))
 
     def size(text: str) -> int:
@@ -150,7 +149,10 @@ def start_engine(settings: LocalChains, tokenizer: PreTrainedTokenizerBase, fold
 
 
 def prompt_ids(markers: Markers, prompt: Prompt) -> list[int]:
-    """The tokens of a prompt in the model's chat; only the template's markers are markers."""
+    """Return the tokens of a prompt in the model's chat format.
+
+    Only the template's markers become special tokens.
+    """
 
     def chat(messages: list[dict[str, str]]) -> str:
         # a model that thinks by itself would write its thoughts instead of the chain
@@ -241,6 +243,6 @@ def at_once(settings: LocalChains) -> int:
 
 
 def seed_of(seed: int, sample_id: str) -> int:
-    """The seed of a sample's drafts; the n-th of them takes the n-th draws."""
+    """Return the seed of a sample's drafts; the n-th draft takes the n-th draws."""
     digest = hashlib.sha256(f"{seed}/{sample_id}".encode()).digest()
     return int.from_bytes(digest[:4]) % 2**31

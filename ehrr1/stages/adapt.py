@@ -50,6 +50,7 @@ def check(cfg: Config, inputs: dict[str, Path]) -> None:
 
 
 def run(cfg: Config, run: Run) -> dict[str, float | int]:
+    """Train on direct answers; return the metrics of the run."""
     check(cfg, run.inputs)
     prepared = Prepared(run.input("prepare"))
     training = training_samples(prepared, cfg.adapt, cfg.seed)
@@ -82,7 +83,7 @@ def embed(model: PreTrainedModel, *, cfg: Config, trees: Dataset) -> None:
 
 
 def branch_tokens(trees: Dataset) -> Iterator[set[int]]:
-    """The tokens of each branch with its record's."""
+    """Yield the tokens of each branch together with its record's."""
     for tree in trees.select_columns(["trunk", "prompts", "completions"]):
         for question, answer in zip(tree["prompts"], tree["completions"], strict=True):
             yield {*tree["trunk"], *question, *answer}
@@ -110,7 +111,10 @@ def training_samples(prepared: Prepared, settings: Adapt, seed: int) -> list[Sam
 def make_tokenizer(
     cfg: Config, run: Run, prepared: Prepared, training: Sequence[Sample]
 ) -> PreTrainedTokenizerBase:
-    """The model's own tokenizer, or one trained on the training samples, kept for a resume."""
+    """Return the model's own tokenizer, or train one on the training samples.
+
+    A trained tokenizer is kept in the run folder for a resume.
+    """
     if not cfg.model.tokenizer.train:
         return load_chat_tokenizer(model_folder(str(cfg.model.path)))
     folder = run.folder / "tokenizer"

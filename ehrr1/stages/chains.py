@@ -78,7 +78,7 @@ class Work:
         self.samples = graphed_samples(self.prepared, self.graphs)
 
     def pairs(self) -> Iterator[tuple[Sample, nx.DiGraph]]:
-        """Samples with their graphs, at most `chains.samples_per_task` of each task and split."""
+        """Yield samples with their graphs, at most `chains.samples_per_task` per task and split."""
         taken: Counter[tuple[str, str]] = Counter()
         limit = self.cfg.chains.samples_per_task
         with self.graphs.open(encoding="utf-8") as lines:
@@ -90,13 +90,13 @@ class Work:
                     yield sample, from_json(row["graph"])
 
     def asked(self) -> list[str]:
-        """The samples that a language model is asked about."""
+        """Return the ids of the samples that a language model writes about."""
         return [s.sample_id for s, graph in self.pairs() if self.any_graph or covered(graph) > 0]
 
     def prompts(
         self, wanted: Collection[str], limits: Sequence[Limit]
     ) -> Iterator[tuple[str, Prompt]]:
-        """The prompts of these samples, one after the other."""
+        """Yield the prompts of these samples one after the other."""
         chains = self.cfg.chains
         for sample, graph in self.pairs():
             if sample.sample_id in wanted:
@@ -114,10 +114,12 @@ class Work:
 
 
 def run(cfg: Config, run: Run) -> Metrics:
-    """Write chains.jsonl. Metrics: `chains/<task>` drafts written, `kept/<task>` samples with a
-    kept chain, `rejected/<rule>` drafts that break the rule, `no_evidence/<task>` samples for
-    which there was nothing to write, `faithfulness` the mean over all drafts; of language models
-    also what `ask` returns."""
+    """Write chains.jsonl; return the metrics of the run.
+
+    `chains/<task>` counts written drafts, `kept/<task>` samples with a kept chain,
+    `rejected/<rule>` drafts that break a rule, `no_evidence/<task>` samples without anything to
+    write about; `faithfulness` is the mean over all drafts. Language models add what `ask` returns.
+    """
     if cfg.chains.writer == "template":
         work = Work(cfg, Prepared(run.input("prepare")), run.input("graph") / "graphs.jsonl")
         return screen_all(work, template(cfg), run.folder)
@@ -133,8 +135,7 @@ def run(cfg: Config, run: Run) -> Metrics:
 
 
 def template(cfg: Config) -> Writer:
-    """The offline writer: one draft, none where the graph has no evidence."""
-
+    """Return the offline writer: one draft, none where the graph has no evidence."""
     settings = cfg.chains
     assert isinstance(settings, TemplateChains)
 
@@ -146,7 +147,7 @@ def template(cfg: Config) -> Writer:
 
 
 def written(ledger: Ledger) -> Writer:
-    """What language models have written, out of the ledger."""
+    """Return a writer that reads the drafts of language models from the ledger."""
 
     def write(sample: Sample, context: Sequence[Event], graph: nx.DiGraph) -> list[Draft]:
         return [
@@ -166,8 +167,10 @@ class Asker:
 
 
 def choose_writer(cfg: Config, run: Run) -> Asker:
-    """The language model that `chains.writer` names; UserError, before anything is asked, where it
-    must not or cannot write."""
+    """Return the language model that `chains.writer` names.
+
+    Raises UserError, before anything is sent, if it must not or cannot write.
+    """
     settings = cfg.chains
     assert not isinstance(settings, TemplateChains)
     chars = Limit(len, settings.max_prompt_chars)
@@ -186,11 +189,13 @@ def choose_writer(cfg: Config, run: Run) -> Asker:
 
 
 def ask(work: Work, ledger: Ledger, asker: Asker) -> Metrics:
-    """Fill the ledger. Returns `asked` drafts, `failed` ones (asked in vain), `prompt/<version>`
-    answers by the version of their prompt, `cut_samples` whose records lost `cut_events` to fit,
-    and what was spent: `tokens_in`, `tokens_out`, `cache_write`, `cache_read`, `cost_usd`.
+    """Fill the ledger; return the metrics of the requests.
 
-    Raises UserError where not one draft was written."""
+    `asked` counts drafts, `failed` those without an answer, `prompt/<version>` answers by version
+    of the prompt, `cut_samples` the records that lost `cut_events` to fit; `tokens_in`,
+    `tokens_out`, `cache_write`, `cache_read` and `cost_usd` are what was spent. Raises UserError if
+    not one draft was written.
+    """
     refuse_other_prompts(ledger)
     asked = work.asked()
     settings = work.cfg.chains
@@ -218,8 +223,7 @@ def ask(work: Work, ledger: Ledger, asker: Asker) -> Metrics:
 
 
 def refuse_other_prompts(ledger: Ledger) -> None:
-    """Raise UserError where an earlier version of this program has begun the run with prompts that
-    are no longer written."""
+    """Raise UserError if the run was begun with prompts that this version no longer writes."""
     if others := ledger.prompts().keys() - VERSIONS:
         raise UserError(
             f"{LEDGER} holds drafts of prompts that have changed since ({', '.join(others)}): set "
@@ -278,7 +282,7 @@ def _rows(
 
 
 def graphed_samples(prepared: Prepared, graphs: Path) -> dict[str, Sample]:
-    """The samples of graphs.jsonl by id; the index is much longer than that file."""
+    """Return the samples of graphs.jsonl by id; the index is much longer than that file."""
     with graphs.open(encoding="utf-8") as lines:
         ids = [json.loads(line)["sample_id"] for line in lines]
     chosen = prepared.index().filter(pl.col("sample_id").is_in(ids))

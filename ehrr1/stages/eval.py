@@ -332,6 +332,7 @@ def check_candidates(cfg: Config, prepared: Prepared, index: pl.DataFrame) -> No
 
 
 def suite_tasks(cfg: Config) -> tuple[str, ...]:
+    """Return the tasks of the suite `eval.suite`."""
     return tuple(SUITES[cfg.eval.suite])
 
 
@@ -364,12 +365,14 @@ def choose_samples(
 
 
 def rows_of(index: pl.DataFrame, kind: str) -> pl.DataFrame:
+    """Return the rows of the index whose task is of this kind."""
     return index.filter(
         pl.col("task").is_in([key for key, task in ALL_TASKS.items() if task.kind == kind])
     )
 
 
 def writing(cfg: Config) -> Writing:
+    """Return how much models write and how it is sampled."""
     limits, own = cfg.eval.max_new_tokens, cfg.eval
     return Writing(limits.think, limits.direct, own.draws, own.temperature, own.top_p, own.top_k)
 

@@ -1,5 +1,8 @@
-"""Chains that the input of `stage=prepare` brings (`ehr_ins_reasoning.csv`, or rows with
-`task_info.reasoning`): kept as they are, in the form in which `stage=chains` leaves its own."""
+"""Chains that the input of `stage=prepare` brings.
+
+They come from `ehr_ins_reasoning.csv`, or from rows with `task_info.reasoning`, and are kept as they
+are, in the format of the file that `stage=chains` writes.
+"""
 
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -16,7 +19,7 @@ CHAINS = "chains.jsonl"
 
 
 def chain_row(sample_id: str, task: str, chain: str, answer: str) -> dict[str, Any]:
-    """A chain as a line of `CHAINS`; nobody screens it."""
+    """Return a chain as a line of `CHAINS`; it is not screened."""
     return {
         "sample_id": sample_id,
         "task": task,

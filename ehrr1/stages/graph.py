@@ -105,6 +105,7 @@ def read_texts(
 
 
 def cached_texts(dictionary: Dictionary | None, cfg: Config) -> Texts | None:
+    """Return the cache of mentions and its source, None without a dictionary."""
     return None if dictionary is None else (Path(cfg.concepts.cache), dictionary.source)
 
 
@@ -159,6 +160,7 @@ def evidence_rule(settings: Graph, task: str, counts: Cooccurrence) -> EvidenceR
 
 
 def path_rule(settings: Graph) -> PathRule:
+    """Return the rule by which paths are searched."""
     relations = None if settings.relations is None else tuple(settings.relations)
     return PathRule(settings.max_hops, settings.max_degree, relations)
 

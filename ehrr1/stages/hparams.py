@@ -63,7 +63,10 @@ def write(cfg: Config, run: Run, metrics: dict[str, Any]) -> None:
 
 
 def parameters(cfg: Config, run: Run) -> dict[str, bool | str | float | int]:
-    """What the command line set, and the seed: of an evaluation that of the model it scores."""
+    """Return the settings of the command line and the seed.
+
+    For an evaluation the seed is that of the model it scores.
+    """
     trained = [folder for stage, folder in run.inputs.items() if stage in TRAINING]
     of_model = run.stage == "eval" and trained
     seed = OmegaConf.load(trained[-1] / "config.yaml").seed if of_model else cfg.seed
@@ -80,8 +83,11 @@ def parameters(cfg: Config, run: Run) -> dict[str, bool | str | float | int]:
 
 
 def columns(metrics: Collection[str]) -> list[str]:
-    """The metrics of the whole run: not of one task, one subgroup, an interval's end, a baseline or
-    a difference; of single models the main ones."""
+    """Return the metrics that describe a whole run.
+
+    Those of single tasks, subgroups, ends of intervals, baselines and differences are left out; of
+    single models only the main ones stay.
+    """
     apart = {"low", "high", "subgroup", "baseline", *ALL_TASKS}
     found = []
     for name in metrics:

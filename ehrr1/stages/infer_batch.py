@@ -97,6 +97,7 @@ class Batch:
         return [*lines, f"and {more:,} more rows"] if more else lines
 
     def write(self, name: str, answer: Answer) -> None:
+        """Append an answer to the output."""
         assert self._file is not None
         row = {
             "id": self.ids[name],
@@ -185,6 +186,7 @@ def read_record(row: dict[str, Any], records: Records) -> tuple[str, Callable[[]
 
 
 def row_time(row: dict[str, Any]) -> datetime | None:
+    """Return the time in a row, None if it has none; raise RowError if it cannot be read."""
     try:
         return time_of(row.get("time"))
     except UserError as error:

@@ -29,6 +29,7 @@ Section = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
 
 def run(cfg: Config, run: Run) -> dict[str, float | int]:
+    """Plan the memory, time and checkpoints of a stage; return the metrics."""
     check(cfg)
     planner = Planner(cfg)
     found, time = planner.memory(cfg.trainer), planner.time()
@@ -97,6 +98,7 @@ def memory_metrics(planner: Planner, found: Memory) -> dict[str, float | int]:
 
 
 def time_metrics(time: Time) -> dict[str, float | int]:
+    """Return the metrics of the planned time."""
     hours = time.steps * time.seconds_per_step / 3600
     return {
         "trees_per_step": time.trees_per_step,
@@ -109,6 +111,7 @@ def time_metrics(time: Time) -> dict[str, float | int]:
 
 
 def saving_metrics(saving: Saving) -> dict[str, float | int]:
+    """Return the metrics of the planned checkpoints."""
     return {
         "checkpoint/gb": saving.size / GB,
         "checkpoint/seconds": saving.seconds,
@@ -129,6 +132,7 @@ def memory_table(planner: Planner, found: Memory) -> Section:
 
 
 def run_table(planner: Planner, metrics: dict[str, float | int]) -> Section:
+    """Return the section on the run."""
     cfg, smallest = planner.cfg, metrics["zero_stage/smallest"]
     trees, asked = f"{metrics['trees_per_step']:,}", planner.asked_trees
     if metrics["trees_per_step"] != asked:
@@ -150,6 +154,7 @@ def run_table(planner: Planner, metrics: dict[str, float | int]) -> Section:
 
 
 def saving_table(planner: Planner, saving: Saving) -> Section:
+    """Return the section on checkpoints."""
     speed, parts = planner.cfg.cluster.write_gb_per_second, ["the last", "one being written"]
     share = f"{saving.share:.1%} at most"
     if saving.every is not None:
@@ -166,6 +171,7 @@ def saving_table(planner: Planner, saving: Saving) -> Section:
 
 
 def trainers_table(metrics: dict[str, float | int]) -> Section:
+    """Return the section on the choices of `trainer`."""
     rows = [
         (
             name,

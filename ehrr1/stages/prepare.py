@@ -236,12 +236,14 @@ def tasks_left_out(cfg: Config, metrics: Metrics) -> None:
 
 
 def write(frame: pl.DataFrame, path: Path) -> None:
+    """Write a table as Parquet, whole or not at all."""
     with replacing(path) as temporary:
         frame.write_parquet(temporary, compression="lz4")
 
 
 @contextmanager
 def timed(metrics: Metrics, step: str) -> Iterator[None]:
+    """Add the seconds of a step to the metrics."""
     begin = time.monotonic()
     yield
     metrics[f"seconds/{step}"] = round(time.monotonic() - begin, 3)

@@ -88,7 +88,7 @@ def keep_lists_around(path: Path, folder: Path) -> None:
 
 
 def read(cfg: Config, texts: Path) -> Benchmark:
-    """The rows of `data.name`; raises UserError for a setting that makes no sense."""
+    """Return the rows of `data.name`; raise UserError for settings that make no sense."""
     data = cfg.data
     if isinstance(data, EhrshotData):
         limits = Limits(data.max_events, data.samples_per_task, cfg.seed)

@@ -49,7 +49,10 @@ UNPACKED = ".release"
 
 
 def opened(cfg: Config, folder: Path) -> AnySource:
-    """The input, its patients read; the synthetic hospital is written first if it is asked for."""
+    """Return the input with its patients read.
+
+    The synthetic hospital is written first if it is the input.
+    """
     source = _opened(cfg, folder)
     brings_samples = isinstance(source, MedsFolder) and not source.own
     source.as_released = cfg.data.protocol == "paper" and not source.listed and not brings_samples
@@ -76,9 +79,9 @@ def _opened(cfg: Config, folder: Path) -> AnySource:
 
 
 def splits_of(cfg: Config, source: AnySource) -> pl.DataFrame:
-    """The input's own splits where it has them, else patients named or drawn by `data.split`.
+    """Return the input's own splits, or patients named or drawn by `data.split`.
 
-    Raises UserError where the names leave a split empty.
+    Raises UserError if the names leave a split empty.
     """
     if isinstance(source, MedsFolder) and source.splits is not None:
         return source.splits
@@ -127,7 +130,10 @@ def _files_of(cfg: Config, named: Collection[str]) -> str:
 def index_of(
     cfg: Config, source: AnySource, splits: pl.DataFrame, tasks: Collection[str]
 ) -> build.BuildIndex:
-    """What makes a shard's samples: the input's own, where it brings some, else by the protocol."""
+    """Return the function that makes a shard's samples.
+
+    These are the input's own where it has some, otherwise those of the protocol.
+    """
     window = timedelta(hours=cfg.data.window_hours)
     if isinstance(source, ReleaseFolder):
         return by_position(source, splits, tasks)
@@ -148,7 +154,10 @@ def index_of(
 
 
 def questions_of(cfg: Config, source: AnySource) -> dict[str, str]:
-    """The questions that the user names, or those of the release's ready rows; none: ours."""
+    """Return the questions that the user names, or those of the release's ready rows.
+
+    The mapping is empty where ours are asked.
+    """
     path = Path(cfg.data.questions) if cfg.data.questions else None
     if isinstance(source, ReleaseFolder) and path is None:
         path = ready_rows(source.root)
@@ -179,7 +188,10 @@ def close(source: AnySource, folder: Path) -> dict[str, int]:
 
 
 def hospital(cfg: Config, folder: Path) -> tuple[Path, dict[str, Path | None]]:
-    """The folder with the tables and the class maps; writes the synthetic hospital if asked."""
+    """Return the folder of the tables and the class maps.
+
+    The synthetic hospital is written if it is the input.
+    """
     maps = {
         kind: Path(path) if path and path != CCSR else None
         for kind, path in cfg.data.maps.plain().items()
@@ -201,7 +213,7 @@ def hospital(cfg: Config, folder: Path) -> tuple[Path, dict[str, Path | None]]:
 def by_labels(
     source: MedsFolder, splits: pl.DataFrame, window: timedelta, tasks: Collection[str]
 ) -> build.BuildIndex:
-    """The index of MEDS that others made: its label files are the samples."""
+    """Return the index of a MEDS dataset of others, whose label files are the samples."""
     labels = read_labels(source.root / "task_labels", tasks, source.files)
     if labels.unknown:
         console.print(f"task_labels: no risk tasks of ours: {', '.join(labels.unknown)}")
@@ -224,7 +236,7 @@ def by_labels(
 def by_position(
     source: ReleaseFolder, splits: pl.DataFrame, tasks: Collection[str]
 ) -> build.BuildIndex:
-    """The index of the release's folder: its own index files."""
+    """Return the index of the release's folder, made from its own index files."""
     asked = read_release_index(source.root)
     answers = asked["answer"].drop_nulls().unique()
     source.names = {item for cell in answers for item in items_of(cell) if item}

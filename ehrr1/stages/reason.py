@@ -35,6 +35,7 @@ def check(cfg: Config, inputs: dict[str, Path]) -> None:
 
 
 def run(cfg: Config, run: Run) -> dict[str, float | int]:
+    """Train on chains and direct answers; return the metrics of the run."""
     check(cfg, run.inputs)
     start = run.input("adapt") / "hf"
     prepared = Prepared(run.input("prepare"))
@@ -88,10 +89,10 @@ def mixture(
     cfg: Config,
     per_task: int | None,
 ) -> list[Sample]:
-    """Samples with a chain, at most `per_task` of each task, and direct ones.
+    """Return samples with a chain, at most `per_task` of each task, and direct ones.
 
-    Direct ones make up `reason.direct_share` of all, where there are enough, and are drawn evenly
-    from the tasks that EHR-Ins trains on.
+    Direct ones make up `reason.direct_share` of all, if there are enough, and are drawn evenly from
+    the tasks that EHR-Ins trains on.
     """
     train = split == "train"
     index = (

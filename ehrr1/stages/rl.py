@@ -47,6 +47,7 @@ def check(cfg: Config, inputs: dict[str, Path]) -> None:
 
 
 def run(cfg: Config, run: Run) -> dict[str, float | int]:
+    """Train by reinforcement learning; return the metrics of the run."""
     check(cfg, run.inputs)
     source, prepared = run.input(cfg.rl.start) / "hf", Prepared(run.input("prepare"))
     tokenizer = load_chat_tokenizer(source)
@@ -129,6 +130,7 @@ def start_engine(
 
 
 def engine_dtype(cfg: Config) -> torch.dtype:
+    """Return the dtype in which the engine computes."""
     return torch.float32 if cfg.trainer.precision == "32-true" else torch.bfloat16
 
 
@@ -156,8 +158,11 @@ def make_prompts(
 
 
 def compare(folder: Path, prompts: Prompts, cfg: Config) -> dict[str, float | int]:
-    """validation/reward[/<name>]/before|after, and the accuracy's gain with its paired interval:
-    over all prompts, and as `validation/reward/set_f1` over those of decision tasks."""
+    """Return the rewards before and after training, and the accuracy's gain.
+
+    `validation/reward[/<name>]/before|after` are means; the gain has a paired interval, over all
+    prompts and, as `validation/reward/set_f1`, over those of decision tasks.
+    """
     before, after = (read_json(folder / f"{moment}.json") for moment in ("before", "after"))
     metrics: dict[str, float | int] = {}
     for moment, values in (("before", before), ("after", after)):
@@ -178,8 +183,10 @@ def compare(folder: Path, prompts: Prompts, cfg: Config) -> dict[str, float | in
 
 
 def gain(name: str, pair: np.ndarray, subjects: np.ndarray, cfg: Config) -> dict[str, float]:
-    """Means of a reward [before and after, prompts], and their difference with the interval of a
-    bootstrap by patient."""
+    """Return the means of a reward and their difference with an interval.
+
+    `pair` has shape [before and after, prompts]. The interval is that of a bootstrap by patient.
+    """
     weights = Resamples.draw(subjects, cfg.rl.bootstrap, cfg.seed).weights(subjects)
     found = estimate(weights @ (pair[1] - pair[0]) / weights.sum(axis=1))
     return {

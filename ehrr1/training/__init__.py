@@ -1,0 +1,1 @@
+"""Lightning modules, losses, rewards, strategies and checkpoints."""

@@ -29,10 +29,10 @@ class Case:
 
 
 def choose_cases(predictions: pl.DataFrame, number: int) -> pl.DataFrame:
-    """At most `number` rows: of each task in turn the worst, the best and the most ordinary answer
-    of the last model that was asked it (of a baseline where no model was).
+    """Return at most `number` rows: the worst, the best and the most ordinary answers.
 
-    The choice depends on nothing but the predictions.
+    The three kinds are chosen in turn from each task, among the answers of the last model that has
+    any (of a baseline if no model has). The choice depends only on the predictions.
     """
     first = predictions.filter(pl.col("draw") == 0)
     models = first.filter(~pl.col("model").is_in(BASELINES))
@@ -49,8 +49,11 @@ def choose_cases(predictions: pl.DataFrame, number: int) -> pl.DataFrame:
 
 
 def goodness(row: dict[str, Any]) -> float:
-    """How right an answer is: what the truth was given, or the F1 of its items (of its words, where
-    a text was asked for)."""
+    """Return how right an answer is.
+
+    This is the probability given to the truth, or the F1 of the items (of the words, where a text
+    was asked for).
+    """
     if row["probability"] is not None:
         return float(row["probability"] if row["target"] == "yes" else 1 - row["probability"])
     if ALL_TASKS[row["task"]].target == "text":
@@ -68,8 +71,10 @@ def _mixed(by_task: list[pl.DataFrame]) -> list[pl.DataFrame]:
 
 
 def _worst_best_ordinary(group: pl.DataFrame, turn: int) -> list[int]:
-    """Places of the three, of rows from the worst to the best; each task begins with another one
-    of them, so that a few tasks show all kinds."""
+    """Return the positions of the three kinds in rows sorted from worst to best.
+
+    Each task begins with another kind, so that a few tasks show all of them.
+    """
     places = group["place"].to_list()
     three = list(dict.fromkeys([places[0], places[-1], places[len(places) // 2]]))
     start = turn // 2 % len(three)
@@ -77,7 +82,7 @@ def _worst_best_ordinary(group: pl.DataFrame, turn: int) -> list[int]:
 
 
 def shown(case: Case) -> dict[str, Any]:
-    """A case as the page shows it."""
+    """Return a case as the page shows it."""
     cut = max(0, len(case.context) - MOST_CHARACTERS)
     note = f"(the oldest {cut:,} characters are left out of this page)\n\n" * (cut > 0)
     row = {

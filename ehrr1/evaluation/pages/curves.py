@@ -19,7 +19,7 @@ THRESHOLDS = np.round(np.arange(0.01, 0.505, 0.01), 2)
 
 
 def roc(scores: Floats, labels: Bools) -> Points:
-    """False and true positive rates, from (0, 0) to (1, 1); both classes are there."""
+    """Return false and true positive rates, from (0, 0) to (1, 1); both classes must occur."""
     true, false = _above(scores, labels)
     return _thinned(false / false[-1], true / true[-1])
 
@@ -31,8 +31,10 @@ def precision_recall(scores: Floats, labels: Bools) -> Points:
 
 
 def reliability(scores: Floats, labels: Bools) -> dict[str, list[float]]:
-    """Mean probability, frequency of yes and number of samples of each bin that has any: the bins
-    of the calibration error."""
+    """Return mean probability, frequency of yes and number of samples of each bin with samples.
+
+    The bins are those of the calibration error.
+    """
     members = bin_members(scores, BINS)
     sizes = members.sum(axis=0)
     told, seen = scores @ members, labels.astype(np.float64) @ members
@@ -72,8 +74,10 @@ def curves(rows: pl.DataFrame, fitted: Floats | None) -> dict[str, Any] | None:
 
 
 def _above(scores: Floats, labels: Bools) -> tuple[Floats, Floats]:
-    """How many positives and negatives are at or above each distinct score, highest first, with
-    (0, 0) before."""
+    """Return the numbers of positives and negatives at or above each distinct score.
+
+    Scores are sorted from the highest; the first pair is (0, 0).
+    """
     order = np.argsort(-scores, kind="stable")
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
     true = np.cumsum(labels[order])[ends].astype(np.float64)

@@ -30,7 +30,7 @@ Table = dict[str, Any]
 
 
 def page(data: dict[str, Any]) -> str:
-    """The page as HTML. Every text of `data` is shown as text, never read as HTML."""
+    """Return the page as HTML; texts in `data` are escaped, never read as HTML."""
     folder = files("ehrr1.evaluation.pages")
     text = folder.joinpath("page.html").read_text(encoding="utf-8")
     for name in ("page.css", "charts.js", "page.js"):
@@ -43,7 +43,7 @@ def page(data: dict[str, Any]) -> str:
 
 
 def table(label: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    """A table that its readers can sort."""
+    """Return a table that readers can sort."""
     return {"label": label, "head": list(head), "rows": [list(row) for row in rows]}
 
 

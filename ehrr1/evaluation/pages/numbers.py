@@ -66,7 +66,7 @@ def ordered(found: Iterable[str]) -> list[str]:
 
 
 def macro_metrics(metrics: Metrics, results: Sequence[Result], kind: str) -> list[str]:
-    """The metrics that some result has a mean of, over the tasks of a kind."""
+    """Return the metrics that at least one result has a mean of over the tasks of a kind."""
     heads = tuple(f"{prefix}{kind}/" for _, prefix in results)
     keys = [key for key in metrics if key.endswith("/macro") and key.startswith(heads)]
     return ordered(key.split("/")[-2] for key in keys if key.split("/")[-3] == kind)
@@ -91,8 +91,11 @@ def overview(metrics: Metrics, results: Sequence[Result]) -> list[Table]:
 def everything(
     metrics: Metrics, results: Sequence[Result], tasks: Sequence[str], main: str
 ) -> list[Table]:
-    """Every metric of every task and result, a table a kind of task; `main` is the prefix of the
-    result whose samples and patients are told where a result has no count of its own."""
+    """Return every metric of every task and result, one table per kind of task.
+
+    `main` is the prefix of the result whose samples and patients are shown where a result has no
+    count of its own.
+    """
     tables = []
     for kind, title in KINDS.items():
         chosen = [task for task in tasks if kind_of(task) == kind]
@@ -170,8 +173,10 @@ def subgroups(
 def differences(
     metrics: Metrics, found: Iterable[tuple[str, str, str]]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Paired differences by what is compared (`Risk: AUROC`); `found` has what a difference is
-    called, the key that its metrics begin with, and a note."""
+    """Return the paired differences by what is compared (`Risk: AUROC`).
+
+    `found` has the name of each difference, the prefix of its metrics, and a note.
+    """
     by_metric: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for told, head, note in found:
         start = f"{head}/"

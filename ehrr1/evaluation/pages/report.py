@@ -38,8 +38,11 @@ def write_report(
     cases: Sequence[Case],
     open_data: bool,
 ) -> None:
-    """Write one evaluation as a page, of the rows of `split`. `settings` has the evaluation's own
-    under `eval`; patients' texts (`cases`) are left out unless the data are open."""
+    """Write the page of one evaluation, from the rows of `split`.
+
+    `settings` has those of the evaluation under `eval`. Texts of patients (`cases`) are left out
+    unless the data are open.
+    """
     scored = predictions.filter(pl.col("split") == split)
     told = pairs(names(scored))
     data = report_data(scored, metrics, tasks, dict.fromkeys(told, ""))
@@ -60,8 +63,10 @@ def report_data(
     tasks: Sequence[str],
     compared: Mapping[tuple[str, str], str],
 ) -> dict[str, Any]:
-    """Everything that follows from the predictions that were scored and their metrics; `compared`
-    has the pairs of results whose difference is told, with a note on each."""
+    """Return the content of the page, from the scored predictions and their metrics.
+
+    `compared` has the pairs of results whose difference is shown, with a note on each.
+    """
     found = names(scored)
     results = [(name, prefix_of(name)) for name in found]
     main = last_result(scored) or found[-1]
@@ -94,7 +99,7 @@ def rules(settings: Mapping[str, Any]) -> list[str]:
 
 
 def lead(scored: pl.DataFrame, split: str) -> list[list[str]]:
-    """The few facts that stand on top."""
+    """Return the few facts at the top of the page."""
     risk = scored.filter(pl.col("task").is_in(_of_kind("risk")))
     facts = {
         "split": split,
@@ -174,7 +179,7 @@ def flat_settings(settings: Mapping[str, Any], head: str = "") -> list[list[str]
 
 
 def _of_all(rows: pl.DataFrame) -> dict[str, Any]:
-    """What belongs to the questions and to no result: numbers, prevalence, acting on everybody."""
+    """Return what depends on the questions only: numbers, prevalence, acting on all patients."""
     once = rows.unique(["task", "sample_id"], maintain_order=True)
     labels = (once["target"] == "yes").to_numpy()
     return {
