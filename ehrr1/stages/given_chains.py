@@ -1,6 +1,6 @@
 """Chains that the input of `stage=prepare` brings.
 
-They come from `ehr_ins_reasoning.csv`, or from rows with `task_info.reasoning`, and are kept as they
+They come from `ehr_ins_reasoning.csv` or from rows with `task_info.reasoning`, and are kept as they
 are, in the format of the file that `stage=chains` writes.
 """
 
