@@ -38,7 +38,6 @@ LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo")
 LEVELS = ("token", "sequence")
 DIVERGENCES = ("k1", "k2", "k3")
 CORRECTIONS = ("none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
-SCALES = ("group", "batch", "none")
 
 FLAT = 1e-6
 """A group whose rewards' standard deviation is not above this teaches nothing."""

@@ -30,10 +30,6 @@ class Layout:
     heights: dict[str, float]
     rows: int
 
-    def column_of(self) -> dict[str, int]:
-        """Return the column index of each node."""
-        return {node: at for at, column in enumerate(self.columns) for node in column.nodes}
-
 
 def arrange(graph: nx.DiGraph) -> Layout:
     """Lay out events by time, then concepts, knowledge (one column per hop) and answers.
