@@ -68,7 +68,14 @@ LONG = [
 SLOW = frozenset(
     {
         *LONG,
-        *("test_bf16", "test_fuzz", "test_kernels", "test_mentions", "test_planted_evidence"),
+        *(
+            "test_bf16",
+            "test_endings",
+            "test_fuzz",
+            "test_kernels",
+            "test_mentions",
+            "test_planted_evidence",
+        ),
         *("test_properties", "test_release", "test_shards", "test_synthetic", "test_audit"),
         *("test_card", "test_export", "test_paper_index", "test_sampling", "test_release_export"),
         *("test_openai_writer", "test_paper_release", "test_sequences"),
