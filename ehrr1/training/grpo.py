@@ -34,7 +34,7 @@ from ehrr1.prompts.trees import Branch, Tree
 from ehrr1.training.groups import Group, Microbatch, group_metrics, lay_out, write_completions
 from ehrr1.training.losses import LOSSES, PolicySettings, Tokens, advantages, policy_loss
 from ehrr1.training.module import Build, ForestModule
-from ehrr1.training.prompts import PromptData, RLPrompt
+from ehrr1.training.prompts import PromptBatch, PromptData, RLPrompt
 from ehrr1.training.rollouts import Clock, Collector
 from ehrr1.training.strategies import frozen
 from ehrr1.training.targets import find
@@ -138,7 +138,7 @@ class GRPOModule(ForestModule):
         with self.trainer.precision_plugin.forward_context():
             self.sync()
             self.check_long_positions()
-            self.validate(self.held_out(), "before")
+            self.validate(list(self.data.held_out), "before")
             self.order_plan()
 
     def close(self) -> None:
@@ -146,11 +146,11 @@ class GRPOModule(ForestModule):
         if "engine" in vars(self):
             self.engine.close()
 
-    def training_step(self, prompts: list[RLPrompt], index: int) -> None:
-        """Generate and score completions for `prompts`, learn from them, update the engine."""
+    def training_step(self, batch: PromptBatch, index: int) -> None:
+        """Generate and score completions for the prompts, learn from them, sync the engine."""
         number = self.trainer.global_step // self.updates_per_rollout
         clock = Clock()
-        groups = self.ask(prompts, number, clock)
+        groups = self.ask(batch.prompts, number, clock)
         kept = [group for group in groups if group.kept]
         rewards = torch.tensor([group.rewards for group in kept], dtype=torch.float64)
         for group, row in zip(kept, advantages(rewards, self.settings.scale).tolist(), strict=True):
@@ -317,13 +317,9 @@ class GRPOModule(ForestModule):
         ours = self.logprobs(self.model, collate([tree]).to(self.device), temperature=1.0)
         check_sync(said.logprobs, ours.tolist(), self.spec.tolerance)
 
-    def held_out(self) -> list[RLPrompt]:
-        """Return the held-out prompts."""
-        return list(self.data.held_out)
-
-    def validation_step(self, prompts: list[RLPrompt], index: int) -> None:
+    def validation_step(self, batch: PromptBatch, index: int) -> None:
         """Score the held-out prompts after training."""
-        self.validate(prompts, "after")
+        self.validate(batch.prompts, "after")
 
     def validate(self, prompts: Sequence[RLPrompt], moment: str) -> None:
         """Write the rewards of greedy completions to held-out prompts to `moment`.json, once."""

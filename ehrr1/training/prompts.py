@@ -112,17 +112,27 @@ class Prompts(Sequence[RLPrompt]):
         return citable(self.prepared.context(sample), sample.prediction_time)
 
 
-class PromptData(StepData):
-    """The prompts of each rollout, in planned order, and the held-out prompts, all in one step.
+class PromptBatch:
+    """The prompts of one rollout.
 
-    A batch is a list of prompts. `plan` holds the indices of each rollout's `prompts`.
+    (No list, as DeepSpeed's strategy would look into it for tensors to convert.)
+    """
+
+    def __init__(self, prompts: list[RLPrompt]):
+        self.prompts = prompts
+
+
+class PromptData(StepData):
+    """The prompts of each rollout, in planned order, and the held-out prompts, all in one batch.
+
+    `plan` holds the indices of each rollout's `prompts`.
     """
 
     def __init__(self, prompts: Prompts, held_out: Prompts, plan: Sequence[Sequence[int]]):
         every = [list(range(len(held_out)))]
         super().__init__(
-            Steps(plan, lambda indices: [prompts[index] for index in indices]),
-            Steps(every, lambda indices: [held_out[index] for index in indices]),
+            Steps(plan, lambda indices: PromptBatch([prompts[index] for index in indices])),
+            Steps(every, lambda indices: PromptBatch([held_out[index] for index in indices])),
         )
         self.prompts, self.held_out = prompts, held_out
 
