@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from ehrr1.errors import UserError
+from ehrr1.stages import execute
 from ehrr1.training.checkpoints import Checkpoints
 from ehrr1.training.sft import SupervisedModule
 from ehrr1.training.targets import create, wrong_targets
@@ -246,6 +247,17 @@ REFUSED = {
 def test_what_cannot_be_used_is_named(words: str) -> None:
     [problem] = wrong_targets(composed(*REFUSED[words]), "adapt")
     assert problem.startswith(words)
+
+
+def test_a_curriculum_names_what_cannot_be_used_before_its_first_stage(tmp_path: Path) -> None:
+    words = [
+        "stage=curriculum",
+        f"output_root={tmp_path}",
+        "+callbacks.mine._target_=nowhere.Thing",
+    ]
+    with pytest.raises(UserError, match=r"^callbacks\.mine\._target_=nowhere\.Thing: nowhere"):
+        execute(composed("experiment=smoke", *words))
+    assert not list(tmp_path.iterdir())
 
 
 def test_arguments_create_no_objects() -> None:

@@ -4,6 +4,7 @@ import gc
 import importlib
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import ModuleType
@@ -69,6 +70,8 @@ def execute(cfg: Config) -> None:
     if _brings_records(cfg):
         _execute_one(cfg, "prepare")  # a file or two: no reason to ask for another command
     stages = runs.order(cfg) if cfg.stage == "curriculum" else (cfg.stage,)
+    if cfg.stage == "curriculum":
+        _check_named_code(cfg, stages)
     for stage in stages:
         if _needs_group(cfg, stage):
             _start_group(cfg, stage)
@@ -77,6 +80,18 @@ def execute(cfg: Config) -> None:
     # a share of a stage that others still work on is not followed by anything
     if not parallel.has_parent() and runs.is_finished(runs.folder_of(cfg, stages[-1])):
         tell_next(cfg, stages[-1], console)
+
+
+def _check_named_code(cfg: Config, stages: Sequence[str]) -> None:
+    """Raise UserError for code that settings name and that later stages of a curriculum lack."""
+    left = [s for s in stages if s in TRAINING and not runs.is_finished(runs.folder_of(cfg, s))]
+    if not left:
+        return
+    from ehrr1.training.targets import wrong_targets  # with torch
+
+    problems = [one for stage in left for one in wrong_targets(cfg, stage)]
+    if problems:
+        raise UserError("; ".join(dict.fromkeys(problems)))
 
 
 def _needs_group(cfg: Config, stage: str) -> bool:
