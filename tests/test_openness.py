@@ -13,6 +13,8 @@ from ehrr1 import runs
 from ehrr1.errors import UserError
 from ehrr1.evaluation import chat, report
 from ehrr1.evaluation.aggregate import summarise
+from ehrr1.evaluation.opening import reader
+from ehrr1.evaluation.targets import Target
 from ehrr1.files import write_json
 from ehrr1.runs import Run
 from ehrr1.stages import export, prepare_inputs
@@ -191,3 +193,14 @@ def test_closed_records_are_sent_to_nobody(closed: Path, monkeypatch: pytest.Mon
         with pytest.raises(UserError, match="third party"):
             chat.check(chat_settings(server), runs.data_is_open(closed))
         assert not server.headers
+
+
+def test_closed_records_reach_a_server_elsewhere_only_if_the_user_says_so(closed: Path) -> None:
+    away = ["engine=server", "engine.url=http://10.0.0.1:8000/v1", "engine.timeout_seconds=0.1"]
+    target = Target("away:direct", "away", None, None, None)
+    with pytest.raises(UserError, match=r"^engine=server: the prepared records are closed, and"):
+        reader(composed(*away), target, {"prepare": closed}, {})
+    allowed = [*away[:1], "engine.url=http://127.0.0.1:9/v1", "engine.compliant_endpoint=true"]
+    for words in (allowed, allowed[:2]):  # this machine needs no permission
+        with pytest.raises(UserError, match=r"engine\.url=http://127\.0\.0\.1:9/v1: no answer"):
+            reader(composed(*words), target, {"prepare": closed}, {})
