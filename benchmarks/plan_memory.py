@@ -120,6 +120,7 @@ def _two_steps(case: dict[str, Any]) -> None:
     settings = Optimization(
         samples_per_task=None,
         optimizer="adamw",
+        schedule="cosine",
         lr=1e-4,
         warmup=0.0,
         weight_decay=0.0,
