@@ -264,9 +264,9 @@ def test_a_pass_that_is_killed_goes_on_where_it_stopped(
     code = (
         "import sys, polars, pathlib\n"
         "from ehrr1.graph.text.mention_cache import MentionCache\n"
-        "from ehrr1.graph.text.mentions import Source\n"
+        "from ehrr1.graph.text.mentions import TextSource\n"
         "if __name__ == '__main__':\n"
-        f"    source = Source('open', pathlib.Path({str(source.path)!r}), 1.0)\n"
+        f"    source = TextSource('open', pathlib.Path({str(source.path)!r}), 1.0)\n"
         f"    texts = polars.read_parquet({str(texts)!r})['text'].to_list()\n"
         f"    MentionCache(pathlib.Path({str(tmp_path)!r}), source).read(texts, workers=1)\n"
     )
