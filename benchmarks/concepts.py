@@ -1,4 +1,4 @@
-"""How many notes does one core read for concepts a second, beside medspaCy's default pipeline?
+"""Measure the notes per second that one core reads for concepts, beside medspaCy's pipeline.
 
     python -m benchmarks.concepts DICTIONARY [--notes 300] [--subjects 200] [--runs 5] [--seed 0]
         [--json FILE]

@@ -72,7 +72,7 @@ def truth() -> dict[str, float]:
 
 
 def exact() -> dict[str, float]:
-    """What the normal distribution tells: scores of both classes have variance 1 before `cdf`."""
+    """Return the exact value: scores of both classes are normal with variance 1 before `cdf`."""
     first, second = (float(norm.cdf(gap / np.sqrt(2))) for gap in GAPS)
     return {"AUROC": first, "AUROC, difference of two models": first - second}
 

@@ -1,4 +1,4 @@
-"""How do time and memory of stage=prepare grow with the number of patients?
+"""Measure how time and memory of stage=prepare grow with the number of patients.
 
     python -m benchmarks.growth FOLDER [--sizes 1000 4000 16000] [--runs 5] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""How fast is a step of GRPO? ehrr1 beside TRL's GRPOTrainer, in turn.
+"""Measure a step of GRPO: ehrr1 beside TRL's GRPOTrainer, in turn.
 
     python -m benchmarks.grpo_speed [FOLDER] [--cases 1500x8 1500x16 6000x16] [--rounds 3]
         [--steps 2] [--threads 2] [--checkpointing] [--trl-env DIR] [--json FILE]
@@ -113,7 +113,7 @@ class Case:
         return max(n for n in range(1, self.group + 1) if self.group % n == 0 and n <= fit)
 
     def asked(self) -> tuple[str, str]:
-        """What is asked of the update and of the whole step."""
+        """Return the bounds for the update and the whole step."""
         return ("at least 10", "") if self.prompt >= 6000 else ("", "at least 2.5")
 
 
@@ -173,7 +173,7 @@ class Contenders:
         return self.given.folder / "found.json"
 
     def _child(self, *command: Any) -> tuple[dict[str, Any], Cost]:
-        """What a child found, and what it cost."""
+        """Run a child; return its result and its cost."""
         env = ENV | {"OMP_NUM_THREADS": str(self.given.threads)}
         cost = run(command, self.given.folder / "log", env)
         return json.loads(self.found.read_text(encoding="utf-8")), cost

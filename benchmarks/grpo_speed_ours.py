@@ -1,4 +1,4 @@
-"""What `benchmarks/grpo_speed.py` runs in this project's environment, a process each:
+"""Processes that `benchmarks/grpo_speed.py` runs in this project's environment:
 
 - setup: the tokenizer, the model, the prompts; counts the floating-point operations
 - fit: ehrr1 as it trains, by its GRPOModule and `fit`, with log, TensorBoard and checkpoints
@@ -97,7 +97,7 @@ def operations(case: Case, checkpointing: bool) -> dict[str, float]:
 
 
 def left_out(body: Anatomy, shape: TreeShape, checkpointing: bool) -> float:
-    """What the last layer does not compute of a trunk: all but keys and values
+    """Return what the last layer saves on a trunk: all operations but keys and values
     (`models/prune_last_layer.py`)."""
     weights = body.layers / body.depth - body.hidden * body.cache
     seen = shape.trunk * (shape.trunk + 1) / 2

@@ -1,4 +1,4 @@
-"""How long does a knowledge base of UMLS's size take to build, to open and to search?
+"""Measure building, opening and searching a knowledge base of UMLS's size.
 
     python -m benchmarks.knowledge [--concepts 3000000] [--relations 20000000] [--searches 2000]
                                    [--folder DIR] [--json FILE]

@@ -266,7 +266,7 @@ def main() -> None:
 
 
 def failed(verdicts: dict[str, dict[str, Any]]) -> bool:
-    """Whether the auditor contradicts `strict`, or sees nothing where there is something to see."""
+    """Return whether the auditor contradicts `strict`, or misses leaks that are there."""
     if "strict" not in verdicts:
         return False
     strict = verdicts["strict"]

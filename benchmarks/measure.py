@@ -30,7 +30,7 @@ PERIOD = 0.02
 
 @dataclass(frozen=True)
 class Cost:
-    """What one command cost, imports and children included. Memory in MB (10**6 bytes)."""
+    """The cost of one command, imports and children included; memory in MB (10**6 bytes)."""
 
     seconds: float
     peak_mb: float
@@ -146,7 +146,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """Describe the machine of the figures."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "cores": len(os.sched_getaffinity(0)),

@@ -1,4 +1,4 @@
-"""How far is stage=plan from the memory that training really takes?
+"""Compare the memory that stage=plan computes with the memory that training takes.
 
     python -m benchmarks.plan_memory [--only NAME ...] [--json FILE]
 

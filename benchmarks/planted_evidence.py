@@ -50,7 +50,7 @@ class Found:
 
     @property
     def chance(self) -> float:
-        """What a random graph of equal size is right about, on average."""
+        """Return the average precision of a random graph of equal size."""
         return self.expected_right / max(self.edges, 1)
 
 

@@ -1,4 +1,4 @@
-"""How fast is stage=prepare? Beside MEDS-Extract and beside only reading the files, in turn.
+"""Measure stage=prepare beside MEDS-Extract and beside only reading the files, in turn.
 
     python -m benchmarks.prepare_speed DIR [--runs 5] [--json FILE] [--meds-env DIR]
 
@@ -98,7 +98,7 @@ class Contenders:
         return cost
 
     def imported(self) -> dict[str, bool]:
-        """Whether stage=prepare, or a process that it starts, imports the heavy packages."""
+        """Return whether stage=prepare, or a process that it starts, imports the heavy packages."""
         self.prepare(0, {"PYTHONPROFILEIMPORTTIME": "1"})
         modules = set()
         for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -1,4 +1,4 @@
-"""How many contexts does one core write a second, and how fast is one patient found?
+"""Measure the contexts that one core writes per second, and the search for one patient.
 
     python -m benchmarks.rendering PREPARED [--runs 5] [--samples 2000] [--seed 0] [--json FILE]
 

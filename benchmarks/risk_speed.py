@@ -1,4 +1,4 @@
-"""How fast are yes/no questions scored? One prefill for all questions on a record, against one
+"""Measure the scoring of yes/no questions: one prefill for all questions on a record, against one
 prompt at a time with one generated token.
 
     python -m benchmarks.risk_speed PREPARED TOKENIZER [--records 24] [--rounds 3] [--json FILE]

@@ -1,4 +1,4 @@
-"""How fast are completions written? vLLM's engine beside the model that trains, in turn.
+"""Measure the generation of completions: vLLM's engine beside the model that trains, in turn.
 
     python -m benchmarks.rollout_speed [FOLDER] [--rounds 5] [--json FILE]
 

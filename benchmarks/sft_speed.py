@@ -1,4 +1,4 @@
-"""How fast does ehrr1 learn answers? Beside TRL's SFTTrainer and beside a bare loop, in turn.
+"""Measure supervised training on answers: beside TRL's SFTTrainer and beside a bare loop, in turn.
 
     python -m benchmarks.sft_speed [FOLDER] [--rounds 3] [--trees 40] [--without-trl] [--json FILE]
 
@@ -129,7 +129,7 @@ class Contenders:
         return self.given.folder / "found.json"
 
     def _child(self, *command: Any) -> tuple[dict[str, Any], Cost]:
-        """What a child found, and what it cost."""
+        """Run a child; return its result and its cost."""
         cost = run(command, self.log, ENV)
         return json.loads(self.found.read_text(encoding="utf-8")), cost
 
@@ -172,7 +172,7 @@ COLUMNS = [
 
 
 def ratios(trained: dict[str, list[Trained]]) -> list[list[Any]]:
-    """What is asked: name, the median over rounds, the same by CPU seconds, the bound."""
+    """Return the bounds: name, the median over rounds, the same by CPU seconds, the bound."""
     ehrr1, bare = trained["ehrr1"], trained["bare"]
     found: list[list[Any]] = []
     for name in [name for name in ("TRL", LABELLED) if name in trained]:

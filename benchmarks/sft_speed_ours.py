@@ -1,4 +1,4 @@
-"""What `benchmarks/sft_speed.py` runs in this project's environment, a process each:
+"""Processes that `benchmarks/sft_speed.py` runs in this project's environment:
 
 - samples: the tokenizer, the model, the records with all their questions; for TRL sample by sample
 - fit: ehrr1 as it trains, by its LightningModule and `fit`, with log, TensorBoard and checkpoints

@@ -1,4 +1,4 @@
-"""What a sample's context shows, row by row, and which row of the raw files each one is.
+"""List the rows that a sample's context shows, with the row of the raw files for each.
 
 Rows of the store are found again in the files by what they say, not by the code that made them:
 equal patient, stay, own time, item and shown values. The store's `available_time` is no part of it.

@@ -1,4 +1,4 @@
-"""How long a sweep of 500 runs takes to be handed to SLURM, and to be looked at.
+"""Measure how long a sweep of 500 runs takes to submit to SLURM and to look at.
 
     python -m benchmarks.sweeps [--runs 500]        # on a machine where sbatch works
 

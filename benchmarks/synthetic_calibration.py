@@ -1,4 +1,4 @@
-"""How hard is the synthetic hospital? Per risk task: share of yes, best single sign, models.
+"""Show how hard the synthetic hospital is. Per risk task: share of yes, best single sign, models.
 
     python benchmarks/synthetic_calibration.py DIR [--folds 3]
 

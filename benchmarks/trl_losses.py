@@ -1,4 +1,4 @@
-"""What TRL's GRPOTrainer computes: advantages, losses and gradients, for tests/test_losses.py.
+"""Compute with TRL's GRPOTrainer: advantages, losses and gradients, for tests/test_losses.py.
 
     python -m benchmarks.trl_losses [FILE] [--trl-env DIR]
 
@@ -51,7 +51,7 @@ METRICS = (
 
 
 def cases() -> list[dict[str, Any]]:
-    """What is computed: options by the names of our configuration, and given numbers."""
+    """Return what is computed: options by the names of our configuration, and given numbers."""
     draw = random.Random(SEED)
     grid = itertools.product(LOSSES, CORRECTIONS, (False, True), range(REPEATS))
     found = [case(draw, loss, correction, kl) for loss, correction, kl, _ in grid]
@@ -204,7 +204,7 @@ class Given:
 
 
 def compute(case: dict[str, Any], model: Path, output: Path) -> dict[str, Any]:
-    """What TRL makes of a case."""
+    """Return TRL's result for a case."""
     from trl.trainer.utils import split_tensor_dict
 
     one = trainer(case, model, output)

@@ -50,7 +50,7 @@ Write = Callable[[Path, Sheet], None]
 
 @dataclass(frozen=True)
 class Damage:
-    """What is done to a file, and what must come of it."""
+    """A damage to a file, and the result it must have."""
 
     name: str
     write: Write

@@ -71,7 +71,7 @@ class MessagesServer(LocalServer):
     most_at_once: int = 0
 
     def fault(self, key: str, attempt: int, batch: bool = False) -> str | None:
-        """What happens to the n-th time that something is asked."""
+        """Return the fault of the n-th request."""
         level = random.Random(f"{self.seed}/{key}/{attempt}").random()
         for name, share in zip(NAMES, astuple(self.faults), strict=True):
             # connections do not break within a batch's entry
@@ -288,7 +288,7 @@ class MessagesHandler(BaseHTTPRequestHandler):
         headers: dict[str, str] | None = None,
         kind: str = "application/json",
     ) -> bool:
-        """Whether it was written to the wire."""
+        """Return whether the response was sent."""
         try:
             self.send_response(status)
             self.send_header("content-type", kind)

@@ -23,7 +23,7 @@ STATUSES = {"overloaded": 429, "broken": 500, "restarting": 503}
 
 
 def logprob(prompt: Sequence[int], token: int) -> float:
-    """What the server's model says of a token behind a prompt."""
+    """Return the log-probability of a token behind a prompt to the server's model."""
     return -0.5 - (sum(prompt) * 7 + token * 13) % 50 / 10
 
 

@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 
 def raw(*overrides: str) -> DictConfig:
-    """What Hydra composes, before the schema; its `name` is the experiment's."""
+    """Return what Hydra composes, before the schema; its `name` is the experiment's."""
     return deepcopy(_composed(overrides))
 
 

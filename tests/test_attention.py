@@ -58,7 +58,7 @@ def flash_attn_varlen_func(
     softmax_scale: float | None = None,
     causal: bool = False,
 ) -> Tensor:
-    """What flash-attn's function of this name computes, on CPU: its kernel needs a GPU."""
+    """Compute on a CPU what flash-attn's function of this name does; its kernel needs a GPU."""
     assert causal and cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
     found = []
     for begin, end, first, last in zip(
@@ -134,7 +134,7 @@ def alone(model: PreTrainedModel, tree: Tree) -> Tensor:
 
 
 def gradient(model: PreTrainedModel, logprobs: Tensor) -> Tensor:
-    """Of a sum in which every learnt token has another weight."""
+    """Return the gradient of a sum in which every learnt token has another weight."""
     weights = torch.linspace(0.5, 1.5, len(logprobs), dtype=logprobs.dtype)
     parts = torch.autograd.grad((weights * logprobs).sum(), list(model.parameters()))
     return torch.cat([part.flatten() for part in parts])
@@ -232,7 +232,7 @@ def test_branches_are_bunched_within_a_bound() -> None:
 
 
 def test_merged_parts_equal_one_masked_call() -> None:
-    """What a CPU computes against what a GPU does, values and gradients; float64."""
+    """Compare the CPU's computation with the GPU's, values and gradients, in float64."""
     generator = torch.Generator().manual_seed(0)
     shapes = [Shape(40, (3, 7, 300, 1)), Shape(9, (5,)), Shape(0, (6, 2))]
     length = sum(shape.trunk + sum(shape.branches) for shape in shapes)

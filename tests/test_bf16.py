@@ -104,7 +104,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def told(sharp: Path, others: list[Path]) -> list[dict[str, Any]]:
-    """What two processes say of them."""
+    """Return the reports of two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*command, "-m", "tests.long_positions", str(sharp), *map(str, others)],

@@ -1,4 +1,4 @@
-"""What stands around record, question and answer, from the templates of several families."""
+"""Text around record, question and answer, from the templates of several families."""
 
 from pathlib import Path
 

@@ -122,7 +122,7 @@ def test_each_command_is_one_that_exists(words: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def places(smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What the table's names of files and folders stand for."""
+    """Return the files and folders that the table's names stand for."""
     root = tmp_path_factory.mktemp("places")
     patients = root / "patients.csv"
     table = pl.read_csv(smoke / "prepare" / "hospital" / "hosp" / "patients.csv.gz")

@@ -1,4 +1,4 @@
-"""How commands end: what was made, what comes next, finished runs, Ctrl-C, errors in one line."""
+"""Ends of commands: files made, the next command, finished runs, Ctrl-C, errors in one line."""
 
 import json
 import signal

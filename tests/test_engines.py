@@ -61,7 +61,7 @@ def settings(server: CompletionsServer, **changes: Any) -> ServerEngineConfig:
 
 
 def expected(some: Sequence[Tree]) -> list[np.ndarray]:
-    """What the server says of IDS behind each prompt."""
+    """Return the server's log-probabilities of IDS behind each prompt."""
     return [
         np.array([[logprob(tree.trunk + b.prompt, one) for one in IDS] for b in tree.branches])
         for tree in some

@@ -96,7 +96,7 @@ def problem_of_counts(metrics: Metrics, written: dict[str, int]) -> str | None:
 def problem(
     damage: Damage, name: str, root: Path, run: Path, written: dict[str, int], healthy: Stored
 ) -> str | None:
-    """What is wrong with what came of a damaged table; None where all is as it must be."""
+    """Return the error in the result of a damaged table, None if there is none."""
     try:
         world, metrics = prepare(root, run)
     except UserError as error:

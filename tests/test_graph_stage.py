@@ -122,7 +122,7 @@ def test_umls_gives_ids_mentions_and_paths(stage: Stage, tmp_path: Path) -> None
 def test_a_killed_run_goes_on_with_the_parts_that_are_there(
     smoke: Path, command_line: CommandLine, tmp_path: Path
 ) -> None:
-    """What is on disk is used: a part that says something else is believed."""
+    """Read the parts on disk: a part that was changed is believed."""
     whole = smoke / "graph"
     folder = tmp_path / "smoke" / "graph"
     command = ["experiment=smoke", f"output_root={tmp_path}", "stage=graph"]

@@ -1,4 +1,4 @@
-"""What MIMIC-IV's tables say in hindsight: ends of stays, entries of prescriptions, types of stays;
+"""MIMIC-IV's tables in hindsight: ends of stays, entries of prescriptions, types of stays;
 and what it is called: names, numbers, classes of codes."""
 
 from collections.abc import Sequence

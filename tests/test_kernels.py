@@ -38,7 +38,7 @@ NEEDS = {"haswell": "avx2", "skylakex": "avx512f", "zen": "avx2"}
 
 
 def can(instructions: str) -> bool:
-    """Whether this processor has them; one of another family ignores what it is told."""
+    """Return whether this processor has them; one of another family ignores the setting."""
     path = Path("/proc/cpuinfo")
     found = path.read_text().split() if path.exists() else []
     return "flags" not in found or instructions in found

@@ -37,7 +37,7 @@ def small() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def write_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """What a stage leaves as hf/."""
+    """Write a model as a stage leaves it in hf/."""
     model.generation_config = end_at_turn(model.config, tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

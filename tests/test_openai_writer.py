@@ -56,7 +56,7 @@ def elsewhere(server: ChatServer) -> str:
 
 
 def said(row: dict[str, Any]) -> str:
-    """What the request of a row's sample says, as the server knows it."""
+    """Return the text of the request for a row's sample, as the server knows it."""
     return f"record {row['sample_id'].split()[1]}\n\n{row['sample_id']}"
 
 

@@ -38,7 +38,7 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def decided(root: Path, folder: Path, **settings: Any) -> Decided:
-    """What `stage=prepare` decides of a folder, before it reads the records."""
+    """Return what `stage=prepare` decides of a folder before it reads the records."""
     cfg = configured(root, **settings)
     return prepare_inputs.openness_of(cfg, prepare_inputs.opened(cfg, folder))
 

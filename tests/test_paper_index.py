@@ -42,7 +42,7 @@ def slow_list(rows: pl.DataFrame, visits: dict[int, int | None], names: list[str
 
 
 def is_timed(item: Item) -> bool:
-    """Whether the release's list has a time for the event."""
+    """Return whether the release's list has a time for the event."""
     return ORDER[item[0]] not in ("diagnoses_icd", "drgcodes") and item[1].year > 1
 
 

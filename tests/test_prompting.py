@@ -1,4 +1,4 @@
-"""What a language model is asked: guidelines, what fits of record and evidence, what is told."""
+"""Prompts for language models: guidelines, what fits of record and evidence, what is told."""
 
 from datetime import datetime
 

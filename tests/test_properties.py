@@ -1,4 +1,4 @@
-"""What must hold for any records: generated patients, and the specification said once more.
+"""Properties that hold for any records: generated patients, and the specification said once more.
 
 `KNOWN` restates in the plainest way when a row of each table is known; nothing here asks the
 product for it. Rows are found again in a context by the token in their text cells, `labevents#3`;

@@ -1,4 +1,4 @@
-"""Which results an evaluation makes, and what they are called."""
+"""The results of an evaluation, and their names."""
 
 from pathlib import Path
 from typing import Any

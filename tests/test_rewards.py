@@ -103,7 +103,7 @@ def test_an_answer_that_must_close_its_think_block(text: str, value: float) -> N
 
 
 def test_only_thinking_prompts_must_close_as_released() -> None:
-    """What the collector tells the rewards, under the paper's recipe and ours."""
+    """Check what the collector passes to the rewards, under the paper's recipe and ours."""
     prompts = [RLPrompt(t, 1, t, "decision", t, ("a",), [1]) for t in ("none", "chain", "both")]  # type: ignore[arg-type]
     done = [Completion([1], [0.0], False)] * 3
     for experiment, closes in (("paper_8b", [False, True, True]), ("demo", [False] * 3)):

@@ -1,4 +1,4 @@
-"""Which samples prepare keeps: numbers, balance, chosen patients."""
+"""Samples that prepare keeps: numbers, balance, chosen patients."""
 
 import json
 import math

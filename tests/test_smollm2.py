@@ -36,7 +36,7 @@ def model(
 
 
 def nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> float:
-    """What the whole text but its first token costs the model."""
+    """Return the model's loss on the text, without its first token, in nats."""
     ids = torch.tensor([tokenizer(text)["input_ids"]])
     with torch.no_grad():
         return model(ids, labels=ids).loss.item() * (ids.shape[1] - 1)
@@ -68,7 +68,7 @@ def test_it_writes_english(model: PreTrainedModel, words: PreTrainedTokenizerBas
 def test_its_tokenizer_cuts_before_digits_as_in_its_training(
     model: PreTrainedModel, words: PreTrainedTokenizerBase
 ) -> None:
-    """What Transformers makes of the file joins the line ends before a number otherwise."""
+    """Check the pre-tokenizer: the one that Transformers makes joins line ends before a number."""
     steps = "Here are the steps:\n\n1. Wash the rice.\n\n2. Boil the water.\n\n3. Cook the rice."
     assert words.tokenize("rice.\n\n2.5 mg")[-6:] == [".", "ĊĊ", "2", ".", "5", "Ġmg"]
     assert nats(model, words, steps) < 60

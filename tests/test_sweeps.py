@@ -145,7 +145,7 @@ def test_tensorboard_shows_parameters_beside_scores(grid: Grid, browser: Any) ->
 
 
 def told_by(port: int) -> str:
-    """What TensorBoard's server has for its HParams page; empty while it is not up."""
+    """Return the content of TensorBoard's HParams page, empty while the server is not up."""
     page = f"http://localhost:{port}/data/plugin/hparams/experiment"
     asked = urllib.request.Request(page, b'{"experimentName": ""}', {"Content-Type": "text/json"})
     try:

@@ -1,4 +1,4 @@
-"""Which nodes and edges of the evidence graph each line of a chain rests on."""
+"""Nodes and edges of the evidence graph on which each line of a chain rests."""
 
 from collections.abc import Iterable
 

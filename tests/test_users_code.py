@@ -304,7 +304,7 @@ def test_the_example_of_the_docs_runs_as_it_stands(
 
 
 def test_early_stopping_has_lightnings_meaning() -> None:
-    """What the tests above rest on: patience counts evaluations without improvement."""
+    """Check what the tests above rest on: patience counts evaluations without improvement."""
     stop = EarlyStopping("eval/loss", patience=2)
     decided = [stop._evaluate_stopping_criteria(torch.tensor(v))[0] for v in (5.0, 3.0, 4.0, 4.5)]
     assert decided == [False, False, False, True]

@@ -148,7 +148,7 @@ def untied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
 
 
 def alive(process: int) -> bool:
-    """Whether it runs; one that has ended and was not yet waited for does not."""
+    """Return whether a process runs; one that has ended and was not waited for does not."""
     try:
         state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except FileNotFoundError:

@@ -29,7 +29,7 @@ def ready(released: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(params=["qwen3", "qwen2.5"])
 def tokenizer(request: pytest.FixtureRequest, released: Path) -> PreTrainedTokenizerBase:
-    """Of the 1.7B and 8B models; of the 72B, whose template has no switch."""
+    """Return the tokenizer of 1.7B and 8B, or of the 72B, whose template has no switch."""
     found = load_chat_tokenizer(released.parent / "qwen3-tokenizer")
     if request.param == "qwen2.5":
         found.chat_template = NO_SWITCH

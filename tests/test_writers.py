@@ -59,7 +59,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def said(row: dict[str, Any]) -> str:
-    """What the request of a row's sample says, as the server knows it."""
+    """Return the text of the request for a row's sample, as the server knows it."""
     return f"record {row['sample_id'].split()[1]}\n{row['sample_id']}"
 
 
@@ -169,7 +169,7 @@ def test_two_thousand_samples_in_batches_with_faults_and_kills(tmp_path: Path) -
 
 
 def useful_entries(server: MessagesServer) -> Iterator[str]:
-    """What was answered and paid for, an entry of a batch at a time."""
+    """Count what was answered and paid for, one entry of a batch at a time."""
     for batch in server.batches.values():
         for entry in batch["requests"]:
             asked = text_of(entry["params"])
@@ -385,7 +385,7 @@ def few_graphs(smoke: Path, folder: Path) -> Path:
 
 
 def stage(smoke: Path, root: Path, *more: str) -> None:
-    """What run.py does with these settings, without starting Python anew."""
+    """Run a stage as run.py does, without starting Python again."""
     cfg = composed(*arguments(smoke, root, *more))
     check(cfg)
     execute(cfg)

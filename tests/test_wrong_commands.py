@@ -237,7 +237,7 @@ def test_by_a_real_process(
 def test_a_writer_that_the_experiment_does_not_choose(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What an experiment sets for its own writer does not refuse another."""
+    """Check that an experiment's settings for its own writer do not refuse another."""
     found: list[Config] = []
     monkeypatch.setattr(stages, "execute", found.append)
     for given in (

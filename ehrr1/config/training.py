@@ -24,7 +24,7 @@ Attention = Literal["auto", "sdpa", "flex", "varlen", "dense"]
 
 
 class Tokenizer(Section):
-    """Whether the tokenizer is trained on the corpus, and its vocabulary size."""
+    """The tokenizer: the model's own or one trained on the corpus, and its vocabulary size."""
 
     train: bool
     vocab_size: Count | None

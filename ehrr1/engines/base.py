@@ -28,7 +28,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are sampled.
+    """The parameters of token sampling.
 
     `temperature` 0 is greedy decoding; log-probabilities are then those at temperature 1. `top_p` 1
     and `top_k` 0 keep all tokens.

@@ -98,7 +98,7 @@ class Query:
 
     @property
     def has_label(self) -> bool:
-        """Whether the answer is yes or no."""
+        """True if the answer is yes or no."""
         if self.yes_no is not None:
             return self.yes_no
         if self.question is None:

@@ -63,7 +63,7 @@ Writer = Callable[[Sample, Sequence[Event], nx.DiGraph], list[Draft]]
 
 @dataclass
 class Work:
-    """What is to be written: the chosen samples of graphs.jsonl, with their graphs and contexts."""
+    """The samples of graphs.jsonl to write chains for, with their graphs and contexts."""
 
     cfg: Config
     prepared: Prepared

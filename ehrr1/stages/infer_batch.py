@@ -26,7 +26,7 @@ Records = Callable[[dict[str, Any]], Callable[[], list[Event]]]
 
 
 class RowError(ValueError):
-    """What is wrong with one row; no patient's text is in it."""
+    """An error in one row; its message contains no patient's text."""
 
 
 @dataclass

@@ -167,7 +167,7 @@ def questions_of(cfg: Config, source: AnySource) -> dict[str, str]:
 
 
 def openness_of(cfg: Config, source: AnySource) -> dict[str, Any]:
-    """Whether the records may be shown to anyone, and why."""
+    """Return whether the records may be shown to anyone, and why."""
     invented = cfg.data.name == "synthetic"
     folder = source.root if isinstance(source, ReleaseFolder) else Path(str(cfg.data.root))
     return decide(cfg.data.open, None if invented else folder, source.subjects)

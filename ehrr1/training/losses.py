@@ -152,7 +152,7 @@ Gain = Callable[[Tensor, Tokens, "PolicySettings"], Tensor]
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """Which loss; the names are those of the configuration group `rl`."""
+    """The choice of loss; the names are those of the configuration group `rl`."""
 
     loss: str
     """One of `LOSSES`, or the path of a function that computes the gain (`gain`)."""

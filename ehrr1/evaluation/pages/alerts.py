@@ -1,4 +1,4 @@
-"""What a reader must know before believing the numbers of an evaluation."""
+"""Warnings that a reader needs before trusting the numbers of an evaluation."""
 
 from collections.abc import Mapping, Sequence
 

@@ -88,7 +88,7 @@ def report_data(
 
 
 def rules(settings: Mapping[str, Any]) -> list[str]:
-    """How probabilities, records and intervals are to be read; `settings` are those of `eval`."""
+    """Return how to read probabilities, records and intervals; `settings` are those of `eval`."""
     return [
         PROBABILITY_RULE,
         f"Records and questions have at most {settings['max_prompt_tokens']:,} tokens: longer "
@@ -113,7 +113,7 @@ def lead(scored: pl.DataFrame, split: str) -> list[list[str]]:
 
 
 def asked(scored: pl.DataFrame, metrics: Mapping[str, float | int]) -> Table:
-    """How each model was put its questions, and how many."""
+    """Return the prompt mode of each model, and its number of questions."""
     rows: list[list[Any]] = []
     for at, name in enumerate(names(scored)):
         own = scored.filter(pl.col("model") == name)
