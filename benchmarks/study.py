@@ -1,4 +1,4 @@
-"""Show the worth of each stage: tables and learning curves of a finished study, for docs/results.md.
+"""Show the worth of each stage: tables and learning curves of a study, for docs/results.md.
 
     python -m benchmarks.study OUTPUTS/synthetic_study [--picture FILE.png]
 

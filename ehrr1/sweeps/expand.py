@@ -20,7 +20,8 @@ from ehrr1.config.names import TRAINING
 from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
 from ehrr1.spelling import refuse_no_choice, spelled_out
-from ehrr1.sweeps.grid import Planned, devices_of, plan
+from ehrr1.sweeps.grid import plan
+from ehrr1.sweeps.road import Planned, devices_of
 from ehrr1.sweeps.state import Entry
 
 CONFIG_DIR = "--config-dir="
