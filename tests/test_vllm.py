@@ -410,6 +410,9 @@ def test_any_server_of_vllm_answers_as_transformers(server: Server) -> None:
     engine = ServerEngine(cfg, pair.tokenizer)
     assert engine.served.max_length == LENGTH
     assert_answers_of_transformers(pair, engine)
+    assert_answers_of_transformers(pair, pair.rollout)
+    probe = list(range(40, 90))
+    assert engine.logprobs(probe) == pytest.approx(pair.rollout.logprobs(probe), abs=1e-6)
     greedy = SamplingParams(24, temperature=0)
     ours = TransformersEngine(pair.model, pair.tokenizer).generate(PROMPTS, greedy)
     theirs = engine.generate(PROMPTS, greedy)
