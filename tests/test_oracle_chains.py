@@ -60,6 +60,9 @@ class Scribe(Engine):
         for number, tree in enumerate(trees):
             yield number, np.full((len(tree.branches), len(ids)), -1.0)
 
+    def logprobs(self, tokens: list[int]) -> list[float]:
+        raise NotImplementedError
+
     def close(self) -> None:
         pass
 
