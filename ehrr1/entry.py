@@ -33,6 +33,16 @@ def run_command(module: str, after: str) -> None:
             child.terminate()
         _later(PATIENCE_SECONDS, os._exit, INTERRUPTED)
         sys.exit(INTERRUPTED)
+    finally:
+        _end_output()
+
+
+def _end_output() -> None:
+    """Flush stdout; a reader that has closed the pipe (`| head`) is no error."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # Python flushes again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def answer_interrupts() -> None:

@@ -197,7 +197,7 @@ def test_matching_as_released_scores_what_was_written(tmp_path: Path) -> None:
     ]
     table = pl.concat([frame("m:direct", rows), frame("frequency", rows)])
     table.write_parquet(tmp_path / "predictions.parquet")
-    record(composed(), tmp_path)
+    record(composed(output_root=str(tmp_path)), tmp_path)  # no records: not those of `outputs/`
     write_json(tmp_path / "metrics.json", {})
     found = {}
     for matching in ("ours", "release"):

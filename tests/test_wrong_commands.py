@@ -113,7 +113,8 @@ WRONG: dict[str, list[str]] = {
     # what another stage reads
     "stage=prepare question=x": ["question=x: it belongs to stage=infer; this is stage=prepare"],
     "stage=rl rescore=DIR": ["rescore=DIR: it belongs to stage=eval; this is stage=rl"],
-    "stage=adapt answer=think": ["answer=think: it belongs to stage=eval and infer"],
+    "stage=adapt answer=think": ["answer=think: it belongs to stage=eval, infer, curriculum"],
+    "compare=[/a,/b]": ["it belongs to stage=eval; this is stage=curriculum"],
     # what does not go together
     "data.root=/tmp": ["data.root=/tmp with data=synthetic", "data=mimic"],
     "data=mimic": ["data.root=null: data=mimic needs the folder with hosp/: data.root=DIR"],
@@ -221,6 +222,8 @@ def test_a_wrong_file_is_one_line(
     [
         ("run.py", "stage=sft", "did you mean stage=adapt, reason?"),
         ("run.py", "adapt.lrr=3", "did you mean adapt.lr?"),
+        ("run.py", "stage=eval compare=[/a,/b]", "compare=/a: it has no predictions.parquet"),
+        ("run.py", "stage=eval rescore=/a", "rescore=/a: it has no predictions.parquet"),
         ("sweep.py", "adapt.lrr=1,2", "did you mean adapt.lr?"),
     ],
 )

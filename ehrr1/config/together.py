@@ -32,8 +32,8 @@ READ_BY = {
     "question": ("infer",),
     "run": ("consolidate",),
     "checkpoint": ("consolidate",),
-    "answer": ("eval", "infer"),
-    "candidates": ("eval", "infer"),
+    "answer": ("eval", "infer", "curriculum"),
+    "candidates": ("eval", "infer", "curriculum"),
 }
 """Settings outside a section -> the stages that read them; other stages reject them."""
 
@@ -168,10 +168,9 @@ def evaluation(cfg: "Config") -> list[str]:
             "leave answer out"
         )
     problems += [
-        f"{name}={cfg.of(name)}: it belongs to stage={' and '.join(stages)}; this is "
-        f"stage={cfg.stage}"
+        f"{name}={cfg.of(name)}: it belongs to stage={', '.join(stages)}; this is stage={cfg.stage}"
         for name, stages in READ_BY.items()
-        if cfg.of(name) not in (None, "none", "last") and cfg.stage not in (*stages, "curriculum")
+        if cfg.of(name) not in (None, "none", "last") and cfg.stage not in stages
     ]
     return problems
 

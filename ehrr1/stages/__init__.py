@@ -27,6 +27,10 @@ SHARED = {"prepare": ("data", "shards"), "eval": ("eval", "answers")}
 what they make."""
 
 
+FINISHED_EVAL = ("predictions.parquet", "config.yaml")
+"""Files of a finished `stage=eval` that `rescore` and `compare` read."""
+
+
 def module_of(stage: str) -> ModuleType:
     """Import a stage's file and return it; `prepare` and `export` do not wait for torch.
 
@@ -130,7 +134,18 @@ def _brings_records(cfg: Config) -> bool:
 
 
 def _score_again(cfg: Config) -> None:
-    """Score a finished evaluation again, or set several side by side; no run is begun."""
+    """Score a finished evaluation again, or set several side by side; no run is begun.
+
+    Raises UserError for a folder that is no finished evaluation, before torch is imported.
+    """
+    setting = "compare" if cfg.compare else "rescore"
+    for folder in map(Path, cfg.compare or [str(cfg.rescore)]):
+        missing = [name for name in FINISHED_EVAL if not (folder / name).exists()]
+        if missing:
+            raise UserError(
+                f"{setting}={folder}: it has no {' and no '.join(missing)}; give the folder of a "
+                "finished evaluation (outputs/NAME/eval)"
+            )
     stage = module_of("eval")
     stage.compare_runs(cfg) if cfg.compare else stage.rescore(cfg)
 

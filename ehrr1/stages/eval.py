@@ -236,11 +236,6 @@ def rescore(cfg: Config) -> None:
     is no finished evaluation.
     """
     folder = Path(str(cfg.rescore))
-    if not (folder / "predictions.parquet").exists():
-        raise UserError(
-            f"rescore={folder}: there is no predictions.parquet; give the folder of a finished "
-            "stage=eval"
-        )
     then = recorded(folder)
     then.eval.bootstrap, then.eval.matching = cfg.eval.bootstrap, cfg.eval.matching
     predictions = pl.read_parquet(folder / "predictions.parquet")
