@@ -10,13 +10,20 @@ import polars as pl
 import pytest
 import torch
 from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, log_loss
 from torchmetrics.functional.classification import binary_calibration_error
 
 from benchmarks.coverage import Study, coverage, exact
 from ehrr1.evaluation.aggregate import summarise
 from ehrr1.evaluation.bootstrap import Resamples
-from ehrr1.evaluation.calibration import cooled, fit_temperature, temperature_of
+from ehrr1.evaluation.calibration import (
+    METHODS,
+    fit_calibrator,
+    fit_platt,
+    fit_temperature,
+    logits_of,
+)
 from ehrr1.evaluation.metrics import (
     net_benefit,
     pass_at_k,
@@ -90,7 +97,55 @@ def test_temperature_is_found_again(true: float) -> None:
     assert fit_temperature(honest * true, labels) == pytest.approx(true, rel=0.06)
 
 
-def test_temperature_comes_from_validation_and_is_applied_to_what_is_scored() -> None:
+def test_platt_scaling_equals_logistic_regression() -> None:
+    generator = np.random.default_rng(0)
+    honest = generator.normal(0, 2, 5000)
+    labels = generator.random(len(honest)) < 1 / (1 + np.exp(-honest))
+    logits = 2 * honest + 1.5
+    theirs = LogisticRegression(C=np.inf).fit(logits[:, None], labels)
+    slope, intercept = fit_platt(logits, labels)
+    assert slope == pytest.approx(theirs.coef_[0, 0], abs=2e-3)
+    assert intercept == pytest.approx(theirs.intercept_[0], abs=2e-3)
+    assert (slope, intercept) == pytest.approx((0.5, -0.75), abs=0.06)
+    apart = fit_platt(logits, logits > 0)  # separable labels
+    assert np.isfinite(apart).all() and apart[0] > 1
+
+
+@pytest.mark.parametrize(
+    ("distorted", "method"),
+    [
+        (lambda honest: 2.5 * honest + 3, "platt"),
+        (lambda honest: np.where(honest > 0, 8 + honest, honest / 8 - 4), "isotonic"),
+    ],
+)
+def test_the_calibration_is_chosen_on_patients_that_it_was_not_fitted_on(
+    distorted: Any, method: str
+) -> None:
+    """Check that a moved base rate is mended by Platt's, a bent scale by the isotonic map."""
+    generator = np.random.default_rng(2)
+    honest = generator.normal(-1, 1.5, 4000)
+    labels = generator.random(len(honest)) < 1 / (1 + np.exp(-honest))
+    told = distorted(honest)
+    rows = [
+        risk_row(
+            sample(n, "Inpatient_Mortality", "yes" if label else "no", split="validation"),
+            YesProbability(float(1 / (1 + np.exp(-v))), -np.logaddexp(0, -v), -np.logaddexp(0, v)),
+        )
+        for n, (label, v) in enumerate(zip(labels, told, strict=True))
+    ]
+    table = frame("m", rows)
+    calibrator = fit_calibrator(table)
+    assert calibrator is not None and calibrator.method == method
+    assert set(calibrator.log_losses) == set(METHODS)
+    assert calibrator.log_losses[method] < calibrator.log_losses["temperature"] - 0.05
+    new = generator.normal(-1, 1.5, 4000)
+    ours = calibrator.to_probability(np.asarray(distorted(new), dtype=np.float64))
+    assert np.abs(ours - 1 / (1 + np.exp(-new))).mean() < 0.03
+    few = fit_calibrator(table.filter(pl.col("subject_id") < 4))  # too few to choose
+    assert few is None or few.method == "temperature"
+
+
+def test_the_calibration_comes_from_validation_and_is_applied_to_what_is_scored() -> None:
     generator = np.random.default_rng(1)
     rows = []
     for number in range(1200):
@@ -106,7 +161,11 @@ def test_temperature_comes_from_validation_and_is_applied_to_what_is_scored() ->
         rows.append(risk_row(one, told))
     table = frame("m:direct", rows)
     metrics = summarise(table, ["Inpatient_Mortality"], "test", 50, seed=0)
-    assert metrics["temperature"] == pytest.approx(4, rel=0.15)
+    slope = 1 / metrics["temperature"] if "temperature" in metrics else metrics["platt_slope"]
+    assert slope == pytest.approx(1 / 4, rel=0.15)
+    assert metrics["calibration/temperature"] == pytest.approx(
+        metrics["calibration/platt"], abs=0.01
+    )
     assert metrics["risk/ece_calibrated/macro"] < 0.06 < metrics["risk/ece/macro"]
     assert metrics["risk/log_loss_calibrated/macro"] < metrics["risk/log_loss/macro"]
     assert metrics["samples/Inpatient_Mortality"] == 600
@@ -114,11 +173,11 @@ def test_temperature_comes_from_validation_and_is_applied_to_what_is_scored() ->
         key = f"risk/{name}/macro"
         assert metrics[f"{key}/low"] <= metrics[key] <= metrics[f"{key}/high"]
     own = summarise(table, ["Inpatient_Mortality"], "validation", 50, seed=0)
-    assert "temperature" not in own and "risk/ece_calibrated/macro" not in own
+    assert "calibration/platt" not in own and "risk/ece_calibrated/macro" not in own
     one_class = table.filter(pl.col("target") == "yes")
-    assert temperature_of(one_class) is None and temperature_of(table.clear()) is None
+    assert fit_calibrator(one_class) is None and fit_calibrator(table.clear()) is None
     certain = frame("m", [risk_row(sample(0, "Inpatient_Mortality", "yes"), YesProbability(1.0))])
-    assert 0.5 < cooled(certain, 50.0)[0] < 1  # a probability of 1 has a finite logit
+    assert np.isfinite(logits_of(certain)).all()  # of a probability of 1 too
 
 
 def test_saturated_probabilities_are_counted() -> None:

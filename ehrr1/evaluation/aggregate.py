@@ -12,7 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ehrr1.evaluation.bootstrap import Resamples, estimate
-from ehrr1.evaluation.calibration import temperature_of
+from ehrr1.evaluation.calibration import Calibrator, fit_calibrator
 from ehrr1.evaluation.predictions import SUBGROUPS
 from ehrr1.evaluation.scores import Replicates, counts, one_class, score
 from ehrr1.evaluation.subgroups import LEAST_PATIENTS
@@ -47,21 +47,16 @@ def summarise(
     `<result>/<metric>` for each result, `baseline/<name>/<metric>`, `<metric>` of the main result
     (`last_result`), `<a>-<b>/<macro>` for paired differences on the samples that both answered,
     `one_class_tasks` (left out of every macro mean). Only rows of `split` are scored; those of
-    the validation split fit the temperatures. `compared`: whose differences; None: `pairs`.
+    the validation split fit the calibrators. `compared`: whose differences; None: `pairs`.
     """
     scored = predictions.filter(pl.col("split") == split)
     resamples = Resamples.draw(scored["subject_id"], replicates, seed)
     tables = {name: scored.filter(pl.col("model") == name) for name in names(scored)}
-    temperatures = {
-        name: temperature_of(predictions.filter((pl.col("model") == name) & _fits(split)))
-        for name in tables
-    }
-    scores = {
-        name: score(rows, resamples, tasks, temperatures[name]) for name, rows in tables.items()
-    }
+    maps = calibrators(predictions, split)
+    scores = {name: score(rows, resamples, tasks, maps.get(name)) for name, rows in tables.items()}
     metrics: Metrics = {}
     for name, rows in tables.items():
-        found = flat(scores[name]) | _alone(rows, temperatures[name])
+        found = flat(scores[name]) | _alone(rows, maps.get(name))
         found |= subgroup_scores(rows, resamples, tasks)
         metrics |= {prefix_of(name) + key: value for key, value in found.items()}
         if name == last_result(scored):
@@ -72,6 +67,19 @@ def summarise(
         metrics |= {f"{first}-{second}/{k}": v for k, v in flat(difference(one, two), -1.0).items()}
     metrics["one_class_tasks"] = len(one_class(scored))
     return metrics
+
+
+def calibrators(predictions: pl.DataFrame, split: str) -> dict[str, Calibrator]:
+    """Return the calibrator of each result, fitted on the validation split.
+
+    There is none if validation itself is scored, or if a result has no probabilities for it.
+    """
+    validation = predictions.filter(pl.col("split") == "validation")
+    if split == "validation" or validation.is_empty():
+        return {}
+    tables = validation.partition_by("model", as_dict=True, maintain_order=True)
+    fitted = {str(name): fit_calibrator(rows) for (name,), rows in tables.items()}
+    return {name: calibrator for name, calibrator in fitted.items() if calibrator is not None}
 
 
 def names(predictions: pl.DataFrame) -> list[str]:
@@ -175,21 +183,17 @@ def recentred(values: Floats, least: float) -> Floats:
     return moved
 
 
-def _alone(rows: pl.DataFrame, temperature: float | None) -> Metrics:
-    """Return what has no interval: counts, the temperature, the share of certain probabilities."""
+def _alone(rows: pl.DataFrame, calibrator: Calibrator | None) -> Metrics:
+    """Return what has no interval: counts, the calibration, the share of certain probabilities."""
     found: Metrics = dict(counts(rows))
-    if temperature is not None:
-        found["temperature"] = temperature
+    if calibrator is not None:
+        found |= calibrator.numbers
+        found |= {f"calibration/{name}": loss for name, loss in calibrator.log_losses.items()}
     told = rows["probability"].drop_nulls()
     if len(told):
         sure = (told > SURE) | (told < 1 - SURE)
         found["saturated"] = int(sure.sum()) / len(told)
     return found
-
-
-def _fits(split: str) -> pl.Expr:
-    """Return the condition on rows that fit a temperature; none if validation itself is scored."""
-    return (pl.col("split") == "validation") & (pl.col("split") != split)
 
 
 def _model(name: str) -> str:

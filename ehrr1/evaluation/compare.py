@@ -72,7 +72,7 @@ def compare(folders: Sequence[Path], target: Path, replicates: int, seed: int) -
     notes = {pair: f"{n:,} samples of {m:,} patients" for pair, (n, m) in matched.items()}
     tasks = [task for task in ALL_TASKS if (scored["task"] == task).any()]
     metrics = summarise(together, tasks, split, replicates, seed, list(matched))
-    data = report_data(scored, metrics, tasks, notes)
+    data = report_data(together, split, metrics, tasks, notes)
     asked_alike = unlike(runs, scored, list(matched))
     data |= {
         "title": "Comparison: " + ", ".join(run.label for run in runs),

@@ -8,7 +8,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ehrr1.evaluation.bootstrap import Resamples
-from ehrr1.evaluation.calibration import cooled
+from ehrr1.evaluation.calibration import Calibrator, recalibrated
 from ehrr1.evaluation.matching import MATCHED
 from ehrr1.evaluation.metrics import (
     macro,
@@ -40,13 +40,13 @@ def score(
     predictions: pl.DataFrame,
     resamples: Resamples,
     tasks: Sequence[str],
-    temperature: float | None = None,
+    calibrator: Calibrator | None = None,
     main_only: bool = False,
 ) -> Replicates:
     """Score one result's predictions on `tasks`, for the study and all its resamples.
 
     Names: `<task>/<metric>` (docs/evaluation.md) and the mean over tasks, `risk/<metric>/macro` and
-    `decision/<metric>/macro`. With a `temperature` what depends on it stands again as
+    `decision/<metric>/macro`. With a `calibrator` the scores of recalibrated probabilities are
     `<metric>_calibrated`. `main_only`: AUROC and F1. A risk task with one class is left out, also
     of the macro mean (see `one_class`), and so are rows without a probability. A balanced task
     has AUROC only: the others depend on the prevalence, which was made up.
@@ -58,7 +58,7 @@ def score(
             continue
         rows = by_task[task]
         if ALL_TASKS[task].kind == "risk":
-            values = _risk(rows, resamples, temperature, main_only)
+            values = _risk(rows, resamples, calibrator, main_only)
         elif ALL_TASKS[task].target == "text":
             values = {} if main_only else _means(rows, resamples, _texts(rows))
         else:
@@ -105,7 +105,7 @@ def counts(predictions: pl.DataFrame) -> dict[str, int]:
 
 
 def _risk(
-    rows: pl.DataFrame, resamples: Resamples, temperature: float | None, main_only: bool
+    rows: pl.DataFrame, resamples: Resamples, calibrator: Calibrator | None, main_only: bool
 ) -> Replicates:
     rows = rows.filter(pl.col("probability").is_not_null())
     labels = (rows["target"] == "yes").to_numpy()
@@ -116,8 +116,8 @@ def _risk(
     if not main_only and not rows["balanced"].any():
         wanted["auprc"] = (weighted_auprc, scores)
         wanted |= {name: (metric, scores) for name, metric in CALIBRATION.items()}
-        if temperature is not None:
-            fitted = cooled(rows, temperature)
+        if calibrator is not None:
+            fitted = recalibrated(rows, calibrator)
             wanted |= {f"{n}_calibrated": (m, fitted) for n, m in CALIBRATION.items()}
     blocks: dict[str, list[Floats]] = {name: [] for name in wanted}
     for weights in _weight_blocks(rows, resamples):

@@ -158,7 +158,7 @@ function curveChart(parent, title, axes, series, guides) {
   for (const guide of guides) draw(svg, "path", {class: "base", d: path(guide.x, guide.y)});
   for (const one of series) {
     const group = draw(svg, "g", coloured(one.result));
-    draw(group, "title", {}, one.result.name + (one.dashed ? ", at its temperature" : ""));
+    draw(group, "title", {}, one.result.name + (one.dashed ? ", recalibrated" : ""));
     const dash = one.dashed ? "4 3" : one.result.baseline ? DASHES[one.result.name] : "none";
     draw(group, "path", {class: "curve", d: path(one.x, one.y), "stroke-dasharray": dash});
     if (one.sizes) {

@@ -54,7 +54,7 @@ def decision_curve(scores: Floats, labels: Bools) -> list[float]:
 def curves(rows: pl.DataFrame, fitted: Floats | None) -> dict[str, Any] | None:
     """All curves of one result's answers; None where they are of one class.
 
-    `fitted`: the probabilities at the temperature, where there is one. Questions that were drawn
+    `fitted`: the recalibrated probabilities, where there are some. Questions that were drawn
     for balance have a ROC curve only: the others depend on the prevalence.
     """
     labels = (rows["target"] == "yes").to_numpy()

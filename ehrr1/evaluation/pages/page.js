@@ -193,7 +193,7 @@ function curves() {
     const task = tasks[now()];
     document.querySelector("#curves > .soft").textContent = `${task.title}: ${task.samples.toLocaleString("en")} samples of ` +
       `${task.patients.toLocaleString("en")} patients, ${(100 * task.prevalence).toFixed(1)} % yes. A mark of a reliability diagram is as ` +
-      "large as its bin; dashed: at the temperature fitted on validation patients." +
+      "large as its bin; dashed: recalibrated on validation patients." +
       (now() ? "" : " The numbers below are means over tasks.");
     const grid = add(place, "div", "four");
     const series = task.series.map(one => ({...one, result: results[one.result]})).filter(one => !hidden.has(one.result.at));
@@ -211,7 +211,7 @@ function curves() {
   calibrated = add(label, "input");
   calibrated.type = "checkbox";
   calibrated.checked = results.length <= 3;
-  label.append("with temperature");
+  label.append("recalibrated");
   calibrated.addEventListener("change", again);
 }
 

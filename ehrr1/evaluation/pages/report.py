@@ -7,8 +7,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from ehrr1.evaluation.aggregate import BASELINES, last_result, names, pairs, prefix_of
-from ehrr1.evaluation.calibration import cooled
+from ehrr1.evaluation.aggregate import (
+    BASELINES,
+    calibrators,
+    last_result,
+    names,
+    pairs,
+    prefix_of,
+)
+from ehrr1.evaluation.calibration import Calibrator, recalibrated
 from ehrr1.evaluation.pages import numbers
 from ehrr1.evaluation.pages.alerts import warnings
 from ehrr1.evaluation.pages.cases import Case, shown
@@ -45,7 +52,7 @@ def write_report(
     """
     scored = predictions.filter(pl.col("split") == split)
     told = pairs(names(scored))
-    data = report_data(scored, metrics, tasks, dict.fromkeys(told, ""))
+    data = report_data(predictions, split, metrics, tasks, dict.fromkeys(told, ""))
     data |= {
         "title": title,
         "lead": [["benchmark", settings["eval"]["suite"]], *lead(scored, split)],
@@ -58,15 +65,17 @@ def write_report(
 
 
 def report_data(
-    scored: pl.DataFrame,
+    predictions: pl.DataFrame,
+    split: str,
     metrics: Mapping[str, float | int],
     tasks: Sequence[str],
     compared: Mapping[tuple[str, str], str],
 ) -> dict[str, Any]:
-    """Return the content of the page, from the scored predictions and their metrics.
+    """Return the content of the page, from the predictions on `split` and their metrics.
 
     `compared` has the pairs of results whose difference is shown, with a note on each.
     """
+    scored, maps = predictions.filter(pl.col("split") == split), calibrators(predictions, split)
     found = names(scored)
     results = [(name, prefix_of(name)) for name in found]
     main = last_result(scored) or found[-1]
@@ -76,10 +85,10 @@ def report_data(
     return {
         "warnings": warnings(scored, metrics),
         "results": coloured(found),
-        "asked": [asked(scored, metrics)],
+        "asked": [asked(scored, metrics, maps)],
         "overview": numbers.overview(metrics, results),
         "bars": [chart for chart in bars if chart],
-        "curves": all_curves(scored, metrics, tasks),
+        "curves": all_curves(scored, metrics, tasks, maps),
         "thresholds": [float(threshold) for threshold in THRESHOLDS],
         "everything": numbers.everything(metrics, results, tasks, prefix_of(main)),
         "subgroups": numbers.subgroups(metrics, results, scored),
@@ -112,7 +121,9 @@ def lead(scored: pl.DataFrame, split: str) -> list[list[str]]:
     return [[name, str(value)] for name, value in facts.items()]
 
 
-def asked(scored: pl.DataFrame, metrics: Mapping[str, float | int]) -> Table:
+def asked(
+    scored: pl.DataFrame, metrics: Mapping[str, float | int], maps: Mapping[str, Calibrator]
+) -> Table:
     """Return the prompt mode of each model, and its number of questions."""
     rows: list[list[Any]] = []
     for at, name in enumerate(names(scored)):
@@ -131,18 +142,21 @@ def asked(scored: pl.DataFrame, metrics: Mapping[str, float | int]) -> Table:
                 *(part["sample_id"].n_unique() for part in parts),
                 own["subject_id"].n_unique(),
                 numbers.cell(metrics, f"{prefix_of(name)}saturated"),
-                numbers.cell(metrics, f"{prefix_of(name)}temperature"),
+                maps[name].method if name in maps else "",
             ]
         )
     head = [
         *("result", "risk", "decisions", "candidates", "wording", "draws", "risk questions"),
-        *("decision questions", "patients", "saturated", "temperature"),
+        *("decision questions", "patients", "saturated", "recalibrated by"),
     ]
     return table("What was asked of whom", head, rows)
 
 
 def all_curves(
-    scored: pl.DataFrame, metrics: Mapping[str, float | int], tasks: Sequence[str]
+    scored: pl.DataFrame,
+    metrics: Mapping[str, float | int],
+    tasks: Sequence[str],
+    maps: Mapping[str, Calibrator],
 ) -> list[dict[str, Any]]:
     """Curves of each risk task, and of all of them pooled (first)."""
     risk = [task for task in tasks if task in _of_kind("risk")]
@@ -154,9 +168,9 @@ def all_curves(
         series = []
         for name, at in places.items():
             own = rows.filter(pl.col("model") == name)
-            temperature = metrics.get(f"{prefix_of(name)}temperature")
-            fitted = None if temperature is None or own.is_empty() else cooled(own, temperature)
-            drawn = None if own.is_empty() else curves(own, fitted)
+            if own.is_empty():
+                continue
+            drawn = curves(own, recalibrated(own, maps[name]) if name in maps else None)
             if drawn:
                 numbers_of = {
                     m: _of_task(metrics, name, title, m) for m in ("auroc", "auprc", "ece")
