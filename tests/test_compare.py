@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from omegaconf import OmegaConf
@@ -11,6 +12,7 @@ from omegaconf import OmegaConf
 from ehrr1.errors import UserError
 from ehrr1.evaluation.aggregate import summarise
 from ehrr1.evaluation.compare import compare, labels
+from ehrr1.evaluation.seeds import draw_seeds
 from tests.test_report_page import TASKS, predictions
 
 
@@ -75,6 +77,38 @@ def test_an_evaluation_does_not_differ_from_its_copy(tmp_path: Path) -> None:
         ends = [metrics[f"{pair}/risk/auroc/macro{end}"] for end in ("", "/low", "/high")]
         assert ends == [0, 0, 0]
     assert "Not asked alike" not in page and "other right answers" not in page
+
+
+def test_runs_of_several_seeds_are_one_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = [predictions({"adapt": 0.5, "rl": 1.0}, patients=60, seed=n) for n in range(3)]
+    folders = [
+        evaluated(tmp_path / f"x.seed={n}" / "eval", one, seed=n) for n, one in enumerate(tables)
+    ]
+    other = evaluated(tmp_path / "other" / "eval", tables[0], seed=7, rl={"lr": 1})
+    compare([*folders, other], tmp_path / "compare", 200, 0)
+    metrics, page = found(tmp_path / "compare")
+    alone = [summarise(one, TASKS, "test", 2, 0) for one in tables]
+    for kind in ("risk/auroc/macro", "decision/f1/macro"):
+        rl = [one[f"rl/{kind}"] for one in alone]
+        gaps = [one[f"rl-adapt/{kind}"] for one in alone]
+        key = f"seeds/rl@x.seed/{kind}"
+        assert metrics[key] == pytest.approx(np.mean(rl))
+        assert metrics[f"{key}/low"] < metrics[key] < metrics[f"{key}/high"]
+        assert metrics[f"seeds/rl-adapt@x.seed/{kind}"] == pytest.approx(np.mean(gaps))
+    assert not any("other" in name for name in metrics if name.startswith("seeds/"))
+    shown = capsys.readouterr().out
+    assert "rl-adapt@x.seed" in shown and "Mean over seeds" in page
+
+
+def test_the_interval_over_seeds_has_the_variance_of_their_mean() -> None:
+    values = np.array([0.3, 0.5, 0.9, 0.4])
+    drawn = draw_seeds(4, 200_000, 0, "x") @ values
+    assert drawn[0] == pytest.approx(values.mean())
+    assert drawn[1:].mean() == pytest.approx(values.mean(), abs=2e-3)
+    assert drawn[1:].var() == pytest.approx(values.var(ddof=1) / 4, rel=0.02)
+    assert (draw_seeds(1, 10, 0, "x") == 1).all()
 
 
 ORDER = (("one", "two"), ("one", "three"), ("two", "three"))

@@ -4,12 +4,15 @@ report.html       the page
 metrics.json      as of a single evaluation, with paired differences between the runs
 differences.csv   these, a row each
 
-A result of a run is called `<result>@<run>`; baselines are those of the first run.
+A result of a run is called `<result>@<run>`; baselines are those of the first run. Runs that
+differ in their seed only are also one result, `seeds/<result>@<runs>` (`evaluation.seeds`).
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,12 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from ehrr1.errors import UserError
-from ehrr1.evaluation.aggregate import BASELINES, last_result, names, summarise
+from ehrr1.evaluation.aggregate import BASELINES, Metrics, last_result, names, summarise
 from ehrr1.evaluation.matching import with_matches
 from ehrr1.evaluation.pages.html import page, table
 from ehrr1.evaluation.pages.report import flat_settings, lead, report_data, rules
-from ehrr1.evaluation.tables import WIDTH, difference_table
+from ehrr1.evaluation.seeds import seed_metrics
+from ehrr1.evaluation.tables import MAIN, WIDTH, difference_table, seed_rows, seed_table
 from ehrr1.files import replacing, write_json, write_text
 from ehrr1.tasks.catalog import ALL_TASKS
 
@@ -72,6 +76,13 @@ def compare(folders: Sequence[Path], target: Path, replicates: int, seed: int) -
     notes = {pair: f"{n:,} samples of {m:,} patients" for pair, (n, m) in matched.items()}
     tasks = [task for task in ALL_TASKS if (scored["task"] == task).any()]
     metrics = summarise(together, tasks, split, replicates, seed, list(matched))
+    groups = seed_groups(runs)
+    metrics |= seed_metrics(
+        {label: [by_result(run) for run in members] for label, members in groups.items()},
+        tasks,
+        replicates,
+        seed,
+    )
     data = report_data(together, split, metrics, tasks, notes)
     asked_alike = unlike(runs, scored, list(matched))
     data |= {
@@ -81,6 +92,7 @@ def compare(folders: Sequence[Path], target: Path, replicates: int, seed: int) -
         "warnings": asked_alike + data["warnings"],
         "runs": [runs_table(runs)],
         "differing": [differing(runs)],
+        "overview": data["overview"] + seed_pages(metrics, groups),
     }
     with replacing(target / "report.html") as path:
         path.write_text(page(data), encoding="utf-8")
@@ -89,8 +101,44 @@ def compare(folders: Sequence[Path], target: Path, replicates: int, seed: int) -
     console = Console()
     console.width = max(console.width, WIDTH)
     console.print(difference_table(list(matched), metrics))
+    if groups:
+        console.print(seed_table(metrics))
     for line in [f"{a} and {b}: {note}" for (a, b), note in notes.items()] + asked_alike:
         console.print(line, soft_wrap=True, markup=False)
+
+
+def seed_groups(runs: Sequence[Finished]) -> dict[str, list[Finished]]:
+    """Return the runs that differ in nothing but their seed, by a label; only groups of several.
+
+    The label is what the labels of the runs begin with.
+    """
+    alike: dict[str, list[Finished]] = {}
+    for run in runs:
+        told = {k: v for k, v in run.settings.items() if k.split(".")[0] not in (*NOT_TOLD, "seed")}
+        alike.setdefault(json.dumps(told, sort_keys=True), []).append(run)
+    groups: dict[str, list[Finished]] = {}
+    for members in alike.values():
+        if len({run.settings.get("seed") for run in members}) > 1:
+            labels = [run.label for run in members]
+            start = commonprefix(labels).rstrip("._=-")  # noqa: RUF071 (labels are no paths)
+            groups[start if start and start not in groups else members[0].label] = members
+    return groups
+
+
+def by_result(run: Finished) -> dict[str, pl.DataFrame]:
+    """Return the scored predictions of a run by result, baselines too."""
+    scored = run.predictions.filter(pl.col("split") == run.split)
+    return {name: scored.filter(pl.col("model") == name) for name in names(scored)}
+
+
+def seed_pages(metrics: Metrics, groups: Mapping[str, Sequence[Finished]]) -> list[dict[str, Any]]:
+    """Return the page's table of the results of several seeds; none without groups."""
+    if not groups:
+        return []
+    head = ["result", *(f"{kind} {metric}" for kind, metric in MAIN.items())]
+    rows = [[name, *cells] for name, cells in seed_rows(metrics)]
+    told = ", ".join(f"{label}: {len(members)}" for label, members in groups.items())
+    return [table(f"Mean over seeds, interval over seeds and patients ({told})", head, rows)]
 
 
 def read(folder: Path, label: str) -> Finished:

@@ -57,6 +57,9 @@ def score_text(predictions: pl.DataFrame, metrics: Metrics, tasks: Sequence[str]
     differences = difference_table(pairs(names(predictions)), metrics)
     if differences.row_count:
         out.print(differences, "")
+    calibration = calibration_table(predictions, metrics)
+    if calibration.row_count:
+        out.print(calibration, "")
     out.print(result_table(predictions, metrics))
     text: str = out.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
@@ -77,6 +80,20 @@ def result_table(predictions: pl.DataFrame, metrics: Metrics) -> Table:
     return table
 
 
+def calibration_table(predictions: pl.DataFrame, metrics: Metrics) -> Table:
+    """Return a row a result with risk probabilities: how far they are from what happens."""
+    table = _plain("risk probabilities: mean over tasks, and recalibrated on validation patients")
+    table.add_column("result", overflow="fold")
+    names_of = {"brier": "Brier", "ece": "ECE", "ece_calibrated": "ECE recalibrated"}
+    for title in names_of.values():
+        table.add_column(title, justify="right", no_wrap=True)
+    for name in names(predictions):
+        keys = [f"{prefix_of(name)}risk/{metric}/macro" for metric in names_of]
+        if keys[0] in metrics:
+            table.add_row(name, *(_number(metrics, key) for key in keys))
+    return table
+
+
 def difference_table(compared: Sequence[tuple[str, str]], metrics: Metrics) -> Table:
     """Return a row a pair of results: paired differences of mean scores, bootstrap by patient."""
     table = _plain("differences on the same samples, 95 % interval by patient")
@@ -89,6 +106,37 @@ def difference_table(compared: Sequence[tuple[str, str]], metrics: Metrics) -> T
             cells = [_with_interval(metrics, key, "+") for key in keys]
             table.add_row(f"{first} - {second}", *cells)
     return table
+
+
+def seed_table(metrics: Metrics) -> Table:
+    """Return a row a result or difference of runs that differ in their seed only."""
+    table = _plain("mean over seeds, 95 % interval over seeds and patients")
+    table.add_column("results", overflow="fold")
+    for title in TITLES.values():
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, cells in seed_rows(metrics):
+        table.add_row(name, *cells)
+    return table
+
+
+def seed_rows(metrics: Metrics) -> list[tuple[str, list[str]]]:
+    """Return name and mean scores of the results of several seeds and of their differences."""
+    found: dict[str, list[str]] = {}
+    for key in metrics:
+        if (place := key.find("/risk/")) < 0:
+            place = key.find("/decision/")
+        if key.startswith("seeds/") and key.endswith("/macro"):
+            found.setdefault(key[:place], [])
+    return [
+        (
+            name.removeprefix("seeds/"),
+            [
+                _with_interval(metrics, f"{name}/{kind}/{metric}/macro", "")
+                for kind, metric in MAIN.items()
+            ],
+        )
+        for name in found
+    ]
 
 
 def task_tables(
