@@ -191,8 +191,8 @@ def recheck_note(audit: Audit) -> str:
     if not audit.texts.rechecked:
         return "contexts checked against the raw files: none (no tables, or data.protocol=paper)"
     kinds = Counter(finding.kind for finding in audit.texts.findings)
-    told = "; ".join(f"{words}: {kinds[kind]:,}" for kind, words in KINDS.items())
-    return f"contexts checked against the raw files: {audit.texts.rechecked:,}; {told}"
+    numbers = "; ".join(f"{words}: {kinds[kind]:,}" for kind, words in KINDS.items())
+    return f"contexts checked against the raw files: {audit.texts.rechecked:,}; {numbers}"
 
 
 # --- the figure -------------------------------------------------------------------------------
@@ -286,9 +286,9 @@ def _standing(axes: Axes, audit: Audit, tasks: list[str]) -> None:
         shares = 100 * (answers[name] / answers["examined"]).to_numpy()
         axes.barh(places, shares, height=0.66, color=color, label=word)
     if audit.labels is not None:
-        asked = audit.labels.filter(pl.col("both") > 0)
-        places = [tasks.index(task) for task in asked["task"]]
-        shares = 100 * (asked["changed"] / asked["both"]).to_numpy()
+        compared = audit.labels.filter(pl.col("both") > 0)
+        places = [tasks.index(task) for task in compared["task"]]
+        shares = 100 * (compared["changed"] / compared["both"]).to_numpy()
         word = f"label changes under {OTHER[audit.protocol]}"
         axes.barh(places, shares, height=0.66, color=LABEL, label=word)
     axes.set_xlim(0, 100)

@@ -108,7 +108,7 @@ def examine(
         )
     view = leakage.VIEWS[protocol]
     begin = time.monotonic()
-    found = leakage.find_leaks(prepared, index, view)
+    leaks = leakage.find_leaks(prepared, index, view)
     judged = time.monotonic()
     texts = index_checks.read_texts(prepared, index, view, text_samples_per_task, seed, recheck)
     read = time.monotonic()
@@ -118,16 +118,16 @@ def examine(
     wholly_assumed = [table for table, share in assumed.items() if share == 1]
     audit = Audit(
         protocol=protocol,
-        contexts=found.contexts,
-        tasks=leakage.by_task(found),
-        tables=leakage.by_table(found),
-        examples=leakage.examples(found, EXAMPLES),
+        contexts=leaks.contexts,
+        tasks=leakage.by_task(leaks),
+        tables=leakage.by_table(leaks),
+        examples=leakage.examples(leaks, EXAMPLES),
         labels=compared_labels(prepared, index, protocol),
         splits=index_checks.split_patients(prepared, index),
         records=index_checks.same_records(prepared),
         texts=texts,
         assumed=assumed,
-        surely_leaking=leakage.leaking_without(found, wholly_assumed),
+        surely_leaking=leakage.leaking_without(leaks, wholly_assumed),
         rules=rules,
     )
     return audit, {
@@ -174,10 +174,10 @@ def problem(audit: Audit, folder: Path) -> str | None:
         )
     if audit.texts.findings:
         kinds = Counter(finding.kind for finding in audit.texts.findings)
-        told = ", ".join(f"{kind} {count:,}" for kind, count in sorted(kinds.items()))
+        numbers = ", ".join(f"{kind} {count:,}" for kind, count in sorted(kinds.items()))
         return (
             f"the raw files speak against {len(audit.texts.findings):,} facts shown in "
-            f"{audit.texts.rechecked:,} contexts ({told}): a bug; see {folder}/audit.json"
+            f"{audit.texts.rechecked:,} contexts ({numbers}): a bug; see {folder}/audit.json"
         )
     return None
 
