@@ -286,7 +286,7 @@ def main() -> None:
             f"parameters {first['counts']['parameters']:,}",
             markdown(["case", *(f"operations, {name}" for name in operations)], shown),
             markdown(COLUMNS, costs),
-            markdown(["case", "", "median ratio", "by CPU seconds", "asked"], compared),
+            markdown(["case", "", "median ratio", "by CPU seconds", "required"], compared),
             f"entropy of the first step of {given.cases[0]}: " + ", ".join(entropies),
         ]
     )

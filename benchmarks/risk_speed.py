@@ -157,7 +157,7 @@ def compare(
 
 COLUMNS = [
     *("", "records", "questions", "tokens a record", "questions/s", "times faster"),
-    *("ratio of tokens", "share of it", "probabilities apart"),
+    *("ratio of tokens", "share of the ratio", "max difference of probabilities"),
 ]
 
 

@@ -218,7 +218,7 @@ def main() -> None:
     table = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     table += "\n\n" + markdown(COLUMNS, [row(name, rounds) for name, rounds in trained.items()])
     table += "\n\n" + markdown(
-        ["", "median ratio", "by CPU seconds", "asked"],
+        ["", "median ratio", "by CPU seconds", "required"],
         [
             [name, f"{one:.3f}", f"{cpu:.3f}" if cpu else "", asked]
             for name, one, cpu, asked in found

@@ -90,11 +90,11 @@ def refuse_groups(cfg: Config) -> None:
     from ehrr1 import parallel
 
     if HydraConfig.get().mode == RunMode.MULTIRUN and parallel.wanted(cfg.trainer) > 1:
-        told = " ".join(HydraConfig.get().overrides.task)
+        overrides = " ".join(HydraConfig.get().overrides.task)
         raise UserError(
             f"-m with trainer.devices={cfg.trainer.devices}, trainer.nodes={cfg.trainer.nodes}: "
             "Hydra's multirun cannot start groups of processes; use python sweep.py with the same "
-            f"overrides (this job's: {told}), launcher=local or launcher=slurm"
+            f"overrides (this job's: {overrides}), launcher=local or launcher=slurm"
         )
 
 
@@ -137,15 +137,15 @@ def own_variant(cfg: Config) -> str:
 
 
 def main() -> None:
-    """Spell the command out for Hydra, and run it; errors that a user can mend are one line."""
-    told = TYPED[:] = sys.argv[1:]
-    if "--version" in told:  # Hydra's own tells Hydra's
+    """Complete the command for Hydra, and run it; errors that a user can correct are one line."""
+    arguments = TYPED[:] = sys.argv[1:]
+    if "--version" in arguments:  # Hydra's own option prints Hydra's version
         print(f"ehrr1 {__version__}")
         return
-    swept = bool({"-m", "--multirun"} & set(told))
-    sys.argv[1:] = spelled_out(told, swept)
+    swept = bool({"-m", "--multirun"} & set(arguments))
+    sys.argv[1:] = spelled_out(arguments, swept)
     try:
-        if {"-h", "--help"} & set(told):
+        if {"-h", "--help"} & set(arguments):
             print(help_text(CONF, [one for one in sys.argv[1:] if "=" in one], typed_as()))
             return
         refuse_flags(sys.argv[1:])
@@ -154,10 +154,10 @@ def main() -> None:
             if plugin in sys.argv:
                 need_extra(plugin, package, "sweeps")
         if swept:
-            # jobs know all that they were told, not what of it varies
+            # a job knows its overrides, but not which of them vary
             fixed = ",".join(fixed_keys(sys.argv[1:]))
             sys.argv.append(f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]")
-            roots = [word.partition("=")[2] for word in told if key_of(word) == "output_root"]
+            roots = [word.partition("=")[2] for word in arguments if key_of(word) == "output_root"]
             with no_trace_of_refused(Path([ROOT, *roots][-1])):
                 compose_and_run()
         else:

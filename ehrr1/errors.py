@@ -32,11 +32,11 @@ class StoppedError(Exception):
         self.exit_code = 128 + number
 
 
-def need_extra(asked: str, package: str, extra: str) -> None:
-    """Raise UserError if a package that `asked` needs is not installed."""
+def need_extra(setting: str, package: str, extra: str) -> None:
+    """Raise UserError if a package that `setting` needs is not installed."""
     if find_spec(package) is None:
         raise UserError(
-            f"{asked}: {package} is not installed; pip install -c constraints.txt -e '.[{extra}]'"
+            f"{setting}: {package} is not installed; pip install -c constraints.txt -e '.[{extra}]'"
         )
 
 

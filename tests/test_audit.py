@@ -289,7 +289,7 @@ def settings(**values: object) -> Config:
 
 
 def test_a_leak_under_strict_fails_after_its_files_are_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     world = one_stay(tmp_path)
     everything = View(
@@ -306,6 +306,13 @@ def test_a_leak_under_strict_fails_after_its_files_are_written(
             assert run is not None
             audit.run(cfg, run)
         folder = tmp_path / "test" / "audit"
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= 80
+        printed = [line.split() for line in lines if line.startswith("labevents")]
+        assert printed[:2] == [
+            ["labevents", "29", "29", "100.0", "14.0", "28.0"],
+            ["labevents"] * 2 + ["29"],
+        ]
         metrics = json.loads((folder / "metrics.json").read_text())
         written = json.loads((folder / "audit.json").read_text())
         assert metrics["leaking_samples"] == written["leaking_samples"] > 50
@@ -360,6 +367,7 @@ def test_the_command_line(command_line: CommandLine, tmp_path: Path) -> None:
     assert metrics["answer_in_context/emar/examined"] == 3
     assert {"audit.json", "audit.png", "config.yaml"} <= {path.name for path in folder.iterdir()}
     assert "labevents" in done.stdout and "contexts" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
     # the same with contexts that see an hour too far: a bug, a traceback, exit code 1
     code = (
         "import runpy, sys; from ehrr1.tasks import context; own = context._limit;"

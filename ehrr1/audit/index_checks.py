@@ -46,10 +46,14 @@ def paper_labels(prepared: Prepared, tasks: Collection[str]) -> pl.DataFrame:
         rows = numbered_events(pl.read_ipc(shard.folder / "rows.arrow"))
         parents = shard.parents
         events = event_list(record_rows(rows), parents)
-        asked = risk_candidates(events, parents, tasks, notes=notes).filter(pl.col("why").is_null())
+        candidates = risk_candidates(events, parents, tasks, notes=notes).filter(
+            pl.col("why").is_null()
+        )
         ids = events.select("subject_id", pl.col("hadm_id", "stay_id").replace(NO_ID, None))
         parts.append(
-            pl.concat([asked.select("task", "label"), ids[asked["number"]]], how="horizontal")
+            pl.concat(
+                [candidates.select("task", "label"), ids[candidates["number"]]], how="horizontal"
+            )
         )
     return pl.concat(parts)
 

@@ -7,42 +7,50 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ehrr1.audit.index_checks import OTHER, Audit
 from ehrr1.audit.recheck import KINDS
 from ehrr1.records.schema import ORDER
 
-MIN_WIDTH = 150
-"""Columns of a table that is piped into a file, for which the terminal's width is unknown."""
+WIDTH = 80
+"""Columns of a line: those of a terminal, and of a pipe, whose width is unknown."""
 
 TABLES_NAMED = 3
-"""Number of responsible tables in a row of the terminal's table."""
+"""Number of responsible tables that are printed for each task."""
+
+GAP = 2
+"""Blanks between two columns."""
 
 
 # --- the terminal -----------------------------------------------------------------------------
 
 
 def show(audit: Audit) -> None:
-    """Print the leaks, the other checks of each task, and then the checks that are not by task."""
-    console = Console()
-    console.width = max(console.width, MIN_WIDTH)
-    console.print(leak_table(audit))
-    console.print(check_table(audit))
-    if audit.rules.height:
-        console.print(rule_table(audit))
+    """Print the tables of all checks by task, and then the results that are not by task."""
+    console = Console(width=WIDTH)
+    for table in (
+        leak_table(audit),
+        responsible_table(audit),
+        label_table(audit),
+        answer_table(audit),
+        rule_table(audit),
+    ):
+        if table.row_count:
+            console.print(table, "")
     for line in notes(audit):
         console.print(line, highlight=False)
 
 
 def leak_table(audit: Audit) -> Table:
-    """Return a table with one row per task: leaking samples, hours ahead, responsible tables."""
-    table = Table(title=f"known only after the prediction time, data.protocol={audit.protocol}")
+    """Return a table with one row per task: leaking samples and their hours ahead."""
+    table = _table(f"samples that leak, data.protocol={audit.protocol}")
     table.add_column("task", no_wrap=True)
-    for heading in ("samples", "leaking", "%", "hours ahead: median", "max"):
-        table.add_column(heading, justify="right")
-    table.add_column("tables (samples)", no_wrap=True)
+    for heading in ("samples", "leaking", "%", "median\nhours ahead", "maximum\nhours ahead"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in audit.tasks.iter_rows(named=True):
         leaking = row["leaking"]
         table.add_row(
@@ -51,65 +59,99 @@ def leak_table(audit: Audit) -> Table:
             f"[bold red]{leaking:,}[/]" if leaking else "0",
             f"{100 * leaking / row['samples']:.1f}",
             *(_hours(row[name]) for name in ("median", "most")),
-            _responsible(audit.tables.filter(pl.col("task") == row["task"])),
         )
     return table
 
 
-def check_table(audit: Audit) -> Table:
-    """Return a table with one row per task.
+def responsible_table(audit: Audit) -> Table:
+    """Return a table with one row per task that leaks: the tables whose rows leak most often."""
+    table = _table("tables whose rows leak, with the number of samples")
+    table.add_column("task", no_wrap=True)
+    table.add_column("tables", no_wrap=True)
+    leaking = audit.tables["task"].unique().to_list()
+    tasks = [task for task in audit.tasks["task"] if task in leaking]
+    width = WIDTH - max(map(len, tasks), default=0) - GAP
+    for task in tasks:
+        table.add_row(task, _responsible(audit.tables.filter(pl.col("task") == task), width))
+    return table
 
-    It has risk labels compared with those of the other protocol, and answers that occur in
-    contexts.
-    """
-    table = Table(
-        title=f"labels compared with {OTHER[audit.protocol]} protocol; answers in contexts"
-    )
+
+def label_table(audit: Audit) -> Table:
+    """Return a table with one row per risk task: its labels beside the other protocol's."""
+    other = OTHER[audit.protocol]
+    table = _table(f"labels of data.protocol={audit.protocol} compared with {other}")
     table.add_column("task", no_wrap=True)
     for heading in (
-        *("in both", "labels changed", "to yes", "only here", "only there"),
-        *("contexts read", "whole answer found", "part of it found"),
+        *("samples\nin both", "labels\nchanged", f"yes only\nin {other}"),
+        *(f"samples only\nin {audit.protocol}", f"samples only\nin {other}"),
     ):
-        table.add_column(heading, justify="right")
-    labels = {} if audit.labels is None else _by_task(audit.labels)
-    answers = _by_task(audit.texts.answers)
-    for task in audit.tasks["task"]:
-        if task in labels or task in answers:
-            table.add_row(task, *labels.get(task, [""] * 5), *answers.get(task, []))
+        table.add_column(heading, justify="right", no_wrap=True)
+    if audit.labels is not None:
+        _fill(table, audit, audit.labels)
+    return table
+
+
+def answer_table(audit: Audit) -> Table:
+    """Return a table with one row per decision task: answers that occur in their contexts."""
+    table = _table("answers that occur in their contexts")
+    table.add_column("task", no_wrap=True)
+    for heading in ("contexts\nsearched", "whole answer\nfound", "at least one\nitem found"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    _fill(table, audit, audit.texts.answers)
     return table
 
 
 def rule_table(audit: Audit) -> Table:
     """Return a table with one row per suspiciously precise rule, for inspection."""
-    table = Table(title="single features that predict the answer: inspect them for leaks")
-    for heading in ("task", "answer", "feature"):
-        table.add_column(heading)
-    for heading in ("precision", "base rate", "recall", "samples"):
-        table.add_column(heading, justify="right")
+    table = _table("single features that predict the answer: inspect them for leaks")
+    table.add_column("task: feature -> answer", overflow="fold")
+    for heading in ("precision\nor AUROC", "base\nrate", "recall", "samples"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in audit.rules.iter_rows(named=True):
         shares = (row["precision"], row["base"], row["recall"])
         table.add_row(
-            *(row[name] for name in ("task", "answer", "feature")),
+            escape(f"{row['task']}: {row['feature']} -> {row['answer']}"),
             *("" if share is None else f"{share:.2f}" for share in shares),
             f"{row['support']:,}",
         )
     return table
 
 
-def _by_task(frame: pl.DataFrame) -> dict[str, list[str]]:
-    """Return task -> the counts of its row as text."""
-    return {task: [f"{count:,}" for count in counts] for task, *counts in frame.iter_rows()}
+def _table(title: str) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, GAP - 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+    )
+
+
+def _fill(table: Table, audit: Audit, counts: pl.DataFrame) -> None:
+    """Add the rows of `counts` (a task and its counts), in the order of the audit's tasks."""
+    rows = {task: [f"{count:,}" for count in row] for task, *row in counts.iter_rows()}
+    for task in audit.tasks["task"]:
+        if task in rows:
+            table.add_row(task, *rows[task])
 
 
 def _hours(hours: float | None) -> str:
     return "" if hours is None else f"{hours:,.1f}"
 
 
-def _responsible(tables: pl.DataFrame) -> str:
+def _responsible(tables: pl.DataFrame, width: int) -> str:
+    """Return names and counts of the first tables, in lines of at most `width` characters."""
     named = tables.head(TABLES_NAMED).select("table", "leaking").iter_rows()
     words = [f"{name} {count:,}" for name, count in named]
     more = tables.height - len(words)
-    return ", ".join([*words, f"{more} more"] if more > 0 else words)
+    lines: list[str] = []
+    for word in [*words, f"{more} more"] if more > 0 else words:
+        if lines and len(lines[-1]) + len(", ") + len(word) < width:
+            lines[-1] += f", {word}"
+        else:
+            lines.append(word)
+    return ",\n".join(lines)
 
 
 def notes(audit: Audit) -> list[str]:
@@ -149,8 +191,8 @@ def recheck_note(audit: Audit) -> str:
     if not audit.texts.rechecked:
         return "contexts checked against the raw files: none (no tables, or data.protocol=paper)"
     kinds = Counter(finding.kind for finding in audit.texts.findings)
-    told = "; ".join(f"{words}: {kinds[kind]:,}" for kind, words in KINDS.items())
-    return f"contexts checked against the raw files: {audit.texts.rechecked:,}; {told}"
+    numbers = "; ".join(f"{words}: {kinds[kind]:,}" for kind, words in KINDS.items())
+    return f"contexts checked against the raw files: {audit.texts.rechecked:,}; {numbers}"
 
 
 # --- the figure -------------------------------------------------------------------------------
@@ -244,9 +286,9 @@ def _standing(axes: Axes, audit: Audit, tasks: list[str]) -> None:
         shares = 100 * (answers[name] / answers["examined"]).to_numpy()
         axes.barh(places, shares, height=0.66, color=color, label=word)
     if audit.labels is not None:
-        asked = audit.labels.filter(pl.col("both") > 0)
-        places = [tasks.index(task) for task in asked["task"]]
-        shares = 100 * (asked["changed"] / asked["both"]).to_numpy()
+        compared = audit.labels.filter(pl.col("both") > 0)
+        places = [tasks.index(task) for task in compared["task"]]
+        shares = 100 * (compared["changed"] / compared["both"]).to_numpy()
         word = f"label changes under {OTHER[audit.protocol]}"
         axes.barh(places, shares, height=0.66, color=LABEL, label=word)
     axes.set_xlim(0, 100)

@@ -82,25 +82,25 @@ TAGGED = ("data", "chains", "engine", "launcher", "rollout", "concepts")
 
 def problems(error: ValidationError, plain: dict[str, Any], config: type[BaseModel]) -> list[str]:
     """Return one line for each wrong setting of the plain configuration."""
-    found = {}
+    lines = {}
     for one in error.errors(include_url=False):
         path = list(one["loc"])
         if len(path) > 1 and path[0] in TAGGED:
             del path[1]
         key, kind = _key(path, plain), one["type"]
         if kind == "invalid_key":
-            found[f"{key}.{path[-1]}"] = f"{key}.{path[-1]}: {unknown(f'{key}.{path[-1]}', config)}"
+            lines[f"{key}.{path[-1]}"] = f"{key}.{path[-1]}: {unknown(f'{key}.{path[-1]}', config)}"
         elif kind == "extra_forbidden":
-            found[key] = f"{key}: {unknown(key, config)}"
+            lines[key] = f"{key}: {unknown(key, config)}"
         elif kind == "missing":
-            found[key] = f"{key}: it is missing; {_needed(key, config)}"
+            lines[key] = f"{key}: it is missing; {_needed(key, config)}"
         elif kind == "union_tag_invalid":
             field = one["ctx"]["discriminator"].strip("'")
             words = one["ctx"]["expected_tags"].replace("'", "")
-            found[key] = f"{key}.{field}={one['ctx']['tag']}: it must be one of {words}"
+            lines[key] = f"{key}.{field}={one['ctx']['tag']}: it must be one of {words}"
         else:
-            found.setdefault(key, f"{key}={_shown(_value(plain, key))}: {_needed(key, config)}")
-    return list(found.values())
+            lines.setdefault(key, f"{key}={_shown(_value(plain, key))}: {_needed(key, config)}")
+    return list(lines.values())
 
 
 def _key(path: list[Any], plain: dict[str, Any]) -> str:
@@ -175,8 +175,8 @@ def nearest(key: str, config: type[BaseModel]) -> list[str]:
         return [renamed] if not rest or renamed in names else nearest(renamed, config)
     words = {one.rpartition(".")[2] for one in names}
     close = get_close_matches(last, words, 2, 0.75)
-    found = [one for one in names if one.rpartition(".")[2] in close][:4]
-    return found or get_close_matches(key, names, 3, 0.6)
+    matches = [one for one in names if one.rpartition(".")[2] in close][:4]
+    return matches or get_close_matches(key, names, 3, 0.6)
 
 
 def no_choice(group: str, choice: str, choices: list[str]) -> str:
@@ -194,21 +194,21 @@ def composing(error: Exception, config: type[BaseModel]) -> str:
     """Describe an error of Hydra's composition in one line."""
     # an error that wraps another may have an empty message
     text = (str(error) or str(error.__cause__)).split("Config search path")[0].strip()
-    if found := re.search(r"Could not override '([^']+)'|not in struct\s+full_key: (\S+)", text):
-        key = found[1] or found[2]
+    if match := re.search(r"Could not override '([^']+)'|not in struct\s+full_key: (\S+)", text):
+        key = match[1] or match[2]
         return f"{key}: {unknown(key, config)}"
-    if found := re.search(r"Could not find '([^'/]+)/([^']*)'", text):
+    if match := re.search(r"Could not find '([^'/]+)/([^']*)'", text):
         choices = text.partition("Available options in")[2].partition(":")[2].split()
-        return no_choice(found[1], found[2], choices)
+        return no_choice(match[1], match[2], choices)
     return f"{text}; `python run.py --help` lists the settings and their choices"
 
 
 def _needed(key: str, config: type[BaseModel]) -> str:
-    told = dict.fromkeys(describe(field) for field in fields(config, key))
-    if not told:
+    allowed = dict.fromkeys(describe(field) for field in fields(config, key))
+    if not allowed:
         values = (describe_values(field) for field in _holders(key, config))
-        told = dict.fromkeys(value for value in values if value)
-    return f"it must be {' or '.join(told)}" if told else "another value is needed"
+        allowed = dict.fromkeys(value for value in values if value)
+    return f"it must be {' or '.join(allowed)}" if allowed else "another value is needed"
 
 
 def _holders(key: str, config: type[BaseModel]) -> Iterator[FieldInfo]:

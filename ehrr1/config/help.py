@@ -80,15 +80,15 @@ def help_text(conf: Path, overrides: list[str], command: str) -> str:
 def _lines(key: str, value: Any, comments: dict[str, str], depth: int) -> Iterator[str]:
     name = key.rpartition(".")[2]
     if isinstance(value, dict) and value and key != "model.config":
-        told = comments.get(key)
-        yield f"{'  ' * depth}{name}:" + (f" # {told}" if told else "")
+        comment = comments.get(key)
+        yield f"{'  ' * depth}{name}:" + (f" # {comment}" if comment else "")
         for inner, one in value.items():
             yield from _lines(f"{key}.{inner}", one, comments, depth + 1)
         return
     shown = yaml.safe_dump(value, default_flow_style=True, width=float("inf")).strip()
     text = f"{'  ' * depth}{name}: {shown.removesuffix('...').strip()}"
-    told = comments.get(key) or _kind(key)
-    yield f"{text:<{COMMENT_COLUMN}} # {told}" if told else text
+    comment = comments.get(key) or _kind(key)
+    yield f"{text:<{COMMENT_COLUMN}} # {comment}" if comment else text
 
 
 def _kind(key: str) -> str:
@@ -102,16 +102,16 @@ def _comments(conf: Path, section: str, choice: str | None) -> dict[str, str]:
     """Return setting -> its comment in the chosen file, else in another file of the group."""
     if choice is not None:
         files = [conf / section / f"{choice}.yaml", *sorted((conf / section).glob("*.yaml"))]
-        found = [_of_file(file, f"{section}.") for file in files if file.exists()]
+        comments = [_of_file(file, f"{section}.") for file in files if file.exists()]
     elif (conf / f"{section}.yaml").exists():
-        found = [_of_file(conf / f"{section}.yaml", f"{section}.")]
+        comments = [_of_file(conf / f"{section}.yaml", f"{section}.")]
     else:
-        found = [_of_file(conf / "config.yaml", "")]
-    return {key: text for one in reversed(found) for key, text in one.items()}
+        comments = [_of_file(conf / "config.yaml", "")]
+    return {key: text for one in reversed(comments) for key, text in one.items()}
 
 
 def _of_file(file: Path, prefix: str) -> dict[str, str]:
-    found: dict[str, str] = {}
+    comments: dict[str, str] = {}
     parents: list[tuple[int, str]] = []
     for line in file.read_text(encoding="utf-8").splitlines():
         if not (match := LINE.match(line)):
@@ -120,6 +120,6 @@ def _of_file(file: Path, prefix: str) -> dict[str, str]:
         parents = [(depth, name) for depth, name in parents if depth < indent]
         key = prefix + ".".join([*(name for _, name in parents), match["key"]])
         if match["comment"]:
-            found[key] = match["comment"]
+            comments[key] = match["comment"]
         parents.append((indent, match["key"]))
-    return found
+    return comments

@@ -194,8 +194,8 @@ def keeping(cfg: "Config") -> list[str]:
     rl has no such evaluations and keeps only the last checkpoint.
     """
     with_reason = cfg.stage == "curriculum" and cfg.rl.start == "reason"
-    asked = {"curriculum": ["adapt", *["reason"] * with_reason]}.get(cfg.stage, [cfg.stage])
-    blind = [s for s in ("adapt", "reason") if s in asked and cfg.supervised(s).eval_every is None]
+    stages = {"curriculum": ["adapt", *["reason"] * with_reason]}.get(cfg.stage, [cfg.stage])
+    blind = [s for s in ("adapt", "reason") if s in stages and cfg.supervised(s).eval_every is None]
     if not cfg.trainer.save_top_k or not blind:
         return []
     remedy = " and ".join(f"{stage}.eval_every=STEPS" for stage in blind)

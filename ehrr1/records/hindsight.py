@@ -57,9 +57,9 @@ def stay_ends(
         nowhere = pl.lit(None, MICROSECONDS).alias("gone")
         moves.append(icustays.select("hadm_id", left, nowhere))
     latest = pl.concat(moves).drop_nulls("hadm_id").group_by("hadm_id").agg(pl.all().max())
-    told = pl.max_horizontal("dischtime", "deathtime", "gone")
-    end = pl.max_horizontal(told, "left")
-    believed = told.is_not_null() & (end >= pl.col("admittime"))
+    recorded = pl.max_horizontal("dischtime", "deathtime", "gone")
+    end = pl.max_horizontal(recorded, "left")
+    believed = recorded.is_not_null() & (end >= pl.col("admittime"))
     return (
         admissions.join(latest, on="hadm_id", how="left", maintain_order="left")
         .with_columns(pl.when(believed).then(end).alias(END))
@@ -120,9 +120,9 @@ def converted(rows: pl.DataFrame, orders: pl.DataFrame) -> pl.DataFrame:
     )
     places, stays = _of_table(rows, "admissions")
     stays = stays.join(first, on=["subject_id", "hadm_id"], how="left", maintain_order="left")
-    told = pl.min_horizontal(pl.max_horizontal("ordered", "available_time"), "late_time")
+    decided = pl.min_horizontal(pl.max_horizontal("ordered", "available_time"), "late_time")
     was_converted = (pl.col("item") == CONVERTED) & pl.col("ordered").is_not_null()
-    late = stays.select(pl.when(was_converted).then(told).otherwise("late_time"))
+    late = stays.select(pl.when(was_converted).then(decided).otherwise("late_time"))
     return _replaced(rows, "late_time", places, late.to_series())
 
 

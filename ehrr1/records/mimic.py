@@ -144,18 +144,18 @@ class MimicFolder(Source):
         counts: Counter[str] = Counter()
         for own in self.counts.values():
             counts.update(own[name])
-        asked = counts["read"] - sum(counts[f"reported/{why}"] for why in NOT_ASKED_FOR)
+        wanted = counts["read"] - sum(counts[f"reported/{why}"] for why in NOT_ASKED_FOR)
         lost = {
             why.removeprefix("reported/"): number
             for why, number in counts.items()
             if why.startswith("reported/") and why.removeprefix("reported/") not in NOT_ASKED_FOR
         }
-        if 2 * sum(lost.values()) > asked:
-            told = ", ".join(f"{why} {number:,}" for why, number in sorted(lost.items()))
+        if 2 * sum(lost.values()) > wanted:
+            reasons = ", ".join(f"{why} {number:,}" for why, number in sorted(lost.items()))
             path = self.folder.require(TABLES[name].module, name, "every stage")[0]
             raise UserError(
-                f"{path}: {sum(lost.values()):,} of {asked:,} rows cannot be used ({told}), and "
-                "other tables refer to them: mend the file, or fetch it again"
+                f"{path}: {sum(lost.values()):,} of {wanted:,} rows cannot be used ({reasons}), "
+                "and other tables refer to them: mend the file, or fetch it again"
             )
 
     def rows(self, table: str) -> Iterator[pl.DataFrame]:

@@ -44,13 +44,13 @@ def copy_mark(prepare: Path, folder: Path, subjects: pl.Series) -> None:
         mark(folder, subjects)
 
 
-def decide(said: bool | None, folder: Path | None, subjects: pl.Series) -> dict[str, Any]:
+def decide(declared: bool | None, folder: Path | None, subjects: pl.Series) -> dict[str, Any]:
     """Return whether the records are open (`open`) and the reason (`why`).
 
-    `said` is `data.open`; `folder` is None for records that this run has generated itself.
+    `declared` is `data.open`; `folder` is None for records that this run has generated itself.
     """
-    if said is not None:
-        return {"open": said, "why": f"data.open={str(said).lower()}"}
+    if declared is not None:
+        return {"open": declared, "why": f"data.open={str(declared).lower()}"}
     if folder is None or _marked(folder, subjects):
         return {"open": True, "why": INVENTED}
     if whose(subjects) == DEMO:

@@ -271,5 +271,5 @@ def _check_inputs(cfg: Config, stage: str) -> dict[str, Path]:
     except runs.MissingRunError as error:
         if stage not in TRAINING:
             raise
-        told = f"{error}. Whether model={cfg.model.name} fits: {with_stage('plan')}"
-        raise runs.MissingRunError(told, error.stage) from None
+        message = f"{error}. Whether model={cfg.model.name} fits: {with_stage('plan')}"
+        raise runs.MissingRunError(message, error.stage) from None

@@ -1,10 +1,10 @@
-"""stage=audit: what contexts show too early, labels that hang on the protocol, splits, answers.
+"""stage=audit: temporal leaks in contexts, changed labels, splits, and answers in contexts.
 
 audit.json   every count by task and table, with examples (docs/audit.md)
-audit.png    the same as a picture
+audit.png    the same as a figure
 
-It judges any prepared index. Under `strict` nothing may leak: the stage then writes its files and
-fails with a LeakError (exit code 1), for that is a bug of this program and no setting mends it.
+The stage accepts any prepared index. Under `strict` a leak is a bug of this program, which no
+setting can correct: the stage then writes its files and raises LeakError (exit code 1).
 """
 
 import resource
@@ -34,7 +34,7 @@ from ehrr1.tasks.samples import STORE, Prepared
 console = Console(stderr=True)
 
 EXAMPLES = 5
-"""So many leaking samples of a task are named in audit.json."""
+"""Number of leaking samples per task whose names are in audit.json."""
 
 Metrics = dict[str, float | int]
 
@@ -74,7 +74,7 @@ def opened_files(
 ) -> Recheck | None:
     """Read the raw files of some patients.
 
-    Returns None where there are no tables, or where the protocol leaks by design.
+    Returns None if there are no tables, or if the protocol leaks by design.
     """
     root = prepared.folder / "hospital" if data.root is None else Path(str(data.root))
     tables = data.name in ("mimic", "synthetic") and root.is_dir()
@@ -95,10 +95,10 @@ def examine(
     recheck: Recheck | None = None,
     rule_samples_per_task: int = 0,
 ) -> tuple[Audit, Metrics]:
-    """Count everything, and return the audit with the seconds of its long steps.
+    """Run all checks, and return the audit with the seconds of its long steps.
 
-    Without `recheck` nothing is counted against raw files; without `rule_samples_per_task` no rules
-    are searched. Raises UserError where there are no samples.
+    Without `recheck` nothing is compared with raw files; with `rule_samples_per_task=0` no rules
+    are searched. Raises UserError if there are no samples.
     """
     index = prepared.index()
     if not index.height:
@@ -108,7 +108,7 @@ def examine(
         )
     view = leakage.VIEWS[protocol]
     begin = time.monotonic()
-    found = leakage.find_leaks(prepared, index, view)
+    leaks = leakage.find_leaks(prepared, index, view)
     judged = time.monotonic()
     texts = index_checks.read_texts(prepared, index, view, text_samples_per_task, seed, recheck)
     read = time.monotonic()
@@ -118,16 +118,16 @@ def examine(
     wholly_assumed = [table for table, share in assumed.items() if share == 1]
     audit = Audit(
         protocol=protocol,
-        contexts=found.contexts,
-        tasks=leakage.by_task(found),
-        tables=leakage.by_table(found),
-        examples=leakage.examples(found, EXAMPLES),
+        contexts=leaks.contexts,
+        tasks=leakage.by_task(leaks),
+        tables=leakage.by_table(leaks),
+        examples=leakage.examples(leaks, EXAMPLES),
         labels=compared_labels(prepared, index, protocol),
         splits=index_checks.split_patients(prepared, index),
         records=index_checks.same_records(prepared),
         texts=texts,
         assumed=assumed,
-        surely_leaking=leakage.leaking_without(found, wholly_assumed),
+        surely_leaking=leakage.leaking_without(leaks, wholly_assumed),
         rules=rules,
     )
     return audit, {
@@ -138,10 +138,10 @@ def examine(
 
 
 def compared_labels(prepared: Prepared, index: pl.DataFrame, protocol: str) -> pl.DataFrame | None:
-    """Return the index's labels beside those of the other protocol.
+    """Return the index's labels compared with those of the other protocol.
 
-    Returns None where that is not there, or where the input has no stays to make labels of (the
-    release, others' MEDS).
+    Returns None if there is no other protocol, or if the input has no stays from which to compute
+    labels (the release, other MEDS datasets).
     """
     labels_of = index_checks.LABELS.get(index_checks.OTHER[protocol])
     stays = prepared.parents.get("admissions")
@@ -161,7 +161,7 @@ def assumed_shares(prepare: Path) -> dict[str, float]:
 
 
 def problem(audit: Audit, folder: Path) -> str | None:
-    """Return the verdict on a leak under strict, or on contexts of other rows than were judged."""
+    """Return a description of the audit's failure, or None if it has passed."""
     if audit.texts.unlike:
         return (
             f"{len(audit.texts.unlike)} of {audit.texts.contexts:,} rendered contexts hold other "
@@ -174,10 +174,10 @@ def problem(audit: Audit, folder: Path) -> str | None:
         )
     if audit.texts.findings:
         kinds = Counter(finding.kind for finding in audit.texts.findings)
-        told = ", ".join(f"{kind} {count:,}" for kind, count in sorted(kinds.items()))
+        numbers = ", ".join(f"{kind} {count:,}" for kind, count in sorted(kinds.items()))
         return (
             f"the raw files speak against {len(audit.texts.findings):,} facts shown in "
-            f"{audit.texts.rechecked:,} contexts ({told}): a bug; see {folder}/audit.json"
+            f"{audit.texts.rechecked:,} contexts ({numbers}): a bug; see {folder}/audit.json"
         )
     return None
 

@@ -70,7 +70,7 @@ def tell_result(stage: str, folder: Path, console: Console) -> None:
 
 def main_numbers(stage: str, folder: Path) -> str:
     """Return the main metrics of a finished run in one line; empty for a stage without any."""
-    metrics, told = runs.metrics_of(folder), []
+    metrics, parts = runs.metrics_of(folder), []
     for name, words in MAIN_NUMBERS.get(stage, {}).items():
         prefix = name.removesuffix("*")
         found = [metrics[key] for key in metrics if key == name]
@@ -78,8 +78,8 @@ def main_numbers(stage: str, folder: Path) -> str:
             found = [metrics[k] for k in metrics if k.startswith(prefix) and k.count("/") == 1]
         if found:
             value = sum(found)
-            told.append(f"{words} {value:,}" if isinstance(value, int) else f"{words} {value:.4g}")
-    return ", ".join(told)
+            parts.append(f"{words} {value:,}" if isinstance(value, int) else f"{words} {value:.4g}")
+    return ", ".join(parts)
 
 
 def tell_next(cfg: Config, stage: str, console: Console) -> None:

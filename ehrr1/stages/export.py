@@ -128,7 +128,7 @@ def row(
     question = own or task.instruction
     output = answer_text(sample.target)
     label = export_release.label_of(sample)
-    told = {name: getattr(sample, name) for name in PLACES} if sample.period_end else {}
+    places = {name: getattr(sample, name) for name in PLACES} if sample.period_end else {}
     return {
         "idx": number,
         "sample_id": sample.sample_id,
@@ -146,7 +146,7 @@ def row(
             "hadm_id": sample.hadm_id,
             "task": sample.task,
             "event": event_of(sample),
-            **told,
+            **places,
             "target": json.dumps(label, ensure_ascii=False),
             "label": label,
         },

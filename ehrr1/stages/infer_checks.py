@@ -93,8 +93,8 @@ def prepared(cfg: Config) -> Prepared:
     try:
         return Prepared(runs.find_inputs(cfg, "card")["prepare"])
     except runs.MissingRunError as error:
-        told = str(error).replace("stage=card", "a patient of the store", 1)
-        raise runs.MissingRunError(told, error.stage) from error
+        message = str(error).replace("stage=card", "a patient of the store", 1)
+        raise runs.MissingRunError(message, error.stage) from error
 
 
 def source_of(cfg: Config) -> Path | str:

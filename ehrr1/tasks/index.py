@@ -65,11 +65,11 @@ def build_index(
     risk = risk_samples(parents, tasks, options)
     excluded = dict(decision.excluded) | risk.excluded
     answers = pl.when(pl.col("label")).then(codes["yes"]).otherwise(codes["no"])
-    asked = risk.frame.with_columns(
+    questions = risk.frame.with_columns(
         answers.cast(pl.Int32).reshape((-1, 1)).arr.to_list().alias("target"),
         pl.lit(True).alias("inclusive"),
     )
-    frame = pl.concat([decision.frame, asked], how="diagonal").with_columns(
+    frame = pl.concat([decision.frame, questions], how="diagonal").with_columns(
         pl.col("window_start").fill_null(pl.col("prediction_time") - window)
     )
     frame, without_context = completed(frame, rows, parents["admissions"], splits)
@@ -115,13 +115,13 @@ def _decision_samples(
         if task.kind == "risk" or task.key not in tasks:
             continue
         next_event = task.target == "heading"
-        asked = _next_events(rows, codes) if next_event else _events(rows, task)
+        targets = _next_events(rows, codes) if next_event else _events(rows, task)
         for reason, keep in _filters(task).items():
-            kept = asked.filter(keep)
-            if kept.height < asked.height:
-                excluded[f"{task.key}/{reason}"] = asked.height - kept.height
-            asked = kept
-        parts.append(asked.with_columns(pl.lit(task.key).alias("task")))
+            kept = targets.filter(keep)
+            if kept.height < targets.height:
+                excluded[f"{task.key}/{reason}"] = targets.height - kept.height
+            targets = kept
+        parts.append(targets.with_columns(pl.lit(task.key).alias("task")))
     own = pl.col("task").is_in(["diagnoses_icd", "diagnoses_ccs"])
     frame = pl.concat(parts, how="diagonal").with_columns(
         pl.lit(False).alias("inclusive"),
@@ -214,10 +214,10 @@ def _with_current_admission(frame: pl.DataFrame, admissions: pl.DataFrame) -> pl
     be hidden.
     """
     stays = stays_in_turn(admissions)
-    asked = frame.select("subject_id", "prediction_time", "inclusive").with_row_index("place")
+    cuts = frame.select("subject_id", "prediction_time", "inclusive").with_row_index("place")
     parts = []
     for inclusive, begin in ((False, "after"), (True, "by")):
-        part = asked.filter(pl.col("inclusive") == inclusive).sort("prediction_time")
+        part = cuts.filter(pl.col("inclusive") == inclusive).sort("prediction_time")
         parts.append(
             part.join_asof(
                 stays.select(

@@ -91,11 +91,11 @@ def label_index(
     excluded = {f"{task}/empty_or_repeated_label": count for task, count in lost.items()}
     answer = pl.when(pl.col("label")).then(codes["yes"]).otherwise(codes["no"])
     absent = [n for n in SAMPLE_SCHEMA if n not in usable.columns]
-    asked = usable.with_columns(
+    questions = usable.with_columns(
         *(pl.lit(None, SAMPLE_SCHEMA[name]).alias(name) for name in absent),
         answer.cast(pl.Int32).reshape((-1, 1)).arr.to_list().alias("target"),
         pl.lit(True).alias("inclusive"),
         pl.lit(None, pl.Int64).alias("target_row"),
     ).with_columns((pl.col("prediction_time") - window).alias("window_start"))
-    frame, without_context = completed(asked, numbered_events(store_rows), admissions, splits)
+    frame, without_context = completed(questions, numbered_events(store_rows), admissions, splits)
     return Index(frame, excluded | without_context)

@@ -304,14 +304,14 @@ def _find(folder: Path, which: str | int) -> tuple[Path, int]:
     step = names.get(str(which), which)
     if step in there:
         return there[int(step)], int(step)
-    told = [f"{s} ({_monitored(folder)} {best[s]:.4g})" if s in best else str(s) for s in there]
+    steps = [f"{s} ({_monitored(folder)} {best[s]:.4g})" if s in best else str(s) for s in there]
     remedy = (
         "none was kept as one of the best: train with trainer.save_top_k=1 and eval_every"
         if which == "best"
         else "choose one of them, last or best"
     )
     raise UserError(
-        f"checkpoint={which}: run={folder} has those of steps {', '.join(told)}; {remedy}"
+        f"checkpoint={which}: run={folder} has those of steps {', '.join(steps)}; {remedy}"
     )
 
 

@@ -312,10 +312,10 @@ class GRPOModule(ForestModule):
         generator, most = np.random.default_rng(1), LONG_PROBE_TOKENS
         length = self.settings.max_prompt_tokens + self.settings.max_completion_tokens - most
         probe = generator.integers(self.model.config.vocab_size, size=max(length, 1)).tolist()
-        [[said]] = self.engine.generate([probe], SamplingParams(most, temperature=0))
-        tree = Tree(probe[:-1], [Branch("probe", probe[-1:], said.tokens)])
+        [[completion]] = self.engine.generate([probe], SamplingParams(most, temperature=0))
+        tree = Tree(probe[:-1], [Branch("probe", probe[-1:], completion.tokens)])
         ours = self.logprobs(self.model, collate([tree]).to(self.device), temperature=1.0)
-        check_sync(said.logprobs, ours.tolist(), self.spec.tolerance)
+        check_sync(completion.logprobs, ours.tolist(), self.spec.tolerance)
 
     def validation_step(self, batch: PromptBatch, index: int) -> None:
         """Score the held-out prompts after training."""

@@ -34,12 +34,12 @@ def yes_probabilities(
     places: list[list[tuple[int, int]]] = []
     for number, (prompt, group) in enumerate(pairs):
         stated = {own: _before_answer(one.tokens, words) for own, one in enumerate(group)}
-        asked = {own: before for own, before in stated.items() if before is not None}
-        if prompt.kind == "risk" and asked:
+        answered = {own: before for own, before in stated.items() if before is not None}
+        if prompt.kind == "risk" and answered:
             last = prompt.tokens[-1:]
-            branches = [Branch("read", last + before, [UNREAD]) for before in asked.values()]
+            branches = [Branch("read", last + before, [UNREAD]) for before in answered.values()]
             trees.append(Tree(prompt.tokens[:-1], branches))
-            places.append([(number, own) for own in asked])
+            places.append([(number, own) for own in answered])
     for index, chances in _read(model, trees, words, max_tokens).items():
         for (number, own), chance in zip(places[index], chances, strict=True):
             found[number][own] = chance

@@ -94,9 +94,9 @@ def _with_codes(rows: pl.DataFrame, name: str, codes: Codes) -> tuple[pl.DataFra
     """Add the columns of codes of one table, and return their names too."""
     if name == "radiology":
         ids = [note_id(s, n) for s, n in rows.select("subject_id", "row").iter_rows()]
-        told = zip(ids, rows["subject_id"], rows["item"], strict=True)
+        exams = zip(ids, rows["subject_id"], rows["item"], strict=True)
         codes.files["note", "radiology_detail"] += [
-            (one, str(subject), "exam_name", exam, "1") for one, subject, exam in told if exam
+            (one, str(subject), "exam_name", exam, "1") for one, subject, exam in exams if exam
         ]
         return rows.with_columns(pl.Series("note_id", ids, dtype=pl.String)), ["note_id"]
     if name not in codes.of:

@@ -352,10 +352,10 @@ def _in_order(answer: list[str], target: object) -> list[str]:
 
 
 def _time(given: dict[str, Any], times: list[datetime | None]) -> datetime:
-    said = given.get("prediction_time")
-    if said is not None:
+    text = given.get("prediction_time")
+    if text is not None:
         try:
-            time = datetime.fromisoformat(said)
+            time = datetime.fromisoformat(text)
         except (TypeError, ValueError):
             raise UnusableError("bad_prediction_time") from None
         if time.tzinfo is not None:  # the times of the record have no zone

@@ -99,8 +99,8 @@ def record(admission: Admission, names: dict[str, str]) -> tuple[list[str], bool
     history, examination = (
         hide(text, admission.disease) for text in (admission.history, admission.examination)
     )
-    told = {"Patient_History": history, "Physical_Examination": examination}
-    parts = [_lines("Patient Demographics", told)]
+    sections = {"Patient_History": history, "Physical_Examination": examination}
+    parts = [_lines("Patient Demographics", sections)]
     if admission.labs:
         keys = ("Item_Name", "Valuenum", "Valueuom", "Ref_Range_Lower", "Ref_Range_Upper")
         labs = [

@@ -47,21 +47,21 @@ def read_ehrshot(root: Path, texts: Path, limits: Limits) -> Benchmark:
     folder = files.find(root)
     labels = files.read_labels(folder)
     shots = files.read_shots(folder)
-    asked = choose(labels.frame, shots, limits)
+    questions = choose(labels.frame, shots, limits)
     reported = labels.reported
-    if left := labels.frame.height - asked.height:
+    if left := labels.frame.height - questions.height:
         reported["not_drawn"] = left
     found = Benchmark(pl.DataFrame(schema=INDEX_SCHEMA), labels.read, reported)
     with text_file(texts) as contexts, Spool(texts.with_name(".events")) as spool:
-        codes = gather(folder, asked, spool, found.counts)
+        codes = gather(folder, questions, spool, found.counts)
         names = files.read_descriptions(folder, codes)
-        rows = list(samples(asked, spool, names, contexts, limits.max_events, found.counts))
+        rows = list(samples(questions, spool, names, contexts, limits.max_events, found.counts))
         if not rows:
             raise UserError(
                 f"data.root={root}: there is no usable label ({_told(reported)}): do labels, "
                 "splits and events belong together?"
             )
-    if lost := asked.height - len(rows):
+    if lost := questions.height - len(rows):
         reported["no_events"] = lost
     found.index = pl.DataFrame(rows, schema=INDEX_SCHEMA).sort(
         "subject_id", "prediction_time", "task"
@@ -92,14 +92,17 @@ def choose(labels: pl.DataFrame, shots: pl.DataFrame, limits: Limits) -> pl.Data
 
 
 def gather(
-    folder: files.EhrshotFolder, asked: pl.DataFrame, spool: Spool, counts: dict[str, float | int]
+    folder: files.EhrshotFolder,
+    questions: pl.DataFrame,
+    spool: Spool,
+    counts: dict[str, float | int],
 ) -> set[str]:
-    """Put the events of the patients of `asked` into `spool`, and return their codes.
+    """Put the events of the patients of `questions` into `spool`, and return their codes.
 
     Events of other patients, events after a patient's last prediction time, and rows without
     patient, code or time are counted and left out.
     """
-    last = asked.group_by("subject_id").agg(pl.col("prediction_time").max().alias("last"))
+    last = questions.group_by("subject_id").agg(pl.col("prediction_time").max().alias("last"))
     timeless = pl.col("code").str.to_lowercase().str.contains(f"^({'|'.join(PERSON_CODES)})/")
     codes: set[str] = set()
     total: Counter[str] = Counter()
@@ -127,7 +130,7 @@ def gather(
 
 
 def samples(
-    asked: pl.DataFrame,
+    questions: pl.DataFrame,
     spool: Spool,
     names: dict[str, str],
     contexts: Texts,
@@ -137,7 +140,7 @@ def samples(
     """Yield rows of the index, patient by patient; equal contexts are written once."""
     counts |= {"cut_contexts": 0, "cut_events": 0}
     shards = (pl.col("subject_id").hash(0) % SHARDS).alias("shard")
-    by_shard = asked.with_columns(shards).partition_by("shard", as_dict=True, include_key=False)
+    by_shard = questions.with_columns(shards).partition_by("shard", as_dict=True, include_key=False)
     for (shard,), labels in track(by_shard.items(), "EHRSHOT: contexts", len(by_shard)):
         parts = spool.take(int(str(shard)))
         if not parts:

@@ -100,10 +100,10 @@ class PatientText:
         born = born or [row.time for row in self._person if row.table == PERSON_TABLE and row.time]
         if born:
             lines.append(f"- Anchor_Age: {int((time - min(born)).days / YEAR_DAYS)}")
-        told = {key: row for row in self._person if (key := person_key(row.code))}
+        rows = {key: row for row in self._person if (key := person_key(row.code))}
         for key in PERSON_CODES.values():
-            if key in told:
-                code = told[key].code
+            if key in rows:
+                code = rows[key].code
                 own = code.rsplit("/", 1)[-1]
                 told_as = own if key == "Gender" else self.names.get(code, own)
                 lines.append(f"- {key}: {_one_line(told_as)}")

@@ -103,10 +103,10 @@ def paper_index(
     record = record_rows(numbered_events(store_rows))
     events = event_list(record, parents)
     risk = risk_candidates(events, parents, tasks, notes=notes)
-    asked = pl.concat([_decision_candidates(events, tasks), risk], how="diagonal_relaxed")
-    asked, excluded = _kept(_placed(asked, events, record.height), _reasons(limits))
-    asked, without_target = _kept(_with_targets(asked, record, codes), _target_reasons())
-    frame = with_ids(asked).join(splits, on="subject_id", how="left")
+    candidates = pl.concat([_decision_candidates(events, tasks), risk], how="diagonal_relaxed")
+    candidates, excluded = _kept(_placed(candidates, events, record.height), _reasons(limits))
+    candidates, without_target = _kept(_with_targets(candidates, record, codes), _target_reasons())
+    frame = with_ids(candidates).join(splits, on="subject_id", how="left")
     frame = frame.sort("subject_id", "prediction_time", "task", "sample_id")
     return Index(frame.select(COLUMNS), excluded | without_target)
 
@@ -131,15 +131,15 @@ def _decision_candidates(events: pl.DataFrame, tasks: Collection[str]) -> pl.Dat
     )
 
 
-def _placed(asked: pl.DataFrame, events: pl.DataFrame, height: int) -> pl.DataFrame:
+def _placed(candidates: pl.DataFrame, events: pl.DataFrame, height: int) -> pl.DataFrame:
     """Add the columns of the release's index that follow from the event and its range."""
     columns = ["subject_id", "hadm_id", "stay_id", "table", "length"]
-    own = events.select(*columns, "admissions_id", "last_discharge_id")[asked["number"]]
-    there = asked["begin"] >= 0
-    begin = asked["begin"].clip(lower_bound=0)
-    end = pl.select(pl.when(there).then(asked["end"]).otherwise(begin)).to_series()
+    own = events.select(*columns, "admissions_id", "last_discharge_id")[candidates["number"]]
+    there = candidates["begin"] >= 0
+    begin = candidates["begin"].clip(lower_bound=0)
+    end = pl.select(pl.when(there).then(candidates["end"]).otherwise(begin)).to_series()
     position, first_row = events["position"][begin], events["at"].extend_constant(height, 1)
-    return pl.concat([asked, own], how="horizontal").with_columns(
+    return pl.concat([candidates, own], how="horizontal").with_columns(
         position.cast(pl.Int32).alias("period_begin"),
         (position + end - begin).cast(pl.Int32).alias("period_end"),
         (first_row[end] - first_row[begin]).cast(pl.Int32).alias("n_context_rows"),
@@ -192,17 +192,17 @@ def _kept(
 
 
 def _with_targets(
-    asked: pl.DataFrame, record: pl.DataFrame, codes: Mapping[str, int]
+    candidates: pl.DataFrame, record: pl.DataFrame, codes: Mapping[str, int]
 ) -> pl.DataFrame:
     """Add `target` (distinct codes, in order of record) and `target_row` (the note to write)."""
     answer = pl.when(pl.col("label")).then(codes["yes"]).otherwise(codes["no"])
     parts = [
-        asked.filter(pl.col("label").is_not_null()).with_columns(
+        candidates.filter(pl.col("label").is_not_null()).with_columns(
             _one(answer).alias("target"), pl.lit(None, pl.Int64).alias("target_row")
         )
     ]
-    for task in asked.filter(pl.col("label").is_null())["task"].unique().sort():
-        own = asked.filter(pl.col("task") == task)
+    for task in candidates.filter(pl.col("label").is_null())["task"].unique().sort():
+        own = candidates.filter(pl.col("task") == task)
         parts.append(_with_target(own, TASKS[task], record, codes))
     return pl.concat(parts)
 
@@ -235,7 +235,7 @@ def _with_target(
     return own.join(targets, on="number", how="left", maintain_order="left")
 
 
-def with_ids(asked: pl.DataFrame) -> pl.DataFrame:
+def with_ids(candidates: pl.DataFrame) -> pl.DataFrame:
     """Add `sample_id`, `context_id` (equal for equal contexts) and the release's `event`."""
     names = dict(enumerate(ORDER))
     period = pl.format("{}-{}", "period_begin", "period_end")
@@ -248,7 +248,7 @@ def with_ids(asked: pl.DataFrame) -> pl.DataFrame:
         ),
         notes.otherwise(pl.lit("")),
     )
-    return asked.with_columns(
+    return candidates.with_columns(
         pl.format("{}/{}/{}", "task", "subject_id", period).alias("sample_id"),
         context.alias("context_id"),
         pl.col("table").replace_strict(names, return_dtype=pl.String).alias("event"),

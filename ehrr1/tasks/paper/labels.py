@@ -95,12 +95,12 @@ def risk_candidates(
     for task, (kind, label) in LABELS.items():
         if task not in tasks or any(table not in parents for table in labels.RULES[task].needs):
             continue
-        asked = anchors[kind].with_columns(
+        candidates = anchors[kind].with_columns(
             pl.lit(task).alias("task"),
             pl.lit(True).alias("inclusive"),
             label.fill_null(False).alias("label"),
         )
-        parts.append(asked.select(*SCHEMA))
+        parts.append(candidates.select(*SCHEMA))
     return pl.concat(parts)
 
 

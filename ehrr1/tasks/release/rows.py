@@ -60,8 +60,8 @@ def read_release_index(root: Path) -> pl.DataFrame:
 
 
 def _read(path: Path) -> pl.DataFrame:
-    told = TOLD if set(TOLD) <= _header(path) else ()
-    return typed(read_columns([path], [*NUMBERS, *PLACES, "task", "target", *told]))
+    optional = TOLD if set(TOLD) <= _header(path) else ()
+    return typed(read_columns([path], [*NUMBERS, *PLACES, "task", "target", *optional]))
 
 
 def typed(frame: pl.DataFrame) -> pl.DataFrame:
@@ -69,15 +69,15 @@ def typed(frame: pl.DataFrame) -> pl.DataFrame:
 
     Columns that only this project's exports have are null if missing.
     """
-    told = "stay_id" in frame.columns
+    has_stays = "stay_id" in frame.columns
     return frame.select(
         *(as_id(frame[name]) for name in (*NUMBERS, *PLACES)),
         as_text(frame["task"]),
         as_text(frame["target"]).alias("answer"),
         as_time(frame["prediction_time"])
-        if told
+        if has_stays
         else pl.lit(None, pl.Datetime("us")).alias("prediction_time"),
-        as_id(frame["stay_id"]) if told else pl.lit(None, pl.Int64).alias("stay_id"),
+        as_id(frame["stay_id"]) if has_stays else pl.lit(None, pl.Int64).alias("stay_id"),
     )
 
 
