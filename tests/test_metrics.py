@@ -257,11 +257,13 @@ def test_matching_as_released_scores_what_was_written(tmp_path: Path) -> None:
     table = pl.concat([frame("m:direct", rows), frame("frequency", rows)])
     table.write_parquet(tmp_path / "predictions.parquet")
     record(composed(output_root=str(tmp_path)), tmp_path)  # no records: not those of `outputs/`
-    write_json(tmp_path / "metrics.json", {})
+    speed = {"seconds": 3.5, "samples_per_second": 2.0, "m:direct/samples_per_second": 2.5}
+    write_json(tmp_path / "metrics.json", speed)
     found = {}
     for matching in ("ours", "release"):
         rescore(composed(rescore=str(tmp_path), eval={"matching": matching, "bootstrap": 5}))
         found[matching] = read_json(tmp_path / "metrics.json")
+    assert all(found[name].items() >= speed.items() for name in found)
     assert found["ours"]["emar/f1"] == pytest.approx((1 + 0 + 2 / 3) / 3)
     released = found["release"]
     assert released["emar/precision"] == pytest.approx((1 / 3 + 1 + 1) / 3)

@@ -53,6 +53,9 @@ from ehrr1.tasks.selection import select
 
 console = Console(stderr=True)
 
+MEASURED = ("seconds", "samples_per_second")
+"""Last parts of the names of metrics that do not follow from the predictions."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -246,8 +249,9 @@ def rescore(cfg: Config) -> None:
         )
     with runs.held(folder):
         metrics = told(then, folder, predictions, prepared_of(folder))
-        seconds = {k: v for k, v in runs.metrics_of(folder).items() if k.startswith("seconds")}
-        write_json(folder / "metrics.json", {**metrics, **seconds})
+        before = runs.metrics_of(folder)
+        measured = {k: v for k, v in before.items() if k.split("/")[-1] in MEASURED}
+        write_json(folder / "metrics.json", {**metrics, **measured})
     tell_result("eval", folder, console)
     console.print(f"scored again: {folder}")
 
