@@ -38,6 +38,10 @@ class Price:
         return max(self.of(prompt, output), self.of(0, output, write=prompt))
 
 
+FREE = Price(0, 0, 0, 0)
+"""The price of a model on this machine."""
+
+
 def price_of(price: writers.Price, factor: float = 1.0) -> Price:
     """Return the prices in `chains.price`; `factor` is the relative price of a batch."""
     return Price(price.input, price.output, price.cache_write, price.cache_read, factor)

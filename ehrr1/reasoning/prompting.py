@@ -17,7 +17,7 @@ from string import Template
 import networkx as nx
 
 from ehrr1.graph.evidence import cited_as, latest_time, strength
-from ehrr1.prompts.messages import THINK_CLOSE, answer_text, mended
+from ehrr1.prompts.messages import THINK_CLOSE, answer_text, broken, mended
 from ehrr1.reasoning.chain import BAR
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import event_markdown
@@ -35,6 +35,9 @@ Records consist of names and numbers: 2.5 characters per token on the MIMIC-IV d
 tokenizer (English prose: 4).
 """
 
+
+OVERHEAD = 64
+"""Maximum number of tokens that an endpoint or a chat template adds to the texts of a prompt."""
 
 EVIDENCE_SHARE = 1 / 3
 """Maximum share of a prompt used by evidence; the weakest evidence beyond it is left out."""
@@ -77,6 +80,12 @@ class Prompt:
     def estimated_tokens(self) -> int:
         """Return the estimated number of tokens."""
         return round(self.chars / CHARS_PER_TOKEN)
+
+    @property
+    def max_tokens(self) -> int:
+        """Return an upper bound of the number of tokens: one per UTF-8 byte, and `OVERHEAD`."""
+        texts = (self.system, self.record, self.question)
+        return sum(len(broken(text).encode()) for text in texts) + OVERHEAD
 
     def messages(self) -> list[dict[str, str]]:
         """Return the prompt as a chat of two messages, for local models."""
