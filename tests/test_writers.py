@@ -479,7 +479,7 @@ def test_the_whole_stage_with_a_budget_that_ends_it_in_between(
         row = written[line["sample_id"], line["draft"]]
         assert (line["chain"], line["tokens_in"]) == (row["text"], row["tokens_in"])
         assert ("unfinished" in line["rejected_by"]) == (row["stop_reason"] != "end_turn")
-    assert metrics["prompt/decision.v1"] == len(lines)
+    assert metrics["prompt/decision.v2"] == len(lines)
     assert metrics["cost_usd"] == pytest.approx(sum(row["cost_usd"] for row in ledger), abs=1e-5)
     assert metrics["tokens_out"] == sum(line["tokens_out"] for line in lines)
     kept = [line for line in lines if line["kept"]]
@@ -554,16 +554,28 @@ def test_without_graphs_every_sample_is_asked_about(
     assert counts[0] < counts[1] == samples
 
 
-def test_a_dry_run_tells_the_cost_and_asks_nothing(
+def test_a_dry_run_bounds_the_cost_and_asks_nothing(
     smoke: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with MessagesServer() as server:
+    """The server counts a token per character, and its answers are as long as they may be."""
+    with MessagesServer(answer=lambda body: "x" * 500) as server:
         given = ["chains=anthropic", "chains.model=some-model", f"chains.base_url={server.url}"]
+        given += ["chains.drafts=1", "chains.max_tokens=500"]
         stage(smoke, tmp_path / "outputs", *given, "chains.dry_run=true")
         assert not server.headers
-    told = capsys.readouterr().out
-    assert "Message Batches, prompts cached" in told
-    assert not (tmp_path / "outputs" / "smoke" / "chains").exists()
+        assert not (tmp_path / "outputs" / "smoke" / "chains").exists()
+        told = " ".join(capsys.readouterr().out.split())
+        stage(smoke, tmp_path / "outputs", *given)
+    assert "Message Batches, prompts cached" in told and "4,096 tokens are the least" in told
+    way = r"Messages, {}\W+([\d,]+)\W+([\d,]+)\W+([\d,.]+)"
+    most, expected = (
+        [float(cell.replace(",", "")) for cell in re.search(way.format(name), told).groups()]  # type: ignore[union-attr]
+        for name in (r"at most \*", "nothing cached")
+    )
+    _, metrics = outputs(tmp_path / "outputs")
+    spent = [metrics[name] for name in ("tokens_in", "tokens_out", "cost_usd")]
+    assert all(paid <= bound + 0.005 for paid, bound in zip(spent, most, strict=True))
+    assert spent[1] == most[1] and 0 < expected[0] < spent[0]  # 0.4 tokens per character expected
 
 
 HERE = (

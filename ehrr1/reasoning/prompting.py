@@ -2,8 +2,10 @@
 
 A prompt consists of guidelines, record, question and evidence. The texts are in
 `prompts/<name>.v<number>.md`, in three parts: the guidelines (the system text, which is the same
-for every sample so that it can be cached), `=== ask` and `=== evidence`. A changed text gets a new
-number, by which the ledger identifies the prompt of each draft.
+for every sample so that it can be cached, with one worked example), `=== ask` and `=== evidence`.
+A changed text gets a new number, by which the ledger identifies the prompt of each draft; the files
+of earlier numbers stay, so that the drafts of old ledgers can be traced to their prompts. Every
+language model gets the same prompts.
 """
 
 import hashlib
@@ -25,7 +27,7 @@ from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.context import preamble_length
 from ehrr1.tasks.samples import Sample
 
-DECISION, PROSE, RISK = "decision.v1", "prose.v1", "risk.v1"
+DECISION, PROSE, RISK = "decision.v2", "prose.v2", "risk.v2"
 VERSIONS = frozenset({DECISION, PROSE, RISK})
 
 CHARS_PER_TOKEN = 2.5
