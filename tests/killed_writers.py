@@ -40,11 +40,11 @@ def main() -> None:
         sys.stdin.readline()
 
 
-def write(path: Path, settings: EndpointChains, count: int) -> None:
-    """Fill the ledger as `stage=chains` does, with prompts of a few words."""
+def write(path: Path, settings: EndpointChains, count: int, more: str = "") -> None:
+    """Fill the ledger as `stage=chains` does, with prompts of a few words and `more`."""
     with Ledger(path) as ledger:
         ledger.begin((f"sample {n}" for n in range(count)), settings.drafts)
-        given = (ledger, partial(prompts, count), lambda done: None)
+        given = (ledger, partial(prompts, count, more=more), lambda done: None)
         if isinstance(settings, OpenAIChains):
             write_completions(settings, *given)
         elif isinstance(settings, AnthropicChains) and settings.batches:
@@ -53,10 +53,12 @@ def write(path: Path, settings: EndpointChains, count: int) -> None:
             write_messages(settings, *given)
 
 
-def prompts(count: int, wanted: Collection[str]) -> Iterator[tuple[str, Prompt]]:
+def prompts(count: int, wanted: Collection[str], more: str = "") -> Iterator[tuple[str, Prompt]]:
+    """Yield prompts of a few words, each with the system text "guidelines" and `more`."""
     for n in range(count):
         if f"sample {n}" in wanted:
-            yield f"sample {n}", Prompt("decision.v1", "guidelines", f"record {n}", f"sample {n}")
+            texts = (f"guidelines{more}", f"record {n}{more}", f"sample {n}")
+            yield f"sample {n}", Prompt("decision.v1", *texts)
 
 
 if __name__ == "__main__":

@@ -193,7 +193,8 @@ class MessagesHandler(BaseHTTPRequestHandler):
     def _usage(self, body: Body, text: str) -> Body:
         """A token a character; a cached record is written by its first request, then read."""
         blocks = body["messages"][0]["content"]
-        cached = "".join(block["text"] for block in blocks if "cache_control" in block)
+        marks = [number for number, block in enumerate(blocks) if "cache_control" in block]
+        cached = "".join(block["text"] for block in blocks[: max(marks, default=-1) + 1])
         plain = sum(len(block["text"]) for block in blocks) - len(cached)
         with self.owner.lock:
             seen = cached and self.owner.asked[f"cache {cached}"] > 0

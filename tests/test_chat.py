@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from ehrr1.config.writers import AnthropicEngineConfig
+from ehrr1.engines.anthropic import is_cacheable
 from ehrr1.errors import UserError
 from ehrr1.evaluation import chat
 from ehrr1.evaluation.chat import ChatPredictor, check
@@ -38,7 +39,13 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def settings(server: MessagesServer, **changes: Any) -> AnthropicEngineConfig:
     """The engine's own settings, in a hurry."""
-    own = {"model": "some-model", "base_url": server.url, "timeout_seconds": 2.0, "max_retries": 4}
+    own: dict[str, Any] = {
+        "model": "some-model",
+        "base_url": server.url,
+        "timeout_seconds": 2.0,
+        "max_retries": 4,
+    }
+    own["thinking_tokens"] = 0
     made: AnthropicEngineConfig = changed(composed("engine=anthropic").engine, **own | changes)
     return made
 
@@ -107,7 +114,13 @@ def test_what_is_sent() -> None:
         assert "temperature" not in first and first["model"] == "some-model"
         assert first["max_tokens"] == 20 and first["system"][0]["text"] == SYSTEM
         record, asked = first["messages"][0]["content"]
-        assert "4.1" in record["text"] and "cache_control" in record
+        assert "4.1" in record["text"]
+        cacheable = is_cacheable("some-model", SYSTEM + record["text"])
+        assert ("cache_control" in record) == cacheable
+        assert (first["thinking"], first["output_config"]) == (
+            {"type": "adaptive"},
+            {"effort": "low"},
+        )
         assert second["messages"][0]["content"][0] == record  # read from the cache
         assert asked["text"].startswith(TASKS["Inpatient_Mortality"].instruction)
         assert asked["text"].endswith("nothing but the answer.") and "<think>" not in asked["text"]

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ehrr1.reasoning.ledger import ATTEMPTS, Budget, DraftReply, Ledger
+from ehrr1.reasoning.budget import Budget, Reservation
+from ehrr1.reasoning.ledger import ATTEMPTS, LATER_COLUMNS, DraftReply, Ledger, SentRequest
+from ehrr1.reasoning.prices import Price
 from ehrr1.reasoning.prompting import Prompt
 
 PROMPT = Prompt("decision.v1", "guidelines", "record", "question")
@@ -25,12 +27,12 @@ def test_what_is_answered_is_on_the_disk_and_what_was_only_sent_is_asked_again(
 ) -> None:
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         ledger.begin(["a", "b", "c"], 1)
-        ledger.sent("a", 0, PROMPT)
-        ledger.sent("b", 0, PROMPT)
+        ledger.sent([SentRequest("a", 0, PROMPT)])
+        ledger.sent([SentRequest("b", 0, PROMPT)])
         ledger.answered([("a", 0, ANSWER)])
-        ledger.sent("c", 0, PROMPT)  # the process ends here
+        ledger.sent([SentRequest("c", 0, PROMPT)])  # the process ends here
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
-        assert ledger.states()["sent"] == 1
+        assert ledger.states()["sent"] == 2
         ledger.begin(["a", "b", "c"], 1)
         assert ledger.wanted() == {"b": [0], "c": [0]}
         [draft] = ledger.drafts("a")
@@ -48,8 +50,8 @@ def test_a_draft_is_asked_for_a_few_times_and_then_failed_with_its_reason(tmp_pa
         ledger.begin(["a"], 1)
         for _ in range(ATTEMPTS):
             assert ledger.wanted() == {"a": [0]}
-            ledger.sent("a", 0, PROMPT)
-            ledger.missed([("a", 0, "status 529")])
+            ledger.sent([SentRequest("a", 0, PROMPT)])
+            ledger.missed([("a", 0, "status 529")], charged=False)
         assert ledger.wanted() == {} and ledger.errors() == {"status 529": 1}
         ledger.answered([("a", 0, ANSWER)])  # too late: nothing waits for it
         assert ledger.states()["failed"] == 1 and ledger.drafts("a") == []
@@ -58,7 +60,7 @@ def test_a_draft_is_asked_for_a_few_times_and_then_failed_with_its_reason(tmp_pa
 def test_a_batch_is_known_by_its_key_before_it_has_an_id(tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         ledger.begin(["a", "b"], 1)
-        ledger.put_in_batch("key", [("a", 0, PROMPT), ("b", 0, PROMPT)])
+        ledger.put_in_batch("key", [SentRequest("a", 0, PROMPT), SentRequest("b", 0, PROMPT)])
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         ledger.begin(["a", "b"], 1)
         assert ledger.wanted() == {}
@@ -67,7 +69,7 @@ def test_a_batch_is_known_by_its_key_before_it_has_an_id(tmp_path: Path) -> None
         ledger.batch_created("key", "id")
         ledger.answered([("a", 0, ANSWER)])
         assert list(ledger.waiting("key").values()) == [("b", 0)]
-        ledger.missed([("b", 0, "expired")])
+        ledger.missed([("b", 0, "expired")], charged=False)
         assert ledger.batches() == [] and ledger.wanted() == {"b": [0]}
         assert ledger.batch_ids() == {"id"}
 
@@ -75,7 +77,7 @@ def test_a_batch_is_known_by_its_key_before_it_has_an_id(tmp_path: Path) -> None
 def test_a_batch_that_was_never_created_is_open_again(tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         ledger.begin(["a"], 2)
-        ledger.put_in_batch("key", [("a", 1, PROMPT)])
+        ledger.put_in_batch("key", [SentRequest("a", 1, PROMPT)])
         ledger.batch_lost("key")
         assert ledger.wanted() == {"a": [0, 1]}
 
@@ -90,18 +92,66 @@ def test_the_budget_counts_what_is_spent_and_what_is_under_way(
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         ledger.begin(["a"], 1)
         budget = Budget(ledger, tokens, usd)
-        assert sum(budget.reserve(130, 0.3) for _ in range(10)) == fits
+        assert sum(budget.reserve(Reservation(130, 0.3)) for _ in range(10)) == fits
 
 
-def test_what_was_set_aside_is_replaced_by_what_was_used(tmp_path: Path) -> None:
+def test_a_reservation_is_replaced_by_what_was_used(tmp_path: Path) -> None:
+    two, one = Reservation(200, 0.0), Reservation(1, 0.0)
     with Ledger(tmp_path / "ledger.sqlite") as ledger:
         ledger.begin(["a"], 1)
         budget = Budget(ledger, 300)
-        assert budget.reserve(200) and not budget.reserve(200)
-        budget.settle(200, 0.0, None)  # no answer: nothing was paid
-        assert budget.reserve(200)
-        budget.settle(200, 0.0, ANSWER)
-        assert budget.reserve(180) and not budget.reserve(1)
-        ledger.sent("a", 0, PROMPT)
+        assert budget.reserve(two) and not budget.reserve(two)
+        budget.release(two)  # refused: nothing was paid
+        assert budget.reserve(two)
+        budget.settle(two, ANSWER, PROMPT.hash)
+        assert budget.reserve(Reservation(180, 0.0)) and not budget.reserve(one)
+        ledger.sent([SentRequest("a", 0, PROMPT)])
         ledger.answered([("a", 0, ANSWER)])
-        assert Budget(ledger, 121).reserve(1) and not Budget(ledger, 120).reserve(1)
+        assert Budget(ledger, 121).reserve(one) and not Budget(ledger, 120).reserve(one)
+
+
+def test_a_reservation_follows_the_usage_that_is_reported(tmp_path: Path) -> None:
+    """A byte is a token at most; the second draft of a prompt has the first one's length; a report
+    above the reservation raises those after it."""
+    price = Price(input=3, output=15, cache_write=4, cache_read=0.3)
+    wide, other = (Prompt("decision.v1", "é<|im_end|>", "r" * n, "q") for n in (10, 20))
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        budget = Budget(ledger, None, None, price)
+        most = budget.maximum(wide, 500)
+        # é has two bytes, the marker 10 and the blank that breaks it
+        assert most.tokens == 2 + 11 + 10 + 1 + 64 + 500
+        assert most.usd == pytest.approx((88 * 4 + 500 * 15) / 1e6)
+        budget.settle(most, DraftReply("", "end_turn", 30, 20), wide.hash)
+        assert budget.maximum(wide, 500).tokens == 530
+        assert budget.maximum(other, 500).tokens == 598
+        budget.settle(Reservation(530, 0), DraftReply("", "end_turn", 30, 1030), wide.hash)
+        assert budget.maximum(wide, 500).tokens == 1060  # twice as much was reported
+        assert budget.maximum(other, 500) == (1196, pytest.approx(2 * (98 * 4 + 500 * 15) / 1e6))
+
+
+def test_what_may_have_been_charged_stays_counted(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ledger:
+        ledger.begin(["a", "b", "c"], 1)
+        ledger.sent([SentRequest(name, 0, PROMPT, 100, 0.5) for name in "abc"])
+        ledger.sent([SentRequest("a", 0, PROMPT, 100, 0.5)])  # the first attempt got no answer
+        ledger.answered([("a", 0, ANSWER)])
+        ledger.missed([("b", 0, "status 529")], charged=False)
+        assert ledger.spent()["unsure_tokens"] == 200  # a's first attempt, and c
+    with Ledger(path) as ledger:  # the process was killed
+        ledger.begin(["a", "b", "c"], 1)
+        spent = ledger.spent()
+        assert (spent["unsure_tokens"], spent["unsure_usd"]) == (200, 1.0)
+        room = Reservation(80, 0.0)
+        assert Budget(ledger, 400).reserve(room) and not Budget(ledger, 399).reserve(room)
+
+
+def test_a_ledger_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ledger:
+        ledger.begin(["a"], 1)
+        for name in LATER_COLUMNS:
+            ledger.connection.execute(f"ALTER TABLE drafts DROP COLUMN {name}")
+    with Ledger(path) as ledger:
+        ledger.begin(["a", "b"], 1)
+        assert ledger.spent()["unsure_usd"] == 0 and list(ledger.wanted()) == ["a", "b"]

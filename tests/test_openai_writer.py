@@ -173,13 +173,13 @@ def test_a_prompt_that_a_filter_refuses_is_an_answer_and_costs_nothing(tmp_path:
 def test_what_is_sent(tmp_path: Path) -> None:
     with ChatServer() as server:
         ask(tmp_path / "one.sqlite", settings(server), 1)
-        changes = {"temperature": 0.5, "length_setting": "max_tokens", "drafts": 2}
+        changes = {"temperature": 0.5, "length_setting": "max_tokens", "drafts": 2, "effort": "low"}
         ask(tmp_path / "two.sqlite", settings(server, **changes), 1)
     one, two, again = server.bodies
     texts = {"system": "guidelines", "user": "record 0\n\nsample 0"}
     messages = [{"role": role, "content": text} for role, text in texts.items()]
-    assert one == {"model": "some-model", "messages": messages, "max_completion_tokens": 2048}
-    rest = {"max_tokens": 2048, "temperature": 0.5}
+    assert one == {"model": "some-model", "messages": messages, "max_completion_tokens": 8192}
+    rest = {"max_tokens": 8192, "temperature": 0.5, "reasoning_effort": "low"}
     assert two == again == {"model": "some-model", "messages": messages, **rest}
 
 
@@ -190,10 +190,10 @@ def test_what_an_answer_costs(tmp_path: Path, caches: bool) -> None:
     prompt, out = len("guidelinesrecord 0\n\nsample 0"), len("answer to record 0\n\nsample 0")
     first, second = rows(tmp_path / "ledger.sqlite")
     assert (first["tokens_in"], first["tokens_out"], first["cache_read"]) == (prompt, out, 0)
-    assert first["cost_usd"] == pytest.approx((prompt * 2.5 + out * 10) / 1e6)
+    assert first["cost_usd"] == pytest.approx((prompt * 2 + out * 10) / 1e6)
     read = prompt if caches else 0
     assert (second["tokens_in"], second["cache_read"]) == (prompt, read)
-    costs = ((prompt - read) * 2.5 + read * 1.25 + out * 10) / 1e6
+    costs = ((prompt - read) * 2 + read * 0.1 + out * 10) / 1e6
     assert second["cost_usd"] == pytest.approx(costs)
 
 

@@ -5,6 +5,7 @@ from datetime import datetime
 import networkx as nx
 import pytest
 
+from ehrr1.engines.anthropic import is_cacheable
 from ehrr1.prompts.messages import CASES
 from ehrr1.reasoning.chain import SECTIONS
 from ehrr1.reasoning.prices import CostEstimate, Price, estimate
@@ -20,7 +21,7 @@ from ehrr1.reasoning.prompting import (
     version_for,
     write_prompt,
 )
-from ehrr1.reasoning.screening import HEDGING
+from ehrr1.reasoning.screening import HEDGING, screen
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import record_markdown
 from tests.test_graph import event, sample
@@ -86,7 +87,8 @@ def test_each_kind_of_task_has_its_text(task: str, sections: bool, version: str)
     asked = sample(1, task, "yes")
     prompt = write_prompt(asked, CONTEXT, graph(), sections=sections, show_graph=True, limits=WIDE)
     headings = {DECISION: SECTIONS, RISK: CASES, PROSE: ()}[version]
-    assert [line for line in prompt.system.splitlines() if line.startswith("## ")] == [*headings]
+    guidelines = prompt.system.partition("<example>")[0].splitlines()
+    assert [line for line in guidelines if line.startswith("## ")] == [*headings]
     assert "$" not in prompt.question and prompt.record == record_markdown(CONTEXT)
 
 
@@ -128,6 +130,38 @@ def test_the_guidelines_forbid_the_words_that_screening_finds(version: str) -> N
     assert len(forbidden) > 15 and all(HEDGING.fullmatch(word) for word in forbidden)
 
 
+@pytest.mark.parametrize("version", sorted(VERSIONS))
+def test_the_worked_example_breaks_no_rule(version: str) -> None:
+    """Its record is Markdown of our events, and its text passes the screening of a draft."""
+    task = "ED_Hospitalization" if version == RISK else "emar"
+    told = {"Glucose": ("312", "mg/dL", "70", "105"), "Potassium": ("2.9", "mEq/L", "3.3", "5.1")}
+    context = [
+        _event("radiology", 4, ("RR", "CHEST (PORTABLE AP)", EFFUSION), item="CHEST (PORTABLE AP)"),
+        _event("labevents", 6, *((name, *cells, "abnormal", "") for name, cells in told.items())),
+        _event("emar", 8, ("Metoprolol Tartrate", "Not Given")),
+    ]
+    asked = sample(1, task, *(["yes"] if version == RISK else ["Insulin", "Potassium Chloride"]))
+    sections = version != PROSE
+    prompt = write_prompt(
+        asked, context, nx.DiGraph(), sections=sections, show_graph=True, limits=WIDE
+    )
+    assert prompt.version == version
+    example = prompt.system.partition("<example>")[2]
+    assert f"Record:\n{record_markdown(context)}\n\nQuestion: " in example
+    text = example.partition("A good text:\n")[2].partition("\n\nWhy it is good:")[0]
+    verdict = screen(text, asked, context, 0.7, sections)
+    assert verdict.rejected_by == () and verdict.faithfulness == 1
+    assert is_cacheable("claude-sonnet-5-5", prompt.system)
+
+
+EFFUSION = "No pleural effusion. No pulmonary edema."
+
+
+def _event(table: str, hour: int, *rows: tuple[str, ...], item: str | None = None) -> Event:
+    time = datetime(2150, 3, 4, hour)
+    return Event(table, time, time, rows, tuple(item or row[0] for row in rows))
+
+
 def test_a_long_record_loses_its_oldest_events_and_nothing_else() -> None:
     whole = record_markdown(CONTEXT)
     assert fitting_record(CONTEXT, [Limit(len, len(whole) + 2)]) == (whole, 0)
@@ -139,9 +173,9 @@ def test_a_long_record_loses_its_oldest_events_and_nothing_else() -> None:
     record, cut = fitting_record(CONTEXT, [Limit(len, len(whole) // 2), words])
     assert len(record.split()) <= 60 and cut > 10
     prompt = write_prompt(
-        SAMPLE, CONTEXT, graph(), sections=True, show_graph=True, limits=[Limit(len, 4500)]
+        SAMPLE, CONTEXT, graph(), sections=True, show_graph=True, limits=[Limit(len, 7000)]
     )
-    assert 0 < prompt.cut < 19 and prompt.chars <= 4500
+    assert 0 < prompt.cut < 19 and prompt.chars <= 7000
 
 
 def test_evidence_takes_a_third_of_a_prompt_at_most() -> None:
@@ -160,11 +194,14 @@ def test_a_sample_has_its_own_question() -> None:
 def test_an_estimate_is_what_the_requests_add_up_to() -> None:
     """Characters: 100 of guidelines, 50 of record, 100 of question; 2.5 to a token."""
     prompt = Prompt(DECISION, "s" * 100, "r" * 50, "q" * 100, cut=3)
-    found = estimate([(prompt, 3), (prompt, 1)], max_tokens=10)
+    found = estimate([(prompt, 3), (prompt, 1)], cacheable=0)
     assert found == CostEstimate(
-        samples=2, requests=4, cut=2, tokens_in=400, tokens_out=40,
+        samples=2, requests=4, cut=2, tokens_in=400, most_in=4 * (250 + 64),
         write=40 + 60, read=2 * 40 + 2 * 60 + 40, plain=60,
     )  # fmt: skip
+    few = estimate([(prompt, 3), (prompt, 1)], cacheable=100)  # the guidelines alone are too short
+    assert (few.write, few.read, few.plain) == (100, 200, 100)
+    assert estimate([(prompt, 3)], cacheable=101).plain == 300
     price = Price(input=3, output=15, cache_write=3.75, cache_read=0.3, factor=0.5)
     assert price.of(1e6, 1e6, 1e6, 1e6) == pytest.approx((3 + 15 + 3.75 + 0.3) / 2)
     assert price.at_most(1_000_000, 0) == pytest.approx(3.75 / 2)

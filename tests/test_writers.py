@@ -20,9 +20,10 @@ import yaml
 
 from ehrr1.config.schema import check
 from ehrr1.config.writers import AnthropicChains, EndpointChains
+from ehrr1.engines.anthropic import cacheable_tokens, is_cacheable
 from ehrr1.errors import UserError
 from ehrr1.files import write_json
-from ehrr1.reasoning.ledger import ATTEMPTS, Ledger
+from ehrr1.reasoning.ledger import ATTEMPTS, Ledger, SentRequest
 from ehrr1.stages import execute
 from tests.conftest import ROOT, CommandLine
 from tests.killed_writers import prompts
@@ -279,7 +280,7 @@ def test_batches_that_are_under_way_are_taken_in_first(tmp_path: Path) -> None:
         with Ledger(path) as ledger:
             ledger.begin((f"sample {n}" for n in range(8)), 1)
             [(first, prompt)] = prompts(8, {"sample 0"})
-            ledger.put_in_batch("key", [(first, 0, prompt)])
+            ledger.put_in_batch("key", [SentRequest(first, 0, prompt)])
             ledger.batch_created("key", "msgbatch_0")
         cfg.batches = False
         with pytest.raises(UserError, match=r"1 batches .* set chains\.batches=true"):
@@ -291,36 +292,93 @@ def test_batches_that_are_under_way_are_taken_in_first(tmp_path: Path) -> None:
 
 
 def test_what_is_sent(tmp_path: Path) -> None:
-    """The guidelines and, for a sample with several drafts, its prompt are cached: the first draft
-    writes, the others read. A temperature needs the version of the API that takes one."""
+    """What other requests share is marked for the cache where it is long enough for the model. A
+    temperature needs the version of the API that takes one."""
+    long = " again" * 400  # 2,400 characters: 600 tokens at least
     with MessagesServer() as server:
-        ask(tmp_path / "one.sqlite", settings(server, temperature=1.0), 1)
-        ask(tmp_path / "three.sqlite", settings(server, temperature=0.5, drafts=3), 2)
-    one, three = server.bodies[0], server.bodies[1]
+        ask(tmp_path / "short.sqlite", settings(server, model="claude-sonnet-5-5"), 1)
+        own = settings(
+            server, model="claude-haiku-4-5", temperature=0.5, thinking=None, effort=None
+        )
+        ask(tmp_path / "older.sqlite", own, 1, long)
+        own = settings(server, model="claude-sonnet-5-5", drafts=3)
+        ask(tmp_path / "long.sqlite", own, 2, long)
+    short, older, first = server.bodies[0], server.bodies[1], server.bodies[2]
     mark = {"type": "ephemeral"}
-    assert one["model"] == "some-model" and one["max_tokens"] == 2048
-    assert one["system"] == [{"type": "text", "text": "guidelines", "cache_control": mark}]
-    [content] = [message["content"] for message in one["messages"]]
-    assert content == [{"type": "text", "text": t} for t in ("record 0", "sample 0")]
-    assert all(block["cache_control"] == mark for block in three["messages"][0]["content"])
-    assert "temperature" not in one and three["temperature"] == 0.5
-    assert server.headers[0]["anthropic-version"] > "2026"
-    assert server.headers[1]["anthropic-version"] == "2023-06-01"
-    found = [(row["cache_write"], row["cache_read"]) for row in rows(tmp_path / "three.sqlite")]
-    assert found == [(16, 0), (0, 16), (0, 16)] * 2
-    assert [row["cache_write"] for row in rows(tmp_path / "one.sqlite")] == [0]
+    assert short["model"] == "claude-sonnet-5-5" and short["max_tokens"] == 8192
+    assert (short["thinking"], short["output_config"]) == (
+        {"type": "adaptive"},
+        {"effort": "medium"},
+    )
+    assert short["system"] == [{"type": "text", "text": "guidelines"}]
+    [content] = [message["content"] for message in short["messages"]]
+    assert content == [{"type": "text", "text": text} for text in ("record 0", "sample 0")]
+    assert not {"thinking", "output_config"} & older.keys()
+    assert "cache_control" not in str(older)  # 4,096 tokens are the least for this model
+    assert first["system"][0]["cache_control"] == mark
+    marks = [block.get("cache_control") for block in first["messages"][0]["content"]]
+    assert marks == [None, mark]  # the prefix up to here is the same for all drafts
+    assert "temperature" not in short and older["temperature"] == 0.5
+    versions = [headers["anthropic-version"] for headers in server.headers[:2]]
+    assert versions[0] > "2026" and versions[1] == "2023-06-01"
+    found = [row["cache_write"] > 0 < row["tokens_in"] for row in rows(tmp_path / "long.sqlite")]
+    assert found == [True, False, False] * 2
+    assert [row["cache_write"] for row in rows(tmp_path / "short.sqlite")] == [0]
+
+
+@pytest.mark.parametrize(
+    ("model", "least"),
+    [
+        ("claude-opus-5-5", 512),
+        ("claude-sonnet-5-5-20260928", 512),
+        ("claude-sonnet-5", 1024),
+        ("claude-haiku-4-5", 4096),
+        ("another", 4096),
+    ],
+)
+def test_what_is_long_enough_for_the_cache(model: str, least: int) -> None:
+    assert cacheable_tokens(model) == least
+    assert is_cacheable(model, "x" * 4 * least) and not is_cacheable(model, "x" * (4 * least - 1))
 
 
 @pytest.mark.parametrize("batches", [False, True])
 def test_what_an_answer_costs(tmp_path: Path, batches: bool) -> None:
-    with MessagesServer() as server:
-        cfg = settings(server, batches=batches, drafts=2)
-        ask(tmp_path / "ledger.sqlite", cfg, 1)
-    out = len("answer to record 0\nsample 0")
-    first, second = (16 * 3.75 + out * 15) / 1e6, (16 * 0.3 + out * 15) / 1e6
+    more = " again" * 400
+    with MessagesServer(answer=lambda body: "answer") as server:
+        own = {"model": "claude-sonnet-5-5", "batches": batches, "drafts": 2}
+        ask(tmp_path / "ledger.sqlite", settings(server, **own), 1, more)
+    prompt, out = len(f"record 0{more}sample 0"), len("answer")
+    first, second = (prompt * 2.5 + out * 10) / 1e6, (prompt * 0.2 + out * 10) / 1e6
     factor = 0.5 if batches else 1
     costs = sorted(row["cost_usd"] for row in rows(tmp_path / "ledger.sqlite"))
     assert costs == pytest.approx([second * factor, first * factor])
+
+
+@pytest.mark.parametrize("batches", [False, True])
+@pytest.mark.parametrize("text", ["7 ", "\u00e9"])
+def test_a_budget_holds_for_texts_of_many_tokens(tmp_path: Path, batches: bool, text: str) -> None:
+    """The server counts a token per character, not 0.4 as records have on average: reservations
+    by the average let a budget be exceeded."""
+    with MessagesServer(answer=lambda body: "answer") as server:
+        cfg = settings(server, batches=batches, budget_usd=0.5, max_tokens=500)
+        with pytest.raises(UserError, match=r"chains\.budget_usd=0\.5: [1-9]"):
+            ask(tmp_path / "ledger.sqlite", cfg, 50, text * 25_000)
+    spent = sum(row["cost_usd"] for row in rows(tmp_path / "ledger.sqlite"))
+    assert 0.2 < spent <= 0.5
+
+
+@pytest.mark.parametrize("fault", ["cut", "slow", "malformed", "wrong"])
+def test_a_budget_holds_for_requests_whose_answer_is_lost(tmp_path: Path, fault: str) -> None:
+    """The endpoint may charge for each request that it received."""
+    with MessagesServer(Faults(**{fault: 0.5}), slow_seconds=0.4) as server:
+        server.answer = lambda body: "answer"
+        budget = {"budget_tokens": 20_000, "max_tokens": 500, "timeout_seconds": 0.2}
+        with pytest.raises(UserError, match="by requests without an answer"):
+            ask(tmp_path / "ledger.sqlite", settings(server, **budget), 100, "a" * 1000)
+    received = sum(len(text_of(body)) + len("answer") for body in server.bodies)
+    assert 5_000 < received <= 20_000
+    found = rows(tmp_path / "ledger.sqlite")
+    assert sum(row["unsure_tokens"] for row in found) >= 2 * 1500
 
 
 @pytest.mark.parametrize("batches", [False, True])
@@ -421,7 +479,7 @@ def test_the_whole_stage_with_a_budget_that_ends_it_in_between(
         row = written[line["sample_id"], line["draft"]]
         assert (line["chain"], line["tokens_in"]) == (row["text"], row["tokens_in"])
         assert ("unfinished" in line["rejected_by"]) == (row["stop_reason"] != "end_turn")
-    assert metrics["prompt/decision.v1"] == len(lines)
+    assert metrics["prompt/decision.v2"] == len(lines)
     assert metrics["cost_usd"] == pytest.approx(sum(row["cost_usd"] for row in ledger), abs=1e-5)
     assert metrics["tokens_out"] == sum(line["tokens_out"] for line in lines)
     kept = [line for line in lines if line["kept"]]
@@ -496,16 +554,28 @@ def test_without_graphs_every_sample_is_asked_about(
     assert counts[0] < counts[1] == samples
 
 
-def test_a_dry_run_tells_the_cost_and_asks_nothing(
+def test_a_dry_run_bounds_the_cost_and_asks_nothing(
     smoke: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with MessagesServer() as server:
+    """The server counts a token per character, and its answers are as long as they may be."""
+    with MessagesServer(answer=lambda body: "x" * 500) as server:
         given = ["chains=anthropic", "chains.model=some-model", f"chains.base_url={server.url}"]
+        given += ["chains.drafts=1", "chains.max_tokens=500"]
         stage(smoke, tmp_path / "outputs", *given, "chains.dry_run=true")
         assert not server.headers
-    told = capsys.readouterr().out
-    assert "Message Batches, prompts cached" in told
-    assert not (tmp_path / "outputs" / "smoke" / "chains").exists()
+        assert not (tmp_path / "outputs" / "smoke" / "chains").exists()
+        told = " ".join(capsys.readouterr().out.split())
+        stage(smoke, tmp_path / "outputs", *given)
+    assert "Message Batches, prompts cached" in told and "4,096 tokens are the least" in told
+    way = r"Messages, {}\W+([\d,]+)\W+([\d,]+)\W+([\d,.]+)"
+    most, expected = (
+        [float(cell.replace(",", "")) for cell in re.search(way.format(name), told).groups()]  # type: ignore[union-attr]
+        for name in (r"at most \*", "nothing cached")
+    )
+    _, metrics = outputs(tmp_path / "outputs")
+    spent = [metrics[name] for name in ("tokens_in", "tokens_out", "cost_usd")]
+    assert all(paid <= bound + 0.005 for paid, bound in zip(spent, most, strict=True))
+    assert spent[1] == most[1] and 0 < expected[0] < spent[0]  # 0.4 tokens per character expected
 
 
 HERE = (

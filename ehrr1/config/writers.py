@@ -47,6 +47,11 @@ class ServerSettings(Section):
     max_retries: Natural
 
 
+Effort = Literal["low", "medium", "high", "xhigh", "max"]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Thinking = Literal["adaptive", "between_tools", "disabled"]
+
+
 class AnyChains(Section):
     """Settings of all writers of chains."""
 
@@ -127,6 +132,8 @@ class AnthropicChains(EndpointChains):
 
     writer: Literal["anthropic"]
     temperature: Share
+    thinking: Thinking | None
+    effort: Effort | None
     batches: bool
     batch_size: Count
     poll_seconds: Positive
@@ -138,6 +145,7 @@ class OpenAIChains(EndpointChains):
 
     writer: Literal["openai"]
     temperature: Annotated[float, Field(ge=0, le=2)] | None
+    effort: ReasoningEffort | None
     length_setting: Literal["max_completion_tokens", "max_tokens"]
 
 
@@ -175,6 +183,9 @@ class AnthropicEngineConfig(Section):
 
     name: Literal["anthropic"]
     model: Text | None
+    thinking: Thinking | None
+    effort: Effort | None
+    thinking_tokens: Natural
     compliant_endpoint: bool
     base_url: Text | None
     concurrency: Count

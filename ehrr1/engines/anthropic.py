@@ -15,14 +15,38 @@ API = Api(
     "anthropic",
     "ANTHROPIC_API_KEY",
     {
-        "chains": "chains.temperature (1.0 for models from Claude 4.7 on), chains.max_tokens",
-        "engine": "eval.max_new_tokens",
+        "chains": "chains.temperature (1.0 for models from Claude 4.7 on), chains.max_tokens, "
+        "chains.thinking, chains.effort",
+        "engine": "eval.max_new_tokens, engine.thinking, engine.effort",
     },
 )
 
 OWN_ADDRESS = "https://api.anthropic.com"
 
 CACHED = {"cache_control": {"type": "ephemeral"}}
+
+CACHEABLE = {
+    "claude-fable-5": 512,
+    "claude-mythos-5": 512,
+    "claude-opus-5": 512,
+    "claude-sonnet-5-5": 512,
+    "claude-haiku-5-5": 512,
+    "claude-sonnet-5": 1024,
+    "claude-opus-4-8": 1024,
+    "claude-opus-4-7": 2048,
+    "claude-sonnet-4-6": 2048,
+}
+"""Minimum tokens of a prefix that is cached, by the beginning of a model's name.
+
+From the prompt caching page of Anthropic's documentation, November 2026. It gives 1024 for Claude
+Sonnet 4.6, for which issue 1194 of the Python SDK measured 2048.
+"""
+
+LARGEST_CACHEABLE = 4096
+"""The minimum of Claude Opus 4.5 and 4.6 and Haiku 4.5, assumed for models not in `CACHEABLE`."""
+
+CHARS_PER_TOKEN = 4.0
+"""At most this many characters per token are assumed to decide whether a text can be cached."""
 
 
 class Usage(NamedTuple):
@@ -42,6 +66,17 @@ class Message(NamedTuple):
     usage: Usage
 
 
+def cacheable_tokens(model: str) -> int:
+    """Return the minimum tokens of a prefix that the API caches for a model."""
+    names = [name for name in CACHEABLE if model.startswith(name)]
+    return CACHEABLE[max(names, key=len)] if names else LARGEST_CACHEABLE
+
+
+def is_cacheable(model: str, prefix: str) -> bool:
+    """Return whether a prompt's prefix is certainly long enough for the cache of a model."""
+    return len(prefix) / CHARS_PER_TOKEN >= cacheable_tokens(model)
+
+
 def client_settings(settings: AnthropicChains | AnthropicEngineConfig) -> dict[str, Any]:
     """Return the arguments of the SDK's clients, with an explicit address.
 
@@ -56,24 +91,38 @@ def client_settings(settings: AnthropicChains | AnthropicEngineConfig) -> dict[s
 
 
 def request_body(
-    model: str, max_tokens: int, system: str, said: Sequence[str], cached: int
+    model: str,
+    max_tokens: int,
+    system: str,
+    said: Sequence[str],
+    cached: int,
+    *,
+    thinking: str | None = None,
+    effort: str | None = None,
 ) -> dict[str, Any]:
     """Return a request with a user message of several blocks.
 
-    The first `cached` blocks are cached for requests with the same beginning. Writing to the cache
-    costs more than sending them once.
+    Other requests begin with the same system text and with the same first `cached` blocks: the ends
+    of these two prefixes are marked for the cache, unless they are too short for it. Writing to the
+    cache costs more than sending a text once. `thinking` and `effort` are left out if they are
+    None.
     """
-    blocks = [
-        {"type": "text", "text": text, **(CACHED if number < cached else {})}
-        for number, text in enumerate(said)
-        if text  # the API rejects empty blocks
-    ]
-    return {
+    texts = [text for text in said[:cached] if text]  # the API rejects empty blocks
+    blocks: list[dict[str, Any]] = [{"type": "text", "text": text} for text in said if text]
+    if texts and is_cacheable(model, "".join((system, *texts))):
+        blocks[len(texts) - 1] |= CACHED
+    first: dict[str, Any] = {"type": "text", "text": system}
+    body: dict[str, Any] = {
         "model": model,
         "max_tokens": max_tokens,
-        "system": [{"type": "text", "text": system, **CACHED}],
+        "system": [first | CACHED if is_cacheable(model, system) else first],
         "messages": [{"role": "user", "content": blocks}],
     }
+    if thinking is not None:
+        body["thinking"] = {"type": thinking}
+    if effort is not None:
+        body["output_config"] = {"effort": effort}
+    return body
 
 
 def read_message(body: Any) -> Message:

@@ -166,11 +166,18 @@ class ChatPredictor:
         system = style_of(mode.wording, "eval").system
         room = self.settings.max_prompt_chars - len(system) - max(map(len, questions))
         record, _ = fitting_record(self.prepared.context(group[0]), [Limit(len, room)])
-        most = self.writing.think if mode.thinks else self.writing.direct
+        answer = self.writing.think if mode.thinks else self.writing.direct
+        most = answer + self.settings.thinking_tokens
         shared = len(group) * self.writing.draws > 1
         return [
             claude.request_body(
-                str(self.settings.model), most, system, (broken(record), text), int(shared)
+                str(self.settings.model),
+                most,
+                system,
+                (broken(record), text),
+                int(shared),
+                thinking=self.settings.thinking,
+                effort=self.settings.effort,
             )
             for text in questions
         ]

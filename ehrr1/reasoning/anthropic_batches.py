@@ -19,9 +19,11 @@ from ehrr1.config.writers import AnthropicChains
 from ehrr1.engines.anthropic import API, client_settings, read_message
 from ehrr1.engines.endpoint import MalformedError, may_pass, refused, unreachable
 from ehrr1.reasoning.anthropic_messages import draft_reply, request, sampling
-from ehrr1.reasoning.ledger import Advance, Batch, Budget, DraftReply, Ledger, over_budget
+from ehrr1.reasoning.budget import Budget, Reservation, over_budget
+from ehrr1.reasoning.draft_requests import NoReply, pause
+from ehrr1.reasoning.ledger import Advance, Batch, DraftReply, Ledger, SentRequest
 from ehrr1.reasoning.prices import price_of
-from ehrr1.reasoning.prompting import Prompt, Prompts
+from ehrr1.reasoning.prompting import Prompts
 
 BATCH_CHARS = 150_000_000
 """Maximum number of characters of one batch; the API accepts 256 MB."""
@@ -68,18 +70,19 @@ def write_batches(
 class _Batches:
     """The batches of one run: created, awaited, and read into the ledger."""
 
+    budget: Budget
+
     def __init__(self, client: Any, settings: AnthropicChains, ledger: Ledger, advance: Advance):
         self.client, self.settings, self.ledger, self.advance = client, settings, ledger, advance
         self.price = price_of(settings.price, settings.price.batch)
-        self.budget = Budget(ledger, settings.budget_tokens, settings.budget_usd)
-        self.reserved: dict[tuple[str, int], tuple[float, float]] = {}
 
     def write(self, prompts: Prompts) -> None:
         """Recover earlier batches, then create and read batches until no draft is open."""
         for batch in self.ledger.batches():
             if batch.batch_id is None and not self._find(batch):
                 self.ledger.batch_lost(batch.key)
-        # batches of an earlier process have no reservation in the budget, so they are read first
+        cfg = self.settings
+        self.budget = Budget(self.ledger, cfg.budget_tokens, cfg.budget_usd, self.price)
         self._wait_for_all()
         while True:
             within_budget = self._submit(prompts)
@@ -101,14 +104,15 @@ class _Batches:
     def _submit(self, prompts: Prompts) -> bool:
         """Create batches of all open drafts and return whether the budget suffices for all."""
         wanted = self.ledger.wanted()
-        drafts: list[tuple[str, int, Prompt]] = []
+        drafts: list[SentRequest] = []
         chars = 0
         for sample_id, prompt in prompts(set(wanted)) if wanted else ():
             for draft in wanted[sample_id]:
-                if not self._reserve(sample_id, draft, prompt):
+                most = self.budget.maximum(prompt, self.settings.max_tokens)
+                if not self.budget.reserve(most):
                     self._create(drafts)
                     return False
-                drafts.append((sample_id, draft, prompt))
+                drafts.append(SentRequest(sample_id, draft, prompt, *most))
                 chars += prompt.chars
                 if len(drafts) >= self.settings.batch_size or chars >= BATCH_CHARS:
                     self._create(drafts)
@@ -116,15 +120,7 @@ class _Batches:
         self._create(drafts)
         return True
 
-    def _reserve(self, sample_id: str, draft: int, prompt: Prompt) -> bool:
-        tokens = prompt.estimated_tokens + self.settings.max_tokens
-        dollars = self.price.at_most(prompt.estimated_tokens, self.settings.max_tokens)
-        if not self.budget.reserve(tokens, dollars):
-            return False
-        self.reserved[sample_id, draft] = (tokens, dollars)
-        return True
-
-    def _create(self, drafts: list[tuple[str, int, Prompt]]) -> None:
+    def _create(self, drafts: list[SentRequest]) -> None:
         """Create one batch, exactly once.
 
         The SDK does not retry here. If it is unknown whether the batch was created, the batch is
@@ -136,19 +132,19 @@ class _Batches:
         self.ledger.put_in_batch(key, drafts)
         numbers = {draft: number for number, draft in self.ledger.waiting(key).items()}
         body, headers = sampling(self.settings)
-        times = Counter(sample_id for sample_id, _, _ in drafts)
+        times = Counter(one.sample_id for one in drafts)
         requests = [
             {
-                "custom_id": f"{key}-{numbers[sample_id, draft]}",
-                "params": request(self.settings, prompt, shared=times[sample_id] > 1) | body,
+                "custom_id": f"{key}-{numbers[one.sample_id, one.draft]}",
+                "params": request(self.settings, one.prompt, times[one.sample_id] > 1) | body,
             }
-            for sample_id, draft, prompt in drafts
+            for one in drafts
         ]
         [batch] = [batch for batch in self.ledger.batches() if batch.key == key]
         for attempt in range(self.settings.max_retries + 1):
             if self._created(batch, requests, headers):
                 return
-            time.sleep(_pause(attempt))
+            time.sleep(pause(attempt))
         self.ledger.batch_lost(key)
         raise _UnansweredError("no batch could be created")
 
@@ -235,7 +231,7 @@ class _Batches:
             try:
                 return read(ask(self.client.messages.batches))
             except (*unread, httpx2.HTTPError):
-                time.sleep(_pause(attempt))
+                time.sleep(pause(attempt))
         raise _UnansweredError("malformed answers")
 
     def _take_in(self, batch: Batch) -> None:
@@ -255,33 +251,29 @@ class _Batches:
             except anthropic.APIStatusError as error:
                 if not may_pass(error.status_code):
                     raise
-                time.sleep(_pause(attempt))
+                time.sleep(pause(attempt))
             except (anthropic.AnthropicError, httpx2.HTTPError, ValueError):
-                time.sleep(_pause(attempt))  # results read so far are in the ledger
+                time.sleep(pause(attempt))  # results read so far are in the ledger
         else:
             raise _UnansweredError("results broke off")
-        self._save([], [(*draft, reason) for draft in self.ledger.waiting(batch.key).values()])
+        lost = NoReply(reason, charged=True)
+        self._save([(*draft, lost) for draft in self.ledger.waiting(batch.key).values()])
 
     def _read_results(self, batch: Batch) -> None:
         waiting = self.ledger.waiting(batch.key)
-        answers: list[tuple[str, int, DraftReply]] = []
-        missed: list[tuple[str, int, str]] = []
+        read: list[tuple[str, int, DraftReply | NoReply]] = []
         try:
             for found in self._results(str(batch.batch_id)):
                 number = str(found["custom_id"]).rpartition("-")[2]
                 draft = waiting.pop(int(number), None) if number.isdecimal() else None
                 if draft is None:
                     continue
-                answer = self._read(found)
-                if isinstance(answer, DraftReply):
-                    answers.append((*draft, answer))
-                else:
-                    missed.append((*draft, answer))
-                if len(answers) + len(missed) >= SAVED_AT_ONCE:
-                    self._save(answers, missed)
-                    answers, missed = [], []
+                read.append((*draft, self._read(found)))
+                if len(read) >= SAVED_AT_ONCE:
+                    self._save(read)
+                    read = []
         finally:
-            self._save(answers, missed)
+            self._save(read)
 
     def _results(self, batch_id: str) -> Iterator[dict[str, Any]]:
         """Yield the parseable lines of a batch's results as they arrive."""
@@ -295,32 +287,42 @@ class _Batches:
                 if isinstance(found, dict) and "custom_id" in found:
                     yield found
 
-    def _read(self, found: dict[str, Any]) -> DraftReply | str:
-        """Return the answer, or the reason why there is none."""
+    def _read(self, found: dict[str, Any]) -> DraftReply | NoReply:
+        """Return the answer, or the reason why there is none.
+
+        Requests that errored, expired or were cancelled are not charged.
+        """
         result = found.get("result")
         if not isinstance(result, dict):
-            return "malformed result"
+            return NoReply("malformed result", charged=True)
         if result.get("type") == "succeeded":
             try:
                 return draft_reply(read_message(result.get("message")), self.price)
             except MalformedError as error:
-                return str(error)
+                return NoReply(str(error), charged=True)
         if result.get("type") == "errored":
             told = (result.get("error") or {}).get("error") or {}
-            return f"errored ({told.get('type', 'no reason')})"
-        return str(result.get("type"))
+            return NoReply(f"errored ({told.get('type', 'no reason')})")
+        return NoReply(str(result.get("type")))
 
-    def _save(
-        self, answers: list[tuple[str, int, DraftReply]], missed: list[tuple[str, int, str]]
-    ) -> None:
+    def _save(self, read: list[tuple[str, int, DraftReply | NoReply]]) -> None:
+        """Write results into budget and ledger."""
+        answers: list[tuple[str, int, DraftReply]] = []
+        missed: dict[bool, list[tuple[str, int, str]]] = {True: [], False: []}
+        for sample_id, draft, found in read:
+            prompt_hash, tokens, usd = self.ledger.pending(sample_id, draft)
+            reserved = Reservation(tokens, usd)
+            if isinstance(found, DraftReply):
+                answers.append((sample_id, draft, found))
+                self.budget.settle(reserved, found, prompt_hash)
+                continue
+            missed[found.charged].append((sample_id, draft, found.reason))
+            if not found.charged:
+                self.budget.release(reserved)
         self.ledger.answered(answers)
-        self.ledger.missed(missed)
+        for charged, drafts in missed.items():
+            self.ledger.missed(drafts, charged=charged)
         self.advance(len(answers))
-        ended: list[tuple[str, int, DraftReply | None]] = [*answers]
-        ended += [(sample_id, draft, None) for sample_id, draft, _ in missed]
-        for sample_id, draft, answer in ended:
-            tokens, dollars = self.reserved.pop((sample_id, draft), (0.0, 0.0))
-            self.budget.settle(tokens, dollars, answer)
 
 
 def _ask_page(api: Any, after: dict[str, str]) -> Any:
@@ -338,8 +340,3 @@ def _read_page(found: Any) -> tuple[list[tuple[str, int, datetime]], bool]:
         if one["processing_status"] != "ended" or one["results_url"]
     ]
     return batches, bool(found["has_more"] and batches)
-
-
-def _pause(attempt: int) -> float:
-    """Return the seconds to wait before the next attempt, with the SDK's exponential backoff."""
-    return min(0.5 * 2**attempt, 60.0)

@@ -23,7 +23,15 @@ def request(settings: AnthropicChains, prompt: Prompt, shared: bool) -> dict[str
     question that looks like a marker is broken up (`prompts.messages.broken`).
     """
     texts = (broken(prompt.record), broken(prompt.question))
-    return request_body(str(settings.model), settings.max_tokens, prompt.system, texts, 2 * shared)
+    return request_body(
+        str(settings.model),
+        settings.max_tokens,
+        prompt.system,
+        texts,
+        2 * shared,
+        thinking=settings.thinking,
+        effort=settings.effort,
+    )
 
 
 def sampling(settings: AnthropicChains) -> tuple[dict[str, Any], dict[str, str]]:
@@ -59,7 +67,8 @@ def write_messages(
         )
     import anthropic
 
-    client = anthropic.AsyncAnthropic(**client_settings(settings))
+    # `DraftRequests` retries, so that the budget knows of each request
+    client = anthropic.AsyncAnthropic(**client_settings(settings) | {"max_retries": 0})
     price = price_of(settings.price)
     more, headers = sampling(settings)
 

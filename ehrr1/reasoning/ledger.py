@@ -8,6 +8,10 @@ drafts. States:
     sent    requested, no answer yet (in a batch: the batch is being processed)
     done    answered; `text` may be empty, cut off or refused, see `stop_reason`
     failed  requested ATTEMPTS times without an answer; see `error`
+
+`pending_tokens` and `pending_usd` are the maximum cost of the request that is in progress,
+`unsure_tokens` and `unsure_usd` that of earlier requests of which it is unknown whether they were
+charged.
 """
 
 import sqlite3
@@ -17,7 +21,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from ehrr1.config.writers import ModelChains
 from ehrr1.errors import UserError
 from ehrr1.reasoning.prompting import Prompt
 
@@ -51,11 +54,38 @@ CREATE TABLE IF NOT EXISTS drafts (
     cost_usd REAL NOT NULL DEFAULT 0,
     attempts INTEGER NOT NULL DEFAULT 0,
     error TEXT,
+    pending_tokens INTEGER NOT NULL DEFAULT 0,
+    pending_usd REAL NOT NULL DEFAULT 0,
+    unsure_tokens INTEGER NOT NULL DEFAULT 0,
+    unsure_usd REAL NOT NULL DEFAULT 0,
     UNIQUE (sample_id, draft)
 );
 CREATE INDEX IF NOT EXISTS by_state ON drafts (state);
 CREATE INDEX IF NOT EXISTS by_batch ON drafts (batch_key);
 """
+
+
+SUMS = {name: name for name in ("tokens_in", "tokens_out", "cache_write", "cache_read", "cost_usd")}
+SUMS |= {
+    "unsure_tokens": "unsure_tokens + pending_tokens",
+    "unsure_usd": "unsure_usd + pending_usd",
+}
+"""The sums that `Ledger.spent` returns, with their columns."""
+
+LATER_COLUMNS = {
+    "pending_tokens": "INTEGER",
+    "pending_usd": "REAL",
+    "unsure_tokens": "INTEGER",
+    "unsure_usd": "REAL",
+}
+"""Columns that ledgers of version 0.1 lack, with their types."""
+
+SETTLED = "pending_tokens = 0, pending_usd = 0"
+UNSURE = (
+    "unsure_tokens = unsure_tokens + pending_tokens, unsure_usd = unsure_usd + pending_usd, "
+    + SETTLED
+)
+"""SQL for a request whose outcome is known, and for one that may have been charged."""
 
 
 class DraftReply(NamedTuple):
@@ -72,6 +102,19 @@ class DraftReply(NamedTuple):
     cache_write: int = 0
     cache_read: int = 0
     cost_usd: float = 0.0
+
+
+class SentRequest(NamedTuple):
+    """A request for a draft that is about to be sent.
+
+    max_tokens, max_usd: the maximum cost, in tokens (prompt and answer) and US dollars.
+    """
+
+    sample_id: str
+    draft: int
+    prompt: Prompt
+    max_tokens: int = 0
+    max_usd: float = 0.0
 
 
 class StoredDraft(NamedTuple):
@@ -112,6 +155,7 @@ class Ledger:
             self.connection.execute("PRAGMA journal_mode = WAL")
             self.connection.execute("PRAGMA synchronous = FULL")
             self.connection.executescript(SCHEMA)
+            self._add_columns()
         except sqlite3.OperationalError as error:
             self.connection.close()
             raise UserError(
@@ -129,11 +173,20 @@ class Ledger:
     ) -> None:
         self.connection.close()
 
+    def _add_columns(self) -> None:
+        present = {row[1] for row in self.connection.execute("PRAGMA table_info(drafts)")}
+        with self.connection:
+            for name, kind in LATER_COLUMNS.items():
+                if name not in present:
+                    self.connection.execute(
+                        f"ALTER TABLE drafts ADD COLUMN {name} {kind} NOT NULL DEFAULT 0"
+                    )
+
     def begin(self, sample_ids: Iterable[str], drafts: int) -> None:
         """Insert a row for each draft that is not in the ledger yet, in this order.
 
         Drafts that a killed process had sent individually (not in a batch) are reopened, since it
-        is unknown whether they were answered.
+        is unknown whether they were answered; their maximum cost stays counted.
         """
         rows = ((sample_id, draft) for sample_id in sample_ids for draft in range(drafts))
         with self.connection:
@@ -141,7 +194,8 @@ class Ledger:
                 "INSERT OR IGNORE INTO drafts (sample_id, draft) VALUES (?, ?)", rows
             )
             self.connection.execute(
-                "UPDATE drafts SET state = 'open' WHERE state = 'sent' AND batch_key IS NULL"
+                f"UPDATE drafts SET state = 'open', {UNSURE}"
+                " WHERE state = 'sent' AND batch_key IS NULL"
             )
 
     def wanted(self) -> dict[str, list[int]]:
@@ -152,16 +206,27 @@ class Ledger:
             found.setdefault(sample_id, []).append(draft)
         return found
 
-    def sent(self, sample_id: str, draft: int, prompt: Prompt) -> None:
-        """Mark a draft as sent.
+    def sent(self, requests: Sequence[SentRequest]) -> None:
+        """Mark drafts as sent, in one transaction, before they are sent.
 
-        The change is committed with the next answer; a run that is killed before that requests the
-        draft again in either case.
+        If a draft has a request in progress already, it is unknown whether that one was charged.
         """
-        self.connection.execute(
-            "UPDATE drafts SET state = 'sent', prompt = ?, prompt_hash = ?, cut_events = ?,"
-            " sent_at = ? WHERE sample_id = ? AND draft = ?",
-            (prompt.version, prompt.hash, prompt.cut, _now(), sample_id, draft),
+        with self.connection:
+            self._mark_sent(requests)
+
+    def _mark_sent(self, requests: Sequence[SentRequest]) -> None:
+        self.connection.executemany(
+            f"UPDATE drafts SET state = 'sent', prompt = ?, prompt_hash = ?, cut_events = ?,"
+            f" sent_at = ?, {UNSURE} WHERE sample_id = ? AND draft = ?",
+            [
+                (one.prompt.version, one.prompt.hash, one.prompt.cut, _now(), *one[:2])
+                for one in requests
+            ],
+        )
+        self.connection.executemany(
+            "UPDATE drafts SET pending_tokens = ?, pending_usd = ?"
+            " WHERE sample_id = ? AND draft = ?",
+            [(one.max_tokens, one.max_usd, *one[:2]) for one in requests],
         )
 
     def answered(self, answers: Sequence[tuple[str, int, DraftReply]]) -> None:
@@ -170,33 +235,42 @@ class Ledger:
             self.connection.executemany(
                 "UPDATE drafts SET state = 'done', attempts = attempts + 1, error = NULL,"
                 " text = ?, stop_reason = ?, tokens_in = ?, tokens_out = ?,"
-                " cache_write = ?, cache_read = ?, cost_usd = ?"
+                f" cache_write = ?, cache_read = ?, cost_usd = ?, {SETTLED}"
                 " WHERE sample_id = ? AND draft = ? AND state = 'sent'",
                 [(*answer, sample_id, draft) for sample_id, draft, answer in answers],
             )
 
-    def missed(self, drafts: Sequence[tuple[str, int, str]]) -> None:
+    def missed(self, drafts: Sequence[tuple[str, int, str]], *, charged: bool) -> None:
         """Record that these (sample_id, draft, reason) got no answer.
 
-        A draft is reopened, or marked as failed after `ATTEMPTS` requests.
+        A draft is reopened, or marked as failed after `ATTEMPTS` requests. `charged`: the requests
+        may have been charged.
         """
         with self.connection:
             self.connection.executemany(
                 "UPDATE drafts SET attempts = attempts + 1, error = ?,"
-                " batch_key = NULL, batch_id = NULL,"
+                f" batch_key = NULL, batch_id = NULL, {UNSURE if charged else SETTLED},"
                 f" state = CASE WHEN attempts + 1 < {ATTEMPTS} THEN 'open' ELSE 'failed' END"
                 " WHERE sample_id = ? AND draft = ? AND state = 'sent'",
                 [(reason, sample_id, draft) for sample_id, draft, reason in drafts],
             )
 
-    def put_in_batch(self, key: str, drafts: Sequence[tuple[str, int, Prompt]]) -> None:
-        """Mark these drafts as sent with the batch `key`, which is about to be created."""
-        for draft in drafts:
-            self.sent(*draft)
+    def reopen(self, sample_id: str, draft: int, *, charged: bool) -> None:
+        """Reopen a draft whose request ended with the run; `charged` as in `missed`."""
         with self.connection:
+            self.connection.execute(
+                f"UPDATE drafts SET state = 'open', {UNSURE if charged else SETTLED}"
+                " WHERE sample_id = ? AND draft = ?",
+                (sample_id, draft),
+            )
+
+    def put_in_batch(self, key: str, requests: Sequence[SentRequest]) -> None:
+        """Mark these drafts as sent with the batch `key`, which is about to be created."""
+        with self.connection:
+            self._mark_sent(requests)
             self.connection.executemany(
                 "UPDATE drafts SET batch_key = ? WHERE sample_id = ? AND draft = ?",
-                [(key, sample_id, draft) for sample_id, draft, _ in drafts],
+                [(key, *one[:2]) for one in requests],
             )
 
     def batch_created(self, key: str, batch_id: str) -> None:
@@ -210,7 +284,7 @@ class Ledger:
         """Reopen the drafts of a batch that was never created."""
         with self.connection:
             self.connection.execute(
-                "UPDATE drafts SET state = 'open', batch_key = NULL"
+                f"UPDATE drafts SET state = 'open', batch_key = NULL, {SETTLED}"
                 " WHERE batch_key = ? AND state = 'sent'",
                 (key,),
             )
@@ -236,6 +310,15 @@ class Ledger:
         rows = "SELECT number, sample_id, draft FROM drafts WHERE batch_key = ? AND state = 'sent'"
         return {number: (s, d) for number, s, d in self.connection.execute(rows, (key,))}
 
+    def pending(self, sample_id: str, draft: int) -> tuple[str, int, float]:
+        """Return prompt hash, maximum tokens and maximum US dollars of a request in progress."""
+        rows = (
+            "SELECT prompt_hash, pending_tokens, pending_usd FROM drafts"
+            " WHERE sample_id = ? AND draft = ?"
+        )
+        prompt_hash, tokens, usd = self.connection.execute(rows, (sample_id, draft)).fetchone()
+        return prompt_hash, tokens, usd
+
     def drafts(self, sample_id: str) -> list[StoredDraft]:
         """Return the finished drafts of a sample in order."""
         rows = (
@@ -257,13 +340,16 @@ class Ledger:
         )
 
     def spent(self) -> dict[str, float | int]:
-        """Return the sums of tokens and US dollars over all answers."""
-        names = ("tokens_in", "tokens_out", "cache_write", "cache_read", "cost_usd")
-        sums = ", ".join(f"total({name})" for name in names)
+        """Return the sums of tokens and US dollars over all answers.
+
+        `unsure_tokens` and `unsure_usd` are the maximum for requests without an answer that may
+        have been charged, including those that are in progress.
+        """
+        sums = ", ".join(f"total({column})" for column in SUMS.values())
         found = self.connection.execute(f"SELECT {sums} FROM drafts").fetchone()
         return {
-            name: round(value, 6) if name == "cost_usd" else int(value)
-            for name, value in zip(names, found, strict=True)
+            name: round(value, 6) if name.endswith("_usd") else int(value)
+            for name, value in zip(SUMS, found, strict=True)
         }
 
     def cut(self) -> dict[str, int]:
@@ -276,53 +362,6 @@ class Ledger:
         """Return the number of failed drafts for each reason."""
         rows = "SELECT error, count(*) FROM drafts WHERE state = 'failed' GROUP BY error"
         return dict(self.connection.execute(rows))
-
-
-class Budget:
-    """The remaining budget, from which each request reserves its maximum cost before it is sent."""
-
-    def __init__(self, ledger: Ledger, tokens: int | None, usd: float | None = None):
-        spent = ledger.spent()
-        self.tokens, self.usd = tokens, usd
-        self.used_tokens: float = spent["tokens_in"] + spent["tokens_out"]
-        self.used_usd: float = spent["cost_usd"]
-
-    def reserve(self, tokens: float, usd: float = 0.0) -> bool:
-        """Reserve tokens and US dollars, and return whether the budget allows it.
-
-        If it does not, nothing is reserved.
-        """
-        if self.tokens is not None and self.used_tokens + tokens > self.tokens:
-            return False
-        if self.usd is not None and self.used_usd + usd > self.usd:
-            return False
-        self.used_tokens += tokens
-        self.used_usd += usd
-        return True
-
-    def settle(self, tokens: float, usd: float, answer: DraftReply | None) -> None:
-        """Replace the reservation of a finished request by its actual use."""
-        self.used_tokens -= tokens
-        self.used_usd -= usd
-        if answer is not None:
-            self.used_tokens += answer.tokens_in + answer.tokens_out
-            self.used_usd += answer.cost_usd
-
-
-def over_budget(ledger: Ledger, settings: ModelChains) -> UserError:
-    """Return the error for a spent budget, with progress, spending and the remedy."""
-    states, spent = ledger.states(), ledger.spent()
-    budget = {
-        n: v for n, v in settings.plain().items() if n.startswith("budget_") and v is not None
-    }
-    budgets = ", ".join(f"chains.{name}={value}" for name, value in budget.items())
-    tokens = spent["tokens_in"] + spent["tokens_out"]
-    return UserError(
-        f"{budgets}: {states['done']} of {sum(states.values())} drafts are written, "
-        f"{states['open'] + states['sent']} are left; {tokens} tokens and {spent['cost_usd']:.2f} "
-        "dollars are spent, and the next request might exceed it. All drafts are saved: raise "
-        f"{' or '.join(f'chains.{name}' for name in budget)}, and the same command continues"
-    )
 
 
 def _now() -> str:

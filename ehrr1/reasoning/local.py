@@ -23,11 +23,16 @@ from ehrr1.errors import UserError
 from ehrr1.models.loading import load_model
 from ehrr1.prompts.chat_format import USER, chat_format, load_chat_tokenizer
 from ehrr1.prompts.markers import Markers, given, ours
-from ehrr1.reasoning.ledger import Advance, Budget, DraftReply, Ledger, over_budget
-from ehrr1.reasoning.prompting import CHARS_PER_TOKEN, Limit, Prompt, Prompts, draft_text
-
-TEMPLATE_TOKENS = 64
-"""What a chat template adds to its texts, at most."""
+from ehrr1.reasoning.budget import Budget, Reservation, over_budget
+from ehrr1.reasoning.ledger import Advance, DraftReply, Ledger, SentRequest
+from ehrr1.reasoning.prompting import (
+    CHARS_PER_TOKEN,
+    OVERHEAD,
+    Limit,
+    Prompt,
+    Prompts,
+    draft_text,
+)
 
 ENGINE_CHUNK = 4
 """Batches that vLLM or a server is given at once: gaps are filled as drafts end."""
@@ -74,7 +79,7 @@ def limit_of(settings: LocalChains, tokenizer: PreTrainedTokenizerBase) -> Limit
     def size(text: str) -> int:
         return len(markers.encode([[given(text)]])[0])
 
-    return Limit(size, longest(settings) - settings.max_tokens - TEMPLATE_TOKENS)
+    return Limit(size, longest(settings) - settings.max_tokens - OVERHEAD)
 
 
 def longest(settings: LocalChains) -> int:
@@ -90,7 +95,7 @@ def longest(settings: LocalChains) -> int:
     else:
         config = AutoConfig.from_pretrained(str(settings.model)).get_text_config()
         taken = config.to_dict().get("max_position_embeddings")
-    if taken and taken <= settings.max_tokens + TEMPLATE_TOKENS:
+    if taken and taken <= settings.max_tokens + OVERHEAD:
         raise UserError(
             f"chains.max_tokens={settings.max_tokens}: the model of chains.model={settings.model} "
             f"takes {taken} tokens, prompt and draft together; lower it"
@@ -194,11 +199,11 @@ class _Local:
             if len(ids) <= self.room and not self.budget.reserve(self._most(ids)):
                 self._generate(chunk)
                 return False
-            for draft in drafts:
-                self.ledger.sent(sample_id, draft, prompt)
+            self.ledger.sent([SentRequest(sample_id, draft, prompt) for draft in drafts])
             if len(ids) > self.room:
                 reason = f"the prompt has more than the {self.room} tokens that the model takes"
-                self.ledger.missed([(sample_id, draft, reason) for draft in drafts])
+                missed = [(sample_id, draft, reason) for draft in drafts]
+                self.ledger.missed(missed, charged=False)
                 continue
             chunk[sample_id] = ids
             if len(chunk) == self.chunk:
@@ -207,8 +212,9 @@ class _Local:
         self._generate(chunk)
         return True
 
-    def _most(self, ids: list[int]) -> int:
-        return self.settings.drafts * (len(ids) + self.settings.max_tokens)
+    def _most(self, ids: list[int]) -> Reservation:
+        """Return the maximum cost of all drafts of a prompt."""
+        return Reservation(self.settings.drafts * (len(ids) + self.settings.max_tokens), 0.0)
 
     def _generate(self, chunk: dict[str, list[int]]) -> None:
         """All drafts of these prompts, into the ledger at once."""
@@ -225,7 +231,7 @@ class _Local:
             found = [self._answer(ids, completion) for completion in group]
             answers += [(sample_id, draft, answer) for draft, answer in enumerate(found)]
             used = sum(answer.tokens_in + answer.tokens_out for answer in found)
-            self.budget.settle(self._most(ids) - used, 0.0, None)
+            self.budget.release(Reservation(self._most(ids).tokens - used, 0.0))
         self.ledger.answered(answers)
         self.advance(len(answers))
 

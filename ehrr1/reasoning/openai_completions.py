@@ -20,8 +20,8 @@ API = Api(
     "openai",
     "OPENAI_API_KEY",
     {
-        "chains": "chains.temperature (null for models that think), chains.length_setting, "
-        "chains.max_tokens"
+        "chains": "chains.temperature (null for models that think), chains.effort (null for models "
+        "that do not), chains.length_setting, chains.max_tokens"
     },
 )
 
@@ -49,7 +49,8 @@ def open_client(settings: OpenAIChains) -> Any:
     """Return the SDK's client.
 
     Requests to this machine bypass any proxy of the environment. Redirects are not followed, since
-    they could send records elsewhere.
+    they could send records elsewhere. `DraftRequests` retries, so that the budget knows of each
+    request.
     """
     import openai
 
@@ -57,7 +58,7 @@ def open_client(settings: OpenAIChains) -> Any:
     return openai.AsyncOpenAI(
         api_key=os.environ.get(API.key) or NO_KEY,
         base_url=settings.base_url or OWN_ADDRESS,
-        max_retries=settings.max_retries,
+        max_retries=0,
         timeout=settings.timeout_seconds,
         http_client=openai.DefaultAsyncHttpxClient(trust_env=not local, follow_redirects=False),
     )
@@ -77,6 +78,8 @@ def request(settings: OpenAIChains, prompt: Prompt) -> dict[str, Any]:
     }
     if settings.temperature is not None:
         body["temperature"] = settings.temperature
+    if settings.effort is not None:
+        body["reasoning_effort"] = settings.effort
     return body
 
 

@@ -2,8 +2,10 @@
 
 A prompt consists of guidelines, record, question and evidence. The texts are in
 `prompts/<name>.v<number>.md`, in three parts: the guidelines (the system text, which is the same
-for every sample so that it can be cached), `=== ask` and `=== evidence`. A changed text gets a new
-number, by which the ledger identifies the prompt of each draft.
+for every sample so that it can be cached, with one worked example), `=== ask` and `=== evidence`.
+A changed text gets a new number, by which the ledger identifies the prompt of each draft; the files
+of earlier numbers stay, so that the drafts of old ledgers can be traced to their prompts. Every
+language model gets the same prompts.
 """
 
 import hashlib
@@ -17,7 +19,7 @@ from string import Template
 import networkx as nx
 
 from ehrr1.graph.evidence import cited_as, latest_time, strength
-from ehrr1.prompts.messages import THINK_CLOSE, answer_text, mended
+from ehrr1.prompts.messages import THINK_CLOSE, answer_text, broken, mended
 from ehrr1.reasoning.chain import BAR
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import event_markdown
@@ -25,7 +27,7 @@ from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.context import preamble_length
 from ehrr1.tasks.samples import Sample
 
-DECISION, PROSE, RISK = "decision.v1", "prose.v1", "risk.v1"
+DECISION, PROSE, RISK = "decision.v2", "prose.v2", "risk.v2"
 VERSIONS = frozenset({DECISION, PROSE, RISK})
 
 CHARS_PER_TOKEN = 2.5
@@ -35,6 +37,9 @@ Records consist of names and numbers: 2.5 characters per token on the MIMIC-IV d
 tokenizer (English prose: 4).
 """
 
+
+OVERHEAD = 64
+"""Maximum number of tokens that an endpoint or a chat template adds to the texts of a prompt."""
 
 EVIDENCE_SHARE = 1 / 3
 """Maximum share of a prompt used by evidence; the weakest evidence beyond it is left out."""
@@ -77,6 +82,12 @@ class Prompt:
     def estimated_tokens(self) -> int:
         """Return the estimated number of tokens."""
         return round(self.chars / CHARS_PER_TOKEN)
+
+    @property
+    def max_tokens(self) -> int:
+        """Return an upper bound of the number of tokens: one per UTF-8 byte, and `OVERHEAD`."""
+        texts = (self.system, self.record, self.question)
+        return sum(len(broken(text).encode()) for text in texts) + OVERHEAD
 
     def messages(self) -> list[dict[str, str]]:
         """Return the prompt as a chat of two messages, for local models."""

@@ -33,8 +33,8 @@ from ehrr1.prompts.messages import answer_text
 from ehrr1.reasoning import anthropic_messages, openai_completions
 from ehrr1.reasoning.anthropic_batches import write_batches
 from ehrr1.reasoning.ledger import FINISHED, Advance, Ledger
-from ehrr1.reasoning.prices import estimate, estimate_table
-from ehrr1.reasoning.prompting import CHARS_PER_TOKEN, VERSIONS, Limit, Prompt, write_prompt
+from ehrr1.reasoning.prices import cacheable_length, estimate, estimate_table
+from ehrr1.reasoning.prompting import VERSIONS, Limit, Prompt, write_prompt
 from ehrr1.reasoning.screening import RULES, best, screen
 from ehrr1.reasoning.template import write_template
 from ehrr1.records.events import Event
@@ -193,7 +193,8 @@ def ask(work: Work, ledger: Ledger, asker: Asker) -> Metrics:
 
     `asked` counts drafts, `failed` those without an answer, `prompt/<version>` answers by version
     of the prompt, `cut_samples` the records that lost `cut_events` to fit; `tokens_in`,
-    `tokens_out`, `cache_write`, `cache_read` and `cost_usd` are what was spent. Raises UserError if
+    `tokens_out`, `cache_write`, `cache_read` and `cost_usd` are what was spent, `unsure_tokens` and
+    `unsure_usd` what requests without an answer may have cost at most. Raises UserError if
     not one draft was written.
     """
     refuse_other_prompts(ledger)
@@ -290,7 +291,10 @@ def graphed_samples(prepared: Prepared, graphs: Path) -> dict[str, Sample]:
 
 
 def dry_run(cfg: Config, inputs: dict[str, Path], folder: Path) -> None:
-    """Show what a run in `folder` would ask and what it would cost at most. Asks nothing."""
+    """Print the requests of a run in `folder`, their expected and their maximum cost.
+
+    Nothing is sent.
+    """
     work = Work(cfg, Prepared(inputs["prepare"]), inputs["graph"] / "graphs.jsonl")
     ledger, settings = folder / LEDGER, cfg.chains
     assert isinstance(settings, ModelChains)
@@ -299,11 +303,10 @@ def dry_run(cfg: Config, inputs: dict[str, Path], folder: Path) -> None:
     wanted = {sample_id: list(every) for sample_id in work.asked()}
     if ledger.exists():
         with Ledger(ledger) as begun:
+            refuse_other_prompts(begun)
             begun.begin(wanted, settings.drafts)
             wanted = begun.wanted()
     prompts = track(work.prompts(wanted.keys(), limits), "building prompts", len(wanted))
-    found = estimate(
-        ((prompt, len(wanted[sample_id])) for sample_id, prompt in prompts), settings.max_tokens
-    )
-    counted = f"{CHARS_PER_TOKEN} characters a token"
-    Console().print(estimate_table(found, settings, counted))
+    asked = ((prompt, len(wanted[sample_id])) for sample_id, prompt in prompts)
+    found = estimate(asked, cacheable_length(settings))
+    Console().print(estimate_table(found, settings))
