@@ -54,6 +54,9 @@ from ehrr1.tasks.selection import select
 
 console = Console(stderr=True)
 
+TUNED_SHARE = 4
+"""The baselines have one validation sample per task for this many training samples."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -225,7 +228,8 @@ def tuning_samples(cfg: Config, study: Study) -> list[Sample]:
     if cfg.eval.split == "validation" or cfg.eval.shots:
         return []
     pool = study.prepared.scan("validation", study.index["task"].unique().to_list())
-    chosen = select(pool, cfg.eval.baselines.samples_per_task, cfg.seed)
+    count = cfg.eval.baselines.samples_per_task
+    chosen = select(pool, None if count is None else max(1, count // TUNED_SHARE), cfg.seed)
     return study.prepared.as_samples(chosen)
 
 
