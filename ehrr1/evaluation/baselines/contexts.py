@@ -81,8 +81,9 @@ def read_contexts(
     events are shown share a bag.
     """
     table = BagTable()
-    rows: dict[str, dict[str, int]] = {"": {}} | ({"_cut": {}} if reader else {})
-    repeated: dict[str, dict[str, list[str]]] = {suffix: {} for suffix in rows}
+    suffixes = ("", "_cut") if reader else ("",)
+    rows: dict[str, dict[str, int]] = {suffix: {} for suffix in suffixes}
+    repeated: dict[str, dict[str, list[str]]] = {suffix: {} for suffix in suffixes}
     groups = by_context(samples)
     for group in track(groups.values(), "baselines: contexts", len(groups)):
         events = prepared.context(group[0])
