@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ehrr1.errors import UserError
-from ehrr1.evaluation.baselines.text_bags import text_bag
+from ehrr1.evaluation.baselines.features import bag_of_events
 from ehrr1.records.markdown import record_markdown
 from ehrr1.runs import Run
 from ehrr1.stages import prepare
@@ -131,11 +131,14 @@ def test_admissions_become_samples(tmp_path: Path) -> None:
     events = world.context(disease)
     assert record_markdown(events) == RECORD and preamble_length(events) == 1
     assert [event.time for event in events] == [None] * 4
-    assert text_bag(events[1])[0] == [
-        "Labotary Test Events",
-        "Labotary Test Events/White Blood Cells",
-        "Labotary Test Events/50000",
-    ]
+    laboratory = bag_of_events(events[1:2])
+    assert laboratory.counts == {
+        "Labotary Test Events": 1,
+        "Labotary Test Events/White Blood Cells": 1,
+        "Labotary Test Events/50000": 1,
+        "Labotary Test Events/50000.Valuenum=hold": 1,
+    }
+    assert laboratory.numbers["Labotary Test Events/White Blood Cells.Valuenum max"] == 12
     assert [(s.task, s.target, s.subject_id) for s in others] == [
         ("cdm_disease", ("pancreatitis",), 21),  # no note: the admission stands for the patient
         ("cdm_icd", ("Fever",), 21),

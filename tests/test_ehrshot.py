@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from ehrr1.errors import UserError
-from ehrr1.evaluation.baselines.text_bags import text_bag
+from ehrr1.evaluation.baselines.features import bag_of_events
 from ehrr1.records.markdown import record_markdown
 from ehrr1.runs import Run
 from ehrr1.stages import prepare
@@ -175,15 +175,19 @@ def test_a_context_is_what_was_known(tmp_path: Path) -> None:
     assert later == RECORD + drug
     assert "2099" not in later and "Low" not in later
     assert (early.n_context_rows, late.n_context_rows) == (4, 5)
-    assert text_bag(events[0]) == (
-        ["Patient Demographics"],
-        {"Patient Demographics.Anchor_Age": 64.0, "Patient Demographics.Gender=F": 1.0},
-    )
-    assert text_bag(events[2])[0] == [
-        "Measurement",
-        "Measurement/Creatinine",
-        "Measurement/LOINC/718-7",
-    ]
+    who, measured = bag_of_events(events[:1]), bag_of_events(events[2:3])
+    assert who.counts == {
+        "Patient Demographics": 1,
+        "Patient Demographics.Gender=F": 1,
+        "Patient Demographics.Race=White": 1,
+    }
+    assert who.numbers["Patient Demographics.Anchor_Age latest"] == 64
+    assert measured.counts == {
+        "Measurement": 1,
+        "Measurement/Creatinine": 1,
+        "Measurement/LOINC/718-7": 1,
+    }
+    assert measured.numbers["Measurement/LOINC/718-7.Value latest"] == 11.5
 
 
 def test_long_records_lose_their_oldest_rows(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ehrr1.evaluation.aggregate import last_result, pairs, summarise
-from ehrr1.evaluation.baselines.learners import Boosting, Frequency, bag_of_items, most_frequent
+from ehrr1.evaluation.baselines.decisions import Frequency, most_frequent
 from ehrr1.evaluation.bootstrap import Resamples, estimate
 from ehrr1.evaluation.metrics import macro, weighted_auprc, weighted_auroc, weighted_mean
 from ehrr1.evaluation.predictions import (
@@ -24,7 +24,7 @@ from ehrr1.evaluation.predictions import (
 from ehrr1.evaluation.scores import counts, one_class, score
 from ehrr1.evaluation.tables import WIDTH, difference_table, heading, score_text, task_tables
 from ehrr1.tasks.catalog import TASKS
-from tests.test_graph import event, sample
+from tests.test_graph import sample
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -149,38 +149,6 @@ def test_frequency_chooses_k_by_training_f1() -> None:
     baseline = Frequency([sample(0, "emar", "A"), sample(1, "emar", "A", "B")])
     said, unknown = baseline.predict([sample(2, "emar", "B"), sample(3, "poe", "X")])
     assert said["prediction"] == "a" and unknown["prediction"] == ""
-
-
-def test_bag_counts_items_and_flags_and_reads_numbers() -> None:
-    labs = event("labevents", 3, ["K", "K", "Na"], Flag="abnormal")
-    vitals = event("triage", 4, [""], Heartrate="88", Pain="none")
-    assert bag_of_items([labs, vitals]) == {
-        "labevents": 1,
-        "labevents/K": 2,
-        "labevents/K/abnormal": 2,
-        "labevents/Na": 1,
-        "labevents/Na/abnormal": 1,
-        "triage": 1,
-        "triage.Heartrate": 88.0,
-    }
-
-
-def test_boosting_learns_what_is_there_and_tells_one_class() -> None:
-    generator = np.random.default_rng(0)
-    samples, bags = [], {}
-    for number in range(400):
-        ill = bool(generator.random() < 0.4)
-        items = {"labevents/lactate": float(generator.random() < (0.8 if ill else 0.2))}
-        bags[str(number)] = items | {"labevents/K": 1.0}
-        samples.append(sample(number, "Inpatient_Mortality", "yes" if ill else "no"))
-        samples.append(sample(number, "ICU_Stay_7day", "no"))
-    boosting = Boosting()
-    boosting.fit(samples[:600], bags)
-    table = frame("boosting", boosting.predict(samples[600:], bags))
-    found = score(table, Resamples.draw(range(400), 20, 0), ["Inpatient_Mortality"])
-    assert found["risk/auroc/macro"][0] > 0.7
-    one = table.filter(pl.col("task") == "ICU_Stay_7day")
-    assert one["probability"].unique().to_list() == [0.0]
 
 
 def test_summary_names_models_baselines_differences_and_compares_common_samples() -> None:

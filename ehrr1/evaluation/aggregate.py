@@ -24,6 +24,7 @@ STARTS = ("untrained", "base")
 
 BASELINES = (
     *("frequency", "list_frequency", "list_only"),
+    *("copy", "copy_cut", "knn", "knn_cut", "linear", "linear_cut"),
     *("logistic", "logistic_cut", "boosting", "boosting_cut"),
 )
 

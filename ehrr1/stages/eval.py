@@ -28,6 +28,7 @@ from ehrr1.errors import UserError
 from ehrr1.evaluation import chat, shots
 from ehrr1.evaluation.aggregate import STARTS, summarise
 from ehrr1.evaluation.baselines.bags import learn_baselines, of_kind
+from ehrr1.evaluation.baselines.contexts import PromptReader
 from ehrr1.evaluation.compare import compare
 from ehrr1.evaluation.list_only import list_baselines
 from ehrr1.evaluation.matching import with_matches
@@ -35,7 +36,7 @@ from ehrr1.evaluation.meds_export import export
 from ehrr1.evaluation.opening import Builders, opened, reader
 from ehrr1.evaluation.predict import Predictor, Rows, Writing
 from ehrr1.evaluation.prediction_store import PredictionStore, speed
-from ehrr1.evaluation.predictions import SCHEMA
+from ehrr1.evaluation.predictions import DIRECT, SCHEMA
 from ehrr1.evaluation.report import publish
 from ehrr1.evaluation.subgroups import with_subgroups
 from ehrr1.evaluation.tables import score_text
@@ -55,6 +56,9 @@ console = Console(stderr=True)
 
 MEASURED = ("seconds", "samples_per_second")
 """Last parts of the names of metrics that do not follow from the predictions."""
+
+TUNED_SHARE = 4
+"""The baselines have one validation sample per task for this many training samples."""
 
 
 @dataclass(frozen=True)
@@ -178,23 +182,23 @@ def share_of(sample: Sample, shares: int) -> int:
 def baselines(cfg: Config, run: Run, study: Study, result: Target) -> pl.DataFrame:
     """Return the rows of the baselines, kept like those of the models.
 
-    They learn from the training split, which a benchmark file may lack. `_cut` baselines read what
-    the token limit of `result` leaves of a record, the others all of it; `list_` baselines read a
-    list of candidates alone, where questions come with one.
+    They learn from the training split, which a benchmark file may lack, and choose their
+    hyper-parameters on the validation split. `_cut` baselines read what the prompts of `result`
+    show of a record, the others all of it; `list_` baselines read a list of candidates alone, where
+    questions come with one.
     """
     part = run.folder / "parts" / "baselines.parquet"
     if not part.exists():
         samples = study.prepared.as_samples(study.index)
-        train = training_samples(cfg, study)
-        prompt_builder = (
-            None if cfg.engine.name == "anthropic" else reader(cfg, result, run.inputs, {})
-        )
+        train, validation = training_samples(cfg, study), tuning_samples(cfg, study)
+        prompts = None if cfg.engine.name == "anthropic" else prompt_reader(cfg, run, study, result)
         with replacing(part) as path:
             found = learn_baselines(
                 study.prepared,
                 train,
+                validation,
                 samples,
-                prompt_builder,
+                prompts,
                 cfg.eval.baselines.max_features,
                 cfg.seed,
             )
@@ -216,6 +220,33 @@ def training_samples(cfg: Config, study: Study) -> list[Sample]:
     pool = study.prepared.scan("train", study.index["task"].unique().to_list())
     chosen = select(pool, cfg.eval.baselines.samples_per_task, cfg.seed)
     return study.prepared.as_samples(chosen)
+
+
+def tuning_samples(cfg: Config, study: Study) -> list[Sample]:
+    """Return the samples of the validation split for choosing the baselines' hyper-parameters.
+
+    There are none where the validation split is scored, or where models are shown a few examples
+    (`eval.shots`): the baselines then have no more samples than those.
+    """
+    if cfg.eval.split == "validation" or cfg.eval.shots:
+        return []
+    pool = study.prepared.scan("validation", study.index["task"].unique().to_list())
+    count = cfg.eval.baselines.samples_per_task
+    chosen = select(pool, None if count is None else max(1, count // TUNED_SHARE), cfg.seed)
+    return study.prepared.as_samples(chosen)
+
+
+def prompt_reader(cfg: Config, run: Run, study: Study, result: Target) -> PromptReader:
+    """Return the prompts of `result`, which decide what `_cut` baselines read."""
+    prompt_builder = reader(cfg, result, run.inputs, {})
+    risk, decision = result.risk or result.decision, result.decision or result.risk
+    return PromptReader(
+        prompt_builder,
+        risk or DIRECT,
+        decision or DIRECT,
+        Candidates.of(study.prepared, cfg.seed) if cfg.candidates == "list" else None,
+        shots.heads(cfg, study.prepared, prompt_builder, study.tasks),
+    )
 
 
 def told(

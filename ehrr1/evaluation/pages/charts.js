@@ -27,7 +27,7 @@ function mark(parent, result, x, y, size = 3.6, hollow = false) {
   else draw(parent, "circle", {class: classes, cx: x, cy: y, r: size});
 }
 
-const DASHES = {boosting: "7 3", boosting_cut: "7 3 1.5 3", logistic: "3 3", logistic_cut: "3 3 1 3", frequency: "1 3", list_frequency: "1 3", list_only: "3 3"};
+const DASHES = {boosting: "7 3", boosting_cut: "7 3 1.5 3", logistic: "3 3", logistic_cut: "3 3 1 3", frequency: "1 3", copy: "1 3", copy_cut: "1 3", knn: "3 3", knn_cut: "3 3 1 3", linear: "7 3", linear_cut: "7 3 1.5 3", list_frequency: "1 3", list_only: "3 3"};
 const coloured = result => ({style: `color: var(--${result.colour})`});
 
 /** Round steps that cut a range into about `count` parts. */
