@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from ehrr1.graph.text.mentions import EVIDENCE, Mention, Reader, open_reader, open_source
+from ehrr1.graph.text.rule_tables import table
 from tests.conftest import shared_folder
 from tests.test_linking import open_concepts
 
@@ -18,6 +19,8 @@ if importlib.util.find_spec("medspacy") is None:
     pytest.skip("no medspaCy: make setup", allow_module_level=True)
 
 GOLD_EVIDENCE = {"affirmed", "uncertain", "chronic"}
+STATUSES = GOLD_EVIDENCE | {"negated", "family", "historical", "hypothetical", "other"}
+TOTAL = 329
 GOLD = Path(__file__).with_name("gold_mentions.txt")
 _MARKED = re.compile(r"\[(?P<words>[^|\]=]+)(?:=(?P<name>[^|\]]+))?\|(?P<status>\w+)\]")
 
@@ -128,3 +131,33 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
         pytest.skip("no open data: set EHRR1_SHARED to a folder with data/concepts")
     dictionary = shared / "data" / "concepts" / "concepts.tsv.gz"
     return open_reader(open_source(open_concepts(dictionary, tmp_path_factory.mktemp("cache"))))
+
+
+@pytest.mark.parametrize("half", ["develop", "held out"])
+def test_what_is_evidence_is_right_and_most_is_found(reader: Reader, half: str):
+    found = score(reader, half)
+    assert found.marked > 100
+    assert found.precision >= 0.97, found.faults
+    assert found.recall >= 0.85, found.faults
+
+
+def test_the_gold_set_is_marked_as_it_says():
+    halves = [list(snippets(half)) for half in ("develop", "held out")]
+    assert [len(half) for half in halves] == [20, 20]
+    marked = Counter(one.status for half in halves for snippet in half for one in snippet.mentions)
+    assert marked.keys() == STATUSES
+    assert marked.total() - marked["other"] == TOTAL
+
+
+def test_every_abbreviation_has_a_source_and_a_concept():
+    shared = shared_folder()
+    if shared is None:
+        pytest.skip("no open data: set EHRR1_SHARED to a folder with data/concepts")
+    from ehrr1.graph.text.dictionary import read_dictionary
+    from ehrr1.graph.text.text_terms import choose
+
+    chosen = choose(read_dictionary(shared / "data" / "concepts" / "concepts.tsv.gz"))
+    terms = {term.lower() for term in chosen["term"]}
+    rows = table("abbreviations")
+    assert all(source for _, _, source in rows)
+    assert [short for short, _, _ in rows if short.lower() not in terms] == []
