@@ -50,6 +50,10 @@ A:21	allergies	Disease or Syndrome	MeSH
 A:50	primary hypertension	Disease or Syndrome	DOID	high blood pressure
 """
 
+FEVER_THEN_PNEUMONIA = {"fever": "historical", "pneumonia": "affirmed"}
+HEPARIN_ENDED = {"Heparin": "historical", "penicillin": "affirmed"}
+SIGNED = {"fever": "affirmed", "chest pain": "negated"}
+
 STATUSES = [
     ("Chest pain, fever", {"Chest pain": "affirmed", "fever": "affirmed"}),
     ("He denied fever but has chest pain.", {"fever": "negated", "chest pain": "affirmed"}),
@@ -78,15 +82,54 @@ STATUSES = [
     ("Pneumothorax cannot be excluded.", {"Pneumothorax": "uncertain"}),
     (
         "This man with a history of diabetes presented with fever.",
-        {"diabetes": "historical", "fever": "affirmed"},
+        {"diabetes": "chronic", "fever": "affirmed"},
     ),
     ("No history of stroke.", {"stroke": "negated"}),
     ("Mother with breast cancer.", {"breast cancer": "family"}),
     ("Breast cancer in mother. Fever.", {"Breast cancer": "family", "Fever": "affirmed"}),
     ("Family History:\nFather: stroke\nno diabetes", {"stroke": "family", "diabetes": "negated"}),
-    ("Past Medical History:\nHTN, stroke", {"HTN": "historical", "stroke": "historical"}),
+    ("Past Medical History:\nHTN, stroke", {"HTN": "chronic", "stroke": "chronic"}),
     ("Allergies: penicillin", {"penicillin": "hypothetical"}),
     ("Discharge Instructions:\nReturn if you have fever", {"fever": "hypothetical"}),
+    # sections without blank lines, behind a long line and before a heading that no rule lists
+    (
+        "Family History: the patient's father had a myocardial event; mother stroke\n"
+        "Social History: fever",
+        {"stroke": "family", "fever": "affirmed"},
+    ),
+    ("Past Medical History:\nfever\nPertinent Findings:\npneumonia", FEVER_THEN_PNEUMONIA),
+    ("Past Medical History:\nfever\nSTUDIES OF NOTE: pneumonia", FEVER_THEN_PNEUMONIA),
+    ("Family History:\nMother:\nstroke", {"stroke": "family"}),
+    # past history: chronic, unless it is over, denied, or of another
+    ("PMH of HTN, fever", {"HTN": "chronic", "fever": "historical"}),
+    ("Past Medical History:\nHTN, resolved", {"HTN": "historical"}),
+    ("Past Medical History:\nno diabetes", {"diabetes": "negated"}),
+    ("Past Medical History:\npossible HTN", {"HTN": "uncertain"}),
+    ("History of HTN on heparin", {"HTN": "chronic", "heparin": "affirmed"}),
+    # no change is no absence, nor is an exclusion that failed
+    ("No interval change in the pneumonia.", {"pneumonia": "affirmed"}),
+    ("Not only pneumonia but also fever.", {"pneumonia": "affirmed", "fever": "affirmed"}),
+    ("Cannot rule out pneumonia.", {"pneumonia": "uncertain"}),
+    ("Pneumonia could not be ruled out.", {"Pneumonia": "uncertain"}),
+    # a drug that is held, a problem that is over
+    ("Heparin was held for fever.", {"Heparin": "historical", "fever": "affirmed"}),
+    ("Held heparin given fever", {"heparin": "historical", "fever": "affirmed"}),
+    ("Heparin discontinued, started penicillin", HEPARIN_ENDED),
+    ("# Fever: resolved", {"Fever": "historical"}),
+    (
+        "Fever has resolved but chest pain goes on",
+        {"Fever": "historical", "chest pain": "affirmed"},
+    ),
+    # signs
+    ("(+) fever (-) chest pain, stroke", SIGNED | {"stroke": "negated"}),
+    ("+fever, -chest pain. Stroke", SIGNED | {"Stroke": "affirmed"}),
+    ("fever (+), chest pain (-), stroke", SIGNED | {"stroke": "affirmed"}),
+    (
+        "- fever\n-stroke\n- chest pain",
+        {"fever": "affirmed", "stroke": "affirmed", "chest pain": "affirmed"},
+    ),
+    ("heparin - fever", {"heparin": "affirmed", "fever": "affirmed"}),
+    ("Heparin 5000 unit PRN chest pain", {"Heparin": "affirmed", "chest pain": "hypothetical"}),
     ("HISTORY: woman with chest pain", {"chest pain": "affirmed"}),
     ("Family History:\nstroke\nPhysical Exam:\nfever", {"stroke": "family", "fever": "affirmed"}),
 ]
@@ -104,7 +147,9 @@ FOUND = {
     # abbreviations in capitals only, and only those that mean one thing
     "HTN and htn": [("A:5", "HTN")],
     "AIDS, hearing aids": [("A:10", "AIDS")],
-    "SNF and PNA and CHF": [("A:17", "CHF")],
+    "SNF and PNA and CHF": [("A:1", "PNA"), ("A:17", "CHF")],
+    "DM2, C/P, sob or SOB": [],  # meanings that this dictionary lacks
+    "CP -> cp": [("A:3", "CP")],
     # a catalogue's spelling, everyday words, general types, MIMIC's own items
     "pain, chest clear": [("A:4", "pain")],
     "lead lung breathing heart rate": [],

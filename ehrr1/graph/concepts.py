@@ -83,7 +83,7 @@ def event_texts(event: Event) -> list[str]:
 def occurrences(context: Sequence[Event], read: Reader | None = None) -> Iterator[Occurrence]:
     """Yield every concept of every event of a context, oldest event first.
 
-    With `read`, free text is included: mentions that are affirmed or uncertain and refer to the
+    With `read`, free text is included: affirmed, uncertain and chronic mentions that refer to the
     patient at present. Mentions that are negated, hypothetical or historical, or that refer to the
     family, are skipped.
     """

@@ -3,7 +3,11 @@
 Notes of MIMIC are wrapped at about 75 characters, in the middle of sentences ("no evidence of" /
 "pneumonia"). A line break can also end a sentence, namely where the line ends a list item, a
 heading or a paragraph. A break is therefore treated as a wrap if it is a single break, the line
-before it is long and does not end like a sentence, and the next line begins like running text.
+before it is long and does not end like a sentence, and the next line begins like running text and
+not like a heading.
+
+A sign is separated from the finding that it marks ("-fever", "+cough"), which the tokenizer would
+take as one word.
 """
 
 import re
@@ -13,9 +17,12 @@ from typing import NamedTuple
 WRAPPED_FROM = 50
 """Minimum number of characters of a line that may have been wrapped."""
 
-_SPACE = re.compile(r"[ \t\xa0]*(?:\r?\n[ \t\xa0]*)+|[ \t\xa0]{2,}|[\t\xa0]")
+_SPACE = re.compile(
+    r"[ \t\xa0]*(?:\r?\n[ \t\xa0]*)+|[ \t\xa0]{2,}|[\t\xa0]"
+    r"|(?:(?<=[\s(,;/][-+])|(?<=\A[-+]))(?=[A-Za-z])"  # between a sign and a word
+)
 _ENDS = ".:;?!"
-_GOES_ON = re.compile(r"[A-Za-z(]|\d+(?![.)\d])")
+_GOES_ON = re.compile(r"(?![A-Z][\w/&' -]{1,50}:(?:\s|\Z))[A-Za-z(]|\d+(?![.)\d])")
 
 
 class Flowed(NamedTuple):

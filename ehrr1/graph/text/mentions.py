@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ehrr1.config.records import Concepts, ItemConcepts, UmlsConcepts
+from ehrr1.files import fingerprint
 from ehrr1.graph.text.clinical import require_clinical
 from ehrr1.graph.text.flowed_text import flow
 from ehrr1.graph.text.linking import SALTS
+from ehrr1.graph.text.rule_tables import FILES
 
 if TYPE_CHECKING:
     from spacy.language import Language
@@ -28,11 +30,14 @@ if TYPE_CHECKING:
 
     from ehrr1.graph.text.assertion import Assertions, Section, Sections
 
-VERSION = "1"
+VERSION = "2"
 """Version of the reader; increase it when a reader finds other mentions in the same text."""
 
-EVIDENCE = frozenset({"affirmed", "uncertain"})
-"""The statuses of mentions that refer to the patient at present."""
+EVIDENCE = frozenset({"affirmed", "uncertain", "chronic"})
+"""The statuses of mentions that refer to the patient at present.
+
+A chronic condition of the past history is still present.
+"""
 
 
 class Mention(NamedTuple):
@@ -40,7 +45,8 @@ class Mention(NamedTuple):
 
     name: the concept's preferred name. section: medspaCy's category ("past_medical_history"), ""
     before the first heading. status: affirmed, uncertain, negated, family, historical (also: in the
-    past medical history) or hypothetical (also: an allergy, an instruction).
+    past medical history, resolved, a drug that is held), chronic (historical, of a condition that
+    lasts) or hypothetical (also: an allergy, an instruction).
     """
 
     concept_id: str
@@ -64,8 +70,8 @@ class TextSource:
 
     @property
     def fingerprint(self) -> str:
-        """Return a hash of the source and of package versions, which identifies the results."""
-        parts = (VERSION, self.kind, self.path.stem, f"{self.threshold}")
+        """Return a hash of the source, the rules and package versions: what results rest on."""
+        parts = (VERSION, fingerprint(FILES), self.kind, self.path.stem, f"{self.threshold}")
         packages = [f"{name} {version(name)}" for name in ("spacy", "medspacy")]
         return hashlib.sha256("\n".join((*parts, *packages)).encode()).hexdigest()[:16]
 
@@ -91,12 +97,11 @@ class Reader:
         headings = {place for section in sections for place in range(section.start, section.end)}
         spans = [span for span in without_salts(self._find(doc)) if span.start not in headings]
         places = [_section(sections, span) for span in spans]
+        names = [self._name_of(span.label_) for span in spans]
+        statuses = self._assertions(doc, spans, places, names)
         mentions = []
-        for span, section, status in zip(
-            spans, places, self._assertions(doc, spans, places), strict=True
-        ):
+        for span, section, name, status in zip(spans, places, names, statuses, strict=True):
             start, end = flowed.original(span.start_char, span.end_char)
-            name = self._name_of(span.label_)
             mentions.append(Mention(span.label_, name, start, end, section, status))
         return mentions
 

@@ -5,8 +5,11 @@ Not every name of a concept has its meaning in prose. These are left out:
 - names of concepts of MIMIC's own item lists and of general types ("lung", "male", "eating":
   `TEXT_TYPES`);
 - names with a comma or a bracket (catalogue entries such as "Pain, Chest"), of more than six words,
-  or with fewer than four letters, except a list of abbreviations (`ABBREVIATIONS`);
+  or with fewer than four letters;
 - single words of everyday English (`EVERYDAY`).
+
+`abbreviations.tsv` adds abbreviations that mean one thing in a hospital and takes precedence: a
+catalogue of syndromes has other meanings for HLD and IBD, and also contains SNF, NAD and PCA.
 
 A single word in capitals ("HTN", "COPD") is an abbreviation and is matched in capitals only. All
 other names are matched in any case. `dictionary.terms` decides which of two concepts with the same
@@ -32,9 +35,10 @@ from ehrr1.graph.text.dictionary import (
     read_dictionary,
     terms,
 )
+from ehrr1.graph.text.rule_tables import FILES, table
 from ehrr1.progress import track
 
-VERSION = "1"
+VERSION = "2"
 """Version of this module's rules; increase it when they change."""
 MAX_WORDS = 6
 
@@ -54,16 +58,6 @@ _EVERYDAY = """
 """
 EVERYDAY = frozenset(_EVERYDAY.split()) | STOP_WORDS
 """Words that are names of concepts but usually mean something else in a note."""
-
-_ABBREVIATIONS = """
-    AKI ALS BPH BUN CAD CHF CKD CLL CML CPR CVA DIC DKA DVT ECG EEG EKG GBM GDM HPV HTN IBD ILD
-    INR IPF ITP OCD OSA PID PKU RCC RSV TIA TSS UTI
-"""
-ABBREVIATIONS = frozenset(_ABBREVIATIONS.split())
-"""Abbreviations of three letters with only one meaning in a hospital.
-
-Most others are ambiguous: a catalogue of syndromes also contains SNF, NAD and PCA.
-"""
 
 TEXT_TYPES = GENERAL_TYPES | {"Biologic Function"}
 """Semantic types that are not searched, such as breathing and eating."""
@@ -92,19 +86,46 @@ def choose(concepts: pl.DataFrame) -> pl.DataFrame:
     capitals = one_word & (text.str.to_uppercase() == text)
     everyday = one_word & text.str.to_lowercase().is_in(EVERYDAY)
     unsuited = text.str.contains(r"[,;()\[\]{}<>]") | (text.str.count_matches(" ") >= MAX_WORDS)
-    return (
+    searched = (
         terms(concepts)
         .filter(
             ~pl.col("semantic_type").is_in(TEXT_TYPES),
             ~pl.col("source").str.starts_with(ITEM_LISTS),
-            (letters >= 4) | text.is_in(ABBREVIATIONS),
+            letters >= 4,
             ~everyday,
             ~unsuited,
         )
         .with_columns(term=pl.when(capitals).then(text).otherwise(text.str.to_lowercase()))
         .with_columns(capitals=capitals)
         .select("term", "capitals", "concept_id", "name")
+    )
+    every = pl.concat([_abbreviations(concepts), searched])
+    return every.unique("term", keep="first", maintain_order=True)
+
+
+def _abbreviations(concepts: pl.DataFrame) -> pl.DataFrame:
+    """Return the abbreviations whose meaning the dictionary has, with the columns of `choose`.
+
+    A meaning may be of a type that is not searched otherwise: MRSA is an organism.
+    """
+    meanings = [
+        (abbreviation, name) for abbreviation, names, _ in table("abbreviations")
+        for name in names.split("|")
+    ]  # fmt: skip
+    capitals = pl.col("term").str.to_uppercase() == pl.col("term")
+    named = terms(concepts).filter(~pl.col("source").str.starts_with(ITEM_LISTS)).select(
+        pl.col("term").str.to_lowercase().alias("meaning"), "concept_id", "name"
+    )  # fmt: skip
+    first = named.unique("meaning", keep="first", maintain_order=True)
+    return (
+        pl.DataFrame(meanings, ["term", "meaning"], orient="row")
+        .join(first, on="meaning", maintain_order="left")
         .unique("term", keep="first", maintain_order=True)
+        .with_columns(capitals=capitals)
+        .with_columns(
+            term=pl.when("capitals").then("term").otherwise(pl.col("term").str.to_lowercase())
+        )
+        .select("term", "capitals", "concept_id", "name")
     )
 
 
@@ -116,7 +137,7 @@ def prepared_terms(dictionary: Path, cache: Path, nlp: Language) -> Path:
     UserError, naming `concepts.dictionary`, if the dictionary cannot be read.
     """
     read_dictionary(dictionary)  # raises UserError for an unusable file
-    name = fingerprint([dictionary], VERSION, version("spacy"), version("medspacy"))
+    name = fingerprint([dictionary, *FILES], VERSION, version("spacy"), version("medspacy"))
     file = cache / f"terms-{name}.tsv"
     with locked(file.with_suffix(".lock")):
         if not file.exists():
