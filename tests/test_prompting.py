@@ -20,7 +20,7 @@ from ehrr1.reasoning.prompting import (
     version_for,
     write_prompt,
 )
-from ehrr1.reasoning.screening import HEDGING
+from ehrr1.reasoning.wording import HEDGING
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import record_markdown
 from tests.test_graph import event, sample

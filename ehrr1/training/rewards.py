@@ -14,7 +14,9 @@ The release's defects are mended: a blank line after </think> does no harm, case
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from ehrr1.reasoning.chain import Citable, faithfulness, parse_chain
+from ehrr1.reasoning.chain import parse_chain
+from ehrr1.reasoning.claims import faithfulness
+from ehrr1.reasoning.facts import Citable
 from ehrr1.scoring.answers import Kind, has_both_cases, read_answer, split_think
 from ehrr1.scoring.proper import WORST_BRIER, WORST_LOG, brier, log_score
 from ehrr1.scoring.sets import set_scores
