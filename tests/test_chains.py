@@ -156,7 +156,7 @@ RISK = sample(2, "ED_Hospitalization", "yes")
         (cases(FOR_YES, FOR_YES) + "\nThe answer: yes", ("betrayal",)),
         (cases(FOR_YES, FOR_YES) + "\nYes.", ("betrayal",)),
         (cases(FOR_YES, FOR_YES) + "\nIt could be so.", ("hedging",)),
-        (chain(GOOD[0], GOOD[1], "Insulin"), ("sections",)),
+        (chain(GOOD[0], "Na | -> | Insulin", "Insulin"), ("sections",)),
     ],
 )
 def test_a_question_of_yes_or_no_is_argued_both_ways(draft: str, rules: tuple[str, ...]) -> None:

@@ -20,7 +20,8 @@ A chain on a yes/no question argues for each outcome in turn and does not decide
     ## Case for no
     Urine Output | Output Events | 07:00
 
-Lines of these cases that do not have two bars are prose.
+Lines of these cases that do not have two bars are prose. A line of reasoning may have the state of
+its item as a cell (`Glucose | high | -> | Insulin`), or be prose.
 """
 
 from collections.abc import Sequence

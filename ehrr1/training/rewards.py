@@ -197,10 +197,12 @@ def faithfulness_reward(
     citable: Sequence[Citable | None],
     **columns: Sequence[Any],
 ) -> Values:
-    """Return the share of a chain's citations that its context holds (item, value, heading, time).
+    """Return the share of a chain's claims that hold, by the function that screens chains.
 
-    `citable` is `reasoning.chain.citable` of the context. None where no chain was asked for, and
-    where nothing can be cited, as in a context that came as text; 0 where no chain can be read.
+    Claims are the citations, what the reasoning states of cited items, and the results, which need
+    a reason (`reasoning.claims.check`). `citable` has the facts of the context. None where no chain
+    of three sections was asked for, and where nothing can be cited, as in a context that came as
+    text; 0 where no chain can be read.
     """
     return [_faithful(*one) for one in zip(completions, think, citable, strict=True)]
 
