@@ -63,8 +63,8 @@ _LOOP = re.compile(r"\b(\w+)\b(?:\W+\1\b){3,}", re.IGNORECASE)
 class Verdict:
     """The result of screening a draft.
 
-    rejected_by: the rules that it breaks; empty if it may be kept. faithfulness: the share of claims
-    that hold (`claims.check`); in free prose, the share of lines that name an item of the
+    rejected_by: the rules that it breaks; empty if it may be kept. faithfulness: the share of
+    claims that hold (`claims.check`); in free prose, the share of lines that name an item of the
     context. coverage: the share of the answer that it derives.
     """
 
