@@ -5,7 +5,9 @@ from datetime import datetime, timedelta
 import networkx as nx
 import pytest
 
-from ehrr1.reasoning.chain import citable, faithfulness, parse_chain, written_time
+from ehrr1.reasoning.chain import parse_chain, written_time
+from ehrr1.reasoning.claims import faithfulness
+from ehrr1.reasoning.facts import Citable
 from ehrr1.reasoning.screening import Verdict, best, screen
 from ehrr1.reasoning.template import choose_steps, write_template
 from tests.test_graph import counted, drawn, event, sample
@@ -61,9 +63,10 @@ def test_template_chain_is_read_back_and_faithful() -> None:
     (draft,) = write_template(SAMPLE, CONTEXT, graph(), max_evidence=6)
     chain = parse_chain(draft.chain)
     assert chain is not None and chain.results == ("Dextrose 50%", "Insulin")
-    allowed = citable(CONTEXT, SAMPLE.prediction_time)
+    allowed = Citable(CONTEXT, SAMPLE.prediction_time)
     assert faithfulness(chain, allowed) == 1.0
-    assert faithfulness(chain, citable(CONTEXT[1:], SAMPLE.prediction_time)) == 0.0
+    # the citation does not hold, the two derivations do
+    assert faithfulness(chain, Citable(CONTEXT[1:], SAMPLE.prediction_time)) == pytest.approx(2 / 3)
 
 
 def test_what_is_no_chain() -> None:
@@ -72,14 +75,28 @@ def test_what_is_no_chain() -> None:
     assert parse_chain(draft.chain + "\n## Extraction") is None
     unread = parse_chain(draft.chain.replace("## Reasoning", "some prose\n## Reasoning"))
     assert unread is not None and unread.unread == 1
-    assert faithfulness(unread, citable(CONTEXT, SAMPLE.prediction_time)) == 0.5
+    assert faithfulness(unread, Citable(CONTEXT, SAMPLE.prediction_time)) == 0.75
 
 
 def chain(extraction: str, reasoning: str, results: str) -> str:
     return f"## Extraction\n{extraction}\n## Reasoning\n{reasoning}\n## Final Results\n{results}"
 
 
-GOOD = ("Na | Labotary Test Events | 09:00", "Na | -> | Insulin", "Insulin\nDextrose 50%")
+def citing(line: str) -> str:
+    """Return a good chain with another line of extraction."""
+    return chain(f"{GOOD[0]}\n{line}", *GOOD[1:])
+
+
+def arguing(line: str) -> str:
+    """Return a good chain with another line of reasoning."""
+    return chain(GOOD[0], f"{GOOD[1]}\n{line}", GOOD[2])
+
+
+GOOD = (
+    "Na | Labotary Test Events | 09:00",
+    "Na | -> | Insulin | Dextrose 50%",
+    "Insulin\nDextrose 50%",
+)
 TEXT_EVENT = event(
     "radiology", 10, ["CHEST (PA AND LAT)"], Text="New  opacity, 3.5 cm,\nat the base."
 )
@@ -91,28 +108,31 @@ ALL = [*CONTEXT, event("vitalsign", 11, [""], Heartrate="118"), TEXT_EVENT]
     [
         (chain(*GOOD), ()),
         (chain("- Na | Labotary Test Events | 2150-03-04 09:00:00", *GOOD[1:]), ()),
-        (chain("Possible drug | Electronic Medicine Administration Record | 05:00", *GOOD[1:]), ()),
+        (citing("Possible drug | Electronic Medicine Administration Record | 05:00"), ()),
         ("Insulin", ("sections",)),
-        (chain(GOOD[0], "- the ground-truth says so", GOOD[2]), ("betrayal",)),
-        (chain(GOOD[0], "- The correct answer is Insulin", GOOD[2]), ("betrayal",)),
-        (chain(GOOD[0], "As the evidence graph shows, Insulin", GOOD[2]), ("betrayal",)),
-        (chain(GOOD[0], "Na goes with Insulin (lift 7)", GOOD[2]), ("betrayal", "numbers")),
-        (chain(GOOD[0], "The answer was already given.", GOOD[2]), ("betrayal",)),
-        (chain(GOOD[0], "- Na is low, though Insulin", GOOD[2]), ("hedging",)),
-        (chain(GOOD[0], "Na seems low", GOOD[2]), ("hedging",)),
-        (chain(GOOD[0], "Possible drug was given", GOOD[2]), ()),
+        (arguing("- the ground-truth says so"), ("betrayal",)),
+        (arguing("- The correct answer is Insulin"), ("betrayal",)),
+        (arguing("As the evidence graph shows, Insulin"), ("betrayal",)),
+        (arguing("Na goes with Insulin (lift 7)"), ("betrayal", "numbers")),
+        (arguing("The answer was already given."), ("betrayal",)),
+        (arguing("- Na is low, though Insulin"), ("hedging",)),
+        (arguing("Na seems low"), ("hedging",)),
+        (arguing("Possible drug was given"), ()),
         (chain("Na | Labotary Test Events | 09:01", *GOOD[1:]), ("citations",)),
         (chain("Na | Triage | 09:00", *GOOD[1:]), ("citations",)),
-        (chain("", *GOOD[1:]), ("citations",)),
-        (chain("opacity | Radiology Examinations | 10:00", *GOOD[1:]), ()),
-        (chain("new opacity, 3.5 cm, at | Radiology Examinations | 10:00", *GOOD[1:]), ()),
-        (chain("opaci | Radiology Examinations | 10:00", *GOOD[1:]), ("citations",)),
-        (chain("opacity | Radiology Examinations | 11:00", *GOOD[1:]), ("citations",)),
-        (chain(GOOD[0], "The heart rate of 118 at 11:00 and 3.5 cm", GOOD[2]), ()),
-        (chain(GOOD[0], "The heart rate of 119", GOOD[2]), ("numbers",)),
+        (chain("", *GOOD[1:]), ("empty", "derivation")),
+        (citing("opacity | Radiology Examinations | 10:00"), ()),
+        (citing("new opacity, 3.5 cm, at | Radiology Examinations | 10:00"), ()),
+        (citing("opaci | Radiology Examinations | 10:00"), ("citations",)),
+        (citing("opacity | Radiology Examinations | 11:00"), ("citations",)),
+        (arguing("The heart rate of 118 at 11:00 and 3.5 cm"), ()),
+        (arguing("The heart rate of 119"), ("numbers",)),
         (chain(GOOD[0], GOOD[1], "insulin\nDextrose 50%"), ("spelling",)),
         (chain(GOOD[0], GOOD[1], "Insulin"), ("coverage",)),
-        (chain(GOOD[0], "- maybe", "Aspirin"), ("hedging", "spelling", "coverage")),
+        (
+            chain(GOOD[0], "- maybe", "Aspirin"),
+            ("hedging", "derivation", "spelling", "coverage"),
+        ),
     ],
 )
 def test_each_rule_of_screening(draft: str, rules: tuple[str, ...]) -> None:
@@ -136,7 +156,7 @@ RISK = sample(2, "ED_Hospitalization", "yes")
         (cases(FOR_YES, FOR_YES) + "\nThe answer: yes", ("betrayal",)),
         (cases(FOR_YES, FOR_YES) + "\nYes.", ("betrayal",)),
         (cases(FOR_YES, FOR_YES) + "\nIt could be so.", ("hedging",)),
-        (chain(GOOD[0], GOOD[1], "Insulin"), ("sections",)),
+        (chain(GOOD[0], "Na | -> | Insulin", "Insulin"), ("sections",)),
     ],
 )
 def test_a_question_of_yes_or_no_is_argued_both_ways(draft: str, rules: tuple[str, ...]) -> None:

@@ -22,6 +22,7 @@ from ehrr1.reasoning.prompting import (
     write_prompt,
 )
 from ehrr1.reasoning.screening import HEDGING, screen
+from ehrr1.reasoning.wording import HEDGING
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import record_markdown
 from tests.test_graph import event, sample

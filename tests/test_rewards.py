@@ -17,7 +17,7 @@ import torch
 from ehrr1.engines.base import Completion
 from ehrr1.errors import UserError
 from ehrr1.prompts.tokenizer import train_tokenizer
-from ehrr1.reasoning.chain import Citable, citable
+from ehrr1.reasoning.facts import Citable
 from ehrr1.records.markdown import events_of
 from ehrr1.scoring.proper import EDGE, WORST_BRIER, WORST_LOG, brier, log_score
 from ehrr1.training.prompts import RLPrompt
@@ -271,8 +271,8 @@ def test_overlong(tokens: int, value: float) -> None:
 
 
 NOW = datetime(2150, 3, 4, 20)
-NOTHING = Citable({}, [])
-ALLOWED = citable(
+NOTHING = Citable([], NOW)
+ALLOWED = Citable(
     [event("labevents", 9, ["Glucose", "Stool: culture"], Valuenum="140", Valueuom="mg/dL")], NOW
 )
 
@@ -280,23 +280,26 @@ ALLOWED = citable(
 @pytest.mark.parametrize(
     ("cited", "value"),
     [
-        ("Glucose | Labotary Test Events | 09:00", 1.0),
-        ("Glucose: 140 | Labotary Test Events | 2150-03-04 09:00", 1.0),
-        ("Stool: culture | Labotary Test Events | 09:00", 1.0),  # a colon within the name
-        ("Stool: culture: 140 | Labotary Test Events | 09:00", 1.0),
+        ("Glucose | Labotary Test Events | 09:00", 0.5),
+        ("Glucose: 140 | Labotary Test Events | 2150-03-04 09:00", 0.5),
+        ("Stool: culture | Labotary Test Events | 09:00", 0.5),  # a colon within the name
+        ("Stool: culture: 140 | Labotary Test Events | 09:00", 0.5),
         ("Glucose: 141 | Labotary Test Events | 09:00", 0.0),
         ("Glucose: mg/dL | Labotary Test Events | 09:00", 0.0),  # shown, but not its value
         ("Glucose: 140 | Labotary Test Events | 09:01", 0.0),
         ("Stool: 140 | Labotary Test Events | 09:00", 0.0),
         ("Sodium | Labotary Test Events | 09:00", 0.0),
         ("glucose was high", 0.0),
-        ("Glucose | Labotary Test Events | 09:00\nSodium | Labotary Test Events | 09:00", 0.5),
+        ("Glucose | Labotary Test Events | 09:00\nSodium | Labotary Test Events | 09:00", 1 / 3),
     ],
 )
 def test_faithfulness(cited: str, value: float) -> None:
     text = CHAIN.replace("## Extraction\na", f"## Extraction\n{cited}") + "x"
     given = columns("decision", ("x",), "chain") | {"citable": [ALLOWED]}
-    assert faithfulness_reward([text], **given) == [value]
+    # the result "x" has no reason, which is one claim more that does not hold
+    assert faithfulness_reward([text], **given) == [pytest.approx(value)]
+    argued = text.replace("\nb\n", f"\n{cited.split(' | ')[0]} | -> | x\n")
+    assert faithfulness_reward([argued], **given)[0] >= value
 
 
 def test_faithfulness_where_there_is_no_chain() -> None:
@@ -312,7 +315,7 @@ def test_faithfulness_where_there_is_no_chain() -> None:
 
 
 def test_an_event_that_came_as_text_supports_nothing() -> None:
-    assert citable(events_of("## Strange heading [None]\n- Name: x"), NOW) == NOTHING
+    assert not Citable(events_of("## Strange heading [None]\n- Name: x"), NOW)
 
 
 def scored(

@@ -136,6 +136,18 @@ def test_prose_without_sections_and_a_chain_without_anything() -> None:
     assert traced(trace(CITED + "Sodium | -> | Heparin\nwords", graph())) == pytest.approx(2 / 3)
 
 
+def test_the_state_in_a_line_chooses_among_items_of_one_name() -> None:
+    found = graph()
+    low = "concept:labevents[low]:Sodium"
+    found.add_node(low, kind="concept", label="Sodium", table="labevents", state="low")
+    found.add_edge(low, "event:1", kind="occurrence", time="2150-03-04T06:10:20")
+    found.add_edge(low, FLUSH, kind="cooccurrence", support=3, lift=2.0)
+    for words in ("Sodium | low | -> | ", "A low sodium calls for "):
+        line = trace(f"{CITED}{words}{FLUSH.removeprefix('answer:')}", found)[-1]
+        check(line, set(), {(low, "event:1"), (low, FLUSH)})
+    assert (SODIUM, DRIP) in trace(f"{CITED}Sodium | -> | Heparin", found)[-1].edges
+
+
 def test_free_text_is_found_by_its_words_and_by_its_name() -> None:
     found = graph()
     lung = "concept:radiology/text:Pneumonia"

@@ -411,7 +411,7 @@ def chain(body: Body) -> str:
     arrows = [number for number, line in enumerate(lines) if line.startswith("-> ")]
     cited = [lines[n - 1] for n in arrows if n - 1 not in arrows]
     derived = dict.fromkeys(lines[n][3:].rsplit(" (", 1)[0] for n in arrows)
-    reasons = [f"{citation.split(' | ')[0]} calls for it." for citation in cited]
+    reasons = [" | ".join([line.split(" | ")[0], "->", *derived]) for line in cited]
     return "\n".join(
         ["## Extraction", *cited, "## Reasoning", *reasons, "## Final Results", *derived]
     )

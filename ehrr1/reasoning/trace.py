@@ -57,8 +57,8 @@ def trace(chain: str, graph: nx.DiGraph) -> list[Line]:
     - results: the answer, and the edges and events by which earlier lines argued for it.
 
     Names are matched as whole words, longest first, so that "Sodium" is not matched in "Heparin
-    Sodium". If tables share a name, the line's heading decides, then its time, then earlier
-    citations.
+    Sodium". If items in several states share a name, the state in the line decides; if tables share
+    it, the line's heading, then its time, then earlier citations.
     """
     tracer, section, lines = _Tracer(graph), "", []
     for text in filter(None, map(str.strip, chain.splitlines())):
@@ -170,12 +170,18 @@ class _Tracer:
     def _meant(self, nodes: list[str], text: str) -> list[str]:
         """Return the nodes that the text means among those that share a name.
 
-        These are the nodes whose heading is in the text, else those with an event at a time in the
-        text, else those cited before, else all.
+        These are the nodes in a state that the text names ("low"), if there are any; of these, the
+        nodes whose heading is in the text, else those with an event at a time in the text, else
+        those cited before, else all.
         """
+        nodes = [node for node in nodes if self._is_stated(node, text)] or nodes
         said = [node for node in nodes if node in self.places and self.places[node] in text]
         dated = said or [node for node in nodes if self._dated(node, text)]
         return dated or [node for node in nodes if node in self.cited] or nodes
+
+    def _is_stated(self, node: str, text: str) -> bool:
+        state = self.graph.nodes[node].get("state")
+        return state is not None and re.search(rf"\b{state}\b", text, re.IGNORECASE) is not None
 
     def _events(self, node: str, text: str) -> list[str]:
         """Return the events of a concept to which a line refers."""

@@ -12,7 +12,7 @@ from ehrr1.prompts.dataset import write_trees
 from ehrr1.prompts.messages import asking_for_both
 from ehrr1.prompts.schedule import StepData, Steps
 from ehrr1.prompts.trees import PromptBuilder, Question
-from ehrr1.reasoning.chain import Citable, citable
+from ehrr1.reasoning.facts import Citable
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 
@@ -107,9 +107,9 @@ class Prompts(Sequence[RLPrompt]):
         return [sample.task for sample in self.asked]
 
     def citable(self, prompt: RLPrompt) -> Citable:
-        """Return what a chain may cite (`reasoning.chain.faithfulness`)."""
+        """Return what a chain may cite (`reasoning.claims.faithfulness`)."""
         sample = self.samples[prompt.sample_id]
-        return citable(self.prepared.context(sample), sample.prediction_time)
+        return Citable(self.prepared.context(sample), sample.prediction_time)
 
 
 class PromptBatch:
@@ -146,7 +146,7 @@ class PromptData(StepData):
         self.training.plan = easy_first(self.plan, self.prompts.tasks, rewards)
 
     def citable(self, prompt: RLPrompt) -> Citable:
-        """Return what a chain may cite (`reasoning.chain.faithfulness`)."""
+        """Return what a chain may cite (`reasoning.claims.faithfulness`)."""
         owner = self.prompts if prompt.sample_id in self.prompts.samples else self.held_out
         return owner.citable(prompt)
 

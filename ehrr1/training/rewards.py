@@ -14,7 +14,9 @@ The release's defects are mended: a blank line after </think> does no harm, case
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from ehrr1.reasoning.chain import Citable, faithfulness, parse_chain
+from ehrr1.reasoning.chain import parse_chain
+from ehrr1.reasoning.claims import faithfulness
+from ehrr1.reasoning.facts import Citable
 from ehrr1.scoring.answers import Kind, has_both_cases, read_answer, split_think
 from ehrr1.scoring.proper import WORST_BRIER, WORST_LOG, brier, log_score
 from ehrr1.scoring.sets import set_scores
@@ -195,10 +197,12 @@ def faithfulness_reward(
     citable: Sequence[Citable | None],
     **columns: Sequence[Any],
 ) -> Values:
-    """Return the share of a chain's citations that its context holds (item, value, heading, time).
+    """Return the share of a chain's claims that hold, by the function that screens chains.
 
-    `citable` is `reasoning.chain.citable` of the context. None where no chain was asked for, and
-    where nothing can be cited, as in a context that came as text; 0 where no chain can be read.
+    Claims are the citations, what the reasoning states of cited items, and the results, which need
+    a reason (`reasoning.claims.check`). `citable` has the facts of the context. None where no chain
+    of three sections was asked for, and where nothing can be cited, as in a context that came as
+    text; 0 where no chain can be read.
     """
     return [_faithful(*one) for one in zip(completions, think, citable, strict=True)]
 

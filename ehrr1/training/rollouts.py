@@ -13,7 +13,7 @@ from ehrr1.engines.base import Completion, SamplingParams, TrainableEngine
 from ehrr1.prompts.chat_format import chat_format
 from ehrr1.prompts.dataset import rank as random_number
 from ehrr1.prompts.markers import Markers
-from ehrr1.reasoning.chain import Citable
+from ehrr1.reasoning.facts import Citable
 from ehrr1.scoring.risk import answer_tokens
 from ehrr1.training.groups import Group
 from ehrr1.training.probabilities import yes_probabilities
