@@ -196,6 +196,7 @@ class Graph(Section):
     counting: Literal["ours", "release"]
     knowledge: bool
     require_path: bool
+    path_rule: Literal["meaningful", "any"]
     max_hops: Count
     max_degree: Count
     relations: list[str] | None

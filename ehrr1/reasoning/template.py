@@ -13,6 +13,7 @@ from typing import NamedTuple
 import networkx as nx
 
 from ehrr1.graph.evidence import answers, cited_as, latest_time, strength
+from ehrr1.graph.paths import sentence
 from ehrr1.prompts.messages import CASES
 from ehrr1.reasoning.chain import ARROW, BAR, SECTIONS, Citation, written_time
 from ehrr1.records.events import Event
@@ -58,10 +59,10 @@ def write_template(
     lines = [SECTIONS[0]]
     lines += [BAR.join(cited) for cited in citations]
     lines += [SECTIONS[1]]
-    lines += [
-        BAR.join([cited.name, ARROW, *step.answers])
-        for cited, step in zip(citations, steps, strict=True)
-    ]
+    for cited, step in zip(citations, steps, strict=True):
+        lines.append(BAR.join([cited.name, ARROW, *step.answers]))
+        paths = (sentence(graph, step.node, f"answer:{item}") for item in step.answers)
+        lines += [BAR.join(path) for path in paths if path]
     lines += [SECTIONS[2]]
     lines += sorted(item for step in steps for item in step.answers)
     return [Draft("\n".join(lines), 0, 0)]

@@ -162,7 +162,8 @@ def evidence_rule(settings: Graph, task: str, counts: Cooccurrence) -> EvidenceR
 def path_rule(settings: Graph) -> PathRule:
     """Return the rule by which paths are searched."""
     relations = None if settings.relations is None else tuple(settings.relations)
-    return PathRule(settings.max_hops, settings.max_degree, relations)
+    meaningful = settings.path_rule == "meaningful"
+    return PathRule(settings.max_hops, settings.max_degree, relations, meaningful)
 
 
 def draw(folder: Path, drawing: Drawing, samples: Sequence[Sample], workers: int | None) -> Tally:
