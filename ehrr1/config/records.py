@@ -199,6 +199,7 @@ class Graph(Section):
     path_rule: Literal["meaningful", "any"]
     max_hops: Count
     max_degree: Count
+    max_narrower: Count
     relations: list[str] | None
     samples_per_task: Count | None
     counted_samples_per_task: Count | None

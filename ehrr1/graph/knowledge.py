@@ -21,13 +21,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from ehrr1.errors import UserError
 from ehrr1.files import read_json
 from ehrr1.graph.path_search import (
     ANY_PATH,
+    CLASS,
     FACT,
+    SAME,
     SENTENCE,
     UNUSABLE,
     Edges,
@@ -41,12 +45,8 @@ from ehrr1.graph.relation_kinds import RELATIONS, is_same
 FORMAT = 1
 """Version of the folder's layout."""
 
-MAX_EQUALS = 2
-"""Maximum number of equal concepts of a concept through which a path leads to one from another.
-
-A concept to which a source equates more is broader than some of them: the Disease Ontology equates
-bronchitis with acute and with chronic bronchitis, which are not equal.
-"""
+LEVELS = 8
+"""Number of levels of narrower concepts that are counted."""
 
 
 class Hop(NamedTuple):
@@ -82,6 +82,8 @@ class PathRule:
     """Relation types that a path may use, in either direction; None for all."""
     meaningful: bool = False
     """Return only paths that form a sentence (see `ehrr1.graph.relation_kinds`)."""
+    max_narrower: int = 250
+    """Maximum number of narrower concepts of a concept on a meaningful path, ends included."""
 
 
 class Knowledge:
@@ -100,6 +102,7 @@ class Knowledge:
         self._kinds = _mapped(folder / "kinds.npy")
         self._degrees = _mapped(folder / "degrees.npy")
         self._pairs: list[tuple[str, str]] = [tuple(pair) for pair in meta["pairs"]]
+        self._too_broad: dict[int, NDArray[np.bool_]] = {}
         self._rules: dict[PathRule, tuple[Edges, Limits]] = {}
 
     def __contains__(self, concept_id: str) -> bool:
@@ -134,6 +137,8 @@ class Knowledge:
         if first == last:
             return []
         edges, limits = self._prepared(rule)
+        if rule.meaningful and self._generic(rule)[[first, last]].any():
+            return None
         steps = shortest(edges, limits, first, last, rule.max_hops)
         hops = None if steps is None else [self._hop(*step) for step in steps]
         if rule.meaningful:
@@ -161,8 +166,10 @@ class Knowledge:
             labels = self._labels(rule)
             grammar = SENTENCE if rule.meaningful else ANY_PATH
             edges = Edges(self._starts, self._neighbours, self._kinds, labels, grammar)
-            several = self._equals() > MAX_EQUALS if rule.meaningful else None
-            self._rules[rule] = edges, Limits(self._degrees > rule.max_degree, several)
+            blocked, ambiguous = self._degrees > rule.max_degree, None
+            if rule.meaningful:
+                blocked, ambiguous = blocked | self._generic(rule), self._ambiguous()
+            self._rules[rule] = edges, Limits(blocked, ambiguous)
         return self._rules[rule]
 
     def _labels(self, rule: PathRule) -> Numbers:
@@ -185,12 +192,47 @@ class Knowledge:
             [label(*kind) if kind[0] in usable else UNUSABLE for kind in kinds], np.intp
         )
 
-    def _equals(self) -> Numbers:
-        """Return the number of entries of each concept [concepts] that state an equal concept."""
-        same = np.array([is_same(relation) for relation, _ in self._pairs * 2], bool)
-        entries = np.flatnonzero(same[self._kinds]) if len(same) else np.zeros(0, np.intp)
+    def _generic(self, rule: PathRule) -> NDArray[np.bool_]:
+        """Return the mask [concepts] of classes with too many narrower concepts."""
+        if rule.max_narrower not in self._too_broad:
+            self._too_broad[rule.max_narrower] = self._narrower() > rule.max_narrower
+        return self._too_broad[rule.max_narrower]
+
+    def _narrower(self) -> NDArray[np.floating]:
+        """Return the number of narrower concepts of each concept [concepts].
+
+        They are those from which at most LEVELS steps to a broader concept lead there. A concept
+        counts once for each way.
+        """
+        children, parents = self._entries(CLASS)
+        found = np.zeros(len(self._degrees))
+        for _ in range(LEVELS):
+            found = np.bincount(parents, 1 + found[children], minlength=len(found))
+        return found
+
+    def _ambiguous(self) -> NDArray[np.bool_]:
+        """Return the mask [concepts] of concepts with several equal concepts in one vocabulary."""
+        owners, equals = self._entries(SAME)
+        pairs = pl.DataFrame(
+            {
+                "owner": owners,
+                "equal": equals,
+                "vocabulary": pl.Series(self._ids.take(pa.array(equals))).str.extract("^([^:]*):"),
+            },
+            schema_overrides={"vocabulary": pl.String},
+        )
+        several = pairs.unique().filter(pl.len().over("owner", "vocabulary") > 1)["owner"]
+        mask = np.zeros(len(self._degrees), bool)
+        mask[several.to_numpy()] = True
+        return mask
+
+    def _entries(self, label: int) -> tuple[Numbers, Numbers]:
+        """Return the concepts and the neighbours of all entries with this label in a sentence."""
+        kinds = [(relation, inverse) for inverse in (False, True) for relation, _ in self._pairs]
+        wanted = np.array([sentence_label(*kind) == label for kind in kinds], bool)
+        entries = np.flatnonzero(wanted[self._kinds]) if kinds else np.zeros(0, np.intp)
         owners = np.searchsorted(self._starts, entries, side="right") - 1
-        return np.bincount(owners, minlength=len(self._degrees))
+        return owners, self._neighbours[entries]
 
     def _hop(self, tail: int, kind: int, head: int) -> Hop:
         inverse, pair = divmod(kind, len(self._pairs))

@@ -49,25 +49,27 @@ ANY_PATH = Grammar(1, ((0, FACT, 0),), (0,))
 def _sentence() -> Grammar:
     """Return the grammar of `ehrr1.graph.relation_kinds`.
 
-    There is a state for each part of the sentence (start, class, fact) and each number of steps
-    between equal concepts: none, the last of one or two, the first of two.
+    Each part of the sentence has three states, by its steps between equal concepts: none yet, the
+    last of one or two done, the first of two done.
     """
-    begin, class_, fact = 0, 3, 6
+    begin, class_, fact, class_of_object = parts = 0, 3, 6, 9
     same = [
         step
-        for part in (begin, class_, fact)
+        for part in parts
         for step in ((part, SAME, part + 1), (part, SAME, part + 2), (part + 2, SAME, part + 1))
     ]
     others = [
         (begin, CLASS, class_),
         (class_, CLASS, class_),
-        (fact, CLASS, fact),
         (begin, FACT, fact),
         (begin, FACT_OF_MEMBERS, fact),
         (class_, FACT_OF_MEMBERS, fact),
+        (fact, CLASS, class_of_object),
     ]
     after_same = [(state + 1, label, target) for state, label, target in others]
-    return Grammar(9, (*same, *others, *after_same), (0, 1, 3, 4, 6, 7), (2, 5, 8))
+    accepted = [state for part in parts for state in (part, part + 1)]
+    before_same = [part + 2 for part in parts]
+    return Grammar(12, (*same, *others, *after_same), tuple(accepted), tuple(before_same))
 
 
 SENTENCE = _sentence()
@@ -102,13 +104,13 @@ def is_sentence(steps: Iterable[tuple[str, bool]]) -> bool:
 
 
 class Limits(NamedTuple):
-    """Concepts that a path does not pass through, as masks [concepts]; None excludes no concept.
+    """Concepts that a path does not pass through, as masks [concepts].
 
-    hubs: at all; several: from one equal concept to another.
+    blocked: at all; ambiguous: from one equal concept to another (None: no concept).
     """
 
-    hubs: NDArray[np.bool_]
-    several: NDArray[np.bool_] | None
+    blocked: NDArray[np.bool_]
+    ambiguous: NDArray[np.bool_] | None
 
 
 class Edges:
@@ -212,7 +214,7 @@ def shortest(
     side whose last level has fewer entries. The two sides meet in the level that holds all nodes at
     that position of the shortest paths.
     """
-    size = len(limits.hubs) * edges.states
+    size = len(limits.blocked) * edges.states
     forward = _Side(edges, size, np.array([start * edges.states]), back=False)
     backward = _Side(edges, size, end * edges.states + edges.accepted, back=True)
     for hops in range(1, max_hops + 1):
@@ -233,9 +235,9 @@ def shortest(
 
 def _passable(edges: Edges, limits: Limits, nodes: Numbers) -> NDArray[np.bool_]:
     concepts, states = np.divmod(nodes, edges.states)
-    passable = ~limits.hubs[concepts]
-    if limits.several is not None:
-        passable &= ~(edges.before_same[states] & limits.several[concepts])
+    passable = ~limits.blocked[concepts]
+    if limits.ambiguous is not None:
+        passable &= ~(edges.before_same[states] & limits.ambiguous[concepts])
     return passable
 
 

@@ -70,7 +70,7 @@ def sentence(graph: nx.DiGraph, concept: str, answer: str) -> list[str]:
 
     The sentence begins at the end of the path from which it can be read, or, if it can be read from
     both, from which its fact is in the active. The ends are named as in the record and the answer.
-    Steps between equal concepts are left out. The list is empty if there is no path, or if it is no
+    Steps between equal concepts and classes between classes are left out. The list is empty if there is no path, or if it is no
     sentence (paths of `graph.path_rule=any`).
     """
     nodes = path_nodes(graph, concept, answer)
@@ -89,13 +89,19 @@ def sentence(graph: nx.DiGraph, concept: str, answer: str) -> list[str]:
 def _words(facts: Sequence[tuple[str, bool]], names: Sequence[str]) -> list[str]:
     """Return names and verbs in turn.
 
-    `names` has the end's own name before its concept's at both ends, `facts` the steps between the
-    concepts. Of several equal concepts the first is named, at the ends the record's or answer's.
+    `names` has both ends as named in the record and the answer, then as concepts; `facts` are the
+    steps between the concepts. Of equal concepts the first is named, of steps to a class of a class
+    only the last.
     """
     words = [names[0]]
     for (relation, inverse), name in zip(facts, names[2:-1], strict=True):
-        if not is_same(relation):
-            words += [verb(relation, inverse), name]
+        if is_same(relation):
+            continue
+        said = verb(relation, inverse)
+        if len(words) > 1 and words[-2] == said:
+            words[-1] = name
+        else:
+            words += [said, name]
     return [*words[:-1], names[-1]]
 
 
