@@ -205,7 +205,7 @@ class Knowledge:
         counts once for each way.
         """
         children, parents = self._entries(CLASS)
-        found = np.zeros(len(self._degrees))
+        found: NDArray[np.floating] = np.zeros(len(self._degrees))
         for _ in range(LEVELS):
             found = np.bincount(parents, 1 + found[children], minlength=len(found))
         return found

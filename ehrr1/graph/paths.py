@@ -70,8 +70,8 @@ def sentence(graph: nx.DiGraph, concept: str, answer: str) -> list[str]:
 
     The sentence begins at the end of the path from which it can be read, or, if it can be read from
     both, from which its fact is in the active. The ends are named as in the record and the answer.
-    Steps between equal concepts and classes between classes are left out. The list is empty if there is no path, or if it is no
-    sentence (paths of `graph.path_rule=any`).
+    Steps between equal concepts and classes between classes are left out. The list is empty if
+    there is no path, or if it is no sentence (paths of `graph.path_rule=any`).
     """
     nodes = path_nodes(graph, concept, answer)
     names = [graph.nodes[node]["label"] for node in nodes]

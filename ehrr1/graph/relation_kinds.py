@@ -51,7 +51,7 @@ KINDS = {
     "role": RelationKind("has the role", "is the role of", "fact"),
 }
 
-_NAMES = {
+_RELATIONS_OF = {
     # kind: (relation types whose fact reads "head verb tail", those that read "tail verb head").
     # Names of the open data, then RELA and REL of UMLS ("CUI2 RELA CUI1": MRREL's REL=PAR states
     # that the second concept is a parent of the first).
@@ -89,8 +89,8 @@ _NAMES = {
 }
 
 RELATIONS: dict[str, tuple[str, bool]] = {
-    relation: (kind, backwards)
-    for kind, both in _NAMES.items()
+    relation: (kind, bool(backwards))
+    for kind, both in _RELATIONS_OF.items()
     for backwards, names in enumerate(both)
     for relation in names.split()
 }

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import networkx as nx
 
 from ehrr1.graph.evidence import answers, cited_as, latest_time, strength
-from ehrr1.graph.paths import sentence
 from ehrr1.prompts.messages import CASES
 from ehrr1.reasoning.chain import ARROW, BAR, SECTIONS, Citation, written_time
+from ehrr1.reasoning.path_lines import path_lines
 from ehrr1.records.events import Event
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Sample
@@ -44,7 +44,8 @@ def write_template(
 ) -> list[Draft]:
     """Return one draft from the graph's evidence, or none if it has no evidence.
 
-    At most `max_evidence` items are cited, in order of time, each with its latest event. On a
+    At most `max_evidence` items are cited, in order of time, each with its latest event. Paths
+    through the knowledge base follow the line whose answers they lead to. On a
     yes/no question the limit applies to each outcome, and no draft is written unless both have
     evidence.
     """
@@ -61,8 +62,7 @@ def write_template(
     lines += [SECTIONS[1]]
     for cited, step in zip(citations, steps, strict=True):
         lines.append(BAR.join([cited.name, ARROW, *step.answers]))
-        paths = (sentence(graph, step.node, f"answer:{item}") for item in step.answers)
-        lines += [BAR.join(path) for path in paths if path]
+        lines += path_lines(graph, step.node, step.answers, context)
     lines += [SECTIONS[2]]
     lines += sorted(item for step in steps for item in step.answers)
     return [Draft("\n".join(lines), 0, 0)]
