@@ -3,8 +3,10 @@
 import gzip
 import json
 import random
-from collections.abc import Iterable
-from itertools import pairwise
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import networkx as nx
@@ -16,6 +18,7 @@ import pytest
 from ehrr1.errors import UserError
 from ehrr1.graph.knowledge import Hop, Knowledge, PathRule
 from ehrr1.graph.knowledge_build import build_open, build_umls
+from ehrr1.graph.relation_kinds import KINDS, RELATIONS, verb
 from tests.conftest import shared_folder
 
 Fact = tuple[str, str, str, str]
@@ -87,6 +90,162 @@ def test_paths_equal_brute_force(seed: int, tmp_path: Path) -> None:
             for end in chance.sample(ids, 8):
                 expected = brute_force(ids, facts, start, end, rule)
                 assert opened.path(start, end, rule) == expected, (start, end, rule)
+
+
+WORDS = {
+    "is_a": "c.",
+    "same_as": "ss",
+    "may_treat": "FF",
+    "has_symptom": "Ff",
+    "PAR": ".c",
+    "r": "..",
+}
+"""The letter of a step along a fact of each relation and against it; "." cannot be read."""
+
+SENTENCE = re.compile(r"s{0,2}(c s{0,2})*(F s{0,2}(c s{0,2})?)?|s{0,2}f s{0,2}(c s{0,2})?", re.X)
+
+
+def read_by_brute_force(
+    facts: list[Fact], start: str, end: str, rule: PathRule
+) -> list[Hop] | None:
+    """The smallest walk of at most `max_hops` steps whose letters are a sentence."""
+    steps: dict[str, list[Hop]] = {}
+    for head, relation, tail, source in set(facts):
+        if head != tail:
+            steps.setdefault(head, []).append(Hop(head, relation, tail, source, False))
+            steps.setdefault(tail, []).append(Hop(tail, relation, head, source, True))
+    narrower = {concept: narrower_ways(steps, concept, 8) for concept in steps}
+    if any(narrower.get(concept, 0) > rule.max_narrower for concept in (start, end)):
+        return None
+
+    def walks(hops: tuple[Hop, ...], at: str) -> Iterator[tuple[Hop, ...]]:
+        if at == end and hops:
+            yield hops
+        elif len(hops) < rule.max_hops and (not hops or passable(at)):
+            for hop in steps.get(at, []):
+                yield from walks((*hops, hop), hop.head)
+
+    def passable(concept: str) -> bool:
+        neighbours = {hop.head for hop in steps[concept]}
+        return len(neighbours) <= rule.max_degree and narrower[concept] <= rule.max_narrower
+
+    def ambiguous(concept: str) -> bool:
+        equals = {hop.head for hop in steps[concept] if hop.relation == "same_as"}
+        return len({equal[0] for equal in equals}) < len(equals)
+
+    def is_read(hops: tuple[Hop, ...]) -> bool:
+        letters = "".join(WORDS[hop.relation][hop.inverse] for hop in hops)
+        through = [one.head for one, other in pairwise(hops) if {one[1], other[1]} == {"same_as"}]
+        return SENTENCE.fullmatch(letters) is not None and not any(map(ambiguous, through))
+
+    def size(hops: tuple[Hop, ...]) -> tuple:
+        return len(hops), [hop.head for hop in hops], [(hop[4], hop[1], hop[3]) for hop in hops]
+
+    found = min(filter(is_read, walks((), start)), key=size, default=None)
+    return None if found is None else list(found)
+
+
+def narrower_ways(steps: dict[str, list[Hop]], concept: str, levels: int) -> int:
+    """The number of narrower concepts, once for each way."""
+    down = [hop for hop in steps.get(concept, []) if WORDS[hop.relation][not hop.inverse] == "c"]
+    return sum(1 + narrower_ways(steps, hop.head, levels - 1) for hop in down) if levels else 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_sentences_equal_brute_force(seed: int, tmp_path: Path) -> None:
+    """A meaningful path is the shortest walk that reads as a sentence from one of its ends."""
+    chance = random.Random(seed)
+    ids = [f"{vocabulary}:{number}" for vocabulary in "AB" for number in range(7)]
+    facts = [
+        (chance.choice(ids), chance.choice([*WORDS, "is_a", "same_as"]), chance.choice(ids), "X")
+        for _ in range(chance.choice([14, 22, 28]))
+    ]
+    opened = knowledge(tmp_path, ids, [*facts, ("A:0", "is_a", "A:1", "X")])
+    facts.append(("A:0", "is_a", "A:1", "X"))
+    found = 0
+    for limit in (1000, 3):
+        rule = PathRule(4, chance.choice([4, 1000]), None, meaningful=True, max_narrower=limit)
+        for start, end in permutations(ids, 2):
+            there = read_by_brute_force(facts, start, end, rule)
+            back = read_by_brute_force(facts, end, start, rule)
+            if back is not None and (there is None or len(back) < len(there)):
+                there = [hop.turned() for hop in back[::-1]]
+            if there is not None and all(hop.relation == "same_as" for hop in there):
+                there = []
+            assert opened.path(start, end, rule) == there, (start, end, rule)
+            found += bool(there)
+    assert found
+
+
+MEANT = PathRule(max_hops=6, max_degree=1000, relations=None, meaningful=True)
+
+
+def test_a_meaningful_path_is_read_in_one_direction(tmp_path: Path) -> None:
+    facts = [
+        ("lisinopril", "may_treat", "hypertension", "X"),
+        ("atenolol", "may_treat", "hypertension", "X"),
+        ("lisinopril", "has_role", "vasodilator", "X"),
+        ("nitroglycerin", "has_role", "vasodilator", "X"),
+        ("essential hypertension", "is_a", "hypertension", "X"),
+        ("renal hypertension", "is_a", "hypertension", "X"),
+        ("hypertension", "is_a", "artery disease", "X"),
+        ("asthma", "has_symptom", "pain", "X"),
+        ("chest pain", "is_a", "pain", "X"),
+        ("asthma", "is_a", "lung disease", "X"),
+        ("lung disease", "is_a", "thoracic disease", "X"),
+        ("J45", "same_as", "asthma", "X"),
+        ("asthma", "next_to", "hypertension", "X"),
+    ]
+    ids = sorted({name for head, _, tail, _ in facts for name in (head, tail)})
+    opened = knowledge(tmp_path, ids, facts)
+
+    def read(start: str, end: str, rule: PathRule = MEANT) -> list[str] | None:
+        path = opened.path(start, end, rule)
+        return path and [("-" if hop.inverse else "") + hop.relation for hop in path]
+
+    assert read("essential hypertension", "lisinopril") == ["is_a", "-may_treat"]
+    assert read("lisinopril", "essential hypertension") == ["may_treat", "-is_a"]
+    assert read("lisinopril", "artery disease") == ["may_treat", "is_a"]
+    assert read("asthma", "pain") == ["has_symptom"]
+    assert read("lung disease", "pain") == ["-is_a", "has_symptom"]  # pain is a symptom of asthma
+    assert read("thoracic disease", "pain") is None  # two classes above what has the symptom
+    assert read("asthma", "chest pain") is None  # not every kind of pain is its symptom
+    assert read("J45", "thoracic disease") == ["same_as", "is_a", "is_a"]
+    assert opened.path("J45", "asthma", MEANT) == []  # one concept in two sources
+    for start, end in (
+        ("essential hypertension", "renal hypertension"),  # a shared class
+        ("lisinopril", "atenolol"),  # a shared disease
+        ("lisinopril", "nitroglycerin"),  # a shared role
+        ("asthma", "hypertension"),  # a relation without a known meaning
+    ):
+        assert read(start, end) is None
+        assert read(start, end, PathRule(6, 1000, None)) is not None
+    two = replace(MEANT, max_narrower=2)
+    assert read("lisinopril", "hypertension", two) == ["may_treat"]
+    assert read("lisinopril", "artery disease", two) is None  # three concepts are narrower
+    assert read("lisinopril", "hypertension", replace(MEANT, relations=("has_role",))) is None
+    only = replace(MEANT, relations=("next_to",))
+    with pytest.raises(UserError, match=r"no relation type is known \(next_to\); set graph.path"):
+        opened.path("asthma", "hypertension", only)
+
+
+def test_every_relation_type_has_one_meaning() -> None:
+    """UMLS states most facts in both directions: their verbs are the same."""
+    pairs = [
+        ("may_treat", "may_be_treated_by", "is used to treat"),
+        ("has_manifestation", "manifestation_of", "has the symptom"),
+        ("isa", "inverse_isa", "is a kind of"),
+        ("CHD", "PAR", "is a kind of"),
+        ("RN", "RB", "is a kind of"),
+        ("has_ingredient", "ingredient_of", "contains"),
+        ("induces", "induced_by", "causes"),
+        ("has_mechanism_of_action", "mechanism_of_action_of", "has the role"),
+    ]
+    for along, against, expected in pairs:
+        assert verb(along, inverse=False) == verb(against, inverse=True) == expected
+        assert verb(along, inverse=True) == verb(against, inverse=False) != expected
+    assert verb("part_of", inverse=True) == "part of (reversed)"
+    assert set(KINDS) == {kind for kind, _ in RELATIONS.values()}
 
 
 def test_unknown_same_and_forbidden(tmp_path: Path) -> None:
@@ -259,6 +418,9 @@ def test_umls_names_types_and_direction(meta: Path, tmp_path: Path) -> None:
     # MRREL says what the second concept is to the first: C3 isa C1, and C2 has RO to C3
     assert opened.path("C3", "C1", ANY) == [Hop("C3", "isa", "C1", "SRC", inverse=False)]
     assert opened.path("C1", "C3", ANY) == [Hop("C1", "inverse_isa", "C3", "SRC", inverse=False)]
+    assert opened.path("C3", "C1", MEANT) == [Hop("C3", "isa", "C1", "SRC", inverse=False)]
+    assert opened.path("C1", "C3", MEANT) == [Hop("C1", "isa", "C3", "SRC", inverse=True)]
+    assert opened.path("C1", "C2", MEANT) is None  # the meaning of RO is not known
     assert opened.path("C1", "C2", ANY)[1] == Hop("C3", "RO", "C2", "SRC", inverse=True)
     table = pl.read_ipc(tmp_path / "knowledge" / "concepts.arrow")
     assert table.to_dicts()[1:] == [
@@ -354,6 +516,7 @@ def test_open_data(tmp_path: Path) -> None:
     assert counts["concepts"] > 200_000 and counts["relations"] > 180_000
     opened = Knowledge(tmp_path / "knowledge")
     path = opened.path("RXNORM:6809", "ICD10CM:E11", ANY)
+    assert opened.path("RXNORM:6809", "ICD10CM:E11", MEANT) == path
     assert path is not None
     read = [opened.name(hop.head) for hop in path], [hop.relation for hop in path]
     assert (opened.name("RXNORM:6809"), read) == (

@@ -229,6 +229,7 @@ def by_hand() -> nx.DiGraph:
         graph.add_node(node, kind="concept", label=name, table="knowledge", concept_id=known)
     one, two = "concept:knowledge:C1", "concept:knowledge:C2"
     graph.add_edge(glucose, "answer:Insulin", kind="cooccurrence", support=3, lift=2.5)
+    graph.edges[glucose, "answer:Insulin"].update(hops=1, via="C1\tC2")
     graph.add_edge(glucose, one, kind="knowledge", relation="linked", vocabulary="open")
     graph.add_edge(
         one, two, kind="knowledge", relation="may_treat", vocabulary="MED-RT", inverse=True

@@ -1,6 +1,7 @@
 """Paths through the knowledge base in the evidence graph of a sample."""
 
 import json
+from dataclasses import replace
 
 import networkx as nx
 import pytest
@@ -8,18 +9,29 @@ import pytest
 from ehrr1.graph.evidence import from_json, to_json
 from ehrr1.graph.knowledge import Knowledge, PathRule
 from ehrr1.graph.knowledge_build import build_open
-from ehrr1.graph.paths import add_paths, search
-from tests.test_graph import counted, drawn_with_ids, event
+from ehrr1.graph.paths import add_paths, path_nodes, search, sentence
+from ehrr1.graph.statistics import Tally
+from ehrr1.reasoning.path_lines import path_lines
+from ehrr1.reasoning.screening import screen
+from ehrr1.reasoning.template import write_template
+from ehrr1.reasoning.trace import trace
+from tests.test_graph import counted, drawn_with_ids, event, sample
 
 CONCEPTS = """concept_id\tname\tsemantic_type\tsource\tsynonyms\txrefs
 D:1\tinsulin\tDrug\tOwn\t\t
 D:2\tdiabetes\tDisease\tOwn\t\t
 D:3\tglucose\tChemical\tOwn\t\t
 D:4\talone\tChemical\tOwn\t\t
+D:5\ttype 2 diabetes\tDisease\tOwn\t\t
+D:6\tstage 77\tDisease\tOwn\t\t
+I:5\tdiabetes mellitus, type 2\tDisease\tOwn\t\t
 """
 RELATIONS = """head\trelation\ttail\tsource
 D:1\tmay_treat\tD:2\tOwn
 D:3\tis_high_in\tD:2\tOwn
+D:5\tis_a\tD:2\tOwn
+D:5\tsame_as\tI:5\tOwn
+D:6\tis_a\tD:2\tOwn
 """
 RULE = PathRule(max_hops=4, max_degree=100, relations=None)
 IDS = {"K": "D:4", "Glucose": "D:3", "Insulin": "D:1"}
@@ -76,3 +88,63 @@ def test_without_a_path_there_is_no_evidence_where_one_is_required(knowledge: Kn
     one_hop = PathRule(max_hops=1, max_degree=100, relations=None)
     add_paths(short, knowledge, search(knowledge, one_hop), require=True)
     assert list(short.nodes) == ["answer:Insulin"]
+
+
+MEANT = replace(RULE, meaningful=True)
+COUNTS = counted([(["Insulin", "Syrup"], ["K", "T2DM"])] * 2 + [(["other"], [])] * 2)
+CONTEXT = [event("labevents", 1, ["T2DM"]), event("labevents", 2, ["K"])]
+
+
+def meant(ids: dict[str, str]) -> nx.DiGraph:
+    return drawn_with_ids(CONTEXT, ["Insulin", "Syrup"], COUNTS, ids)
+
+
+def test_a_path_is_a_line_of_the_chain(knowledge: Knowledge) -> None:
+    """It is written in the direction in which it reads, screened, and traced to the whole path."""
+    found = meant({"T2DM": "I:5", "Insulin": "D:1", "Syrup": "D:6"})
+    add_paths(found, knowledge, search(knowledge, MEANT), require=True)
+    concept = "concept:labevents:T2DM"
+    assert not found.has_edge(concept, "answer:Syrup")  # they share a class
+    assert path_nodes(found, concept, "answer:Insulin")[1:-1] == [
+        f"concept:knowledge:{name}" for name in ("I:5", "D:5", "D:2", "D:1")
+    ]
+    asked = sample(1, "prescriptions", "Insulin", "Syrup")
+    (draft,) = write_template(asked, CONTEXT, found, max_evidence=6)
+    line = "T2DM | is a kind of | diabetes | is treated with | Insulin"
+    assert line in draft.chain.splitlines()
+    assert screen(draft.chain, asked, CONTEXT, coverage=0.5).rejected_by == ()
+    (traced,) = (one for one in trace(draft.chain, found) if one.text == line)
+    assert (concept, "answer:Insulin") in traced.edges
+    assert set(path_nodes(found, concept, "answer:Insulin")) <= set(traced.nodes)
+
+
+def test_two_names_of_a_concept_are_a_link_and_no_path(knowledge: Knowledge) -> None:
+    found = meant({"T2DM": "I:5", "K": "D:1", "Insulin": "D:1", "Syrup": "D:5"})
+    add_paths(found, knowledge, search(knowledge, MEANT), require=True)
+    for concept, answer in (("K", "Insulin"), ("T2DM", "Syrup")):  # one id, ids that are equal
+        edge = found.edges[f"concept:labevents:{concept}", f"answer:{answer}"]
+        assert edge["same_concept"] and "hops" not in edge
+        assert path_nodes(found, f"concept:labevents:{concept}", f"answer:{answer}") == []
+    tally = Tally()
+    tally.add({"task": "emar", "graph": to_json(found)})
+    shares = [tally.metrics()[f"{name}/emar"] for name in ("evidence", "paths", "same_concept")]
+    assert shares == [4, 0.5, 0.5]
+
+
+def test_a_path_with_a_number_that_the_record_does_not_show_has_no_line() -> None:
+    graph = nx.DiGraph()
+    graph.add_node("c", kind="concept", label="a", table="labevents")
+    graph.add_node("answer:b", kind="answer", label="b")
+    names = {"1": "first", "2": "stage 77", "3": "last"}
+    for concept_id, name in names.items():
+        graph.add_node(f"concept:knowledge:{concept_id}", label=name)
+    nodes = [f"concept:knowledge:{concept_id}" for concept_id in names]
+    graph.add_edge("c", "answer:b", kind="cooccurrence", hops=2, via="1\t2\t3")
+    graph.add_edge(*nodes[:2], kind="knowledge", relation="may_treat")
+    graph.add_edge(*nodes[1:], kind="knowledge", relation="is_a")
+    assert sentence(graph, "c", "answer:b")[2] == "stage 77"
+    assert list(path_lines(graph, "c", ["b"], CONTEXT)) == []
+    shown = [event("labevents", 2, ["77 units"])]
+    assert list(path_lines(graph, "c", ["b"], shown)) == [
+        "a | is used to treat | stage 77 | is a kind of | b"
+    ]

@@ -21,7 +21,7 @@ from ehrr1.reasoning.prompting import (
     version_for,
     write_prompt,
 )
-from ehrr1.reasoning.screening import HEDGING, screen
+from ehrr1.reasoning.screening import screen
 from ehrr1.reasoning.wording import HEDGING
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import record_markdown
@@ -47,15 +47,17 @@ def graph() -> nx.DiGraph:
         found.nodes[f"event:{name}"].update(kind="event", label="x")
     found.nodes["short of breath"]["written"] = "sob"
     found.add_edge("Na", "answer:Insulin", kind="cooccurrence", support=2, lift=1.5)
-    found.add_edge("K", "answer:Insulin", kind="cooccurrence", support=9, lift=8.26, hops=1)
+    found.add_edge("K", "answer:Insulin", kind="cooccurrence", support=9, lift=8.26)
+    found.edges["K", "answer:Insulin"].update(hops=1, via="A\tB")
     found.add_edge("K", "answer:Heparin", kind="cooccurrence", support=5, lift=2.0)
     found.add_edge("short of breath", "answer:Heparin", kind="cooccurrence", support=2, lift=1.2)
-    for name in ("A", "B"):
-        found.add_node(name, kind="concept", label=f"known {name}", table="knowledge")
+    one, two = "concept:knowledge:A", "concept:knowledge:B"
+    for node in (one, two):
+        found.add_node(node, kind="concept", label=f"known {node[-1]}", table="knowledge")
     for tail, head, more in (
-        ("K", "A", {"relation": "linked"}),
-        ("A", "B", {"relation": "may_treat", "inverse": True}),
-        ("B", "answer:Insulin", {"relation": "linked"}),
+        ("K", one, {"relation": "linked"}),
+        (one, two, {"relation": "may_treat", "inverse": True}),
+        (two, "answer:Insulin", {"relation": "linked"}),
     ):
         found.add_edge(tail, head, kind="knowledge", vocabulary="x", **more)
     return found

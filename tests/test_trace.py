@@ -35,6 +35,7 @@ def graph() -> nx.DiGraph:
     made.add_edge(HEPARIN, "event:2", kind="occurrence", time=None)
     for start, end in ((SODIUM, DRIP), (HEPARIN, DRIP), (SODIUM_ICU, FLUSH), (SODIUM, YES)):
         made.add_edge(start, end, kind="cooccurrence", support=3, lift=2.0)
+    made.edges[SODIUM, DRIP].update(hops=2, via="C1\tC2\tC3")
     for start, end in PATH:
         made.add_edge(start, end, kind="knowledge", relation="linked", vocabulary="open")
     return made

@@ -196,8 +196,10 @@ class Graph(Section):
     counting: Literal["ours", "release"]
     knowledge: bool
     require_path: bool
+    path_rule: Literal["meaningful", "any"]
     max_hops: Count
     max_degree: Count
+    max_narrower: Count
     relations: list[str] | None
     samples_per_task: Count | None
     counted_samples_per_task: Count | None

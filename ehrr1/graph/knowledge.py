@@ -17,21 +17,36 @@ of the entry come first, then the order is by relation and source.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from ehrr1.errors import UserError
 from ehrr1.files import read_json
+from ehrr1.graph.path_search import (
+    ANY_PATH,
+    CLASS,
+    FACT,
+    SAME,
+    SENTENCE,
+    UNUSABLE,
+    Edges,
+    Limits,
+    Numbers,
+    sentence_label,
+    shortest,
+)
+from ehrr1.graph.relation_kinds import RELATIONS, is_same
 
 FORMAT = 1
 """Version of the folder's layout."""
 
-Numbers = NDArray[np.integer]
+LEVELS = 8
+"""Number of levels of narrower concepts that are counted."""
 
 
 class Hop(NamedTuple):
@@ -47,6 +62,10 @@ class Hop(NamedTuple):
     source: str
     inverse: bool
 
+    def turned(self) -> "Hop":
+        """Return the step from `head` to `tail` by the same fact."""
+        return Hop(self.head, self.relation, self.tail, self.source, not self.inverse)
+
 
 @dataclass(frozen=True, slots=True)
 class PathRule:
@@ -61,6 +80,10 @@ class PathRule:
     """
     relations: tuple[str, ...] | None
     """Relation types that a path may use, in either direction; None for all."""
+    meaningful: bool = False
+    """Return only paths that form a sentence (see `ehrr1.graph.relation_kinds`)."""
+    max_narrower: int = 250
+    """Maximum number of narrower concepts of a concept on a meaningful path, ends included."""
 
 
 class Knowledge:
@@ -79,7 +102,8 @@ class Knowledge:
         self._kinds = _mapped(folder / "kinds.npy")
         self._degrees = _mapped(folder / "degrees.npy")
         self._pairs: list[tuple[str, str]] = [tuple(pair) for pair in meta["pairs"]]
-        self._allowed: dict[tuple[str, ...] | None, NDArray[np.bool_] | None] = {None: None}
+        self._too_broad: dict[int, NDArray[np.bool_]] = {}
+        self._rules: dict[PathRule, tuple[Edges, Limits]] = {}
 
     def __contains__(self, concept_id: str) -> bool:
         return self._number(concept_id) is not None
@@ -100,17 +124,29 @@ class Knowledge:
         before inverse ones, then the order is by relation and source. The result depends on nothing
         else.
 
-        Raises UserError if the rule names a relation that the knowledge base does not have.
+        A meaningful path is read from start to end or, if that path is shorter, from end to start
+        (the sequence of ids is then smallest from end to start). It is [] as well if all of its
+        steps are between equal concepts.
+
+        Raises UserError if the rule names a relation that the knowledge base does not have, or if
+        no relation has a meaning and paths must have one.
         """
         first, last = self._number(start), self._number(end)
         if first is None or last is None:
             return None
-        allowed = self._kinds_allowed(rule.relations)
-        edges = _Edges(self._starts, self._neighbours, self._kinds, allowed)
-        numbers = _shortest(edges, self._degrees, first, last, rule)
-        if numbers is None:
+        if first == last:
+            return []
+        edges, limits = self._prepared(rule)
+        if rule.meaningful and self._generic(rule)[[first, last]].any():
             return None
-        return [self._hop(edges, tail, head) for tail, head in pairwise(numbers)]
+        steps = shortest(edges, limits, first, last, rule.max_hops)
+        hops = None if steps is None else [self._hop(*step) for step in steps]
+        if rule.meaningful:
+            most = rule.max_hops if hops is None else len(hops) - 1
+            back = shortest(edges, limits, last, first, most)
+            hops = hops if back is None else [self._hop(*step).turned() for step in back[::-1]]
+            return [] if hops and all(is_same(hop.relation) for hop in hops) else hops
+        return hops
 
     def _number(self, concept_id: str) -> int | None:
         """Return the position of an id among the sorted ids, found by bisection, or None."""
@@ -124,142 +160,85 @@ class Knowledge:
         found = low < len(self._ids) and self._ids[low].as_py() == concept_id
         return low if found else None
 
-    def _kinds_allowed(self, relations: tuple[str, ...] | None) -> NDArray[np.bool_] | None:
-        """Return a mask [2 * pairs] of the kinds that may be used, or None for all kinds."""
-        if relations not in self._allowed:
-            known = {relation for relation, _ in self._pairs}
-            unknown = sorted(set(relations or ()) - known)
-            if unknown:
-                raise UserError(
-                    f"graph.relations={list(relations or ())}: the knowledge base has no "
-                    f"{', '.join(unknown)}; it has {', '.join(sorted(known))}"
-                )
-            usable = np.array([relation in (relations or ()) for relation, _ in self._pairs], bool)
-            self._allowed[relations] = np.concatenate([usable, usable])
-        return self._allowed[relations]
+    def _prepared(self, rule: PathRule) -> tuple[Edges, Limits]:
+        """Return the steps that a rule allows and the concepts that it excludes, made once."""
+        if rule not in self._rules:
+            labels = self._labels(rule)
+            grammar = SENTENCE if rule.meaningful else ANY_PATH
+            edges = Edges(self._starts, self._neighbours, self._kinds, labels, grammar)
+            blocked, ambiguous = self._degrees > rule.max_degree, None
+            if rule.meaningful:
+                blocked, ambiguous = blocked | self._generic(rule), self._ambiguous()
+            self._rules[rule] = edges, Limits(blocked, ambiguous)
+        return self._rules[rule]
 
-    def _hop(self, edges: "_Edges", tail: int, head: int) -> Hop:
-        """Return the step between two neighbours by the first allowed fact."""
-        inverse, pair = divmod(edges.first_kind(tail, head), len(self._pairs))
+    def _labels(self, rule: PathRule) -> Numbers:
+        """Return the label of each kind of entry [2 * pairs] for the rule's grammar."""
+        known = {relation for relation, _ in self._pairs}
+        if unknown := sorted(set(rule.relations or ()) - known):
+            raise UserError(
+                f"graph.relations={list(rule.relations or ())}: the knowledge base has no "
+                f"{', '.join(unknown)}; it has {', '.join(sorted(known))}"
+            )
+        usable = known if rule.relations is None else set(rule.relations)
+        if rule.meaningful and usable and not usable & set(RELATIONS):
+            raise UserError(
+                f"graph.path_rule=meaningful: the meaning of no relation type is known "
+                f"({', '.join(sorted(usable))}); set graph.path_rule=any"
+            )
+        kinds = [(relation, inverse) for inverse in (False, True) for relation, _ in self._pairs]
+        label = sentence_label if rule.meaningful else lambda relation, inverse: FACT
+        return np.array(
+            [label(*kind) if kind[0] in usable else UNUSABLE for kind in kinds], np.intp
+        )
+
+    def _generic(self, rule: PathRule) -> NDArray[np.bool_]:
+        """Return the mask [concepts] of classes with too many narrower concepts."""
+        if rule.max_narrower not in self._too_broad:
+            self._too_broad[rule.max_narrower] = self._narrower() > rule.max_narrower
+        return self._too_broad[rule.max_narrower]
+
+    def _narrower(self) -> NDArray[np.floating]:
+        """Return the number of narrower concepts of each concept [concepts].
+
+        They are those from which at most LEVELS steps to a broader concept lead there. A concept
+        counts once for each way.
+        """
+        children, parents = self._entries(CLASS)
+        found: NDArray[np.floating] = np.zeros(len(self._degrees))
+        for _ in range(LEVELS):
+            found = np.bincount(parents, 1 + found[children], minlength=len(found))
+        return found
+
+    def _ambiguous(self) -> NDArray[np.bool_]:
+        """Return the mask [concepts] of concepts with several equal concepts in one vocabulary."""
+        owners, equals = self._entries(SAME)
+        pairs = pl.DataFrame(
+            {
+                "owner": owners,
+                "equal": equals,
+                "vocabulary": pl.Series(self._ids.take(pa.array(equals))).str.extract("^([^:]*):"),
+            },
+            schema_overrides={"vocabulary": pl.String},
+        )
+        several = pairs.unique().filter(pl.len().over("owner", "vocabulary") > 1)["owner"]
+        mask = np.zeros(len(self._degrees), bool)
+        mask[several.to_numpy()] = True
+        return mask
+
+    def _entries(self, label: int) -> tuple[Numbers, Numbers]:
+        """Return the concepts and the neighbours of all entries with this label in a sentence."""
+        kinds = [(relation, inverse) for inverse in (False, True) for relation, _ in self._pairs]
+        wanted = np.array([sentence_label(*kind) == label for kind in kinds], bool)
+        entries = np.flatnonzero(wanted[self._kinds]) if kinds else np.zeros(0, np.intp)
+        owners = np.searchsorted(self._starts, entries, side="right") - 1
+        return owners, self._neighbours[entries]
+
+    def _hop(self, tail: int, kind: int, head: int) -> Hop:
+        inverse, pair = divmod(kind, len(self._pairs))
         relation, source = self._pairs[pair]
         names = self._ids[tail].as_py(), self._ids[head].as_py()
         return Hop(names[0], relation, names[1], source, bool(inverse))
-
-
-@dataclass(frozen=True, slots=True)
-class _Edges:
-    """The entries of all concepts and the mask of allowed kinds."""
-
-    starts: Numbers
-    neighbours: Numbers
-    kinds: Numbers
-    allowed: NDArray[np.bool_] | None
-
-    def count(self, nodes: Numbers) -> int:
-        """Return the number of entries that `around` reads for these nodes."""
-        return int((self.starts[nodes + 1] - self.starts[nodes]).sum())
-
-    def around(self, nodes: Numbers) -> Numbers:
-        """Return the concatenated neighbours of all nodes, with repetitions."""
-        begin = self.starts[nodes]
-        size = self.starts[nodes + 1] - begin
-        before = np.cumsum(size) - size
-        entries = np.repeat(begin - before, size) + np.arange(size.sum())
-        if self.allowed is not None:
-            entries = entries[self.allowed[self.kinds[entries]]]
-        return self.neighbours[entries]
-
-    def first_kind(self, tail: int, head: int) -> int:
-        """Return the smallest allowed kind of fact between two neighbours."""
-        begin, end = self.starts[tail], self.starts[tail + 1]
-        low, high = np.searchsorted(self.neighbours[begin:end], [head, head + 1])
-        kinds = self.kinds[begin + low : begin + high]
-        return int(kinds[0] if self.allowed is None else kinds[self.allowed[kinds]][0])
-
-
-class _Side:
-    """One side of the bidirectional search: the concepts around one end, level by level."""
-
-    def __init__(self, edges: _Edges, concepts: int, end: int):
-        self._edges = edges
-        self.depth = np.zeros(concepts, np.int16)
-        """The level of each concept [concepts], from 1; 0 if not visited.
-
-        Pages of the array use memory only once they are written.
-        """
-        self.levels: list[Numbers] = []
-        self.append(np.array([end]))
-
-    def append(self, level: Numbers) -> None:
-        """Append the concepts found last as the next level."""
-        self.levels.append(level)
-        self.depth[level] = len(self.levels)
-        self.cost = self._edges.count(level)
-
-
-def _shortest(
-    edges: _Edges, degrees: Numbers, start: int, end: int, rule: PathRule
-) -> list[int] | None:
-    """Return the numbers along the smallest shortest path, including both ends, or None.
-
-    The search is breadth first from both ends. Each round expands the side whose last level has
-    fewer entries. The two sides meet in the level that holds all concepts at that position of the
-    shortest paths.
-    """
-    if start == end:
-        return [start]
-    forward, backward = (_Side(edges, len(degrees), node) for node in (start, end))
-    for hops in range(1, rule.max_hops + 1):
-        near, far = (forward, backward) if forward.cost <= backward.cost else (backward, forward)
-        reached = edges.around(near.levels[-1])
-        met = reached[far.depth[reached] == len(far.levels)]
-        if met.size:
-            near.append(distinct(met))
-            return _smallest(edges, forward, backward, start)
-        if hops == rule.max_hops:
-            break
-        fresh = reached[near.depth[reached] == 0]
-        near.append(distinct(fresh[degrees[fresh] <= rule.max_degree]))
-        if not near.cost:
-            break
-    return None
-
-
-def _smallest(edges: _Edges, forward: _Side, backward: _Side, start: int) -> list[int]:
-    """Return the smallest path once the last levels of both sides contain the meeting points.
-
-    Concepts of the forward side that lead to no meeting point are excluded first. Every step to the
-    next level then leads to the end, so that choosing the smallest neighbour at each step is
-    correct.
-    """
-    wanted = np.intersect1d(forward.levels[-1], backward.levels[-1])
-    on_path = [wanted]
-    for level in range(len(forward.levels) - 1, 0, -1):
-        around = edges.around(wanted)
-        wanted = distinct(around[forward.depth[around] == level])
-        on_path.insert(0, wanted)
-    for level, nodes in enumerate(on_path, start=1):
-        forward.depth[nodes] = -level
-    path = [start]
-    for level in range(2, len(forward.levels) + 1):
-        path.append(_next(edges, path[-1], forward.depth, -level))
-    for level in range(len(backward.levels) - 1, 0, -1):
-        path.append(_next(edges, path[-1], backward.depth, level))
-    return path
-
-
-def distinct(numbers: Numbers) -> Numbers:
-    """Return the sorted distinct values, like `np.unique`, which takes up to 50 times as long."""
-    ordered = np.sort(numbers)
-    first = np.ones(len(ordered), bool)
-    first[1:] = ordered[1:] != ordered[:-1]
-    return ordered[first]
-
-
-def _next(edges: _Edges, node: int, depth: Numbers, level: int) -> int:
-    """Return the smallest neighbour of a node on a level."""
-    around = edges.around(np.array([node]))
-    return int(around[depth[around] == level].min())
 
 
 def _read_meta(folder: Path) -> dict:

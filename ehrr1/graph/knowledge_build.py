@@ -22,7 +22,8 @@ import pyarrow as pa
 
 from ehrr1.errors import UserError
 from ehrr1.files import replacing, write_json
-from ehrr1.graph.knowledge import FORMAT, Numbers, distinct
+from ehrr1.graph.knowledge import FORMAT
+from ehrr1.graph.path_search import Numbers, distinct
 from ehrr1.progress import track
 
 BATCH = 1_000_000

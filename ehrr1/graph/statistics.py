@@ -16,6 +16,7 @@ class Tally:
         self.covered: dict[str, list[float]] = defaultdict(list)
         self.evidence: Counter[str] = Counter()
         self.lengths: dict[str, list[int]] = defaultdict(list)
+        self.same: Counter[str] = Counter()
         self.edges: Counter[str] = Counter()
 
     def add(self, row: Mapping[str, Any]) -> None:
@@ -25,6 +26,7 @@ class Tally:
         evidence = [edge for found in answers(graph).values() for _, edge in found]
         self.evidence[task] += len(evidence)
         self.lengths[task] += [edge["hops"] for edge in evidence if "hops" in edge]
+        self.same[task] += sum("same_concept" in edge for edge in evidence)
         for _, _, edge in graph.edges(data=True):
             self.edges[edge["relation"] if edge["kind"] == "knowledge" else edge["kind"]] += 1
 
@@ -35,7 +37,9 @@ class Tally:
         `answers/<task>`, the mean share of a sample's answers that have evidence;
         `evidence/<task>`, the number of pairs of a concept and an answer; `paths/<task>`, the share
         of these pairs with a path, and `path_length/<task>`, its mean number of relations (both
-        only if there are paths); `edges/<relation>`, the number of edges.
+        only if there are paths); `same_concept/<task>`, the share of these pairs that are one
+        concept of the dictionary (only if there are any), which is no path; `edges/<relation>`, the
+        number of edges.
         """
         found: dict[str, float | int] = {}
         for task, shares in sorted(self.covered.items()):
@@ -46,6 +50,8 @@ class Tally:
             if lengths := self.lengths[task]:
                 found[f"paths/{task}"] = len(lengths) / self.evidence[task]
                 found[f"path_length/{task}"] = mean(lengths)
+            if self.same[task]:
+                found[f"same_concept/{task}"] = self.same[task] / self.evidence[task]
         return found | {f"edges/{name}": count for name, count in sorted(self.edges.items())}
 
 

@@ -19,6 +19,7 @@ from string import Template
 import networkx as nx
 
 from ehrr1.graph.evidence import cited_as, latest_time, strength
+from ehrr1.graph.paths import path_nodes
 from ehrr1.prompts.messages import THINK_CLOSE, answer_text, broken, mended
 from ehrr1.reasoning.chain import BAR
 from ehrr1.records.events import Event
@@ -185,9 +186,6 @@ def graph_lines(graph: nx.DiGraph) -> list[str]:
         Glucose | Labotary Test Events | 2180-07-23 06:10
         -> Insulin (12 samples; 8.3 times; Glucose - linked - Blood Glucose - may_treat - Insulin)
     """
-    known = graph.edge_subgraph(
-        [(a, b) for a, b, kind in graph.edges(data="kind") if kind == "knowledge"]
-    )
     weights: dict[str, float] = {}
     told: dict[str, list[str]] = {}
     for node, answer, edge in graph.edges(data=True):
@@ -195,7 +193,7 @@ def graph_lines(graph: nx.DiGraph) -> list[str]:
             continue
         facts = [f"{edge['support']} samples", f"{edge['lift']:.1f} times"]
         if "hops" in edge:
-            facts.append(_told(graph, nx.shortest_path(known, node, answer)))
+            facts.append(_told(graph, path_nodes(graph, node, answer)))
         told.setdefault(node, [_citation(graph, node)])
         told[node].append(f"-> {graph.nodes[answer]['label']} ({'; '.join(facts)})")
         weights[node] = weights.get(node, 0) + strength(edge)

@@ -15,6 +15,7 @@ import networkx as nx
 from ehrr1.graph.evidence import answers, cited_as, latest_time, strength
 from ehrr1.prompts.messages import CASES
 from ehrr1.reasoning.chain import ARROW, BAR, SECTIONS, Citation, written_time
+from ehrr1.reasoning.path_lines import path_lines
 from ehrr1.records.events import Event
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Sample
@@ -43,7 +44,8 @@ def write_template(
 ) -> list[Draft]:
     """Return one draft from the graph's evidence, or none if it has no evidence.
 
-    At most `max_evidence` items are cited, in order of time, each with its latest event. On a
+    At most `max_evidence` items are cited, in order of time, each with its latest event. Paths
+    through the knowledge base follow the line whose answers they lead to. On a
     yes/no question the limit applies to each outcome, and no draft is written unless both have
     evidence.
     """
@@ -58,10 +60,9 @@ def write_template(
     lines = [SECTIONS[0]]
     lines += [BAR.join(cited) for cited in citations]
     lines += [SECTIONS[1]]
-    lines += [
-        BAR.join([cited.name, ARROW, *step.answers])
-        for cited, step in zip(citations, steps, strict=True)
-    ]
+    for cited, step in zip(citations, steps, strict=True):
+        lines.append(BAR.join([cited.name, ARROW, *step.answers]))
+        lines += path_lines(graph, step.node, step.answers, context)
     lines += [SECTIONS[2]]
     lines += sorted(item for step in steps for item in step.answers)
     return [Draft("\n".join(lines), 0, 0)]

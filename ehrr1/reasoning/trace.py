@@ -11,11 +11,13 @@ alike:
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import networkx as nx
 
 from ehrr1.graph.concepts import Concept, heading
+from ehrr1.graph.paths import path_nodes
 from ehrr1.prompts.messages import CASES
 from ehrr1.reasoning.chain import ARROW, BAR, SECTIONS
 from ehrr1.records.schema import TABLES
@@ -141,10 +143,11 @@ class _Tracer:
     def _between(self, node: str, answer: str) -> list[Edge]:
         """Return the edge from a concept to an answer and the path through the knowledge base."""
         edges = [(node, answer)] if self.graph.has_edge(node, answer) else []
+        path = path_nodes(self.graph, node, answer)
         ends_known = node in self.knowledge and answer in self.knowledge
-        if ends_known and nx.has_path(self.knowledge, node, answer):
-            edges += nx.utils.pairwise(nx.shortest_path(self.knowledge, node, answer))
-        return edges
+        if not edges and ends_known and nx.has_path(self.knowledge, node, answer):
+            path = nx.shortest_path(self.knowledge, node, answer)  # from a concept inside paths
+        return edges + list(pairwise(path))
 
     def _concepts(self, text: str) -> list[str]:
         """Return the concepts named by a citation, by cells or by a sentence."""

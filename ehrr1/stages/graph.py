@@ -162,7 +162,14 @@ def evidence_rule(settings: Graph, task: str, counts: Cooccurrence) -> EvidenceR
 def path_rule(settings: Graph) -> PathRule:
     """Return the rule by which paths are searched."""
     relations = None if settings.relations is None else tuple(settings.relations)
-    return PathRule(settings.max_hops, settings.max_degree, relations)
+    meaningful = settings.path_rule == "meaningful"
+    return PathRule(
+        max_hops=settings.max_hops,
+        max_degree=settings.max_degree,
+        relations=relations,
+        meaningful=meaningful,
+        max_narrower=settings.max_narrower,
+    )
 
 
 def draw(folder: Path, drawing: Drawing, samples: Sequence[Sample], workers: int | None) -> Tally:
