@@ -5,6 +5,7 @@ from functools import partial
 
 import networkx as nx
 
+from ehrr1.graph.evidence import EVIDENCE
 from ehrr1.graph.knowledge import Hop, Knowledge, PathRule
 
 LINKED = "linked"
@@ -35,7 +36,7 @@ def add_paths(graph: nx.DiGraph, knowledge: Knowledge, path: Search, require: bo
     `inverse` if the fact runs against the path. With `require`, a concept without a path to an
     answer is not evidence for it, as in EHR-R1 (step 3).
     """
-    pairs = [pair for pair in graph.edges(data="kind") if pair[2] == "cooccurrence"]
+    pairs = [pair for pair in graph.edges(data="kind") if pair[2] in EVIDENCE]
     for concept, answer, _ in pairs:
         start, end = (graph.nodes[node].get("concept_id") for node in (concept, answer))
         hops = path(start, end) if start and end else None
@@ -70,7 +71,7 @@ def _add_path(
 
 def _drop_unused(graph: nx.DiGraph) -> None:
     """Remove concepts that are no longer evidence, and events without edges to them."""
-    evidence = {start for start, _, kind in graph.edges(data="kind") if kind == "cooccurrence"}
+    evidence = {start for start, _, kind in graph.edges(data="kind") if kind in EVIDENCE}
     inner = {node for node, table in graph.nodes(data="table") if table == "knowledge"}
     concepts = {node for node, kind in graph.nodes(data="kind") if kind == "concept"}
     graph.remove_nodes_from(concepts - inner - evidence)

@@ -30,6 +30,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from ehrr1.graph.concepts import event_concepts, event_texts
+from ehrr1.graph.states import VALUE_KEYS
 from ehrr1.prompts.messages import CASES
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
@@ -40,9 +41,6 @@ SECTIONS = ("## Extraction", "## Reasoning", f"## {RESULTS}")
 
 BAR = " | "
 ARROW = "->"
-
-VALUE_KEYS = {"Valuenum", "Value", "Result_Value", "Amount", "Dose_Val_Rx"}
-"""Shown keys that hold a measured, given or ordered value; a table has at most one of them."""
 
 
 class Citation(NamedTuple):
