@@ -169,6 +169,7 @@ def test_metrics_are_those_of_the_graphs(smoke: Path) -> None:
         for split, some in shares.items()
     )
     assert {value for name, value in metrics.items() if name.startswith("without_own/")} == {1.0}
+    assert metrics["linked/emar"] == 0  # concepts=items has no dictionary
 
 
 def test_training_edges_hold_without_their_own_patient(smoke: Path) -> None:
@@ -193,4 +194,3 @@ def test_training_edges_hold_without_their_own_patient(smoke: Path) -> None:
                 assert edge["probability"] == round(edge["support"] / len(have), 4)
                 checked += 1
     assert checked > 100
-    assert metrics["linked/emar"] == 0  # concepts=items has no dictionary
