@@ -46,7 +46,7 @@ def main() -> None:
     seconds += time.perf_counter() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     total = int(np.sum(counts.joint.data if hasattr(counts.joint, "nnz") else counts.joint))
-    print(f"{arguments.law}: {counts.samples:,} samples, {total:,} pairs counted")
+    print(f"{arguments.law}: {counts.units:,} samples, {total:,} pairs counted")
     print(f"{seconds:.1f} s, peak resident {peak:.2f} GiB")
 
 

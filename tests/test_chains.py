@@ -5,6 +5,9 @@ from datetime import datetime, timedelta
 import networkx as nx
 import pytest
 
+from ehrr1.graph.associations import Association
+from ehrr1.graph.concepts import Concept, occurrences
+from ehrr1.graph.evidence import evidence_graph
 from ehrr1.reasoning.chain import parse_chain, written_time
 from ehrr1.reasoning.claims import faithfulness
 from ehrr1.reasoning.facts import Citable
@@ -39,6 +42,22 @@ def test_template_cites_few_items_in_order_of_time_and_derives_only_what_is_supp
         "Dextrose 50%",
         "Insulin",
     ]
+
+
+def test_template_cites_the_value_and_names_the_state() -> None:
+    """The latest event in which the state holds is cited, not the latest event of the item."""
+    high, normal = ({"Valuenum": value, "Ref_Range_Upper": "5.1"} for value in ("6.1", "4.0"))
+    context = [event("labevents", 1, ["K"], **high), event("labevents", 9, ["K"], **normal)]
+    potassium = Concept("labevents", "K", "high")
+    found = {"Insulin": [Association(potassium, 9, 3.0, 2.0, 0.6, 0.2, 0.01)]}
+    graph = evidence_graph(context, list(occurrences(context)), found)
+    (draft,) = write_template(SAMPLE, context, graph, max_evidence=6)
+    lines = draft.chain.splitlines()
+    assert lines[1] == "K: 6.1 | Labotary Test Events | 01:00"
+    assert lines[3] == "K | high | -> | Insulin"
+    allowed = Citable(context, SAMPLE.prediction_time)
+    parsed = parse_chain(draft.chain)
+    assert parsed is not None and faithfulness(parsed, allowed) == 1.0
 
 
 def test_set_cover_stops_at_the_limit_and_writes_nothing_without_evidence() -> None:

@@ -10,8 +10,13 @@ import pytest
 from scipy.stats import false_discovery_control, fisher_exact
 
 from ehrr1.graph.associations import (
+    Association,
     EvidenceRule,
+    Margins,
     associated,
+    contribution,
+    lower_bounds,
+    margins,
     normalised_pmi,
     p_values,
     significance_bound,
@@ -99,11 +104,9 @@ def test_concepts_are_items_and_classes_once_an_event() -> None:
         Concept("prescriptions/atc", "Antithrombotics"),
     ]
     assert heading(Concept("prescriptions/atc", "Antithrombotics")) == "Prescriptions"
-    assert [found.event for found in occurrences([drugs, event("labevents", 4, ["K"])])] == [
-        0,
-        0,
-        1,
-    ]
+    shown = [drugs, event("labevents", 4, ["K"])]
+    assert [found.event for found in occurrences(shown, states=False)] == [0, 0, 1]
+    assert [found.concept.state for found in occurrences(shown)] == ["", "once", "", ""]
 
 
 def corpus(seed: int) -> list[tuple[list[str], list[str]]]:
@@ -120,7 +123,7 @@ def corpus(seed: int) -> list[tuple[list[str], list[str]]]:
 
 def check(counts: Cooccurrence, pairs: list[tuple[list[str], list[str]]]) -> None:
     """Every count and lift equals that of a loop over the samples."""
-    assert counts.samples == len(pairs)
+    assert counts.units == len(pairs)
     assert set(counts.targets) == {name for targets, _ in pairs for name in targets}
     for target in counts.targets:
         for concept in counts.history:
@@ -156,7 +159,8 @@ def test_measures_equal_those_of_scipy(seed: int) -> None:
     counts = counted(pairs)
     columns = np.arange(len(counts.history))
     for target, row in counts.targets.items():
-        npmi, p = normalised_pmi(counts, row, columns), p_values(counts, row, columns)
+        beside = margins(counts, row, columns)
+        npmi, p = normalised_pmi(beside), p_values(beside)
         for concept, column in counts.history.items():
             there = [(target in t, concept.name in h) for t, h in pairs]
             table = [
@@ -178,7 +182,9 @@ def test_false_discoveries_are_bounded_as_scipy_bounds_them(seed: int) -> None:
     pairs = corpus(seed) + [(["t0"], ["h0"])] * 12 + [(["t1"], ["h1"])] * 12
     counts = counted(pairs)
     columns = np.flatnonzero(counts.n_history >= 2)
-    p = np.concatenate([p_values(counts, row, columns) for row in range(len(counts.targets))])
+    p = np.concatenate(
+        [p_values(margins(counts, row, columns)) for row in range(len(counts.targets))]
+    )
     bound = significance_bound(counts, min_count=2, max_fdr=0.05)
     assert ((p <= bound) == (false_discovery_control(p) <= 0.05)).all()
     assert 0 < (p <= bound).sum() < len(p)
@@ -202,6 +208,8 @@ def test_evidence_graph_is_typed_traceable_and_survives_json() -> None:
         "kind": "cooccurrence",
         "support": 2,
         "lift": 2.0,
+        "lift_low": 0.6847,
+        "probability": 1.0,
         "npmi": 1.0,
         "p": pytest.approx(1 / 6),
     }
@@ -226,6 +234,98 @@ def test_random_evidence_has_the_size_and_the_numbers_of_the_real_one() -> None:
             assert [one[1:] for one in draw[item]] == [one[1:] for one in evidence]
             assert len({one.concept for one in draw[item]}) == len(evidence)
     assert {one.concept for draw in draws for one in draw["t"]} == set(seen)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_patients_count_once_and_one_can_be_left_out(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every count equals that of a loop over patients, with and without each of them."""
+    monkeypatch.setattr("ehrr1.graph.cooccurrence.BLOCK", 20)
+    samples = [
+        (set(answer), {Concept("labevents", name) for name in history})
+        for answer, history in corpus(seed)
+    ]
+    patients = [samples[first : first + 3] for first in range(0, len(samples), 3)]
+    whole = CooccurrenceCounter()
+    for part in (patients[::2], patients[1::2]):
+        counter = CooccurrenceCounter()
+        for one in part:
+            counter.add_patient(one)
+        whole.merge(counter.result())
+    counts = whole.result()
+    known = list(counts.history)
+    columns = np.array([counts.history[concept] for concept in known])
+    for target, row in counts.targets.items():
+        for out in (None, *patients):
+            rest = [one for one in patients if one is not out]
+            beside = margins(counts, row, columns).without(contribution(out or []), target, known)
+            assert beside.units == len(rest)
+            assert beside.target == sum(any(target in a for a, _ in one) for one in rest)
+            for place, concept in enumerate(known):
+                shown = [any(concept in h for _, h in one) for one in rest]
+                both = [any(target in a and concept in h for a, h in one) for one in rest]
+                assert beside.history[place] == sum(shown)
+                assert beside.joint[place] == sum(both)
+
+
+def test_evidence_does_not_rest_on_its_own_patient() -> None:
+    """Two of three patients with the pair are too few without the one whose graph is drawn."""
+    pair, other = ({"t"}, {Concept("labevents", "K")}), ({"u"}, {Concept("labevents", "Na")})
+    counter = CooccurrenceCounter()
+    for samples in ([pair, pair], [pair], *[[other]] * 6):
+        counter.add_patient(samples)
+    counts, rule = counter.result(), EvidenceRule(1, 2, 1.5, 20)
+    (one,) = associated(counts, "t", pair[1], rule)
+    assert (one.support, one.lift, one.probability) == (2, 4.0, 1.0)
+    assert associated(counts, "t", pair[1], rule, own=contribution([pair, pair])) == []
+    (one,) = associated(counts, "t", pair[1], rule, own=contribution([other]))
+    assert (one.support, one.lift) == (2, 3.5)
+
+
+def test_evidence_is_likely_and_certain_enough() -> None:
+    """A concept in few patients, and one after which the answer is rare, are no evidence."""
+    pairs = [(["t"], ["rare", "strong"])] * 2 + [(["t"], ["strong", "weak"])] * 18
+    pairs += [([], ["weak"])] * 82 + [([], [])] * 98
+    counts = counted(pairs)
+    names = [Concept("labevents", name) for name in ("rare", "strong", "weak")]
+    loose = EvidenceRule(1, 1, 1.5, 20)
+    found = {one.concept.name: one for one in associated(counts, "t", names, loose)}
+    assert list(found) == ["strong", "rare", "weak"]
+    assert [one.probability for one in found.values()] == [1.0, 1.0, 0.18]
+    strict = EvidenceRule(1, 1, 1.5, 20, min_lift_low=5, min_probability=0.3)
+    assert [one.concept.name for one in associated(counts, "t", names, strict)] == ["strong"]
+
+
+def test_the_lower_bound_covers() -> None:
+    """In 2,000 draws of 300 patients, the bound is above the true lift in at most 2.5 %."""
+    generator, chances = np.random.default_rng(0), [0.1, 0.1, 0.2, 0.6]
+    draws = generator.multinomial(300, chances, size=2000)
+    beside = [Margins(d[:1], d[:1] + d[2:3], int(d[0] + d[1]), 300) for d in draws]
+    above = np.mean([lower_bounds(one)[0] > 0.1 / (0.2 * 0.3) for one in beside])
+    assert 0.001 < above < 0.035
+
+
+def test_an_item_done_before_is_a_repetition() -> None:
+    context = [
+        event("emar", 1, ["Heparin"], Event_Txt="Administered"),
+        event("emar", 2, ["Insulin"], Event_Txt="Hold Dose"),
+        event("pyxis", 3, ["Heparin"]),
+    ]
+    shown = list(occurrences(context))
+    found = {
+        item: [Association(one.concept, 2, 2.0, 1.5, 0.5, 0.1, 0.1) for one in shown]
+        for item in ("Heparin", "Insulin")
+    }
+    graph = evidence_graph(context, shown, found, answers_from="emar")
+    kinds = {edge[:2]: edge[2] for edge in graph.edges(data="kind") if "answer" in edge[1]}
+    assert [edge for edge, kind in kinds.items() if kind == "repetition"] == [
+        ("concept:emar[given]:Heparin", "answer:Heparin")
+    ]
+    assert len(kinds) == 8 and graph.nodes["concept:emar[held]:Insulin"]["state"] == "held"
+    assert "state" not in graph.nodes["concept:pyxis:Heparin"]
+    assert all(len(evidence) == 4 for evidence in answers(graph).values())
+    assert to_json(from_graphml(to_graphml(graph))) == to_json(graph)
 
 
 def test_evidence_uses_only_what_the_context_shows() -> None:

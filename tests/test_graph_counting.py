@@ -87,7 +87,7 @@ def test_counts_equal_plain_loops(
     whole.result().save(tmp_path / "counts.npz")
     slow, (targets, shown) = Slow(pairs), names(pairs)
     for counts in (counted(pairs), Cooccurrence.load(tmp_path / "counts.npz")):
-        assert counts.either and counts.samples == len(pairs)
+        assert counts.either and counts.units == len(pairs)
         assert set(counts.targets) == targets
         for target in targets:
             for name in shown:
@@ -119,6 +119,7 @@ def world(mimic_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepare
 def counts_of(world: Prepared, folder: Path, **settings: object) -> tuple[Cooccurrence, float]:
     """The counts of `stage=graph`, of which five graphs are drawn, and how many pairs pass."""
     own = {"samples_per_task": 5, "workers": 1, "min_count": 5, "min_support": 1, "min_lift": 5}
+    own |= {"min_lift_low": None, "min_probability": None}
     cfg = composed("experiment=demo", graph=own | settings)
     check(cfg)
     metrics = graph.run(cfg, Run(folder, "graph", {"prepare": world.folder}))
@@ -131,12 +132,15 @@ def counts_of(world: Prepared, folder: Path, **settings: object) -> tuple[Cooccu
 def test_the_demo_counted_by_loops(world: Prepared, tmp_path: Path) -> None:
     """All training samples are counted, however few are drawn."""
     samples = world.samples("train")
-    read = [(list(s.target), [o.concept for o in occurrences(world.context(s))]) for s in samples]
+    read = [
+        (list(s.target), [o.concept for o in occurrences(world.context(s), states=False)])
+        for s in samples
+    ]
     slow, (targets, shown) = Slow(read), names(read)
     counts, pairs = counts_of(
         world, tmp_path / "release", counting="release", counted_samples_per_task=None
     )
-    assert counts.samples == len(samples) == 95 and set(counts.targets) == targets
+    assert counts.units == len(samples) == 95 and set(counts.targets) == targets
     found = 0
     for target in targets:
         for name in shown:
@@ -148,7 +152,7 @@ def test_the_demo_counted_by_loops(world: Prepared, tmp_path: Path) -> None:
                 found += slow.has(name) >= 5 and lift > 5
     assert pairs == found == 156
     ours = counts_of(world, tmp_path / "ours", counted_samples_per_task=1000)
-    assert (ours[0].samples, ours[1]) == (len(samples), 3461)
+    assert ours[0].units == len({sample.subject_id for sample in samples}) == 7
 
 
 def test_settings_that_do_not_go_with_it_are_refused() -> None:

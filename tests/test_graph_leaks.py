@@ -91,7 +91,7 @@ def test_nothing_comes_from_test_patients(worlds: tuple[Path, Path]) -> None:
         )
         assert MARK not in counts.targets
         assert MARK not in {concept.name for concept in counts.history}
-        assert counts.samples == same.samples and (counts.n_history == same.n_history).all()
+        assert counts.units == same.units and (counts.n_history == same.n_history).all()
     for world in worlds:
         splits = Prepared(world / "prepare").index().select("sample_id", "split")
         drawn = [json.loads(line)["sample_id"] for line in graphs[0].splitlines()]

@@ -8,7 +8,8 @@ import networkx as nx
 import pytest
 
 from ehrr1.files import read_json
-from ehrr1.graph.evidence import answers, covered, from_json
+from ehrr1.graph.concepts import Concept, occurrences
+from ehrr1.graph.evidence import EVIDENCE, answers, covered, from_json
 from ehrr1.prompts.messages import BOTH_CASES
 from ehrr1.prompts.wording import OURS
 from ehrr1.reasoning.chain import parse_cases
@@ -51,7 +52,11 @@ def test_a_random_graph_has_the_size_of_the_real_one(smoke: Path, stage: Stage) 
     for sample_id, graph in real.items():
         other = answers(drawn[sample_id])
         for item, evidence in answers(graph).items():
-            assert [edge for _, edge in other[item]] == [edge for _, edge in evidence]
+            measures = [
+                [{name: edge[name] for name in edge if name != "kind"} for _, edge in some]
+                for some in (other[item], evidence)
+            ]
+            assert measures[0] == measures[1]
             same += sum(node in dict(evidence) for node, _ in other[item])
             moved += len(evidence)
     assert same < 0.7 * moved
@@ -113,7 +118,7 @@ def test_umls_gives_ids_mentions_and_paths(stage: Stage, tmp_path: Path) -> None
     metrics = read_json(folder / "graph" / "metrics.json")
     assert 0 < metrics["linked/emar"] < 1 and metrics["edges/linked"] > 0
     edges = [e for row in rows_of(folder / "graph" / "graphs.jsonl") for e in row["graph"]["edges"]]
-    found = [edge for edge in edges if edge["kind"] == "cooccurrence"]
+    found = [edge for edge in edges if edge["kind"] in EVIDENCE]
     assert found and all(edge["npmi"] >= 0.01 and edge["p"] < 0.2 for edge in found)
     assert {edge["vocabulary"] for edge in edges if edge["kind"] == "knowledge"} <= {
         *("OWN", "dictionary")
@@ -153,6 +158,44 @@ def test_metrics_are_those_of_the_graphs(smoke: Path) -> None:
     emar = [from_json(row["graph"]) for row in rows if row["task"] == "emar"]
     assert metrics["samples/emar"] == len(emar)
     assert metrics["coverage/emar"] == sum(covered(g) > 0 for g in emar) / len(emar)
-    edges = [e for row in rows for e in row["graph"]["edges"] if e["kind"] == "cooccurrence"]
-    assert metrics["edges/cooccurrence"] == len(edges)
+    edges = [e for row in rows for e in row["graph"]["edges"]]
+    for kind in ("cooccurrence", "repetition"):
+        assert metrics[f"edges/{kind}"] == sum(edge["kind"] == kind for edge in edges) > 0
+    shares = {
+        split: [
+            covered(from_json(r["graph"]))
+            for r in rows
+            if (r["task"], r["split"]) == ("emar", split)
+        ]
+        for split in ("train", "validation")
+    }
+    assert all(
+        metrics[f"coverage_{split}/emar"] == sum(map(bool, some)) / len(some)
+        for split, some in shares.items()
+    )
+    assert {value for name, value in metrics.items() if name.startswith("without_own/")} == {1.0}
     assert metrics["linked/emar"] == 0  # concepts=items has no dictionary
+
+
+def test_training_edges_hold_without_their_own_patient(smoke: Path) -> None:
+    """Counted again from the contexts of the other patients alone."""
+    prepared = Prepared(smoke / "prepare")
+    index = {s.sample_id: s for s in prepared.samples("train", ["emar", "labevents"])}
+    rows = [r for r in rows_of(smoke / "graph" / "graphs.jsonl") if r["sample_id"] in index]
+    counted = [index[row["sample_id"]] for row in rows]
+    shown = {s.context_id: {o.concept for o in occurrences(prepared.context(s))} for s in counted}
+    checked = 0
+    for row in rows[::7]:
+        sample, graph = index[row["sample_id"]], from_json(row["graph"])
+        others = [s for s in counted if s.task == sample.task]
+        others = [s for s in others if s.subject_id != sample.subject_id]
+        for item, evidence in answers(graph).items():
+            for node, edge in evidence:
+                data = graph.nodes[node]
+                concept = Concept(data["table"], data["label"], data.get("state", ""))
+                have = {s.subject_id for s in others if concept in shown[s.context_id]}
+                both = [s for s in others if item in s.target and concept in shown[s.context_id]]
+                assert edge["support"] == len({s.subject_id for s in both}) >= 2
+                assert edge["probability"] == round(edge["support"] / len(have), 4)
+                checked += 1
+    assert checked > 100

@@ -207,6 +207,8 @@ class Graph(Section):
     min_count: Count
     min_support: Count
     min_lift: NotNegative
+    min_lift_low: NotNegative | None
+    min_probability: Share | None
     min_npmi: Annotated[float, Field(ge=-1, le=1)] | None
     max_fdr: Annotated[float, Field(gt=0, le=0.4)] | None
     top: Count

@@ -1,9 +1,10 @@
 """Select the history concepts that are evidence for a target.
 
-The measures are lift, normalised pointwise mutual information and Fisher's exact test.
+The measures are lift with a confidence interval, the probability of the target given the concept,
+normalised pointwise mutual information and Fisher's exact test.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,17 +15,47 @@ from scipy.stats import hypergeom
 from ehrr1.graph.concepts import Concept
 from ehrr1.graph.cooccurrence import Cooccurrence
 
+Z95 = 1.96
+"""Standard normal quantile of a two-sided interval of 95 %."""
+
+Own = Sequence[tuple[Set[str], Set[Concept]]]
+"""The counted samples of one patient in a task: answer and history of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """The targets, concepts and pairs (target -> concepts) that one patient adds to the counts."""
+
+    targets: Set[str]
+    history: Set[Concept]
+    pairs: Mapping[str, Set[Concept]]
+
+
+def contribution(own: Own) -> Contribution | None:
+    """Return what a patient with these counted samples adds to the counts; None without samples."""
+    if not own:
+        return None
+    pairs: dict[str, set[Concept]] = {}
+    for answer, history in own:
+        for target in answer:
+            pairs.setdefault(target, set()).update(history)
+    return Contribution(pairs.keys(), set().union(*(history for _, history in own)), pairs)
+
 
 class Association(NamedTuple):
     """A history concept that is associated with a target.
 
-    support: number of samples that have both; lift: n(t, h) * N / (n(t) * n(h)); npmi: normalised
-    pointwise mutual information, from -1 to 1; p: p-value of Fisher's exact test, one-sided.
+    support: number of patients (`graph.counting=release`: samples) that have both; lift: n(t, h) *
+    N / (n(t) * n(h)); lift_low: lower bound of its 95 % interval; probability: n(t, h) / n(h);
+    npmi: normalised pointwise mutual information, from -1 to 1; p: p-value of Fisher's exact test,
+    one-sided.
     """
 
     concept: Concept
     support: int
     lift: float
+    lift_low: float
+    probability: float
     npmi: float
     p: float
 
@@ -33,31 +64,81 @@ class Association(NamedTuple):
 class EvidenceRule:
     """The criteria by which a history concept h is evidence for a target t.
 
-    All of these must hold: n(h) >= min_count, n(t, h) >= min_support, lift(t, h) > min_lift,
-    npmi(t, h) >= min_npmi, p <= max_p, and h is among the `top` concepts of the target by lift.
-    EHR-R1 uses min_count 5, min_support 1, min_lift 5 and top 20, and does not bound npmi or p.
-    With a support of 1, the only joint sample may be the sample that the graph is drawn for.
+    All of these must hold: n(h) >= min_count, n(t, h) >= min_support, lift(t, h) > min_lift, the
+    lower bound of the lift's 95 % interval > min_lift_low, n(t, h) / n(h) >= min_probability,
+    npmi(t, h) >= min_npmi and p <= max_p. Of an item in several states, the one with the highest
+    lower bound is taken, the item without a state before others. h is among the `top` concepts of
+    the target by this lower bound, in the counting of the release by lift: a lift alone ranks rare
+    concepts first. EHR-R1 uses min_count 5, min_support 1, min_lift 5 and top 20, and no other
+    bound.
     """
 
     min_count: int
     min_support: int
     min_lift: float
     top: int
+    min_lift_low: float = 0.0
+    min_probability: float = 0.0
     min_npmi: float = -1.0
     max_p: float = 1.0
 
 
-def associated(
-    counts: Cooccurrence, target: str, concepts: Iterable[Concept], rule: EvidenceRule
-) -> list[Association]:
-    """Return those of `concepts` that are evidence for `target`, highest lift first.
+@dataclass(frozen=True, slots=True)
+class Margins:
+    """The counts of a target and C history concepts.
 
+    joint [C]: n(t, h); history [C]: n(h); target: n(t); units: N.
+    """
+
+    joint: NDArray[np.int64]
+    history: NDArray[np.int64]
+    target: int
+    units: int
+
+    def at(self, places: NDArray[np.int64]) -> "Margins":
+        """Return the counts of some of the concepts."""
+        return Margins(self.joint[places], self.history[places], self.target, self.units)
+
+    def without(
+        self, own: Contribution | None, target: str, concepts: Sequence[Concept]
+    ) -> "Margins":
+        """Return the counts of a target and concepts [C] without one patient."""
+        if own is None:
+            return self
+        both = own.pairs.get(target, frozenset())
+        return Margins(
+            self.joint - np.array([concept in both for concept in concepts], dtype=np.int64),
+            self.history - np.array([concept in own.history for concept in concepts], np.int64),
+            self.target - (target in own.targets),
+            self.units - 1,
+        )
+
+
+def margins(counts: Cooccurrence, target: int, columns: NDArray[np.int64]) -> Margins:
+    """Return the counts of a target (its row) and the history concepts `columns` [C]."""
+    return Margins(
+        counts.row(target)[columns].astype(np.int64),
+        counts.n_history[columns].astype(np.int64),
+        int(counts.n_target[target]),
+        counts.units,
+    )
+
+
+def associated(
+    counts: Cooccurrence,
+    target: str,
+    concepts: Iterable[Concept],
+    rule: EvidenceRule,
+    own: Contribution | None = None,
+) -> list[Association]:
+    """Return those of `concepts` that are evidence for `target`, strongest first (`EvidenceRule`).
+
+    `own` is what the patient whose graph is drawn adds to the counts; they are taken without it.
     Ties are broken by the larger support, then by the concept's name, so that the same counts
-    always give the same evidence. The list is empty if no training sample has the target.
+    always give the same evidence. The list is empty if no training patient has the target.
     """
     if target not in counts.targets:
         return []
-    row = counts.targets[target]
     # In the released counting a name is a single concept; its first occurrence is the one that a
     # chain cites.
     places: dict[int, Concept] = {}
@@ -66,53 +147,114 @@ def associated(
         if column is not None:
             places.setdefault(column, concept)
     known, columns = list(places.values()), np.array(list(places), dtype=np.int64)
-    joint, lift = counts.row(row)[columns], counts.lifts(row, columns)
-    enough = (counts.n_history[columns] >= rule.min_count) & (joint >= rule.min_support)
-    kept = np.flatnonzero(enough & (lift > rule.min_lift))
-    npmi, p = normalised_pmi(counts, row, columns[kept]), p_values(counts, row, columns[kept])
-    found = [
-        Association(known[i], int(joint[i]), float(lift[i]), float(npmi[n]), float(p[n]))
-        for n, i in enumerate(kept)
-        if npmi[n] >= rule.min_npmi and p[n] <= rule.max_p
-    ]
-    return sorted(found, key=lambda a: (-a.lift, -a.support, a.concept))[: rule.top]
+    beside = margins(counts, counts.targets[target], columns).without(own, target, known)
+    kept = passing_places(beside, rule)
+    beside = beside.at(kept)
+    measures = zip(
+        beside.joint.tolist(),
+        lifts(beside).tolist(),
+        lower_bounds(beside).tolist(),
+        probabilities(beside).tolist(),
+        normalised_pmi(beside).tolist(),
+        p_values(beside).tolist(),
+        strict=True,
+    )
+    found = [Association(known[i], *some) for i, some in zip(kept, measures, strict=True)]
+    if counts.either:
+        return sorted(found, key=lambda a: (-a.lift, -a.support, a.concept))[: rule.top]
+    strongest = sorted(
+        _one_state_each(found), key=lambda a: (-a.lift_low, -a.lift, -a.support, a.concept)
+    )
+    return strongest[: rule.top]
+
+
+def _one_state_each(found: Iterable[Association]) -> list[Association]:
+    """Return the strongest state of each item: a chain argues with an item once for an answer."""
+    best: dict[tuple[str, str], Association] = {}
+    for one in sorted(found, key=lambda a: (-a.lift_low, a.concept.state != "", a.concept.state)):
+        best.setdefault((one.concept.kind, one.concept.name), one)
+    return list(best.values())
+
+
+def passing_places(beside: Margins, rule: EvidenceRule) -> NDArray[np.int64]:
+    """Return the places of the concepts that are evidence by `rule`, ignoring `top`."""
+    enough = (beside.history >= rule.min_count) & (beside.joint >= rule.min_support)
+    places = np.flatnonzero(enough & (beside.joint > 0))
+    some = beside.at(places)
+    passed = (lifts(some) > rule.min_lift) & (probabilities(some) >= rule.min_probability)
+    places = places[passed]
+    some = beside.at(places)
+    passed = (normalised_pmi(some) >= rule.min_npmi) & (p_values(some) <= rule.max_p)
+    return places[passed & (lower_bounds(some) > rule.min_lift_low)]
 
 
 def passing(counts: Cooccurrence, rule: EvidenceRule) -> int:
-    """Return the number of (target, history concept) pairs that are evidence, ignoring `top`."""
-    eligible = np.flatnonzero(counts.n_history >= rule.min_count)
-    found = 0
-    for target in range(len(counts.targets)):
-        enough = counts.row(target)[eligible] >= rule.min_support
-        columns = eligible[enough & (counts.lifts(target, eligible) > rule.min_lift)]
-        npmi, p = normalised_pmi(counts, target, columns), p_values(counts, target, columns)
-        found += int(((npmi >= rule.min_npmi) & (p <= rule.max_p)).sum())
-    return found
+    """Return the number of pairs that are evidence among all patients, ignoring `top`.
+
+    Items in several states count once for each state.
+    """
+    every = np.arange(len(counts.history))
+    return sum(
+        len(passing_places(margins(counts, target, every), rule))
+        for target in range(len(counts.targets))
+    )
 
 
-def normalised_pmi(
-    counts: Cooccurrence, target: int, columns: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Return the normalised PMI of a target with each of the history concepts `columns` [C].
+def lifts(beside: Margins) -> NDArray[np.float64]:
+    """Return n(t, h) * N / (n(t) * n(h)), shape [C]; nan if a count is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return beside.joint * float(beside.units) / (float(beside.target) * beside.history)
+
+
+def lower_bounds(beside: Margins) -> NDArray[np.float64]:
+    """Return the lower bound of the 95 % interval of the lift, shape [C].
+
+    The lift is P(t | h) / P(t) and P(h | t) / P(h). The bound is the smaller of the two with
+    Wilson's lower bound (1927) of the conditional probability, which also holds for small counts
+    and shares of 0 and 1: two of two patients are less certain than twenty of twenty.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        by_concept = wilson(beside.joint, beside.history) * beside.units / float(beside.target)
+        by_target = wilson(beside.joint, beside.target) * beside.units / beside.history
+    return np.minimum(by_concept, by_target)
+
+
+def wilson(successes: NDArray[np.int64], trials: NDArray[np.int64] | int) -> NDArray[np.float64]:
+    """Return Wilson's lower bound of a share at 95 %, shape of `successes`; nan without trials."""
+    size = np.asarray(trials, dtype=np.float64)
+    share = successes / size
+    spread = Z95 * np.sqrt(share * (1 - share) / size + Z95**2 / (4 * size**2))
+    low: NDArray[np.float64] = share + Z95**2 / (2 * size) - spread
+    return low / (1 + Z95**2 / size)
+
+
+def probabilities(beside: Margins) -> NDArray[np.float64]:
+    """Return n(t, h) / n(h), the share of those with the concept that have the target, [C]."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return beside.joint / beside.history
+
+
+def normalised_pmi(beside: Margins) -> NDArray[np.float64]:
+    """Return the normalised PMI of the target with each concept, shape [C].
 
     It is log(lift) / -log(p(t, h)) (Bouma 2009): 1 where the two always occur together, 0 where
-    they are independent, -1 where they never occur together. The result has shape [C].
+    they are independent, -1 where they never occur together.
     """
-    share = counts.row(target)[columns] / counts.samples
+    share = beside.joint / beside.units
     with np.errstate(divide="ignore", invalid="ignore"):
-        npmi = np.log(counts.lifts(target, columns)) / -np.log(share)
+        npmi = np.log(lifts(beside)) / -np.log(share)
     return np.where(share == 0, -1.0, np.where(share == 1, 1.0, npmi))
 
 
-def p_values(counts: Cooccurrence, target: int, columns: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the one-sided p-values of Fisher's exact test for a target and `columns` [C].
+def p_values(beside: Margins) -> NDArray[np.float64]:
+    """Return the one-sided p-values of Fisher's exact test, shape [C].
 
-    A p-value is the probability of at least the observed number of joint samples if the target were
-    independent of the history concept (hypergeometric distribution). The result has shape [C].
+    A p-value is the probability of at least the observed number of joint patients if the target
+    were independent of the history concept (hypergeometric distribution).
     """
-    joint = counts.row(target)[columns].astype(np.int64)
-    drawn, marked = int(counts.n_target[target]), counts.n_history[columns]
-    p: NDArray[np.float64] = hypergeom.sf(joint - 1, counts.samples, marked, drawn)
+    p: NDArray[np.float64] = hypergeom.sf(
+        beside.joint - 1, beside.units, beside.history, beside.target
+    )
     return p
 
 
@@ -128,8 +270,8 @@ def significance_bound(counts: Cooccurrence, min_count: int, max_fdr: float) -> 
     tests = len(counts.targets) * len(eligible)
     found = [np.zeros(0)]
     for target in range(len(counts.targets)):
-        columns = eligible[counts.lifts(target, eligible) > 1]
-        found.append(p_values(counts, target, columns))
+        beside = margins(counts, target, eligible)
+        found.append(p_values(beside.at(np.flatnonzero(lifts(beside) > 1))))
     ordered = np.sort(np.concatenate(found))
     passed = np.flatnonzero(ordered <= max_fdr * np.arange(1, len(ordered) + 1) / max(tests, 1))
     return float(ordered[passed[-1]]) if len(passed) else 0.0

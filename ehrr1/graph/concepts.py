@@ -1,7 +1,8 @@
 """Extract the concepts of an event.
 
 An event has three sources of concepts: the names of its items, the classes shown beside them (CCS,
-ATC), and the concepts that its free text asserts about the patient.
+ATC), and the concepts that its free text asserts about the patient. An item can have states
+("high", "given", see `graph.states`); an item in a state is a concept of its own.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from datetime import datetime
 from functools import cache
 from typing import NamedTuple
 
+from ehrr1.graph.states import Stated, context_states, row_states
 from ehrr1.graph.text.mentions import EVIDENCE, Mention
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
@@ -31,14 +33,16 @@ ANYWHERE = "any"
 
 
 class Concept(NamedTuple):
-    """A name and its kind.
+    """A name, its kind, and its state.
 
     The kind is a table ("labevents"), a class of a table ("prescriptions/atc"), or the free text of
-    a table ("discharge/text"; the name is then the preferred name of the mentioned concept).
+    a table ("discharge/text"; the name is then the preferred name of the mentioned concept). The
+    state is one of `graph.states`, or "" for the item in any state.
     """
 
     kind: str
     name: str
+    state: str = ""
 
     @property
     def is_text(self) -> bool:
@@ -49,8 +53,9 @@ class Concept(NamedTuple):
 class Occurrence(NamedTuple):
     """An occurrence of a concept in an event.
 
-    event: position of the event in the context; time: event time. For mentions in free text,
-    `concept_id` is the id in the dictionary and `written` the words of the text.
+    event: position of the event in the context; time: event time; value: the value in the item's
+    row as shown, "" if there is none that can be cited. For mentions in free text, `concept_id` is
+    the id in the dictionary and `written` the words of the text.
     """
 
     concept: Concept
@@ -58,20 +63,23 @@ class Occurrence(NamedTuple):
     time: datetime | None
     concept_id: str | None = None
     written: str | None = None
+    value: str = ""
 
 
 def event_concepts(event: Event) -> list[Concept]:
     """Return the distinct names and classes of one event in the order in which they are shown.
 
-    These are the concepts of `concepts=items`; they need no dictionary. Names keep their spelling,
-    because chains must cite them verbatim.
+    These are the concepts of `concepts=items` without states; they need no dictionary. Names keep
+    their spelling, because chains must cite them verbatim.
     """
     concepts = dict.fromkeys(Concept(event.table, item) for item in event.items if item)
+    return list(concepts | dict.fromkeys(_classes(event)))
+
+
+def _classes(event: Event) -> Iterator[Concept]:
     for position, key in _columns(event.table, frozenset(CLASS_KEYS)):
         kind = f"{event.table}/{CLASS_KEYS[key]}"
-        shown = (row[position] for row in event.rows)
-        concepts |= dict.fromkeys(Concept(kind, name) for name in shown if name)
-    return list(concepts)
+        yield from (Concept(kind, row[position]) for row in event.rows if row[position])
 
 
 def event_texts(event: Event) -> list[str]:
@@ -80,18 +88,42 @@ def event_texts(event: Event) -> list[str]:
     return [row[position] for row in event.rows for position, _ in columns if row[position]]
 
 
-def occurrences(context: Sequence[Event], read: Reader | None = None) -> Iterator[Occurrence]:
+def occurrences(
+    context: Sequence[Event], read: Reader | None = None, states: bool = True
+) -> Iterator[Occurrence]:
     """Yield every concept of every event of a context, oldest event first.
 
-    With `read`, free text is included: affirmed, uncertain and chronic mentions that refer to the
-    patient at present. Mentions that are negated, hypothetical or historical, or that refer to the
-    family, are skipped.
+    With `states`, an item yields a concept without a state and one for each of its states, and an
+    item of `emar` only those with a state; otherwise items have no states. With `read`, free text
+    is included: affirmed, uncertain and chronic mentions that refer to the patient at present.
+    Mentions that are negated, hypothetical or historical, or that refer to the family, are skipped.
     """
+    derived: dict[int, list[Stated]] = {}
+    if states:
+        for position, stated in context_states(context):
+            derived.setdefault(position, []).append(stated)
     for position, event in enumerate(context):
-        for concept in event_concepts(event):
-            yield Occurrence(concept, position, event.time)
+        if states:
+            yield from _stated(event, position, derived.get(position, ()))
+        else:
+            for concept in event_concepts(event):
+                yield Occurrence(concept, position, event.time)
         if read is not None:
             yield from _mentioned(event, position, read)
+
+
+def _stated(event: Event, position: int, derived: Sequence[Stated]) -> Iterator[Occurrence]:
+    """Yield the items of an event in their states, then its classes, each once.
+
+    Of several rows with the same item and state, the last value is taken.
+    """
+    found: dict[Concept, str] = {}
+    for name, state, value in (*row_states(event), *derived):
+        concept = Concept(event.table, name, state)
+        found[concept] = value or found.get(concept, "")
+    found |= dict.fromkeys(_classes(event), "")
+    for concept, value in found.items():
+        yield Occurrence(concept, position, event.time, value=value)
 
 
 def _mentioned(event: Event, position: int, read: Reader) -> Iterator[Occurrence]:

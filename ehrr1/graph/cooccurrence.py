@@ -1,18 +1,21 @@
-"""Count, as a stream, in how many samples a target item and a history concept occur together.
+"""Count, as a stream, in how many patients a target item and a history concept occur together.
 
-In the counting of the release (`either`) a name is a single concept in all tables, and n(t) and
-n(h) are the numbers of samples that have it in the answer or in the history. The default counting
-takes targets from answers and concepts from histories only, and a concept is a name together with
-its kind.
+The default counting takes targets from answers and concepts from histories only, and a concept is a
+name together with its kind and state. A patient has a pair if one of the patient's samples has the
+target in its answer and the concept in its history. Samples of one patient are not independent, and
+so count together as one.
+
+In the counting of the release (`either`) the unit is the sample, a name is a single concept in all
+tables, and n(t) and n(h) are the numbers of samples that have it in the answer or in the history.
 
 Pairs are counted by sparse products of blocks of samples. The sums are kept in a sparse matrix or,
 once an eighth of all cells is nonzero, in a dense one, whichever is smaller. Counts of disjoint
-sets of samples can be merged, so that processes share the work.
+sets of patients can be merged, so that processes share the work.
 """
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -45,14 +48,14 @@ Joint: TypeAlias = sparse.csr_array | NDArray[np.int32]
 class Cooccurrence:
     """The co-occurrence counts of one task.
 
-    samples: N. targets (T names) and history (H concepts) map a name to its index. n_target [T] and
-    n_history [H]: number of samples that have it. joint [T, H], sparse or dense: number of samples
-    that have both. With `either`, the history holds all names, including those of answers, as
-    concepts of kind `ANYWHERE`, and n_target and n_history count the samples that have the name in
-    the answer or in the history.
+    units: N, the number of patients, or of samples with `either`. targets (T names) and history (H
+    concepts) map a name to its index. n_target [T] and n_history [H]: number of units that have it.
+    joint [T, H], sparse or dense: number of units that have both. With `either`, the history holds
+    all names, including those of answers, as concepts of kind `ANYWHERE`, and n_target and
+    n_history count the samples that have the name in the answer or in the history.
     """
 
-    samples: int
+    units: int
     targets: dict[str, int]
     history: dict[Concept, int]
     n_target: NDArray[np.int64]
@@ -65,7 +68,7 @@ class Cooccurrence:
         return self.history.get(anywhere(concept.name) if self.either else concept)
 
     def support(self, target: str, concept: Concept) -> int:
-        """Return n(t, h), the number of samples with both, or 0 if either was never counted."""
+        """Return n(t, h), the number of units with both, or 0 if either was never counted."""
         column = self.column(concept)
         if target not in self.targets or column is None:
             return 0
@@ -90,14 +93,14 @@ class Cooccurrence:
     def lifts(self, target: int, columns: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the lifts of a target with the history concepts `columns` [C], shape [C]."""
         alone = float(self.n_target[target]) * self.n_history[columns]
-        return self.row(target)[columns] * float(self.samples) / alone
+        return self.row(target)[columns] * float(self.units) / alone
 
     def save(self, path: Path) -> None:
         """Write the counts atomically to one .npz file."""
         names = {"targets": list(self.targets), "history": list(self.history)}
         arrays: dict[str, Any] = {
             "names": np.frombuffer(json.dumps(names).encode(), dtype=np.uint8),
-            "samples": np.array(self.samples),
+            "units": np.array(self.units),
             "n_target": self.n_target,
             "n_history": self.n_history,
             "either": np.array(self.either),
@@ -121,7 +124,7 @@ class Cooccurrence:
             parts = (arrays["data"], arrays["indices"], arrays["indptr"])
             joint = sparse.csr_array(parts, shape=shape)
         return cls(
-            samples=int(arrays["samples"]),
+            units=int(arrays["units"]),
             targets={name: column for column, name in enumerate(names["targets"])},
             history={Concept(*name): column for column, name in enumerate(names["history"])},
             n_target=arrays["n_target"],
@@ -137,9 +140,9 @@ def anywhere(name: str) -> Concept:
 
 
 class CooccurrenceCounter:
-    """A counter of samples from a stream.
+    """A counter of the patients of a stream, or of its samples.
 
-    Its memory grows with the vocabulary, not with the number of samples. `either` selects the
+    Its memory grows with the vocabulary, not with the number of patients. `either` selects the
     counting of the release (see `Cooccurrence`).
     """
 
@@ -153,20 +156,50 @@ class CooccurrenceCounter:
         self._joint: Joint = sparse.csr_array((0, 0), dtype=np.int32)
         self._n_target = np.zeros(0, dtype=np.int64)
         self._n_history = np.zeros(0, dtype=np.int64)
-        self._samples = 0
+        self._units = 0
 
     def add(self, targets: Iterable[str], history: Iterable[Concept]) -> None:
-        """Count one sample; a name that occurs several times in it counts once."""
-        first, second = self._blocks
+        """Count one sample as a unit; a name that occurs several times in it counts once."""
+        targets, history = list(targets), list(history)
         if self.either:
-            targets, history = list(targets), [anywhere(concept.name) for concept in history]
-            self._alone.add([*history, *map(anywhere, targets)], self._history)
-        self._pairs += first.add(targets, self._targets) * second.add(history, self._history)
+            history = [anywhere(concept.name) for concept in history]
+        alone = [*history, *map(anywhere, targets)] if self.either else history
+        self._alone.add(_codes(alone, self._history))
+        self._add_pairs(_codes(targets, self._targets), _codes(history, self._history))
+        self._flush_if_full()
+
+    def add_patient(self, samples: Sequence[tuple[Iterable[str], Iterable[Concept]]]) -> None:
+        """Count all samples of a patient, each an answer and a history, as one unit.
+
+        Targets that the same samples have are counted together, with the concepts that any of these
+        samples shows. Each target is thus in one block row, and the sums of rows are numbers of
+        patients.
+        """
+        histories = [_codes(history, self._history) for _, history in samples]
+        holders: dict[int, tuple[int, ...]] = {}
+        for number, (targets, _) in enumerate(samples):
+            for target in _codes(targets, self._targets):
+                holders[target] = (*holders.get(target, ()), number)
+        together: dict[tuple[int, ...], set[int]] = {}
+        for target, numbers in holders.items():
+            together.setdefault(numbers, set()).add(target)
+        for numbers, some in together.items():
+            self._add_pairs(some, set().union(*(histories[number] for number in numbers)))
+        self._alone.add(set().union(*histories))
+        self._flush_if_full()
+
+    def _add_pairs(self, targets: set[int], history: set[int]) -> None:
+        first, second = self._blocks
+        first.add(targets)
+        second.add(history)
+        self._pairs += len(targets) * len(history)
+
+    def _flush_if_full(self) -> None:
         if self._pairs >= (4 * BLOCK if isinstance(self._joint, np.ndarray) else BLOCK):
             self._flush()
 
     def merge(self, counts: Cooccurrence) -> None:
-        """Add the counts of other samples."""
+        """Add the counts of other patients."""
         self._flush()
         rows = _columns(self._targets, counts.targets)
         columns = _columns(self._history, counts.history)
@@ -178,10 +211,10 @@ class CooccurrenceCounter:
         self._n_history = _grown(self._n_history, shape[1])
         self._n_target[rows] += counts.n_target  # with `either`, `result` recomputes n_target
         self._n_history[columns] += counts.n_history
-        self._samples += counts.samples
+        self._units += counts.units
 
     def result(self) -> Cooccurrence:
-        """Return the counts of all samples added so far."""
+        """Return the counts of all units added so far."""
         self._flush()
         shape = (len(self._targets), len(self._history))
         joint = self._joint
@@ -189,7 +222,7 @@ class CooccurrenceCounter:
         if self.either:
             n_target = self._n_history[_columns(self._history, map(anywhere, self._targets))]
         return Cooccurrence(
-            samples=self._samples,
+            units=self._units,
             targets=dict(self._targets),
             history=dict(self._history),
             n_target=n_target,
@@ -201,7 +234,7 @@ class CooccurrenceCounter:
     def _flush(self) -> None:
         targets = self._blocks[0].matrix(len(self._targets))
         history = self._blocks[1].matrix(len(self._history))
-        alone = self._alone.matrix(len(self._history)) if self.either else history
+        alone = self._alone.matrix(len(self._history))
         if isinstance(self._joint, np.ndarray):
             self._joint = _with_room(self._joint, (len(self._targets), len(self._history)))
             _count(self._joint, sparse.csr_array(targets.T), history)
@@ -209,7 +242,7 @@ class CooccurrenceCounter:
             self._add_joint(sparse.csr_array(targets.T) @ history)
         self._n_target = _grown(self._n_target, len(self._targets)) + targets.sum(axis=0)
         self._n_history = _grown(self._n_history, len(self._history)) + alone.sum(axis=0)
-        self._samples += targets.shape[0]
+        self._units += alone.shape[0]
         self._blocks, self._alone, self._pairs = (_Block(), _Block()), _Block(), 0
 
     def _add_joint(self, more: sparse.csr_array) -> None:
@@ -228,21 +261,19 @@ class CooccurrenceCounter:
 
 
 class _Block:
-    """A block of samples, each a list of distinct column indices."""
+    """A block of rows, each a set of distinct column indices."""
 
     def __init__(self) -> None:
         self.columns: list[int] = []
         self.ends = [0]
 
-    def add(self, names: Iterable[Any], vocabulary: dict[Any, int]) -> int:
-        """Append one sample and return its number of distinct names."""
-        codes = set(map(vocabulary.__getitem__, names))  # a set of codes without a Python loop
+    def add(self, codes: set[int]) -> None:
+        """Append one row."""
         self.columns.extend(codes)
         self.ends.append(len(self.columns))
-        return len(codes)
 
     def matrix(self, columns: int) -> sparse.csr_array:
-        """Return the block as a 0/1 matrix [samples, columns]."""
+        """Return the block as a 0/1 matrix [rows, columns]."""
         indices, indptr = (np.array(some, dtype=np.int32) for some in (self.columns, self.ends))
         ones = np.ones(len(indices), dtype=np.int32)
         return sparse.csr_array((ones, indices, indptr), shape=(len(indptr) - 1, columns))
@@ -253,6 +284,11 @@ def _vocabulary() -> dict[Any, int]:
     columns: defaultdict[Any, int] = defaultdict()
     columns.default_factory = columns.__len__
     return columns
+
+
+def _codes(names: Iterable[Any], vocabulary: dict[Any, int]) -> set[int]:
+    """Return the column indices of names, without a Python loop."""
+    return set(map(vocabulary.__getitem__, names))
 
 
 def _columns(vocabulary: dict[Any, int], names: Iterable[Any]) -> NDArray[np.int32]:

@@ -1,17 +1,25 @@
 """The work of one process of `stage=graph`: read contexts, count concepts, draw graphs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ehrr1.graph.associations import Association, EvidenceRule, associated
+from ehrr1.graph.associations import (
+    Association,
+    Contribution,
+    EvidenceRule,
+    Own,
+    associated,
+    contribution,
+)
 from ehrr1.graph.concepts import Concept, Occurrence, Reader, event_texts, occurrences
 from ehrr1.graph.cooccurrence import Cooccurrence, CooccurrenceCounter
-from ehrr1.graph.evidence import evidence_graph, randomised, to_json
+from ehrr1.graph.evidence import Found, evidence_graph, randomised, to_json
 from ehrr1.graph.knowledge import Knowledge, PathRule
 from ehrr1.graph.paths import Search, add_paths, search
+from ehrr1.graph.statistics import holds_without
 from ehrr1.graph.text.mention_cache import MentionCache
 from ehrr1.graph.text.mentions import TextSource
 from ehrr1.tasks.catalog import TASKS
@@ -23,21 +31,37 @@ OUTCOMES = ("yes", "no")
 Texts = tuple[Path, TextSource]
 """The folder of the mention cache and the source with which texts are read."""
 
-Part = Sequence[Sequence[Sample]]
+Contexts = Sequence[Sequence[Sample]]
 """Samples grouped by context: each inner sequence shares one context."""
+
+
+class PatientSamples(NamedTuple):
+    """The samples of one patient: those that are counted and those whose graphs are drawn."""
+
+    counted: Contexts
+    drawn: Contexts
+
+
+Part = Sequence[PatientSamples]
+"""Patients that one process reads at a time."""
+
+Counted = dict[str, list[tuple[Set[str], Set[Concept]]]]
+"""The counted samples of a patient by task: answer and history of each."""
 
 
 @dataclass(frozen=True)
 class Drawing:
     """The parameters of graph drawing, in a form that can be sent to other processes.
 
-    rules: evidence rule of each task; empty for graphs without evidence (an ablation). texts:
+    rules: evidence rule of each task; empty for graphs without evidence (an ablation). either: the
+    counts are those of the release, in which a sample's own patient is not left out. texts:
     location of the mentions in free text, None if free text is not used. ids: name -> concept id.
     """
 
     prepared: Path
     counts: Path
     rules: dict[str, EvidenceRule]
+    either: bool
     texts: Texts | None
     ids: dict[str, str]
     knowledge: Path | None
@@ -48,40 +72,74 @@ class Drawing:
 
 def texts_of(prepared: Path, part: Part) -> set[str]:
     """Return the distinct free texts of these contexts."""
-    contexts = (_prepared(prepared).context(group[0]) for group in part)
+    groups = [group for patient in part for group in (*patient.counted, *patient.drawn)]
+    contexts = (_prepared(prepared).context(group[0]) for group in groups)
     return {text for context in contexts for event in context for text in event_texts(event)}
 
 
 def count_part(
     prepared: Path, texts: Texts | None, either: bool, part: Part
 ) -> dict[str, Cooccurrence]:
-    """Count target items with history concepts, separately for each task.
+    """Count target items with history concepts in each patient, separately for each task.
 
-    `either` is passed to `CooccurrenceCounter`.
+    With `either`, samples are counted as by the release (see `CooccurrenceCounter`).
     """
     counters: dict[str, CooccurrenceCounter] = {}
-    for group in part:
-        context = _prepared(prepared).context(group[0])
-        history = sorted({found.concept for found in occurrences(context, _reader(texts))})
-        for sample in group:
-            counters.setdefault(sample.task, CooccurrenceCounter(either)).add(
-                sample.target, history
-            )
+    for patient in part:
+        counted = counted_samples(prepared, texts, patient, states=not either)
+        for task, samples in counted.items():
+            counter = counters.setdefault(task, CooccurrenceCounter(either))
+            if either:
+                for target, history in samples:
+                    counter.add(target, history)
+            else:
+                counter.add_patient(samples)
     return {task: counter.result() for task, counter in counters.items()}
 
 
+def counted_samples(
+    prepared: Path, texts: Texts | None, patient: PatientSamples, states: bool
+) -> Counted:
+    """Return the answer and the history of each counted sample of a patient, by task."""
+    found: Counted = {}
+    for group in patient.counted:
+        context = _prepared(prepared).context(group[0])
+        history = {one.concept for one in occurrences(context, _reader(texts), states)}
+        for sample in group:
+            found.setdefault(sample.task, []).append((set(sample.target), history))
+    return found
+
+
 def draw_part(drawing: Drawing, part: Part) -> list[dict[str, Any]]:
-    """Return the lines of graphs.jsonl for these samples."""
-    return [line for group in part for line in _lines(drawing, group)]
+    """Return the lines of graphs.jsonl for these patients."""
+    lines = []
+    for patient in part:
+        own: Counted = {}
+        if patient.drawn and drawing.rules and not drawing.either:
+            own = counted_samples(drawing.prepared, drawing.texts, patient, states=True)
+        added = {task: contribution(samples) for task, samples in own.items()}
+        for group in patient.drawn:
+            lines += _lines(drawing, group, own, added)
+    return lines
 
 
-def _lines(drawing: Drawing, group: Sequence[Sample]) -> list[dict[str, Any]]:
+def _lines(
+    drawing: Drawing,
+    group: Sequence[Sample],
+    own: Counted,
+    added: Mapping[str, Contribution | None],
+) -> list[dict[str, Any]]:
+    """Return the lines of samples that share a context.
+
+    `own` are the counted samples of their patient, `added` what these add to each task's counts.
+    """
     context = _prepared(drawing.prepared).context(group[0])
-    shown = list(occurrences(context, _reader(drawing.texts)))
+    shown = list(occurrences(context, _reader(drawing.texts), states=not drawing.either))
     lines = []
     for sample in group:
-        found = _evidence(drawing, sample, shown)
-        graph = evidence_graph(context, shown, found, drawing.ids)
+        found = _evidence(drawing, sample, shown, added.get(sample.task))
+        answers_from = None if drawing.either else TASKS[sample.task].anchor_table
+        graph = evidence_graph(context, shown, found, drawing.ids, answers_from)
         if drawing.knowledge is not None:
             knowledge, path = _knowledge(drawing.knowledge, drawing.path_rule)
             add_paths(graph, knowledge, path, drawing.require_path)
@@ -89,7 +147,9 @@ def _lines(drawing: Drawing, group: Sequence[Sample]) -> list[dict[str, Any]]:
             {
                 "sample_id": sample.sample_id,
                 "task": sample.task,
+                "split": sample.split,
                 "prediction_time": sample.prediction_time.isoformat(),
+                "holding": _holding(drawing, sample, found, own.get(sample.task, ())),
                 "graph": to_json(graph),
             }
         )
@@ -97,9 +157,12 @@ def _lines(drawing: Drawing, group: Sequence[Sample]) -> list[dict[str, Any]]:
 
 
 def _evidence(
-    drawing: Drawing, sample: Sample, shown: Sequence[Occurrence]
+    drawing: Drawing, sample: Sample, shown: Sequence[Occurrence], own: Contribution | None
 ) -> dict[str, list[Association]]:
-    """Return the evidence for each answer of a sample, or for each outcome of a risk task."""
+    """Return the evidence for each answer of a sample, or for each outcome of a risk task.
+
+    `own` is what the sample's patient adds to the counts: no evidence rests on it.
+    """
     risk = TASKS[sample.task].kind == "risk"
     items = dict.fromkeys(OUTCOMES if risk else sample.target)
     if sample.task not in drawing.rules:
@@ -107,10 +170,27 @@ def _evidence(
     rule = drawing.rules[sample.task]
     counts = _counts(drawing.counts / f"{sample.task}.npz")
     concepts: dict[Concept, None] = dict.fromkeys(one.concept for one in shown)
-    found = {item: associated(counts, item, concepts, rule) for item in items}
+    found = {item: associated(counts, item, concepts, rule, own) for item in items}
     if drawing.random_seed is not None:
         return randomised(found, shown, f"{drawing.random_seed}/{sample.sample_id}")
     return found
+
+
+def _holding(drawing: Drawing, sample: Sample, found: Found, own: Own) -> int | None:
+    """Return how many pairs of a training sample's graph hold without its own patient.
+
+    None where this is not asked: of validation samples, whose patients are not counted, of the
+    counts of the release, and of graphs with random or no evidence.
+    """
+    real = drawing.rules and drawing.random_seed is None and not drawing.either
+    if sample.split != "train" or not real:
+        return None
+    rule, counts = drawing.rules[sample.task], _counts(drawing.counts / f"{sample.task}.npz")
+    return sum(
+        holds_without(counts, rule, item, one.concept, own)
+        for item, evidence in found.items()
+        for one in evidence
+    )
 
 
 @cache

@@ -14,6 +14,7 @@ import numpy as np
 
 from ehrr1.graph.associations import Association
 from ehrr1.graph.concepts import Concept, Occurrence, heading
+from ehrr1.graph.states import NOT_DONE
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
 
@@ -22,6 +23,9 @@ MAX_OCCURRENCES = 2
 
 A heart rate, for example, occurs in every hour of a record.
 """
+
+EVIDENCE = frozenset({"cooccurrence", "repetition"})
+"""Kinds of the edges from a concept to an answer that it is evidence for."""
 
 Found = Mapping[str, Sequence[Association]]
 """Each answer of a sample with the concepts of its context that are evidence for it."""
@@ -32,19 +36,23 @@ def evidence_graph(
     shown: Sequence[Occurrence],
     found: Found,
     ids: Mapping[str, str] | None = None,
+    answers_from: str | None = None,
 ) -> nx.DiGraph:
     """Return the graph that links the answers of a sample to concepts and events of its context.
 
     `shown` are the occurrences of concepts in the context, `found` the evidence for each answer,
-    and `ids` maps each linked name to its id in the dictionary.
+    and `ids` maps each linked name to its id in the dictionary. `answers_from` is the table whose
+    items are the answers; None if no concept is to be called a repetition of an answer.
 
     Nodes have `kind` ("event", "concept" or "answer") and `label` (heading and time, name, or
-    item). Concept nodes also have `table` and, if they come from free text, `written` (the words of
-    the text). Linked names have `concept_id`. Edges have `kind`: "occurrence" (concept -> event,
-    with `time`, ISO 8601 or None) or "cooccurrence" (concept -> answer, with `support`, `lift`,
-    `npmi` and Fisher's `p`). Every answer has a node, with or without evidence; only concepts that
-    are evidence have a node. The function is deterministic: the same input gives the same graph in
-    the same order.
+    item). Concept nodes also have `table`, `state` if they have one and, if they come from free
+    text, `written` (the words of the text). Linked names have `concept_id`. Edges have `kind`:
+    "occurrence" (concept -> event in which it has its state, with `time`, ISO 8601 or None, and
+    `value` if one can be cited), "repetition" (concept -> answer that is the same item of the same
+    table) or "cooccurrence" (concept -> another answer). The latter two have `support`, `lift`,
+    `lift_low`, `probability`, `npmi` and Fisher's `p`. Every answer has a node, with or without
+    evidence; only concepts that are evidence have a node. The function is deterministic: the same
+    input gives the same graph in the same order.
     """
     ids = ids or {}
     places: dict[Concept, list[Occurrence]] = {}
@@ -56,9 +64,25 @@ def evidence_graph(
         graph.add_node(answer, kind="answer", label=item, **_linked(ids.get(item)))
         for one in evidence:
             node = _add_concept(graph, places[one.concept], context, ids)
-            measures = {"lift": round(one.lift, 4), "npmi": round(one.npmi, 4), "p": one.p}
-            graph.add_edge(node, answer, kind="cooccurrence", support=one.support, **measures)
+            repeats = is_repetition(one.concept, item, answers_from)
+            graph.add_edge(
+                node,
+                answer,
+                kind="repetition" if repeats else "cooccurrence",
+                support=one.support,
+                lift=round(one.lift, 4),
+                lift_low=round(one.lift_low, 4),
+                probability=round(one.probability, 4),
+                npmi=round(one.npmi, 4),
+                p=one.p,
+            )
     return graph
+
+
+def is_repetition(concept: Concept, answer: str, answers_from: str | None) -> bool:
+    """Return whether a concept is the answer's own item, done before (not held or refused)."""
+    same_table = concept.kind.split("/")[0] == answers_from
+    return same_table and concept.name == answer and concept.state not in NOT_DONE
 
 
 def randomised(
@@ -84,18 +108,24 @@ def randomised(
 
 
 def answers(graph: nx.DiGraph) -> dict[str, list[tuple[str, dict[str, Any]]]]:
-    """Return each answer item with its evidence, highest lift first.
+    """Return each answer item with its evidence, highest lower bound of the lift first.
 
-    Each piece of evidence is a tuple (concept node, edge data).
+    Each piece of evidence is a tuple (concept node, edge data). Edges of graphs that have no
+    `lift_low` (they were drawn by an earlier version) are in the order of their lift.
     """
     return {
         data["label"]: sorted(
             (
                 (source, edge)
                 for source, _, edge in graph.in_edges(node, data=True)
-                if edge["kind"] == "cooccurrence"
+                if edge["kind"] in EVIDENCE
             ),
-            key=lambda pair: (-pair[1]["lift"], -pair[1]["support"], pair[0]),
+            key=lambda pair: (
+                -pair[1].get("lift_low", pair[1]["lift"]),
+                -pair[1]["lift"],
+                -pair[1]["support"],
+                pair[0],
+            ),
         )
         for node, data in graph.nodes(data=True)
         if data["kind"] == "answer"
@@ -117,6 +147,22 @@ def cited_as(graph: nx.DiGraph, node: str) -> tuple[str, str]:
     """
     data = graph.nodes[node]
     return data.get("written", data["label"]), heading(Concept(data["table"], data["label"]))
+
+
+def with_state(node: Mapping[str, Any]) -> str:
+    """Return the label of a node with its state, if it has one: "Potassium, high"."""
+    state = node.get("state", "")
+    return f"{node['label']}, {state}" if state else str(node["label"])
+
+
+def latest_value(graph: nx.DiGraph, node: str) -> str:
+    """Return the value of a concept in its latest event, "" if none can be cited."""
+    events = [
+        (edge["time"] or "", int(event.removeprefix("event:")), edge.get("value", ""))
+        for _, event, edge in graph.out_edges(node, data=True)
+        if edge["kind"] == "occurrence"
+    ]
+    return max(events)[2] if events else ""
 
 
 def latest_time(graph: nx.DiGraph, node: str) -> datetime | None:
@@ -180,21 +226,23 @@ def _add_concept(
     """Add a concept and its latest events to the graph and return its node."""
     latest = places[-1]
     concept = latest.concept
-    node = f"concept:{concept.kind}:{concept.name}"
+    state = {"state": concept.state} if concept.state else {}
+    place = f"{concept.kind}[{concept.state}]" if concept.state else concept.kind
+    node = f"concept:{place}:{concept.name}"
     if node in graph:
         return node
     linked = _linked(latest.concept_id or ids.get(concept.name))
     written = {"written": latest.written} if latest.written else {}
-    graph.add_node(
-        node, kind="concept", label=concept.name, table=concept.kind, **linked, **written
-    )
+    about = {"kind": "concept", "label": concept.name, "table": concept.kind}
+    graph.add_node(node, **about, **state, **linked, **written)
     for occurrence in places[-MAX_OCCURRENCES:]:
         event, place = context[occurrence.event], f"event:{occurrence.event}"
         time = event.time.isoformat() if event.time else None
         if place not in graph:
             label = f"{TABLES[event.table].heading} [{event.time}]"
             graph.add_node(place, kind="event", label=label)
-        graph.add_edge(node, place, kind="occurrence", time=time)
+        value = {"value": occurrence.value} if occurrence.value else {}
+        graph.add_edge(node, place, kind="occurrence", time=time, **value)
     return node
 
 

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import networkx as nx
 
+from ehrr1.graph.evidence import EVIDENCE
 from ehrr1.graph.knowledge import Hop, Knowledge, PathRule
 from ehrr1.graph.path_search import is_sentence
 from ehrr1.graph.relation_kinds import is_passive, is_same, verb
@@ -41,7 +42,7 @@ def add_paths(graph: nx.DiGraph, knowledge: Knowledge, path: Search, require: bo
     path. With `require`, a concept that is not connected to an answer in either way is not evidence
     for it, as in EHR-R1 (step 3).
     """
-    pairs = [pair for pair in graph.edges(data="kind") if pair[2] == "cooccurrence"]
+    pairs = [pair for pair in graph.edges(data="kind") if pair[2] in EVIDENCE]
     for concept, answer, _ in pairs:
         start, end = (graph.nodes[node].get("concept_id") for node in (concept, answer))
         hops = path(start, end) if start and end else None
@@ -127,7 +128,7 @@ def _add_path(
 
 def _drop_unused(graph: nx.DiGraph) -> None:
     """Remove concepts that are no longer evidence, and events without edges to them."""
-    evidence = {start for start, _, kind in graph.edges(data="kind") if kind == "cooccurrence"}
+    evidence = {start for start, _, kind in graph.edges(data="kind") if kind in EVIDENCE}
     inner = {node for node, table in graph.nodes(data="table") if table == "knowledge"}
     concepts = {node for node, kind in graph.nodes(data="kind") if kind == "concept"}
     graph.remove_nodes_from(concepts - inner - evidence)

@@ -8,14 +8,12 @@ from functools import cache, cached_property, lru_cache
 from typing import NamedTuple
 
 from ehrr1.graph.concepts import CLASS_KEYS, TEXT_KEYS, event_texts
+from ehrr1.graph.states import VALUE_KEYS
 from ehrr1.reasoning.chain import Citation, written_time
 from ehrr1.reasoning.names import Names, key_of
 from ehrr1.reasoning.statuses import Status, administered, mentioned
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
-
-VALUE_KEYS = {"Valuenum", "Value", "Result_Value", "Amount", "Dose_Val_Rx"}
-"""Shown keys that hold a measured, given or ordered value; a table has at most one of them."""
 
 UNIT_KEYS = {"Valueuom", "Amountuom", "Dose_Unit_Rx"}
 """Shown keys that hold the unit of that value."""

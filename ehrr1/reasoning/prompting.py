@@ -18,7 +18,7 @@ from string import Template
 
 import networkx as nx
 
-from ehrr1.graph.evidence import cited_as, latest_time, strength
+from ehrr1.graph.evidence import EVIDENCE, cited_as, latest_time, strength
 from ehrr1.graph.paths import path_nodes
 from ehrr1.prompts.messages import THINK_CLOSE, answer_text, broken, mended
 from ehrr1.reasoning.chain import BAR
@@ -189,7 +189,7 @@ def graph_lines(graph: nx.DiGraph) -> list[str]:
     weights: dict[str, float] = {}
     told: dict[str, list[str]] = {}
     for node, answer, edge in graph.edges(data=True):
-        if edge["kind"] != "cooccurrence":
+        if edge["kind"] not in EVIDENCE:
             continue
         facts = [f"{edge['support']} samples", f"{edge['lift']:.1f} times"]
         if "hops" in edge:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import networkx as nx
 
-from ehrr1.graph.evidence import answers, cited_as, latest_time, strength
+from ehrr1.graph.evidence import answers, cited_as, latest_time, latest_value, strength
 from ehrr1.prompts.messages import CASES
 from ehrr1.reasoning.chain import ARROW, BAR, SECTIONS, Citation, written_time
 from ehrr1.reasoning.path_lines import path_lines
@@ -44,10 +44,11 @@ def write_template(
 ) -> list[Draft]:
     """Return one draft from the graph's evidence, or none if it has no evidence.
 
-    At most `max_evidence` items are cited, in order of time, each with its latest event. Paths
-    through the knowledge base follow the line whose answers they lead to. On a
-    yes/no question the limit applies to each outcome, and no draft is written unless both have
-    evidence.
+    At most `max_evidence` items are cited, in order of time, each with its latest event and, where
+    the row has one, its value: `Glucose: 140 | Labotary Test Events | 06:10`. The line of reasoning
+    names the state that is evidence: `Glucose | high | -> | Insulin`. Paths through the knowledge
+    base follow the line whose answers they lead to. On a yes/no question the limit applies to each
+    outcome, and no draft is written unless both have evidence.
     """
     if TASKS[sample.task].kind == "risk":
         return _write_cases(sample, graph, max_evidence)
@@ -60,8 +61,9 @@ def write_template(
     lines = [SECTIONS[0]]
     lines += [BAR.join(cited) for cited in citations]
     lines += [SECTIONS[1]]
-    for cited, step in zip(citations, steps, strict=True):
-        lines.append(BAR.join([cited.name, ARROW, *step.answers]))
+    for step in steps:
+        name = cited_as(graph, step.node)[0]
+        lines.append(BAR.join([name, *_state(graph, step.node), ARROW, *step.answers]))
         lines += path_lines(graph, step.node, step.answers, context)
     lines += [SECTIONS[2]]
     lines += sorted(item for step in steps for item in step.answers)
@@ -114,4 +116,13 @@ def choose_steps(graph: nx.DiGraph, max_evidence: int) -> list[ReasoningStep]:
 
 
 def _citation(graph: nx.DiGraph, node: str, time: datetime | None, sample: Sample) -> Citation:
-    return Citation(*cited_as(graph, node), written_time(time, sample.prediction_time))
+    name, heading = cited_as(graph, node)
+    value = latest_value(graph, node)
+    shown = f"{name}: {value}" if value else name
+    return Citation(shown, heading, written_time(time, sample.prediction_time))
+
+
+def _state(graph: nx.DiGraph, node: str) -> list[str]:
+    """Return the state of a concept as a list of one cell, empty if it has none."""
+    state = graph.nodes[node].get("state", "")
+    return [state] if state else []

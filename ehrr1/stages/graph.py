@@ -20,7 +20,15 @@ from ehrr1.files import read_json, remove, write_json, write_jsonl
 from ehrr1.graph.associations import EvidenceRule, passing, significance_bound
 from ehrr1.graph.concepts import Concept
 from ehrr1.graph.cooccurrence import Cooccurrence, CooccurrenceCounter
-from ehrr1.graph.drawing import Drawing, Part, Texts, count_part, draw_part, texts_of
+from ehrr1.graph.drawing import (
+    Drawing,
+    Part,
+    PatientSamples,
+    Texts,
+    count_part,
+    draw_part,
+    texts_of,
+)
 from ehrr1.graph.knowledge import PathRule
 from ehrr1.graph.sources import Dictionary, knowledge_folder, open_dictionary
 from ehrr1.graph.statistics import Tally, linked_shares
@@ -44,9 +52,10 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     counted, drawn = chosen_samples(prepared, cfg)
     dictionary = open_dictionary(cfg.concepts)
     knowledge = knowledge_folder(cfg.concepts) if cfg.graph.knowledge else None
+    parts = parts_of(counted, drawn)
     if dictionary is not None:
-        read_texts(prepared, [*counted, *drawn], dictionary, cfg)
-    counts = counted_tasks(run.folder / "counts", prepared, counted, dictionary, cfg)
+        read_texts(prepared, parts, dictionary, cfg)
+    counts = counted_tasks(run.folder / "counts", prepared, parts, dictionary, cfg)
     history = {concept for one in counts.values() for concept in one.history}
     ids = linked_names(counts, history, dictionary)
     rules = {task: evidence_rule(cfg.graph, task, one) for task, one in counts.items()}
@@ -54,6 +63,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
         prepared=prepared.folder,
         counts=run.folder / "counts",
         rules=rules,
+        either=cfg.graph.counting == "release",
         texts=cached_texts(dictionary, cfg),
         ids=ids,
         knowledge=knowledge,
@@ -61,7 +71,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
         require_path=cfg.graph.require_path,
         random_seed=cfg.seed if cfg.graph.evidence == "random" else None,
     )
-    tally = draw(run.folder, drawing, drawn, cfg.graph.workers)
+    tally = draw(run.folder, drawing, parts, cfg.graph.workers)
     pairs = {f"pairs/{task}": passing(one, rules[task]) for task, one in counts.items()}
     return tally.metrics() | pairs | linked_shares(history, ids)
 
@@ -94,12 +104,12 @@ def has_graph(task: Any, risk: bool) -> bool:
 
 
 def read_texts(
-    prepared: Prepared, samples: Sequence[Sample], dictionary: Dictionary, cfg: Config
+    prepared: Prepared, parts: Sequence[Part], dictionary: Dictionary, cfg: Config
 ) -> None:
-    """Find what the free texts of these samples' contexts mention, each distinct text once."""
+    """Find what the free texts of these patients' contexts mention, each distinct text once."""
     texts: set[str] = set()
     find = partial(texts_of, prepared.folder)
-    for some in in_processes(find, parts_of(samples), "finding texts", cfg.graph.workers):
+    for some in in_processes(find, parts, "finding texts", cfg.graph.workers):
         texts |= some
     dictionary.read(sorted(texts), cfg.concepts.workers)
 
@@ -112,7 +122,7 @@ def cached_texts(dictionary: Dictionary | None, cfg: Config) -> Texts | None:
 def counted_tasks(
     folder: Path,
     prepared: Prepared,
-    samples: Sequence[Sample],
+    parts: Sequence[Part],
     dictionary: Dictionary | None,
     cfg: Config,
 ) -> dict[str, Cooccurrence]:
@@ -123,9 +133,8 @@ def counted_tasks(
     counters: dict[str, CooccurrenceCounter] = {}
     either = cfg.graph.counting == "release"
     read = partial(count_part, prepared.folder, cached_texts(dictionary, cfg), either)
-    parts = parts_of(samples)
-    for part in in_processes(read, parts, "counting co-occurrence", cfg.graph.workers):
-        for task, counts in part.items():
+    for some in in_processes(read, parts, "counting co-occurrence", cfg.graph.workers):
+        for task, counts in some.items():
             counters.setdefault(task, CooccurrenceCounter(either)).merge(counts)
     found = {task: counter.result() for task, counter in sorted(counters.items())}
     for task, counts in found.items():
@@ -145,15 +154,21 @@ def linked_names(
 
 
 def evidence_rule(settings: Graph, task: str, counts: Cooccurrence) -> EvidenceRule:
-    """Return the rule of what is evidence in a task; the bound on p follows from all its pairs."""
-    bound = 1.0
+    """Return the rule of what is evidence in a task; the bound on p follows from all its pairs.
+
+    `graph.min_probability` does not apply to risk tasks, whose chains also argue for the rarer
+    outcome.
+    """
+    bound, risk = 1.0, TASKS[task].kind == "risk"
     if settings.max_fdr is not None:
         bound = significance_bound(counts, settings.min_count, settings.max_fdr)
     return EvidenceRule(
         min_count=settings.min_count,
         min_support=settings.min_support,
-        min_lift=settings.risk_min_lift if TASKS[task].kind == "risk" else settings.min_lift,
+        min_lift=settings.risk_min_lift if risk else settings.min_lift,
         top=settings.top,
+        min_lift_low=settings.min_lift_low or 0.0,
+        min_probability=0.0 if risk else settings.min_probability or 0.0,
         min_npmi=-1.0 if settings.min_npmi is None else settings.min_npmi,
         max_p=bound,
     )
@@ -172,9 +187,8 @@ def path_rule(settings: Graph) -> PathRule:
     )
 
 
-def draw(folder: Path, drawing: Drawing, samples: Sequence[Sample], workers: int | None) -> Tally:
+def draw(folder: Path, drawing: Drawing, parts: Sequence[Part], workers: int | None) -> Tally:
     """Draw the graphs part by part, then join the parts as graphs.jsonl."""
-    parts = parts_of(samples)
     files = [folder / "parts" / f"{number:06}.jsonl" for number in range(len(parts))]
     left = [(part, file) for part, file in zip(parts, files, strict=True) if not file.exists()]
     lines = in_processes(
@@ -197,7 +211,25 @@ def _joined(files: Sequence[Path], tally: Tally) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-def parts_of(samples: Sequence[Sample]) -> list[Part]:
-    """Divide samples by context, PART contexts at a time."""
-    groups = list(by_context(samples).values())
-    return [groups[first : first + PART] for first in range(0, len(groups), PART)]
+def parts_of(counted: Sequence[Sample], drawn: Sequence[Sample]) -> list[Part]:
+    """Divide samples by patient, about PART contexts at a time.
+
+    All samples of a patient are in one part: they count together, and a graph rests on the counts
+    of other patients.
+    """
+    groups: dict[int, tuple[list[Sample], list[Sample]]] = {}
+    for place, samples in enumerate((drawn, counted)):
+        for sample in samples:
+            groups.setdefault(sample.subject_id, ([], []))[place].append(sample)
+    parts: list[list[PatientSamples]] = []
+    room = 0
+    for own_drawn, own_counted in groups.values():
+        patient = PatientSamples(
+            list(by_context(own_counted).values()), list(by_context(own_drawn).values())
+        )
+        if room <= 0:
+            parts.append([])
+            room = PART
+        parts[-1].append(patient)
+        room -= len(patient.counted) + len(patient.drawn)
+    return list(parts)

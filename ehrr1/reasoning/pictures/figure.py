@@ -19,16 +19,23 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, PathPatch
 from matplotlib.path import Path as Curve
 from matplotlib.textpath import text_to_path
 
+from ehrr1.graph.evidence import EVIDENCE, with_state
 from ehrr1.reasoning.pictures.layout import Layout, arrange
 
 INK, SOFT, PAPER = "#1f2933", "#5b6670", "#ffffff"
 FILL = {"event": "#eef1f4", "concept": "#dcebf7", "knowledge": "#fdebdc", "answer": "#d9f2e8"}
-EDGE = {"occurrence": "#7a8691", "cooccurrence": "#0072B2", "knowledge": "#D55E00"}
+EDGE = {
+    "occurrence": "#7a8691",
+    "cooccurrence": "#0072B2",
+    "repetition": "#CC79A7",
+    "knowledge": "#D55E00",
+}
 BORDER = EDGE | {"event": "#7a8691", "concept": "#0072B2", "answer": "#009E73"}
 """Colours of Okabe and Ito, which are distinguishable with any kind of colour vision."""
 SAID = {
     "occurrence": "stands in the event",
     "cooccurrence": "goes with the answer (width: lift)",
+    "repetition": "the answer's own item, done before (width: lift)",
     "knowledge": "knowledge (arrow: the fact's direction)",
 }
 
@@ -84,7 +91,7 @@ def box_of(graph: nx.DiGraph, node: str) -> Box:
     data = graph.nodes[node]
     table = data.get("table", "")
     kind = "knowledge" if table == "knowledge" else data["kind"]
-    label, table = _time_first(data["label"]), table if kind == "concept" else ""
+    label, table = _time_first(with_state(data)), table if kind == "concept" else ""
     beside = _inches(table, SMALL) + 2 * PAD if table else 0.0
     label = fitted(label, WIDEST[kind] - beside - 2 * PAD, SIZE)
     return Box(kind, label, table, _inches(label, SIZE) + beside + 2 * PAD)
@@ -162,7 +169,7 @@ def _draw_edges(axes: Axes, graph: nx.DiGraph, places: dict[str, Place]) -> None
         if data["kind"] == "knowledge":
             _draw_fact(axes, curve, data, said)
             continue
-        strong = data["kind"] == "cooccurrence"
+        strong = data["kind"] in EVIDENCE
         axes.add_patch(
             PathPatch(
                 curve,
@@ -226,7 +233,7 @@ def _curve(start: Place, end: Place) -> Curve:
 
 def _lifts(graph: nx.DiGraph) -> list[float]:
     edges = graph.edges(data=True)
-    return [data["lift"] for *_, data in edges if data["kind"] == "cooccurrence"]
+    return [data["lift"] for *_, data in edges if data["kind"] in EVIDENCE]
 
 
 def _widths(graph: nx.DiGraph) -> Callable[[float], float]:
@@ -269,6 +276,8 @@ def _handles(graph: nx.DiGraph) -> Iterator[Line2D]:
     if lifts:
         for lift in sorted({min(lifts), max(lifts)}):
             yield _stroke("cooccurrence", f"lift {lift:.3g}", width(lift), "-")
+    if "repetition" in kinds:
+        yield _stroke("repetition", SAID["repetition"], 1.0, "-")
     if "knowledge" in kinds:
         yield _stroke("knowledge", SAID["knowledge"], 1.0, "-")
 

@@ -170,7 +170,7 @@ function drawEdge(svg, edge) {
     group.append(path);
   }
   const seen = group.firstChild;
-  if (edge.kind === "cooccurrence") seen.setAttribute("stroke-width", edge.width);
+  if ("lift" in edge) seen.setAttribute("stroke-width", edge.width);
   if (edge.kind === "knowledge" && edge.relation !== "linked")
     seen.setAttribute(edge.inverse ? "marker-start" : "marker-end", "url(#arrow)");
   explain(group, said(edge));
@@ -193,8 +193,8 @@ function curve(start, end) {
 function said(edge) {
   const [from, to] = [nodes.get(edge.source).label, nodes.get(edge.target).label];
   if (edge.kind === "occurrence") return `${from}\nstands in: ${to}`;
-  if (edge.kind === "cooccurrence") {
-    const more = ["npmi", "q"].filter(name => name in edge).map(name => `, ${name} ${edge[name]}`);
+  if ("lift" in edge) {
+    const more = ["lift_low", "probability", "npmi", "q"].filter(name => name in edge).map(name => `, ${name} ${edge[name]}`);
     return `${from} → ${to}\nsupport ${edge.support}, lift ${edge.lift}${more.join("")}`;
   }
   if (edge.relation === "linked") return `${from} → ${to}\nthe same concept in the knowledge base`;
@@ -204,6 +204,7 @@ function said(edge) {
 
 function key() {
   const kinds = {occurrence: ["dotted", "stands in"], cooccurrence: ["solid", "goes with (width: lift)"],
+    repetition: ["solid", "done before (width: lift)"],
     knowledge: ["solid", "knowledge (arrow: the fact's direction)"]};
   for (const kind in kinds) {
     if (!data.edges.some(edge => edge.kind === kind)) continue;

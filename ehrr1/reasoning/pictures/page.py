@@ -14,6 +14,7 @@ from typing import Any
 
 import networkx as nx
 
+from ehrr1.graph.evidence import EVIDENCE, with_state
 from ehrr1.reasoning.pictures.layout import Layout, arrange
 from ehrr1.reasoning.trace import HEADINGS, trace
 from ehrr1.records.events import Event
@@ -95,7 +96,7 @@ def _nodes(graph: nx.DiGraph, layout: Layout) -> list[dict[str, Any]]:
         {
             "id": node,
             "kind": "knowledge" if data.get("table") == "knowledge" else data["kind"],
-            "label": data["label"],
+            "label": with_state(data),
             "table": data.get("table", ""),
             "concept_id": data.get("concept_id", ""),
             "column": at,
@@ -107,10 +108,10 @@ def _nodes(graph: nx.DiGraph, layout: Layout) -> list[dict[str, Any]]:
 
 
 def _edges(graph: nx.DiGraph) -> list[dict[str, Any]]:
-    """Return the edges with their data; the width of a co-occurrence edge grows with its lift."""
+    """Return the edges with their data; the width of evidence grows with its lift."""
     edges = []
     for start, end, data in graph.edges(data=True):
-        width = {"width": stroke(data["lift"])} if data["kind"] == "cooccurrence" else {}
+        width = {"width": stroke(data["lift"])} if data["kind"] in EVIDENCE else {}
         edges.append({**data, **width, "source": start, "target": end})
     return edges
 
