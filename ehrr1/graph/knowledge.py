@@ -18,7 +18,7 @@ of the entry come first, then the order is by relation and source.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -198,14 +198,14 @@ class Knowledge:
             self._too_broad[rule.max_narrower] = self._narrower() > rule.max_narrower
         return self._too_broad[rule.max_narrower]
 
-    def _narrower(self) -> NDArray[np.floating]:
+    def _narrower(self) -> NDArray[Any]:
         """Return the number of narrower concepts of each concept [concepts].
 
         They are those from which at most LEVELS steps to a broader concept lead there. A concept
         counts once for each way.
         """
         children, parents = self._entries(CLASS)
-        found: NDArray[np.floating] = np.zeros(len(self._degrees))
+        found: NDArray[Any] = np.zeros(len(self._degrees))
         for _ in range(LEVELS):
             found = np.bincount(parents, 1 + found[children], minlength=len(found))
         return found
