@@ -382,7 +382,7 @@ def test_a_budget_holds_for_requests_whose_answer_is_lost(tmp_path: Path, fault:
 
 
 @pytest.mark.parametrize("batches", [False, True])
-@pytest.mark.parametrize("budget", [{"budget_tokens": 6000}, {"budget_usd": 0.1}])
+@pytest.mark.parametrize("budget", [{"budget_tokens": 6000}, {"budget_usd": 0.05}])
 def test_a_budget_stops_before_it_is_overspent(
     tmp_path: Path, batches: bool, budget: dict[str, float]
 ) -> None:
