@@ -162,6 +162,8 @@ def main() -> None:
                 compose_and_run()
         else:
             compose_and_run()
+    except BrokenPipeError:  # the command's entry decides
+        raise
     except EXPECTED as error:
         sys.exit(complain(error))
     except ValueError as error:

@@ -1,6 +1,7 @@
 """The entry of every command: Ctrl-C is one line and exit code 130, also while Python imports."""
 
 import os
+import select
 import signal
 import sys
 from importlib import import_module
@@ -33,12 +34,24 @@ def run_command(module: str, after: str) -> None:
             child.terminate()
         _later(PATIENCE_SECONDS, os._exit, INTERRUPTED)
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
     finally:
         _end_output()
 
 
+def _reader_has_gone() -> bool:
+    """Return whether stdout is a pipe whose reader has closed it, as in `| head`: no error."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 def _end_output() -> None:
-    """Flush stdout; a reader that has closed the pipe (`| head`) is no error."""
+    """Flush stdout, and drop what is left of it if its reader has gone."""
+    if sys.stdout is None:  # closed by the shell: `>&-`
+        return
     try:
         sys.stdout.flush()
     except BrokenPipeError:  # Python flushes again at exit

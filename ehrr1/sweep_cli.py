@@ -39,6 +39,8 @@ def run(arguments: list[str]) -> int:
         return 0
     try:
         return cli.run(arguments)
+    except BrokenPipeError:  # the command's entry decides
+        raise
     except UserError as error:
         message = str(error)
     except OSError as error:

@@ -1,6 +1,8 @@
 """Wrong commands and files of settings: one line that names the setting and a remedy, exit code 2,
 and nothing begun."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from ehrr1 import cli, stages, sweep_cli
 from ehrr1.config.schema import Config
-from tests.conftest import CommandLine
+from tests.conftest import ROOT, CommandLine
 
 DOORS = {"run.py": cli.main, "sweep.py": sweep_cli.main}
 
@@ -235,6 +237,18 @@ def test_by_a_real_process(
     [line] = done.stderr.splitlines()
     assert line.startswith(f"{door}: ") and words in line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "command", ["run.py --help | true", "sweep.py | true", "run.py --help >&-"]
+)
+def test_an_output_that_nobody_reads_is_no_error(command: str, unbuffered: str) -> None:
+    """Check it with and without Python's buffer, which fails at the end, and at once."""
+    shell = ["bash", "-o", "pipefail", "-c", f"{sys.executable} {command}"]
+    env = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(shell, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_writer_that_the_experiment_does_not_choose(

@@ -25,6 +25,7 @@ from ehrr1.evaluation.aggregate import BASELINES, Metrics, last_result, names, s
 from ehrr1.evaluation.matching import with_matches
 from ehrr1.evaluation.pages.html import page, table
 from ehrr1.evaluation.pages.report import flat_settings, lead, report_data, rules
+from ehrr1.evaluation.predictions import require_finished
 from ehrr1.evaluation.seeds import seed_metrics
 from ehrr1.evaluation.tables import MAIN, WIDTH, difference_table, seed_rows, seed_table
 from ehrr1.files import replacing, write_json, write_text
@@ -143,12 +144,7 @@ def seed_pages(metrics: Metrics, groups: Mapping[str, Sequence[Finished]]) -> li
 
 def read(folder: Path, label: str) -> Finished:
     """Read a finished evaluation. Raises UserError for any other folder."""
-    missing = [n for n in ("predictions.parquet", "config.yaml") if not (folder / n).exists()]
-    if missing:
-        raise UserError(
-            f"compare={folder}: it has no {' and no '.join(missing)}; give folders of finished "
-            "evaluations (outputs/NAME/eval)"
-        )
+    require_finished("compare", folder)
     config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     settings = {name: value for name, value in flat_settings(config)}
     predictions = pl.read_parquet(folder / "predictions.parquet")

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
+from ehrr1.errors import UserError
 from ehrr1.evaluation.prompt_mode import PromptMode
 from ehrr1.tasks.samples import Sample
 
@@ -36,6 +38,9 @@ COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
 
 SCHEMA = pl.Schema(COLUMNS)
 
+FINISHED = ("predictions.parquet", "config.yaml")
+"""Files of a finished evaluation that are scored again or compared."""
+
 DIRECT = PromptMode("direct")
 
 
@@ -55,6 +60,15 @@ class YesProbability:
     probability: float
     logprob_yes: float | None = None
     logprob_no: float | None = None
+
+
+def require_finished(setting: str, folder: Path) -> None:
+    """Raise UserError, which names `setting`, if a folder is not that of a finished evaluation."""
+    if missing := [name for name in FINISHED if not (folder / name).exists()]:
+        raise UserError(
+            f"{setting}={folder}: it has no {' and no '.join(missing)}; give the folder of a "
+            "finished evaluation (outputs/NAME/eval)"
+        )
 
 
 def prediction_row(

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from ehrr1.evaluation.aggregate import Metrics, difference, flat, pairs
+from ehrr1.evaluation.aggregate import Metrics, difference, flat, on_common, pairs
 from ehrr1.evaluation.bootstrap import Resamples
 from ehrr1.evaluation.scores import Replicates, score
 
@@ -37,11 +37,17 @@ def seed_metrics(
     for label, runs in groups.items():
         draws = draw_seeds(len(runs), replicates, seed, label)
         shared = [name for name in runs[0] if all(name in run for run in runs)]
+        scores = [{n: score(run[n], resamples, tasks) for n in shared} for run in runs]
         for name in shared:
-            scores = [_macro(run[name], resamples, tasks) for run in runs]
-            means[f"{name}@{label}"] = mean_over(scores, draws)
+            means[f"{name}@{label}"] = mean_over([_macro(one[name]) for one in scores], draws)
         for first, second in pairs(shared):
-            gaps = [_paired(run[first], run[second], resamples, tasks) for run in runs]
+            gaps = [
+                difference(
+                    on_common(first, second, run, own, resamples, tasks),
+                    on_common(second, first, run, own, resamples, tasks),
+                )
+                for run, own in zip(runs, scores, strict=True)
+            ]
             name = f"seeds/{first}-{second}@{label}"
             found |= {f"{name}/{k}": v for k, v in flat(mean_over(gaps, draws), -1.0).items()}
     for name, values in means.items():
@@ -74,17 +80,7 @@ def mean_over(scores: Sequence[Replicates], draws: Floats) -> Replicates:
     }
 
 
-def _paired(
-    one: pl.DataFrame, other: pl.DataFrame, resamples: Resamples, tasks: Sequence[str]
-) -> Replicates:
-    """Return the difference of two results on the samples that both have answered."""
-    first = one.join(other, on="sample_id", how="semi")
-    second = other.join(one, on="sample_id", how="semi")
-    return difference(score(first, resamples, tasks), score(second, resamples, tasks))
-
-
-def _macro(rows: pl.DataFrame, resamples: Resamples, tasks: Sequence[str]) -> Replicates:
-    scores = score(rows, resamples, tasks)
+def _macro(scores: Replicates) -> Replicates:
     return {name: values for name, values in scores.items() if name.endswith("/macro")}
 
 

@@ -82,7 +82,7 @@ def result_table(predictions: pl.DataFrame, metrics: Metrics) -> Table:
 
 def calibration_table(predictions: pl.DataFrame, metrics: Metrics) -> Table:
     """Return a row a result with risk probabilities: how far they are from what happens."""
-    table = _plain("risk probabilities: mean over tasks, and recalibrated on validation patients")
+    table = _plain("calibration of risk: mean over tasks")
     table.add_column("result", overflow="fold")
     names_of = {"brier": "Brier", "ece": "ECE", "ece_calibrated": "ECE recalibrated"}
     for title in names_of.values():

@@ -17,6 +17,7 @@ from ehrr1.config.names import BENCHMARKS, TRAINING
 from ehrr1.config.schema import Config
 from ehrr1.config.writers import ModelChains
 from ehrr1.errors import UserError
+from ehrr1.evaluation.predictions import require_finished
 from ehrr1.stages.consolidate import consolidate_run
 from ehrr1.stages.ending import tell_next, tell_result
 
@@ -25,10 +26,6 @@ console = Console(stderr=True)
 SHARED = {"prepare": ("data", "shards"), "eval": ("eval", "answers")}
 """The stages whose work several processes share by files: the section with `shard`, and the name of
 what they make."""
-
-
-FINISHED_EVAL = ("predictions.parquet", "config.yaml")
-"""Files of a finished `stage=eval` that `rescore` and `compare` read."""
 
 
 def module_of(stage: str) -> ModuleType:
@@ -140,12 +137,7 @@ def _score_again(cfg: Config) -> None:
     """
     setting = "compare" if cfg.compare else "rescore"
     for folder in map(Path, cfg.compare or [str(cfg.rescore)]):
-        missing = [name for name in FINISHED_EVAL if not (folder / name).exists()]
-        if missing:
-            raise UserError(
-                f"{setting}={folder}: it has no {' and no '.join(missing)}; give the folder of a "
-                "finished evaluation (outputs/NAME/eval)"
-            )
+        require_finished(setting, folder)
     stage = module_of("eval")
     stage.compare_runs(cfg) if cfg.compare else stage.rescore(cfg)
 

@@ -266,8 +266,8 @@ def told(
 def rescore(cfg: Config) -> None:
     """Score the predictions of a finished evaluation again, without a model or records.
 
-    `eval.bootstrap` and `eval.matching` are those of this command. Raises UserError where `rescore`
-    is no finished evaluation.
+    `eval.bootstrap` and `eval.matching` are those of this command. Raises UserError for predictions
+    of an earlier version.
     """
     folder = Path(str(cfg.rescore))
     then = recorded(folder)
