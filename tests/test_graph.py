@@ -14,6 +14,7 @@ from ehrr1.graph.associations import (
     EvidenceRule,
     Margins,
     associated,
+    candidates,
     contribution,
     lower_bounds,
     margins,
@@ -93,7 +94,7 @@ def drawn_with_ids(
 ) -> nx.DiGraph:
     shown = list(occurrences(context))
     seen = dict.fromkeys(occurrence.concept for occurrence in shown)
-    found = {item: associated(counts, item, seen, RULE) for item in target}
+    found = {item: associated(counts, item, candidates(counts, seen), RULE) for item in target}
     return evidence_graph(context, shown, found, ids)
 
 
@@ -158,8 +159,8 @@ def test_measures_equal_those_of_scipy(seed: int) -> None:
     pairs = corpus(seed)
     counts = counted(pairs)
     columns = np.arange(len(counts.history))
-    for target, row in counts.targets.items():
-        beside = margins(counts, row, columns)
+    for target in counts.targets:
+        beside = margins(counts, target, columns)
         npmi, p = normalised_pmi(beside), p_values(beside)
         for concept, column in counts.history.items():
             there = [(target in t, concept.name in h) for t, h in pairs]
@@ -182,9 +183,7 @@ def test_false_discoveries_are_bounded_as_scipy_bounds_them(seed: int) -> None:
     pairs = corpus(seed) + [(["t0"], ["h0"])] * 12 + [(["t1"], ["h1"])] * 12
     counts = counted(pairs)
     columns = np.flatnonzero(counts.n_history >= 2)
-    p = np.concatenate(
-        [p_values(margins(counts, row, columns)) for row in range(len(counts.targets))]
-    )
+    p = np.concatenate([p_values(margins(counts, one, columns)) for one in counts.targets])
     bound = significance_bound(counts, min_count=2, max_fdr=0.05)
     assert ((p <= bound) == (false_discovery_control(p) <= 0.05)).all()
     assert 0 < (p <= bound).sum() < len(p)
@@ -226,7 +225,9 @@ def test_random_evidence_has_the_size_and_the_numbers_of_the_real_one() -> None:
     context = [event("labevents", hour, ["K", "Na", "Cl", "Mg"]) for hour in (1, 2)]
     shown = list(occurrences(context))
     seen = dict.fromkeys(one.concept for one in shown)
-    found = {item: associated(counts, item, seen, RULE) for item in ("t", "u", "v")}
+    found = {
+        item: associated(counts, item, candidates(counts, seen), RULE) for item in ("t", "u", "v")
+    }
     draws = [randomised(found, shown, str(seed)) for seed in range(50)]
     assert randomised(found, shown, "7") == draws[7]
     for draw in draws:
@@ -256,10 +257,10 @@ def test_patients_count_once_and_one_can_be_left_out(
     counts = whole.result()
     known = list(counts.history)
     columns = np.array([counts.history[concept] for concept in known])
-    for target, row in counts.targets.items():
+    for target in counts.targets:
         for out in (None, *patients):
             rest = [one for one in patients if one is not out]
-            beside = margins(counts, row, columns).without(contribution(out or []), target, known)
+            beside = margins(counts, target, columns, contribution(counts, out or []))
             assert beside.units == len(rest)
             assert beside.target == sum(any(target in a for a, _ in one) for one in rest)
             for place, concept in enumerate(known):
@@ -276,10 +277,11 @@ def test_evidence_does_not_rest_on_its_own_patient() -> None:
     for samples in ([pair, pair], [pair], *[[other]] * 6):
         counter.add_patient(samples)
     counts, rule = counter.result(), EvidenceRule(1, 2, 1.5, 20)
-    (one,) = associated(counts, "t", pair[1], rule)
+    shown = candidates(counts, pair[1])
+    (one,) = associated(counts, "t", shown, rule)
     assert (one.support, one.lift, one.probability) == (2, 4.0, 1.0)
-    assert associated(counts, "t", pair[1], rule, own=contribution([pair, pair])) == []
-    (one,) = associated(counts, "t", pair[1], rule, own=contribution([other]))
+    assert associated(counts, "t", shown, rule, own=contribution(counts, [pair, pair])) == []
+    (one,) = associated(counts, "t", shown, rule, own=contribution(counts, [other]))
     assert (one.support, one.lift) == (2, 3.5)
 
 
@@ -288,7 +290,8 @@ def test_evidence_is_likely_and_certain_enough() -> None:
     pairs = [(["t"], ["rare", "strong"])] * 2 + [(["t"], ["strong", "weak"])] * 18
     pairs += [([], ["weak"])] * 82 + [([], [])] * 98
     counts = counted(pairs)
-    names = [Concept("labevents", name) for name in ("rare", "strong", "weak")]
+    concepts = [Concept("labevents", name) for name in ("rare", "strong", "weak")]
+    names = candidates(counts, concepts)
     loose = EvidenceRule(1, 1, 1.5, 20)
     found = {one.concept.name: one for one in associated(counts, "t", names, loose)}
     assert list(found) == ["strong", "rare", "weak"]

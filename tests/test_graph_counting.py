@@ -8,7 +8,7 @@ import pytest
 
 from ehrr1.config.schema import check
 from ehrr1.errors import UserError
-from ehrr1.graph.associations import EvidenceRule, associated
+from ehrr1.graph.associations import EvidenceRule, associated, candidates
 from ehrr1.graph.concepts import Concept, occurrences
 from ehrr1.graph.cooccurrence import Cooccurrence, CooccurrenceCounter
 from ehrr1.runs import Run
@@ -101,7 +101,8 @@ def test_counts_equal_plain_loops(
 def test_a_name_in_two_tables_is_evidence_once() -> None:
     both = [Concept("emar", "Heparin"), Concept("pharmacy", "Heparin")]
     pairs: Pairs = [*[(["a"], both)] * 5, *[(["b"], [])] * 60]
-    (one,) = associated(counted(pairs), "a", both, RULE)
+    counts = counted(pairs)
+    (one,) = associated(counts, "a", candidates(counts, both), RULE)
     assert one.concept == both[0] and (one.support, one.lift) == (5, 13.0)
 
 

@@ -126,7 +126,7 @@ def test_two_names_of_a_concept_are_a_link_and_no_path(knowledge: Knowledge) -> 
         assert edge["same_concept"] and "hops" not in edge
         assert path_nodes(found, f"concept:labevents:{concept}", f"answer:{answer}") == []
     tally = Tally()
-    tally.add({"task": "emar", "graph": to_json(found)})
+    tally.add({"task": "emar", "split": "train", "holding": None, "graph": to_json(found)})
     shares = [tally.metrics()[f"{name}/emar"] for name in ("evidence", "paths", "same_concept")]
     assert shares == [4, 0.5, 0.5]
 

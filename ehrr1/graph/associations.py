@@ -24,22 +24,55 @@ Own = Sequence[tuple[Set[str], Set[Concept]]]
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """The targets, concepts and pairs (target -> concepts) that one patient adds to the counts."""
+    """What one patient adds to the counts of a task.
 
-    targets: Set[str]
-    history: Set[Concept]
-    pairs: Mapping[str, Set[Concept]]
+    history: columns of the concepts; pairs: target -> columns of the concepts that a sample with
+    the target shows.
+    """
+
+    history: NDArray[np.int64]
+    pairs: Mapping[str, NDArray[np.int64]]
 
 
-def contribution(own: Own) -> Contribution | None:
-    """Return what a patient with these counted samples adds to the counts; None without samples."""
+def contribution(counts: Cooccurrence, own: Own) -> Contribution | None:
+    """Return what a patient with these counted samples adds to `counts`; None without samples."""
     if not own:
         return None
     pairs: dict[str, set[Concept]] = {}
     for answer, history in own:
         for target in answer:
             pairs.setdefault(target, set()).update(history)
-    return Contribution(pairs.keys(), set().union(*(history for _, history in own)), pairs)
+    every = set().union(*(history for _, history in own))
+    return Contribution(
+        _columns(counts, every), {target: _columns(counts, some) for target, some in pairs.items()}
+    )
+
+
+def _columns(counts: Cooccurrence, concepts: Iterable[Concept]) -> NDArray[np.int64]:
+    found = (counts.column(concept) for concept in concepts)
+    return np.array([column for column in found if column is not None], dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """The C concepts of a context that a task has counted, and their columns [C]."""
+
+    concepts: Sequence[Concept]
+    columns: NDArray[np.int64]
+
+
+def candidates(counts: Cooccurrence, concepts: Iterable[Concept]) -> Candidates:
+    """Return those of `concepts` that were counted, each column once.
+
+    In the counting of the release a name is a single concept; its first occurrence is the one that
+    a chain cites.
+    """
+    places: dict[int, Concept] = {}
+    for concept in concepts:
+        column = counts.column(concept)
+        if column is not None:
+            places.setdefault(column, concept)
+    return Candidates(list(places.values()), np.array(list(places), dtype=np.int64))
 
 
 class Association(NamedTuple):
@@ -99,39 +132,39 @@ class Margins:
         """Return the counts of some of the concepts."""
         return Margins(self.joint[places], self.history[places], self.target, self.units)
 
-    def without(
-        self, own: Contribution | None, target: str, concepts: Sequence[Concept]
-    ) -> "Margins":
-        """Return the counts of a target and concepts [C] without one patient."""
-        if own is None:
-            return self
-        both = own.pairs.get(target, frozenset())
-        return Margins(
-            self.joint - np.array([concept in both for concept in concepts], dtype=np.int64),
-            self.history - np.array([concept in own.history for concept in concepts], np.int64),
-            self.target - (target in own.targets),
-            self.units - 1,
-        )
 
+def margins(
+    counts: Cooccurrence,
+    target: str,
+    columns: NDArray[np.int64],
+    own: Contribution | None = None,
+) -> Margins:
+    """Return the counts of a target and the history concepts `columns` [C].
 
-def margins(counts: Cooccurrence, target: int, columns: NDArray[np.int64]) -> Margins:
-    """Return the counts of a target (its row) and the history concepts `columns` [C]."""
+    The patient `own`, if given, is not counted.
+    """
+    row = counts.targets[target]
+    joint = counts.row(row)[columns].astype(np.int64)
+    history = counts.n_history[columns].astype(np.int64)
+    alone = int(counts.n_target[row])
+    if own is None:
+        return Margins(joint, history, alone, counts.units)
+    held = own.pairs.get(target)
+    if held is not None:
+        joint -= np.isin(columns, held)
     return Margins(
-        counts.row(target)[columns].astype(np.int64),
-        counts.n_history[columns].astype(np.int64),
-        int(counts.n_target[target]),
-        counts.units,
+        joint, history - np.isin(columns, own.history), alone - (held is not None), counts.units - 1
     )
 
 
 def associated(
     counts: Cooccurrence,
     target: str,
-    concepts: Iterable[Concept],
+    shown: Candidates,
     rule: EvidenceRule,
     own: Contribution | None = None,
 ) -> list[Association]:
-    """Return those of `concepts` that are evidence for `target`, strongest first (`EvidenceRule`).
+    """Return the concepts `shown` that are evidence for `target`, strongest first (`EvidenceRule`).
 
     `own` is what the patient whose graph is drawn adds to the counts; they are taken without it.
     Ties are broken by the larger support, then by the concept's name, so that the same counts
@@ -139,16 +172,10 @@ def associated(
     """
     if target not in counts.targets:
         return []
-    # In the released counting a name is a single concept; its first occurrence is the one that a
-    # chain cites.
-    places: dict[int, Concept] = {}
-    for concept in concepts:
-        column = counts.column(concept)
-        if column is not None:
-            places.setdefault(column, concept)
-    known, columns = list(places.values()), np.array(list(places), dtype=np.int64)
-    beside = margins(counts, counts.targets[target], columns).without(own, target, known)
+    beside = margins(counts, target, shown.columns, own)
     kept = passing_places(beside, rule)
+    if not len(kept):
+        return []
     beside = beside.at(kept)
     measures = zip(
         beside.joint.tolist(),
@@ -159,7 +186,7 @@ def associated(
         p_values(beside).tolist(),
         strict=True,
     )
-    found = [Association(known[i], *some) for i, some in zip(kept, measures, strict=True)]
+    found = [Association(shown.concepts[i], *some) for i, some in zip(kept, measures, strict=True)]
     if counts.either:
         return sorted(found, key=lambda a: (-a.lift, -a.support, a.concept))[: rule.top]
     strongest = sorted(
@@ -182,10 +209,12 @@ def passing_places(beside: Margins, rule: EvidenceRule) -> NDArray[np.int64]:
     places = np.flatnonzero(enough & (beside.joint > 0))
     some = beside.at(places)
     passed = (lifts(some) > rule.min_lift) & (probabilities(some) >= rule.min_probability)
+    passed &= normalised_pmi(some) >= rule.min_npmi
     places = places[passed]
-    some = beside.at(places)
-    passed = (normalised_pmi(some) >= rule.min_npmi) & (p_values(some) <= rule.max_p)
-    return places[passed & (lower_bounds(some) > rule.min_lift_low)]
+    places = places[lower_bounds(beside.at(places)) > rule.min_lift_low]
+    if rule.max_p == 1 or not len(places):  # every p-value passes, and they take most of the time
+        return places
+    return places[p_values(beside.at(places)) <= rule.max_p]
 
 
 def passing(counts: Cooccurrence, rule: EvidenceRule) -> int:
@@ -194,10 +223,7 @@ def passing(counts: Cooccurrence, rule: EvidenceRule) -> int:
     Items in several states count once for each state.
     """
     every = np.arange(len(counts.history))
-    return sum(
-        len(passing_places(margins(counts, target, every), rule))
-        for target in range(len(counts.targets))
-    )
+    return sum(len(passing_places(margins(counts, one, every), rule)) for one in counts.targets)
 
 
 def lifts(beside: Margins) -> NDArray[np.float64]:
@@ -269,7 +295,7 @@ def significance_bound(counts: Cooccurrence, min_count: int, max_fdr: float) -> 
     eligible = np.flatnonzero(counts.n_history >= min_count)
     tests = len(counts.targets) * len(eligible)
     found = [np.zeros(0)]
-    for target in range(len(counts.targets)):
+    for target in counts.targets:
         beside = margins(counts, target, eligible)
         found.append(p_values(beside.at(np.flatnonzero(lifts(beside) > 1))))
     ordered = np.sort(np.concatenate(found))

@@ -5,12 +5,12 @@ ATC), and the concepts that its free text asserts about the patient. An item can
 ("high", "given", see `graph.states`); an item in a state is a concept of its own.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
-from ehrr1.graph.states import Stated, context_states, row_states
+from ehrr1.graph.states import REMEMBERED, Stated, context_states, row_states
 from ehrr1.graph.text.mentions import EVIDENCE, Mention
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
@@ -76,10 +76,14 @@ def event_concepts(event: Event) -> list[Concept]:
     return list(concepts | dict.fromkeys(_classes(event)))
 
 
-def _classes(event: Event) -> Iterator[Concept]:
+@lru_cache(maxsize=REMEMBERED)
+def _classes(event: Event) -> tuple[Concept, ...]:
+    """Return the distinct classes that an event shows beside its items."""
+    found: dict[Concept, None] = {}
     for position, key in _columns(event.table, frozenset(CLASS_KEYS)):
         kind = f"{event.table}/{CLASS_KEYS[key]}"
-        yield from (Concept(kind, row[position]) for row in event.rows if row[position])
+        found |= dict.fromkeys(Concept(kind, row[position]) for row in event.rows if row[position])
+    return tuple(found)
 
 
 def event_texts(event: Event) -> list[str]:
@@ -117,13 +121,26 @@ def _stated(event: Event, position: int, derived: Sequence[Stated]) -> Iterator[
 
     Of several rows with the same item and state, the last value is taken.
     """
-    found: dict[Concept, str] = {}
-    for name, state, value in (*row_states(event), *derived):
-        concept = Concept(event.table, name, state)
-        found[concept] = value or found.get(concept, "")
-    found |= dict.fromkeys(_classes(event), "")
+    found = dict(_row_concepts(event))
+    _add_values(found, event.table, derived)
+    for concept in _classes(event):
+        found.setdefault(concept, "")
     for concept, value in found.items():
         yield Occurrence(concept, position, event.time, value=value)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _row_concepts(event: Event) -> tuple[tuple[Concept, str], ...]:
+    """Return the items of an event in the states of their rows, each with its last value."""
+    found: dict[Concept, str] = {}
+    _add_values(found, event.table, row_states(event))
+    return tuple(found.items())
+
+
+def _add_values(found: dict[Concept, str], table: str, some: Iterable[Stated]) -> None:
+    for name, state, value in some:
+        concept = Concept(table, name, state)
+        found[concept] = value or found.get(concept, "")
 
 
 def _mentioned(event: Event, position: int, read: Reader) -> Iterator[Occurrence]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from ehrr1.graph.associations import (
     EvidenceRule,
     Own,
     associated,
+    candidates,
     contribution,
 )
 from ehrr1.graph.concepts import Concept, Occurrence, Reader, event_texts, occurrences
@@ -22,11 +23,15 @@ from ehrr1.graph.paths import Search, add_paths, search
 from ehrr1.graph.statistics import holds_without
 from ehrr1.graph.text.mention_cache import MentionCache
 from ehrr1.graph.text.mentions import TextSource
+from ehrr1.records.events import Event
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 
 OUTCOMES = ("yes", "no")
 """The answers of a risk task; its graph has evidence for both and does not reveal the outcome."""
+
+CONTEXTS = 256
+"""Number of contexts that a process keeps."""
 
 Texts = tuple[Path, TextSource]
 """The folder of the mention cache and the source with which texts are read."""
@@ -103,11 +108,22 @@ def counted_samples(
     """Return the answer and the history of each counted sample of a patient, by task."""
     found: Counted = {}
     for group in patient.counted:
-        context = _prepared(prepared).context(group[0])
-        history = {one.concept for one in occurrences(context, _reader(texts), states)}
+        history = {one.concept for one in _read(prepared, texts, group[0], states)[1]}
         for sample in group:
             found.setdefault(sample.task, []).append((set(sample.target), history))
     return found
+
+
+@lru_cache(maxsize=CONTEXTS)
+def _read(
+    prepared: Path, texts: Texts | None, sample: Sample, states: bool
+) -> tuple[Sequence[Event], Sequence[Occurrence]]:
+    """Return the context of a sample and the occurrences of concepts in it.
+
+    The last contexts are kept: a patient's are read once to be counted and once more to be drawn.
+    """
+    context = _prepared(prepared).context(sample)
+    return context, tuple(occurrences(context, _reader(texts), states))
 
 
 def draw_part(drawing: Drawing, part: Part) -> list[dict[str, Any]]:
@@ -117,7 +133,10 @@ def draw_part(drawing: Drawing, part: Part) -> list[dict[str, Any]]:
         own: Counted = {}
         if patient.drawn and drawing.rules and not drawing.either:
             own = counted_samples(drawing.prepared, drawing.texts, patient, states=True)
-        added = {task: contribution(samples) for task, samples in own.items()}
+        added = {
+            task: contribution(_counts(drawing.counts / f"{task}.npz"), samples)
+            for task, samples in own.items()
+        }
         for group in patient.drawn:
             lines += _lines(drawing, group, own, added)
     return lines
@@ -133,8 +152,7 @@ def _lines(
 
     `own` are the counted samples of their patient, `added` what these add to each task's counts.
     """
-    context = _prepared(drawing.prepared).context(group[0])
-    shown = list(occurrences(context, _reader(drawing.texts), states=not drawing.either))
+    context, shown = _read(drawing.prepared, drawing.texts, group[0], not drawing.either)
     lines = []
     for sample in group:
         found = _evidence(drawing, sample, shown, added.get(sample.task))
@@ -169,7 +187,7 @@ def _evidence(
         return {item: [] for item in items}
     rule = drawing.rules[sample.task]
     counts = _counts(drawing.counts / f"{sample.task}.npz")
-    concepts: dict[Concept, None] = dict.fromkeys(one.concept for one in shown)
+    concepts = candidates(counts, dict.fromkeys(one.concept for one in shown))
     found = {item: associated(counts, item, concepts, rule, own) for item in items}
     if drawing.random_seed is not None:
         return randomised(found, shown, f"{drawing.random_seed}/{sample.sample_id}")

@@ -70,6 +70,9 @@ REPEATABLE = frozenset(
 )
 """Tables whose items are distinguished by whether the context shows them once or repeatedly."""
 
+REMEMBERED = 2**13
+"""Number of events whose rows are read only once, because contexts of a patient share events."""
+
 Key = tuple[str, str]
 """Table and name of an item."""
 
@@ -90,7 +93,7 @@ class Measured(NamedTuple):
     shown: str
 
 
-def row_states(event: Event) -> list[Stated]:
+def row_states(event: Event) -> tuple[Stated, ...]:
     """Return each row's item without a state, then with each state that the row gives it.
 
     A row of `emar` has its item only with a state: a drug on the administration record was given,
@@ -106,7 +109,7 @@ def row_states(event: Event) -> list[Stated]:
                 found.append(Stated(item, "", value))
             if state:
                 found.append(Stated(item, state, value))
-    return found
+    return tuple(found)
 
 
 def context_states(context: Sequence[Event]) -> Iterator[tuple[int, Stated]]:
@@ -122,8 +125,8 @@ def context_states(context: Sequence[Event]) -> Iterator[tuple[int, Stated]]:
     places: dict[Key, list[int]] = {}
     for position, event in enumerate(context):
         if event.table in TRENDS:
-            for key, measured in _measurements(event, position):
-                series.setdefault(key, []).append(measured)
+            for key, value, shown in _measurements(event):
+                series.setdefault(key, []).append(Measured(position, value, shown))
         elif event.table in REPEATABLE:
             for item in dict.fromkeys(filter(None, event.items)):
                 places.setdefault((event.table, item), []).append(position)
@@ -198,15 +201,21 @@ def _state(table: str, row: Sequence[str], columns: dict[str, int]) -> str:
     return ""
 
 
-def _measurements(event: Event, position: int) -> Iterator[tuple[tuple[str, ...], Measured]]:
-    """Yield the numeric values of an event with (table, item, unit, lower, upper)."""
+@lru_cache(maxsize=REMEMBERED)
+def _measurements(event: Event) -> tuple[tuple[tuple[str, ...], float, str], ...]:
+    """Return the series, number and shown text of each numeric value of an event.
+
+    The series is (table, item, unit, lower, upper).
+    """
     columns = _columns(event.table)
+    found = []
     for item, row in zip(event.items, event.rows, strict=True):
         shown = row[columns[VALUE]]
         number = _number(shown)
         if item and number is not None:
-            about = [row[columns[key]] if key in columns else "" for key in (UNIT, LOWER, UPPER)]
-            yield (event.table, item, *about), Measured(position, number, shown)
+            about = (row[columns[key]] if key in columns else "" for key in (UNIT, LOWER, UPPER))
+            found.append(((event.table, item, *about), number, shown))
+    return tuple(found)
 
 
 def _cited(value: str) -> str:
