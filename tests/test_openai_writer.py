@@ -278,7 +278,7 @@ def test_the_whole_stage_killed_in_between(
     folder = root / "smoke" / "chains"
     faults = Faults(rate_limited=0.1, broken=0.1, malformed=0.05, truncated=0.05, empty=0.05)
     with ChatServer(faults, answer=chain) as server:
-        more = ["chains.drafts=2", "chains.max_tokens=500", "chains.concurrency=2"]
+        more = ["chains.drafts=4", "chains.max_tokens=500", "chains.concurrency=2"]
         words = arguments(smoke, root, *given(server, *more))
         with subprocess.Popen([sys.executable, str(ROOT / "run.py"), *words], cwd=ROOT) as process:
             deadline = time.monotonic() + 100
