@@ -8,23 +8,11 @@ refuse what is plainly negated, about a relative, or an allergy.
 import re
 from typing import Literal
 
+from ehrr1.graph.states import NOT_DONE, administration
+
 Status = Literal["present", "absent", ""]
 """Whether a fact holds: "absent" if it is negated, not the patient's, or not given; "" if unknown.
 """
-
-_ADMINISTRATIONS: tuple[tuple[Status, re.Pattern[str]], ...] = (
-    ("absent", re.compile(r"refus|\bh(?:old|eld)\b|^delayed$")),
-    ("absent", re.compile(r"\bnot (?:given|administered|flushed|applied|started)\b")),
-    ("", re.compile(r"\bnot\b")),
-    (
-        "present",
-        re.compile(
-            r"administered|\bgiven\b|applied|flushed|confirmed|started|rate change|bolus|stopped"
-            r"|removed|infusion reconciliation"
-        ),
-    ),
-)
-"""What the words of `event_txt`, in any case, say of the drug; the first match counts."""
 
 _END = re.compile(r"[.;!?](?=\s|$)|\n\s*\n|\n(?=\s*(?:[-*•]|\d+[.)]|[A-Z][\w /]*:))")
 _HEADING = re.compile(r"^\s*([A-Z][A-Za-z /]{1,40}):", re.MULTILINE)
@@ -59,8 +47,10 @@ _IF = re.compile(r"\b(?:return|call|come back|seek)\b.*\b(?:if|for)\b|\bif you\b
 
 def administered(event_txt: str) -> Status:
     """Return "present" for a drug that was given, "absent" for one that was not."""
-    text = event_txt.strip().casefold()
-    return next((status for status, words in _ADMINISTRATIONS if words.search(text)), "")
+    state = administration(event_txt)
+    if not state:
+        return ""
+    return "absent" if state in NOT_DONE else "present"
 
 
 def mentioned(text: str, start: int, end: int) -> Status:
