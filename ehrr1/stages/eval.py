@@ -40,7 +40,9 @@ from ehrr1.evaluation.report import publish
 from ehrr1.evaluation.subgroups import with_subgroups
 from ehrr1.evaluation.tables import score_text
 from ehrr1.evaluation.targets import Target, results
+from ehrr1.evaluation.tolerance import with_tolerance
 from ehrr1.files import remove, replacing, write_json, write_text
+from ehrr1.graph.same_names import check_dictionary
 from ehrr1.runs import Run
 from ehrr1.stages.ending import SCORES, tell_result
 from ehrr1.stages.eval_samples import (
@@ -61,6 +63,7 @@ MEASURED = ("seconds", "samples_per_second")
 
 def run(cfg: Config, run: Run) -> dict[str, float | int]:
     """Ask every model what is not answered yet, add the baselines, score and publish."""
+    check_dictionary(cfg.concepts)  # the scores that need it come last
     whole = run.folder / "predictions.parquet"
     if not whole.exists():
         study = study_of(cfg, run)
@@ -200,6 +203,7 @@ def told(
     """Return the metrics of predictions; write their tables and publish them in `folder`."""
     tasks = suite_tasks(cfg)
     predictions = with_matches(predictions, cfg.eval.matching)
+    predictions = with_tolerance(predictions, cfg.concepts, cfg.eval.atc_level)
     metrics = summarise(predictions, tasks, cfg.eval.split, cfg.eval.bootstrap, cfg.seed)
     scored = predictions.filter(pl.col("split") == cfg.eval.split)
     write_text(folder / SCORES, score_text(scored, metrics, tasks))
@@ -211,12 +215,13 @@ def told(
 def rescore(cfg: Config) -> None:
     """Score the predictions of a finished evaluation again, without a model or records.
 
-    `eval.bootstrap` and `eval.matching` are those of this command. Raises UserError for predictions
-    of an earlier version.
+    `eval.bootstrap`, `eval.matching`, `eval.atc_level` and `concepts` are those of this command.
+    Raises UserError for predictions of an earlier version.
     """
     folder = Path(str(cfg.rescore))
     then = recorded(folder)
     then.eval.bootstrap, then.eval.matching = cfg.eval.bootstrap, cfg.eval.matching
+    then.eval.atc_level, then.concepts = cfg.eval.atc_level, cfg.concepts
     predictions = pl.read_parquet(folder / "predictions.parquet")
     if missing := [name for name in SCHEMA if name not in predictions.columns]:
         raise UserError(
@@ -236,7 +241,7 @@ def compare_runs(cfg: Config) -> None:
     """Set finished evaluations side by side, in a page and a table."""
     folders = [Path(folder) for folder in cfg.compare or []]
     target = runs.home(cfg) / "compare"
-    compare(folders, target, cfg.eval.bootstrap, cfg.seed)
+    compare(folders, target, cfg.eval.bootstrap, cfg.seed, cfg.concepts, cfg.eval.atc_level)
     console.print(f"compared: {target / 'report.html'}")
 
 
