@@ -290,7 +290,7 @@ def test_a_trained_model_is_scored_on_a_file(
     assert not (tmp_path / "smoke" / "lists" / "prepare").exists()
     listed = pl.read_parquet(tmp_path / "smoke" / "lists" / "eval" / "predictions.parquet")
     assert set(listed["model"]) == {"untrained:list-release", "adapt:list-release"}
-    assert set(listed["candidates"]) == {"none", "list"}
+    assert set(listed["candidates"]) == {"list"}
 
 
 # --- rows to learn from ---------------------------------------------------------------------------
