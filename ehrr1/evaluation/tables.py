@@ -190,8 +190,8 @@ def task_tables(
     ]
     spans = [_interval(metrics, f"{task}/{metric}") for task in scored]
     columns.append(Column(f"{heading(str(last))}\n95 % interval", spans))
-    tolerant = [_number(metrics, f"{task}/{metric}_tolerant") for task in scored]
-    if kind == "decision":
+    if any(f"{task}/{metric}_tolerant" in metrics for task in scored):
+        tolerant = [_number(metrics, f"{task}/{metric}_tolerant") for task in scored]
         columns.append(Column(f"{heading(str(last))}\ntolerant", tolerant))
     yield from _by_row(f"{TITLES[kind]} by task", Column("task", scored), columns)
 

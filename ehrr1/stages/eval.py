@@ -96,6 +96,7 @@ def tell_other_wording(cfg: Config, run: Run) -> None:
 
 def run_share(cfg: Config, run: Run) -> int:
     """Answer this process's share of the records; returns how many answers are missing then."""
+    check_dictionary(cfg.concepts)
     study, share, shares = study_of(cfg, run), cfg.eval.shard or 0, cfg.eval.shards
     wanted = results(cfg, run.inputs)
     for result in wanted:

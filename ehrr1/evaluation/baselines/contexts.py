@@ -1,5 +1,6 @@
 """Read the contexts of samples as the baselines see them: whole, and as a model's prompt shows."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -22,6 +23,9 @@ CLASSES = ("Atc Type", "Ccs Type")
 
 CONTEXTS_AT_ONCE = 2000
 """Number of contexts that one process reads at a time."""
+
+MOST_PROCESSES = 8
+"""Maximum number of processes that read contexts; each holds the tokenizer and 0.5 GB of code."""
 
 Group = Sequence[Sample]
 """Samples that share a context."""
@@ -109,7 +113,8 @@ def read_contexts(
         else partial(read_part_of, prepared.folder, reader)
     )
     whole = empty_views(reader)
-    for part in in_processes(work, parts, "baselines: contexts", 1 if alone else None):
+    workers = 1 if alone else min(MOST_PROCESSES, os.cpu_count() or 1)
+    for part in in_processes(work, parts, "baselines: contexts", workers):
         for suffix, view in part.items():
             whole[suffix].extend(view)
     return whole
