@@ -23,7 +23,10 @@ ATC_LENGTHS = {4: 5, 5: 7}
 ATC_PREFIX = "ATC:"
 """Prefix of ATC codes in the column xrefs of a dictionary."""
 
-CONSO = {"CUI": 0, "LAT": 1, "SAB": 11, "CODE": 13, "STR": 14, "SUPPRESS": 16}
+CONSO = {
+    "CUI": 0, "LAT": 1, "TS": 2, "STT": 4, "ISPREF": 6, "SAB": 11, "CODE": 13, "STR": 14,
+    "SUPPRESS": 16,
+}  # fmt: skip
 """Positions of columns of MRCONSO.RRF, which has no header."""
 
 CONSO_COLUMNS = 18
@@ -141,7 +144,10 @@ def _umls(path: Path) -> tuple[pl.LazyFrame, pl.LazyFrame]:
         truncate_ragged_lines=True,
     ).select(**{name: str(place) for name, place in CONSO.items()})
     rows = rows.filter(pl.col("LAT") == "ENG", pl.col("SUPPRESS") == "N")
-    named = rows.select(key=name_key(pl.col("STR")), concept_id="CUI")
+    preferred = (pl.col("TS") == "P") & (pl.col("STT") == "PF") & (pl.col("ISPREF") == "Y")
+    key = name_key(pl.col("STR"))
+    named = rows.with_columns(synonym=~preferred).filter(long_enough(key))
+    named = named.select(key=key, concept_id="CUI")
     coded = rows.filter(pl.col("SAB") == "ATC").select(concept_id="CUI", code="CODE")
     return named, coded
 
