@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ehrr1.config.records import Concepts, OpenConcepts, UmlsConcepts
@@ -48,13 +48,15 @@ OTHER = {
 
 @pytest.mark.parametrize(("pairs", "same"), [(SAME, True), (OTHER, False)])
 def test_spellings_of_one_name_and_other_names(pairs: dict[str, str], same: bool) -> None:
-    speller = Speller(map(str.lower, RIGHT), ["ureteral"])
+    speller = Speller(map(str.lower, RIGHT))
+    speller.learn(["ureteral"])
     found = {
         one: speller.key(one.lower()) == speller.key(two.lower()) for one, two in pairs.items()
     }
     assert found == dict.fromkeys(pairs, same)
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.text("ab", max_size=4), st.text("ab", max_size=4))
 def test_one_edit_is_what_brute_force_finds(one: str, other: str) -> None:
     def edited(word: str) -> set[str]:
@@ -69,6 +71,7 @@ def test_one_edit_is_what_brute_force_finds(one: str, other: str) -> None:
     assert one_edit(one, other) == (one != other and other in edited(one))
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.frozensets(st.sampled_from("abc")), max_size=4), st.data())
 def test_an_item_matches_once(said: list[frozenset[str]], data: Any) -> None:
     right = data.draw(st.lists(st.frozensets(st.sampled_from("abc")), max_size=4))
@@ -77,6 +80,7 @@ def test_an_item_matches_once(said: list[frozenset[str]], data: Any) -> None:
     assert matches(said, right) == best
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.sets(st.sampled_from("abcd")), st.sets(st.sampled_from("abcd")))
 def test_without_common_keys_it_is_the_exact_f1(said: set[str], right: set[str]) -> None:
     keys = {item: frozenset({item}) for item in "abcd"}

@@ -11,7 +11,7 @@ import polars as pl
 from ehrr1.config.records import Concepts
 from ehrr1.graph.same_names import Meanings, read_meanings
 from ehrr1.scoring.sets import normalise, reduce
-from ehrr1.scoring.tolerant import Keys, Speller, tolerant_f1
+from ehrr1.scoring.tolerant import Keys, Speller, singular, tolerant_f1
 from ehrr1.tasks.catalog import ALL_TASKS
 
 TOLERANT = "tolerant"
@@ -41,10 +41,13 @@ def with_tolerance(predictions: pl.DataFrame, concepts: Concepts, atc_level: int
         names.setdefault(task, set()).update(other)
     drugs = {name for task in DRUG_TASKS for name in items.get(task, ())}
     every = {name for some in items.values() for name in some}
-    words = {word for name in every for word in reduce(name).split()}
+    spellers = {task: Speller(some) for task, some in names.items()}
+    words = {word for task, some in items.items() for word in unknown_words(some, spellers[task])}
     meanings = read_meanings(concepts, every, drugs, words)
+    for speller in spellers.values():
+        speller.learn(meanings.words)
     keys = {
-        task: item_keys(task, some, Speller(names[task], meanings.words), meanings, atc_level)
+        task: item_keys(task, some, spellers[task], meanings, atc_level)
         for task, some in items.items()
     }
     scores = [
@@ -54,6 +57,12 @@ def with_tolerance(predictions: pl.DataFrame, concepts: Concepts, atc_level: int
     found = pl.DataFrame({"place": rows["place"], TOLERANT: pl.Series(scores, dtype=pl.Float64)})
     whole = predictions.with_row_index("place").join(found, on="place", how="left")
     return whole.sort("place").drop("place")
+
+
+def unknown_words(items: Iterable[str], speller: Speller) -> set[str]:
+    """Return the words of items that may be misspellings, as they are written."""
+    words = {word for item in items for word in reduce(item).split()}
+    return {word for word in words if speller.is_unknown(singular(word))}
 
 
 def item_keys(

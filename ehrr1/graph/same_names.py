@@ -103,31 +103,35 @@ def read_meanings(
     named, coded = _umls(path) if isinstance(concepts, UmlsConcepts) else _open(path)
     forms = {*names, *(form for name in drugs for form in (without_dose(name), *simplified(name)))}
     keys = pl.Series(sorted({key_of(form) for form in forms} - {""}), dtype=pl.String)
-    wanted = pl.Series(sorted(set(words)), dtype=pl.String)
-    found = named.filter(pl.col("key").is_in(keys.implode())).unique().collect()
-    spoken = named.select(word=pl.col("key").str.split(" ").explode())
+    wanted, key = sorted(set(words)), pl.col("key")
+    # most names hold none of the words: only those that do are split
+    spoken = named.filter(key.str.contains_any(wanted)).select(word=key.str.split(" ").explode())
+    found, known = pl.collect_all(
+        [
+            named.filter(key.is_in(keys.implode())).unique(),
+            spoken.filter(pl.col("word").is_in(wanted)).unique(),
+        ],
+        engine="streaming",
+    )
     ids = pl.Series(found["concept_id"].unique().sort()).implode()
     return Meanings(
         _grouped(found.select("key", "concept_id").iter_rows()),
         _grouped(coded.filter(pl.col("concept_id").is_in(ids)).unique().collect().iter_rows()),
-        frozenset(spoken.filter(pl.col("word").is_in(wanted.implode())).unique().collect()["word"]),
+        frozenset(known["word"]),
     )
 
 
 def _open(path: Path) -> tuple[pl.LazyFrame, pl.LazyFrame]:
     """Return the names (key, concept_id) and the ATC codes (concept_id, code) of a dictionary."""
     concepts = read_dictionary(path)
-    key, related = (
-        name_key(pl.col("term")).alias("key"),
-        ~pl.col("semantic_type").is_in(UNRELATED_TYPES),
-    )
-    usable = terms(concepts).lazy().filter(related, long_enough(key))
+    related = ~pl.col("semantic_type").is_in(UNRELATED_TYPES)
+    named = terms(concepts).lazy().filter(related).with_columns(key=name_key(pl.col("term")))
     coded = (
         concepts.lazy().select("concept_id", code=pl.col("xrefs").str.split("|")).explode("code")
     )
     coded = coded.filter(pl.col("code").str.starts_with(ATC_PREFIX))
     return (
-        usable.select(key, "concept_id"),
+        named.filter(long_enough(pl.col("key"))).select("key", "concept_id"),
         coded.with_columns(pl.col("code").str.strip_prefix(ATC_PREFIX)),
     )
 
@@ -145,9 +149,8 @@ def _umls(path: Path) -> tuple[pl.LazyFrame, pl.LazyFrame]:
     ).select(**{name: str(place) for name, place in CONSO.items()})
     rows = rows.filter(pl.col("LAT") == "ENG", pl.col("SUPPRESS") == "N")
     preferred = (pl.col("TS") == "P") & (pl.col("STT") == "PF") & (pl.col("ISPREF") == "Y")
-    key = name_key(pl.col("STR"))
-    named = rows.with_columns(synonym=~preferred).filter(long_enough(key))
-    named = named.select(key=key, concept_id="CUI")
+    named = rows.select(key=name_key(pl.col("STR")), synonym=~preferred, concept_id="CUI")
+    named = named.filter(long_enough(pl.col("key"))).select("key", "concept_id")
     coded = rows.filter(pl.col("SAB") == "ATC").select(concept_id="CUI", code="CODE")
     return named, coded
 

@@ -42,16 +42,19 @@ class Speller:
       right answers must be that near.
     """
 
-    def __init__(self, right: Iterable[str], words: Iterable[str] = ()):
-        """Take the names that are right answers, and other known words, in lower case."""
-        own = {word for name in right for word in words_of(name)}
-        self._known = own | {singular(word) for word in words}
+    def __init__(self, right: Iterable[str]):
+        """Take the names that are right answers."""
+        self._known = {word for name in right for word in words_of(name)}
         self._near: dict[str, set[str]] = defaultdict(set)
-        for word in own:
-            if is_long(word):
+        for word in self._known:
+            if len(word) >= LONG and word.isalpha():
                 for shorter in shortened(word):
                     self._near[shorter].add(word)
         self._corrected: dict[str, str] = {}
+
+    def learn(self, words: Iterable[str]) -> None:
+        """Add words, in lower case, that are no misspellings; nothing is corrected to them."""
+        self._known |= {singular(word) for word in words}
 
     def key(self, name: str) -> str:
         """Return the key of a name."""
@@ -60,9 +63,13 @@ class Speller:
             words.sort()
         return " ".join(words)
 
+    def is_unknown(self, word: str) -> bool:
+        """Return whether a word may be a misspelling: a long one that is not known."""
+        return len(word) >= LONG - 1 and word.isalpha() and word not in self._known
+
     def _correct(self, word: str) -> str:
         """Return the known word that a long unknown one is a misspelling of, or the word."""
-        if word in self._known or not word.isalpha() or len(word) < LONG - 1:
+        if not self.is_unknown(word):
             return word
         if word not in self._corrected:
             close = {known for part in shortened(word) for known in self._near.get(part, ())}
@@ -81,11 +88,6 @@ def singular(word: str) -> str:
     if len(word) < 5 or not word.isalpha() or word.endswith(("ss", "us", "is")):
         return word
     return word[:-3] + "y" if word.endswith("ies") else word.removesuffix("s")
-
-
-def is_long(word: str) -> bool:
-    """Return whether one edit is tolerated in a word."""
-    return len(word) >= LONG and word.isalpha()
 
 
 def shortened(word: str) -> set[str]:
