@@ -26,7 +26,7 @@ SHOWN = {
     "decision/f1": "decision F1",
     "decision/f1_tolerant": "F1 tolerant",
 }
-"""Scores in the tables of results and of differences, with their headings."""
+"""Scores in the table of results, with their headings."""
 
 WIDTH = 80
 """Columns of a line: what a terminal has, and a pipe whose width is not known."""
@@ -76,18 +76,14 @@ def result_table(predictions: pl.DataFrame, metrics: Metrics) -> Table:
     """Return a row a result (a model in a mode, or a baseline): its mean scores over tasks."""
     table = _plain("scores: mean over tasks, 95 % interval by patient")
     table.add_column("result", overflow="fold")
-    shown = shown_scores(metrics)
+    # without decisions, or without their tolerant scores, there is no column for them
+    shown = [score for score in SHOWN if any(key.endswith(f"{score}/macro") for key in metrics)]
     for score in shown:
         table.add_column(SHOWN[score], justify="right", no_wrap=True)
     for name in names(predictions):
         keys = [f"{prefix_of(name)}{score}/macro" for score in shown]
         table.add_row(name, *(_with_interval(metrics, key, "") for key in keys))
     return table
-
-
-def shown_scores(metrics: Metrics) -> list[str]:
-    """Return the scores of `SHOWN` that at least one result has."""
-    return [score for score in SHOWN if any(key.endswith(f"{score}/macro") for key in metrics)]
 
 
 def calibration_table(predictions: pl.DataFrame, metrics: Metrics) -> Table:
@@ -108,11 +104,10 @@ def difference_table(compared: Sequence[tuple[str, str]], metrics: Metrics) -> T
     """Return a row a pair of results: paired differences of mean scores, bootstrap by patient."""
     table = _plain("differences on the same samples, 95 % interval by patient")
     table.add_column("results", overflow="fold")
-    shown = shown_scores(metrics)
-    for score in shown:
-        table.add_column(SHOWN[score], justify="right", no_wrap=True)
+    for title in TITLES.values():
+        table.add_column(title, justify="right", no_wrap=True)
     for first, second in compared:
-        keys = [f"{first}-{second}/{score}/macro" for score in shown]
+        keys = [f"{first}-{second}/{kind}/{metric}/macro" for kind, metric in MAIN.items()]
         if any(key in metrics for key in keys):
             cells = [_with_interval(metrics, key, "+") for key in keys]
             table.add_row(f"{first} - {second}", *cells)
