@@ -1,5 +1,6 @@
 """Baselines learn what is there, from many samples or a few, and say nothing where they cannot."""
 
+import pickle
 from datetime import timedelta
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
+from ehrr1.evaluation.baselines import contexts
 from ehrr1.evaluation.baselines.bag_table import Bags, BagTable
 from ehrr1.evaluation.baselines.contexts import PromptReader, last_items, read_contexts
 from ehrr1.evaluation.baselines.decisions import (
@@ -17,7 +19,7 @@ from ehrr1.evaluation.baselines.decisions import (
     linear,
     neighbours,
 )
-from ehrr1.evaluation.baselines.features import Bag, bag_of_events, summary
+from ehrr1.evaluation.baselines.features import Bag, bag_of_events, names_of, summary
 from ehrr1.evaluation.baselines.risk import Learner, RiskData, boosting, logistic, risk_rows
 from ehrr1.evaluation.prompt_mode import PromptMode
 from ehrr1.prompts.tokenizer import train_tokenizer
@@ -82,7 +84,8 @@ def test_a_numeric_threshold_is_seen_where_counts_are_equal(learner: Learner) ->
         samples.append(own)
         time = own.prediction_time
         values = [(time - timedelta(hours=6), float(generator.uniform(1, 7))), (time, latest)]
-        numbers = {f"labevents/lactate {name}": value for name, value in summary(values).items()}
+        names = names_of("labevents/lactate")
+        numbers = dict(zip(names, summary(values), strict=False))
         counts[own.sample_id] = Bag({"labevents/lactate": 2.0})
         seen[own.sample_id] = Bag({"labevents/lactate": 2.0}, numbers)
     train, test = samples[:600], samples[600:]
@@ -261,6 +264,24 @@ def test_cut_baselines_read_what_the_prompt_shows() -> None:
     tiny = PromptReader(PromptBuilder(tokenizer, 3), direct, direct)
     assert tiny.cut_events(events, asked) == {one.sample_id: 3 for one in asked}
     assert read_contexts(asked, Records(), None)[""].repeated == {asked[1].sample_id: ["K"]}
+
+
+def test_contexts_read_in_parts_are_those_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [sample(n, "labevents", "K", context=f"c{n % 3}") for n in range(6)]
+    whole = read_contexts(asked, Records(), None)[""]
+    monkeypatch.setattr(contexts, "CONTEXTS_AT_ONCE", 1)
+    monkeypatch.setattr(contexts, "_prepared", lambda folder: Records())
+    monkeypatch.setattr(
+        contexts,
+        "in_processes",
+        lambda work, parts, *_: [pickle.loads(pickle.dumps(work))(part) for part in parts],
+    )
+    monkeypatch.setattr(Records, "folder", None, raising=False)
+    parts = read_contexts(asked, Records(), None)[""]
+    assert parts.repeated == whole.repeated and parts.bags.table.ids == whole.bags.table.ids
+    for one in asked:
+        rows = [view.bags.table.rows([view.bags.rows[one.sample_id]]) for view in (whole, parts)]
+        np.testing.assert_array_equal(rows[0].toarray(), rows[1].toarray())
 
 
 def test_results_do_not_depend_on_the_number_of_threads() -> None:

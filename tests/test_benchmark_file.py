@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import polars as pl
 import pytest
 
 from ehrr1.errors import UserError
+from ehrr1.evaluation.list_only import list_baselines
 from ehrr1.prompts.wording import OURS
 from ehrr1.records.markdown import events_of, record_markdown
 from ehrr1.runs import Run
 from ehrr1.stages import export, prepare
 from ehrr1.stages.reason import kept_chains
+from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.questions import read_questions
 from ehrr1.tasks.release.rows import items_of
@@ -272,15 +275,22 @@ def test_a_trained_model_is_scored_on_a_file(
     rows = [row(i, output="Lactate") for i in range(3)]
     rows += [risk(10 + i, "yes" if i % 2 else "no") for i in range(4)]
     path = write(tmp_path / "b.jsonl", *rows)
+    shutil.copytree(smoke / "adapt", tmp_path / "smoke" / "adapt")
     common = ["experiment=smoke", "data=benchmark", f"data.path={path}", f"output_root={tmp_path}"]
-    done = command_line("stage=prepare", *common)
-    assert done.returncode == 0, done.stderr[-2000:]
-    done = command_line("stage=eval", *common, f"inputs.adapt={smoke / 'adapt'}")
+    done = command_line("stage=eval", *common)
     assert done.returncode == 0, done.stderr[-2000:]
     predictions = pl.read_parquet(tmp_path / "smoke" / "benchmark" / "eval" / "predictions.parquet")
     assert set(predictions["model"]) == {"untrained:release", "adapt:release"}
     assert predictions.filter(pl.col("model") == "adapt:release").height == 7
     assert "adapt was trained with wording=file" in done.stderr
+    # a variant of any name reads the records and the models that it has in common with others
+    done = command_line("stage=eval", *common, "variant=lists", "candidates=list")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "prepare is read from" in done.stderr and "adapt is read from" in done.stderr
+    assert not (tmp_path / "smoke" / "lists" / "prepare").exists()
+    listed = pl.read_parquet(tmp_path / "smoke" / "lists" / "eval" / "predictions.parquet")
+    assert set(listed["model"]) == {"untrained:list-release", "adapt:list-release"}
+    assert set(listed["candidates"]) == {"list"}
 
 
 # --- rows to learn from ---------------------------------------------------------------------------
@@ -309,6 +319,23 @@ def test_rows_train_and_no_tested_patient_does(tmp_path: Path) -> None:
     assert metrics["rows/benchmark"] == 22 and metrics["rows_kept/benchmark"] == 21
     reported = json.loads((world.folder / "reported.json").read_text())
     assert reported == {"benchmark": {"patient_is_tested": 1}}
+
+
+def test_lists_of_rows_are_answered_without_the_record(tmp_path: Path) -> None:
+    """The baselines of candidates=list learn from the lists that training rows bring."""
+    listed = ["Lactate", "pH", *(f"other {n}" for n in range(8))]
+    rows = [of_patient(n, n) | {"candidates": listed} for n in range(30)]
+    train = write(tmp_path / "train.jsonl", *rows)
+    test = write(tmp_path / "test.jsonl", of_patient(0, 99) | {"candidates": listed})
+    world, _ = learn(tmp_path / "x", train, path=str(test))
+    asked = world.samples("test")
+    found = list_baselines(world, Candidates.of(world, 0), asked, "test", 0)
+    said = dict(found.select("model", "prediction").iter_rows())
+    assert set(said) == {"list_only", "list_frequency"}
+    assert all(set(text.split("\n")) == {"Lactate", "pH"} for text in said.values())
+    untrained, _ = prepared(test, tmp_path / "y")
+    none = list_baselines(untrained, Candidates.of(untrained, 0), asked, "test", 0)
+    assert none.is_empty()
 
 
 def test_rows_bring_chains(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from ehrr1.errors import UserError
 from ehrr1.evaluation.aggregate import summarise
 from ehrr1.evaluation.compare import compare, labels
 from ehrr1.evaluation.seeds import draw_seeds
+from tests.settings import composed
 from tests.test_report_page import TASKS, predictions
 
 
@@ -31,6 +32,10 @@ def evaluated(folder: Path, table: pl.DataFrame, **settings: Any) -> Path:
     return folder
 
 
+def side_by_side(folders: list[Path], target: Path, replicates: int) -> None:
+    compare(folders, target, replicates, 0, composed().concepts, 5)
+
+
 def found(target: Path) -> tuple[dict[str, float], str]:
     page = (target / "report.html").read_text(encoding="utf-8")
     return json.loads((target / "metrics.json").read_text()), page
@@ -45,7 +50,7 @@ def test_differences_are_paired_on_the_samples_that_both_answered(
         evaluated(tmp_path / "a" / "eval", first),
         evaluated(tmp_path / "b" / "eval", second, rl={"lr": 3e-6}, candidates="list"),
     ]
-    compare(folders, tmp_path / "compare", 100, 0)
+    side_by_side(folders, tmp_path / "compare", 100)
     metrics, page = found(tmp_path / "compare")
     both = first.filter(pl.col("subject_id") < 140)
     theirs, ours = (summarise(one, TASKS, "test", 2, 0) for one in (both, second))
@@ -60,7 +65,18 @@ def test_differences_are_paired_on_the_samples_that_both_answered(
     assert (row["result"], row["minus"]) == ("rl@b", "rl@a")
     assert row["difference"] == pytest.approx(metrics["rl@b-rl@a/risk/auroc/macro"])
     assert (row["samples"], row["patients"]) == counted
+    for task, metric in (("Inpatient_Mortality", "auroc"), ("labevents", "f1")):
+        key = f"rl@b-rl@a/{task}/{metric}"
+        assert metrics[key] == pytest.approx(
+            ours[f"rl/{task}/{metric}"] - theirs[f"rl/{task}/{metric}"]
+        )
+        assert metrics[f"{key}/low"] < metrics[key] < metrics[f"{key}/high"]
+        row = lines.row(by_predicate=pl.col("metric") == f"{task}/{metric}", named=True)
+        assert row["low"] == metrics[f"{key}/low"] and row["samples"] == (
+            test.filter(pl.col("task") == task)["sample_id"].n_unique()
+        )
     shown = capsys.readouterr().out
+    assert "differences by task: decision F1" in shown and "Differences by task, risk" in page
     assert "rl@b - rl@a" in shown and f"{counted[0]:,} samples of {counted[1]}" in shown
     assert "candidates is none in a, list in b" in shown and "candidates is none in a" in page
     assert '["rl.lr","1e-06","3e-06"]' in page and '["output_root"' not in page
@@ -70,7 +86,7 @@ def test_differences_are_paired_on_the_samples_that_both_answered(
 def test_an_evaluation_does_not_differ_from_its_copy(tmp_path: Path) -> None:
     table = predictions({"adapt": 0.5, "rl": 1.0}, patients=20)
     folders = [evaluated(tmp_path / name / "eval", table) for name in ("one", "two", "three")]
-    compare(folders, tmp_path / "compare", 20, 0)
+    side_by_side(folders, tmp_path / "compare", 20)
     metrics, page = found(tmp_path / "compare")
     pairs = [f"{m}@{b}-{m}@{a}" for m in ("adapt", "rl") for a, b in ORDER]
     for pair in pairs:
@@ -87,7 +103,7 @@ def test_runs_of_several_seeds_are_one_result(
         evaluated(tmp_path / f"x.seed={n}" / "eval", one, seed=n) for n, one in enumerate(tables)
     ]
     other = evaluated(tmp_path / "other" / "eval", tables[0], seed=7, rl={"lr": 1})
-    compare([*folders, other], tmp_path / "compare", 200, 0)
+    side_by_side([*folders, other], tmp_path / "compare", 200)
     metrics, page = found(tmp_path / "compare")
     alone = [summarise(one, TASKS, "test", 2, 0) for one in tables]
     for kind in ("risk/auroc/macro", "decision/f1/macro"):
@@ -121,7 +137,7 @@ def test_other_right_answers_to_a_sample_are_told(
     turned = pl.when(pl.col("task") == "labevents").then(pl.lit("Urea")).otherwise("target")
     other = table.with_columns(target=turned, mode=pl.lit("think"))
     folders = [evaluated(tmp_path / "a", table), evaluated(tmp_path / "b", other)]
-    compare(folders, tmp_path / "compare", 20, 0)
+    side_by_side(folders, tmp_path / "compare", 20)
     shown = capsys.readouterr().out
     assert "other right answers in the two runs" in shown
     assert "mode is think and direct" in shown
@@ -143,7 +159,7 @@ def test_what_cannot_be_compared_is_refused_in_a_line(tmp_path: Path) -> None:
         ([a], "two or more"),
     ):
         with pytest.raises(UserError, match=told) as error:
-            compare(folders, tmp_path / "compare", 20, 0)
+            side_by_side(folders, tmp_path / "compare", 20)
         assert "\n" not in str(error.value) and "compare" in str(error.value)
     assert not (tmp_path / "compare").exists()
 
@@ -162,6 +178,6 @@ def test_runs_are_called_by_what_their_paths_do_not_share() -> None:
 def test_a_variant_is_compared_with_the_run_above_it(tmp_path: Path) -> None:
     table = predictions({"rl": 1.0}, patients=20)
     folders = [evaluated(tmp_path / one / "eval", table) for one in ("a", "a/both")]
-    compare(folders, tmp_path / "compare", 20, 0)
+    side_by_side(folders, tmp_path / "compare", 20)
     metrics, page = found(tmp_path / "compare")
     assert metrics["rl@a.both-rl@a/risk/auroc/macro"] == 0 and "rl@a.both" in page

@@ -102,6 +102,8 @@ def test_scoring_again_needs_no_model_and_no_records(
     known = {k: v for k, v in metrics(smoke / "eval").items() if "seco" not in k}
     found = {k: v for k, v in metrics(folder).items() if "seco" not in k}
     assert found == known and metrics(folder)["seconds"] == 7.5
+    assert found["decision/f1_tolerant/macro"] >= found["decision/f1/macro"]
+    assert "F1 tolerant" in (folder / "scores.txt").read_text(encoding="utf-8")
     assert (folder / "report.html").exists()
 
 

@@ -21,7 +21,7 @@ from ehrr1.prompts.tokenizer import CHAT_TEMPLATE, train_tokenizer
 from ehrr1.prompts.trees import PromptBuilder, Question, Tree
 from ehrr1.reasoning.chain import without_results
 from ehrr1.runs import Run, needed
-from ehrr1.stages.eval import study_of
+from ehrr1.stages.eval_samples import study_of
 from ehrr1.tasks.catalog import SUITES
 from ehrr1.tasks.samples import Prepared
 from tests.settings import composed

@@ -10,7 +10,7 @@ from ehrr1.errors import UserError
 from ehrr1.evaluation.prompt_mode import PromptMode
 from ehrr1.runs import Run
 from ehrr1.stages import infer, prepare
-from ehrr1.stages.eval import check_candidates, choose_samples, suite_tasks
+from ehrr1.stages.eval_samples import check_candidates, choose_samples, suite_tasks
 from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.release.lists import ReleaseLists
 from ehrr1.tasks.samples import Prepared

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -117,7 +118,8 @@ def test_compare_puts_seeds_together_and_says_how_sure_it_is(grid: Grid) -> None
     assert done.returncode == 0, done.stderr
     table = pl.read_csv(grid.root / "sweeps" / "grid" / "compare.csv")
     assert table.height == 2 and set(map(str, table["adapt.lr"])) == {"0.001", "0.01"}
-    assert all("(n=2)" in cell for cell in table["risk/log_loss/macro"])
+    cells = table["risk/log_loss/macro"]
+    assert all(re.fullmatch(r"\d\.\d{4} \[.+, .+\] \(n=2\)", cell) for cell in cells)
     assert "[" in table["minus the best"][1]
     assert "best: " in done.stdout
     one, _, other, _ = [run for run in grid.resumed if run.endswith("adapt")]

@@ -251,6 +251,7 @@ class Eval(Section):
     top_p: PositiveShare
     top_k: Natural
     matching: Literal["ours", "release"]
+    atc_level: Literal[4, 5]
     shots: Natural
     chains: PathText | None
     calibration_samples_per_task: Natural

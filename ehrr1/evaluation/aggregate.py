@@ -48,7 +48,8 @@ def summarise(
     `<result>/<metric>` for each result, `baseline/<name>/<metric>`, `<metric>` of the main result
     (`last_result`), `<a>-<b>/<macro>` for paired differences on the samples that both answered,
     `one_class_tasks` (left out of every macro mean). Only rows of `split` are scored; those of
-    the validation split fit the calibrators. `compared`: whose differences; None: `pairs`.
+    the validation split fit the calibrators. `compared`: the pairs whose differences are computed,
+    then also those of each task, `<a>-<b>/<task>/<metric>`; None: `pairs`, means over tasks only.
     """
     scored = predictions.filter(pl.col("split") == split)
     resamples = Resamples.draw(scored["subject_id"], replicates, seed)
@@ -65,7 +66,8 @@ def summarise(
     for first, second in pairs(list(tables)) if compared is None else compared:
         one = on_common(first, second, tables, scores, resamples, tasks)
         two = on_common(second, first, tables, scores, resamples, tasks)
-        metrics |= {f"{first}-{second}/{k}": v for k, v in flat(difference(one, two), -1.0).items()}
+        gaps = flat(difference(one, two, by_task=compared is not None), -1.0)
+        metrics |= {f"{first}-{second}/{name}": value for name, value in gaps.items()}
     metrics["one_class_tasks"] = len(one_class(scored))
     return metrics
 
@@ -135,12 +137,15 @@ def on_common(
     return score(rows, resamples, tasks)
 
 
-def difference(one: Replicates, two: Replicates) -> Replicates:
-    """Subtract the macro scores of two results resample by resample: the difference is paired."""
+def difference(one: Replicates, two: Replicates, by_task: bool = False) -> Replicates:
+    """Subtract the macro scores of two results resample by resample: the difference is paired.
+
+    `by_task`: those of each task, too.
+    """
     return {
         name: values - two[name]
         for name, values in one.items()
-        if name.endswith("/macro") and name in two
+        if name in two and (by_task or name.endswith("/macro"))
     }
 
 

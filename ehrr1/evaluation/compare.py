@@ -2,7 +2,7 @@
 
 report.html       the page
 metrics.json      as of a single evaluation, with paired differences between the runs
-differences.csv   these, a row each
+differences.csv   these, a row each, of means over tasks and of each task
 
 A result of a run is called `<result>@<run>`; baselines are those of the first run. Runs that
 differ in their seed only are also one result, `seeds/<result>@<runs>` (`evaluation.seeds`).
@@ -10,7 +10,7 @@ differ in their seed only are also one result, `seeds/<result>@<runs>` (`evaluat
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from os.path import commonprefix
 from pathlib import Path
@@ -20,15 +20,27 @@ import polars as pl
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from ehrr1.config.records import Concepts
 from ehrr1.errors import UserError
 from ehrr1.evaluation.aggregate import BASELINES, Metrics, last_result, names, summarise
 from ehrr1.evaluation.matching import with_matches
 from ehrr1.evaluation.pages.html import page, table
+from ehrr1.evaluation.pages.numbers import cell
+from ehrr1.evaluation.pages.numbers import label as metric_label
 from ehrr1.evaluation.pages.report import flat_settings, lead, report_data, rules
 from ehrr1.evaluation.predictions import require_finished
 from ehrr1.evaluation.seeds import seed_metrics
-from ehrr1.evaluation.tables import MAIN, WIDTH, difference_table, seed_rows, seed_table
+from ehrr1.evaluation.tables import (
+    MAIN,
+    WIDTH,
+    difference_table,
+    seed_rows,
+    seed_table,
+    task_differences,
+)
+from ehrr1.evaluation.tolerance import with_tolerance
 from ehrr1.files import replacing, write_json, write_text
+from ehrr1.graph.same_names import check_dictionary
 from ehrr1.tasks.catalog import ALL_TASKS
 
 NOT_TOLD = ("output_root", "inputs", "rescore", "compare", "variant", "name", "stage", "overwrite")
@@ -40,7 +52,19 @@ HOW_ASKED = (
 )
 """Settings without which two scores are not of the same thing."""
 
+BY_TASK = {
+    "risk": ("auroc", "auprc", "brier"),
+    "decision": ("f1", "f1_tolerant", "precision", "recall"),
+}
+"""Metrics whose differences the page shows for each task."""
+
+ENDS = ("/low", "/high")
+"""Last parts of the names of an interval's bounds."""
+
 Pair = tuple[str, str]
+
+Counts = dict[str, tuple[int, int]]
+"""Samples and patients that two results share: of each task, and of all as "all"."""
 
 
 @dataclass(frozen=True)
@@ -58,23 +82,32 @@ class Finished:
         return self.settings["eval.split"]
 
 
-def compare(folders: Sequence[Path], target: Path, replicates: int, seed: int) -> None:
+def compare(
+    folders: Sequence[Path],
+    target: Path,
+    replicates: int,
+    seed: int,
+    concepts: Concepts,
+    atc_level: int,
+) -> None:
     """Write `target`; print the differences, and why they may not be of the same thing.
 
     Intervals of differences are of the bootstrap by patient, paired, on the samples that both have
-    answered. Raises UserError where a folder is no finished evaluation, the splits differ, or two
-    runs have no sample in common.
+    answered. `concepts` and `atc_level` are those of the tolerant scores. Raises UserError where a
+    folder is no finished evaluation, the splits differ, two runs have no sample in common, or the
+    dictionary of `concepts` is missing.
     """
+    check_dictionary(concepts)
     runs = [read(folder, label) for folder, label in zip(folders, labels(folders), strict=True)]
     if len({run.split for run in runs}) > 1:
         told = ", ".join(f"{run.label}: {run.split}" for run in runs)
         raise UserError(f"compare: the evaluations are of different splits ({told})")
-    split = runs[0].split
+    split, runs = runs[0].split, tolerant(runs, concepts, atc_level)
     parts = [named(run, runs[:place]) for place, run in enumerate(runs)]
     together = pl.concat(parts, how="diagonal")  # only those matched as released tell scores
     scored = together.filter(pl.col("split") == split)
     matched = {pair: matching(scored, *pair) for pair in compared(runs)}
-    notes = {pair: f"{n:,} samples of {m:,} patients" for pair, (n, m) in matched.items()}
+    notes = {p: "{:,} samples of {:,} patients".format(*n["all"]) for p, n in matched.items()}
     tasks = [task for task in ALL_TASKS if (scored["task"] == task).any()]
     metrics = summarise(together, tasks, split, replicates, seed, list(matched))
     groups = seed_groups(runs)
@@ -93,7 +126,7 @@ def compare(folders: Sequence[Path], target: Path, replicates: int, seed: int) -
         "warnings": asked_alike + data["warnings"],
         "runs": [runs_table(runs)],
         "differing": [differing(runs)],
-        "overview": data["overview"] + seed_pages(metrics, groups),
+        "overview": data["overview"] + seed_pages(metrics, groups) + task_pages(metrics, matched),
     }
     with replacing(target / "report.html") as path:
         path.write_text(page(data), encoding="utf-8")
@@ -102,6 +135,8 @@ def compare(folders: Sequence[Path], target: Path, replicates: int, seed: int) -
     console = Console()
     console.width = max(console.width, WIDTH)
     console.print(difference_table(list(matched), metrics))
+    for table_ in task_differences(main_pairs(runs), metrics, tasks):
+        console.print(table_)
     if groups:
         console.print(seed_table(metrics))
     for line in [f"{a} and {b}: {note}" for (a, b), note in notes.items()] + asked_alike:
@@ -142,6 +177,33 @@ def seed_pages(metrics: Metrics, groups: Mapping[str, Sequence[Finished]]) -> li
     return [table(f"Mean over seeds, interval over seeds and patients ({told})", head, rows)]
 
 
+def task_pages(metrics: Metrics, matched: Mapping[Pair, Counts]) -> list[dict[str, Any]]:
+    """Return the page's tables of differences by task: one per pair and kind of task."""
+    found = []
+    for (one, other), counted in matched.items():
+        for kind, shown in BY_TASK.items():
+            rows = [
+                [task, *counted[task], *(cell(metrics, f"{one}-{other}/{task}/{m}") for m in shown)]
+                for task, entry in ALL_TASKS.items()
+                if entry.kind == kind and task in counted
+            ]
+            head = ["task", "samples", "patients", *map(metric_label, shown)]
+            if rows:
+                title = f"Differences by task, {kind}: {one} \N{MINUS SIGN} {other}"
+                found.append(table(title, head, rows))
+    return found
+
+
+def tolerant(runs: Sequence[Finished], concepts: Concepts, atc_level: int) -> list[Finished]:
+    """Return the runs, their predictions with tolerant scores; the dictionary is read once."""
+    parts = [run.predictions.with_columns(run=pl.lit(run.label)) for run in runs]
+    whole = with_tolerance(pl.concat(parts, how="diagonal"), concepts, atc_level)
+    return [
+        replace(run, predictions=whole.filter(pl.col("run") == run.label).drop("run"))
+        for run in runs
+    ]
+
+
 def read(folder: Path, label: str) -> Finished:
     """Read a finished evaluation. Raises UserError for any other folder."""
     require_finished("compare", folder)
@@ -175,19 +237,27 @@ def named(run: Finished, earlier: Sequence[Finished]) -> pl.DataFrame:
 
 def compared(runs: Sequence[Finished]) -> list[Pair]:
     """Return pairs of results, the later run's first: the main ones, and those of one name."""
-    found: list[Pair] = []
+    found = main_pairs(runs)
     for one, other in combinations(runs, 2):
         ours, theirs = (
             [name for name in names(run.predictions) if name not in BASELINES]
             for run in (other, one)
         )
-        pairs = [(last_result(other.predictions), last_result(one.predictions))]
-        pairs += [(name, name) for name in ours if name in theirs]
-        found += [(f"{a}@{other.label}", f"{b}@{one.label}") for a, b in pairs if a and b]
+        found += [(f"{a}@{other.label}", f"{a}@{one.label}") for a in ours if a in theirs]
     return list(dict.fromkeys(found))
 
 
-def matching(scored: pl.DataFrame, first: str, second: str) -> tuple[int, int]:
+def main_pairs(runs: Sequence[Finished]) -> list[Pair]:
+    """Return the pairs of the runs' main results, the later run's first."""
+    mains = [(run.label, last_result(run.predictions)) for run in runs]
+    return [
+        (f"{name}@{label}", f"{earlier}@{before}")
+        for (before, earlier), (label, name) in combinations(mains, 2)
+        if earlier and name
+    ]
+
+
+def matching(scored: pl.DataFrame, first: str, second: str) -> Counts:
     """Count the samples and patients that two results share; UserError where there are none."""
     one, two = (scored.filter(pl.col("model") == name) for name in (first, second))
     both = one.join(two, on=["task", "sample_id"], how="semi")
@@ -196,7 +266,9 @@ def matching(scored: pl.DataFrame, first: str, second: str) -> tuple[int, int]:
             f"compare: {first} and {second} have no sample in common; evaluate them on the same "
             "records (inputs.prepare=DIR) and with the same eval.samples_per_task"
         )
-    return both["sample_id"].n_unique(), both["subject_id"].n_unique()
+    counted = both.group_by("task").agg(pl.col("sample_id", "subject_id").n_unique())
+    whole = both["sample_id"].n_unique(), both["subject_id"].n_unique()
+    return {"all": whole} | {task: (n, m) for task, n, m in counted.iter_rows()}
 
 
 def unlike(runs: Sequence[Finished], scored: pl.DataFrame, pairs: Sequence[Pair]) -> list[str]:
@@ -248,15 +320,19 @@ def differing(runs: Sequence[Finished]) -> dict[str, Any]:
     return table("Settings that differ", head, [row for row in told if len(set(row[1:])) > 1])
 
 
-def rows(matched: Mapping[Pair, tuple[int, int]], metrics: Mapping[str, float]) -> pl.DataFrame:
-    """Return a row a pair and macro score: the difference, its interval, samples and patients."""
+def rows(matched: Mapping[Pair, Counts], metrics: Mapping[str, float]) -> pl.DataFrame:
+    """Return a row a pair and score: the difference, its interval, samples and patients.
+
+    The scores are the means over tasks, and those of each task.
+    """
     found = []
-    for (one, other), (samples, patients) in matched.items():
+    for (one, other), counted in matched.items():
         head = f"{one}-{other}/"
-        for key in (k for k in metrics if k.startswith(head) and k.endswith("/macro")):
-            low, high = (metrics.get(f"{key}/{end}") for end in ("low", "high"))
-            told = (one, other, key.removeprefix(head), metrics[key], low, high, samples, patients)
-            found.append(told)
+        for key in (k for k in metrics if k.startswith(head) and not k.endswith(ENDS)):
+            name = key.removeprefix(head)
+            samples, patients = counted.get(name.split("/")[0], counted["all"])
+            low, high = (metrics.get(f"{key}{end}") for end in ENDS)
+            found.append((one, other, name, metrics[key], low, high, samples, patients))
     columns = ("result", "minus", "metric", "difference", "low", "high", "samples", "patients")
     return pl.DataFrame(found, schema=columns, orient="row")
 

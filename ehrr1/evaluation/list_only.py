@@ -32,7 +32,7 @@ LEARNT = 300
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 24.0)
 """Candidate values of `Guess.share`: multiples of the expected number of correct items."""
 LISTED = PromptMode("direct", candidates="list")
-NO_LIST = "its answer is longer than a list"
+NO_LIST = "it has no list, or its answer is longer than a list"
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -146,12 +146,13 @@ def list_baselines(
     """Return the predictions of both baselines on the decision samples of `split`.
 
     They are fitted to lists of the training and the validation split, except `split` itself. Tasks
-    without such lists have no rows; nor have free-text tasks and samples that came as text.
+    without such lists, as those of a file without rows to train on, and free-text tasks have no
+    rows. Lists that came with samples are used like ours.
     """
     by_task: dict[str, list[Sample]] = {}
     for sample in samples:
         entry = ALL_TASKS[sample.task]
-        if entry.kind == "decision" and entry.target != "text" and sample.text_row is None:
+        if entry.kind == "decision" and entry.target != "text":
             by_task.setdefault(sample.task, []).append(sample)
     tables = [pl.DataFrame(schema=SCHEMA)]
     for task, own in track(by_task.items(), "baselines: lists", len(by_task)):

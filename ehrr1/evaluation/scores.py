@@ -19,6 +19,7 @@ from ehrr1.evaluation.metrics import (
     weighted_ece,
     weighted_log_loss,
 )
+from ehrr1.evaluation.tolerance import TOLERANT
 from ehrr1.scoring.consistency import agreed
 from ehrr1.scoring.sets import SetScores, normalise, reduce, set_scores
 from ehrr1.scoring.texts import rouge
@@ -136,12 +137,11 @@ def _decision(rows: pl.DataFrame, resamples: Resamples, main_only: bool) -> Repl
         set_scores(map(reduce, one), map(reduce, other)).f1
         for one, other in zip(said, true, strict=True)
     ]
-    found = _means(
-        rows,
-        resamples,
-        dict(zip(("precision", "recall", "f1"), columns, strict=True))
-        | {"f1_normalised": np.array(reduced)},
-    )
+    means = dict(zip(("precision", "recall", "f1"), columns, strict=True))
+    means["f1_normalised"] = np.array(reduced)
+    if TOLERANT in rows.columns:
+        means["f1_tolerant"] = rows[TOLERANT].to_numpy()
+    found = _means(rows, resamples, means)
     return found | _micro(rows, resamples, said, true) | _draws(rows, resamples)
 
 

@@ -21,6 +21,13 @@ MAIN = {"risk": "auroc", "decision": "f1"}
 
 TITLES = {"risk": "risk AUROC", "decision": "decision F1"}
 
+SHOWN = {
+    "risk/auroc": "risk AUROC",
+    "decision/f1": "decision F1",
+    "decision/f1_tolerant": "F1 tolerant",
+}
+"""Scores in the table of results, with their headings."""
+
 WIDTH = 80
 """Columns of a line: what a terminal has, and a pipe whose width is not known."""
 
@@ -69,14 +76,13 @@ def result_table(predictions: pl.DataFrame, metrics: Metrics) -> Table:
     """Return a row a result (a model in a mode, or a baseline): its mean scores over tasks."""
     table = _plain("scores: mean over tasks, 95 % interval by patient")
     table.add_column("result", overflow="fold")
-    for title in TITLES.values():
-        table.add_column(title, justify="right", no_wrap=True)
+    # without decisions, or without their tolerant scores, there is no column for them
+    shown = [score for score in SHOWN if any(key.endswith(f"{score}/macro") for key in metrics)]
+    for score in shown:
+        table.add_column(SHOWN[score], justify="right", no_wrap=True)
     for name in names(predictions):
-        cells = [
-            _with_interval(metrics, f"{prefix_of(name)}{kind}/{metric}/macro", "")
-            for kind, metric in MAIN.items()
-        ]
-        table.add_row(name, *cells)
+        keys = [f"{prefix_of(name)}{score}/macro" for score in shown]
+        table.add_row(name, *(_with_interval(metrics, key, "") for key in keys))
     return table
 
 
@@ -106,6 +112,24 @@ def difference_table(compared: Sequence[tuple[str, str]], metrics: Metrics) -> T
             cells = [_with_interval(metrics, key, "+") for key in keys]
             table.add_row(f"{first} - {second}", *cells)
     return table
+
+
+def task_differences(
+    compared: Sequence[tuple[str, str]], metrics: Metrics, tasks: Sequence[str]
+) -> Iterator[Table]:
+    """Yield tables with a row a task: its paired differences, bootstrap by patient."""
+    for kind, metric in MAIN.items():
+        heads = {f"{heading(a)} -\n{heading(b)}": f"{a}-{b}" for a, b in compared}
+        rows = [
+            task
+            for task in tasks
+            if any(f"{pair}/{task}/{metric}" in metrics for pair in heads.values())
+        ]
+        columns = [
+            Column(head, [_with_interval(metrics, f"{pair}/{task}/{metric}", "+") for task in rows])
+            for head, pair in heads.items()
+        ]
+        yield from _by_row(f"differences by task: {TITLES[kind]}", Column("task", rows), columns)
 
 
 def seed_table(metrics: Metrics) -> Table:
@@ -161,9 +185,16 @@ def task_tables(
     ]
     spans = [_interval(metrics, f"{task}/{metric}") for task in scored]
     columns.append(Column(f"{heading(str(last))}\n95 % interval", spans))
-    first = Column("task", scored)
-    for some in fitting(columns, WIDTH - first.width):
-        table = _plain(f"{TITLES[kind]} by task")
+    if any(f"{task}/{metric}_tolerant" in metrics for task in scored):
+        tolerant = [_number(metrics, f"{task}/{metric}_tolerant") for task in scored]
+        columns.append(Column(f"{heading(str(last))}\ntolerant", tolerant))
+    yield from _by_row(f"{TITLES[kind]} by task", Column("task", scored), columns)
+
+
+def _by_row(title: str, first: Column, columns: Sequence[Column]) -> Iterator[Table]:
+    """Yield tables that begin with the column `first`, as many as the width needs."""
+    for some in fitting(columns, WIDTH - first.width) if first.cells else []:
+        table = _plain(title)
         table.add_column(first.heading, no_wrap=True)
         for column in some:
             table.add_column(column.heading, justify="right", no_wrap=True)

@@ -31,7 +31,7 @@ RESULT_SETTINGS: dict[str, tuple[str, ...]] = {
     "adapt": ("seed", "model", "loss", "adapt", "trainer", "callbacks", "wording"),
     "reason": ("seed", "model", "loss", "reason", "trainer", "callbacks", "wording"),
     "rl": ("seed", "model", "rl", "rollout", "trainer", "callbacks", "wording"),
-    "eval": ("seed", "model", "eval", "engine", "answer", "candidates", "wording"),
+    "eval": ("seed", "model", "concepts", "eval", "engine", "answer", "candidates", "wording"),
     "plan": (),
 }
 """The sections of the configuration that change a stage's result."""

@@ -100,25 +100,34 @@ def made(cfg: Config, stage: str, reader: str) -> Path:
 
     Variants thus share what they do not change, and experiments what they prepare. The questions of
     an evaluation on a benchmark's own records were not made from the models' records: of its models
-    the settings alone are compared, where the variant differs in nothing but its data.
+    the settings alone are compared, those of all stages that led to them.
     """
     own = folder_of(cfg, stage)
     near = [folder for folder in above(cfg, stage) if is_finished(folder)]
     others = stage == "prepare" and stage in needed(cfg, reader)
     if is_finished(own) or not (near or any(elsewhere(cfg, stage, others))):
         return own
-    model = reader == "eval" and stage != "prepare"
+    benchmark = reader == "eval" and stage != "prepare" and cfg.data.name in BENCHMARKS
     try:
-        benchmark = model and cfg.data.name in BENCHMARKS & {Path(cfg.variant or "").name}
         inputs = {} if benchmark else find_inputs(cfg, stage)
     except UserError:
         return own
     # a model may be asked in other words than it was trained in (`stages/eval.py` says so)
     besides = frozenset({"wording"} if reader == "eval" else ())
-    same = (f for f in near if not differences(cfg, stage, f, inputs, besides=besides))
-    far = (
-        folder
-        for folder in elsewhere(cfg, stage, others)
-        if not differences(cfg, stage, folder, inputs, rooted=True, besides=besides)
-    )
+    compared = led_to(cfg, stage) if benchmark else (stage,)
+
+    def alike(folder: Path, rooted: bool) -> bool:
+        return not any(
+            differences(cfg, one, folder, inputs, rooted=rooted, besides=besides)
+            for one in compared
+        )
+
+    same = (folder for folder in near if alike(folder, rooted=False))
+    far = (folder for folder in elsewhere(cfg, stage, others) if alike(folder, rooted=True))
     return next(chain(same, far), own)
+
+
+def led_to(cfg: Config, stage: str) -> tuple[str, ...]:
+    """Return a stage and all stages that it reads, directly or indirectly, except `prepare`."""
+    inputs = [one for one in needed(cfg, stage) if one != "prepare"]
+    return tuple(dict.fromkeys([stage, *(found for one in inputs for found in led_to(cfg, one))]))

@@ -122,12 +122,16 @@ def _dry_run(cfg: Config) -> None:
 
 
 def _brings_records(cfg: Config) -> bool:
-    """Return whether a benchmark's records are to be prepared first.
+    """Return whether a benchmark's records are to be prepared first, in the variant of the run.
 
-    Processes that share the work would all do it: they must find the records.
+    They are not if they were prepared with the same settings elsewhere. Processes that share the
+    work would all do it: they must find the records.
     """
-    alone = cfg.eval.shard is None and cfg.inputs.prepare is None
-    return cfg.stage == "eval" and cfg.data.name in BENCHMARKS and alone
+    if cfg.stage != "eval" or cfg.data.name not in BENCHMARKS:
+        return False
+    if cfg.eval.shard is not None or cfg.inputs.prepare is not None:
+        return False
+    return runs.made(cfg, "prepare", "eval") == runs.folder_of(cfg, "prepare")
 
 
 def _score_again(cfg: Config) -> None:

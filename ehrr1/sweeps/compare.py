@@ -1,8 +1,9 @@
 """Compare the runs of a sweep, with intervals of the differences.
 
 compare.md and compare.csv in the sweep's folder have one row per setting, with its seeds combined;
-compare.json also has each seed's value. Differences are paired and resampled by patient if
-predictions are stored.
+compare.json also has each seed's value. Of evaluations the intervals cover seeds and patients, as
+those of `stage=eval compare=` (`evaluation.seeds`), and differences are paired; of other stages
+the intervals cover seeds alone (Student's t).
 """
 
 import json
@@ -19,9 +20,11 @@ from scipy.stats import t as student
 
 from ehrr1.config.names import ORDER
 from ehrr1.errors import UserError
+from ehrr1.evaluation.aggregate import flat as with_bounds
 from ehrr1.evaluation.aggregate import last_result
-from ehrr1.evaluation.bootstrap import Resamples, estimate
+from ehrr1.evaluation.bootstrap import Resamples
 from ehrr1.evaluation.scores import Replicates, score
+from ehrr1.evaluation.seeds import draw_seeds, mean_over
 from ehrr1.files import write_json, write_text
 from ehrr1.runs import NOT_COMPARED, flat, metrics_of
 from ehrr1.sweeps.control import chosen, wide_console
@@ -46,16 +49,21 @@ class ComparisonRow:
     settings: dict[str, str]
     runs: list[str] = field(default_factory=list)
     values: dict[str, list[float]] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    """Mean over seeds, and the bounds of its interval over seeds and patients."""
     gpu_hours: float = 0.0
     hours: float = 0.0
     tokens: int = 0
     difference: str = ""
 
     def told(self, metric: str) -> str:
-        """Return the mean over seeds with its 95 % interval (Student's t), or a single value."""
+        """Return the mean over seeds with its 95 % interval, or a single value."""
         values = self.values.get(metric, [])
         if not values:
             return ""
+        if metric in self.intervals:
+            mean, low, high = self.intervals[metric]
+            return f"{mean:.4f} [{low:.4f}, {high:.4f}] (n={len(values)})"
         if len(values) == 1:
             return f"{values[0]:.4f}"
         half = student.ppf(0.975, len(values) - 1) * stdev(values) / len(values) ** 0.5
@@ -84,7 +92,7 @@ def compare_sweep(book: Sweep, words: Sequence[str], metric: str | None, as_json
         )
     lower = any(word in metrics[0] for word in ("loss", "brier", "ece", "seconds"))
     rows.sort(key=lambda row: fmean(row.values.get(metrics[0]) or [0.0]), reverse=not lower)
-    tell_differences(book, rows, metrics[0])
+    tell_intervals(book, rows, metrics)
     columns, cells = table_of(rows, metrics)
     write_text(book.folder / "compare.md", markdown(columns, cells))
     pl.DataFrame(cells, schema=columns, orient="row").write_csv(book.folder / "compare.csv")
@@ -149,14 +157,15 @@ def add_cost(row: ComparisonRow, entry: Entry) -> None:
     row.tokens += int(metrics.get("train/tokens", 0))
 
 
-def tell_differences(book: Sweep, rows: Sequence[ComparisonRow], metric: str) -> None:
-    """Set each row's difference from the best row, averaged over seeds and resampled by patient.
+def tell_intervals(book: Sweep, rows: Sequence[ComparisonRow], metrics: Sequence[str]) -> None:
+    """Set each row's intervals, and its difference from the first row in the first metric.
 
-    It applies to evaluations only.
+    A replicate draws patients and, independently for each row, seeds. Scores are those of the
+    samples that all runs have answered. It applies to evaluations only.
     """
     folders = {entry.run: Path(entry.folder) for entry in book.entries()}
     files = [[folders[run] / "predictions.parquet" for run in row.runs] for row in rows]
-    if len(rows) < 2 or not all(file.exists() for group in files for file in group):
+    if not all(file.exists() for group in files for file in group):
         return
     groups = [[main_rows(file) for file in group] for group in files]
     common = groups[0][0].select("task", "sample_id")
@@ -168,15 +177,32 @@ def tell_differences(book: Sweep, rows: Sequence[ComparisonRow], metric: str) ->
     ]
     tasks = [task for task in ALL_TASKS if (groups[0][0]["task"] == task).any()]
     resamples = Resamples.draw(groups[0][0]["subject_id"], REPLICATES, 0)
-    main = metric in METRICS["eval"]  # all scores take three times as long
+    main = set(metrics) <= set(METRICS["eval"])  # all scores take three times as long
     scores = [
-        mean_of([score(table, resamples, tasks, main_only=main) for table in group], metric)
-        for group in groups
+        mean_over(
+            [score(table, resamples, tasks, main_only=main) for table in group],
+            draw_seeds(len(group), REPLICATES, 0, json.dumps(row.settings)),
+        )
+        for row, group in zip(rows, groups, strict=True)
     ]
-    for row, values in zip(rows[1:], scores[1:], strict=True):
-        if values is not None and scores[0] is not None:
-            value, low, high = estimate(values - scores[0])
-            row.difference = f"{value:+.4f} [{low:.4f}, {high:.4f}]"
+    for row, found in zip(rows, scores, strict=True):
+        row.intervals = interval_of({name: found[name] for name in metrics if name in found}, 0.0)
+        first = metrics[0]
+        if row is not rows[0] and first in found and first in scores[0]:
+            gap = interval_of({first: found[first] - scores[0][first]}, -1.0)
+            if first in gap:
+                row.difference = "{:+.4f} [{:.4f}, {:.4f}]".format(*gap[first])
+
+
+def interval_of(scores: Replicates, least: float) -> dict[str, tuple[float, float, float]]:
+    """Return each score with the bounds of its interval, without those that have none.
+
+    `least` is the smallest possible value (see `evaluation.aggregate.flat`).
+    """
+    found = with_bounds(scores, least)
+    ends = ("", "/low", "/high")
+    told = {name: [found[name + end] for end in ends if name + end in found] for name in scores}
+    return {name: (some[0], some[1], some[2]) for name, some in told.items() if len(some) == 3}
 
 
 def main_rows(file: Path) -> pl.DataFrame:
@@ -184,15 +210,6 @@ def main_rows(file: Path) -> pl.DataFrame:
     config = OmegaConf.load(file.with_name("config.yaml"))
     table = pl.read_parquet(file).filter(pl.col("split") == config.eval.split)
     return table.filter(pl.col("model") == last_result(table))
-
-
-def mean_of(scores: Sequence[Replicates], metric: str) -> Any:
-    """Return the bootstrap replicates of a metric, averaged over seeds.
-
-    The result is None if the metric is not a score.
-    """
-    found = [one[metric] for one in scores if metric in one]
-    return sum(found) / len(found) if found else None
 
 
 def table_of(

@@ -166,6 +166,8 @@ class Prepared:
     def answers(self, index: pl.DataFrame) -> pl.DataFrame:
         """Return the answers of rows of the index: `sample` (the row's number), `item` (a name)."""
         pairs = index.select("target").with_row_index("sample").explode("target").drop_nulls()
+        if pairs.schema["target"] == pl.String:  # rows of files
+            return pairs.rename({"target": "item"})
         names = pl.Series("item", self.names, dtype=pl.String)
         return pairs.select("sample", names.gather(pairs["target"]))
 

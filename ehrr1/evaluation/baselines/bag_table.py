@@ -1,7 +1,7 @@
 """Bags of many contexts as one sparse table, and dense matrices of their frequent features."""
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,16 @@ class BagTable:
         self._starts.append(len(self._ids))
         return len(self._starts) - 2
 
+    def extend(self, other: "BagTable") -> int:
+        """Append the bags of another table and return the row of its first one."""
+        first, filled = len(self._starts) - 1, len(self._ids)
+        ids = np.array([self.ids.setdefault(key, len(self.ids)) for key in other.ids], np.int32)
+        own = np.frombuffer(other._ids, np.int32)
+        self._ids.frombytes(ids[own].tobytes())
+        self._values.extend(other._values)
+        self._starts.frombytes((np.frombuffer(other._starts, np.int64)[1:] + filled).tobytes())
+        return first
+
     def rows(self, rows: Sequence[int]) -> sparse.csr_array:
         """Return the features of some rows as a matrix [rows, ids]; zeros are stored as well."""
         starts = np.frombuffer(self._starts, np.int64)
@@ -67,7 +77,16 @@ class Bags:
     """The bag of each sample: `rows` maps a sample_id to its row of the table."""
 
     table: BagTable
-    rows: Mapping[str, int]
+    rows: dict[str, int]
+
+    def add(self, bag: Bag, samples: Sequence[str]) -> None:
+        """Add the bag of some samples, given by their ids."""
+        self.rows.update(dict.fromkeys(samples, self.table.add(bag)))
+
+    def extend(self, other: "Bags") -> None:
+        """Append the bags of other samples."""
+        first = self.table.extend(other.table)
+        self.rows.update({sample: first + row for sample, row in other.rows.items()})
 
     def columns(self, samples: Sequence[Sample], most: int) -> Columns:
         """Return the features that occur in the most of the samples' contexts.

@@ -1,12 +1,15 @@
 """Read the contexts of samples as the baselines see them: whole, and as a model's prompt shows."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
 
 from ehrr1.evaluation.baselines.bag_table import Bags, BagTable
-from ehrr1.evaluation.baselines.features import bag_of_events, rows_of
+from ehrr1.evaluation.baselines.features import Bag, bag_of_events, rows_of
 from ehrr1.evaluation.prompt_mode import Chooser, PromptMode
-from ehrr1.progress import track
+from ehrr1.progress import in_processes
 from ehrr1.prompts.trees import PromptBuilder, Question
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
@@ -17,6 +20,15 @@ from ehrr1.tasks.selection import by_context
 
 CLASSES = ("Atc Type", "Ccs Type")
 """Record keys that hold the class of a row."""
+
+CONTEXTS_AT_ONCE = 2000
+"""Number of contexts that one process reads at a time."""
+
+MOST_PROCESSES = 8
+"""Maximum number of processes that read contexts; each holds the tokenizer and 0.5 GB of code."""
+
+Group = Sequence[Sample]
+"""Samples that share a context."""
 
 
 @dataclass(frozen=True)
@@ -67,42 +79,83 @@ class View:
     that the task asks for (`last_items`).
     """
 
-    bags: Bags
-    repeated: Mapping[str, list[str]]
+    bags: Bags = field(default_factory=lambda: Bags(BagTable(), {}))
+    repeated: dict[str, list[str]] = field(default_factory=dict)
+
+    def extend(self, other: "View") -> None:
+        """Append the contexts of another view."""
+        self.bags.extend(other.bags)
+        self.repeated.update(other.repeated)
+
+
+Views = dict[str, View]
+"""Suffix of the baselines' names -> what they see: "" all events, "_cut" those of a prompt."""
 
 
 def read_contexts(
     samples: Sequence[Sample], prepared: Prepared, reader: PromptReader | None
-) -> dict[str, View]:
-    """Return the views of `samples` by the suffix of the baselines' names.
+) -> Views:
+    """Return the views of `samples`.
 
-    "" is the view of whole contexts, "_cut" that of the events that `reader` shows; without a
-    `reader` there is no "_cut". Each context is read once, and contexts of which equally many
-    events are shown share a bag.
+    "_cut" is the view of the events that `reader` shows; without a `reader` there is none. Each
+    context is read once, and samples of which equally many events are shown share a bag. More
+    contexts than `CONTEXTS_AT_ONCE` are read by several processes.
     """
-    table = BagTable()
-    suffixes = ("", "_cut") if reader else ("",)
-    rows: dict[str, dict[str, int]] = {suffix: {} for suffix in suffixes}
-    repeated: dict[str, dict[str, list[str]]] = {suffix: {} for suffix in suffixes}
-    groups = by_context(samples)
-    for group in track(groups.values(), "baselines: contexts", len(groups)):
+    # contexts of one patient share events, whose tokens are cached
+    groups = sorted(by_context(samples).values(), key=lambda group: group[0].subject_id)
+    starts = range(0, len(groups), CONTEXTS_AT_ONCE)
+    parts = [groups[start : start + CONTEXTS_AT_ONCE] for start in starts]
+    # lists of candidates are drawn from the whole index, which every process would read again
+    alone = len(parts) == 1 or (reader is not None and reader.candidates is not None)
+    work: Callable[[Sequence[Group]], Views] = (
+        partial(read_part, prepared, reader)
+        if alone
+        else partial(read_part_of, prepared.folder, reader)
+    )
+    whole = empty_views(reader)
+    workers = 1 if alone else min(MOST_PROCESSES, os.cpu_count() or 1)
+    for part in in_processes(work, parts, "baselines: contexts", workers):
+        for suffix, view in part.items():
+            whole[suffix].extend(view)
+    return whole
+
+
+def empty_views(reader: PromptReader | None) -> Views:
+    """Return the views without contexts."""
+    return {suffix: View() for suffix in (("", "_cut") if reader else ("",))}
+
+
+def read_part_of(folder: Path, reader: PromptReader | None, groups: Sequence[Group]) -> Views:
+    """Read the contexts of some groups, as a process that knows only the folder of the records."""
+    return read_part(_prepared(folder), reader, groups)
+
+
+def read_part(prepared: Prepared, reader: PromptReader | None, groups: Sequence[Group]) -> Views:
+    """Read the contexts of some groups."""
+    views = empty_views(reader)
+    for group in groups:
         events = prepared.context(group[0])
         fixed = preamble_length(events)
         cuts = {"": dict.fromkeys((sample.sample_id for sample in group), 0)}
         if reader is not None:
             cuts["_cut"] = reader.cut_events(events, group)
-        by_lost: dict[int, list[tuple[str, Sample]]] = {}
+        known: dict[int, Bag] = {}
         for suffix, cut in cuts.items():
-            for sample in group:
-                by_lost.setdefault(cut[sample.sample_id], []).append((suffix, sample))
-        for lost, some in by_lost.items():
-            shown = [*events[:fixed], *events[fixed + lost :]]
-            row = table.add(bag_of_events(shown))
-            for suffix, sample in some:
-                rows[suffix][sample.sample_id] = row
-                if ALL_TASKS[sample.task].kind == "decision":
-                    repeated[suffix][sample.sample_id] = last_items(shown, sample.task)
-    return {suffix: View(Bags(table, own), repeated[suffix]) for suffix, own in rows.items()}
+            for lost in set(cut.values()):
+                shown = [*events[:fixed], *events[fixed + lost :]]
+                if lost not in known:
+                    known[lost] = bag_of_events(shown)
+                some = [sample for sample in group if cut[sample.sample_id] == lost]
+                views[suffix].bags.add(known[lost], [sample.sample_id for sample in some])
+                for sample in some:
+                    if ALL_TASKS[sample.task].kind == "decision":
+                        views[suffix].repeated[sample.sample_id] = last_items(shown, sample.task)
+    return views
+
+
+@cache
+def _prepared(folder: Path) -> Prepared:
+    return Prepared(folder)
 
 
 def last_items(events: Sequence[Event], task: str) -> list[str]:

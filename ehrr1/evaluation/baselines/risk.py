@@ -22,11 +22,18 @@ from ehrr1.tasks.samples import Sample
 STRENGTHS = (0.01, 0.001, 0.1)
 """Values of the logistic regression's C; the first is used where nothing can be tuned."""
 
-LEAVES = (8, 3)
-"""Numbers of leaves per tree of the boosting; the first is used where nothing can be tuned."""
+TREES, MOST_TREES, STEP = 50, 150, 10
+"""Number of trees of the boosting where nothing can be tuned; else the largest and the step."""
 
-TREES = (50, 25, 100, 200)
-"""Numbers of trees of the boosting; the first is used where nothing can be tuned."""
+PATIENCE = 15
+"""Number of trees that do not lower the log loss on the samples to tune on before growing stops."""
+
+LEAVES, BINS = 4, 32
+"""Number of leaves of a tree, and largest number of bins of a feature, of the boosting.
+
+On the demo's 18 tasks 8 or 3 leaves, chosen by validation, and 255 bins take seven times as long
+and have the same AUROC: 0.880 (0.884 with these), 0.824 (0.817) on cut records.
+"""
 
 LEAST = 5
 """Minimum number of samples of each class for choosing hyper-parameters."""
@@ -47,15 +54,19 @@ class RiskData:
     tune_labels: Labels
     asked: Floats
 
+    @property
+    def can_tune(self) -> bool:
+        """Return whether there are at least `LEAST` samples of each class to tune on."""
+        yes = int(self.tune_labels.sum())
+        return min(yes, len(self.tune_labels) - yes) >= LEAST
+
     def best(self, candidates: Iterator[tuple[Floats, Floats]]) -> Floats:
         """Return the candidate with the lowest log loss on the samples to tune on.
 
         A candidate is its probabilities for those samples and for the samples that are asked. Of
-        equally good ones the first is returned. So is the first if a class has fewer than `LEAST`
-        samples to tune on.
+        equally good ones the first is returned, as it is if there are too few samples to tune on.
         """
-        yes = int(self.tune_labels.sum())
-        if min(yes, len(self.tune_labels) - yes) < LEAST:
+        if not self.can_tune:
             return next(candidates)[1]
         scored = ((log_loss(self.tune_labels, tuned), asked) for tuned, asked in candidates)
         return min(scored, key=lambda pair: round(pair[0], 9))[1]
@@ -127,21 +138,25 @@ def logistic(data: RiskData, seed: int) -> Floats:
 def boosting(data: RiskData, seed: int) -> Floats:
     """Return the probabilities of histogram-based gradient boosting.
 
-    Missing numbers have a branch of their own.
+    Missing numbers have a branch of their own. Growing stops where more trees do not lower the log
+    loss (`PATIENCE`).
     """
+    held_out = {"X_val": data.tune, "y_val": data.tune_labels} if data.can_tune else {}
 
     def candidates() -> Iterator[tuple[Floats, Floats]]:
-        for leaves in LEAVES:
-            model = HistGradientBoostingClassifier(
-                max_iter=max(TREES),
-                learning_rate=0.08,
-                max_leaf_nodes=leaves,
-                l2_regularization=1.0,
-                early_stopping=False,
-                random_state=seed,
-            ).fit(data.train, data.labels)
-            tuned, asked = (staged(model, x) for x in (data.tune, data.asked))
-            yield from ((tuned[trees], asked[trees]) for trees in TREES)
+        model = HistGradientBoostingClassifier(
+            max_iter=MOST_TREES if data.can_tune else TREES,
+            learning_rate=0.1,
+            max_leaf_nodes=LEAVES,
+            l2_regularization=1.0,
+            max_bins=BINS,
+            early_stopping=data.can_tune,
+            n_iter_no_change=PATIENCE,
+            random_state=seed,
+        ).fit(data.train, data.labels, **held_out)
+        numbers = range(STEP, model.n_iter_ + 1, STEP) if data.can_tune else [TREES]
+        tuned, asked = (staged(model, x, numbers) for x in (data.tune, data.asked))
+        yield from zip(tuned, asked, strict=True)
 
     return data.best(candidates())
 
@@ -157,9 +172,11 @@ def probability(model: Any, features: Floats) -> Floats:
     return found
 
 
-def staged(model: HistGradientBoostingClassifier, features: Floats) -> dict[int, Floats]:
-    """Return the probabilities of "yes" of the first trees, by their number (`TREES`)."""
+def staged(
+    model: HistGradientBoostingClassifier, features: Floats, numbers: Sequence[int]
+) -> list[Floats]:
+    """Return the probabilities of "yes" of the first trees, for several `numbers` of trees."""
     if not len(features):
-        return {trees: np.zeros(0) for trees in TREES}
+        return [np.zeros(0) for _ in numbers]
     stages = enumerate(model.staged_predict_proba(features), start=1)
-    return {trees: found[:, 1] for trees, found in stages if trees in TREES}
+    return [found[:, 1] for trees, found in stages if trees in numbers]

@@ -22,6 +22,7 @@ LABELS = {
     "log_loss": "log loss",
     "log_loss_calibrated": "log loss, calibrated",
     "f1": "F1",
+    "f1_tolerant": "F1, tolerant",
     "precision": "precision",
     "recall": "recall",
     "f1_normalised": "F1, normalised",

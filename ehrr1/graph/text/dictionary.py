@@ -1,7 +1,8 @@
 """Read the dictionary of `concepts=open`: a TSV file of concepts with their names.
 
-Columns: concept_id, name, semantic_type, source, synonyms (separated by bars); the column xrefs is
-not needed here. Concepts without a name are left out, since nothing can be linked to them.
+Columns: concept_id, name, semantic_type, source, synonyms (separated by bars). A column xrefs with
+codes of other vocabularies (separated by bars: "ATC:C07AB02") is optional. Concepts without a name
+are left out, since nothing can be linked to them.
 """
 
 from pathlib import Path
@@ -39,8 +40,9 @@ relations.
 def read_dictionary(path: Path) -> pl.DataFrame:
     """Read the concepts that have a name.
 
-    All columns are strings: concept_id, name, semantic_type, source, synonyms. Raises UserError,
-    naming `concepts.dictionary`, if the file is missing or lacks a column.
+    All columns are strings: concept_id, name, semantic_type, source, synonyms, xrefs ("" if the
+    file has no such column). Raises UserError, naming `concepts.dictionary`, if the file is missing
+    or lacks a column.
     """
     setting = f"concepts.dictionary={path}"
     if not path.is_file():
@@ -57,7 +59,9 @@ def read_dictionary(path: Path) -> pl.DataFrame:
             f"{', '.join(COLUMNS)}, separated by tabs"
         )
     named = pl.col("concept_id").is_not_null() & pl.col("name").is_not_null()
-    return frame.select(COLUMNS).filter(named).with_columns(pl.col(COLUMNS[2:]).fill_null(""))
+    xrefs = pl.col("xrefs") if "xrefs" in frame.columns else pl.lit("").alias("xrefs")
+    chosen = frame.select(*COLUMNS, xrefs).filter(named)
+    return chosen.with_columns(pl.col(*COLUMNS[2:], "xrefs").fill_null(""))
 
 
 def terms(concepts: pl.DataFrame) -> pl.DataFrame:

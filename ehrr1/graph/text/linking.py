@@ -46,7 +46,8 @@ _STRENGTH = re.compile(
     re.IGNORECASE,
 )
 _PART = re.compile(r"[,;]|\s-|-\s")
-_WORD = re.compile(r"[^\W_]+")
+WORD = re.compile(r"[^\W_]+")
+"""A word of a name: letters and digits."""
 
 
 def _words(text: str) -> frozenset[str]:
@@ -100,10 +101,10 @@ class OpenLinker:
     def __init__(self, concepts: pl.DataFrame):
         kind = pl.col("semantic_type")
         listed = pl.col("source").str.starts_with(ITEM_LISTS)
-        key = _key(pl.col("term"))
+        key = name_key(pl.col("term"))
         self._terms = (
             terms(concepts)
-            .filter(~kind.is_in(UNRELATED_TYPES), _long_enough(key))
+            .filter(~kind.is_in(UNRELATED_TYPES), long_enough(key))
             .select(
                 "concept_id",
                 key=key,
@@ -129,7 +130,7 @@ class OpenLinker:
         enough = _letters(pl.col("key")) >= MIN_LETTERS_SIMPLIFIED
         found = (
             pl.DataFrame(forms, columns, orient="row")
-            .with_columns(key=_key(pl.col("form")))
+            .with_columns(key=name_key(pl.col("form")))
             .join(self._terms, on="key")
             .filter(as_written | (pl.col("broad") & enough))
             .sort("listed", "step")
@@ -186,12 +187,17 @@ def simplified(name: str) -> Iterator[str]:
     yield _without_salt(part)
 
 
+def without_dose(name: str) -> str:
+    """Return the name without strengths, doses and trailing dosage forms."""
+    return _without_forms(_STRENGTH.sub(" ", name))
+
+
 def _without_forms(name: str) -> str:
     """Return the name without trailing dosage forms.
 
     Only trailing words are removed: an oral ulcer is not a dosage form.
     """
-    words = _WORD.findall(name)
+    words = WORD.findall(name)
     while len(words) > 1 and words[-1].casefold() in FORMS:
         words.pop()
     return "" if len(words) == 1 and words[0].casefold() in NOT_ALONE else " ".join(words)
@@ -205,7 +211,7 @@ def _without_salt(name: str) -> str:
     return "" if left.casefold() in SALTS | NOT_ALONE else left
 
 
-def _key(column: pl.Expr) -> pl.Expr:
+def name_key(column: pl.Expr) -> pl.Expr:
     """Return letters and digits in lower case, with one space between words."""
     words = column.str.normalize("NFKC").str.to_lowercase().str.replace_all(r"[^\pL\pN]+", " ")
     return words.str.strip_chars(" ")
@@ -215,7 +221,7 @@ def _letters(key: pl.Expr) -> pl.Expr:
     return key.str.count_matches(r"\pL")
 
 
-def _long_enough(key: pl.Expr) -> pl.Expr:
+def long_enough(key: pl.Expr) -> pl.Expr:
     """Return the condition that a term of the dictionary is long enough to be unambiguous."""
     abbreviation = pl.col("synonym") & ~key.str.contains(" ")
     return _letters(key) >= pl.when(abbreviation).then(MIN_LETTERS_SYNONYM).otherwise(MIN_LETTERS)
