@@ -27,6 +27,7 @@ NEEDED = {
 
 READ_BY = {
     "rescore": ("eval",),
+    "predictions": ("eval",),
     "compare": ("eval",),
     "record": ("infer",),
     "question": ("infer",),
