@@ -48,7 +48,7 @@ def ehr_risk(task: str | None = None) -> Task:
         dataset=dataset("risk", task),
         solver=generate(),
         scorer=risk_probability(),
-        config=GenerateConfig(max_tokens=1, temperature=0.0, logprobs=True, top_logprobs=TOP),
+        config=GenerateConfig(max_tokens=1, logprobs=True, top_logprobs=TOP),
     )
 
 
@@ -59,7 +59,7 @@ def ehr_decision(task: str | None = None, max_tokens: int = 128) -> Task:
         dataset=dataset("decision", task),
         solver=generate(),
         scorer=item_sets(),
-        config=GenerateConfig(max_tokens=max_tokens, temperature=0.0),
+        config=GenerateConfig(max_tokens=max_tokens),
     )
 
 
