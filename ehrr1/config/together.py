@@ -152,6 +152,18 @@ def evaluation(cfg: "Config") -> list[str]:
             "overwrite=true with eval.shard would remove what other processes answer: remove the "
             "folder by hand"
         )
+    if cfg.predictions is not None:
+        unread = {
+            **{"answer": cfg.answer, "eval.chains": cfg.eval.chains, "eval.shard": cfg.eval.shard},
+            **{"eval.shots": cfg.eval.shots or None, "rescore": cfg.rescore},
+            **{"candidates": None if cfg.candidates == "none" else cfg.candidates},
+            "compare": cfg.compare,
+        }
+        problems += [
+            f"{name}={value}: with predictions={cfg.predictions} no model is asked; leave it out"
+            for name, value in unread.items()
+            if value is not None
+        ]
     if cfg.compare is not None and len(cfg.compare) < 2:
         problems.append(f"compare={cfg.compare}: give at least two folders: compare=[DIR,DIR]")
     engine = cfg.engine

@@ -1,28 +1,28 @@
-"""Logs of lm-evaluation-harness and Inspect as predictions.
+"""Read logs of lm-evaluation-harness and Inspect as predictions.
 
-samples_<task>_<time>.jsonl   lm-evaluation-harness with `--log_samples`, below a folder that is
-                              named after the model
-<time>_<task>_<id>.eval       Inspect: a ZIP archive of JSON files
+samples_<task>_<time>.jsonl   lm-evaluation-harness with `--log_samples`, in a folder that is named
+                              after the model
 <time>_<task>_<id>.json       Inspect with `--log-format json`
 
-The questions are those of `stage=export` (`stages/export_harness.py`). Answers are read by our
-rules: only the raw outputs of a log are used, not its scores.
+The questions are those of `stage=export` (`stages/export_harness.py`). Only the outputs of the
+models are read, not the frameworks' scores.
 """
 
 import json
-import math
-import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+from rich.console import Console
 
 from ehrr1.config.names import WordingName
+from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
-from ehrr1.evaluation.predict import NOT_TOLD
+from ehrr1.evaluation.predict import NOT_TOLD, tell
 from ehrr1.evaluation.predictions import (
     WrittenAnswer,
     YesProbability,
@@ -33,77 +33,104 @@ from ehrr1.evaluation.predictions import (
 from ehrr1.evaluation.prompt_mode import PromptMode
 from ehrr1.runs import short
 from ehrr1.scoring.answers import read_answer
-from ehrr1.scoring.risk import NO_SPELLINGS, YES_SPELLINGS
+from ehrr1.scoring.risk import NO_SPELLINGS, YES_SPELLINGS, AnswerTokens
 from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 
+console = Console(stderr=True)
+
 FAILED = "the log has no answer"
+
+LOCAL_BLANKS = str.maketrans("\u0120\u2581", "  ")
+"""Tokenizers' characters for a blank, which Inspect logs where it runs the model itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoggedAnswer:
-    """One answer of a log.
+    """One answer of a log: the text of a decision question, or the probability of a risk question.
 
-    `logprobs`: spelling -> natural logarithm of its probability, of a risk question. `text`: the
-    generated text, of a decision question; None if the sample failed.
+    `problem` says why there is neither.
     """
 
     model: str
     sample_id: str
     wording: WordingName
-    draw: int
+    draw: int = 0
     text: str | None = None
-    logprobs: Mapping[str, float] | None = None
+    probability: YesProbability | None = None
+    problem: str | None = None
 
 
-def read_logs(place: Path, prepared: Prepared) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return the predictions of the logs in a file or folder, and the index of their samples.
+def logged_predictions(cfg: Config, prepared: Prepared, tasks: Sequence[str]) -> pl.DataFrame:
+    """Return the predictions in the logs of `predictions`, and print how many are scored.
 
-    The table has the rows of each model, whose name is the last part of its name in the log. Raises
-    UserError if there is no log, if it cannot be read, if a sample is not one of `prepared`, or if
-    a model answers a sample twice.
+    Every answer of the logs is a row. A result has the last part of the model's name in its log.
+    Raises UserError if there is no log, if one cannot be read, if a sample is not among those of
+    `prepared`, if a model answers a sample twice, or if no answer belongs to `eval.split` and
+    `tasks`.
     """
-    answers = [answer for path in log_files(place) for answer in _answers_of(path, place)]
-    if not answers:
-        raise UserError(f"predictions={place}: its logs have no answers")
+    place = Path(str(cfg.predictions))
+    answers = [answer for path in log_files(place) for answer in read_log(path)]
+    table = table_of(place, answers, prepared)
+    scored = (table["split"] == cfg.eval.split) & table["task"].is_in(list(tasks))
+    if not scored.any():
+        raise UserError(
+            f"predictions={place}: none of its {table.height:,} answers belongs to "
+            f"eval.split={cfg.eval.split} and eval.suite={cfg.eval.suite}"
+        )
+    console.print(
+        f"{place}: {table.height:,} answers, {scored.sum():,} of them to samples of "
+        f"eval.split={cfg.eval.split} and eval.suite={cfg.eval.suite}; "
+        f"{table['problem'].is_not_null().sum():,} cannot be read (column problem)",
+        markup=False,
+        soft_wrap=True,
+    )
+    return table
+
+
+def table_of(place: Path, answers: Sequence[LoggedAnswer], prepared: Prepared) -> pl.DataFrame:
+    """Return the answers of the logs at `place` as a table of predictions.
+
+    Raises UserError if a sample is not among those of `prepared`, or answered twice by a model.
+    """
     named = {answer.sample_id for answer in answers}
     index = prepared.scan().filter(pl.col("sample_id").is_in(list(named))).collect()
     samples = {sample.sample_id: sample for sample in prepared.as_samples(index)}
     if unknown := sorted(named - set(samples)):
         raise UserError(
-            f"predictions={place}: {len(unknown):,} of {len(named):,} samples are not among the "
-            f"prepared ones ({unknown[0]}, ...); name the stage=prepare that the questions were "
-            "exported from by inputs.prepare=DIR"
+            f"predictions={place}: {len(unknown):,} of {len(named):,} samples are not among those "
+            f"of {prepared.folder} ({unknown[0]}, ...); name the run of stage=prepare that the "
+            "questions were exported from: inputs.prepare=DIR"
         )
-    by_model: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for answer in answers:
-        by_model[answer.model].append(_row(samples[answer.sample_id], answer))
-    table = pl.concat([frame(model, rows) for model, rows in sorted(by_model.items())])
-    keys = ["model", "sample_id", "draw"]
-    if table.select(keys).is_duplicated().any():
-        twice = table.filter(table.select(keys).is_duplicated())[0]
+        rows[answer.model].append(_row(samples[answer.sample_id], answer))
+    table = pl.concat([frame(model, rows[model]) for model in sorted(rows)])
+    twice = table.filter(pl.struct("model", "sample_id", "draw").is_duplicated())
+    if not twice.is_empty():
         raise UserError(
-            f"predictions={place}: {twice['model'].item()} answers {twice['sample_id'].item()} "
-            "more than once; name the logs of one run of each model"
+            f"predictions={place}: {twice['model'][0]} answers {twice['sample_id'][0]} more than "
+            "once; name the logs of one run of each model"
         )
-    return table, index
+    return table
 
 
 def log_files(place: Path) -> list[Path]:
     """Return the log at `place`, or those in it. Raises UserError if there is none."""
-    found = [place] if place.is_file() else []
-    if place.is_dir():
-        found = [
-            *place.rglob("samples_*.jsonl"),
-            *place.rglob("*.eval"),
-            *(path for path in place.rglob("*.json") if _is_inspect(path)),
-        ]
-    if not found:
+    if place.is_file() and place.suffix != ".eval":
+        return [place]
+    found = [*place.rglob("samples_*.jsonl"), *filter(_is_inspect, place.rglob("*.json"))]
+    if found:
+        return sorted(found)
+    if place.suffix == ".eval" or any(place.rglob("*.eval")):
         raise UserError(
-            f"predictions={place}: it has no log; give the output folder of lm_eval --log_samples, "
-            "or the log folder of Inspect (.eval or .json)"
+            f"predictions={place}: .eval logs are not read; convert them: inspect log convert "
+            f"{place} --to json --output-dir DIR"
         )
-    return sorted(found)
+    raise UserError(
+        f"predictions={place}: it has no log; give the output folder of lm_eval --log_samples, or "
+        "the log folder of inspect eval --log-format json"
+    )
 
 
 def _is_inspect(path: Path) -> bool:
@@ -113,114 +140,91 @@ def _is_inspect(path: Path) -> bool:
     return '"eval"' in start and '"version"' in start
 
 
-def _answers_of(path: Path, place: Path) -> Iterator[LoggedAnswer]:
-    """Yield the answers of one log. Raises UserError if it cannot be read."""
+def read_log(path: Path) -> Iterator[LoggedAnswer]:
+    """Yield the answers of one log. Raises UserError if it is not a log of exported questions."""
     try:
         if path.suffix == ".jsonl":
             yield from _lm_eval(path)
-        elif path.suffix == ".eval":
-            yield from _inspect_archive(path)
         else:
             log = json.loads(path.read_text(encoding="utf-8"))
-            for sample in log.get("samples") or []:
-                yield _inspect(log["eval"]["model"], sample)
-    except (
-        *(ValueError, KeyError, TypeError, IndexError),
-        *(zipfile.BadZipFile, NotImplementedError),
-    ) as error:
+            for sample in log["samples"]:
+                yield _inspect(short(log["eval"]["model"]), sample)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(
-            f"predictions={place}: {path} cannot be read ({type(error).__name__}: {error}); it "
-            "must be a log of questions of stage=export (docs/evaluation.md)"
+            f"predictions={path}: it cannot be read ({type(error).__name__}: {error}); it must be "
+            "a log of questions of stage=export (docs/evaluation.md)"
         ) from error
 
 
 def _lm_eval(path: Path) -> Iterator[LoggedAnswer]:
     """Yield the answers of a samples file; repeated answers are draws.
 
-    Each line has the question (`doc`), the requests (`arguments`) and their raw outputs (`resps`).
-    A question is logged once for each filter of the task; the first counts.
+    Each line has the question (`doc`), the requests (`arguments`) and their outputs (`resps`). The
+    log-probabilities of yes and no stay unknown: lm-evaluation-harness adds that of the line breaks
+    between prompt and answer, the same for all spellings, to each.
     """
     model = short(path.parent.name.replace("__", "/"))
-    seen: set[int] = set()
     with path.open(encoding="utf-8") as lines:
         for line in lines:
-            told = json.loads(line)
-            doc = told["doc"]
-            if told["doc_id"] in seen:
-                continue
-            seen.add(told["doc_id"])
-            about = (model, doc["sample_id"], doc["wording"])
-            if ALL_TASKS[doc["task"]].kind == "risk":
-                requests = told["arguments"].values()
-                words = [request["arg_1"] for request in requests]
-                values = [float(outputs[0][0]) for outputs in told["resps"]]
-                yield LoggedAnswer(*about, 0, logprobs=dict(zip(words, values, strict=True)))
+            logged = json.loads(line)
+            question, outputs = logged["doc"], logged["resps"]
+            about = (model, question["sample_id"], question["wording"])
+            if ALL_TASKS[question["task"]].kind == "risk":
+                words = [request["arg_1"] for request in logged["arguments"].values()]
+                values = [float(output[0][0]) for output in outputs]
+                found = _yes_probability(dict(zip(words, values, strict=True)))
+                if found is None:
+                    yield LoggedAnswer(*about, problem=NOT_TOLD)
+                else:
+                    yield LoggedAnswer(*about, probability=YesProbability(found.probability))
             else:
-                for draw, text in enumerate(told["resps"][0]):
-                    yield LoggedAnswer(*about, draw, text=text)
-
-
-def _inspect_archive(path: Path) -> Iterator[LoggedAnswer]:
-    """Yield the answers of an archive: `header.json`, and a file in `samples/` for each sample."""
-    with zipfile.ZipFile(path) as archive:
-        model = json.loads(archive.read("header.json"))["eval"]["model"]
-        for name in archive.namelist():
-            if name.startswith("samples/"):
-                yield _inspect(model, json.loads(archive.read(name)))
+                for draw, text in enumerate(outputs[0]):
+                    yield LoggedAnswer(*about, draw, text)
 
 
 def _inspect(model: str, sample: Mapping[str, Any]) -> LoggedAnswer:
     """Return the answer of a sample of Inspect; epochs are draws."""
-    told, chosen = sample["metadata"], sample["output"]["choices"]
-    about = (short(model), sample["id"], told["wording"], sample["epoch"] - 1)
-    if not chosen or sample.get("error"):
-        return LoggedAnswer(*about)
-    if ALL_TASKS[told["task"]].kind == "risk":
-        tokens = (chosen[0].get("logprobs") or {}).get("content") or [{}]
-        most_likely = tokens[0].get("top_logprobs") or []
-        return LoggedAnswer(*about, logprobs={one["token"]: one["logprob"] for one in most_likely})
-    return LoggedAnswer(*about, text=_text(chosen[0]["message"]["content"]))
+    question, choices = sample["metadata"], sample["output"]["choices"]
+    about = (model, sample["id"], question["wording"], sample["epoch"] - 1)
+    if not choices or sample.get("error"):
+        return LoggedAnswer(*about, problem=FAILED)
+    if ALL_TASKS[question["task"]].kind == "decision":
+        return LoggedAnswer(*about, _text(choices[0]["message"]["content"]))
+    tokens = (choices[0].get("logprobs") or {}).get("content") or [{}]
+    likeliest = tokens[0].get("top_logprobs") or []
+    found = _yes_probability(
+        {token["token"].translate(LOCAL_BLANKS): token["logprob"] for token in likeliest}
+    )
+    return LoggedAnswer(*about, probability=found, problem=None if found else NOT_TOLD)
 
 
 def _text(content: str | Sequence[Mapping[str, Any]]) -> str:
-    """Return the text of a message; reasoning that the provider has separated is left out."""
+    """Return the text of a message, without reasoning that the provider has separated."""
     if isinstance(content, str):
         return content
     return "\n".join(part["text"] for part in content if part["type"] == "text")
 
 
+def _yes_probability(logprobs: Mapping[str, float]) -> YesProbability | None:
+    """Return the probability of yes from the log-probabilities of spellings.
+
+    Returns None if no spelling of either word is among them.
+    """
+    spellings = [*YES_SPELLINGS, *NO_SPELLINGS]
+    values = np.array([logprobs.get(word, -np.inf) for word in spellings])
+    places, cut = list(range(len(spellings))), len(YES_SPELLINGS)
+    return tell(values, AnswerTokens(places[:cut], places[cut:]))
+
+
 def _row(sample: Sample, answer: LoggedAnswer) -> dict[str, Any]:
     """Return the prediction of a sample, with the problem of an answer that cannot be read."""
     mode = PromptMode("direct", wording=answer.wording)
-    if ALL_TASKS[sample.task].kind == "risk":
-        told = _yes_probability(answer.logprobs or {})
-        if told is None:
-            return prediction_row(sample, mode, WrittenAnswer([], None, NOT_TOLD), draw=answer.draw)
-        return risk_row(sample, told, mode)
+    if answer.probability is not None:
+        return risk_row(sample, answer.probability, mode)
     if answer.text is None:
-        return prediction_row(sample, mode, WrittenAnswer([], None, FAILED), draw=answer.draw)
+        return prediction_row(
+            sample, mode, WrittenAnswer([], None, answer.problem), draw=answer.draw
+        )
     read = read_answer(answer.text, "decision")
     written = WrittenAnswer(read.items, answer.text, read.problem)
     return prediction_row(sample, mode, written, draw=answer.draw)
-
-
-def _yes_probability(logprobs: Mapping[str, float]) -> YesProbability | None:
-    """Return P(yes) / (P(yes) + P(no)), each summed over its spellings in `logprobs`.
-
-    Returns None if neither word is among them.
-    """
-    yes, no = (
-        _log_sum([logprobs[word] for word in words if word in logprobs])
-        for words in (YES_SPELLINGS, NO_SPELLINGS)
-    )
-    if max(yes, no) == -math.inf:
-        return None
-    return YesProbability(1 / (1 + math.exp(min(max(no - yes, -700.0), 700.0))), yes, no)
-
-
-def _log_sum(values: Sequence[float]) -> float:
-    """Return the logarithm of the sum of probabilities that are given as logarithms."""
-    most = max(values, default=-math.inf)
-    if most == -math.inf:
-        return -math.inf
-    return most + math.log(sum(math.exp(value - most) for value in values))

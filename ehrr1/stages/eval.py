@@ -30,7 +30,7 @@ from ehrr1.evaluation.aggregate import STARTS, summarise
 from ehrr1.evaluation.baselines.bags import learn_baselines, of_kind
 from ehrr1.evaluation.baselines.contexts import PromptReader
 from ehrr1.evaluation.compare import compare
-from ehrr1.evaluation.harness_logs import read_logs
+from ehrr1.evaluation.harness_logs import logged_predictions
 from ehrr1.evaluation.list_only import list_baselines
 from ehrr1.evaluation.matching import with_matches
 from ehrr1.evaluation.meds_export import export
@@ -97,17 +97,20 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     whole = run.folder / "predictions.parquet"
     prepared = Prepared(run.input("prepare"))
     if not whole.exists():
-        parts = asked(cfg, run) if cfg.predictions is None else logged(cfg, run, prepared)
+        if cfg.predictions is None:
+            table = asked(cfg, run)
+        else:
+            table = logged_predictions(cfg, prepared, suite_tasks(cfg))
         with replacing(whole) as path:
-            with_subgroups(pl.concat(parts), prepared).write_parquet(path)
+            with_subgroups(table, prepared).write_parquet(path)
     metrics = told(cfg, run.folder, pl.read_parquet(whole), prepared)
     metrics |= speed(run.folder / "parts")
     remove(run.folder / "parts")
     return metrics
 
 
-def asked(cfg: Config, run: Run) -> list[pl.DataFrame]:
-    """Return the predictions of each model, which is asked, and those of the baselines."""
+def asked(cfg: Config, run: Run) -> pl.DataFrame:
+    """Return the predictions of the models, which are asked, and of the baselines."""
     study = study_of(cfg, run)
     wanted = results(cfg, run.inputs)
     tell_other_wording(cfg, run)
@@ -115,27 +118,7 @@ def asked(cfg: Config, run: Run) -> list[pl.DataFrame]:
     for result in wanted:
         ask(cfg, run, study, result, builders)
     parts = [PredictionStore(run.folder / "parts", result.name).read() for result in wanted]
-    return [*parts, baselines(cfg, run, study, wanted[-1])]
-
-
-def logged(cfg: Config, run: Run, prepared: Prepared) -> list[pl.DataFrame]:
-    """Return the predictions in other frameworks' logs, and those of the baselines.
-
-    Validation samples fit the calibration, as they do for models that are asked. Raises UserError
-    if the logs have no sample of `eval.split` and `eval.suite`.
-    """
-    table, index = read_logs(Path(str(cfg.predictions)), prepared)
-    tasks = suite_tasks(cfg)
-    scored = index.filter(pl.col("split") == cfg.eval.split, pl.col("task").is_in(tasks))
-    if scored.is_empty():
-        raise UserError(
-            f"predictions={cfg.predictions}: none of its {index.height:,} samples belongs to "
-            f"eval.split={cfg.eval.split} and eval.suite={cfg.eval.suite}"
-        )
-    console.print(f"{cfg.predictions}: {scored.height:,} of {index.height:,} samples are scored")
-    study = Study(prepared, tasks, scored, index.clear(), {})
-    (run.folder / "parts").mkdir(parents=True, exist_ok=True)
-    return [table, baselines(cfg, run, study, None)]
+    return pl.concat([*parts, baselines(cfg, run, study, wanted[-1])])
 
 
 def tell_other_wording(cfg: Config, run: Run) -> None:
@@ -209,21 +192,19 @@ def share_of(sample: Sample, shares: int) -> int:
     return crc32(sample.context_id.encode()) % shares
 
 
-def baselines(cfg: Config, run: Run, study: Study, result: Target | None) -> pl.DataFrame:
+def baselines(cfg: Config, run: Run, study: Study, result: Target) -> pl.DataFrame:
     """Return the rows of the baselines, kept like those of the models.
 
     They learn from the training split, which a benchmark file may lack, and choose their
     hyper-parameters on the validation split. `_cut` baselines read what the prompts of `result`
-    show of a record, the others all of it; without a `result` there are none. `list_` baselines
-    read a list of candidates alone, where questions come with one.
+    show of a record, the others all of it; `list_` baselines read a list of candidates alone, where
+    questions come with one.
     """
     part = run.folder / "parts" / "baselines.parquet"
     if not part.exists():
         samples = study.prepared.as_samples(study.index)
         train, validation = training_samples(cfg, study), tuning_samples(cfg, study)
-        prompts = None
-        if result is not None and cfg.engine.name != "anthropic":
-            prompts = prompt_reader(cfg, run, study, result)
+        prompts = None if cfg.engine.name == "anthropic" else prompt_reader(cfg, run, study, result)
         with replacing(part) as path:
             found = learn_baselines(
                 study.prepared,

@@ -4,10 +4,11 @@ lm_eval/                              of lm-evaluation-harness
     ehr_risk.yaml, ehr_decision.yaml  groups of tasks
     _risk.yaml, _decision.yaml        what the tasks of a kind share
     ehr_<task>.yaml                   a task
-inspect/tasks.py                      tasks of Inspect: `ehr_risk`, `ehr_decision`
+inspect/tasks.py                      of Inspect: the tasks `ehr_risk` and `ehr_decision`
 
-Both have `data/<kind>/<task>.jsonl`, a question a line, and `ehr_scores.py`, their scores
-(`ehrr1/stages/harness`). `evaluation.harness_logs` reads the frameworks' logs.
+Both have README.md, `data/<kind>/<task>.jsonl`, a question a line, and `ehr_scores.py`, their
+scores (the files of `ehrr1/stages/harness`, which need nothing of this package).
+`evaluation.harness_logs` reads the frameworks' logs.
 """
 
 import shutil
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import polars as pl
 import yaml
 
 from ehrr1.errors import UserError
@@ -83,10 +85,11 @@ def write(
             path.parent.mkdir(parents=True, exist_ok=True)
             metrics[f"samples/{task}"] = write_jsonl(path, rows(prepared, samples, style))
         shutil.copy(CODE / "ehr_scores.py", temporary)
+        shutil.copy(CODE / f"{layout}.md", temporary / "README.md")
         if layout == "inspect":
             shutil.copy(CODE / "tasks.py", temporary)
         else:
-            _write_yaml(temporary, names, style)
+            _write_yaml(temporary, index.filter(index["task"].is_in(names)), style)
     return {"rows": sum(counts[task] for task in names)} | metrics
 
 
@@ -106,24 +109,33 @@ def rows(prepared: Prepared, samples: Sequence[Sample], style: Wording) -> Itera
             "split": sample.split,
             "prediction_time": sample.prediction_time.isoformat(),
             "wording": style.name,
-            "messages": [{**one, "content": broken(one["content"])} for one in chat],
-            "target": list(sample.target),
+            "messages": [{**turn, "content": broken(turn["content"])} for turn in chat],
+            "target": [broken(item) for item in sample.target],
         }
 
 
-def _write_yaml(folder: Path, names: Sequence[str], style: Wording) -> None:
-    """Write the task files of lm-evaluation-harness."""
-    of_kind = {kind: [task for task in names if ALL_TASKS[task].kind == kind] for kind in RESULTS}
-    for kind, tasks in of_kind.items():
+def _write_yaml(folder: Path, index: pl.DataFrame, style: Wording) -> None:
+    """Write the task files of lm-evaluation-harness, for the samples of `index`."""
+    answers = dict(index.group_by("task").agg(pl.col("target").n_unique()).iter_rows())
+    for kind in RESULTS:
+        tasks = sorted(task for task in answers if ALL_TASKS[task].kind == kind)
         if not tasks:
             continue
         _dump(folder / f"_{kind}.yaml", _shared(kind, style))
         for task in tasks:
-            own = {"kind": kind, "task": task}
-            _dump(
-                folder / f"ehr_{task}.yaml",
-                {"include": f"_{kind}.yaml", "task": f"ehr_{task}", "dataset_kwargs": own},
-            )
+            content: dict[str, Any] = {
+                "include": f"_{kind}.yaml",
+                "task": f"ehr_{task}",
+                "dataset_kwargs": {"kind": kind, "task": task},
+            }
+            if kind == "risk" and answers[task] == 1:  # NaN would make the group's mean NaN
+                content |= {
+                    "process_results": Function("one_class_results"),
+                    "metric_list": [
+                        metric for metric in _metrics(kind) if metric["metric"] != "auroc"
+                    ],
+                }
+            _dump(folder / f"ehr_{task}.yaml", content)
         group = {
             "group": f"ehr_{kind}",
             "task": [f"ehr_{task}" for task in tasks],
@@ -148,14 +160,6 @@ def _shared(kind: str, style: Wording) -> dict[str, Any]:
         "num_fewshot": 0,
         "metadata": {"version": 1.0},
     }
-    metrics = [
-        {
-            "metric": name,
-            "aggregation": Function(name) if kind == "risk" else "mean",
-            "higher_is_better": name != LESS_IS_BETTER,
-        }
-        for name in RESULTS[kind]
-    ]
     if kind == "risk":
         own: dict[str, Any] = {
             "output_type": "multiple_choice",
@@ -173,8 +177,20 @@ def _shared(kind: str, style: Wording) -> dict[str, Any]:
                 "max_gen_toks": MAX_ANSWER_TOKENS,
             },
         }
-    results = {"process_results": Function(f"{kind}_results"), "metric_list": metrics}
+    results = {"process_results": Function(f"{kind}_results"), "metric_list": _metrics(kind)}
     return common | own | results
+
+
+def _metrics(kind: str) -> list[dict[str, Any]]:
+    """Return the scores of a kind, as a task's `metric_list`."""
+    return [
+        {
+            "metric": name,
+            "aggregation": Function(name) if kind == "risk" else "mean",
+            "higher_is_better": name != LESS_IS_BETTER,
+        }
+        for name in RESULTS[kind]
+    ]
 
 
 def _dump(path: Path, content: dict[str, Any]) -> None:

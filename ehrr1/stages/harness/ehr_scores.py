@@ -12,10 +12,8 @@ from typing import Any
 
 DATA = Path(__file__).parent / "data"
 
-SPELLINGS = {
-    "yes": ("yes", "Yes", "YES", " yes", " Yes"),
-    "no": ("no", "No", "NO", " no", " No"),
-}
+YES = ("yes", "Yes", "YES", " yes", " Yes")
+NO = ("no", "No", "NO", " no", " No")
 """Spellings whose probabilities are summed."""
 
 _BULLET = re.compile(r"^[-*•]\s+")
@@ -50,7 +48,7 @@ def prompt(doc: dict[str, Any]) -> str:
 
 def choices(doc: dict[str, Any]) -> list[str]:
     """Return the continuations whose log-likelihoods are computed."""
-    return [*SPELLINGS["yes"], *SPELLINGS["no"]]
+    return [*YES, *NO]
 
 
 def label(doc: dict[str, Any]) -> int:
@@ -68,9 +66,14 @@ def risk_results(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> 
 
     `results` has the log-likelihood of each of `choices`.
     """
-    words = dict(zip(choices(doc), (float(one[0]) for one in results), strict=True))
+    words = dict(zip(choices(doc), (float(result[0]) for result in results), strict=True))
     pair = (doc["target"][0] == "yes", probability_of_yes(words))
     return {"auroc": pair, "brier": pair}
+
+
+def one_class_results(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+    """Return what the Brier score is computed from: a task of one class has no AUROC."""
+    return {"brier": risk_results(doc, results)["brier"]}
 
 
 def decision_results(doc: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
@@ -84,18 +87,12 @@ def probability_of_yes(logprobs: dict[str, float]) -> float:
     logprobs: spelling -> natural logarithm of its probability. Returns NaN if no spelling of either
     word is among them.
     """
-    yes, no = (sum(math.exp(value) for value in values) for values in _shifted(logprobs))
-    return yes / (yes + no) if yes + no > 0 else math.nan
-
-
-def _shifted(logprobs: dict[str, float]) -> tuple[list[float], list[float]]:
-    """Return the log-probabilities of yes and no, less the largest of them."""
-    told = [[logprobs[s] for s in SPELLINGS[w] if s in logprobs] for w in ("yes", "no")]
-    most = max((value for values in told for value in values), default=0.0)
+    yes, no = ([logprobs[word] for word in words if word in logprobs] for words in (YES, NO))
+    most = max([*yes, *no], default=-math.inf)
     if most == -math.inf:
-        return [], []
-    yes, no = ([value - most for value in values] for values in told)
-    return yes, no
+        return math.nan
+    sum_yes, sum_no = (sum(math.exp(value - most) for value in values) for values in (yes, no))
+    return sum_yes / (sum_yes + sum_no)
 
 
 def auroc(pairs: Iterable[tuple[bool, float]]) -> float:
@@ -120,8 +117,13 @@ def auroc(pairs: Iterable[tuple[bool, float]]) -> float:
 
 def brier(pairs: Iterable[tuple[bool, float]]) -> float:
     """Return the mean squared error of (label, probability) pairs without NaN."""
-    errors = [(p - y) ** 2 for y, p in pairs if not math.isnan(p)]
-    return sum(errors) / len(errors) if errors else math.nan
+    return mean([(p - y) ** 2 for y, p in pairs])
+
+
+def mean(values: Iterable[float]) -> float:
+    """Return the mean of the values that are not NaN; NaN if there are none."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
 
 
 def set_scores(text: str, target: Sequence[str]) -> dict[str, float]:
@@ -130,15 +132,15 @@ def set_scores(text: str, target: Sequence[str]) -> dict[str, float]:
     A closed think block is removed. An answer that is empty, or whose think block is not closed
     exactly once, scores 0.
     """
-    said = {line.lower() for line in answer_lines(text)}
+    items = {line.lower() for line in answer_lines(text)}
     truth = {item.strip().lower() for item in target} - {""}
-    hits = len(said & truth)
+    hits = len(items & truth)
     if not hits:
         return {"precision": 0.0, "recall": 0.0, "f1": 0.0}
     return {
-        "precision": hits / len(said),
+        "precision": hits / len(items),
         "recall": hits / len(truth),
-        "f1": 2 * hits / (len(said) + len(truth)),
+        "f1": 2 * hits / (len(items) + len(truth)),
     }
 
 

@@ -1,44 +1,26 @@
-"""Questions on health records as tasks of Inspect.
+"""Questions on health records as tasks of Inspect: `ehr_risk` and `ehr_decision`.
 
-    inspect eval DIR/tasks.py --model hf/local -M model_path=MODEL
-    inspect eval DIR/tasks.py@ehr_risk -T task=Inpatient_Mortality --model openai/NAME
-
-The probability of a risk answer is read from the log-probabilities of its first token: the model's
-provider must return them.
+README.md beside this file has the commands.
 """
 
 import math
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import ehr_scores  # Inspect imports this file from its folder
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.model import (
-    ChatMessageSystem,
-    ChatMessageUser,
-    GenerateConfig,
-    ModelOutput,
-)
-from inspect_ai.scorer import (
-    Metric,
-    SampleScore,
-    Score,
-    Scorer,
-    Target,
-    grouped,
-    mean,
-    metric,
-    scorer,
-)
+from inspect_ai.model import ChatMessageSystem, ChatMessageUser, GenerateConfig, ModelOutput
+from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric, scorer
 from inspect_ai.solver import TaskState, generate
 
-sys.path.insert(0, str(Path(__file__).parent))
-import ehr_scores
-
 TOP = 20
-"""Most log-probabilities a token that providers return."""
+"""Number of log-probabilities per token, the most that OpenAI's API returns; `--top-logprobs N`
+replaces it.
+"""
+
+BLANKS = str.maketrans("\u0120\u2581", "  ")
+"""The characters that tokenizers write for a blank, which Inspect's local provider leaves."""
 
 
 @task
@@ -81,56 +63,70 @@ def sample_of(row: dict[str, Any]) -> Sample:
 
 @metric
 def auroc() -> Metric:
-    """Return the area under the ROC curve as a metric."""
-
-    def compute(scores: list[SampleScore]) -> float:
-        return ehr_scores.auroc(pairs(scores))
-
-    return compute
+    """Return the area under the ROC curve, by task, as a metric."""
+    return lambda scores: by_task("auroc", scores, lambda some: ehr_scores.auroc(pairs(some)))
 
 
 @metric
 def brier() -> Metric:
-    """Return the Brier score as a metric."""
+    """Return the Brier score, by task, as a metric."""
+    return lambda scores: by_task("brier", scores, lambda some: ehr_scores.brier(pairs(some)))
 
-    def compute(scores: list[SampleScore]) -> float:
-        return ehr_scores.brier(pairs(scores))
 
-    return compute
+@metric
+def mean_of(name: str) -> Metric:
+    """Return the mean of a score of the samples, by task, as a metric."""
+    return lambda scores: by_task(
+        name, scores, lambda some: ehr_scores.mean([score.score.as_float() for score in some])
+    )
+
+
+def by_task(
+    name: str, scores: Sequence[SampleScore], compute: Callable[[Sequence[SampleScore]], float]
+) -> dict[str, float]:
+    """Return `name/<task>` of each task, and `name/macro`, the mean of those that are not NaN."""
+    groups: dict[str, list[SampleScore]] = {}
+    for score in scores:
+        groups.setdefault((score.sample_metadata or {})["task"], []).append(score)
+    values = {f"{name}/{task}": compute(some) for task, some in sorted(groups.items())}
+    return {f"{name}/macro": ehr_scores.mean(values.values()), **values}
 
 
 def pairs(scores: Sequence[SampleScore]) -> list[tuple[bool, float]]:
-    """Return the label and the probability of yes of each sample."""
-    told = [score.score.metadata or {} for score in scores]
+    """Return the label and the probability of yes of each sample, NaN where it is unknown."""
+    values = [score.score.metadata or {} for score in scores]
     return [
-        (one["label"], math.nan if one["probability"] is None else one["probability"])
-        for one in told
+        (value["label"], math.nan if value["probability"] is None else value["probability"])
+        for value in values
     ]
 
 
-@scorer(metrics=[grouped(auroc(), "task"), grouped(brier(), "task")])
+@scorer(metrics=[auroc(), brier()])
 def risk_probability() -> Scorer:
-    """Return the scorer of yes/no questions: the probability of yes, or None if it is unknown."""
+    """Return the scorer of yes/no questions.
+
+    A score's metadata have the label and the probability of yes, None if it is unknown.
+    """
 
     async def score(state: TaskState, target: Target) -> Score:
         value = ehr_scores.probability_of_yes(first_token(state.output))
         probability = None if math.isnan(value) else value
-        told = {"probability": probability, "label": target.text == "yes"}
-        value = 0.0 if probability is None else probability
-        return Score(value=value, answer=state.output.completion, metadata=told)
+        metadata = {"probability": probability, "label": target.text == "yes"}
+        return Score(value=probability or 0.0, answer=state.output.completion, metadata=metadata)
 
     return score
 
 
 def first_token(output: ModelOutput) -> dict[str, float]:
-    """Return the log-probabilities of the first generated token's alternatives."""
-    told = output.choices[0].logprobs if output.choices else None
-    if told is None or not told.content:
+    """Return the log-probabilities of the likeliest first tokens, by their text."""
+    logprobs = output.choices[0].logprobs if output.choices else None
+    if logprobs is None or not logprobs.content:
         return {}
-    return {one.token: one.logprob for one in told.content[0].top_logprobs or []}
+    likeliest = logprobs.content[0].top_logprobs or []
+    return {token.token.translate(BLANKS): token.logprob for token in likeliest}
 
 
-@scorer(metrics={name: [grouped(mean(), "task")] for name in ("precision", "recall", "f1")})
+@scorer(metrics={name: [mean_of(name)] for name in ("precision", "recall", "f1")})
 def item_sets() -> Scorer:
     """Return the scorer of sets of items."""
 
