@@ -154,9 +154,12 @@ def evaluation(cfg: "Config") -> list[str]:
         )
     if cfg.predictions is not None:
         unread = {
-            **{"answer": cfg.answer, "eval.chains": cfg.eval.chains, "eval.shard": cfg.eval.shard},
-            **{"eval.shots": cfg.eval.shots or None, "rescore": cfg.rescore},
-            **{"candidates": None if cfg.candidates == "none" else cfg.candidates},
+            "answer": cfg.answer,
+            "candidates": None if cfg.candidates == "none" else cfg.candidates,
+            "eval.chains": cfg.eval.chains,
+            "eval.shots": cfg.eval.shots or None,
+            "eval.shard": cfg.eval.shard,
+            "rescore": cfg.rescore,
             "compare": cfg.compare,
         }
         problems += [

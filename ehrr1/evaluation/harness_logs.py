@@ -116,21 +116,27 @@ def table_of(place: Path, answers: Sequence[LoggedAnswer], prepared: Prepared) -
 
 
 def log_files(place: Path) -> list[Path]:
-    """Return the log at `place`, or those in it. Raises UserError if there is none."""
-    if place.is_file() and place.suffix != ".eval":
-        return [place]
-    found = [*place.rglob("samples_*.jsonl"), *filter(_is_inspect, place.rglob("*.json"))]
-    if found:
-        return sorted(found)
-    if place.suffix == ".eval" or any(place.rglob("*.eval")):
+    """Return the log at `place`, or those in it.
+
+    Raises UserError if there is none, or if there is one that must be converted first: Inspect's
+    .eval files are compressed with zstd, which Python reads from 3.14 on.
+    """
+    files = [place] if place.is_file() else sorted(place.rglob("*"))
+    if unread := [path for path in files if path.suffix == ".eval"]:
         raise UserError(
-            f"predictions={place}: .eval logs are not read; convert them: inspect log convert "
-            f"{place} --to json --output-dir DIR"
+            f"predictions={place}: {unread[0].name} is not read; convert it: inspect log convert "
+            f"{place} --to json --output-dir DIR, and give that folder"
         )
-    raise UserError(
-        f"predictions={place}: it has no log; give the output folder of lm_eval --log_samples, or "
-        "the log folder of inspect eval --log-format json"
-    )
+    if place.is_file():
+        return files
+    lm_eval = [path for path in files if path.match("samples_*.jsonl")]
+    found = lm_eval + [path for path in files if path.suffix == ".json" and _is_inspect(path)]
+    if not found:
+        raise UserError(
+            f"predictions={place}: it has no log; give the output folder of lm_eval --log_samples, "
+            "or the log folder of inspect eval --log-format json"
+        )
+    return found
 
 
 def _is_inspect(path: Path) -> bool:
@@ -148,12 +154,18 @@ def read_log(path: Path) -> Iterator[LoggedAnswer]:
         else:
             log = json.loads(path.read_text(encoding="utf-8"))
             for sample in log["samples"]:
-                yield _inspect(short(log["eval"]["model"]), sample)
+                yield _inspect(_model_name(log["eval"]["model"]), sample)
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(
             f"predictions={path}: it cannot be read ({type(error).__name__}: {error}); it must be "
             "a log of questions of stage=export (docs/evaluation.md)"
         ) from error
+
+
+def _model_name(logged: str) -> str:
+    """Return the last part of a model's name or path, for `outputs/demo/rl/hf` demo-rl."""
+    name = short(logged)
+    return "-".join(Path(logged).parts[-3:-1]) if name == "hf" else name
 
 
 def _lm_eval(path: Path) -> Iterator[LoggedAnswer]:
@@ -163,7 +175,7 @@ def _lm_eval(path: Path) -> Iterator[LoggedAnswer]:
     log-probabilities of yes and no stay unknown: lm-evaluation-harness adds that of the line breaks
     between prompt and answer, the same for all spellings, to each.
     """
-    model = short(path.parent.name.replace("__", "/"))
+    model = _model_name(path.parent.name.replace("__", "/"))
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             logged = json.loads(line)

@@ -78,6 +78,11 @@ def needed(cfg: Config, stage: str) -> tuple[str, ...]:
     return inputs
 
 
+def optional(cfg: Config, stage: str) -> tuple[str, ...]:
+    """Return the stages that `stage` reads where they are finished, with these settings."""
+    return () if cfg.predictions is not None else OPTIONAL_INPUTS.get(stage, ())
+
+
 def order(cfg: Config) -> tuple[str, ...]:
     """Return the stages of the curriculum with these settings, in order.
 

@@ -11,7 +11,7 @@ import ehr_scores  # Inspect imports this file from its folder
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.model import ChatMessageSystem, ChatMessageUser, GenerateConfig, ModelOutput
-from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, metric, scorer
+from inspect_ai.scorer import Metric, SampleScore, Score, Scorer, Target, Value, metric, scorer
 from inspect_ai.solver import TaskState, generate
 
 TOP = 20
@@ -64,32 +64,46 @@ def sample_of(row: dict[str, Any]) -> Sample:
 @metric
 def auroc() -> Metric:
     """Return the area under the ROC curve, by task, as a metric."""
-    return lambda scores: by_task("auroc", scores, lambda some: ehr_scores.auroc(pairs(some)))
+
+    def compute(scores: list[SampleScore]) -> Value:
+        return by_task(scores, lambda some: ehr_scores.auroc(pairs(some)), "auroc/")
+
+    return compute
 
 
 @metric
 def brier() -> Metric:
     """Return the Brier score, by task, as a metric."""
-    return lambda scores: by_task("brier", scores, lambda some: ehr_scores.brier(pairs(some)))
+
+    def compute(scores: list[SampleScore]) -> Value:
+        return by_task(scores, lambda some: ehr_scores.brier(pairs(some)), "brier/")
+
+    return compute
 
 
 @metric
-def mean_of(name: str) -> Metric:
-    """Return the mean of a score of the samples, by task, as a metric."""
-    return lambda scores: by_task(
-        name, scores, lambda some: ehr_scores.mean([score.score.as_float() for score in some])
-    )
+def mean() -> Metric:
+    """Return the mean of the samples' scores, by task, as a metric."""
+
+    def compute(scores: list[SampleScore]) -> Value:
+        return by_task(
+            scores, lambda some: ehr_scores.mean(score.score.as_float() for score in some)
+        )
+
+    return compute
 
 
 def by_task(
-    name: str, scores: Sequence[SampleScore], compute: Callable[[Sequence[SampleScore]], float]
-) -> dict[str, float]:
-    """Return `name/<task>` of each task, and `name/macro`, the mean of those that are not NaN."""
+    scores: Sequence[SampleScore],
+    compute: Callable[[Sequence[SampleScore]], float],
+    prefix: str = "",
+) -> Value:
+    """Return the score of each task, and `macro`, the mean of those that are not NaN."""
     groups: dict[str, list[SampleScore]] = {}
     for score in scores:
         groups.setdefault((score.sample_metadata or {})["task"], []).append(score)
-    values = {f"{name}/{task}": compute(some) for task, some in sorted(groups.items())}
-    return {f"{name}/macro": ehr_scores.mean(values.values()), **values}
+    values = {f"{prefix}{task}": compute(some) for task, some in sorted(groups.items())}
+    return {f"{prefix}macro": ehr_scores.mean(values.values())} | values
 
 
 def pairs(scores: Sequence[SampleScore]) -> list[tuple[bool, float]]:
@@ -126,7 +140,7 @@ def first_token(output: ModelOutput) -> dict[str, float]:
     return {token.token.translate(BLANKS): token.logprob for token in likeliest}
 
 
-@scorer(metrics={name: [mean_of(name)] for name in ("precision", "recall", "f1")})
+@scorer(metrics={name: [mean()] for name in ("precision", "recall", "f1")})
 def item_sets() -> Scorer:
     """Return the scorer of sets of items."""
 
