@@ -305,7 +305,7 @@ def test_both_frameworks_answer_as_we_do(
     """The same model, on the same questions: P(yes), and the texts of decisions."""
     model = smoke / "adapt" / "hf"
     common = ["experiment=smoke", "data=benchmark", "wording=file", f"output_root={tmp_path}"]
-    common += [f"data.path={LOGS / 'questions.jsonl'}", f"inputs.prepare={prepared.folder}"]
+    common.append(f"data.path={LOGS / 'questions.jsonl'}")
     done = command_line(*common, "stage=eval", f"model={model}", "answer=direct")
     assert done.returncode == 0, done.stderr[-2000:]
     [path] = tmp_path.rglob("predictions.parquet")
