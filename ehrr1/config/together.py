@@ -27,6 +27,7 @@ NEEDED = {
 
 READ_BY = {
     "rescore": ("eval",),
+    "predictions": ("eval",),
     "compare": ("eval",),
     "record": ("infer",),
     "question": ("infer",),
@@ -151,6 +152,21 @@ def evaluation(cfg: "Config") -> list[str]:
             "overwrite=true with eval.shard would remove what other processes answer: remove the "
             "folder by hand"
         )
+    if cfg.predictions is not None:
+        unread = {
+            "answer": cfg.answer,
+            "candidates": None if cfg.candidates == "none" else cfg.candidates,
+            "eval.chains": cfg.eval.chains,
+            "eval.shots": cfg.eval.shots or None,
+            "eval.shard": cfg.eval.shard,
+            "rescore": cfg.rescore,
+            "compare": cfg.compare,
+        }
+        problems += [
+            f"{name}={value}: with predictions={cfg.predictions} no model is asked; leave it out"
+            for name, value in unread.items()
+            if value is not None
+        ]
     if cfg.compare is not None and len(cfg.compare) < 2:
         problems.append(f"compare={cfg.compare}: give at least two folders: compare=[DIR,DIR]")
     engine = cfg.engine

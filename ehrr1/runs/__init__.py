@@ -15,9 +15,9 @@ from ehrr1.runs.catalog import (
     GIVEN,
     INPUTS,
     NOT_COMPARED,
-    OPTIONAL_INPUTS,
     RESULT_SETTINGS,
     needed,
+    optional,
     order,
 )
 from ehrr1.runs.compare import differences, flat, made_from
@@ -30,7 +30,6 @@ __all__ = [
     "GIVEN",
     "INPUTS",
     "NOT_COMPARED",
-    "OPTIONAL_INPUTS",
     "RESULT_SETTINGS",
     "FolderInUseError",
     "MissingRunError",
@@ -50,6 +49,7 @@ __all__ = [
     "metrics_of",
     "needed",
     "opened",
+    "optional",
     "order",
     "short",
 ]

@@ -31,7 +31,10 @@ RESULT_SETTINGS: dict[str, tuple[str, ...]] = {
     "adapt": ("seed", "model", "loss", "adapt", "trainer", "callbacks", "wording"),
     "reason": ("seed", "model", "loss", "reason", "trainer", "callbacks", "wording"),
     "rl": ("seed", "model", "rl", "rollout", "trainer", "callbacks", "wording"),
-    "eval": ("seed", "model", "concepts", "eval", "engine", "answer", "candidates", "wording"),
+    "eval": (
+        *("seed", "model", "concepts", "eval", "engine", "answer", "candidates", "wording"),
+        "predictions",
+    ),
     "plan": (),
 }
 """The sections of the configuration that change a stage's result."""
@@ -67,6 +70,8 @@ ALWAYS_AGAIN = frozenset({"audit", "card", "plan"})
 def needed(cfg: Config, stage: str) -> tuple[str, ...]:
     """Return the stages that `stage` cannot do without, with these settings."""
     inputs = INPUTS[stage]
+    if stage == "eval" and cfg.predictions is not None:
+        return inputs  # no model is asked
     if stage == "rl":
         inputs = ("prepare", cfg.rl.start)
     if stage == "eval" and cfg.engine.name in LOCAL and cfg.model.path is None:
@@ -74,6 +79,11 @@ def needed(cfg: Config, stage: str) -> tuple[str, ...]:
     if stage == "eval" and cfg.eval.chains == GIVEN:
         inputs += ("chains",)
     return inputs
+
+
+def optional(cfg: Config, stage: str) -> tuple[str, ...]:
+    """Return the stages that `stage` reads where they are finished, with these settings."""
+    return () if cfg.predictions is not None else OPTIONAL_INPUTS.get(stage, ())
 
 
 def order(cfg: Config) -> tuple[str, ...]:

@@ -22,16 +22,16 @@ def folder_of(cfg: Config, stage: str) -> Path:
 def export_name(cfg: Config) -> str:
     """Return the name of an export's folder below `export/`, which differs between exports.
 
-    It is the layout and, of rows, the split, limit and wording: `meds`, `release`, `rows-test`,
-    `rows-all-100-release` (a limit of 100 rows, the wording `release`). A folder of similar items
-    is named by a hash of its path.
+    It is the layout and, of rows and questions, the split, limit and wording: `meds`, `release`,
+    `rows-test`, `lm_eval-test`, `rows-all-100-release` (a limit of 100 rows, the wording
+    `release`). A folder of similar items is named by a hash of its path.
     """
     own = cfg.export
     words: list[str] = [own.layout]
-    if own.layout == "rows":
+    if own.layout in ("rows", "lm_eval", "inspect"):
         words += [own.split, *([str(own.limit)] if own.limit is not None else [])]
         words += [cfg.wording] if cfg.wording not in (None, "file") else []
-    if own.similar_items is not None and own.layout != "meds":
+    if own.similar_items is not None and own.layout in ("rows", "release"):
         words.append(sha256(str(own.similar_items).encode()).hexdigest()[:6])
     return "-".join(words)
 

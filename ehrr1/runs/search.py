@@ -7,7 +7,7 @@ from pathlib import Path
 from ehrr1.config.names import BENCHMARKS
 from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
-from ehrr1.runs.catalog import OPTIONAL_INPUTS, needed, order
+from ehrr1.runs.catalog import needed, optional, order
 from ehrr1.runs.compare import differences
 from ehrr1.runs.paths import folder_of, home, is_finished
 
@@ -34,7 +34,7 @@ def find_inputs(cfg: Config, stage: str) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     missing = []
-    required, possible = needed(cfg, stage), OPTIONAL_INPUTS.get(stage, ())
+    required, possible = needed(cfg, stage), optional(cfg, stage)
     for name in dict.fromkeys((*required, *(one for one in possible if one in order(cfg)))):
         given = cfg.inputs.of(name)
         folder = Path(given) if given else made(cfg, name, stage)

@@ -54,6 +54,11 @@ def execute(cfg: Config) -> None:
         _score_again(cfg)
         return
     if cfg.stage == "eval" and parallel.size() > 1:
+        if cfg.predictions is not None:
+            raise UserError(
+                f"predictions={cfg.predictions}: one process scores logs; start it without srun or "
+                "torchrun"
+            )
         cfg.eval.shard, cfg.eval.shards = parallel.rank(), parallel.size()
         parallel.leave()  # each saves what it has answered, and waits for nobody
     if cfg.stage == "consolidate":

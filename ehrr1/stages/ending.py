@@ -16,7 +16,7 @@ SCORES = "scores.txt"
 MADE = {
     "prepare": ("store", "index.parquet"),
     "audit": ("audit.json", "audit.png"),
-    "export": ("samples.jsonl", "meds", "release"),
+    "export": ("samples.jsonl", "meds", "release", "lm_eval", "inspect"),
     "card": ("card.md",),
     "graph": ("graphs.jsonl",),
     "chains": ("chains.jsonl",),

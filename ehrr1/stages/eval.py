@@ -29,6 +29,7 @@ from ehrr1.evaluation.aggregate import summarise
 from ehrr1.evaluation.baselines.bags import learn_baselines, of_kind
 from ehrr1.evaluation.baselines.contexts import PromptReader
 from ehrr1.evaluation.compare import compare
+from ehrr1.evaluation.harness_logs import logged_predictions
 from ehrr1.evaluation.list_only import list_baselines
 from ehrr1.evaluation.matching import with_matches
 from ehrr1.evaluation.meds_export import export
@@ -62,24 +63,36 @@ MEASURED = ("seconds", "samples_per_second")
 
 
 def run(cfg: Config, run: Run) -> dict[str, float | int]:
-    """Ask every model what is not answered yet, add the baselines, score and publish."""
+    """Ask every model what is not answered yet, add the baselines, score and publish.
+
+    With `predictions` no model is asked: the answers are those of other frameworks' logs.
+    """
     check_dictionary(cfg.concepts)  # the scores that need it come last
     whole = run.folder / "predictions.parquet"
+    prepared = Prepared(run.input("prepare"))
     if not whole.exists():
-        study = study_of(cfg, run)
-        wanted = results(cfg, run.inputs)
-        tell_other_wording(cfg, run)
-        builders: Builders = {}
-        for result in wanted:
-            ask(cfg, run, study, result, builders)
-        parts = [PredictionStore(run.folder / "parts", result.name).read() for result in wanted]
-        parts.append(baselines(cfg, run, study, wanted[-1]))
+        if cfg.predictions is None:
+            table = asked(cfg, run)
+        else:
+            table = logged_predictions(cfg, prepared, suite_tasks(cfg))
         with replacing(whole) as path:
-            with_subgroups(pl.concat(parts), study.prepared).write_parquet(path)
-    metrics = told(cfg, run.folder, pl.read_parquet(whole), Prepared(run.input("prepare")))
+            with_subgroups(table, prepared).write_parquet(path)
+    metrics = told(cfg, run.folder, pl.read_parquet(whole), prepared)
     metrics |= speed(run.folder / "parts")
     remove(run.folder / "parts")
     return metrics
+
+
+def asked(cfg: Config, run: Run) -> pl.DataFrame:
+    """Return the predictions of the models, which are asked, and of the baselines."""
+    study = study_of(cfg, run)
+    wanted = results(cfg, run.inputs)
+    tell_other_wording(cfg, run)
+    builders: Builders = {}
+    for result in wanted:
+        ask(cfg, run, study, result, builders)
+    parts = [PredictionStore(run.folder / "parts", result.name).read() for result in wanted]
+    return pl.concat([*parts, baselines(cfg, run, study, wanted[-1])])
 
 
 def tell_other_wording(cfg: Config, run: Run) -> None:

@@ -3,6 +3,8 @@
 layout=rows      samples.jsonl: samples that are ready to use, one JSON object a line
 layout=meds      meds/: the whole cohort in the Medical Event Data Standard (`export_meds`)
 layout=release   release/: the files of the EHR-R1 release (`export_release`)
+layout=lm_eval   lm_eval/: tasks of lm-evaluation-harness (`export_harness`)
+layout=inspect   inspect/: tasks of Inspect (`export_harness`)
 
 Each export has a folder of its own below `export/` (`runs.paths.export_name`).
 
@@ -28,7 +30,7 @@ from ehrr1.prompts.wording import Wording, style_of
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
 from ehrr1.runs import Run
-from ehrr1.stages import export_meds, export_release
+from ehrr1.stages import export_harness, export_meds, export_release
 from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.release.task_info import task_info
@@ -60,6 +62,16 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     )
     if cfg.export.layout == "meds":
         return export_meds.write(prepared, run.folder / "meds")
+    if cfg.export.layout in ("lm_eval", "inspect"):
+        return export_harness.write(
+            prepared,
+            run.folder / cfg.export.layout,
+            style_of(cfg.wording, "eval"),
+            layout=cfg.export.layout,
+            split=cfg.export.split,
+            limit=cfg.export.limit,
+            seed=cfg.seed,
+        )
     candidates = Candidates(prepared, cfg.seed, folder)
     if cfg.export.layout == "release":
         style = style_of("release", "eval")

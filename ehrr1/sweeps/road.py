@@ -9,7 +9,7 @@ from ehrr1.config.names import ORDER, TRAINING
 from ehrr1.config.schema import Config, value_of
 from ehrr1.config.together import READ_BY
 from ehrr1.config.training import Devices, LocalLauncher
-from ehrr1.runs import OPTIONAL_INPUTS, differences, is_finished, made, needed
+from ehrr1.runs import differences, is_finished, made, needed, optional
 from ehrr1.spelling import PLACES, folder_word, level_name, quoted
 
 
@@ -45,7 +45,7 @@ class Planned:
 
 def read_by(cfg: Config, stage: str) -> tuple[str, ...]:
     """Return the stages that a stage reads, including optional ones."""
-    return tuple(dict.fromkeys(needed(cfg, stage) + OPTIONAL_INPUTS.get(stage, ())))
+    return tuple(dict.fromkeys(needed(cfg, stage) + optional(cfg, stage)))
 
 
 @dataclass(frozen=True)
