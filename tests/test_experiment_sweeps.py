@@ -17,7 +17,11 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
     found: dict[str, str] = {}
     for key, value in settings.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {}
-        found |= {} if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
+        found |= (
+            {}
+            if isinstance(value, dict)
+            else {f"{prefix}{key}": "null" if value is None else str(value)}
+        )
     return found
 
 
