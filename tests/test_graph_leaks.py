@@ -35,8 +35,16 @@ T:1\t{MARK}\tDisease\tTest\t\t
 T:2\tfever\tSymptom\tTest\t\t
 T:3\tfurosemide\tDrug\tTest\t\t
 T:4\tpneumonia\tDisease\tTest\t\t
+T:5\tnaproxen\tDrug\tTest\t\t
+T:6\tlosartan potassium\tDrug\tTest\t\t
+T:7\tvitamin d\tDrug\tTest\t\t
+T:8\tmontelukast\tDrug\tTest\t\t
 """
-RELATIONS = "head\trelation\ttail\tsource\nT:3\tmay_treat\tT:4\tTest\nT:1\thas\tT:2\tTest\n"
+FACTS = [(f"T:{drug}", "may_treat", ill) for drug in (3, 5, 6, 7, 8) for ill in ("T:2", "T:4")]
+RELATIONS = "head\trelation\ttail\tsource\n" + "".join(
+    f"{head}\t{relation}\t{tail}\tTest\n"
+    for head, relation, tail in [*FACTS, ("T:1", "has", "T:2")]
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +67,7 @@ def worlds(
             f"output_root={root / 'out'}",
             f"variant={name}",
             "concepts=open",
-            "graph.risk=true",
+            *("graph.risk=true", "graph.min_support=1"),
             f"data.tasks={TASKS}",
         ]
         settings += [f"concepts.dictionary={root / 'concepts.tsv'}"]

@@ -113,7 +113,8 @@ def test_umls_gives_ids_mentions_and_links(stage: Stage, tmp_path: Path) -> None
     for name, lines in files.items():
         (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
     settings = ["concepts=umls", f"concepts.folder={tmp_path}", f"concepts.cache={tmp_path}"]
-    folder = stage("umls", ["graph"], *settings, "graph.max_fdr=0.2", "graph.min_npmi=0.01")
+    bounds = ["graph.max_fdr=0.2", "graph.min_npmi=0.01", "graph.counted_samples_per_task=1000"]
+    folder = stage("umls", ["graph"], *settings, *bounds)
     metrics = read_json(folder / "graph" / "metrics.json")
     assert 0 < metrics["linked/emar"] < 1
     assert sum(share for name, share in metrics.items() if name.startswith("same_concept/")) > 0
