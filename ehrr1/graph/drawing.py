@@ -105,12 +105,17 @@ def count_part(
 def counted_samples(
     prepared: Path, texts: Texts | None, patient: PatientSamples, states: bool
 ) -> Counted:
-    """Return the answer and the history of each counted sample of a patient, by task."""
+    """Return the answer and the history of each counted sample of a patient, by task.
+
+    Both are in the order of the record, so that the vocabulary of the counts is, too.
+    """
     found: Counted = {}
     for group in patient.counted:
-        history = {one.concept for one in _read(prepared, texts, group[0], states)[1]}
+        shown = _read(prepared, texts, group[0], states)[1]
+        history = dict.fromkeys(one.concept for one in shown).keys()
         for sample in group:
-            found.setdefault(sample.task, []).append((set(sample.target), history))
+            answer = dict.fromkeys(sample.target).keys()
+            found.setdefault(sample.task, []).append((answer, history))
     return found
 
 
