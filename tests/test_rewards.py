@@ -232,7 +232,7 @@ def test_expected_policy_gradient_is_that_of_the_score(
 
 
 def learnt(name: str, scaled: bool = False, temperature: float = 1.0) -> float:
-    """Where the probability of yes goes by policy gradient, for labels of which 0.3 are yes."""
+    """Return the probability of yes that policy gradient learns where 0.3 of the labels are yes."""
     generator = np.random.default_rng(0)
     logit, late = 1.0, []
     for step in range(1200):

@@ -292,8 +292,8 @@ def test_batches_that_are_under_way_are_taken_in_first(tmp_path: Path) -> None:
 
 
 def test_what_is_sent(tmp_path: Path) -> None:
-    """What other requests share is marked for the cache where it is long enough for the model. A
-    temperature needs the version of the API that takes one."""
+    """Shared text is marked for the cache if it is long enough for the model. A temperature needs
+    the version of the API that takes one."""
     long = " again" * 400  # 2,400 characters: 600 tokens at least
     with MessagesServer() as server:
         ask(tmp_path / "short.sqlite", settings(server, model="claude-sonnet-5-5"), 1)

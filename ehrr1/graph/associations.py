@@ -24,7 +24,7 @@ Own = Sequence[tuple[Set[str], Set[Concept]]]
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """What one patient adds to the counts of a task.
+    """The share of one patient in the counts of a task.
 
     history: columns of the concepts; pairs: target -> columns of the concepts that a sample with
     the target shows.

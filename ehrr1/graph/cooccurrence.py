@@ -79,7 +79,8 @@ class Cooccurrence:
         column = self.column(concept)
         if target not in self.targets or column is None:
             return np.nan
-        return float(self.lifts(self.targets[target], np.array([column]))[0])
+        alone = int(self.n_target[self.targets[target]]) * int(self.n_history[column])
+        return self.support(target, concept) * self.units / alone
 
     def row(self, target: int) -> NDArray[np.int32]:
         """Return the joint counts of one target [H]."""
@@ -89,11 +90,6 @@ class Cooccurrence:
         span = slice(self.joint.indptr[target], self.joint.indptr[target + 1])
         dense[self.joint.indices[span]] = self.joint.data[span]
         return dense
-
-    def lifts(self, target: int, columns: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the lifts of a target with the history concepts `columns` [C], shape [C]."""
-        alone = float(self.n_target[target]) * self.n_history[columns]
-        return self.row(target)[columns] * float(self.units) / alone
 
     def save(self, path: Path) -> None:
         """Write the counts atomically to one .npz file."""

@@ -36,7 +36,7 @@ Ids = dict[str, frozenset[str]]
 
 @dataclass(frozen=True)
 class Meanings:
-    """What a dictionary says about some names.
+    """Concepts, ATC codes and words that a dictionary has for some names.
 
     `concepts` maps the key of a name (`key_of`) to the ids of its concepts, `codes` a concept to
     its ATC codes. `words` are the words, of those that were asked for, in names of the dictionary.

@@ -63,7 +63,7 @@ STATUSES = dict.fromkeys(_ABSENT.split("|"), "absent") | dict.fromkeys(
 
 
 class Statement(NamedTuple):
-    """What a line states about an item.
+    """A statement of a line about an item.
 
     said: the states of which one has to be true ("state"), the number and its unit ("value"; the
     unit may be ""), "present" or "absent" ("status"), or date and hour ("time"; the date may be

@@ -73,7 +73,7 @@ class PromptReader:
 
 @dataclass(frozen=True)
 class View:
-    """What baselines see of each sample: the bag of its context, and the last such event.
+    """The bags of samples' contexts, and the items that copy-forward repeats.
 
     `repeated` maps the sample_id of decision samples to the items of the last event of the kind
     that the task asks for (`last_items`).
