@@ -27,7 +27,7 @@ demo: $(BIN)/.core ## the whole curriculum on a synthetic hospital (installs the
 test: $(BIN)/.everything ## the tests (installs everything)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-fast: $(BIN)/.everything ## what matters, in three minutes: no curriculum, no cluster, no browser
+test-fast: $(BIN)/.everything ## what matters, in six minutes: no curriculum, no cluster, no browser
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" $(ARGS)
 
 lint: $(BIN)/.everything ## formatting, lint, layers and types
