@@ -8,11 +8,12 @@ import pytest
 from ehrr1.graph.associations import Association
 from ehrr1.graph.concepts import Concept, occurrences
 from ehrr1.graph.evidence import evidence_graph
+from ehrr1.reasoning.argument import choose_evidence
 from ehrr1.reasoning.chain import parse_chain, written_time
 from ehrr1.reasoning.claims import faithfulness
 from ehrr1.reasoning.facts import Citable
 from ehrr1.reasoning.screening import Verdict, best, screen
-from ehrr1.reasoning.template import choose_steps, write_template
+from ehrr1.reasoning.template import write_template
 from tests.test_graph import counted, drawn, event, sample
 
 CONTEXT = [
@@ -44,17 +45,17 @@ def test_template_cites_few_items_in_order_of_time_and_derives_only_what_is_supp
     ]
 
 
-def test_template_cites_the_value_and_names_the_state() -> None:
+def test_prose_cites_the_value_and_names_the_state() -> None:
     """The latest event in which the state holds is cited, not the latest event of the item."""
     high, normal = ({"Valuenum": value, "Ref_Range_Upper": "5.1"} for value in ("6.1", "4.0"))
     context = [event("labevents", 1, ["K"], **high), event("labevents", 9, ["K"], **normal)]
     potassium = Concept("labevents", "K", "high")
     found = {"Insulin": [Association(potassium, 9, 3.0, 2.0, 0.6, 0.2, 0.01)]}
     graph = evidence_graph(context, list(occurrences(context)), found)
-    (draft,) = write_template(SAMPLE, context, graph, max_evidence=6)
+    (draft,) = write_template(SAMPLE, context, graph, max_evidence=6, style="prose")
     lines = draft.chain.splitlines()
     assert lines[1] == "K: 6.1 | Labotary Test Events | 01:00"
-    assert lines[3] == "K | high | -> | Insulin"
+    assert lines[3] == "K is high, which calls for Insulin."
     allowed = Citable(context, SAMPLE.prediction_time)
     parsed = parse_chain(draft.chain)
     assert parsed is not None and faithfulness(parsed, allowed) == 1.0
@@ -66,7 +67,7 @@ def test_set_cover_stops_at_the_limit_and_writes_nothing_without_evidence() -> N
         apart.add_node(f"answer:{number}", kind="answer", label=str(number))
         apart.add_node(f"c{number}", kind="concept", label=str(number), table="labevents")
         apart.add_edge(f"c{number}", f"answer:{number}", kind="cooccurrence", support=1, lift=2.0)
-    assert [step.node for step in choose_steps(apart, 2)] == ["c0", "c1"]
+    assert [step.nodes for step in choose_evidence(apart, 2)] == [("c0",), ("c1",)]
     apart.remove_edges_from(list(apart.edges))
     assert write_template(SAMPLE, CONTEXT, apart, max_evidence=6) == []
 

@@ -465,7 +465,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ["+rl.rewards={own_rewards.length: 0.5}", "+rl.rewards.own_rewards.length=0.5"],
 )
 def test_a_reward_of_the_users_own_from_the_command_line(own_folder: Path, override: str) -> None:
-    weights = composed(override, "rl.rewards.format=0").rl.rewards
+    weights = composed("experiment=smoke", override, "rl.rewards.format=0").rl.rewards
     assert weights == {"accuracy": 1.0, "format": 0, "own_rewards.length": 0.5}
     assert scored(weights).total == [1 + 1.5, 1.0, 3.5]
 

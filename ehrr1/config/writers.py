@@ -65,6 +65,7 @@ class TemplateChains(AnyChains):
     """Chains composed from the graph."""
 
     writer: Literal["template"]
+    style: Literal["compact", "prose"]
     max_evidence: Count
 
 

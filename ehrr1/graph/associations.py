@@ -115,6 +115,17 @@ class EvidenceRule:
     min_npmi: float = -1.0
     max_p: float = 1.0
 
+    def admits(self, one: Association) -> bool:
+        """Return whether a counted pair is evidence, ignoring `min_count` and `top`."""
+        return (
+            one.support >= self.min_support
+            and one.lift > self.min_lift
+            and one.lift_low > self.min_lift_low
+            and one.probability >= self.min_probability
+            and one.npmi >= self.min_npmi
+            and one.p <= self.max_p
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Margins:
@@ -222,7 +233,7 @@ def passing(counts: Cooccurrence, rule: EvidenceRule) -> int:
 
     Items in several states count once for each state.
     """
-    every = np.arange(len(counts.history))
+    every = counts.shown
     return sum(len(passing_places(margins(counts, one, every), rule)) for one in counts.targets)
 
 
@@ -292,7 +303,7 @@ def significance_bound(counts: Cooccurrence, min_count: int, max_fdr: float) -> 
     or more. They count among the tests, but their p-values are not computed, because `max_fdr` is
     smaller than that. Returns 0.0 if no pair is significant.
     """
-    eligible = np.flatnonzero(counts.n_history >= min_count)
+    eligible = counts.shown[counts.n_history[counts.shown] >= min_count]
     tests = len(counts.targets) * len(eligible)
     found = [np.zeros(0)]
     for target in counts.targets:

@@ -24,6 +24,12 @@ TEXT_KEYS = frozenset({"Text", "Chiefcomplaint", "Admission_Info"})
 TEXT = "text"
 """The suffix of the kind of a free-text concept, as in "discharge/text"."""
 
+ROUTINE, TOGETHER = "routine", "together"
+"""The kinds of concepts that no record shows: a care unit, another item of the answer."""
+
+TRANSFERS = "transfers"
+"""The table whose items are care units."""
+
 Reader = Callable[[str], Sequence[Mention]]
 """A function that returns the mentions in a text (see `graph.text.mention_cache`)."""
 
@@ -48,6 +54,11 @@ class Concept(NamedTuple):
     def is_text(self) -> bool:
         """Return whether the concept comes from free text."""
         return self.kind.endswith(f"/{TEXT}")
+
+    @property
+    def is_shown(self) -> bool:
+        """Return whether a record can show the concept (see `graph.reasons`)."""
+        return self.kind not in (ROUTINE, TOGETHER)
 
 
 class Occurrence(NamedTuple):

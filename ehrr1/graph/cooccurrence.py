@@ -17,6 +17,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -66,6 +67,11 @@ class Cooccurrence:
     def column(self, concept: Concept) -> int | None:
         """Return the column of a history concept, or None if it was never counted."""
         return self.history.get(anywhere(concept.name) if self.either else concept)
+
+    @cached_property
+    def shown(self) -> NDArray[np.int64]:
+        """Return the columns of the concepts that a record can show."""
+        return np.array([at for one, at in self.history.items() if one.is_shown], dtype=np.int64)
 
     def support(self, target: str, concept: Concept) -> int:
         """Return n(t, h), the number of units with both, or 0 if either was never counted."""

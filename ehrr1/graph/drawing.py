@@ -17,14 +17,18 @@ from ehrr1.graph.associations import (
 )
 from ehrr1.graph.concepts import Concept, Occurrence, Reader, event_texts, occurrences
 from ehrr1.graph.cooccurrence import Cooccurrence, CooccurrenceCounter
-from ehrr1.graph.evidence import Found, evidence_graph, randomised, to_json
+from ehrr1.graph.evidence import Found, add_reasons, evidence_graph, randomised, to_json
 from ehrr1.graph.knowledge import Knowledge, PathRule
 from ehrr1.graph.paths import Search, add_paths, search
+from ehrr1.graph.reasons import beside_record, find_reasons
+from ehrr1.graph.states import REMEMBERED
 from ehrr1.graph.statistics import holds_without
 from ehrr1.graph.text.mention_cache import MentionCache
 from ehrr1.graph.text.mentions import TextSource
 from ehrr1.records.events import Event
+from ehrr1.records.markdown import event_markdown
 from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.context import preamble_length
 from ehrr1.tasks.samples import Prepared, Sample
 
 OUTCOMES = ("yes", "no")
@@ -54,24 +58,38 @@ Counted = dict[str, list[tuple[Set[str], Set[Concept]]]]
 """The counted samples of a patient by task: answer and history of each."""
 
 
+class Reading(NamedTuple):
+    """The way in which contexts are read, in a form that can be sent to other processes.
+
+    either: as by the release, without states. texts: location of the mentions in free text, None if
+    free text is not used. record_chars: length in characters of the latest events that are read
+    (`shown_from`); None: all.
+    """
+
+    prepared: Path
+    either: bool
+    texts: Texts | None
+    record_chars: int | None
+
+
 @dataclass(frozen=True)
 class Drawing:
     """The parameters of graph drawing, in a form that can be sent to other processes.
 
-    rules: evidence rule of each task; empty for graphs without evidence (an ablation). either: the
-    counts are those of the release, in which a sample's own patient is not left out. texts:
-    location of the mentions in free text, None if free text is not used. ids: name -> concept id.
+    rules: evidence rule of each task; empty for graphs without evidence (an ablation). In the
+    counts of the release (`reading.either`) a sample's own patient is not left out. ids: name ->
+    concept id. min_routine: see `graph.reasons.find_reasons`; None for graphs without other
+    reasons.
     """
 
-    prepared: Path
+    reading: Reading
     counts: Path
     rules: dict[str, EvidenceRule]
-    either: bool
-    texts: Texts | None
     ids: dict[str, str]
     knowledge: Path | None
     path_rule: PathRule
     require_path: bool
+    min_routine: float | None
     random_seed: int | None
 
 
@@ -82,19 +100,16 @@ def texts_of(prepared: Path, part: Part) -> set[str]:
     return {text for context in contexts for event in context for text in event_texts(event)}
 
 
-def count_part(
-    prepared: Path, texts: Texts | None, either: bool, part: Part
-) -> dict[str, Cooccurrence]:
+def count_part(reading: Reading, part: Part) -> dict[str, Cooccurrence]:
     """Count target items with history concepts in each patient, separately for each task.
 
-    With `either`, samples are counted as by the release (see `CooccurrenceCounter`).
+    With `reading.either`, samples are counted as by the release (see `CooccurrenceCounter`).
     """
     counters: dict[str, CooccurrenceCounter] = {}
     for patient in part:
-        counted = counted_samples(prepared, texts, patient, states=not either)
-        for task, samples in counted.items():
-            counter = counters.setdefault(task, CooccurrenceCounter(either))
-            if either:
+        for task, samples in counted_samples(reading, patient).items():
+            counter = counters.setdefault(task, CooccurrenceCounter(reading.either))
+            if reading.either:
                 for target, history in samples:
                     counter.add(target, history)
             else:
@@ -102,33 +117,66 @@ def count_part(
     return {task: counter.result() for task, counter in counters.items()}
 
 
-def counted_samples(
-    prepared: Path, texts: Texts | None, patient: PatientSamples, states: bool
-) -> Counted:
+def counted_samples(reading: Reading, patient: PatientSamples) -> Counted:
     """Return the answer and the history of each counted sample of a patient, by task.
 
     Both are in the order of the record, so that the vocabulary of the counts is, too.
     """
     found: Counted = {}
     for group in patient.counted:
-        shown = _read(prepared, texts, group[0], states)[1]
-        history = dict.fromkeys(one.concept for one in shown).keys()
+        shown = _read(reading, group[0])[1]
+        history = dict.fromkeys(one.concept for one in shown)
         for sample in group:
+            beside = beside_record(shown, sample.target) if has_reasons(reading, sample) else ()
+            every = (history | dict.fromkeys(beside)).keys()
             answer = dict.fromkeys(sample.target).keys()
-            found.setdefault(sample.task, []).append((answer, history))
+            found.setdefault(sample.task, []).append((answer, every))
     return found
 
 
+def has_reasons(reading: Reading, sample: Sample) -> bool:
+    """Return whether a sample has reasons beside evidence (`graph.reasons`).
+
+    Risk tasks, of whose answers one is true, have none, nor have the counts of the release.
+    """
+    return not reading.either and TASKS[sample.task].kind != "risk"
+
+
 @lru_cache(maxsize=CONTEXTS)
-def _read(
-    prepared: Path, texts: Texts | None, sample: Sample, states: bool
-) -> tuple[Sequence[Event], Sequence[Occurrence]]:
-    """Return the context of a sample and the occurrences of concepts in it.
+def _read(reading: Reading, sample: Sample) -> tuple[Sequence[Event], Sequence[Occurrence]]:
+    """Return the context of a sample and the occurrences of concepts in what is read of it.
 
     The last contexts are kept: a patient's are read once to be counted and once more to be drawn.
     """
-    context = _prepared(prepared).context(sample)
-    return context, tuple(occurrences(context, _reader(texts), states))
+    context = _prepared(reading.prepared).context(sample)
+    kept = preamble_length(context)
+    first = kept
+    if reading.record_chars is not None:
+        first = shown_from(context, kept, reading.record_chars)
+    found = occurrences(
+        [*context[:kept], *context[first:]], _reader(reading.texts), not reading.either
+    )
+    moved = (
+        one if one.event < kept else one._replace(event=one.event + first - kept) for one in found
+    )
+    return context, tuple(moved)
+
+
+def shown_from(context: Sequence[Event], kept: int, most: int) -> int:
+    """Return the first of the latest events that fit, with the first `kept`, in `most` characters.
+
+    A model with short prompts does not see the others, and a chain must not cite them.
+    """
+    room = most - sum(_size(event) for event in context[:kept])
+    first = len(context)
+    while first > kept and (room := room - _size(context[first - 1])) >= 0:
+        first -= 1
+    return first
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _size(event: Event) -> int:
+    return len(event_markdown(event)) + 2
 
 
 def draw_part(drawing: Drawing, part: Part) -> list[dict[str, Any]]:
@@ -136,8 +184,8 @@ def draw_part(drawing: Drawing, part: Part) -> list[dict[str, Any]]:
     lines = []
     for patient in part:
         own: Counted = {}
-        if patient.drawn and drawing.rules and not drawing.either:
-            own = counted_samples(drawing.prepared, drawing.texts, patient, states=True)
+        if patient.drawn and drawing.rules and not drawing.reading.either:
+            own = counted_samples(drawing.reading, patient)
         added = {
             task: contribution(_counts(drawing.counts / f"{task}.npz"), samples)
             for task, samples in own.items()
@@ -157,15 +205,18 @@ def _lines(
 
     `own` are the counted samples of their patient, `added` what these add to each task's counts.
     """
-    context, shown = _read(drawing.prepared, drawing.texts, group[0], not drawing.either)
+    context, shown = _read(drawing.reading, group[0])
     lines = []
     for sample in group:
         found = _evidence(drawing, sample, shown, added.get(sample.task))
-        answers_from = None if drawing.either else TASKS[sample.task].anchor_table
+        answers_from = None if drawing.reading.either else TASKS[sample.task].anchor_table
         graph = evidence_graph(context, shown, found, drawing.ids, answers_from)
         if drawing.knowledge is not None:
             knowledge, path = _knowledge(drawing.knowledge, drawing.path_rule)
             add_paths(graph, knowledge, path, drawing.require_path)
+        if drawing.min_routine is not None and has_reasons(drawing.reading, sample):
+            reasons = _reasons(drawing, sample, shown, added.get(sample.task))
+            add_reasons(graph, context, shown, reasons, drawing.ids)
         lines.append(
             {
                 "sample_id": sample.sample_id,
@@ -199,13 +250,32 @@ def _evidence(
     return found
 
 
+def _reasons(
+    drawing: Drawing,
+    sample: Sample,
+    shown: Sequence[Occurrence],
+    own: Contribution | None,
+) -> dict[str, list[Association]]:
+    """Return the reasons beside evidence for each answer of a decision task."""
+    if sample.task not in drawing.rules or drawing.min_routine is None:
+        return {}
+    return find_reasons(
+        _counts(drawing.counts / f"{sample.task}.npz"),
+        beside_record(shown, sample.target),
+        {one.concept for one in shown if one.concept.kind == TASKS[sample.task].anchor_table},
+        drawing.rules[sample.task],
+        drawing.min_routine,
+        own,
+    )
+
+
 def _holding(drawing: Drawing, sample: Sample, found: Found, own: Own) -> int | None:
     """Return how many pairs of a training sample's graph hold without its own patient.
 
     None where this is not asked: of validation samples, whose patients are not counted, of the
     counts of the release, and of graphs with random or no evidence.
     """
-    real = drawing.rules and drawing.random_seed is None and not drawing.either
+    real = drawing.rules and drawing.random_seed is None and not drawing.reading.either
     if sample.split != "train" or not real:
         return None
     rule, counts = drawing.rules[sample.task], _counts(drawing.counts / f"{sample.task}.npz")

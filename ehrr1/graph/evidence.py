@@ -5,7 +5,7 @@ The graph links each answer to the events of the context that are evidence for i
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -13,7 +13,7 @@ import networkx as nx
 import numpy as np
 
 from ehrr1.graph.associations import Association
-from ehrr1.graph.concepts import Concept, Occurrence, heading
+from ehrr1.graph.concepts import ROUTINE, TOGETHER, TRANSFERS, Concept, Occurrence, heading
 from ehrr1.graph.states import NOT_DONE
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
@@ -26,6 +26,9 @@ A heart rate, for example, occurs in every hour of a record.
 
 EVIDENCE = frozenset({"cooccurrence", "repetition"})
 """Kinds of the edges from a concept to an answer that it is evidence for."""
+
+OTHER_REASONS = ("again", "routine", "together")
+"""Kinds of the edges of an answer's other reasons (`add_reasons`), the first to be argued first."""
 
 Found = Mapping[str, Sequence[Association]]
 """Each answer of a sample with the concepts of its context that are evidence for it."""
@@ -65,18 +68,53 @@ def evidence_graph(
         for one in evidence:
             node = _add_concept(graph, places[one.concept], context, ids)
             repeats = is_repetition(one.concept, item, answers_from)
-            graph.add_edge(
-                node,
-                answer,
-                kind="repetition" if repeats else "cooccurrence",
-                support=one.support,
-                lift=round(one.lift, 4),
-                lift_low=round(one.lift_low, 4),
-                probability=round(one.probability, 4),
-                npmi=round(one.npmi, 4),
-                p=one.p,
-            )
+            _add_reason(graph, node, answer, "repetition" if repeats else "cooccurrence", one)
     return graph
+
+
+def add_reasons(
+    graph: nx.DiGraph,
+    context: Sequence[Event],
+    shown: Sequence[Occurrence],
+    found: Found,
+    ids: Mapping[str, str] | None = None,
+) -> None:
+    """Add the reasons for answers beside evidence (`graph.reasons`), with the same measures.
+
+    Edges are "routine" (the concept of the care unit -> answer; for all patients a node of kind
+    "routine"), "again" (concept -> answer that is the same item, done before) and "together"
+    (answer -> answer). What is evidence already is left out.
+    """
+    places: dict[Concept, list[Occurrence]] = {}
+    for occurrence in shown:
+        places.setdefault(occurrence.concept, []).append(occurrence)
+    for item, reasons in found.items():
+        answer = f"answer:{item}"
+        for one in reasons:
+            kind = one.concept.kind if one.concept.kind in (ROUTINE, TOGETHER) else "again"
+            concept = Concept(TRANSFERS, one.concept.name) if kind == ROUTINE else one.concept
+            if concept in places:
+                node = _add_concept(graph, places[concept], context, ids or {})
+            else:
+                node = f"{'answer' if kind == TOGETHER else kind}:{concept.name}"
+            if node not in graph:
+                graph.add_node(node, kind=kind, label=concept.name)
+            if not graph.has_edge(node, answer):
+                _add_reason(graph, node, answer, kind, one)
+
+
+def _add_reason(graph: nx.DiGraph, node: str, answer: str, kind: str, one: Association) -> None:
+    graph.add_edge(
+        node,
+        answer,
+        kind=kind,
+        support=one.support,
+        lift=round(one.lift, 4),
+        lift_low=round(one.lift_low, 4),
+        probability=round(one.probability, 4),
+        npmi=round(one.npmi, 4),
+        p=one.p,
+    )
 
 
 def is_repetition(concept: Concept, answer: str, answers_from: str | None) -> bool:
@@ -113,12 +151,19 @@ def answers(graph: nx.DiGraph) -> dict[str, list[tuple[str, dict[str, Any]]]]:
     Each piece of evidence is a tuple (concept node, edge data). Edges of graphs that have no
     `lift_low` (they were drawn by an earlier version) are in the order of their lift.
     """
+    return reasons(graph, EVIDENCE)
+
+
+def reasons(
+    graph: nx.DiGraph, kinds: Container[str]
+) -> dict[str, list[tuple[str, dict[str, Any]]]]:
+    """Return each answer item with its edges of these kinds, in the order of `answers`."""
     return {
         data["label"]: sorted(
             (
                 (source, edge)
                 for source, _, edge in graph.in_edges(node, data=True)
-                if edge["kind"] in EVIDENCE
+                if edge["kind"] in kinds
             ),
             key=lambda pair: (
                 -pair[1].get("lift_low", pair[1]["lift"]),
@@ -133,11 +178,12 @@ def answers(graph: nx.DiGraph) -> dict[str, list[tuple[str, dict[str, Any]]]]:
 
 
 def strength(edge: Mapping[str, Any]) -> float:
-    """Return the strength of evidence, support x log(lift).
+    """Return the strength of evidence, the logarithm of its lift's lower bound, at least 0.
 
-    Sorting by lift alone would favour rare concepts.
+    A lift alone ranks rare concepts first, and one that is weighted with its support those that
+    most patients have. Edges drawn by an earlier version have no `lift_low`; their lift is taken.
     """
-    return float(edge["support"] * math.log(edge["lift"]))
+    return math.log(max(edge.get("lift_low", edge["lift"]), 1.0))
 
 
 def cited_as(graph: nx.DiGraph, node: str) -> tuple[str, str]:
@@ -179,6 +225,12 @@ def covered(graph: nx.DiGraph) -> float:
     """Return the share of answer items that have evidence; 0 for a sample without answers."""
     found = answers(graph)
     return sum(bool(evidence) for evidence in found.values()) / max(len(found), 1)
+
+
+def explained(graph: nx.DiGraph) -> float:
+    """Return the share of answer items that have evidence or another reason; 0 without answers."""
+    found = reasons(graph, EVIDENCE | {*OTHER_REASONS})
+    return sum(bool(some) for some in found.values()) / max(len(found), 1)
 
 
 def to_json(graph: nx.DiGraph) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from ehrr1.graph.associations import EvidenceRule, Own
 from ehrr1.graph.concepts import Concept
 from ehrr1.graph.cooccurrence import Cooccurrence
-from ehrr1.graph.evidence import answers, covered, from_json
+from ehrr1.graph.evidence import answers, covered, explained, from_json
 
 
 class Tally:
@@ -16,6 +16,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.covered: dict[str, list[float]] = defaultdict(list)
+        self.explained: dict[str, list[float]] = defaultdict(list)
         self.of_split: dict[tuple[str, str], list[float]] = defaultdict(list)
         self.probability: dict[str, list[float]] = defaultdict(list)
         self.evidence: Counter[str] = Counter()
@@ -29,6 +30,7 @@ class Tally:
         """Count one line of graphs.jsonl."""
         task, graph = row["task"], from_json(row["graph"])
         self.covered[task].append(covered(graph))
+        self.explained[task].append(explained(graph))
         self.of_split[task, row["split"]].append(covered(graph))
         evidence = [edge for found in answers(graph).values() for _, edge in found]
         self.evidence[task] += len(evidence)
@@ -46,7 +48,8 @@ class Tally:
 
         `samples/<task>`; `coverage/<task>`, the share of samples with any evidence;
         `answers/<task>`, the mean share of a sample's answers that have evidence; the same two of
-        each split as `coverage_<split>/<task>` and `answers_<split>/<task>`; `evidence/<task>`, the
+        each split as `coverage_<split>/<task>` and `answers_<split>/<task>`; `explained/<task>`,
+        the mean share of the answers that have evidence or another reason; `evidence/<task>`, the
         number of pairs of a concept and an answer; `probability/<task>`, the median over these
         pairs of P(answer | concept) among other patients, and `probability` over all tasks;
         `without_own/<task>`, the share of the pairs of training samples that are evidence without
@@ -61,6 +64,7 @@ class Tally:
             found[f"samples/{task}"] = len(shares)
             found[f"coverage/{task}"] = mean(share > 0 for share in shares)
             found[f"answers/{task}"] = mean(shares)
+            found[f"explained/{task}"] = mean(self.explained[task])
             found[f"evidence/{task}"] = self.evidence[task]
             if probabilities := self.probability[task]:
                 found[f"probability/{task}"] = median(probabilities)
@@ -110,7 +114,7 @@ def linked_shares(history: Iterable[Concept], ids: Mapping[str, str]) -> dict[st
 
     The share is 0 without a dictionary.
     """
-    names = {concept._replace(state="") for concept in history if not concept.is_text}
+    names = {one._replace(state="") for one in history if one.is_shown and not one.is_text}
     seen = Counter(concept.kind for concept in names)
     linked = Counter(concept.kind for concept in names if concept.name in ids)
     return {f"linked/{kind}": linked[kind] / seen[kind] for kind in sorted(seen)}

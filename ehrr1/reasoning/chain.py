@@ -37,6 +37,8 @@ SECTIONS = ("## Extraction", "## Reasoning", f"## {RESULTS}")
 
 BAR = " | "
 ARROW = "->"
+AGAIN = "Again"
+"""Opens a line of reasoning whose answers were done before and are due again."""
 
 
 class Citation(NamedTuple):

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from ehrr1.graph.reasons import EVERYBODY
 from ehrr1.reasoning.chain import ARROW, BAR, Chain
 from ehrr1.reasoning.facts import Citable, Fact, number, value_splits
 from ehrr1.reasoning.names import Named, Names, find_names, key_of
@@ -41,6 +42,7 @@ _STATED_ABSENT = re.compile(
     r"(?:no|not|denies|denied|without|negative)\b|.*\b(?:absent|negative|denied|ruled out)$",
     re.IGNORECASE | re.DOTALL,
 )
+_EVERYBODY = key_of(EVERYBODY)
 _LONG_WORD = re.compile(rf"[^\W\d_]{{{SHORTEST_PART},}}")
 _PIECES = re.compile(r"(?<=[.;!?])\s+")
 
@@ -77,20 +79,21 @@ def faithfulness(chain: Chain, context: Citable) -> float:
 def check(chain: Chain, context: Citable) -> Findings:
     """Check every claim of a chain by these rules.
 
-    - empty: no section is empty;
+    - empty: no section is empty, except for an extraction without which what is routine for all
+      patients is argued;
     - citations: each extraction line cites an item of the context, with its value and unit if it
       gives them, at its event and time;
     - status: what is cited or stated as present is so, and what is stated as absent is absent;
     - directions: "high", "low", "normal", "abnormal", "rising" and "falling" agree with reference
       range, flag and earlier values;
     - values: a number, unit or time that reasoning gives to an item is the item's;
-    - derivation: an earlier line of reasoning names each result, and with it an item that was cited
-      or a result that was derived before;
+    - derivation: an earlier line of reasoning names each result, and with it an item that was
+      cited, a result that was derived before, or "All patients", for whom it is routine;
     - repetition: no line, and no sentence of four words or more, occurs twice in a section.
     """
     found = Findings()
     for section in chain.sections:
-        if not section:
+        if not section and (section is not chain.sections[0] or not _is_routine(chain)):
             found.note("empty", "", holds=False)
         for line in repeated(section):
             found.note("repetition", line, holds=False)
@@ -101,6 +104,11 @@ def check(chain: Chain, context: Citable) -> Findings:
     for result in chain.results:
         found.note("derivation", result, key_of(result) in reader.derived)
     return found
+
+
+def _is_routine(chain: Chain) -> bool:
+    """Return whether the reasoning begins with what is routine for all patients."""
+    return any(chain.reasoning) and _EVERYBODY in key_of(chain.reasoning[0])
 
 
 def repeated(section: Iterable[str]) -> list[str]:
@@ -191,7 +199,7 @@ class _Reader:
 
     def _name_indices(self) -> tuple[Names, ...]:
         if not self._names:
-            mine = Names({*self.cited, *self.results.values(), *self._cited_names()})
+            mine = Names({EVERYBODY, *self.cited, *self.results.values(), *self._cited_names()})
             self._names = (mine, self.context.names)
         return self._names
 
@@ -218,7 +226,7 @@ class _Reader:
                 yield key
 
     def _supports(self, key: str) -> bool:
-        return key in self.cited or key in self.derived
+        return key in self.cited or key in self.derived or key == _EVERYBODY
 
     def _in_cells(self, cells: str) -> Iterator[str]:
         keys = {key_of(cell.strip()) for cell in cells.split("|")}

@@ -181,7 +181,7 @@ def fitting_record(context: Sequence[Event], limits: Sequence[Limit]) -> tuple[s
 def graph_lines(graph: nx.DiGraph) -> list[str]:
     """Return the evidence as text, one entry per concept, strongest concepts first.
 
-    The strength is support x log(lift), summed over the answers, as in the template.
+    Strengths (`evidence.strength`) are summed over the answers, as in the template.
 
         Glucose | Labotary Test Events | 2180-07-23 06:10
         -> Insulin (12 samples; 8.3 times; Glucose - linked - Blood Glucose - may_treat - Insulin)

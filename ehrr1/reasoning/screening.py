@@ -83,8 +83,7 @@ def screen(
     - betrayal: no phrase that reveals that the answer or the graph was seen, and, on a yes/no
       question, no verdict;
     - hedging: no word of doubt (as for betrayal, item names are ignored);
-    - empty, citations, status, values, directions, derivation, repetition: `claims.check`; a chain
-      must have a citation;
+    - empty, citations, status, values, directions, derivation, repetition: `claims.check`;
     - pasted: no line of the record, no long passage of a free text, and not more citations than
       `MOST_CITATIONS`;
     - numbers: every number occurs in the context;
@@ -131,7 +130,6 @@ def _judge_parts(
 ) -> Verdict:
     found = check(chain, facts)
     broken |= _rules(found, broken)
-    broken["citations"] |= not chain.citations and not broken["empty"]
     if TASKS[sample.task].kind == "risk":
         return _verdict(broken, found.faithfulness, 1.0)
     derived = set_scores(chain.results, sample.target).recall

@@ -8,13 +8,15 @@ evidence for each outcome.
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import networkx as nx
 
 from ehrr1.graph.evidence import answers, cited_as, latest_time, latest_value, strength
+from ehrr1.graph.states import NOT_DONE
 from ehrr1.prompts.messages import CASES
-from ehrr1.reasoning.chain import ARROW, BAR, SECTIONS, Citation, written_time
+from ehrr1.reasoning.argument import Step, argue
+from ehrr1.reasoning.chain import AGAIN, ARROW, BAR, SECTIONS, Citation, written_time
 from ehrr1.reasoning.path_lines import path_lines
 from ehrr1.records.events import Event
 from ehrr1.tasks.catalog import TASKS
@@ -29,48 +31,102 @@ class Draft(NamedTuple):
     tokens_out: int
 
 
-class ReasoningStep(NamedTuple):
-    """One line of reasoning: a concept node and the answers derived from it."""
-
-    node: str
-    answers: list[str]
-
+Style = Literal["compact", "prose"]
 
 Writer = Callable[[Sample, Sequence[Event], nx.DiGraph], list[Draft]]
 
 
 def write_template(
-    sample: Sample, context: Sequence[Event], graph: nx.DiGraph, max_evidence: int
+    sample: Sample,
+    context: Sequence[Event],
+    graph: nx.DiGraph,
+    max_evidence: int,
+    style: Style = "compact",
 ) -> list[Draft]:
-    """Return one draft from the graph's evidence, or none if it has no evidence.
+    """Return one draft from the reasons in the graph, or none if it has none.
 
-    At most `max_evidence` items are cited, in order of time, each with its latest event and, where
-    the row has one, its value: `Glucose: 140 | Labotary Test Events | 06:10`. The line of reasoning
-    names the state that is evidence: `Glucose | high | -> | Insulin`. Paths through the knowledge
-    base follow the line whose answers they lead to. On a yes/no question the limit applies to each
-    outcome, and no draft is written unless both have evidence.
+    At most `max_evidence` items are cited, in order of time, each with its latest event. A line of
+    reasoning is made of cells (`compact`) or is a sentence (`prose`). Citations of `prose` have the
+    value of the row, where it has one.
+
+        Glucose | Labotary Test Events | 06:10       Glucose: 140 | Labotary Test Events | 06:10
+        Glucose | high | -> | Insulin                Glucose is high, which calls for Insulin.
+        Again | -> | Heparin | Senna                 Heparin and Senna: done before, due again.
+        All patients | routine | -> | Chem-7         Chem-7: routine for all patients.
+        Chem-7 | together | -> | Phosphate           Chem-7 comes with Phosphate.
+
+    Paths through the knowledge base follow the line whose answers they lead to. On a yes/no
+    question the limit applies to each outcome, and no draft is written unless both have evidence.
     """
     if TASKS[sample.task].kind == "risk":
-        return _write_cases(sample, graph, max_evidence)
-    steps = choose_steps(graph, max_evidence)
+        return _write_cases(sample, graph, max_evidence, style)
+    steps = argue(graph, max_evidence)
     if not steps:
         return []
-    latest = {step.node: latest_time(graph, step.node) for step in steps}
-    steps.sort(key=lambda step: (latest[step.node] or datetime.min, step.node))
-    citations = [_citation(graph, step.node, latest[step.node], sample) for step in steps]
+    nodes = dict.fromkeys(node for step in steps for node in step.nodes)
+    cited = {
+        node: latest_time(graph, node) for node in nodes if graph.nodes[node]["kind"] == "concept"
+    }
+    in_time = sorted(cited, key=lambda node: (cited[node] or datetime.min, node))
     lines = [SECTIONS[0]]
-    lines += [BAR.join(cited) for cited in citations]
+    lines += [BAR.join(_citation(graph, node, sample, style)) for node in in_time]
     lines += [SECTIONS[1]]
     for step in steps:
-        name = cited_as(graph, step.node)[0]
-        lines.append(BAR.join([name, *_state(graph, step.node), ARROW, *step.answers]))
-        lines += path_lines(graph, step.node, step.answers, context)
+        lines.append(_line(graph, step, style))
+        if step.kind == "evidence":
+            lines += path_lines(graph, step.nodes[0], step.answers, context)
     lines += [SECTIONS[2]]
     lines += sorted(item for step in steps for item in step.answers)
     return [Draft("\n".join(lines), 0, 0)]
 
 
-def _write_cases(sample: Sample, graph: nx.DiGraph, max_evidence: int) -> list[Draft]:
+def _line(graph: nx.DiGraph, step: Step, style: Style) -> str:
+    """Return a line of reasoning: the reason, its state or kind, and the answers."""
+    node = step.nodes[0]
+    if style == "prose":
+        return _sentence(graph, step)
+    if step.kind == "again":
+        reason = [AGAIN]
+    elif step.kind == "evidence":
+        reason = [cited_as(graph, node)[0], *_state(graph, node)]
+    else:
+        reason = [graph.nodes[node]["label"], step.kind]
+    return BAR.join([*reason, ARROW, *step.answers])
+
+
+def _sentence(graph: nx.DiGraph, step: Step) -> str:
+    """Return a line of reasoning as a sentence."""
+    node, items = step.nodes[0], _listed(step.answers)
+    name = graph.nodes[node]["label"]
+    if step.kind == "again":
+        return f"{items}: done before, due again."
+    if step.kind == "together":
+        return f"{name} comes with {items}."
+    if step.kind == "routine":
+        whom = f"in the {name}" if graph.nodes[node]["kind"] == "concept" else "for all patients"
+        return f"{items}: routine {whom}."
+    name, state = cited_as(graph, node)[0], "".join(_state(graph, node))
+    return f"{name} {SAID[state]}, which calls for {items}."
+
+
+SAID = {
+    "": "is on record",
+    **{
+        state: f"is {state}" for state in ("high", "low", "normal", "abnormal", "rising", "falling")
+    },
+    **{state: f"was {state}" for state in ("given", "stopped", "repeated")},
+    **{state: f"was {state}" for state in NOT_DONE},
+    "once": "was done once",
+}
+"""How a sentence says the state of a concept (`graph.states`)."""
+
+
+def _listed(items: Sequence[str]) -> str:
+    """Return "A, B and C"."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]]))
+
+
+def _write_cases(sample: Sample, graph: nx.DiGraph, max_evidence: int, style: Style) -> list[Draft]:
     """Return a draft that cites the strongest evidence for yes and then for no.
 
     The evidence of each case is in order of time.
@@ -84,42 +140,15 @@ def _write_cases(sample: Sample, graph: nx.DiGraph, max_evidence: int) -> list[D
             return []
         cited = sorted((latest_time(graph, node) or datetime.min, node) for node in nodes)
         lines.append(title)
-        lines += [
-            BAR.join(_citation(graph, node, latest_time(graph, node), sample)) for _, node in cited
-        ]
+        lines += [BAR.join(_citation(graph, node, sample, style)) for _, node in cited]
     return [Draft("\n".join(lines), 0, 0)]
 
 
-def choose_steps(graph: nx.DiGraph, max_evidence: int) -> list[ReasoningStep]:
-    """Choose few concepts that together support as many answers as possible (greedy set cover).
-
-    Each round takes the concept with the largest sum of support * log(lift) over the answers not
-    yet covered; ties go to the first by name. Support is a factor because lift alone favours rare
-    concepts: with it, the same answer rests on the same evidence in most records, which a model can
-    learn.
-    """
-    strengths: dict[str, dict[str, float]] = {}
-    for item, evidence in answers(graph).items():
-        for node, edge in evidence:
-            strengths.setdefault(node, {})[item] = strength(edge)
-    steps: list[ReasoningStep] = []
-    while strengths and len(steps) < max_evidence:
-        best = min(strengths, key=lambda node: (-sum(strengths[node].values()), node))
-        taken = sorted(strengths[best])
-        steps.append(ReasoningStep(best, taken))
-        left = {
-            node: {item: strength for item, strength in items.items() if item not in taken}
-            for node, items in strengths.items()
-        }
-        strengths = {node: items for node, items in left.items() if items}
-    return steps
-
-
-def _citation(graph: nx.DiGraph, node: str, time: datetime | None, sample: Sample) -> Citation:
+def _citation(graph: nx.DiGraph, node: str, sample: Sample, style: Style) -> Citation:
     name, heading = cited_as(graph, node)
-    value = latest_value(graph, node)
+    value = latest_value(graph, node) if style == "prose" else ""
     shown = f"{name}: {value}" if value else name
-    return Citation(shown, heading, written_time(time, sample.prediction_time))
+    return Citation(shown, heading, written_time(latest_time(graph, node), sample.prediction_time))
 
 
 def _state(graph: nx.DiGraph, node: str) -> list[str]:

@@ -5,6 +5,7 @@ alike:
 
     Glucose: 140 | Labotary Test Events | 06:10      the concept, its event at that time
     Glucose | -> | Insulin                           the concept, the answer, the edge, the path
+    Again | -> | Heparin                             the same, of the answer's own item
     A glucose of 140 calls for insulin.              the same, by the names in it
     Insulin                                          in the results: all that was argued for it
 """
@@ -16,10 +17,10 @@ from typing import NamedTuple
 
 import networkx as nx
 
-from ehrr1.graph.concepts import Concept, heading
+from ehrr1.graph.concepts import TOGETHER, Concept, heading
 from ehrr1.graph.paths import path_nodes
 from ehrr1.prompts.messages import CASES
-from ehrr1.reasoning.chain import ARROW, BAR, SECTIONS
+from ehrr1.reasoning.chain import AGAIN, ARROW, BAR, SECTIONS
 from ehrr1.records.schema import TABLES
 from ehrr1.scoring.answers import answer_lines
 
@@ -93,7 +94,8 @@ class _Tracer:
         # linked. The line then means the former; the path between them contains the latter.
         inside = self._by_name(inner)
         self.concepts = {name: inside[name] for name in inside.keys() - self.answers.keys()}
-        self.concepts |= self._by_name(history)
+        routine = [node for node, kind in kinds if kind == "routine"]
+        self.concepts |= self._by_name(history + routine)
         self.names = _any_of(
             [name for node, kind in kinds if kind != "event" for name in self._names(node)]
         )
@@ -125,7 +127,8 @@ class _Tracer:
 
     def _reasoning(self, text: str, section: str) -> tuple[list[str], list[Edge]]:
         before, arrow, after = text.replace("→", ARROW).partition(ARROW)
-        concepts = self._concepts(before)
+        again = before.strip(" |") == AGAIN
+        concepts = self._find(after, self.concepts) if again else self._concepts(before)
         if section in ("yes", "no"):
             answers = self.answers.get(section, []) if concepts else []
         else:
@@ -138,7 +141,17 @@ class _Tracer:
                 if edges := self._between(node, answer):
                     found += edges
                     self.argued[answer] = self.argued.get(answer, []) + seen + edges
+        for pair in self._together(before if arrow else text, answers):
+            found.append(pair)
+            self.argued[pair[1]] = [*self.argued.get(pair[1], []), pair]
         return concepts + answers, found
+
+    def _together(self, text: str, answers: list[str]) -> list[Edge]:
+        """Return the edges from the first answer that a text names to others that come with it."""
+        first = self._find(text, self.answers)[:1]
+        pairs = [(node, answer) for node in first for answer in answers if node != answer]
+        kinds = nx.get_edge_attributes(self.graph, "kind")
+        return [pair for pair in pairs if kinds.get(pair) == TOGETHER]
 
     def _between(self, node: str, answer: str) -> list[Edge]:
         """Return the edge from a concept to an answer and the path through the knowledge base."""

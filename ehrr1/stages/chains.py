@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +23,18 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from ehrr1.config.schema import Config
-from ehrr1.config.writers import AnthropicChains, ModelChains, OpenAIChains, TemplateChains
+from ehrr1.config.writers import (
+    AnthropicChains,
+    AnyChains,
+    ModelChains,
+    OpenAIChains,
+    TemplateChains,
+)
 from ehrr1.engines import anthropic, endpoint
 from ehrr1.errors import UserError
 from ehrr1.files import write_jsonl
 from ehrr1.graph.evidence import covered, from_json
-from ehrr1.progress import bar, track
+from ehrr1.progress import bar, in_processes, track
 from ehrr1.prompts.messages import answer_text
 from ehrr1.reasoning import anthropic_messages, openai_completions
 from ehrr1.reasoning.anthropic_batches import write_batches
@@ -36,7 +42,7 @@ from ehrr1.reasoning.ledger import FINISHED, Advance, Ledger
 from ehrr1.reasoning.prices import cacheable_length, estimate, estimate_table
 from ehrr1.reasoning.prompting import VERSIONS, Limit, Prompt, write_prompt
 from ehrr1.reasoning.screening import RULES, best, screen
-from ehrr1.reasoning.template import write_template
+from ehrr1.reasoning.template import Style, write_template
 from ehrr1.records.events import Event
 from ehrr1.runs import Run, data_is_open
 from ehrr1.tasks.samples import Prepared, Sample
@@ -45,6 +51,13 @@ UNFINISHED = "unfinished"
 """The rule that a draft breaks which was cut off or refused, whatever it says."""
 
 LEDGER = "ledger.sqlite"
+
+PART = 500
+"""Samples that one process writes and screens at a time."""
+
+Place = tuple[Sample, int]
+"""A sample, and the place of its line in graphs.jsonl, in bytes."""
+
 Metrics = dict[str, float | int]
 
 
@@ -77,17 +90,24 @@ class Work:
         self.any_graph = OmegaConf.select(made_with, "graph.evidence") == "none"
         self.samples = graphed_samples(self.prepared, self.graphs)
 
-    def pairs(self) -> Iterator[tuple[Sample, nx.DiGraph]]:
-        """Yield samples with their graphs, at most `chains.samples_per_task` per task and split."""
+    def places(self) -> list[Place]:
+        """Return samples with the places of their graphs, limited per task and split.
+
+        The limit is `chains.samples_per_task`.
+        """
         taken: Counter[tuple[str, str]] = Counter()
         limit = self.cfg.chains.samples_per_task
-        with self.graphs.open(encoding="utf-8") as lines:
-            for line in lines:
-                row = json.loads(line)
-                sample = self.samples[row["sample_id"]]
-                taken[sample.task, sample.split] += 1
-                if limit is None or taken[sample.task, sample.split] <= limit:
-                    yield sample, from_json(row["graph"])
+        found = []
+        for sample_id, start in graph_places(self.graphs).items():
+            sample = self.samples[sample_id]
+            taken[sample.task, sample.split] += 1
+            if limit is None or taken[sample.task, sample.split] <= limit:
+                found.append((sample, start))
+        return found
+
+    def pairs(self) -> Iterator[tuple[Sample, nx.DiGraph]]:
+        """Yield the samples with their graphs."""
+        return graphs_at(self.graphs, self.places())
 
     def asked(self) -> list[str]:
         """Return the ids of the samples that a language model writes about."""
@@ -122,7 +142,7 @@ def run(cfg: Config, run: Run) -> Metrics:
     """
     if cfg.chains.writer == "template":
         work = Work(cfg, Prepared(run.input("prepare")), run.input("graph") / "graphs.jsonl")
-        return screen_all(work, template(cfg), run.folder)
+        return screen_all(work, template(cfg), run.folder, workers=None)
     write = choose_writer(cfg, run)
     work = Work(cfg, Prepared(run.input("prepare")), run.input("graph") / "graphs.jsonl")
     with Ledger(run.folder / LEDGER) as ledger:
@@ -131,19 +151,22 @@ def run(cfg: Config, run: Run) -> Metrics:
         finally:
             # drafts that were paid for outlive an error that a setting caused
             run.resuming |= ledger.states()["done"] > 0 or bool(ledger.batches())
-        return screen_all(work, written(ledger), run.folder) | asked
+        return screen_all(work, written(ledger), run.folder, workers=1) | asked
 
 
 def template(cfg: Config) -> Writer:
-    """Return the offline writer: one draft, none where the graph has no evidence."""
+    """Return the offline writer: one draft, none where the graph has no reasons."""
     settings = cfg.chains
     assert isinstance(settings, TemplateChains)
+    return partial(write_from_graph, settings.max_evidence, settings.style)
 
-    def write(sample: Sample, context: Sequence[Event], graph: nx.DiGraph) -> list[Draft]:
-        drafts = write_template(sample, context, graph, max_evidence=settings.max_evidence)
-        return [Draft(number, *draft) for number, draft in enumerate(drafts)]
 
-    return write
+def write_from_graph(
+    max_evidence: int, style: Style, sample: Sample, context: Sequence[Event], graph: nx.DiGraph
+) -> list[Draft]:
+    """Return the template's draft on a sample, with its number."""
+    drafts = write_template(sample, context, graph, max_evidence=max_evidence, style=style)
+    return [Draft(number, *draft) for number, draft in enumerate(drafts)]
 
 
 def written(ledger: Ledger) -> Writer:
@@ -232,29 +255,39 @@ def refuse_other_prompts(ledger: Ledger) -> None:
         )
 
 
-def screen_all(work: Work, write: Writer, folder: Path) -> Metrics:
-    """Write chains.jsonl; returns the metrics of all writers."""
-    tally = Counter({f"rejected/{rule}": 0 for rule in (UNFINISHED, *RULES)})
-    faithful: list[float] = []
-    pairs = track(work.pairs(), "screening chains", len(work.samples))
-    write_jsonl(folder / "chains.jsonl", _rows(work, pairs, write, tally, faithful))
-    metrics: Metrics = {name: tally[name] for name in sorted(tally)}
-    return metrics | {"faithfulness": sum(faithful) / max(len(faithful), 1)}
+class Screened(NamedTuple):
+    """The lines of chains.jsonl for some samples, and what they add to the metrics."""
+
+    rows: list[dict[str, Any]]
+    tally: Counter[str]
+    faithful: list[float]
 
 
-def _rows(
-    work: Work,
-    pairs: Iterator[tuple[Sample, nx.DiGraph]],
-    write: Writer,
-    tally: Counter[str],
-    faithful: list[float],
-) -> Iterator[dict[str, Any]]:
-    chains = work.cfg.chains
-    for sample, graph in pairs:
-        context = work.prepared.context(sample)
-        drafts = write(sample, context, graph)
+@dataclass(frozen=True)
+class Screening:
+    """The writing and screening of chains, in a form that can be sent to other processes.
+
+    A `write` that reads a ledger stays in this process.
+    """
+
+    prepared: Path
+    graphs: Path
+    settings: AnyChains
+    any_graph: bool
+    write: Writer
+
+    def __call__(self, part: Sequence[Place]) -> Screened:
+        """Return the drafts of some samples, screened."""
+        found = Screened([], Counter(), [])
+        for sample, graph in graphs_at(self.graphs, part):
+            self._add(found, sample, graph)
+        return found
+
+    def _add(self, found: Screened, sample: Sample, graph: nx.DiGraph) -> None:
+        context = _prepared(self.prepared).context(sample)
+        drafts = self.write(sample, context, graph)
         verdicts = [
-            screen(draft.chain, sample, context, chains.coverage, chains.sections)
+            screen(draft.chain, sample, context, self.settings.coverage, self.settings.sections)
             for draft in drafts
         ]
         for place, draft in enumerate(drafts):
@@ -262,31 +295,74 @@ def _rows(
                 verdict = verdicts[place]
                 verdicts[place] = replace(verdict, rejected_by=(UNFINISHED, *verdict.rejected_by))
         kept = best(verdicts)
-        tally[f"no_evidence/{sample.task}"] += not (drafts or work.any_graph or covered(graph) > 0)
-        tally[f"chains/{sample.task}"] += len(drafts)
-        tally[f"kept/{sample.task}"] += kept is not None
+        nothing = not (drafts or self.any_graph or covered(graph) > 0)
+        found.tally[f"no_evidence/{sample.task}"] += nothing
+        found.tally[f"chains/{sample.task}"] += len(drafts)
+        found.tally[f"kept/{sample.task}"] += kept is not None
         for place, (draft, verdict) in enumerate(zip(drafts, verdicts, strict=True)):
-            faithful.append(verdict.faithfulness)
-            tally.update(f"rejected/{rule}" for rule in verdict.rejected_by)
-            yield {
-                "sample_id": sample.sample_id,
-                "task": sample.task,
-                "draft": draft.number,
-                "chain": draft.chain,
-                "answer": answer_text(sample.target),
-                "kept": place == kept,
-                "rejected_by": list(verdict.rejected_by),
-                "faithfulness": round(verdict.faithfulness, 6),
-                "tokens_in": draft.tokens_in,
-                "tokens_out": draft.tokens_out,
-            }
+            found.faithful.append(verdict.faithfulness)
+            found.tally.update(f"rejected/{rule}" for rule in verdict.rejected_by)
+            found.rows.append(
+                {
+                    "sample_id": sample.sample_id,
+                    "task": sample.task,
+                    "draft": draft.number,
+                    "chain": draft.chain,
+                    "answer": answer_text(sample.target),
+                    "kept": place == kept,
+                    "rejected_by": list(verdict.rejected_by),
+                    "faithfulness": round(verdict.faithfulness, 6),
+                    "tokens_in": draft.tokens_in,
+                    "tokens_out": draft.tokens_out,
+                }
+            )
+
+
+def screen_all(work: Work, write: Writer, folder: Path, workers: int | None) -> Metrics:
+    """Write chains.jsonl; returns the metrics of all writers."""
+    screening = Screening(work.prepared.folder, work.graphs, work.cfg.chains, work.any_graph, write)
+    places = work.places()
+    parts = [places[first : first + PART] for first in range(0, len(places), PART)]
+    tally = Counter({f"rejected/{rule}": 0 for rule in (UNFINISHED, *RULES)})
+    faithful: list[float] = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for some in in_processes(screening, parts, "screening chains", workers):
+            tally.update(some.tally)
+            faithful.extend(some.faithful)
+            yield from some.rows
+
+    write_jsonl(folder / "chains.jsonl", rows())
+    metrics: Metrics = {name: tally[name] for name in sorted(tally)}
+    return metrics | {"faithfulness": sum(faithful) / max(len(faithful), 1)}
+
+
+@cache
+def _prepared(folder: Path) -> Prepared:
+    return Prepared(folder)
+
+
+def graph_places(graphs: Path) -> dict[str, int]:
+    """Return the place of each sample's line in graphs.jsonl, in bytes."""
+    found, start = {}, 0
+    with graphs.open("rb") as lines:
+        for line in lines:
+            found[json.loads(line)["sample_id"]] = start
+            start += len(line)
+    return found
+
+
+def graphs_at(graphs: Path, places: Sequence[Place]) -> Iterator[tuple[Sample, nx.DiGraph]]:
+    """Yield samples with the graphs at these places of graphs.jsonl."""
+    with graphs.open("rb") as lines:
+        for sample, start in places:
+            lines.seek(start)
+            yield sample, from_json(json.loads(lines.readline())["graph"])
 
 
 def graphed_samples(prepared: Prepared, graphs: Path) -> dict[str, Sample]:
     """Return the samples of graphs.jsonl by id; the index is much longer than that file."""
-    with graphs.open(encoding="utf-8") as lines:
-        ids = [json.loads(line)["sample_id"] for line in lines]
-    chosen = prepared.index().filter(pl.col("sample_id").is_in(ids))
+    chosen = prepared.index().filter(pl.col("sample_id").is_in(list(graph_places(graphs))))
     return {sample.sample_id: sample for sample in prepared.as_samples(chosen)}
 
 

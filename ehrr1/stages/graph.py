@@ -24,6 +24,7 @@ from ehrr1.graph.drawing import (
     Drawing,
     Part,
     PatientSamples,
+    Reading,
     Texts,
     count_part,
     draw_part,
@@ -55,20 +56,25 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     parts = parts_of(counted, drawn)
     if dictionary is not None:
         read_texts(prepared, parts, dictionary, cfg)
-    counts = counted_tasks(run.folder / "counts", prepared, parts, dictionary, cfg)
+    reading = Reading(
+        prepared.folder,
+        cfg.graph.counting == "release",
+        cached_texts(dictionary, cfg),
+        cfg.graph.record_chars,
+    )
+    counts = counted_tasks(run.folder / "counts", reading, parts, cfg.graph.workers)
     history = {concept for one in counts.values() for concept in one.history}
     ids = linked_names(counts, history, dictionary)
     rules = {task: evidence_rule(cfg.graph, task, one) for task, one in counts.items()}
     drawing = Drawing(
-        prepared=prepared.folder,
+        reading=reading,
         counts=run.folder / "counts",
         rules=rules,
-        either=cfg.graph.counting == "release",
-        texts=cached_texts(dictionary, cfg),
         ids=ids,
         knowledge=knowledge,
         path_rule=path_rule(cfg.graph),
         require_path=cfg.graph.require_path,
+        min_routine=cfg.graph.min_routine if cfg.graph.evidence == "cooccurrence" else None,
         random_seed=cfg.seed if cfg.graph.evidence == "random" else None,
     )
     tally = draw(run.folder, drawing, parts, cfg.graph.workers)
@@ -120,22 +126,17 @@ def cached_texts(dictionary: Dictionary | None, cfg: Config) -> Texts | None:
 
 
 def counted_tasks(
-    folder: Path,
-    prepared: Prepared,
-    parts: Sequence[Part],
-    dictionary: Dictionary | None,
-    cfg: Config,
+    folder: Path, reading: Reading, parts: Sequence[Part], workers: int | None
 ) -> dict[str, Cooccurrence]:
     """Return co-occurrence by task, from `folder` where an earlier try has left it whole."""
     done = folder / "tasks.json"
     if done.exists():
         return {task: Cooccurrence.load(folder / f"{task}.npz") for task in read_json(done)}
     counters: dict[str, CooccurrenceCounter] = {}
-    either = cfg.graph.counting == "release"
-    read = partial(count_part, prepared.folder, cached_texts(dictionary, cfg), either)
-    for some in in_processes(read, parts, "counting co-occurrence", cfg.graph.workers):
+    read = partial(count_part, reading)
+    for some in in_processes(read, parts, "counting co-occurrence", workers):
         for task, counts in some.items():
-            counters.setdefault(task, CooccurrenceCounter(either)).merge(counts)
+            counters.setdefault(task, CooccurrenceCounter(reading.either)).merge(counts)
     found = {task: counter.result() for task, counter in sorted(counters.items())}
     for task, counts in found.items():
         counts.save(folder / f"{task}.npz")
@@ -149,7 +150,7 @@ def linked_names(
     """Return the dictionary's id of each item name that it has; each name is looked up once."""
     if dictionary is None:
         return {}
-    names = {concept.name for concept in history if not concept.is_text}
+    names = {one.name for one in history if one.is_shown and not one.is_text}
     return dictionary.link(sorted(names.union(*(one.targets for one in counts.values()))))
 
 

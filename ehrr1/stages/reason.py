@@ -5,11 +5,13 @@ direct samples of all tasks, so that direct answers, those to risk questions abo
 """
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import ceil
 from pathlib import Path
 
 import polars as pl
+from rich.console import Console
 
 from ehrr1 import parallel
 from ehrr1.config.schema import Config
@@ -19,13 +21,23 @@ from ehrr1.prompts.chat_format import load_chat_tokenizer
 from ehrr1.prompts.messages import asking_for_both
 from ehrr1.prompts.trees import Question
 from ehrr1.prompts.wording import Wording, style_of
+from ehrr1.reasoning.chain import parse_cases, parse_chain
+from ehrr1.reasoning.facts import Citable
+from ehrr1.records.events import Event
 from ehrr1.runs import Run
 from ehrr1.stages.adapt import ask as ask_directly
 from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.context import preamble_length
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import LEARNABLE, select
 from ehrr1.training.checks import check_training
 from ehrr1.training.sft import Material, builder, lay_base, tokenise, train
+
+CHECKED, ENOUGH_SHOWN = 500, 0.9
+"""Chains whose citations are looked up in their prompts, and the share that needs no warning."""
+
+Chains = dict[str, tuple[str, str]]
+"""sample_id -> (chain, answer)."""
 
 
 def check(cfg: Config, inputs: dict[str, Path]) -> None:
@@ -54,23 +66,58 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     material = Material(prepared, training, validation, questions)
     limit = cfg.reason.max_tokens
     trees, evaluation = tokenise(material, tokenizer, run.folder, limit, style, "reason")
+    rows = zip(trees["sample_ids"], trees["cut_events"], strict=True)
+    cut = {name: lost for names, lost in rows for name in names}
+    shown = parallel.from_first(lambda: citations_shown(training, chains, cut, prepared.context))
     parameters = parallel.from_first(lambda: lay_base(cfg, run.folder, start, tokenizer))
     build = builder(cfg, start, tokenizer)
     metrics = train(trees, evaluation, build, run.folder, cfg, "reason")
     samples = {"samples/think": thinking, "samples/direct": len(training) - thinking}
-    return metrics | samples | {"parameters": parameters}
+    return metrics | samples | shown | {"parameters": parameters}
 
 
-def kept_chains(path: Path) -> dict[str, tuple[str, str]]:
+def citations_shown(
+    samples: Sequence[Sample],
+    chains: Chains,
+    cut: Mapping[str, int],
+    context: Callable[[Sample], Sequence[Event]],
+) -> dict[str, float]:
+    """Return the share of the citations of chains that the model is shown as `citations_shown`.
+
+    A prompt loses its oldest events, `cut` by sample_id; a chain that cites them teaches the model
+    to invent. At most `CHECKED` chains are checked. A share below `ENOUGH_SHOWN` is told on
+    standard error.
+    """
+    asked = [one for one in samples if one.sample_id in chains and one.sample_id in cut]
+    found = total = 0
+    for sample in asked[:CHECKED]:
+        events, lost = context(sample), cut[sample.sample_id]
+        kept = preamble_length(events)
+        text = chains[sample.sample_id][0]
+        read = parse_chain(text) or parse_cases(text)
+        seen = Citable([*events[:kept], *events[kept + lost :]], sample.prediction_time)
+        for citation in read.citations if read else ():
+            total += 1
+            found += citation in seen
+    if not total:  # chains of other writers may be prose without citations
+        return {}
+    if found / total < ENOUGH_SHOWN:
+        Console(stderr=True).print(
+            f"reason: prompts show {found / total:.0%} of what the chains cite. Raise "
+            "reason.max_tokens, or draw the graph with graph.record_chars=N, the characters that a "
+            "prompt shows."
+        )
+    return {"citations_shown": found / total}
+
+
+def kept_chains(path: Path) -> Chains:
     """sample_id -> (chain, answer) of the chains that passed the screening."""
     with path.open(encoding="utf-8") as lines:
         rows = (json.loads(line) for line in lines)
         return {row["sample_id"]: (row["chain"], row["answer"]) for row in rows if row["kept"]}
 
 
-def ask(
-    sample: Sample, chains: dict[str, tuple[str, str]], risk_weight: float, style: Wording
-) -> list[Question]:
+def ask(sample: Sample, chains: Chains, risk_weight: float, style: Wording) -> list[Question]:
     """With thinking where there is a chain, else directly as in `adapt`."""
     if sample.sample_id in chains:
         chain, answer = chains[sample.sample_id]
@@ -85,7 +132,7 @@ def ask(
 def mixture(
     prepared: Prepared,
     split: str,
-    chains: dict[str, tuple[str, str]],
+    chains: Chains,
     cfg: Config,
     per_task: int | None,
 ) -> list[Sample]:

@@ -19,15 +19,19 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, PathPatch
 from matplotlib.path import Path as Curve
 from matplotlib.textpath import text_to_path
 
-from ehrr1.graph.evidence import EVIDENCE, with_state
+from ehrr1.graph.evidence import EVIDENCE, OTHER_REASONS, with_state
 from ehrr1.reasoning.pictures.layout import Layout, arrange
 
 INK, SOFT, PAPER = "#1f2933", "#5b6670", "#ffffff"
 FILL = {"event": "#eef1f4", "concept": "#dcebf7", "knowledge": "#fdebdc", "answer": "#d9f2e8"}
+FILL["routine"] = FILL["concept"]
 EDGE = {
     "occurrence": "#7a8691",
     "cooccurrence": "#0072B2",
     "repetition": "#CC79A7",
+    "again": "#CC79A7",
+    "routine": "#E69F00",
+    "together": "#009E73",
     "knowledge": "#D55E00",
 }
 BORDER = EDGE | {"event": "#7a8691", "concept": "#0072B2", "answer": "#009E73"}
@@ -36,14 +40,19 @@ SAID = {
     "occurrence": "stands in the event",
     "cooccurrence": "goes with the answer (width: lift)",
     "repetition": "the answer's own item, done before (width: lift)",
+    "again": "the answer's own item, done before (no lift)",
+    "routine": "routine in the care unit, or for all patients",
+    "together": "comes with another answer",
     "knowledge": "knowledge (arrow: the fact's direction)",
 }
+
+_DOTTED, _DASHED = (0, (1, 1.5)), (0, (3, 1.5))
 
 SIZE, SMALL = 8.0, 6.5
 """Font sizes in points: labels; tables, relations and legend."""
 ROW, BOX, PAD, GAP, MARGIN = 0.27, 0.2, 0.06, 0.95, 0.25
 """Lengths in inches: row pitch, box height, box padding, gap between columns, outer margin."""
-WIDEST = {"event": 3.1, "concept": 2.9, "knowledge": 1.8, "answer": 2.7}
+WIDEST = {"event": 3.1, "concept": 2.9, "routine": 2.9, "knowledge": 1.8, "answer": 2.7}
 SLACK = 1.05
 """Factor by which text is drawn wider than measured, since glyphs are snapped to whole pixels."""
 HEAD, FOOT = 0.85, 0.4
@@ -177,7 +186,7 @@ def _draw_edges(axes: Axes, graph: nx.DiGraph, places: dict[str, Place]) -> None
                 edgecolor=EDGE[data["kind"]],
                 linewidth=width(data["lift"]) if strong else 0.7,
                 alpha=0.55 if strong else 0.8,
-                linestyle="-" if strong else (0, (1, 1.5)),
+                linestyle="-" if strong else _DASHED if data["kind"] in OTHER_REASONS else _DOTTED,
             )
         )
 
@@ -272,12 +281,15 @@ def _handles(graph: nx.DiGraph) -> Iterator[Line2D]:
     kinds: Sequence[str] = [kind for *_, kind in graph.edges(data="kind")]
     width, lifts = _widths(graph), _lifts(graph)
     if "occurrence" in kinds:
-        yield _stroke("occurrence", SAID["occurrence"], 0.9, (0, (1, 1.5)))
+        yield _stroke("occurrence", SAID["occurrence"], 0.9, _DOTTED)
     if lifts:
         for lift in sorted({min(lifts), max(lifts)}):
             yield _stroke("cooccurrence", f"lift {lift:.3g}", width(lift), "-")
     if "repetition" in kinds:
         yield _stroke("repetition", SAID["repetition"], 1.0, "-")
+    for kind in OTHER_REASONS:
+        if kind in kinds:
+            yield _stroke(kind, SAID[kind], 0.9, _DASHED)
     if "knowledge" in kinds:
         yield _stroke("knowledge", SAID["knowledge"], 1.0, "-")
 

@@ -54,6 +54,7 @@ def _columns(graph: nx.DiGraph) -> list[tuple[str, list[str]]]:
     kinds = graph.nodes(data="kind")
     concepts = [node for node, kind in kinds if kind == "concept"]
     history = [node for node in concepts if graph.nodes[node]["table"] != "knowledge"]
+    history += [node for node, kind in kinds if kind == "routine"]
     events = [node for node, kind in kinds if kind == "event"]
     return [
         ("Events", sorted(events, key=lambda node: int(node.removeprefix("event:")))),

@@ -170,7 +170,7 @@ function drawEdge(svg, edge) {
     group.append(path);
   }
   const seen = group.firstChild;
-  if ("lift" in edge) seen.setAttribute("stroke-width", edge.width);
+  if ("width" in edge) seen.setAttribute("stroke-width", edge.width);
   if (edge.kind === "knowledge" && edge.relation !== "linked")
     seen.setAttribute(edge.inverse ? "marker-start" : "marker-end", "url(#arrow)");
   explain(group, said(edge));
@@ -205,6 +205,7 @@ function said(edge) {
 function key() {
   const kinds = {occurrence: ["dotted", "stands in"], cooccurrence: ["solid", "goes with (width: lift)"],
     repetition: ["solid", "done before (width: lift)"],
+    again: ["dashed", "done before, no lift"], routine: ["dashed", "routine"], together: ["dashed", "comes with"],
     knowledge: ["solid", "knowledge (arrow: the fact's direction)"]};
   for (const kind in kinds) {
     if (!data.edges.some(edge => edge.kind === kind)) continue;

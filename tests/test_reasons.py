@@ -1,0 +1,187 @@
+"""Reasons beside evidence: routine, repetition, what belongs together, and what a prompt shows."""
+
+import networkx as nx
+import pytest
+
+from ehrr1.graph.associations import EvidenceRule, contribution
+from ehrr1.graph.concepts import Concept, occurrences
+from ehrr1.graph.cooccurrence import Cooccurrence, CooccurrenceCounter
+from ehrr1.graph.drawing import shown_from
+from ehrr1.graph.evidence import add_reasons, covered, evidence_graph, explained
+from ehrr1.graph.reasons import EVERYBODY, beside_record, find_reasons
+from ehrr1.reasoning.argument import argue
+from ehrr1.reasoning.chain import parse_chain
+from ehrr1.reasoning.claims import check
+from ehrr1.reasoning.facts import Citable
+from ehrr1.reasoning.screening import screen
+from ehrr1.reasoning.template import Style, write_template
+from ehrr1.reasoning.trace import trace
+from ehrr1.records.markdown import event_markdown
+from ehrr1.stages.reason import citations_shown
+from tests.test_graph import event, sample
+
+RULE = EvidenceRule(min_count=2, min_support=2, min_lift=1.2, top=3, min_probability=0.3)
+CONTEXT = [
+    event("transfers", 1, ["Ward A"]),
+    event("labevents", 2, ["Sodium", "Lactate"]),
+    event("labevents", 3, ["Sodium"]),
+]
+ANSWER = ("Sodium", "Glucose", "Chloride", "Bicarbonate", "Rare")
+SAMPLE = sample(1, "labevents", *ANSWER)
+WARD, ALL = Concept("routine", "Ward A"), Concept("routine", EVERYBODY)
+
+
+def counts() -> Cooccurrence:
+    """Ten patients in Ward A and ten elsewhere, each with one sample.
+
+    Glucose: 6 of Ward A. Chloride: 2 of Ward A, always with Bicarbonate. Sodium: 5 of the 8 who had
+    it before. Rare: one patient.
+    """
+    counter = CooccurrenceCounter()
+    for number in range(20):
+        ward = number < 10
+        answer = ["Glucose"] * (number < 6) + ["Chloride", "Bicarbonate"] * (number < 2)
+        answer += ["Sodium"] * (number in (3, 4, 5, 12, 13)) + ["Rare"] * (number == 9)
+        before = [Concept("labevents", "Sodium")] * (number in (3, 4, 5, 6, 12, 13, 14, 15))
+        beside = [WARD] * ward + [ALL, *(Concept("together", item) for item in answer)]
+        counter.add_patient([(answer, [*before, *beside])])
+    return counter.result()
+
+
+def reasons(own: list[tuple[set[str], set[Concept]]] | None = None) -> dict[str, dict[str, float]]:
+    """Each answer with the names of its reasons and their probabilities."""
+    known = counts()
+    shown = [one.concept for one in occurrences(CONTEXT) if one.concept.kind == "labevents"]
+    beside = beside_record(list(occurrences(CONTEXT)), ANSWER)
+    found = find_reasons(known, beside, shown, RULE, 0.3, contribution(known, own or []))
+    return {
+        item: {f"{one.concept.kind}/{one.concept.name}": one.probability for one in some}
+        for item, some in found.items()
+    }
+
+
+def test_reasons_are_shares_of_patients() -> None:
+    assert beside_record(list(occurrences(CONTEXT)), ["a"])[:2] == [WARD, ALL]
+    assert beside_record([], ["a", "a"]) == [ALL, Concept("together", "a")]
+    assert reasons() == {
+        "Sodium": {"routine/Ward A": 0.3, "labevents/Sodium": 0.625, "together/Glucose": 0.5},
+        "Glucose": {"routine/Ward A": 0.6, "together/Chloride": 1.0, "together/Bicarbonate": 1.0}
+        | {"together/Sodium": 0.6},
+        "Chloride": {"together/Glucose": pytest.approx(1 / 3), "together/Bicarbonate": 1.0},
+        "Bicarbonate": {"together/Glucose": pytest.approx(1 / 3), "together/Chloride": 1.0},
+        "Rare": {},
+    }
+
+
+def test_no_reason_rests_on_the_samples_own_patient() -> None:
+    """Without the patient 3, who has Sodium again, 4 of 7 have it, and 2 of 9 in the ward."""
+    own = {WARD, ALL, Concept("labevents", "Sodium"), Concept("together", "Sodium")}
+    found = reasons([({"Sodium", "Glucose"}, own | {Concept("together", "Glucose")})])
+    assert found["Sodium"] == {"labevents/Sodium": pytest.approx(4 / 7), "together/Glucose": 0.4}
+
+
+def graph() -> nx.DiGraph:
+    shown = list(occurrences(CONTEXT))
+    made = evidence_graph(CONTEXT, shown, {item: [] for item in ANSWER})
+    known = counts()
+    candidates = [one.concept for one in shown if one.concept.kind == "labevents"]
+    found = find_reasons(known, beside_record(shown, ANSWER), candidates, RULE, 0.3, None)
+    add_reasons(made, CONTEXT, shown, found)
+    return made
+
+
+def test_reasons_are_edges_of_their_own_kinds_and_no_evidence() -> None:
+    made = graph()
+    kinds = {(one, other): kind for one, other, kind in made.edges(data="kind")}
+    sodium, ward = "concept:labevents:Sodium", "concept:transfers:Ward A"
+    assert kinds[sodium, "answer:Sodium"] == "again"
+    assert kinds[ward, "answer:Glucose"] == "routine"
+    assert kinds[ward, "event:0"] == kinds[sodium, "event:2"] == "occurrence"
+    assert kinds["answer:Chloride", "answer:Bicarbonate"] == "together"
+    assert made.edges[sodium, "answer:Sodium"]["probability"] == 0.625
+    assert covered(made) == 0 and explained(made) == 0.8
+
+
+def test_each_answer_is_explained_once_and_by_what_is_explained_already() -> None:
+    made = graph()
+    assert [(step.kind, step.answers) for step in argue(made, 4)] == [
+        ("again", ("Sodium",)),
+        ("routine", ("Glucose",)),
+        ("together", ("Bicarbonate", "Chloride")),
+    ]
+    assert [step.kind for step in argue(made, 0)] == ["routine", "together"]
+    made.remove_edges_from([pair for pair in made.edges if "Glucose" in "".join(pair)])
+    assert "together" not in [step.kind for step in argue(made, 4)]
+
+
+LINES: dict[Style, list[str]] = {
+    "compact": [
+        "Again | -> | Sodium",
+        "Ward A | routine | -> | Glucose",
+        "Glucose | together | -> | Bicarbonate | Chloride",
+    ],
+    "prose": [
+        "Sodium: done before, due again.",
+        "Glucose: routine in the Ward A.",
+        "Glucose comes with Bicarbonate and Chloride.",
+    ],
+}
+
+
+@pytest.mark.parametrize("style", ["compact", "prose"])
+def test_both_styles_are_read_screened_and_traced(style: Style) -> None:
+    made = graph()
+    (draft,) = write_template(SAMPLE, CONTEXT, made, 4, style)
+    chain = parse_chain(draft.chain)
+    assert chain is not None and list(chain.reasoning) == LINES[style]
+    assert [one.name for one in chain.citations] == ["Ward A", "Sodium"]
+    assert check(chain, Citable(CONTEXT, SAMPLE.prediction_time)).broken == {}
+    assert screen(draft.chain, SAMPLE, CONTEXT, 0.7).rejected_by == ()
+    lines = {line.text: {*line.edges} for line in trace(draft.chain, made)}
+    again, routine, together = (lines[line] for line in LINES[style])
+    assert ("concept:labevents:Sodium", "answer:Sodium") in again
+    assert ("concept:transfers:Ward A", "answer:Glucose") in routine
+    assert together == {
+        ("answer:Glucose", "answer:Bicarbonate"),
+        ("answer:Glucose", "answer:Chloride"),
+    }
+    assert lines["Chloride"] == {("answer:Glucose", "answer:Chloride")}
+
+
+@pytest.mark.parametrize("style", ["compact", "prose"])
+def test_only_what_is_routine_for_all_needs_no_citation(style: Style) -> None:
+    made = nx.DiGraph()
+    made.add_node("answer:Sodium", kind="answer", label="Sodium")
+    made.add_node("routine:all", kind="routine", label=EVERYBODY)
+    made.add_edge("routine:all", "answer:Sodium", kind="routine", support=9, lift=1.0)
+    asked = sample(1, "labevents", "Sodium")
+    (draft,) = write_template(asked, CONTEXT, made, 4, style)
+    assert screen(draft.chain, asked, CONTEXT, 0.7).rejected_by == ()
+    assert ("routine:all", "answer:Sodium") in trace(draft.chain, made)[2].edges
+    without = draft.chain.replace("routine for all patients", "due").replace(EVERYBODY, "It")
+    assert "empty" in screen(without, asked, CONTEXT, 0.7).rejected_by
+
+
+def test_only_events_that_fit_are_read() -> None:
+    """The preamble counts, and the latest events are kept whole, as in a prompt."""
+    sizes = [len(event_markdown(one)) + 2 for one in CONTEXT]
+    assert shown_from(CONTEXT, 0, sum(sizes)) == 0
+    assert shown_from(CONTEXT, 0, sum(sizes) - 1) == 1
+    assert shown_from(CONTEXT, 1, sum(sizes) - 1) == 2
+    assert shown_from(CONTEXT, 1, sizes[0]) == 3
+
+
+@pytest.mark.parametrize(("cut", "share"), [(0, 1.0), (1, 0.5), (3, 0.0)])
+def test_citations_that_prompts_do_not_show_are_told(
+    cut: int, share: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (draft,) = write_template(SAMPLE, CONTEXT, graph(), 4)
+    lost, others = {SAMPLE.sample_id: cut}, [SAMPLE, sample(2, "labevents")]
+
+    def shown(chain: str) -> dict[str, float]:
+        chains = {SAMPLE.sample_id: (chain, "Sodium")}
+        return citations_shown(others, chains, lost, lambda _: CONTEXT)
+
+    assert shown(draft.chain) == {"citations_shown": share}
+    assert ("graph.record_chars=N" in capsys.readouterr().err) == (share < 0.9)
+    assert shown("prose") == {}
