@@ -48,6 +48,10 @@ WRONG: dict[str, list[str]] = {
     # settings that do not exist
     "adapt.lrr=3": ["adapt.lrr: there is no such setting; did you mean adapt.lr?"],
     "+adapt.lrr=3": ["adapt.lrr: there is no such setting; did you mean adapt.lr?"],
+    "rl.rewards={log:1}": [
+        "rl.rewards: a name that it does not have",
+        "'+rl.rewards={NAME: VALUE}'",
+    ],
     "~adapt.lr": ["adapt.lr: it is missing", "a number > 0"],
     "lr=3": ["lr: there is no such setting; did you mean adapt.lr, reason.lr, rl.lr?"],
     "+rl.entropy_bonus=0.01 +adapt.learning_rate=1e-5": [

@@ -141,6 +141,8 @@ def unknown(key: str, config: type[BaseModel]) -> str:
         return f"this setting is called {RENAMED[key]} now"
     if choices := owners(config, key):
         return f"it belongs to {' and '.join(choices)}, and another is chosen"
+    if key in keys(config):  # a mapping of the user's own names
+        return f"a name that it does not have yet is added by a plus, as '+{key}={{NAME: VALUE}}'"
     if key.partition(".")[0] in ("experiment", "ablation"):
         return f"its file has settings outside of any section: its first line must be '{GLOBAL}'"
     for word in (key, last):
