@@ -214,9 +214,8 @@ def _lines(
         if drawing.knowledge is not None:
             knowledge, path = _knowledge(drawing.knowledge, drawing.path_rule)
             add_paths(graph, knowledge, path, drawing.require_path)
-        if drawing.min_routine is not None and has_reasons(drawing.reading, sample):
-            reasons = _reasons(drawing, sample, shown, added.get(sample.task))
-            add_reasons(graph, context, shown, reasons, drawing.ids)
+        reasons = _reasons(drawing, sample, shown, added.get(sample.task))
+        add_reasons(graph, context, shown, reasons, drawing.ids)
         lines.append(
             {
                 "sample_id": sample.sample_id,
@@ -256,8 +255,9 @@ def _reasons(
     shown: Sequence[Occurrence],
     own: Contribution | None,
 ) -> dict[str, list[Association]]:
-    """Return the reasons beside evidence for each answer of a decision task."""
-    if sample.task not in drawing.rules or drawing.min_routine is None:
+    """Return the reasons beside evidence for each answer, if the graph has such reasons."""
+    wanted = sample.task in drawing.rules and has_reasons(drawing.reading, sample)
+    if drawing.min_routine is None or not wanted:
         return {}
     return find_reasons(
         _counts(drawing.counts / f"{sample.task}.npz"),

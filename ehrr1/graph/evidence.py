@@ -28,7 +28,7 @@ EVIDENCE = frozenset({"cooccurrence", "repetition"})
 """Kinds of the edges from a concept to an answer that it is evidence for."""
 
 OTHER_REASONS = ("again", "routine", "together")
-"""Kinds of the edges of an answer's other reasons (`add_reasons`), the first to be argued first."""
+"""Kinds of the edges of an answer's other reasons (`add_reasons`)."""
 
 Found = Mapping[str, Sequence[Association]]
 """Each answer of a sample with the concepts of its context that are evidence for it."""

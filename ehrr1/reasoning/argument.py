@@ -1,16 +1,13 @@
 """Choose a reason for each answer of a thinking graph, so that a short chain explains them all."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence, Set
-from typing import Any, Literal, NamedTuple
+from collections.abc import Collection, Set
+from typing import Literal, NamedTuple
 
 import networkx as nx
 
 from ehrr1.graph.concepts import TOGETHER
 from ehrr1.graph.evidence import answers, reasons, strength
-
-Edges = Sequence[tuple[str, Mapping[str, Any]]]
-"""The edges of an answer, each with the node that it comes from."""
 
 
 class Step(NamedTuple):
