@@ -75,6 +75,17 @@ def join(gpu: bool) -> None:
     distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=PATIENCE)
 
 
+def part() -> None:
+    """End the group's communication, if there is any.
+
+    gloo's threads abort a process that exits while they run: now and then, with exit code 250.
+    """
+    import torch.distributed as distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def _describe_slurm_step() -> None:
     """Set torchrun's environment variables from those of SLURM."""
     from lightning_fabric.plugins.environments import SLURMEnvironment

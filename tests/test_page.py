@@ -147,6 +147,8 @@ def test_escape_and_a_second_click_clear(browser: Driver, shown: Path) -> None:
 
 
 def test_the_timeline_scrolls_to_the_evidence_and_unfolds(browser: Driver, shown: Path) -> None:
+    from selenium.webdriver.support.wait import WebDriverWait
+
     opened = Opened(browser, shown)
     pane = opened.all("#timeline .body")[0].rect
     for line in opened.all(".line")[:6]:
@@ -155,7 +157,8 @@ def test_the_timeline_scrolls_to_the_evidence_and_unfolds(browser: Driver, shown
         assert any(pane["y"] <= top < pane["y"] + pane["height"] for top in tops)
     folded = opened.all(".event.evidence")[0]
     opened.click(folded.find_element("css selector", "summary"))
-    assert folded.find_elements("css selector", "tr.hit")
+    # a browser tells the page of it in a later task
+    WebDriverWait(folded, 10).until(lambda one: one.find_elements("css selector", "tr.hit"))
 
 
 def test_a_click_on_a_node_lights_its_lines_and_events(

@@ -207,11 +207,15 @@ def test_a_click_on_a_heading_sorts_and_a_second_one_turns(browser: Driver, repo
 
 
 def test_a_case_opens_with_record_chain_answer_and_truth(browser: Driver, report: Path) -> None:
+    from selenium.webdriver.support.wait import WebDriverWait
+
     look(browser, report)
     cases = found(browser, ".case")
     assert len(cases) == 6 and SECRET not in found(browser, "main")[0].text
     for case in cases[:2]:
         click(browser, case.find_element("css selector", "summary"))
+        # a browser tells the page of it in a later task
+        WebDriverWait(case, 10).until(lambda one: one.find_elements("css selector", ".inside"))
         assert SECRET in case.text and "onerror=alert(1)" in case.text and "well" in case.text
     assert "Truth" in cases[0].text  # a risk task comes first, a decision second
     assert any(word in cases[1].text for word in ("Right", "Missed"))

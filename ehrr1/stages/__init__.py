@@ -186,12 +186,17 @@ def _execute_in_group(cfg: Config, stage: str) -> None:
     from ehrr1.training.strategies import on_gpu
 
     parallel.join(on_gpu(cfg.trainer))
-    if parallel.rank() == 0:
-        _execute_one(cfg, stage)
-        if not parallel.has_parent():
-            tell_next(cfg, stage, console)
-    elif (run := parallel.from_first(lambda: None)) is not None:
-        module_of(stage).run(cfg, run)
+    try:
+        if parallel.rank() == 0:
+            _execute_one(cfg, stage)
+            if not parallel.has_parent():
+                tell_next(cfg, stage, console)
+        elif (run := parallel.from_first(lambda: None)) is not None:
+            module_of(stage).run(cfg, run)
+    except (UserError, SystemExit):  # after other errors, processes may wait in the group
+        parallel.part()
+        raise
+    parallel.part()
 
 
 def _execute_one(cfg: Config, stage: str) -> None:
