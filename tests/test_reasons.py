@@ -3,12 +3,19 @@
 import networkx as nx
 import pytest
 
-from ehrr1.graph.associations import EvidenceRule, contribution
+from ehrr1.graph.associations import EvidenceRule, associated, candidates, contribution
 from ehrr1.graph.concepts import Concept, occurrences
 from ehrr1.graph.cooccurrence import Cooccurrence, CooccurrenceCounter
 from ehrr1.graph.drawing import shown_from
-from ehrr1.graph.evidence import add_reasons, covered, evidence_graph, explained
-from ehrr1.graph.reasons import EVERYBODY, beside_record, find_reasons
+from ehrr1.graph.evidence import (
+    add_reasons,
+    answers_only,
+    covered,
+    evidence_graph,
+    explained,
+    mark_candidates,
+)
+from ehrr1.graph.reasons import EVERYBODY, beside_record, find_reasons, likely_items
 from ehrr1.reasoning.argument import argue
 from ehrr1.reasoning.chain import parse_chain
 from ehrr1.reasoning.claims import check
@@ -53,7 +60,7 @@ def reasons(own: list[tuple[set[str], set[Concept]]] | None = None) -> dict[str,
     known = counts()
     shown = [one.concept for one in occurrences(CONTEXT) if one.concept.kind == "labevents"]
     beside = beside_record(list(occurrences(CONTEXT)), ANSWER)
-    found = find_reasons(known, beside, shown, RULE, 0.3, contribution(known, own or []))
+    found = find_reasons(known, ANSWER, beside, shown, RULE, 0.3, contribution(known, own or []))
     return {
         item: {f"{one.concept.kind}/{one.concept.name}": one.probability for one in some}
         for item, some in found.items()
@@ -85,7 +92,7 @@ def graph() -> nx.DiGraph:
     made = evidence_graph(CONTEXT, shown, {item: [] for item in ANSWER})
     known = counts()
     candidates = [one.concept for one in shown if one.concept.kind == "labevents"]
-    found = find_reasons(known, beside_record(shown, ANSWER), candidates, RULE, 0.3, None)
+    found = find_reasons(known, ANSWER, beside_record(shown, ANSWER), candidates, RULE, 0.3, None)
     add_reasons(made, CONTEXT, shown, found)
     return made
 
@@ -126,6 +133,39 @@ LINES: dict[Style, list[str]] = {
         "Glucose comes with Bicarbonate and Chloride.",
     ],
 }
+
+
+def weighed(answer: tuple[str, ...]) -> nx.DiGraph:
+    """The graph of the same record with another answer, and with all items that are likely."""
+    known, shown = counts(), list(occurrences(CONTEXT))
+    before = {one.concept for one in shown if one.concept.kind == "labevents"}
+    likely = likely_items(known, shown, "labevents", RULE, 0.3, None)
+    concepts = candidates(known, before)
+    items = dict.fromkeys((*answer, *likely))
+    found = {item: associated(known, item, concepts, RULE) for item in items}
+    others = {item: found.pop(item) for item in likely if item not in answer}
+    made = evidence_graph(CONTEXT, shown, found, None, "labevents", others)
+    for some in (answer, others):
+        beside = beside_record(shown, answer if some is answer else ())
+        add_reasons(
+            made, CONTEXT, shown, find_reasons(known, some, beside, before, RULE, 0.3, None)
+        )
+    mark_candidates(made, likely)
+    return made
+
+
+def test_with_candidates_only_the_results_depend_on_the_answer() -> None:
+    graphs = {answer: weighed(answer) for answer in (("Glucose",), ("Sodium", "Rare"), ("Rare",))}
+    drafts = {answer: write_template(SAMPLE, CONTEXT, one, 4) for answer, one in graphs.items()}
+    lines = {answer: draft[0].chain.split("## Final Results") for answer, draft in drafts.items()}
+    assert len({before for before, _ in lines.values()}) == 1
+    assert [after.split() for _, after in lines.values()] == [["Glucose"], ["Sodium"], []]
+    assert "Ward A | routine | -> | Glucose" in lines["Rare",][0]
+    assert "Again | -> | Sodium" in lines["Rare",][0]
+    plain = answers_only(graphs["Rare",])
+    assert set(plain) == {"answer:Rare"}
+    verdict = screen(drafts["Rare",][0].chain, SAMPLE, CONTEXT, 0.0)
+    assert verdict.rejected_by == ("empty",)
 
 
 @pytest.mark.parametrize("style", ["compact", "prose"])

@@ -14,6 +14,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from ehrr1.tasks.catalog import TASKS
 from tests.conftest import ROOT, CommandLine
 
 REWARDS = '''
@@ -127,6 +128,12 @@ def test_adapters_and_replaced_groups_in_two_processes(reinforce: Run) -> None:
         assert found["updates"] == 4
         for name in ("loss", "grad_norm", "reward", "kl", "replaced_groups"):
             assert found[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-6), name
+
+
+def test_only_decisions_are_asked(reinforce: Run) -> None:
+    folder = reinforce("decisions", "rl.tasks=decision")
+    assert {TASKS[task].kind for task in completions(folder)["task"]} == {"decision"}
+    assert json.loads((folder / "metrics.json").read_text())["validation/prompts"] == 8
 
 
 def test_risk_answers_after_both_cases(smoke: Path, reinforce: Run) -> None:

@@ -63,7 +63,7 @@ def test_training_says_it(samples: list[Sample]) -> None:
     chains = {sample.sample_id: ("A chain.", "An answer.") for sample in samples}
     for sample in samples:
         [direct] = adapt.ask(sample, 1.0, OURS)
-        [thinking] = reason.ask(sample, chains, 1.0, OURS)
+        [thinking] = reason.ask(sample, chains, False, 1.0, OURS)
         rollout = Prompts.__new__(Prompts)
         rollout.think, rollout.wording = "task", OURS
         [prompt] = rollout.ask(sample)

@@ -131,6 +131,7 @@ class Reason(Supervised):
     """Settings of `stage=reason`."""
 
     direct_share: Share
+    also_direct: bool
 
 
 def _joined(value: Any) -> Any:
@@ -151,6 +152,7 @@ class RL(Optimization):
     """Settings of `stage=rl`."""
 
     start: Literal["adapt", "reason"]
+    tasks: Literal["all", "decision", "risk"]
     steps: Count | None
     prompts_per_step: Count
     group_size: Annotated[int, Field(ge=2)]

@@ -24,14 +24,14 @@ Own = Sequence[tuple[Set[str], Set[Concept]]]
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """The share of one patient in the counts of a task.
+    """The share of one patient in the counts of a task, whose history has H concepts.
 
-    history: columns of the concepts; pairs: target -> columns of the concepts that a sample with
-    the target shows.
+    history [H]: whether the patient's samples show a concept; pairs: target -> the same of the
+    samples with the target.
     """
 
-    history: NDArray[np.int64]
-    pairs: Mapping[str, NDArray[np.int64]]
+    history: NDArray[np.bool_]
+    pairs: Mapping[str, NDArray[np.bool_]]
 
 
 def contribution(counts: Cooccurrence, own: Own) -> Contribution | None:
@@ -44,13 +44,15 @@ def contribution(counts: Cooccurrence, own: Own) -> Contribution | None:
             pairs.setdefault(target, set()).update(history)
     every = set().union(*(history for _, history in own))
     return Contribution(
-        _columns(counts, every), {target: _columns(counts, some) for target, some in pairs.items()}
+        _mark(counts, every), {target: _mark(counts, some) for target, some in pairs.items()}
     )
 
 
-def _columns(counts: Cooccurrence, concepts: Iterable[Concept]) -> NDArray[np.int64]:
+def _mark(counts: Cooccurrence, concepts: Iterable[Concept]) -> NDArray[np.bool_]:
     found = (counts.column(concept) for concept in concepts)
-    return np.array([column for column in found if column is not None], dtype=np.int64)
+    marked = np.zeros(len(counts.history), dtype=np.bool_)
+    marked[[column for column in found if column is not None]] = True
+    return marked
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +164,9 @@ def margins(
         return Margins(joint, history, alone, counts.units)
     held = own.pairs.get(target)
     if held is not None:
-        joint -= np.isin(columns, held)
+        joint -= held[columns]
     return Margins(
-        joint, history - np.isin(columns, own.history), alone - (held is not None), counts.units - 1
+        joint, history - own.history[columns], alone - (held is not None), counts.units - 1
     )
 
 
@@ -206,6 +208,36 @@ def associated(
     return strongest[: rule.top]
 
 
+def likely(
+    counts: Cooccurrence,
+    shown: Candidates,
+    rule: EvidenceRule,
+    own: Contribution | None = None,
+) -> dict[str, float]:
+    """Return each target that some of the concepts `shown` is evidence for, with its probability.
+
+    This is the highest n(t, h) / n(h) among them. `own` is as in `associated`. The targets are in
+    the order of the counts.
+    """
+    history = counts.n_history[shown.columns].astype(np.int64)
+    joint = counts.block(shown.columns)
+    if own is not None:
+        history -= own.history[shown.columns]
+        for target, held in own.pairs.items():
+            joint[counts.targets[target]] -= held[shown.columns]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        passed = joint / history >= rule.min_probability
+    passed &= (history >= rule.min_count) & (joint >= max(rule.min_support, 1))
+    names = list(counts.targets)
+    found = {}
+    for row in np.flatnonzero(passed.any(axis=1)).tolist():
+        beside = margins(counts, names[row], shown.columns, own)
+        kept = passing_places(beside, rule)
+        if len(kept):
+            found[names[row]] = float(probabilities(beside.at(kept)).max())
+    return found
+
+
 def _one_state_each(found: Iterable[Association]) -> list[Association]:
     """Return the strongest state of each item: a chain argues with an item once for an answer."""
     best: dict[tuple[str, str], Association] = {}
@@ -220,7 +252,8 @@ def passing_places(beside: Margins, rule: EvidenceRule) -> NDArray[np.int64]:
     places = np.flatnonzero(enough & (beside.joint > 0))
     some = beside.at(places)
     passed = (lifts(some) > rule.min_lift) & (probabilities(some) >= rule.min_probability)
-    passed &= normalised_pmi(some) >= rule.min_npmi
+    if rule.min_npmi > -1:
+        passed &= normalised_pmi(some) >= rule.min_npmi
     places = places[passed]
     places = places[lower_bounds(beside.at(places)) > rule.min_lift_low]
     if rule.max_p == 1 or not len(places):  # every p-value passes, and they take most of the time

@@ -97,6 +97,16 @@ class Cooccurrence:
         dense[self.joint.indices[span]] = self.joint.data[span]
         return dense
 
+    def block(self, columns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the joint counts of all targets with some history concepts [T, columns]."""
+        if isinstance(self.joint, np.ndarray):
+            return self.joint[:, columns].astype(np.int64)
+        return self._by_column[:, columns].toarray().astype(np.int64)
+
+    @cached_property
+    def _by_column(self) -> sparse.csc_array:
+        return sparse.csc_array(self.joint)
+
     def save(self, path: Path) -> None:
         """Write the counts atomically to one .npz file."""
         names = {"targets": list(self.targets), "history": list(self.history)}

@@ -17,10 +17,17 @@ from ehrr1.graph.associations import (
 )
 from ehrr1.graph.concepts import Concept, Occurrence, Reader, event_texts, occurrences
 from ehrr1.graph.cooccurrence import Cooccurrence, CooccurrenceCounter
-from ehrr1.graph.evidence import Found, add_reasons, evidence_graph, randomised, to_json
+from ehrr1.graph.evidence import (
+    Found,
+    add_reasons,
+    evidence_graph,
+    mark_candidates,
+    randomised,
+    to_json,
+)
 from ehrr1.graph.knowledge import Knowledge, PathRule
 from ehrr1.graph.paths import Search, add_paths, search
-from ehrr1.graph.reasons import beside_record, find_reasons
+from ehrr1.graph.reasons import beside_record, find_reasons, likely_items
 from ehrr1.graph.states import REMEMBERED
 from ehrr1.graph.statistics import holds_without
 from ehrr1.graph.text.mention_cache import MentionCache
@@ -79,7 +86,7 @@ class Drawing:
     rules: evidence rule of each task; empty for graphs without evidence (an ablation). In the
     counts of the release (`reading.either`) a sample's own patient is not left out. ids: name ->
     concept id. min_routine: see `graph.reasons.find_reasons`; None for graphs without other
-    reasons.
+    reasons. candidates: number of likely items; 0: only the answer's reasons are drawn.
     """
 
     reading: Reading
@@ -90,6 +97,7 @@ class Drawing:
     path_rule: PathRule
     require_path: bool
     min_routine: float | None
+    candidates: int
     random_seed: int | None
 
 
@@ -208,14 +216,21 @@ def _lines(
     context, shown = _read(drawing.reading, group[0])
     lines = []
     for sample in group:
-        found = _evidence(drawing, sample, shown, added.get(sample.task))
+        own_counts = added.get(sample.task)
+        found = _evidence(drawing, sample, _asked(sample), shown, own_counts)
+        weighed = _candidates(drawing, sample, shown, own_counts)
+        others = [item for item in weighed if item not in found]
+        likely = _evidence(drawing, sample, others, shown, own_counts)
         answers_from = None if drawing.reading.either else TASKS[sample.task].anchor_table
-        graph = evidence_graph(context, shown, found, drawing.ids, answers_from)
+        graph = evidence_graph(context, shown, found, drawing.ids, answers_from, likely)
         if drawing.knowledge is not None:
             knowledge, path = _knowledge(drawing.knowledge, drawing.path_rule)
             add_paths(graph, knowledge, path, drawing.require_path)
-        reasons = _reasons(drawing, sample, shown, added.get(sample.task))
-        add_reasons(graph, context, shown, reasons, drawing.ids)
+        for items in (sample.target, others):
+            reasons = _reasons(drawing, sample, items, shown, own_counts)
+            add_reasons(graph, context, shown, reasons, drawing.ids)
+        if drawing.candidates:
+            mark_candidates(graph, weighed)
         lines.append(
             {
                 "sample_id": sample.sample_id,
@@ -229,15 +244,43 @@ def _lines(
     return lines
 
 
-def _evidence(
+def _asked(sample: Sample) -> Sequence[str]:
+    """Return the answers of a sample, both outcomes of a risk task."""
+    risk = TASKS[sample.task].kind == "risk"
+    return list(dict.fromkeys(OUTCOMES if risk else sample.target))
+
+
+def _candidates(
     drawing: Drawing, sample: Sample, shown: Sequence[Occurrence], own: Contribution | None
+) -> list[str]:
+    """Return the likeliest items by the record, as many as the drawing has, in the answer or not.
+
+    They are the same whatever the answer is.
+    """
+    risk = TASKS[sample.task].kind == "risk"
+    if risk or not (drawing.candidates and sample.task in drawing.rules):
+        return []
+    return likely_items(
+        _counts(drawing.counts / f"{sample.task}.npz"),
+        shown,
+        TASKS[sample.task].anchor_table,
+        drawing.rules[sample.task],
+        drawing.min_routine,
+        own,
+    )[: drawing.candidates]
+
+
+def _evidence(
+    drawing: Drawing,
+    sample: Sample,
+    items: Sequence[str],
+    shown: Sequence[Occurrence],
+    own: Contribution | None,
 ) -> dict[str, list[Association]]:
-    """Return the evidence for each answer of a sample, or for each outcome of a risk task.
+    """Return the evidence for each of some items.
 
     `own` is what the sample's patient adds to the counts: no evidence rests on it.
     """
-    risk = TASKS[sample.task].kind == "risk"
-    items = dict.fromkeys(OUTCOMES if risk else sample.target)
     if sample.task not in drawing.rules:
         return {item: [] for item in items}
     rule = drawing.rules[sample.task]
@@ -252,16 +295,21 @@ def _evidence(
 def _reasons(
     drawing: Drawing,
     sample: Sample,
+    items: Sequence[str],
     shown: Sequence[Occurrence],
     own: Contribution | None,
 ) -> dict[str, list[Association]]:
-    """Return the reasons beside evidence for each answer, if the graph has such reasons."""
+    """Return the reasons beside evidence for each of some items, if the graph has such reasons.
+
+    A candidate does not come together with an answer: that would give the answer away.
+    """
     wanted = sample.task in drawing.rules and has_reasons(drawing.reading, sample)
     if drawing.min_routine is None or not wanted:
         return {}
     return find_reasons(
         _counts(drawing.counts / f"{sample.task}.npz"),
-        beside_record(shown, sample.target),
+        items,
+        beside_record(shown, sample.target if items is sample.target else ()),
         {one.concept for one in shown if one.concept.kind == TASKS[sample.task].anchor_table},
         drawing.rules[sample.task],
         drawing.min_routine,

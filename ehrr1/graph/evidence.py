@@ -40,15 +40,17 @@ def evidence_graph(
     found: Found,
     ids: Mapping[str, str] | None = None,
     answers_from: str | None = None,
+    likely: Found | None = None,
 ) -> nx.DiGraph:
     """Return the graph that links the answers of a sample to concepts and events of its context.
 
     `shown` are the occurrences of concepts in the context, `found` the evidence for each answer,
     and `ids` maps each linked name to its id in the dictionary. `answers_from` is the table whose
-    items are the answers; None if no concept is to be called a repetition of an answer.
+    items are the answers; None if no concept is to be called a repetition of an answer. `likely`
+    are other items with their evidence.
 
-    Nodes have `kind` ("event", "concept" or "answer") and `label` (heading and time, name, or
-    item). Concept nodes also have `table`, `state` if they have one and, if they come from free
+    Nodes have `kind` ("event", "concept", "answer" or, for other likely items, "candidate") and
+    `label` (heading and time, name, or item). Concept nodes also have `table`, `state` if they have one and, if they come from free
     text, `written` (the words of the text). Linked names have `concept_id`. Edges have `kind`:
     "occurrence" (concept -> event in which it has its state, with `time`, ISO 8601 or None, and
     `value` if one can be cited), "repetition" (concept -> answer that is the same item of the same
@@ -62,9 +64,11 @@ def evidence_graph(
     for occurrence in shown:
         places.setdefault(occurrence.concept, []).append(occurrence)
     graph = nx.DiGraph()
-    for item, evidence in found.items():
-        answer = f"answer:{item}"
-        graph.add_node(answer, kind="answer", label=item, **_linked(ids.get(item)))
+    items = [("answer", *pair) for pair in found.items()]
+    items += [("candidate", *pair) for pair in (likely or {}).items()]
+    for kind, item, evidence in items:
+        answer = f"{kind}:{item}"
+        graph.add_node(answer, kind=kind, label=item, **_linked(ids.get(item)))
         for one in evidence:
             node = _add_concept(graph, places[one.concept], context, ids)
             repeats = is_repetition(one.concept, item, answers_from)
@@ -89,7 +93,7 @@ def add_reasons(
     for occurrence in shown:
         places.setdefault(occurrence.concept, []).append(occurrence)
     for item, reasons in found.items():
-        answer = f"answer:{item}"
+        answer = f"answer:{item}" if f"answer:{item}" in graph else f"candidate:{item}"
         for one in reasons:
             kind = one.concept.kind if one.concept.kind in (ROUTINE, TOGETHER) else "again"
             concept = Concept(TRANSFERS, one.concept.name) if kind == ROUTINE else one.concept
@@ -145,6 +149,22 @@ def randomised(
     return replaced
 
 
+def mark_candidates(graph: nx.DiGraph, items: Sequence[str]) -> None:
+    """Note in the graph which items the record makes likely, whether or not they are the answer."""
+    graph.graph["candidates"] = list(items)
+
+
+def answers_only(graph: nx.DiGraph) -> nx.DiGraph:
+    """Return the graph without its candidates and what is a reason for them only."""
+    ends = [node for node, kind in graph.nodes(data="kind") if kind == "answer"]
+    kept = set(ends).union(*(nx.ancestors(graph, node) for node in ends))
+    kinds = graph.nodes(data="kind")
+    kept |= {end for start, end in graph.edges if start in kept and kinds[end] == "event"}
+    left = nx.DiGraph(graph)
+    left.remove_nodes_from([node for node in graph if node not in kept])
+    return left
+
+
 def answers(graph: nx.DiGraph) -> dict[str, list[tuple[str, dict[str, Any]]]]:
     """Return each answer item with its evidence, highest lower bound of the lift first.
 
@@ -155,9 +175,12 @@ def answers(graph: nx.DiGraph) -> dict[str, list[tuple[str, dict[str, Any]]]]:
 
 
 def reasons(
-    graph: nx.DiGraph, kinds: Container[str]
+    graph: nx.DiGraph, kinds: Container[str], of: Container[str] = ("answer",)
 ) -> dict[str, list[tuple[str, dict[str, Any]]]]:
-    """Return each answer item with its edges of these kinds, in the order of `answers`."""
+    """Return each answer with its edges of these kinds, in the order of `answers`.
+
+    `of` are the kinds of nodes that are taken for answers: also "candidate".
+    """
     return {
         data["label"]: sorted(
             (
@@ -173,7 +196,7 @@ def reasons(
             ),
         )
         for node, data in graph.nodes(data=True)
-        if data["kind"] == "answer"
+        if data["kind"] in of
     }
 
 

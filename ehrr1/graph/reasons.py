@@ -15,6 +15,7 @@ from ehrr1.graph.associations import (
     EvidenceRule,
     associated,
     candidates,
+    likely,
 )
 from ehrr1.graph.concepts import ROUTINE, TOGETHER, TRANSFERS, Concept, Occurrence
 from ehrr1.graph.cooccurrence import Cooccurrence
@@ -49,15 +50,44 @@ def loosened(rule: EvidenceRule, min_routine: float) -> EvidenceRule:
     )
 
 
+def likely_items(
+    counts: Cooccurrence,
+    shown: Sequence[Occurrence],
+    anchor: str | None,
+    rule: EvidenceRule,
+    min_routine: float | None,
+    own: Contribution | None,
+) -> list[str]:
+    """Return the items that a record makes likely, whatever the answer is, the likeliest first.
+
+    They have evidence by `rule`, are routine in the care unit, or were done before (items of the
+    table `anchor`) and are due again.
+    """
+    concepts = dict.fromkeys(one.concept for one in shown)
+    found = likely(counts, candidates(counts, concepts), rule, own)
+    if min_routine is not None:
+        loose = loosened(rule, min_routine)
+        usual = candidates(counts, beside_record(shown, ())[:1])
+        before = [one for one in concepts if one.kind == anchor and one.state not in NOT_DONE]
+        chances = [*likely(counts, usual, loose, own).items()]
+        for one in before:
+            done = associated(counts, one.name, candidates(counts, [one]), loose, own)
+            chances += [(one.name, each.probability) for each in done]
+        for name, chance in chances:
+            found[name] = max(chance, found.get(name, 0.0))
+    return sorted(found, key=lambda name: (-found[name], name))
+
+
 def find_reasons(
     counts: Cooccurrence,
+    items: Iterable[str],
     beside: Sequence[Concept],
     shown: Iterable[Concept],
     rule: EvidenceRule,
     min_routine: float,
     own: Contribution | None,
 ) -> dict[str, list[Association]]:
-    """Return the reasons for each item of an answer, strongest first.
+    """Return the reasons for each of some items, strongest first.
 
     `beside` are the concepts of `beside_record`, `shown` those of the context of which an answer
     can be a repetition, `own` what the sample's patient adds to the counts. The care unit and the
@@ -72,7 +102,7 @@ def find_reasons(
     usual = [one for one in beside if one.kind == ROUTINE][:1]
     others = [one for one in beside if one.kind == TOGETHER]
     found = {}
-    for item in (one.name for one in others):
+    for item in items:
         again = [before[item]] if item in before else []
         joined = [one for one in others if one.name != item]
         known = candidates(counts, [*usual, *again, *joined])

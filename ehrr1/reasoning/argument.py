@@ -1,13 +1,15 @@
 """Choose a reason for each answer of a thinking graph, so that a short chain explains them all."""
 
 import math
-from collections.abc import Collection, Set
+from collections.abc import Collection, Container, Mapping, Set
 from typing import Literal, NamedTuple
 
 import networkx as nx
+import numpy as np
 
+from ehrr1.graph.associations import wilson
 from ehrr1.graph.concepts import TOGETHER
-from ehrr1.graph.evidence import answers, reasons, strength
+from ehrr1.graph.evidence import EVIDENCE, answers, reasons, strength
 
 
 class Step(NamedTuple):
@@ -20,6 +22,69 @@ class Step(NamedTuple):
     kind: Literal["again", "evidence", "routine", "together"]
     nodes: tuple[str, ...]
     answers: tuple[str, ...]
+
+
+MOST_ROUTINE, MOST_EACH = 8, 6
+"""Maximum number of items that are routine, and that one concept makes likely."""
+
+ITEMS = ("answer", "candidate")
+"""Kinds of the nodes of items that a graph with candidates weighs."""
+
+
+def weigh(graph: nx.DiGraph, max_evidence: int) -> list[Step]:
+    """Return the steps that name what the record makes likely (`graph.candidates`).
+
+    They are the same whatever the answer is, so that a model can learn to write them.
+
+    First what is routine, then what was done before (at most `max_evidence` items), then the items
+    of the concepts that make most others likely, half as many concepts. Each line is a lookup: the
+    same reason has the same items, named before or not.
+    """
+    found = {
+        "routine": _by_reason(graph, {"routine"}),
+        "again": _by_reason(graph, {"again", "repetition"}),
+        "evidence": _by_reason(graph, EVIDENCE),
+    }
+    steps = [
+        Step("routine", (node,), _likeliest(items, MOST_ROUTINE))
+        for node, items in found["routine"].items()
+    ]
+    before: dict[str, tuple[float, str]] = {}
+    for node, items in found["again"].items():
+        for item, chance in items.items():
+            before[item] = max(before.get(item, (0.0, "")), (chance, node))
+    if before:
+        chosen = _likeliest({item: chance for item, (chance, _) in before.items()}, max_evidence)
+        steps.append(Step("again", tuple(before[item][1] for item in chosen), chosen))
+    done = {item for step in steps for item in step.answers}
+    for _ in range(max_evidence // 2):
+        left = {
+            node: sum(chance for item, chance in items.items() if item not in done)
+            for node, items in found["evidence"].items()
+        }
+        best = max(sorted(left), key=left.__getitem__, default="")
+        if not left.get(best):
+            break
+        steps.append(Step("evidence", (best,), _likeliest(found["evidence"][best], MOST_EACH)))
+        done |= found["evidence"][best].keys()
+    return steps
+
+
+def _by_reason(graph: nx.DiGraph, kinds: Container[str]) -> dict[str, dict[str, float]]:
+    """Return the items of each reason of these kinds, with their probabilities' lower bounds."""
+    found: dict[str, dict[str, float]] = {}
+    likely = {*graph.graph["candidates"]}
+    for item, edges in reasons(graph, kinds, ITEMS).items():
+        for node, edge in edges if item in likely else ():
+            trials = np.array([max(round(edge["support"] / edge["probability"]), 1)])
+            chance = wilson(np.array([edge["support"]]), trials)
+            found.setdefault(node, {})[item] = float(chance[0])
+    return found
+
+
+def _likeliest(items: Mapping[str, float], most: int) -> tuple[str, ...]:
+    """Return the names of the `most` likeliest items, in alphabetical order."""
+    return tuple(sorted(sorted(items, key=lambda item: (-items[item], item))[:most]))
 
 
 def argue(graph: nx.DiGraph, max_evidence: int) -> list[Step]:

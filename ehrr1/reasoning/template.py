@@ -12,10 +12,12 @@ from typing import Literal, NamedTuple
 
 import networkx as nx
 
+from ehrr1.graph.concepts import ROUTINE, TOGETHER
 from ehrr1.graph.evidence import answers, cited_as, latest_time, latest_value, strength
+from ehrr1.graph.reasons import EVERYBODY
 from ehrr1.graph.states import NOT_DONE
 from ehrr1.prompts.messages import CASES
-from ehrr1.reasoning.argument import Step, argue
+from ehrr1.reasoning.argument import Step, argue, weigh
 from ehrr1.reasoning.chain import AGAIN, ARROW, BAR, SECTIONS, Citation, written_time
 from ehrr1.reasoning.path_lines import path_lines
 from ehrr1.records.events import Event
@@ -55,14 +57,17 @@ def write_template(
         All patients | routine | -> | Chem-7         Chem-7: routine for all patients.
         Chem-7 | together | -> | Phosphate           Chem-7 comes with Phosphate.
 
-    Paths through the knowledge base follow the line whose answers they lead to. On a yes/no
-    question the limit applies to each outcome, and no draft is written unless both have evidence.
+    If the graph has candidates, the lines name all of them, and only the final results depend on
+    the answer; else the lines name the answers only. Paths through the knowledge base follow the
+    line whose answers they lead to. On a yes/no question the limit applies to each outcome, and no
+    draft is written unless both have evidence.
     """
     if TASKS[sample.task].kind == "risk":
         return _write_cases(sample, graph, max_evidence, style)
-    steps = argue(graph, max_evidence)
+    steps = (weigh if "candidates" in graph.graph else argue)(graph, max_evidence)
     if not steps:
         return []
+    answer = answers(graph).keys()
     nodes = dict.fromkeys(node for step in steps for node in step.nodes)
     cited = {
         node: latest_time(graph, node) for node in nodes if graph.nodes[node]["kind"] == "concept"
@@ -74,9 +79,10 @@ def write_template(
     for step in steps:
         lines.append(_line(graph, step, style))
         if step.kind == "evidence":
-            lines += path_lines(graph, step.nodes[0], step.answers, context)
+            derived = [item for item in step.answers if item in answer]
+            lines += path_lines(graph, step.nodes[0], derived, context)
     lines += [SECTIONS[2]]
-    lines += sorted(item for step in steps for item in step.answers)
+    lines += sorted({item for step in steps for item in step.answers} & answer)
     return [Draft("\n".join(lines), 0, 0)]
 
 
@@ -119,6 +125,12 @@ SAID = {
     "once": "was done once",
 }
 """How a sentence says the state of a concept (`graph.states`)."""
+
+
+def compact_words() -> list[str]:
+    """Return the words of compact lines as they stand there, for a tokenizer to learn."""
+    words = (AGAIN, EVERYBODY, ROUTINE, TOGETHER, *filter(None, SAID))
+    return [f"{word}{BAR}{ARROW}{BAR}" for word in words]
 
 
 def _listed(items: Sequence[str]) -> str:

@@ -26,7 +26,8 @@ from ehrr1.prompts.messages import answer_text
 from ehrr1.prompts.tokenizer import load_tokenizer, train_tokenizer
 from ehrr1.prompts.trees import Question
 from ehrr1.prompts.wording import Wording, style_of
-from ehrr1.reasoning.chain import ARROW, BAR, SECTIONS
+from ehrr1.reasoning.chain import BAR, SECTIONS
+from ehrr1.reasoning.template import compact_words
 from ehrr1.records.schema import TABLES
 from ehrr1.runs import Run
 from ehrr1.tasks.catalog import TASKS
@@ -119,8 +120,9 @@ def make_tokenizer(
         return load_chat_tokenizer(model_folder(str(cfg.model.path)))
     folder = run.folder / "tokenizer"
     if not folder.exists():
-        parts = ["\n".join(SECTIONS) + "\n", f"{BAR}{ARROW}{BAR}"]
+        parts = ["\n".join(SECTIONS) + "\n"]
         parts += [f"{BAR}{table.heading}{BAR}0" for table in TABLES.values()]  # as chains cite it
+        parts += compact_words()
         style = style_of(cfg.wording, "adapt")
         texts = corpus(prepared, training, parts, seed=cfg.seed, style=style)
         tokenizer = train_tokenizer(texts, cfg.model.tokenizer.vocab_size or 0)

@@ -33,7 +33,7 @@ from ehrr1.config.writers import (
 from ehrr1.engines import anthropic, endpoint
 from ehrr1.errors import UserError
 from ehrr1.files import write_jsonl
-from ehrr1.graph.evidence import covered, from_json
+from ehrr1.graph.evidence import answers_only, covered, from_json
 from ehrr1.progress import bar, in_processes, track
 from ehrr1.prompts.messages import answer_text
 from ehrr1.reasoning import anthropic_messages, openai_completions
@@ -125,7 +125,7 @@ class Work:
                     write_prompt(
                         sample,
                         self.prepared.context(sample),
-                        graph,
+                        answers_only(graph),
                         sections=chains.sections,
                         show_graph=chains.show_graph,
                         limits=limits,

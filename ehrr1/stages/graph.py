@@ -75,6 +75,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
         path_rule=path_rule(cfg.graph),
         require_path=cfg.graph.require_path,
         min_routine=cfg.graph.min_routine if cfg.graph.evidence == "cooccurrence" else None,
+        candidates=cfg.graph.candidates if cfg.graph.evidence == "cooccurrence" else 0,
         random_seed=cfg.seed if cfg.graph.evidence == "random" else None,
     )
     tally = draw(run.folder, drawing, parts, cfg.graph.workers)

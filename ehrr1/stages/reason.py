@@ -1,7 +1,8 @@
 """stage=reason: the model learns to think over evidence before it answers decision tasks.
 
 Starts from the weights of `adapt`. Trains on the kept chains of `chains` (with thinking) and on
-direct samples of all tasks, so that direct answers, those to risk questions above all, stay.
+direct answers, so that these, those to risk questions above all, stay: with `reason.also_direct`
+on the answer to the question of each chain, at the cost of its own tokens, as the record is shared.
 """
 
 import json
@@ -62,7 +63,13 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
         )
     tokenizer = load_chat_tokenizer(start)
     style = style_of(cfg.wording, "reason")
-    questions = partial(ask, chains=chains, risk_weight=cfg.loss.risk_weight, style=style)
+    questions = partial(
+        ask,
+        chains=chains,
+        also_direct=cfg.reason.also_direct,
+        risk_weight=cfg.loss.risk_weight,
+        style=style,
+    )
     material = Material(prepared, training, validation, questions)
     limit = cfg.reason.max_tokens
     trees, evaluation = tokenise(material, tokenizer, run.folder, limit, style, "reason")
@@ -72,7 +79,8 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     parameters = parallel.from_first(lambda: lay_base(cfg, run.folder, start, tokenizer))
     build = builder(cfg, start, tokenizer)
     metrics = train(trees, evaluation, build, run.folder, cfg, "reason")
-    samples = {"samples/think": thinking, "samples/direct": len(training) - thinking}
+    direct = len(training) - (0 if cfg.reason.also_direct else thinking)
+    samples = {"samples/think": thinking, "samples/direct": direct}
     return metrics | samples | shown | {"parameters": parameters}
 
 
@@ -117,15 +125,18 @@ def kept_chains(path: Path) -> Chains:
         return {row["sample_id"]: (row["chain"], row["answer"]) for row in rows if row["kept"]}
 
 
-def ask(sample: Sample, chains: Chains, risk_weight: float, style: Wording) -> list[Question]:
-    """With thinking where there is a chain, else directly as in `adapt`."""
+def ask(
+    sample: Sample, chains: Chains, also_direct: bool, risk_weight: float, style: Wording
+) -> list[Question]:
+    """With thinking where there is a chain, else (or `also_direct`) directly as in `adapt`."""
     if sample.sample_id in chains:
         chain, answer = chains[sample.sample_id]
         own = style.own(sample)
         # the release's own chains end in the answer, and its prompts ask for nothing more
         if TASKS[sample.task].kind == "risk" and style.name != "release":
             own = asking_for_both(sample.task, own)
-        return [Question(sample.sample_id, sample.task, True, answer, chain, instruction=own)]
+        thought = Question(sample.sample_id, sample.task, True, answer, chain, instruction=own)
+        return [thought, *(ask_directly(sample, risk_weight, style) if also_direct else [])]
     return ask_directly(sample, risk_weight, style)
 
 
@@ -139,7 +150,7 @@ def mixture(
     """Return samples with a chain, at most `per_task` of each task, and direct ones.
 
     Direct ones make up `reason.direct_share` of all, if there are enough, and are drawn evenly from
-    the tasks that EHR-Ins trains on.
+    the tasks that EHR-Ins trains on; with `reason.also_direct` from those without chains.
     """
     train = split == "train"
     index = (
@@ -148,6 +159,8 @@ def mixture(
     has_chain = pl.col("sample_id").is_in(list(chains))
     thinking = select(index.filter(has_chain), per_task, cfg.seed)
     share = cfg.reason.direct_share
-    each = ceil(len(thinking) * share / (1 - share) / len(LEARNABLE))
-    direct = select(index.filter(~has_chain), each, cfg.seed)
+    asked = set(thinking["task"]) if cfg.reason.also_direct else set()
+    tasks = [task for task in LEARNABLE if task not in asked]
+    each = ceil(len(thinking) * share / (1 - share) / max(len(tasks), 1))
+    direct = select(index.filter(~has_chain & pl.col("task").is_in(tasks)), each, cfg.seed)
     return prepared.as_samples(pl.concat([thinking, direct]))

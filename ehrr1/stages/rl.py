@@ -145,7 +145,8 @@ def make_prompts(
     wanted = cfg.rl.validation_prompts
     per_task = cfg.rl.samples_per_task if split == "train" else 2 * wanted
     train = split == "train"
-    index = prepared.scan_training("rl", LEARNABLE) if train else prepared.scan(split, LEARNABLE)
+    tasks = [task for task in LEARNABLE if cfg.rl.tasks in ("all", TASKS[task].kind)]
+    index = prepared.scan_training("rl", tasks) if train else prepared.scan(split, tasks)
     chosen = select(index, per_task, cfg.seed, balance=True)
     samples: list[Sample] = prepared.as_samples(chosen)
     if split == "validation":
