@@ -6,6 +6,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from ehrr1.prompts.tokenizer import load_tokenizer
+from ehrr1.reasoning.chain import ARROW, BAR
 from ehrr1.reasoning.template import compact_words
 from ehrr1.tasks.catalog import TASKS
 from tests.conftest import CommandLine
@@ -38,6 +39,33 @@ def test_the_question_of_each_chain_is_also_asked_directly(
     assert twice == metrics["samples/think"] > 0
     assert metrics["samples/direct"] == len(asked) > twice
     assert alone == {"risk"}
+
+
+def test_chains_are_written_over_candidates(
+    smoke: Path, tmp_path: Path, command_line: CommandLine
+) -> None:
+    place = ("experiment=smoke", f"output_root={tmp_path}", f"inputs.prepare={smoke / 'prepare'}")
+    settings = ("graph.candidates=5", "chains.coverage=0.0", "chains.style=compact")
+    for stage in ("graph", "chains"):
+        done = command_line(*place, f"stage={stage}", *settings)
+        assert done.returncode == 0, done.stderr[-3000:]
+    folder = tmp_path / "smoke"
+    graphs = [json.loads(line) for line in (folder / "graph" / "graphs.jsonl").open()]
+    assert all(len(row["graph"]["graph"]["candidates"]) <= 5 for row in graphs)
+    kinds = {node["kind"] for row in graphs for node in row["graph"]["nodes"]}
+    assert {"answer", "candidate"} < kinds
+    chains = [json.loads(line) for line in (folder / "chains" / "chains.jsonl").open()]
+    kept = [row for row in chains if row["kept"]]
+    assert kept and all("together" not in row["chain"] for row in kept)
+    named = [row for row in kept if _named(row["chain"]) > {*row["answer"].splitlines()}]
+    assert named, "no line names what is not the answer"
+
+
+def _named(chain: str) -> set[str]:
+    """Return the items of the lines of reasoning."""
+    lines = chain.split("## Reasoning")[1].split("## Final Results")[0].splitlines()
+    parts = [line.split(f"{ARROW}{BAR}")[1].split(BAR) for line in lines if ARROW in line]
+    return {item for part in parts for item in part}
 
 
 def test_each_word_of_a_compact_line_is_a_token(smoke: Path) -> None:

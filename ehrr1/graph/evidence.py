@@ -50,8 +50,9 @@ def evidence_graph(
     are other items with their evidence.
 
     Nodes have `kind` ("event", "concept", "answer" or, for other likely items, "candidate") and
-    `label` (heading and time, name, or item). Concept nodes also have `table`, `state` if they have one and, if they come from free
-    text, `written` (the words of the text). Linked names have `concept_id`. Edges have `kind`:
+    `label` (heading and time, name, or item). Concept nodes also have `table`, `state` if they have
+    one and, if they come from free text, `written` (the words of the text). Linked names have
+    `concept_id`. Edges have `kind`:
     "occurrence" (concept -> event in which it has its state, with `time`, ISO 8601 or None, and
     `value` if one can be cited), "repetition" (concept -> answer that is the same item of the same
     table) or "cooccurrence" (concept -> another answer). The latter two have `support`, `lift`,
