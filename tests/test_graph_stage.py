@@ -89,10 +89,12 @@ def test_risk_questions_have_evidence_and_a_case_for_each_outcome(
     kept = [row for row in cases if row["kept"]]
     assert kept and all(parse_cases(row["chain"]) for row in kept)
     assert all(row["faithfulness"] == 1 for row in kept)
+    assert all(" evidence." in row["chain"] for row in kept)  # how much each piece weighs
     samples = Prepared(smoke / "prepare").samples("train", ["ED_Hospitalization"])
     chains = {row["sample_id"]: (row["chain"], row["answer"]) for row in kept}
     sample = next(sample for sample in samples if sample.sample_id in chains)
-    (question,) = ask(sample, chains, risk_weight=1.0, style=OURS)  # what `reason` learns
+    # what `reason` learns
+    (question,) = ask(sample, chains, also_direct=False, risk_weight=1.0, style=OURS)
     assert question.think and question.chain == chains[sample.sample_id][0]
     assert question.instruction is not None and question.instruction.endswith(BOTH_CASES)
 

@@ -1,5 +1,7 @@
 """Reasons beside evidence: routine, repetition, what belongs together, and what a prompt shows."""
 
+import math
+
 import networkx as nx
 import pytest
 
@@ -13,6 +15,7 @@ from ehrr1.graph.evidence import (
     covered,
     evidence_graph,
     explained,
+    likelihood_ratio,
     mark_candidates,
 )
 from ehrr1.graph.reasons import EVERYBODY, beside_record, find_reasons, likely_items
@@ -133,6 +136,40 @@ LINES: dict[Style, list[str]] = {
         "Glucose comes with Bicarbonate and Chloride.",
     ],
 }
+
+
+def test_cases_weigh_evidence_by_its_likelihood_ratio() -> None:
+    """Lactate: 6 of 10 with yes and 6 of 90 with no; Sodium: 2 and 9; Chloride: 0 and 60."""
+    counter = CooccurrenceCounter()
+    for number in range(100):
+        yes = number < 10
+        shown = ["Lactate"] * (number < 6 or 10 <= number < 16)
+        shown += ["Sodium"] * (number < 2 or 10 <= number < 19) + ["Chloride"] * (number >= 40)
+        names = [Concept("labevents", name) for name in shown]
+        counter.add_patient([(["yes" if yes else "no"], names)])
+    context = [event("labevents", 1, ["Sodium", "Lactate", "Chloride"])]
+    shown = list(occurrences(context))
+    rule = EvidenceRule(min_count=2, min_support=1, min_lift=1.0, top=9)
+    concepts = candidates(counter.result(), (one.concept for one in shown))
+    found = {item: associated(counter.result(), item, concepts, rule) for item in ("yes", "no")}
+    made = evidence_graph(context, shown, found)
+    ratios = {
+        (node.split(":")[-1], answer.split(":")[-1]): likelihood_ratio(edge)
+        for node, answer, edge in made.edges(data=True)
+        if edge["kind"] != "occurrence"
+    }
+    assert ratios["Lactate", "yes"] == pytest.approx((6 / 10) / (6 / 90), rel=1e-2)
+    assert ratios["Sodium", "yes"] == pytest.approx((2 / 10) / (9 / 90), rel=1e-2)
+    assert ratios["Chloride", "no"] == math.inf
+    asked = sample(3, "ICU_Mortality_1day", "no")
+    (draft,) = write_template(asked, context, made, 2, "prose")
+    yes, no = (part.splitlines() for part in draft.chain.split("## Case for no\n"))
+    assert yes[-2:] == [
+        "Lactate is on record: moderate evidence.",
+        "Sodium is on record: weak evidence.",
+    ]
+    assert no[-1] == "Chloride is on record: strong evidence."
+    assert screen(draft.chain, asked, context, 0.7).rejected_by == ()
 
 
 def weighed(answer: tuple[str, ...]) -> nx.DiGraph:

@@ -52,13 +52,12 @@ def evidence_graph(
     Nodes have `kind` ("event", "concept", "answer" or, for other likely items, "candidate") and
     `label` (heading and time, name, or item). Concept nodes also have `table`, `state` if they have
     one and, if they come from free text, `written` (the words of the text). Linked names have
-    `concept_id`. Edges have `kind`:
-    "occurrence" (concept -> event in which it has its state, with `time`, ISO 8601 or None, and
-    `value` if one can be cited), "repetition" (concept -> answer that is the same item of the same
-    table) or "cooccurrence" (concept -> another answer). The latter two have `support`, `lift`,
-    `lift_low`, `probability`, `npmi` and Fisher's `p`. Every answer has a node, with or without
-    evidence; only concepts that are evidence have a node. The function is deterministic: the same
-    input gives the same graph in the same order.
+    `concept_id`. Edges have `kind`: "occurrence" (concept -> event in which it has its state, with
+    `time`, ISO 8601 or None, and `value` if one can be cited), "repetition" (concept -> answer that
+    is the same item of the same table) or "cooccurrence" (concept -> another answer). The latter
+    two have `support`, `lift`, `lift_low`, `probability`, `npmi` and Fisher's `p`. Every answer has
+    a node, with or without evidence; only concepts that are evidence have a node. The function is
+    deterministic: the same input gives the same graph in the same order.
     """
     ids = ids or {}
     places: dict[Concept, list[Occurrence]] = {}
@@ -208,6 +207,17 @@ def strength(edge: Mapping[str, Any]) -> float:
     most patients have. Edges drawn by an earlier version have no `lift_low`; their lift is taken.
     """
     return math.log(max(edge.get("lift_low", edge["lift"]), 1.0))
+
+
+def likelihood_ratio(edge: Mapping[str, Any]) -> float:
+    """Return P(h | t) / P(h | not t), by which the concept h multiplies the odds of the answer t.
+
+    It follows from P(t | h) and the lift, P(t | h) / P(t); infinite if all with h have t.
+    """
+    after, before = edge["probability"], edge["probability"] / edge["lift"]
+    if after >= 1:
+        return math.inf
+    return (after / (1 - after)) / (before / (1 - before))
 
 
 def cited_as(graph: nx.DiGraph, node: str) -> tuple[str, str]:

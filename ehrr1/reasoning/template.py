@@ -13,7 +13,14 @@ from typing import Literal, NamedTuple
 import networkx as nx
 
 from ehrr1.graph.concepts import ROUTINE, TOGETHER
-from ehrr1.graph.evidence import answers, cited_as, latest_time, latest_value, strength
+from ehrr1.graph.evidence import (
+    answers,
+    cited_as,
+    latest_time,
+    latest_value,
+    likelihood_ratio,
+    strength,
+)
 from ehrr1.graph.reasons import EVERYBODY
 from ehrr1.graph.states import NOT_DONE
 from ehrr1.prompts.messages import CASES
@@ -111,8 +118,12 @@ def _sentence(graph: nx.DiGraph, step: Step) -> str:
     if step.kind == "routine":
         whom = f"in the {name}" if graph.nodes[node]["kind"] == "concept" else "for all patients"
         return f"{items}: routine {whom}."
-    name, state = cited_as(graph, node)[0], "".join(_state(graph, node))
-    return f"{name} {SAID[state]}, which calls for {items}."
+    return f"{_stated(graph, node)}, which calls for {items}."
+
+
+def _stated(graph: nx.DiGraph, node: str) -> str:
+    """Return a concept with its state: "Glucose is high"."""
+    return f"{cited_as(graph, node)[0]} {SAID[''.join(_state(graph, node))]}"
 
 
 SAID = {
@@ -141,7 +152,10 @@ def _listed(items: Sequence[str]) -> str:
 def _write_cases(sample: Sample, graph: nx.DiGraph, max_evidence: int, style: Style) -> list[Draft]:
     """Return a draft that cites the strongest evidence for yes and then for no.
 
-    The evidence of each case is in order of time.
+    The evidence of each case is in order of time. `prose` adds how much each piece weighs, the
+    heaviest first:
+
+        Lactate is rising: strong evidence.
     """
     found = answers(graph)
     lines = []
@@ -153,7 +167,19 @@ def _write_cases(sample: Sample, graph: nx.DiGraph, max_evidence: int, style: St
         cited = sorted((latest_time(graph, node) or datetime.min, node) for node in nodes)
         lines.append(title)
         lines += [BAR.join(_citation(graph, node, sample, style)) for _, node in cited]
+        if style == "prose":
+            ratios = {node: likelihood_ratio(edge) for node, edge in strongest[:max_evidence]}
+            for node in sorted(ratios, key=lambda node: (-ratios[node], node)):
+                weight = next(word for least, word in WEIGHTS if ratios[node] >= least)
+                lines.append(f"{_stated(graph, node)}: {weight} evidence.")
     return [Draft("\n".join(lines), 0, 0)]
+
+
+WEIGHTS = ((10.0, "strong"), (5.0, "moderate"), (2.0, "weak"), (0.0, "slight"))
+"""Least likelihood ratio -> how a case calls evidence of such weight.
+
+The bounds are those of the Users' Guides to the Medical Literature (Jaeschke et al., JAMA 1994).
+"""
 
 
 def _citation(graph: nx.DiGraph, node: str, sample: Sample, style: Style) -> Citation:
