@@ -293,7 +293,7 @@ def test_the_example_of_the_docs_runs_as_it_stands(
     assert metrics["steps"] == len(lines_of(folder)) == 6
     assert list(evaluations(folder)) == [3, 6]
     assert metrics["eval/loss"] == evaluations(folder)[6] <= 6.65
-    assert lines_of(folder)[0]["loss"] < 6.9 < lines_of(smoke / "adapt")[0]["loss"]
+    assert lines_of(folder)[0]["loss"] < lines_of(smoke / "adapt")[0]["loss"]
     assert (folder / "hf" / "model.safetensors").exists()
     assert len(pl.read_csv(folder / "csv" / "version_0" / "metrics.csv")) >= 6
     # finished: the same command says so, and another callback is another run
