@@ -1,6 +1,6 @@
 """The work of one process of `stage=graph`: read contexts, count concepts, draw graphs."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -60,6 +60,18 @@ class PatientSamples(NamedTuple):
 
 Part = Sequence[PatientSamples]
 """Patients that one process reads at a time."""
+
+
+class Asked(NamedTuple):
+    """A sample, what its context shows, and what its patient adds to the counts of its task.
+
+    No evidence rests on the patient's own counts.
+    """
+
+    sample: Sample
+    shown: Sequence[Occurrence]
+    own: Contribution | None
+
 
 Counted = dict[str, list[tuple[Set[str], Set[Concept]]]]
 """The counted samples of a patient by task: answer and history of each."""
@@ -216,19 +228,21 @@ def _lines(
     context, shown = _read(drawing.reading, group[0])
     lines = []
     for sample in group:
-        own_counts = added.get(sample.task)
-        found = _evidence(drawing, sample, _asked(sample), shown, own_counts)
-        weighed = _candidates(drawing, sample, shown, own_counts)
+        asked = Asked(sample, shown, added.get(sample.task))
+        risk = TASKS[sample.task].kind == "risk"
+        found = _evidence(drawing, asked, dict.fromkeys(OUTCOMES if risk else sample.target))
+        weighed = _candidates(drawing, asked)
         others = [item for item in weighed if item not in found]
-        likely = _evidence(drawing, sample, others, shown, own_counts)
+        likely = _evidence(drawing, asked, others)
         answers_from = None if drawing.reading.either else TASKS[sample.task].anchor_table
         graph = evidence_graph(context, shown, found, drawing.ids, answers_from, likely)
         if drawing.knowledge is not None:
             knowledge, path = _knowledge(drawing.knowledge, drawing.path_rule)
             add_paths(graph, knowledge, path, drawing.require_path)
-        for items in (sample.target, others):
-            reasons = _reasons(drawing, sample, items, shown, own_counts)
-            add_reasons(graph, context, shown, reasons, drawing.ids)
+        # a candidate that came together with an answer would give it away
+        reasons = _reasons(drawing, asked, sample.target, together=True)
+        reasons |= _reasons(drawing, asked, others, together=False)
+        add_reasons(graph, context, shown, reasons, drawing.ids)
         if drawing.candidates:
             mark_candidates(graph, weighed)
         lines.append(
@@ -244,76 +258,53 @@ def _lines(
     return lines
 
 
-def _asked(sample: Sample) -> Sequence[str]:
-    """Return the answers of a sample, both outcomes of a risk task."""
-    risk = TASKS[sample.task].kind == "risk"
-    return list(dict.fromkeys(OUTCOMES if risk else sample.target))
-
-
-def _candidates(
-    drawing: Drawing, sample: Sample, shown: Sequence[Occurrence], own: Contribution | None
-) -> list[str]:
+def _candidates(drawing: Drawing, asked: Asked) -> list[str]:
     """Return the likeliest items by the record, as many as the drawing has, in the answer or not.
 
     They are the same whatever the answer is.
     """
-    risk = TASKS[sample.task].kind == "risk"
-    if risk or not (drawing.candidates and sample.task in drawing.rules):
+    task = asked.sample.task
+    if not drawing.candidates or task not in drawing.rules or TASKS[task].kind == "risk":
         return []
     return likely_items(
-        _counts(drawing.counts / f"{sample.task}.npz"),
-        shown,
-        TASKS[sample.task].anchor_table,
-        drawing.rules[sample.task],
+        _counts(drawing.counts / f"{task}.npz"),
+        asked.shown,
+        TASKS[task].anchor_table,
+        drawing.rules[task],
         drawing.min_routine,
-        own,
+        asked.own,
     )[: drawing.candidates]
 
 
-def _evidence(
-    drawing: Drawing,
-    sample: Sample,
-    items: Sequence[str],
-    shown: Sequence[Occurrence],
-    own: Contribution | None,
-) -> dict[str, list[Association]]:
-    """Return the evidence for each of some items.
-
-    `own` is what the sample's patient adds to the counts: no evidence rests on it.
-    """
-    if sample.task not in drawing.rules:
+def _evidence(drawing: Drawing, asked: Asked, items: Iterable[str]) -> dict[str, list[Association]]:
+    """Return the evidence for each of some items."""
+    task = asked.sample.task
+    if task not in drawing.rules:
         return {item: [] for item in items}
-    rule = drawing.rules[sample.task]
-    counts = _counts(drawing.counts / f"{sample.task}.npz")
-    concepts = candidates(counts, dict.fromkeys(one.concept for one in shown))
-    found = {item: associated(counts, item, concepts, rule, own) for item in items}
+    rule, counts = drawing.rules[task], _counts(drawing.counts / f"{task}.npz")
+    concepts = candidates(counts, dict.fromkeys(one.concept for one in asked.shown))
+    found = {item: associated(counts, item, concepts, rule, asked.own) for item in items}
     if drawing.random_seed is not None:
-        return randomised(found, shown, f"{drawing.random_seed}/{sample.sample_id}")
+        return randomised(found, asked.shown, f"{drawing.random_seed}/{asked.sample.sample_id}")
     return found
 
 
 def _reasons(
-    drawing: Drawing,
-    sample: Sample,
-    items: Sequence[str],
-    shown: Sequence[Occurrence],
-    own: Contribution | None,
+    drawing: Drawing, asked: Asked, items: Sequence[str], *, together: bool
 ) -> dict[str, list[Association]]:
-    """Return the reasons beside evidence for each of some items, if the graph has such reasons.
-
-    A candidate does not come together with an answer: that would give the answer away.
-    """
-    wanted = sample.task in drawing.rules and has_reasons(drawing.reading, sample)
+    """Return the reasons beside evidence for each of some items, if the graph has such reasons."""
+    task = asked.sample.task
+    wanted = task in drawing.rules and has_reasons(drawing.reading, asked.sample)
     if drawing.min_routine is None or not wanted:
         return {}
     return find_reasons(
-        _counts(drawing.counts / f"{sample.task}.npz"),
+        _counts(drawing.counts / f"{task}.npz"),
         items,
-        beside_record(shown, sample.target if items is sample.target else ()),
-        {one.concept for one in shown if one.concept.kind == TASKS[sample.task].anchor_table},
-        drawing.rules[sample.task],
+        beside_record(asked.shown, asked.sample.target if together else ()),
+        {one.concept for one in asked.shown if one.concept.kind == TASKS[task].anchor_table},
+        drawing.rules[task],
         drawing.min_routine,
-        own,
+        asked.own,
     )
 
 
