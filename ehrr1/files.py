@@ -1,33 +1,135 @@
-"""Write files and folders atomically: they appear complete or not at all."""
+"""Write files and folders atomically: they appear complete or not at all, whatever is killed when.
 
+Beside a file or folder NAME there may be, for a moment or after a kill:
+
+    .NAME.partial-TOKEN   half-written: deleted
+    .NAME.old-TOKEN       what is being replaced: restored where NAME is missing, else deleted
+    .NAME.gone-TOKEN      half-deleted: deleted, never restored
+
+TOKEN is random, since processes of two containers may share host name and number. `settle` deals
+with what killed processes have left; its caller holds the lock of the folder.
+"""
+
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
-import socket
+import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
+
+LEFT = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|old|gone)-.+")
+"""Names of what a killed process may leave behind."""
+
+NO_FOLDERS = frozenset({errno.EINVAL, errno.ENOTSUP})
+"""Error numbers of file systems that synchronise files and no folders."""
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path that replaces `path` on success and is removed otherwise.
 
     It is in the same folder, and the body may create a file or a folder there. After a failure (a
-    full disk, an interrupt) the previous content of `path` is unchanged.
+    full disk, an interrupt) the previous content of `path` is unchanged. What is `durable` is on
+    disk before it appears, and outlives a power failure; of a run all is, once it is finished
+    (`runs.finish`).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
+    temporary = _beside(path, "partial")
     try:
         yield temporary
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        if durable:
+            sync(temporary)
+        _swap(temporary, path)
+        if durable:
+            sync_folder(path.parent)
     finally:
         remove(temporary)
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Put `new` in the place of `path`; a folder there is renamed first and deleted last."""
+    if not path.is_dir():
+        os.replace(new, path)
+        return
+    old = _beside(path, "old")
+    path.rename(old)
+    try:
+        os.replace(new, path)
+    except OSError:
+        old.rename(path)
+        raise
+    remove(old)
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name.lstrip('.')}.{kind}-{token_hex(8)}")
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder with all that is in it, is on disk."""
+    if not path.is_dir():
+        _sync_file(path)
+        return
+    for folder, _, names in os.walk(path):
+        for name in names:
+            file = Path(folder, name)
+            if file.is_file() and not file.is_symlink():
+                _sync_file(file)
+        sync_folder(Path(folder))
+
+
+def _sync_file(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on disk, where the file system can tell."""
+    try:
+        _sync_file(path)
+    except OSError as error:
+        if error.errno not in NO_FOLDERS:
+            raise
+
+
+def settle(folder: Path) -> None:
+    """Restore or delete what killed processes have left in a folder and below it.
+
+    No other process may be writing there.
+    """
+    for place, folders, names in os.walk(folder):
+        left = [name for name in (*folders, *names) if LEFT.fullmatch(name)]
+        for name in left:
+            _settle(Path(place, name))
+        folders[:] = [name for name in folders if name not in left]
+
+
+def settle_beside(path: Path) -> None:
+    """Restore or delete what killed processes have left beside `path` under its name."""
+    for other in path.parent.glob(".*"):
+        match = LEFT.fullmatch(other.name)
+        if match and match["name"].partition(".")[0] == path.name:
+            _settle(other)
+
+
+def _settle(left: Path) -> None:
+    match = LEFT.fullmatch(left.name)
+    assert match
+    place = left.with_name(match["name"])
+    if match["kind"] == "old" and not place.exists():
+        left.rename(place)
+    else:
+        remove(left)
 
 
 @contextmanager
@@ -39,23 +141,58 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def scratch(prefix: str) -> Iterator[Path]:
+    """Yield a new folder in the system's temporary one, which is deleted in the end.
+
+    Those that killed processes have left are deleted first: their locks are free.
+    """
+    root = Path(tempfile.gettempdir())
+    for lock in root.glob(f"{prefix}*.lock"):
+        with suppress(BlockingIOError, FileNotFoundError, PermissionError), lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_scratch(lock)
+    lock = root / f"{prefix}{token_hex(8)}.lock"
+    with lock.open("x") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        folder = lock.with_suffix("")
+        folder.mkdir(mode=0o700)
+        try:
+            yield folder
+        finally:
+            _remove_scratch(lock)
+
+
+def _remove_scratch(lock: Path) -> None:
+    folder = lock.with_suffix("")
+    if folder.exists():
+        shutil.rmtree(folder)
+    lock.unlink(missing_ok=True)
+
+
 def remove(path: Path) -> None:
-    """Delete a file or folder if it exists."""
+    """Delete a file or folder if it exists.
+
+    A folder is renamed first, so that it is never half there.
+    """
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        gone = _beside(path, "gone")
+        path.rename(gone)
+        shutil.rmtree(gone)
     else:
         path.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, durable: bool = False) -> None:
     """Write a text file in UTF-8, atomically."""
-    with replacing(path) as temporary:
+    with replacing(path, durable) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, durable: bool = False) -> None:
     """Write a value as JSON with sorted keys, atomically."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+    write_text(path, text + "\n", durable)
 
 
 def read_json(path: Path) -> Any:

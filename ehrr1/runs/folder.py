@@ -2,7 +2,7 @@
 
 import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import yaml
 
 from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
-from ehrr1.files import remove, write_json, write_text
+from ehrr1.files import remove, settle, settle_beside, sync, sync_folder, write_json, write_text
 from ehrr1.runs.catalog import ALWAYS_AGAIN
 from ehrr1.runs.compare import differences, fingerprint
 from ehrr1.runs.environment import environment
@@ -48,11 +48,8 @@ def opened(cfg: Config, stage: str) -> Iterator[Run | None]:
     folder = folder_of(cfg, stage)
     inputs = find_inputs(cfg, stage)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder.with_name(f".{folder.name}.lock"), folder):
-        previous = folder.with_name(f".{folder.name}.previous")
-        if previous.exists():
-            remove(folder)
-            previous.rename(folder)
+    with held(folder):
+        previous = _previous(folder)
         begun = (folder / "config.yaml").exists()
         if begun and not cfg.overwrite and stage not in ALWAYS_AGAIN:
             _refuse_other_settings(cfg, stage, folder, inputs)
@@ -79,6 +76,11 @@ def opened(cfg: Config, stage: str) -> Iterator[Run | None]:
         remove(previous)
 
 
+def _previous(folder: Path) -> Path:
+    """Return where the run in `folder` waits while another one is made in its place."""
+    return folder.with_name(f".{folder.name}.previous")
+
+
 @contextmanager
 def joined(cfg: Config, stage: str, member: int) -> Iterator[Run | None]:
     """Yield the folder of a stage that several processes make together; this one is `member`.
@@ -89,6 +91,9 @@ def joined(cfg: Config, stage: str, member: int) -> Iterator[Run | None]:
     inputs = find_inputs(cfg, stage)
     folder.parent.mkdir(parents=True, exist_ok=True)
     own = folder.with_name(f".{folder.name}-{member}.lock")
+    if _previous(folder).exists():
+        with suppress(FolderInUseError), held(folder):
+            pass
     with (
         _locked(folder.with_name(f".{folder.name}.lock"), folder, shared=True),
         _locked(own, folder),
@@ -106,16 +111,33 @@ def joined(cfg: Config, stage: str, member: int) -> Iterator[Run | None]:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Lock a run's folder. Raises FolderInUseError where another process works in it."""
+    """Lock a run's folder, and finish what a killed process was replacing there.
+
+    Raises FolderInUseError where another process works in it.
+    """
     with _locked(folder.with_name(f".{folder.name}.lock"), folder):
+        previous = _previous(folder)
+        if previous.exists() and is_finished(folder):
+            remove(previous)  # the new run was complete when the process was killed
+        elif previous.exists():
+            remove(folder)
+            previous.rename(folder)
+        settle_beside(folder)
+        settle(folder)
         yield
 
 
 def finish(run: Run, metrics: dict[str, Any]) -> None:
-    """Write `metrics.json`, which marks the run as finished. Values are numbers, names flat."""
+    """Write `metrics.json`, which marks the run as finished. Values are numbers, names flat.
+
+    All else is on disk by then, so that neither a kill nor a power failure leaves a finished run
+    with half of its files.
+    """
     # again: only now the libraries that computed them are loaded, with the kernels they chose
     write_text(run.folder / "environment.txt", environment())
-    write_json(run.folder / "metrics.json", metrics)
+    sync(run.folder)
+    sync_folder(run.folder.parent)
+    write_json(run.folder / "metrics.json", metrics, durable=True)
 
 
 @contextmanager

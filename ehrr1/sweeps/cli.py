@@ -1,7 +1,6 @@
 """The commands of `sweep.py`."""
 
 import json
-import os
 import shutil
 import sys
 import time
@@ -14,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from ehrr1.errors import UserError, need_extra
+from ehrr1.files import remove
 from ehrr1.sweeps.control import (
     chosen,
     end,
@@ -206,9 +206,7 @@ def clean(book: Sweep, words: list[str], options: dict[str, str], flags: set[str
                 f"name={book.folder.name}: {len(under_way)} runs are under way; cancel them first: "
                 f"python sweep.py cancel {book.folder.name}"
             )
-        gone = book.folder.with_name(f".{book.folder.name}.{os.getpid()}")
-        book.folder.rename(gone)
-    shutil.rmtree(gone)
+        remove(book.folder)
     return 0
 
 

@@ -50,7 +50,7 @@ def build_shards(source: Source, numbers: list[int], folder: Path, build_index: 
         read_all(source, spool)
 
         def build(number: int) -> None:
-            with replacing(shard_folder(store, number)) as temporary:
+            with replacing(shard_folder(store, number), durable=True) as temporary:
                 own = {name: of_shard(frame, number) for name, frame in source.parents.items()}
                 rows, names = write_shard(temporary, source, spool.take(number), own)
                 index = build_index(rows, names, own)

@@ -3,11 +3,11 @@
 import re
 from datetime import datetime, timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import polars as pl
 
 from ehrr1.errors import UserError
+from ehrr1.files import scratch
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import events_of
 from ehrr1.records.meds.source import MedsFolder
@@ -110,8 +110,8 @@ def meds_events(
 
     A single file has no descriptions of codes. Raises UserError for files that are not MEDS.
     """
-    with TemporaryDirectory(prefix="ehrr1-meds-") as folder:
-        store = _meds_store(source, subject_id, Path(folder))
+    with scratch("ehrr1-meds-") as folder:
+        store = _meds_store(source, subject_id, folder)
         return patient_events(store, subject_id, time, hours, inclusive)
 
 

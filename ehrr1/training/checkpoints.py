@@ -30,7 +30,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 from ehrr1 import parallel
 from ehrr1.config.training import Lora
 from ehrr1.errors import StoppedError, UserError
-from ehrr1.files import read_json, remove, replacing, write_json
+from ehrr1.files import read_json, remove, replacing, sync, sync_folder, write_json
 from ehrr1.models.loading import add_adapters, end_at_turn, read_whole
 from ehrr1.models.saving import pause
 
@@ -185,7 +185,9 @@ class Checkpoints(Callback):
                 raise _full(error, partial) from error
             parallel.barrier()
             if parallel.rank() == 0:
+                sync(partial)  # the checkpoint that it replaces is removed next
                 partial.rename(whole)
+                sync_folder(self.folder)
         if parallel.rank() == 0:
             self._tidy()
         parallel.barrier()
@@ -277,7 +279,7 @@ def consolidate(folder: Path, which: str | int = "last") -> int:
     """
     checkpoint, step = _find(folder, which)
     config = AutoConfig.from_pretrained(folder / "base")
-    with replacing(folder / "hf") as hf:
+    with replacing(folder / "hf", durable=True) as hf:
         hf.mkdir()
         for file in (folder / "base").iterdir():
             if file.name != "adapters.json":

@@ -1,0 +1,223 @@
+"""No kill loses a finished run: a process is killed before every single step on the file system.
+
+A child process, forked from the test, does what a command does. Python tells it of every file that
+it opens for writing, renames or deletes, and of every folder that it makes or deletes (audit
+events); before the n-th of them it kills itself, for every n. After each kill the next command must
+find a finished run, the earlier or the new one, whole, and nothing beside it.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from ehrr1 import runs
+from ehrr1.config.schema import Config
+from ehrr1.files import replacing, scratch
+from tests.test_runs import settings
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory, where `fsync` takes no time: nothing is lost in it by a kill either."""
+    memory = Path("/dev/shm")
+    with TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
+        yield Path(folder)
+
+
+STEPS = frozenset({"os.rename", "os.remove", "os.rmdir", "os.mkdir", "open"})
+
+Act = Callable[[], object]
+
+
+def killed_at(step: int, act: Act) -> bool:
+    """Whether a process that does `act` was killed before its step of this number, from 1 on."""
+    child = os.fork()
+    if child == 0:
+        try:
+            kill_before(step)
+            act()
+        except KeyError:  # the failure of a stage
+            pass
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+def kill_before(step: int) -> None:
+    """Kill this process before its `step`-th change of the file system."""
+    seen = count(1)
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        reads = event == "open" and not int(str(arguments[2])) & (os.O_WRONLY | os.O_RDWR)
+        if event in STEPS and not reads and next(seen) == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def write(folder: Path, content: str) -> None:
+    """Write a small folder of results, as stages do: single files, and a folder that is swapped."""
+    (folder / "result.txt").write_text(content)
+    with replacing(folder / "hf") as hf:
+        (hf / "deeper").mkdir(parents=True)
+        for name in ("weights", "deeper/tokenizer"):
+            (hf / name).write_text(content)
+
+
+def content_of(folder: Path) -> set[str]:
+    """The one content of all files of a whole folder that `write` wrote; several if it is mixed."""
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    described = {"config.yaml", "inputs.json", "environment.txt", "metrics.json"}
+    assert names - described == {"result.txt", "hf/weights", "hf/deeper/tokenizer"}
+    assert described <= names
+    return {(folder / name).read_text() for name in names - described}
+
+
+@cache
+def composed() -> Config:
+    return settings(Path("elsewhere"))
+
+
+def of(root: Path, overwrite: bool = False) -> Config:
+    return composed().model_copy(update={"output_root": str(root), "overwrite": overwrite})
+
+
+def make(
+    root: Path, stage: str, content: str, overwrite: bool = False, fails: bool = False
+) -> bool:
+    """Run a stage; whether it did anything."""
+    with runs.opened(of(root, overwrite), stage) as run:
+        if run is None:
+            return False
+        write(run.folder, content)
+        if fails:
+            raise KeyError(content)
+        runs.finish(run, {"content": len(content)})
+    return True
+
+
+def consolidated(root: Path) -> None:
+    folder = runs.folder_of(of(root), "prepare")
+    with runs.held(folder):
+        write(folder, "new")
+
+
+ACTS: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "overwrite": ("prepare", lambda root: make(root, "prepare", "new", overwrite=True)),
+    "again": ("audit", lambda root: make(root, "audit", "new")),
+    "fails": ("prepare", lambda root: make(root, "prepare", "new", overwrite=True, fails=True)),
+}
+"""What is done to a finished run: by which stage, and how."""
+
+
+def beside(folder: Path) -> set[str]:
+    """What is beside a folder, its own lock aside."""
+    return {path.name for path in folder.parent.iterdir()} - {folder.name, f".{folder.name}.lock"}
+
+
+def kills(
+    root: Path, begin: Callable[[Path], object], act: Callable[[Path], object]
+) -> Iterator[Path]:
+    """Yield a folder in which `act` was killed at its first step, at its second, and so on."""
+    for step in count(1):
+        own = root / str(step)
+        begin(own)
+        if not killed_at(step, lambda own=own: act(own)):
+            assert step > 12, "hardly a step was seen"
+            return
+        yield own
+
+
+@pytest.mark.parametrize("name", ACTS)
+def test_a_finished_run_outlives_every_kill(name: str, tmp_path: Path) -> None:
+    stage, act = ACTS[name]
+
+    def begin(root: Path) -> None:
+        make(root, "prepare", "old")
+        if stage != "prepare":
+            make(root, stage, "old")
+
+    outcomes = set()
+    for root in kills(tmp_path, begin, act):
+        folder = runs.folder_of(of(root), stage)
+        there = content_of(folder) if runs.is_finished(folder) else {"old"}
+        with runs.held(folder):  # as every command that touches the run
+            assert runs.is_finished(folder)
+            assert content_of(folder) == there  # what was finished stays
+        outcomes |= there
+        assert len(there) == 1
+        assert not {left for left in beside(folder) if not left.endswith("prepare.lock")} - {
+            "prepare"
+        }
+        if stage == "prepare":
+            assert not make(root, stage, "newer")  # it is reported
+        assert make(root, stage, "newest", overwrite=True)
+        assert content_of(folder) == {"newest"}
+    assert outcomes == ({"old"} if name == "fails" else {"old", "new"})
+
+
+def test_a_first_run_goes_on_after_every_kill(tmp_path: Path) -> None:
+    for root in kills(tmp_path, Path.mkdir, lambda root: make(root, "prepare", "new")):
+        folder = runs.folder_of(of(root), "prepare")
+        done = runs.is_finished(folder)
+        assert make(root, "prepare", "next") is not done
+        assert content_of(folder) == {"new" if done else "next"}
+        assert not beside(folder)
+
+
+def test_a_folder_that_is_replaced_in_a_finished_run_outlives_every_kill(tmp_path: Path) -> None:
+    def again(root: Path) -> None:
+        folder = runs.folder_of(of(root), "prepare")
+        with runs.held(folder), replacing(folder / "hf") as hf:
+            (hf / "deeper").mkdir(parents=True)
+            for name in ("weights", "deeper/tokenizer"):
+                (hf / name).write_text("new")
+
+    found = set()
+    for root in kills(tmp_path, lambda root: make(root, "prepare", "old"), again):
+        folder = runs.folder_of(of(root), "prepare")
+        with runs.held(folder):
+            one, other = (folder / "hf" / name for name in ("weights", "deeper/tokenizer"))
+            assert one.read_text() == other.read_text()
+            found.add(one.read_text())
+            assert {path.name for path in folder.glob(".*")} == set()
+    assert found == {"old", "new"}
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        make(tmp_path, "prepare", "half", fails=True)
+    folder = runs.folder_of(of(tmp_path), "prepare")
+    shard = folder / "store" / ".0003.partial-node7.cluster-4711"  # as version 0.1 named it
+    shard.mkdir(parents=True)
+    (shard / "rows.arrow").write_text("half")
+    (folder / ".index.parquet.partial-0123456789abcdef").write_text("half")
+    make(tmp_path, "prepare", "whole")
+    assert not list(folder.rglob(".*"))
+
+
+def test_records_in_the_temporary_folder_go_with_their_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def killed() -> None:
+        with scratch("records-") as folder:
+            (folder / "patient.txt").write_text("a record")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert killed_at(10**9, killed)
+    assert len(list(tmp_path.rglob("patient.txt"))) == 1
+    with scratch("records-") as folder, scratch("records-"):
+        assert not list(tmp_path.rglob("patient.txt"))
+        assert folder.is_dir()  # a process that lives keeps its own
+    assert not list(tmp_path.iterdir())
