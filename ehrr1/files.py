@@ -18,11 +18,15 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
+
+import yaml
+
+from ehrr1.damage import damaged, reading
 
 LEFT = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|old|gone)-.+")
 """Names of what a killed process may leave behind."""
@@ -196,8 +200,42 @@ def write_json(path: Path, value: Any, durable: bool = False) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Return the value in a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Return the value in a JSON file. Raises DamagedError if there is none."""
+    with reading(path, ValueError, FileNotFoundError):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file. Raises DamagedError if there is none."""
+    with reading(path, yaml.YAMLError, UnicodeDecodeError, FileNotFoundError):
+        # many runs may be looked at: the parser in C is ten times as fast
+        found = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+    if not isinstance(found, dict):
+        raise damaged(path, "holds no settings")
+    return found
+
+
+def read_jsonl(path: Path, columns: Collection[str] = ()) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a JSON lines file.
+
+    Raises DamagedError, which names the line, for one that is no object or lacks some of `columns`.
+    """
+    with reading(path, UnicodeDecodeError, FileNotFoundError), path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            yield json_line(path, number, line, columns)
+
+
+def json_line(
+    path: Path, number: int, line: str | bytes, columns: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return the object in one line of a JSON lines file. Raises DamagedError if there is none."""
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise damaged(path, f"has a line {number} that is no JSON") from error
+    if not isinstance(found, dict) or not found.keys() >= set(columns):
+        raise damaged(path, f"has a line {number} without {', '.join(columns) or 'an object'}")
+    return found
 
 
 def write_jsonl(path: Path, rows: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> int:

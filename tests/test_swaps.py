@@ -76,7 +76,7 @@ def write(folder: Path, content: str) -> None:
 def content_of(folder: Path) -> set[str]:
     """The one content of all files of a whole folder that `write` wrote; several if it is mixed."""
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    described = {"config.yaml", "inputs.json", "environment.txt", "metrics.json"}
+    described = {"config.yaml", "inputs.json", "environment.txt", "manifest.json", "metrics.json"}
     assert names - described == {"result.txt", "hf/weights", "hf/deeper/tokenizer"}
     assert described <= names
     return {(folder / name).read_text() for name in names - described}

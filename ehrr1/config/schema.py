@@ -33,6 +33,7 @@ from ehrr1.config.training import (
 from ehrr1.config.types import Count, Name, PathText, Section, Target, Text
 from ehrr1.config.writers import AnswerModes, Chains, EngineConfig, Eval, Infer, RolloutConfig
 from ehrr1.errors import UserError
+from ehrr1.files import read_yaml
 
 
 class Inputs(Section):
@@ -69,6 +70,7 @@ class Config(Section):
     variant: Text | None
     output_root: PathText
     overwrite: bool
+    check: Literal["quick", "full"]
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)]
     inputs: Inputs
     data: Data
@@ -179,8 +181,7 @@ def check(config: Config) -> None:
 
 def recorded(folder: Path) -> Config:
     """Return the configuration of an existing run; raises UserError for one of another version."""
-    there = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(there, DictConfig)
+    there = OmegaConf.create(read_yaml(folder / "config.yaml"))
     try:
         return parse(there)
     except UserError as error:

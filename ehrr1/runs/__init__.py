@@ -4,6 +4,7 @@
         config.yaml       the resolved configuration
         inputs.json       the runs it read, each with a fingerprint of its result
         environment.txt   Python, platform, processor, its kernels and threads, package versions
+        manifest.json     the files that later stages read: sizes, digests (`ehrr1/damage.py`)
         metrics.json      flat, name to number; written last: it marks the run as finished
 
 A finished run is reported and not made again, a half-done one resumes, one made with other
@@ -21,7 +22,16 @@ from ehrr1.runs.catalog import (
     order,
 )
 from ehrr1.runs.compare import differences, flat, made_from
-from ehrr1.runs.folder import FolderInUseError, Run, finish, held, joined, opened
+from ehrr1.runs.folder import (
+    FolderInUseError,
+    Run,
+    check_inputs,
+    finish,
+    held,
+    joined,
+    opened,
+    rewriting,
+)
 from ehrr1.runs.paths import data_is_open, folder_of, home, is_finished, metrics_of, short
 from ehrr1.runs.search import MissingRunError, find_inputs, made
 
@@ -34,6 +44,7 @@ __all__ = [
     "FolderInUseError",
     "MissingRunError",
     "Run",
+    "check_inputs",
     "data_is_open",
     "differences",
     "find_inputs",
@@ -51,5 +62,6 @@ __all__ = [
     "opened",
     "optional",
     "order",
+    "rewriting",
     "short",
 ]

@@ -42,6 +42,17 @@ RESULT_SETTINGS: dict[str, tuple[str, ...]] = {
 GIVEN = "given"
 """The value of `eval.chains` that means the chains of the run itself, instead of a file."""
 
+READ_LATER: dict[str, tuple[str, ...]] = {
+    "prepare": (".",),
+    "graph": ("graphs.jsonl",),
+    "chains": ("chains.jsonl",),
+    "adapt": ("hf",),
+    "reason": ("hf",),
+    "rl": ("hf",),
+    "eval": ("predictions.parquet",),
+}
+"""The files and folders of a stage that others read: a manifest lists them (`ehrr1/damage.py`)."""
+
 NOT_COMPARED = frozenset(
     {
         *("data.shard", "data.shards", "graph.workers", "graph.show"),

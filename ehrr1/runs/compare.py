@@ -4,10 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ehrr1.config.schema import Config
-from ehrr1.files import read_json
+from ehrr1.files import read_json, read_yaml
 from ehrr1.runs.catalog import NOT_COMPARED, RESULT_SETTINGS
 
 
@@ -36,9 +34,7 @@ def differences(
     was prepared may leave out from where, unless the records must be `rooted` in the same folder.
     Settings of `besides` are not compared.
     """
-    # many runs may be looked at: the parser in C is ten times as fast
-    text = (folder / "config.yaml").read_text(encoding="utf-8")
-    there: Any = yaml.load(text, Loader=yaml.CSafeLoader)
+    there = read_yaml(folder / "config.yaml")
     wanted = cfg.plain()
     left_out = set(besides)
     if cfg.data.root is None and cfg.data.name != "synthetic" and not rooted:

@@ -1,7 +1,7 @@
 """The folder of a run while a stage works in it: locked, described, finished or resumed."""
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 
 from ehrr1.config.schema import Config
+from ehrr1.damage import MANIFEST, DamagedError, check, manifest, read_manifest
 from ehrr1.errors import UserError
 from ehrr1.files import remove, settle, settle_beside, sync, sync_folder, write_json, write_text
-from ehrr1.runs.catalog import ALWAYS_AGAIN
+from ehrr1.runs.catalog import ALWAYS_AGAIN, READ_LATER
 from ehrr1.runs.compare import differences, fingerprint
 from ehrr1.runs.environment import environment
 from ehrr1.runs.paths import folder_of, is_finished
@@ -43,7 +44,7 @@ def opened(cfg: Config, stage: str) -> Iterator[Run | None]:
 
     With `overwrite=true` the earlier run is put aside and comes back if the new one fails before
     it is finished. Raises UserError for a folder made with other settings, or in use by
-    another process.
+    another process, and DamagedError for a damaged input.
     """
     folder = folder_of(cfg, stage)
     inputs = find_inputs(cfg, stage)
@@ -51,14 +52,16 @@ def opened(cfg: Config, stage: str) -> Iterator[Run | None]:
     with held(folder):
         previous = _previous(folder)
         begun = (folder / "config.yaml").exists()
-        if begun and not cfg.overwrite and stage not in ALWAYS_AGAIN:
+        stays = begun and not cfg.overwrite and stage not in ALWAYS_AGAIN
+        if stays:
             _refuse_other_settings(cfg, stage, folder, inputs)
             if is_finished(folder):
                 yield None
                 return
-        elif folder.exists():
+        check_inputs(cfg, inputs)
+        if folder.exists() and not stays:
             folder.rename(previous)
-        run = Run(folder, stage, inputs, resuming=begun and folder.exists())
+        run = Run(folder, stage, inputs, resuming=stays)
         _describe(cfg, run)
         try:
             yield run
@@ -68,7 +71,8 @@ def opened(cfg: Config, stage: str) -> Iterator[Run | None]:
                 remove(previous)
                 raise
             # what a wrong setting or file left behind must not refuse the corrected command
-            if previous.exists() or (isinstance(error, UserError) and not run.resuming):
+            refused = isinstance(error, UserError) and not isinstance(error, DamagedError)
+            if previous.exists() or (refused and not run.resuming):
                 remove(folder)
             if previous.exists():
                 previous.rename(folder)
@@ -104,6 +108,7 @@ def joined(cfg: Config, stage: str, member: int) -> Iterator[Run | None]:
         if is_finished(folder):
             yield None
             return
+        check_inputs(cfg, inputs)
         run = Run(folder, stage, inputs, resuming=begun)
         _describe(cfg, run)
         yield run
@@ -127,17 +132,51 @@ def held(folder: Path) -> Iterator[None]:
         yield
 
 
-def finish(run: Run, metrics: dict[str, Any]) -> None:
+def check_inputs(cfg: Config, inputs: Mapping[str, Path]) -> None:
+    """Raise DamagedError for a damaged file of a finished run that is to be read."""
+    for folder in inputs.values():
+        if any(folder.glob(".*.old-*")):  # a process was killed while it replaced hf/
+            with suppress(FolderInUseError, PermissionError), held(folder):
+                pass
+        check(folder, cfg.check == "full")
+
+
+def finish(run: Run, metrics: dict[str, Any], again: Mapping[str, str] | None = None) -> None:
     """Write `metrics.json`, which marks the run as finished. Values are numbers, names flat.
 
     All else is on disk by then, so that neither a kill nor a power failure leaves a finished run
-    with half of its files.
+    with half of its files. `again` are the commands that make damaged files again, as in the
+    manifest.
     """
     # again: only now the libraries that computed them are loaded, with the kernels they chose
     write_text(run.folder / "environment.txt", environment())
+    names = ("config.yaml", "inputs.json", *READ_LATER.get(run.stage, ()))
+    listed = manifest(run.folder, run.stage, names, {"": ""} | dict(again or {}))
+    write_json(run.folder / MANIFEST, listed)
     sync(run.folder)
     sync_folder(run.folder.parent)
     write_json(run.folder / "metrics.json", metrics, durable=True)
+
+
+@contextmanager
+def rewriting(folder: Path, name: str, again: str) -> Iterator[None]:
+    """Let the body write `name` of a run anew; the manifest does not list it meanwhile.
+
+    `again` is the command that makes it again.
+    """
+    if not (folder / MANIFEST).exists():
+        yield
+        return
+    made = read_manifest(folder)
+    others = {
+        file: one for file, one in made["files"].items() if not f"{file}/".startswith(f"{name}/")
+    }
+    write_json(folder / MANIFEST, made | {"files": others})
+    try:
+        yield
+    finally:
+        own = manifest(folder, made["stage"], [name], made["again"] | {name: again})
+        write_json(folder / MANIFEST, own | {"files": others | own["files"]})
 
 
 @contextmanager

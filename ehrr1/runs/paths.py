@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ehrr1.config.schema import Config
+from ehrr1.damage import damaged
 from ehrr1.files import read_json
 
 
@@ -47,8 +48,14 @@ def is_finished(folder: Path) -> bool:
 
 
 def metrics_of(folder: Path) -> dict[str, Any]:
-    """Read the metrics of a finished run, flat: name to number."""
-    return read_json(folder / "metrics.json")
+    """Read the metrics of a finished run, flat: name to number. Raises DamagedError for others."""
+    path = folder / "metrics.json"
+    found = read_json(path)
+    if not isinstance(found, dict) or not all(
+        isinstance(one, int | float) for one in found.values()
+    ):
+        raise damaged(path, "does not map names to numbers")
+    return found
 
 
 def data_is_open(prepare: Path) -> bool:
@@ -57,5 +64,10 @@ def data_is_open(prepare: Path) -> bool:
     This is what `prepare` has decided (`records/openness.py`), whatever a later command says.
     Records that an earlier version prepared, which decided nothing, are closed.
     """
-    decided = prepare / "open.json"
-    return decided.exists() and read_json(decided)["open"] is True
+    path = prepare / "open.json"
+    if not path.exists():
+        return False
+    decided = read_json(path)
+    if not isinstance(decided, dict) or not isinstance(decided.get("open"), bool):
+        raise damaged(path, "does not say whether the records are open")
+    return bool(decided["open"])

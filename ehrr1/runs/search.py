@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from ehrr1.config.names import BENCHMARKS
 from ehrr1.config.schema import Config
+from ehrr1.damage import DamagedError
 from ehrr1.errors import UserError
 from ehrr1.runs.catalog import needed, optional, order
 from ehrr1.runs.compare import differences
@@ -65,7 +67,7 @@ def _others(cfg: Config, stage: str) -> str:
     """Say how the experiment's finished runs of a stage differ from the one that is missing."""
     near = [*above(cfg, stage), *elsewhere(cfg, stage, others=False)]
     told = (
-        (folder, differences(cfg, stage, folder, {}))
+        (folder, _unlike(cfg, stage, folder, {}))
         for folder in dict.fromkeys(near)
         if is_finished(folder)
     )
@@ -118,13 +120,22 @@ def made(cfg: Config, stage: str, reader: str) -> Path:
 
     def alike(folder: Path, rooted: bool) -> bool:
         return not any(
-            differences(cfg, one, folder, inputs, rooted=rooted, besides=besides)
-            for one in compared
+            _unlike(cfg, one, folder, inputs, rooted=rooted, besides=besides) for one in compared
         )
 
     same = (folder for folder in near if alike(folder, rooted=False))
     far = (folder for folder in elsewhere(cfg, stage, others) if alike(folder, rooted=True))
     return next(chain(same, far), own)
+
+
+def _unlike(
+    cfg: Config, stage: str, folder: Path, inputs: dict[str, Path], **how: Any
+) -> list[str]:
+    """Return `differences` of a run that is looked at by the way; a damaged one is not taken."""
+    try:
+        return differences(cfg, stage, folder, inputs, **how)
+    except DamagedError as error:
+        return [str(error)]
 
 
 def led_to(cfg: Config, stage: str) -> tuple[str, ...]:

@@ -4,8 +4,8 @@ import gc
 import importlib
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -16,10 +16,11 @@ from ehrr1.command import with_stage, words_with
 from ehrr1.config.names import BENCHMARKS, TRAINING
 from ehrr1.config.schema import Config
 from ehrr1.config.writers import ModelChains
-from ehrr1.errors import UserError
+from ehrr1.damage import check
+from ehrr1.errors import LeakError, StoppedError, UserError
 from ehrr1.evaluation.predictions import require_finished
 from ehrr1.stages.consolidate import consolidate_run
-from ehrr1.stages.ending import tell_next, tell_result
+from ehrr1.stages.ending import made_again, tell_next, tell_result
 
 console = Console(stderr=True)
 
@@ -123,7 +124,9 @@ def _dry_run(cfg: Config) -> None:
     """Say what writing chains would cost; no run is begun."""
     from ehrr1.stages.chains import dry_run
 
-    dry_run(cfg, _check_inputs(cfg, "chains"), runs.folder_of(cfg, "chains"))
+    inputs = _check_inputs(cfg, "chains")
+    runs.check_inputs(cfg, inputs)
+    dry_run(cfg, inputs, runs.folder_of(cfg, "chains"))
 
 
 def _brings_records(cfg: Config) -> bool:
@@ -147,6 +150,7 @@ def _score_again(cfg: Config) -> None:
     setting = "compare" if cfg.compare else "rescore"
     for folder in map(Path, cfg.compare or [str(cfg.rescore)]):
         require_finished(setting, folder)
+        check(folder, cfg.check == "full")
     stage = module_of("eval")
     stage.compare_runs(cfg) if cfg.compare else stage.rescore(cfg)
 
@@ -162,6 +166,7 @@ def _start_group(cfg: Config, stage: str) -> None:
     Raises UserError for settings that cannot work, before they start.
     """
     inputs = _check_inputs(cfg, stage)
+    runs.check_inputs(cfg, inputs)
     module_of(stage).check(cfg, inputs)
     if cfg.trainer.nodes > 1:
         raise UserError(
@@ -217,15 +222,37 @@ def _execute_one(cfg: Config, stage: str) -> None:
             if read != runs.folder_of(cfg, name):
                 console.print(f"  {name} is read from {read}")
         begin = time.monotonic()
-        metrics = module_of(stage).run(cfg, run)
+        with blaming_inputs(run):
+            metrics = module_of(stage).run(cfg, run)
         seconds = time.monotonic() - begin
         if stage in TRAINING or stage == "eval":
             from ehrr1.stages import hparams
 
             hparams.write(cfg, run, metrics)
-        runs.finish(run, {**metrics, "seconds": round(seconds, 3)})
+        metrics = {**metrics, "seconds": round(seconds, 3)}
+        runs.finish(run, metrics, made_again(cfg, stage, folder))
         console.print(f"[bold]{stage}[/]: done in {seconds:.0f} s")
         tell_result(stage, folder, console)
+
+
+@contextmanager
+def blaming_inputs(run: runs.Run) -> Iterator[None]:
+    """Raise DamagedError instead of any other error, if a large file of an input is the cause.
+
+    The quick check before the stage has not read it. Processes of a group cannot wait for that.
+    """
+    try:
+        yield
+    except (UserError, StoppedError, LeakError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of Polars is no Exception
+        if parallel.size() == 1:
+            for folder in run.inputs.values():
+                try:
+                    check(folder, full=True)
+                except UserError as cause:
+                    raise cause from error
+        raise
 
 
 def _tell_finished(stage: str, folder: Path) -> None:
@@ -257,7 +284,8 @@ def _execute_share(cfg: Config, stage: str) -> None:
         if run is None:
             _tell_finished(stage, folder)
             return
-        left = module.run_share(cfg, run)
+        with blaming_inputs(run):
+            left = module.run_share(cfg, run)
     console.print(f"[bold]{stage}[/]: share {share} of {shares} is done; {left} {made} are missing")
     if not left:
         with suppress(runs.FolderInUseError):  # another share is finishing and will put together

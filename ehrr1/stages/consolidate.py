@@ -4,11 +4,13 @@ A finished run has that of its last checkpoint already; this makes it for one th
 from one of the best (`checkpoint`).
 """
 
+import shlex
 from pathlib import Path
 
 from rich.console import Console
 
 from ehrr1 import runs
+from ehrr1.command import typed_as
 from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
 from ehrr1.files import write_json
@@ -28,7 +30,10 @@ def consolidate_run(cfg: Config, console: Console) -> None:
         raise UserError(f"run={folder}: no such folder; give the folder of a training run")
     from ehrr1.training.checkpoints import consolidate, last_checkpoint
 
-    with runs.held(folder):
+    again = (
+        f"{typed_as()} stage=consolidate {shlex.quote(f'run={folder}')} checkpoint={cfg.checkpoint}"
+    )
+    with runs.held(folder), runs.rewriting(folder, "hf", again):
         step = consolidate(folder, cfg.checkpoint)
         if runs.is_finished(folder):
             _note(folder, step, last_checkpoint(folder / "checkpoints")[1])

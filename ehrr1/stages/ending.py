@@ -1,14 +1,16 @@
 """The end of a stage on the terminal: its main numbers, the files it made, the next command."""
 
+import shlex
 from pathlib import Path
 
 from rich.console import Console
 
 from ehrr1 import runs
-from ehrr1.command import with_stage
-from ehrr1.config.names import BENCHMARKS
+from ehrr1.command import typed_as, with_stage
+from ehrr1.config.names import BENCHMARKS, TRAINING
 from ehrr1.config.records import BenchmarkData
 from ehrr1.config.schema import Config
+from ehrr1.config.writers import ModelChains
 
 SCORES = "scores.txt"
 """The tables of an evaluation."""
@@ -88,6 +90,19 @@ def tell_next(cfg: Config, stage: str, console: Console) -> None:
         _line(console, f"next: tensorboard --logdir {runs.home(cfg)}")
     elif following := next_stage(cfg, stage):
         _line(console, f"next: {with_stage(following)}")
+
+
+def made_again(cfg: Config, stage: str, folder: Path) -> dict[str, str]:
+    """Return the commands that make damaged files of a run again, as its manifest has them.
+
+    Weights follow from a checkpoint, and chains that were paid for from their ledger.
+    """
+    if stage == "chains" and isinstance(cfg.chains, ModelChains):
+        return {"": f"rm {shlex.quote(str(folder / 'metrics.json'))} && {with_stage(stage)}"}
+    commands = {"": f"{with_stage(stage)} overwrite=true"}
+    if stage in TRAINING:
+        commands["hf"] = f"{typed_as()} stage=consolidate {shlex.quote(f'run={folder}')}"
+    return commands
 
 
 def next_stage(cfg: Config, stage: str) -> str | None:

@@ -91,7 +91,9 @@ def is_meds(path: Path) -> bool:
 def prepared(cfg: Config) -> Prepared:
     """Open the run's own store of patients. Raises UserError where it is not prepared."""
     try:
-        return Prepared(runs.find_inputs(cfg, "card")["prepare"])
+        inputs = runs.find_inputs(cfg, "card")
+        runs.check_inputs(cfg, inputs)
+        return Prepared(inputs["prepare"])
     except runs.MissingRunError as error:
         message = str(error).replace("stage=card", "a patient of the store", 1)
         raise runs.MissingRunError(message, error.stage) from error

@@ -33,6 +33,7 @@ def show(cfg: Config, console: Console) -> None:
     Raises UserError where the finished graph has no such sample.
     """
     inputs = runs.find_inputs(cfg, "chains")
+    runs.check_inputs(cfg, inputs)
     row = line_of(inputs["graph"] / "graphs.jsonl", str(cfg.graph.show))
     prepared, graph = Prepared(inputs["prepare"]), answers_only(from_json(row["graph"]))
     sample = _sample(prepared, row["sample_id"])

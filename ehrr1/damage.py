@@ -1,0 +1,148 @@
+"""Files between stages that are damaged: one line that names the file, its stage, and the remedy.
+
+Every finished run has a manifest, which lists what later stages read:
+
+    manifest.json   stage; again: the command that makes a file again, by the first part of its
+                    path ("" for all others); files: path -> bytes and digest (BLAKE2b, 128 bits)
+
+A file that was cut, doubled, emptied or removed has another size. A changed byte shows in the
+digest, which takes as long as reading the file.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ehrr1.errors import UserError
+
+MANIFEST = "manifest.json"
+
+QUICK_BYTES = 256 * 2**20
+"""What a quick check reads at most: the smallest files, a third of a second on one core."""
+
+OF_RUNS = (MANIFEST, "config.yaml", "metrics.json")
+"""Files of which each run has one at least."""
+
+LATER = frozenset({MANIFEST, "metrics.json"})
+"""Files that are written after the list, and that commands on a finished run write anew."""
+
+
+class DamagedError(UserError):
+    """A file that an earlier stage wrote is damaged or missing."""
+
+
+@contextmanager
+def reading(path: Path, *errors: type[BaseException], remedy: str | None = None) -> Iterator[None]:
+    """Raise DamagedError, which names `path`, for the errors that its format's reader raises.
+
+    An error of the disk itself is none of the file. The cause is told by its type alone, since
+    messages of readers may quote what they read. `remedy` of a file that no stage makes again.
+    """
+    try:
+        yield
+    except errors as error:
+        if isinstance(error, OSError) and error.errno is not None and path.exists():
+            raise
+        what = f"cannot be read ({type(error).__name__})" if path.exists() else "is missing"
+        raise damaged(path, what, remedy) from error
+
+
+def damaged(path: Path, what: str, remedy: str | None = None) -> DamagedError:
+    """Return the error for a damaged file of a run: who made it, and what makes it again."""
+    folder = next(
+        (one for one in path.parents if any((one / name).exists() for name in OF_RUNS)), None
+    )
+    if remedy is not None or folder is None:
+        return DamagedError(f"{path} {what}: {remedy or 'restore a copy of it'}")
+    if (folder / MANIFEST).exists():
+        made = read_manifest(folder)
+        again = made["again"]
+        command = again.get(path.relative_to(folder).parts[0]) or again[""]
+        return DamagedError(
+            f"{path} {what}: stage={made['stage']} made it; restore a copy of it, or make it again "
+            f"by the command: {command}"
+        )
+    if (folder / "metrics.json").exists():
+        return DamagedError(
+            f"{path} {what}: stage={folder.name} made it; restore a copy of it, or run that stage "
+            "again with the same settings and overwrite=true"
+        )
+    return DamagedError(
+        f"{path} {what}: stage={folder.name}, which is not finished, made it; delete the file and "
+        "repeat the command, which makes it again"
+    )
+
+
+def manifest(
+    folder: Path, stage: str, names: Sequence[str], again: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the manifest of the files and folders `names` of a run, `again` as described above.
+
+    Hidden files and names that are not there are left out.
+    """
+    files = sorted({path for name in names for path in _files(folder / name)})
+    listed = {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "digest": digest(path)}
+        for path in files
+        if path.name not in LATER
+    }
+    return {"stage": stage, "again": dict(again), "files": listed}
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+    for place, folders, names in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(place, name) for name in names if not name.startswith("."))
+
+
+def digest(path: Path) -> str:
+    """Return the digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a run. Raises DamagedError for one that is none."""
+    path = folder / MANIFEST
+    remedy = f"restore a copy of it, or run stage={folder.name} again with overwrite=true"
+    with reading(path, ValueError, TypeError, KeyError, AttributeError, remedy=remedy):
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for one in found["files"].values():
+            int(one["bytes"]), str(one["digest"])
+        str(found["stage"]), str(found["again"][""])
+    return found
+
+
+def check(folder: Path, full: bool = False, below: str = "") -> None:
+    """Raise DamagedError for a file of a finished run that is not as its stage has left it.
+
+    Sizes are always compared, digests of the smallest files up to `QUICK_BYTES` in sum, with `full`
+    those of all. `below` limits the check to one folder of the run. A run of version 0.1 has no
+    manifest, and is not checked.
+    """
+    if not (folder / MANIFEST).exists():
+        return
+    listed = {
+        folder / name: one
+        for name, one in read_manifest(folder)["files"].items()
+        if f"{name}/".startswith(f"{below}/" if below else "")
+    }
+    for path, one in listed.items():
+        if not path.is_file():
+            raise damaged(path, "is missing")
+        if (size := path.stat().st_size) != one["bytes"]:
+            raise damaged(path, f"has {size:,} bytes, and {one['bytes']:,} were written")
+    chosen, room = [], QUICK_BYTES
+    for path, one in sorted(listed.items(), key=lambda entry: entry[1]["bytes"]):
+        room -= one["bytes"]
+        if full or room >= 0:
+            chosen.append(path)
+    for path in chosen:
+        if digest(path) != listed[path]["digest"]:
+            raise damaged(path, "is not as it was written (its checksum differs)")
