@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from omegaconf import OmegaConf
 from rich.console import Console
 
 from ehrr1.config.records import Concepts
@@ -28,7 +27,7 @@ from ehrr1.evaluation.pages.html import page, table
 from ehrr1.evaluation.pages.numbers import cell
 from ehrr1.evaluation.pages.numbers import label as metric_label
 from ehrr1.evaluation.pages.report import flat_settings, lead, report_data, rules
-from ehrr1.evaluation.predictions import require_finished
+from ehrr1.evaluation.predictions import read_predictions, require_finished
 from ehrr1.evaluation.seeds import seed_metrics
 from ehrr1.evaluation.tables import (
     MAIN,
@@ -39,7 +38,7 @@ from ehrr1.evaluation.tables import (
     task_differences,
 )
 from ehrr1.evaluation.tolerance import with_tolerance
-from ehrr1.files import replacing, write_json, write_text
+from ehrr1.files import read_yaml, replacing, write_json, write_text
 from ehrr1.graph.same_names import check_dictionary
 from ehrr1.tasks.catalog import ALL_TASKS
 
@@ -207,9 +206,8 @@ def tolerant(runs: Sequence[Finished], concepts: Concepts, atc_level: int) -> li
 def read(folder: Path, label: str) -> Finished:
     """Read a finished evaluation. Raises UserError for any other folder."""
     require_finished("compare", folder)
-    config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    settings = {name: value for name, value in flat_settings(config)}
-    predictions = pl.read_parquet(folder / "predictions.parquet")
+    settings = {name: value for name, value in flat_settings(read_yaml(folder / "config.yaml"))}
+    predictions = read_predictions(folder / "predictions.parquet")
     predictions = with_matches(predictions, settings.get("eval.matching", "ours"))
     return Finished(label, folder, predictions, settings)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from ehrr1.evaluation.predictions import SCHEMA, frame
+from ehrr1.evaluation.predictions import SCHEMA, frame, read_predictions
 from ehrr1.files import read_json, replacing, write_json
 from ehrr1.progress import bar
 from ehrr1.tasks.samples import Sample
@@ -33,7 +33,8 @@ class PredictionStore:
     def read(self) -> pl.DataFrame:
         """Return all stored rows, without duplicates of a sample and draw."""
         files = sorted(self.folder.glob("*.parquet"))
-        frames = [pl.read_parquet(file) for file in files]
+        remedy = "delete it and repeat the command, which asks again what it held"
+        frames = [read_predictions(file, remedy) for file in files]
         rows = pl.concat(frames) if frames else pl.DataFrame(schema=SCHEMA)
         return rows.unique(["sample_id", "draw"], keep="first", maintain_order=True)
 

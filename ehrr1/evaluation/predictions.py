@@ -7,8 +7,11 @@ from typing import Any
 
 import polars as pl
 
+from ehrr1.damage import damaged, reading
 from ehrr1.errors import UserError
 from ehrr1.evaluation.prompt_mode import PromptMode
+from ehrr1.records.reading import READ_ERRORS
+from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.samples import Sample
 
 SUBGROUPS = ("sex", "age_band", "race", "insurance", "care_unit")
@@ -69,6 +72,30 @@ def require_finished(setting: str, folder: Path) -> None:
             f"{setting}={folder}: it has no {' and no '.join(missing)}; give the folder of a "
             "finished evaluation (outputs/NAME/eval)"
         )
+
+
+def read_predictions(path: Path, remedy: str | None = None) -> pl.DataFrame:
+    """Read a table of predictions.
+
+    Raises DamagedError if it cannot be read, or holds what no evaluation writes: an answer twice, a
+    probability outside [0, 1], a target that is no answer. Columns of an earlier version may lack.
+    """
+    with reading(path, *READ_ERRORS, remedy=remedy):
+        table = pl.read_parquet(path)
+    if set(table.columns) < SCHEMA.keys():
+        return table
+    if table.select("model", "sample_id", "draw").is_duplicated().any():
+        raise damaged(path, "has an answer twice", remedy)
+    outside = ~pl.col("probability").is_between(0, 1)
+    risk = pl.col("task").is_in([task for task, own in ALL_TASKS.items() if own.kind == "risk"])
+    unasked = pl.col("target").is_null() | (risk & ~pl.col("target").is_in(["yes", "no"]))
+    for wrong, what in (
+        (outside, "probabilities outside [0, 1]"),
+        (unasked, "targets that are no answers"),
+    ):
+        if count := table.filter(wrong).height:
+            raise damaged(path, f"has {count} {what}", remedy)
+    return table
 
 
 def prediction_row(

@@ -14,6 +14,7 @@ sets of patients can be merged, so that processes share the work.
 """
 
 import json
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,13 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from ehrr1.damage import reading
 from ehrr1.files import replacing
 from ehrr1.graph.concepts import ANYWHERE, Concept
 
@@ -41,6 +44,9 @@ each target's row less often.
 
 SPAN = 2**18
 """Number of pairs counted at a time into a dense matrix, chosen to fit the processor's cache."""
+
+DAMAGES = (BadZipFile, zlib.error, EOFError, ValueError, KeyError, OSError)
+"""What NumPy raises for a file of counts that is not whole."""
 
 Joint: TypeAlias = sparse.csr_array | NDArray[np.int32]
 
@@ -126,10 +132,12 @@ class Cooccurrence:
 
     @classmethod
     def load(cls, path: Path) -> "Cooccurrence":
-        """Read counts written by `save`."""
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        names = json.loads(arrays["names"].tobytes())
+        """Read counts written by `save`. Raises DamagedError for a file that is not whole."""
+        remedy = f"delete the folder {path.parent} and repeat the command"
+        with reading(path, *DAMAGES, remedy=remedy):
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            names = json.loads(arrays["names"].tobytes())
         shape = (len(names["targets"]), len(names["history"]))
         joint = arrays.get("dense")
         if joint is None:

@@ -16,6 +16,7 @@ its concepts. The entries of a concept are sorted by neighbour, then by kind: fa
 of the entry come first, then the order is by relation and source.
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ehrr1.damage import reading
 from ehrr1.errors import UserError
 from ehrr1.files import read_json
 from ehrr1.graph.path_search import (
@@ -41,6 +43,7 @@ from ehrr1.graph.path_search import (
     shortest,
 )
 from ehrr1.graph.relation_kinds import RELATIONS, is_same
+from ehrr1.records.reading import READ_ERRORS
 
 FORMAT = 1
 """Version of the folder's layout."""
@@ -259,8 +262,16 @@ def _mapped(path: Path) -> Numbers:
 
     It is a plain array view because slices of a `np.memmap` are slow.
     """
-    return np.asarray(np.load(path, mmap_mode="r"))
+    with _reading(path):
+        return np.asarray(np.load(path, mmap_mode="r"))
 
 
 def _mapped_batch(path: Path) -> pa.RecordBatch:
-    return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    with _reading(path):
+        return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+
+
+def _reading(path: Path) -> AbstractContextManager[None]:
+    """Return a context that raises DamagedError for a file of the base that is not whole."""
+    remedy = f"delete the folder {path.parent}: it is built again"
+    return reading(path, *READ_ERRORS, ValueError, remedy=remedy)

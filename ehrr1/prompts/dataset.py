@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
 
+from ehrr1.damage import damaged, reading
 from ehrr1.files import replacing
 from ehrr1.progress import track
 from ehrr1.prompts.trees import Branch, PromptBuilder, Question, Tree
@@ -36,6 +38,9 @@ FEATURES = Features(
         "cut_tokens": Value("int32"),
     }
 )
+
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+"""The last bytes of a whole Arrow stream."""
 
 
 def rank(seed: int, name: str) -> int:
@@ -108,7 +113,20 @@ def write_trees(
                     writer.write(row)
             writer.finalize()
             writer.close()
-    return Dataset.from_file(str(path))
+    return read_trees(path)
+
+
+def read_trees(path: Path) -> Dataset:
+    """Map a file of trees. Raises DamagedError for one that is not whole.
+
+    An Arrow stream that ends early may still be read; only its last bytes tell.
+    """
+    with reading(path, FileNotFoundError), path.open("rb") as file:
+        file.seek(max(path.stat().st_size - len(END_OF_STREAM), 0))
+        if file.read() != END_OF_STREAM:
+            raise damaged(path, "ends too early")
+    with reading(path, pa.ArrowException, OSError, ValueError):
+        return Dataset.from_file(str(path))
 
 
 class _Tokenised(MapDataset[Any]):

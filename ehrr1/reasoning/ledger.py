@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from ehrr1.damage import DamagedError, damaged
 from ehrr1.errors import UserError
 from ehrr1.reasoning.prompting import Prompt
 
@@ -147,6 +148,7 @@ class Ledger:
     """
 
     def __init__(self, path: Path):
+        self.path = path
         self.connection = sqlite3.connect(path)
         # A write-ahead log without shared memory also works on network file systems. FULL: answers
         # that were paid for survive a power failure.
@@ -156,11 +158,14 @@ class Ledger:
             self.connection.execute("PRAGMA synchronous = FULL")
             self.connection.executescript(SCHEMA)
             self._add_columns()
+            self._check()
         except sqlite3.OperationalError as error:
             self.connection.close()
             raise UserError(
                 f"{path}: {error}; close what has it open (a database viewer?), and run again"
             ) from error
+        except sqlite3.DatabaseError as error:
+            raise self._damaged() from error
 
     def __enter__(self) -> Self:
         return self
@@ -181,6 +186,19 @@ class Ledger:
                     self.connection.execute(
                         f"ALTER TABLE drafts ADD COLUMN {name} {kind} NOT NULL DEFAULT 0"
                     )
+
+    def _check(self) -> None:
+        """Raise DamagedError for a database whose pages are not all whole."""
+        if self.connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
+            raise self._damaged()
+
+    def _damaged(self) -> DamagedError:
+        self.connection.close()
+        return damaged(
+            self.path,
+            "is no whole database",
+            "restore a copy of it; if it is deleted, every draft is asked and paid again",
+        )
 
     def begin(self, sample_ids: Iterable[str], drafts: int) -> None:
         """Insert a row for each draft that is not in the ledger yet, in this order.

@@ -21,9 +21,11 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from ehrr1.damage import reading
 from ehrr1.files import read_json, write_json
 from ehrr1.progress import in_threads
 from ehrr1.records.cells import SEPARATOR
+from ehrr1.records.reading import READ_ERRORS
 from ehrr1.records.release.order import listed as as_listed
 from ehrr1.records.schema import TABLES
 from ehrr1.records.shard_buffer import Spool
@@ -194,7 +196,7 @@ class Shard:
         """
         prefix = "parent-"
         paths = sorted(self.folder.glob(f"{prefix}*.arrow"))
-        return {path.stem.removeprefix(prefix): pl.read_ipc(path) for path in paths}
+        return {path.stem.removeprefix(prefix): read_ipc(path) for path in paths}
 
     def values(self, positions: np.ndarray) -> list[str]:
         """Return the shown values of each row at `positions`, joined by `SEPARATOR`."""
@@ -240,8 +242,14 @@ class Store:
 
 
 def _mapped(path: Path) -> pa.Table:
-    with pa.memory_map(str(path)) as file:
+    with reading(path, *READ_ERRORS), pa.memory_map(str(path)) as file:
         return pa.ipc.open_file(file).read_all()
+
+
+def read_ipc(path: Path, remedy: str | None = None) -> pl.DataFrame:
+    """Read an Arrow file. Raises DamagedError if it is none."""
+    with reading(path, *READ_ERRORS, remedy=remedy):
+        return pl.read_ipc(path)
 
 
 def _only_chunk(table: pa.Table, name: str) -> pa.Array:

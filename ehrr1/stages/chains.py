@@ -30,9 +30,10 @@ from ehrr1.config.writers import (
     OpenAIChains,
     TemplateChains,
 )
+from ehrr1.damage import damaged, reading
 from ehrr1.engines import anthropic, endpoint
 from ehrr1.errors import UserError
-from ehrr1.files import write_jsonl
+from ehrr1.files import json_line, write_jsonl
 from ehrr1.graph.evidence import answers_only, covered, from_json
 from ehrr1.progress import bar, in_processes, track
 from ehrr1.prompts.messages import answer_text
@@ -343,11 +344,18 @@ def _prepared(folder: Path) -> Prepared:
 
 
 def graph_places(graphs: Path) -> dict[str, int]:
-    """Return the place of each sample's line in graphs.jsonl, in bytes."""
-    found, start = {}, 0
-    with graphs.open("rb") as lines:
-        for line in lines:
-            found[json.loads(line)["sample_id"]] = start
+    """Return the place of each sample's line in graphs.jsonl, in bytes.
+
+    Raises DamagedError for a line that is none, or a sample that has two.
+    """
+    found: dict[str, int] = {}
+    start = 0
+    with reading(graphs, FileNotFoundError), graphs.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            sample_id = json_line(graphs, number, line, ("sample_id", "graph"))["sample_id"]
+            if sample_id in found:
+                raise damaged(graphs, f"has a second graph of a sample in line {number}")
+            found[sample_id] = start
             start += len(line)
     return found
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from zlib import crc32
 
 import polars as pl
-import yaml
 from rich.console import Console
 
 from ehrr1 import runs
@@ -36,13 +35,13 @@ from ehrr1.evaluation.meds_export import export
 from ehrr1.evaluation.opening import Builders, opened, reader
 from ehrr1.evaluation.predict import Predictor, Rows, Writing
 from ehrr1.evaluation.prediction_store import PredictionStore, speed
-from ehrr1.evaluation.predictions import DIRECT, SCHEMA
+from ehrr1.evaluation.predictions import DIRECT, SCHEMA, read_predictions
 from ehrr1.evaluation.report import publish
 from ehrr1.evaluation.subgroups import with_subgroups
 from ehrr1.evaluation.tables import score_text
 from ehrr1.evaluation.targets import Target, results
 from ehrr1.evaluation.tolerance import with_tolerance
-from ehrr1.files import remove, replacing, write_json, write_text
+from ehrr1.files import read_yaml, remove, replacing, write_json, write_text
 from ehrr1.graph.same_names import check_dictionary
 from ehrr1.runs import Run
 from ehrr1.stages.ending import SCORES, tell_result
@@ -77,7 +76,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
             table = logged_predictions(cfg, prepared, suite_tasks(cfg))
         with replacing(whole) as path:
             with_subgroups(table, prepared).write_parquet(path)
-    metrics = told(cfg, run.folder, pl.read_parquet(whole), prepared)
+    metrics = told(cfg, run.folder, read_predictions(whole), prepared)
     metrics |= speed(run.folder / "parts")
     remove(run.folder / "parts")
     return metrics
@@ -98,7 +97,7 @@ def asked(cfg: Config, run: Run) -> pl.DataFrame:
 def tell_other_wording(cfg: Config, run: Run) -> None:
     """Say where a model is asked in another style than it was trained in."""
     for stage in (stage for stage in TRAINING if stage in run.inputs):
-        settings = yaml.safe_load((run.inputs[stage] / "config.yaml").read_text(encoding="utf-8"))
+        settings = read_yaml(run.inputs[stage] / "config.yaml")
         trained = settings.get("wording", "file")
         if {trained, cfg.wording} in ({"file", "release"}, {"ours", "release"}):
             console.print(
@@ -195,7 +194,7 @@ def baselines(cfg: Config, run: Run, study: Study, result: Target) -> pl.DataFra
                 split, seed = cfg.eval.split, cfg.seed
                 found.extend(list_baselines(study.prepared, lists, samples, split, seed))
             found.write_parquet(path)
-    return pl.read_parquet(part)
+    return read_predictions(part)
 
 
 def prompt_reader(cfg: Config, run: Run, study: Study, result: Target) -> PromptReader:
@@ -236,7 +235,7 @@ def rescore(cfg: Config) -> None:
     then = recorded(folder)
     then.eval.bootstrap, then.eval.matching = cfg.eval.bootstrap, cfg.eval.matching
     then.eval.atc_level, then.concepts = cfg.eval.atc_level, cfg.concepts
-    predictions = pl.read_parquet(folder / "predictions.parquet")
+    predictions = read_predictions(folder / "predictions.parquet")
     if missing := [name for name in SCHEMA if name not in predictions.columns]:
         raise UserError(
             f"rescore={folder}: an earlier version made its predictions (no {', '.join(missing)}); "

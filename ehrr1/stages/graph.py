@@ -8,7 +8,6 @@ counts and the parts of graphs.jsonl that are there. Knowledge bases, indices an
 mention are kept for all runs under `concepts.cache`.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from ehrr1.config.records import Graph
 from ehrr1.config.schema import Config
-from ehrr1.files import read_json, remove, write_json, write_jsonl
+from ehrr1.files import read_json, read_jsonl, remove, write_json, write_jsonl
 from ehrr1.graph.associations import EvidenceRule, passing, significance_bound
 from ehrr1.graph.concepts import Concept
 from ehrr1.graph.cooccurrence import Cooccurrence, CooccurrenceCounter
@@ -206,11 +205,9 @@ def draw(folder: Path, drawing: Drawing, parts: Sequence[Part], workers: int | N
 
 def _joined(files: Sequence[Path], tally: Tally) -> Iterator[dict[str, Any]]:
     for file in files:
-        with file.open(encoding="utf-8") as lines:
-            for line in lines:
-                row = json.loads(line)
-                tally.add(row)
-                yield row
+        for row in read_jsonl(file, ("sample_id", "task", "graph")):
+            tally.add(row)
+            yield row
 
 
 def parts_of(counted: Sequence[Sample], drawn: Sequence[Sample]) -> list[Part]:

@@ -5,7 +5,6 @@ direct answers, so that these, those to risk questions above all, stay: with `re
 on the answer to the question of each chain, at the cost of its own tokens, as the record is shared.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import ceil
@@ -16,7 +15,9 @@ from rich.console import Console
 
 from ehrr1 import parallel
 from ehrr1.config.schema import Config
+from ehrr1.damage import damaged
 from ehrr1.errors import UserError
+from ehrr1.files import read_jsonl
 from ehrr1.models.loading import read_config
 from ehrr1.prompts.chat_format import load_chat_tokenizer
 from ehrr1.prompts.messages import asking_for_both
@@ -119,10 +120,17 @@ def citations_shown(
 
 
 def kept_chains(path: Path) -> Chains:
-    """sample_id -> (chain, answer) of the chains that passed the screening."""
-    with path.open(encoding="utf-8") as lines:
-        rows = (json.loads(line) for line in lines)
-        return {row["sample_id"]: (row["chain"], row["answer"]) for row in rows if row["kept"]}
+    """sample_id -> (chain, answer) of the chains that passed the screening.
+
+    Raises DamagedError if a sample has two.
+    """
+    found: Chains = {}
+    for row in read_jsonl(path, ("sample_id", "chain", "answer", "kept")):
+        if row["kept"] and row["sample_id"] in found:
+            raise damaged(path, "keeps two chains of one sample")
+        if row["kept"]:
+            found[row["sample_id"]] = (row["chain"], row["answer"])
+    return found
 
 
 def ask(

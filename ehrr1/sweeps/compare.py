@@ -11,21 +11,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 import polars as pl
-from omegaconf import OmegaConf
 from rich.table import Table
 from scipy.stats import t as student
 
 from ehrr1.config.names import ORDER
+from ehrr1.damage import check
 from ehrr1.errors import UserError
 from ehrr1.evaluation.aggregate import flat as with_bounds
 from ehrr1.evaluation.aggregate import last_result
 from ehrr1.evaluation.bootstrap import Resamples
+from ehrr1.evaluation.predictions import read_predictions
 from ehrr1.evaluation.scores import Replicates, score
 from ehrr1.evaluation.seeds import draw_seeds, mean_over
-from ehrr1.files import write_json, write_text
+from ehrr1.files import read_yaml, write_json, write_text
 from ehrr1.runs import NOT_COMPARED, flat, metrics_of
 from ehrr1.sweeps.control import chosen, wide_console
 from ehrr1.sweeps.state import Entry, Sweep
@@ -207,8 +207,9 @@ def interval_of(scores: Replicates, least: float) -> dict[str, tuple[float, floa
 
 def main_rows(file: Path) -> pl.DataFrame:
     """Return the predictions of the main result of an evaluation, for the scored split."""
-    config = OmegaConf.load(file.with_name("config.yaml"))
-    table = pl.read_parquet(file).filter(pl.col("split") == config.eval.split)
+    check(file.parent)
+    split = read_yaml(file.with_name("config.yaml"))["eval"]["split"]
+    table = read_predictions(file).filter(pl.col("split") == split)
     return table.filter(pl.col("model") == last_result(table))
 
 
@@ -266,7 +267,7 @@ def show_settings(entries: Sequence[Entry]) -> int:
         file = Path(entry.folder) / "config.yaml"
         if not file.exists():
             raise UserError(f"{entry.run}: it has not begun, there is no configuration yet")
-        plain: Any = OmegaConf.to_container(OmegaConf.load(file))
+        plain = read_yaml(file)
         settings.append({k: v for key, value in plain.items() for k, v in flat(value, key).items()})
     one, other = settings
     told = [

@@ -5,17 +5,20 @@ shards, and several processes may build different shards. `merge` then joins the
 shards into one index.
 """
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
-from ehrr1.files import read_json, remove, replacing, write_json
+from ehrr1.damage import damaged, reading
+from ehrr1.files import remove, replacing, write_json
 from ehrr1.progress import in_threads
 from ehrr1.records.shard_buffer import Spool
 from ehrr1.records.source import Shards, Source
-from ehrr1.records.store import read_all, shard_folder, write_shard, write_shards
+from ehrr1.records.store import read_all, read_ipc, shard_folder, write_shard, write_shards
 from ehrr1.tasks.index import Index
 from ehrr1.tasks.samples import INDEX, NAMES, STORE, TIME_TOLD
 from ehrr1.tasks.sampling import Draw
@@ -23,7 +26,7 @@ from ehrr1.tasks.sampling import Draw
 SAMPLES = "samples.arrow"
 """File of a shard with its part of the index; answers are coded by the shard's own names."""
 COUNTS = "counts.json"
-"""File of a shard with the outcomes of its rows and samples."""
+"""File of a shard with the outcomes of its rows and samples, and the sizes of its files."""
 
 AT_A_TIME = 2
 """Number of shards in memory; most of the work on one shard uses a single core."""
@@ -55,7 +58,12 @@ def build_shards(source: Source, numbers: list[int], folder: Path, build_index: 
                 rows, names = write_shard(temporary, source, spool.take(number), own)
                 index = build_index(rows, names, own)
                 index.frame.write_ipc(temporary / SAMPLES, compression="lz4")
-                counts = {"rows": source.counts[number], "samples": index.counts}
+                sizes = {path.name: path.stat().st_size for path in temporary.iterdir()}
+                counts = {
+                    "rows": source.counts[number],
+                    "samples": index.counts,
+                    "bytes": sizes,
+                }
                 write_json(temporary / COUNTS, counts)
 
         in_threads(build, numbers, "writing shards", AT_A_TIME)
@@ -76,7 +84,8 @@ def merge(
     """
     folders = [shard_folder(folder / STORE, number) for number in range(len(shards))]
     write_shards(folder / STORE, shards)
-    own = [pl.read_ipc(path / "names.arrow")["name"] for path in folders]
+    counted = [_whole(path) for path in folders]
+    own = [read_ipc(path / "names.arrow")["name"] for path in folders]
     names = pl.concat(own).unique().sort()
     with replacing(folder / NAMES) as temporary:
         names.to_frame().write_parquet(temporary)
@@ -91,12 +100,24 @@ def merge(
     for left_behind in (folder / STORE).glob(".*"):
         remove(left_behind)
     rows: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for path in folders:
-        counts = read_json(path / COUNTS)
+    for counts in counted:
         samples.update(counts["samples"])
         for table, outcomes in counts["rows"].items():
             rows[table].update(outcomes)
     return rows, samples
+
+
+def _whole(folder: Path) -> dict[str, Any]:
+    """Return the counts of a shard; raises DamagedError if its files have other sizes."""
+    remedy = f"delete the folder {folder} and repeat the command, which builds it again"
+    with reading(folder / COUNTS, ValueError, FileNotFoundError, KeyError, remedy=remedy):
+        found: dict[str, Any] = json.loads((folder / COUNTS).read_text(encoding="utf-8"))
+        written = found["bytes"]
+    for name, size in written.items():
+        path = folder / name
+        if not path.exists() or path.stat().st_size != size:
+            raise damaged(path, f"is missing or has not its {size:,} bytes", remedy)
+    return found
 
 
 def _part(folder: Path, own: pl.Series, names: pl.Series) -> pl.LazyFrame:

@@ -9,9 +9,11 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
+from ehrr1.damage import reading
 from ehrr1.files import read_json
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import events_of
+from ehrr1.records.reading import READ_ERRORS
 from ehrr1.records.store import Store
 from ehrr1.tasks.catalog import ALL_TASKS, telling_time
 from ehrr1.tasks.context import context_events, preamble_length
@@ -87,13 +89,14 @@ class Prepared:
     @cached_property
     def texts(self) -> pa.ChunkedArray:
         """Map the contexts of samples that were read with theirs (`tasks.external.benchmark`)."""
-        with pa.memory_map(str(self.folder / TEXTS)) as file:
+        path = self.folder / TEXTS
+        with reading(path, *READ_ERRORS), pa.memory_map(str(path)) as file:
             return pa.ipc.open_file(file).read_all()["text"]
 
     @cached_property
     def splits(self) -> pl.DataFrame:
         """Read the columns `subject_id, split`."""
-        return pl.read_parquet(self.folder / SPLIT)
+        return read_parquet(self.folder / SPLIT)
 
     @cached_property
     def parents(self) -> dict[str, pl.DataFrame]:
@@ -112,7 +115,7 @@ class Prepared:
     @cached_property
     def names(self) -> list[str]:
         """Return the name of each code of the index's column `target`."""
-        names: list[str] = pl.read_parquet(self.folder / NAMES)["name"].to_list()
+        names: list[str] = read_parquet(self.folder / NAMES)["name"].to_list()
         return names
 
     def index(self, split: str | None = None, tasks: Sequence[str] | None = None) -> pl.DataFrame:
@@ -121,7 +124,9 @@ class Prepared:
 
     def scan(self, split: str | None = None, tasks: Sequence[str] | None = None) -> pl.LazyFrame:
         """Return the index as a lazy frame, of which `selection.select` reads only a part."""
-        index = pl.scan_parquet(self.folder / INDEX)
+        with reading(self.folder / INDEX, *READ_ERRORS):
+            index = pl.scan_parquet(self.folder / INDEX)
+            index.collect_schema()
         if split is not None:
             index = index.filter(pl.col("split") == split)
         if tasks is not None:
@@ -203,6 +208,12 @@ class Prepared:
         positions = paper_context.shown_positions(rows, patient, sample)
         events = paper_context.shown_events(rows, patient, positions)
         return paper_context.with_silent(events, rows, patient, sample)
+
+
+def read_parquet(path: Path) -> pl.DataFrame:
+    """Read a Parquet file of a run. Raises DamagedError if it is none."""
+    with reading(path, *READ_ERRORS):
+        return pl.read_parquet(path)
 
 
 _FIELDS = {

@@ -1,6 +1,5 @@
 """Train a LightningModule in a run folder: log, checkpoints, resume."""
 
-import json
 import logging
 import sys
 import warnings
@@ -14,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from ehrr1 import parallel
 from ehrr1.config.training import TrainerSettings
+from ehrr1.files import read_jsonl
 from ehrr1.prompts.schedule import StepData
 from ehrr1.training.callbacks import Seeds, TrainLog
 from ehrr1.training.checkpoints import (
@@ -134,7 +134,7 @@ def log_summary(log: Path, steps: int = 20) -> dict[str, float]:
     `train/loss/first` and `train/loss/last` are means of so many `steps`, as single steps differ
     more by their samples than by what was learnt.
     """
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = list(read_jsonl(log, ("loss", "seconds", "tokens", "samples", "memory_gib")))
     losses = [line["loss"] for line in lines]
     seconds = sum(line["seconds"] for line in lines)
     found = {

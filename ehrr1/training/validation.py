@@ -1,6 +1,5 @@
 """Evaluation on held-out steps, during training and after its last step."""
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from ehrr1 import parallel
-from ehrr1.files import write_jsonl
+from ehrr1.files import json_line, write_jsonl
 from ehrr1.prompts.schedule import Steps
 from ehrr1.training.checkpoints import Checkpoints
 from ehrr1.training.module import ForestModule
@@ -48,7 +47,10 @@ class Validation(Callback):
         start = self.saver.done
         text = parallel.from_first(lambda: self.path.read_text() if self.path.exists() else "")
         # those of steps that a stopped run has done and lost are done again
-        lines = map(json.loads, text.splitlines())
+        lines = (
+            json_line(self.path, number, line, ("step",))
+            for number, line in enumerate(text.splitlines(), 1)
+        )
         self.lines = [line for line in lines if line["step"] <= start]
         if not (start and self._is_due(start) and self.evaluated < start):
             return

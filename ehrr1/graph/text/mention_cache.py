@@ -16,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from ehrr1.config.records import Concepts
+from ehrr1.damage import damaged
 from ehrr1.errors import UserError
 from ehrr1.graph.text.mentions import Mention, Reader, TextSource, open_reader, open_source
 from ehrr1.progress import track, watch_parent
@@ -46,9 +47,15 @@ class MentionCache:
         self.path = folder / f"mentions-{source.fingerprint}.sqlite"
         self._source = source
         self._rows = sqlite3.connect(self.path, timeout=WAIT_SECONDS)
-        self._rows.execute(
-            "CREATE TABLE IF NOT EXISTS mentions (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID"
-        )
+        try:
+            self._rows.execute(
+                "CREATE TABLE IF NOT EXISTS mentions (key BLOB PRIMARY KEY, value TEXT)"
+                " WITHOUT ROWID"
+            )
+        except sqlite3.OperationalError:  # locked, or the disk
+            raise
+        except sqlite3.DatabaseError as error:
+            raise damaged(self.path, "is no whole database", "delete it: it is a cache") from error
 
     def read(self, texts: Iterable[str], workers: int | None = None) -> int:
         """Read each distinct text that is not in the cache and return how many were read.
