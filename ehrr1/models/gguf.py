@@ -5,8 +5,10 @@ the user's cache, so that all other code handles only folders. The package is ne
 only its file is needed and not the dependencies to run it.
 """
 
+from functools import cache
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.constants import HF_HOME
@@ -15,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 from transformers.utils import is_gguf_available
 
 from ehrr1.config.training import ModelSettings
+from ehrr1.damage import check
 from ehrr1.errors import UserError
 from ehrr1.files import locked, replacing
 
@@ -28,11 +31,19 @@ def model_folder(path: str) -> str:
     """Return the folder of a model and its tokenizer.
 
     This is `path` itself or, for `package:NAME`, the converted folder. Raises UserError if the
-    package or the reader of GGUF files is not installed.
+    package or the reader of GGUF files is not installed, and DamagedError for the folder of a run
+    whose files are not as they were written.
     """
     if not path.startswith(PACKAGE):
+        _check_run(Path(path))
         return path
     return str(gguf_folder(path.removeprefix(PACKAGE)))
+
+
+@cache
+def _check_run(model: Path) -> None:
+    """Check a model's folder once, if it is that of a run."""
+    check(model.parent, below=model.name)
 
 
 def start_of(model: ModelSettings, source: Path | str | None = None) -> Path | str | None:
@@ -91,12 +102,19 @@ def _convert(file: Path, folder: Path) -> None:
     float32 represents exactly and bfloat16 does not. Training reads float32 in any case.
     """
     tokenizer = _tokenizer(file)
-    model = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         file.parent,
         gguf_file=file.name,
         dtype=torch.float32,
         quantization_config=GgufConfig(dequantize=True),
+        output_loading_info=True,
     )
+    model, info = loaded
+    if wrong := sorted({*info["missing_keys"], *info["unexpected_keys"]}):
+        raise UserError(
+            f"{file}: {len(wrong)} of its weights are missing or of another model "
+            f"({', '.join(wrong[:3])}, ...); install the package again"
+        )
     with replacing(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)

@@ -1,15 +1,16 @@
 """Load models: random or pretrained, complete or partitioned, with or without adapters."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,12 +25,19 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from ehrr1 import parallel
 from ehrr1.config.training import Lora, ModelSettings
 from ehrr1.errors import UserError
+from ehrr1.files import read_json
 from ehrr1.models.attention import choose
 from ehrr1.models.gguf import start_of
 from ehrr1.models.prune_last_layer import shorten_last_layer
 from ehrr1.models.sizes import model_config, read_folder, unreadable
 from ehrr1.models.tiny_init import pass_on
 from ehrr1.prompts.tokenizer import reachable
+
+UNUSED = r"rotary_emb\.inv_freq"
+"""Weights in folders of earlier versions of Transformers, which are computed now."""
+
+TOLD = 3
+"""The number of wrong weights that an error names."""
 
 Sharding = Callable[[], AbstractContextManager[Any]]
 """DeepSpeed's context in which each layer is partitioned among the processes when it is built."""
@@ -150,19 +158,69 @@ def _random(
 def read_whole(start: Path | str, dtype: torch.dtype, attention: str = "sdpa") -> PreTrainedModel:
     """Load the complete model from a folder or the hub into this process.
 
-    Raises UserError if it cannot be read.
+    Raises UserError if it cannot be read, or if it lacks weights or has others than the
+    architecture: Transformers would draw the missing ones at random. Of a folder of adapters these
+    are its adapters; the model that they adapt is loaded, and checked, first.
     """
     offline = not reachable(start)
-    try:
-        return AutoModelForCausalLM.from_pretrained(
+    adapters = Path(start) / "adapter_config.json"
+    if adapters.is_file():
+        built = read_whole(read_json(adapters)["base_model_name_or_path"], dtype, attention)
+        with _told_of(start):
+            found = built.load_adapter(
+                str(start), local_files_only=True, adapter_kwargs={"local_files_only": True}
+            )
+        refuse_other_weights(
+            start, found.missing_keys, found.unexpected_keys, found.mismatched_keys
+        )
+        return built
+    with _told_of(start):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             start,
             attn_implementation=attention,
             dtype=dtype,
             local_files_only=offline,
             adapter_kwargs={"local_files_only": offline},
+            ignore_mismatched_sizes=True,  # they are named below
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    built, info = loaded
+    refuse_other_weights(
+        start, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"]
+    )
+    return cast(PreTrainedModel, built)
+
+
+@contextmanager
+def _told_of(start: Path | str) -> Iterator[None]:
+    """Raise UserError, which names `start`, for a model that cannot be read."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
         raise unreadable(start, error) from error
+
+
+def refuse_other_weights(
+    start: Path | str,
+    missing: Collection[str] = (),
+    surplus: Collection[str] = (),
+    other: Collection[tuple[str, Any, Any]] = (),
+) -> None:
+    """Raise UserError if a model's weights are not exactly those of its architecture.
+
+    `other` has the names of weights of another shape, theirs, and that of the architecture.
+    """
+    shapes = [f"{name} {list(there)} instead of {list(due)}" for name, there, due in other]
+    told = [
+        f"{what} {len(names)} ({', '.join(sorted(names)[:TOLD])}{', ...' * (len(names) > TOLD)})"
+        for what, names in (("lacks", missing), ("has in surplus", surplus), ("has", shapes))
+        if names
+    ]
+    if told:
+        raise UserError(
+            f"model.path={start}: of the weights of its architecture (config.json) it "
+            f"{' and '.join(told)}; restore its files, or export it again"
+        )
 
 
 def _read_divided(
@@ -218,30 +276,49 @@ def folder_of(start: Path | str) -> Path:
 def fill(model: PreTrainedModel, folder: Path) -> None:
     """Copy the saved weights and buffers of a folder into a model partitioned by ZeRO-3.
 
-    Raises UserError if the safetensors files lack one of them.
+    Raises UserError if the safetensors files lack one of them, or have others.
     """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(
+            f"model.path={folder}: it has no safetensors files, and zero3 reads no others: save "
+            "the model as such"
+        )
+    due = {name: _shape(value) for name, value in model.state_dict(keep_vars=True).items()}
+    there: dict[str, list[int]] = {}
+    for file in files:
+        with _told_of(folder), safe_open(file, framework="pt") as tensors:
+            there |= {name: list(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    own = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]} & due.keys()
+    ignored = re.compile("|".join([*(model._keys_to_ignore_on_load_unexpected or ()), UNUSED]))
+    refuse_other_weights(
+        folder,
+        own - there.keys(),
+        [name for name in there.keys() - due.keys() if not ignored.search(name)],
+        [(name, there[name], due[name]) for name in own & there.keys() if there[name] != due[name]],
+    )
+    _copy(model, files, own)
+
+
+def _shape(value: torch.Tensor) -> list[int]:
+    """Return the shape of a weight, also of one that ZeRO-3 has divided."""
+    return list(value.ds_shape if hasattr(value, "ds_shape") else value.shape)
+
+
+def _copy(model: PreTrainedModel, files: Sequence[Path], own: Collection[str]) -> None:
+    """Copy the tensors called `own` from safetensors files into a model, one at a time."""
     import deepspeed
 
-    wanted = dict(model.named_parameters())
-    saved = model.state_dict().keys()
-    buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
-    files = sorted(folder.glob("*.safetensors"))
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     for file in files:
         with safe_open(file, framework="pt") as tensors:
-            for name in sorted(tensors.keys()):
+            for name in sorted(set(own) & set(tensors.keys())):
                 if name in buffers:  # not partitioned: every process reads it
-                    buffers.pop(name).copy_(tensors.get_tensor(name))
-                if name not in wanted:
-                    continue  # the head of a model with tied embeddings
-                parameter = wanted.pop(name)
-                with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                    buffers[name].copy_(tensors.get_tensor(name))
+                    continue
+                with deepspeed.zero.GatheredParameters([parameters[name]], modifier_rank=0):
                     if parallel.rank() == 0:
-                        parameter.data.copy_(tensors.get_tensor(name))
-    if lacking := [*wanted, *buffers]:
-        raise UserError(
-            f"model.path={folder}: its {len(files)} safetensors files lack {len(lacking)} weights "
-            f"({lacking[0]}, ...); zero3 reads safetensors only: save the model as such"
-        )
+                        parameters[name].data.copy_(tensors.get_tensor(name))
 
 
 def end_at_turn(config: Any, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:

@@ -23,6 +23,9 @@ END = "<|im_end|>"
 THINK = "<think>"
 END_THINK = "</think>"
 
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+"""What Transformers raises for files of a tokenizer that are not whole."""
+
 # Qwen3's dialogue format and thinking switch, without tools.
 CHAT_TEMPLATE = (
     "{%- for message in messages %}"
@@ -149,16 +152,23 @@ def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
 def load_tokenizer(source: Path | str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a Hugging Face folder or, with a network, of a model's name.
 
-    Raises UserError if no tokenizer can be read.
+    Raises UserError if no tokenizer can be read, or if it knows no words.
     """
     try:
-        return AutoTokenizer.from_pretrained(source, local_files_only=not reachable(source))
-    except (OSError, ValueError) as error:
+        found = AutoTokenizer.from_pretrained(source, local_files_only=not reachable(source))
+    except Exception as error:  # the library of tokenizers raises no subclass
+        if type(error) is not Exception and not isinstance(error, UNREADABLE):
+            raise
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"model.path={source}: no tokenizer can be read there ({reason}); "
             "give a Hugging Face model folder, or a model's name and a network"
         ) from error
+    if not found.encode("yes", add_special_tokens=False):
+        raise UserError(
+            f"model.path={source}: its tokenizer is empty; restore its files (tokenizer.json)"
+        )
+    return found
 
 
 def reachable(source: Path | str, timeout: float = 5.0) -> bool:

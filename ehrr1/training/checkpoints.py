@@ -13,10 +13,11 @@ import re
 import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout
 from io import StringIO
 from math import isfinite
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NoReturn
 
 import torch
@@ -29,9 +30,10 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
 from ehrr1.config.training import Lora
+from ehrr1.damage import reading
 from ehrr1.errors import StoppedError, UserError
 from ehrr1.files import read_json, remove, replacing, sync, sync_folder, write_json
-from ehrr1.models.loading import add_adapters, end_at_turn, read_whole
+from ehrr1.models.loading import add_adapters, end_at_turn, read_whole, refuse_other_weights
 from ehrr1.models.saving import pause
 
 NAME = re.compile(r"step=(\d+)\.ckpt")
@@ -93,6 +95,17 @@ class PlainFile(TorchCheckpointIO):
         """Write `checkpoint` to `path`, whose folder is created."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         torch.save(checkpoint, path)
+
+    def load_checkpoint(self, path: Any, *how: Any, **given: Any) -> dict[str, Any]:
+        """Return the content of a checkpoint. Raises DamagedError for a file that is none."""
+        with reading_checkpoint(Path(path)):
+            return super().load_checkpoint(path, *how, **given)
+
+
+def reading_checkpoint(path: Path) -> AbstractContextManager[None]:
+    """Return a context that raises DamagedError for a checkpoint that is not whole."""
+    remedy = "delete it; the same command goes on from an earlier one, or from the beginning"
+    return reading(path, RuntimeError, UnpicklingError, EOFError, KeyError, remedy=remedy)
 
 
 class Checkpoints(Callback):
@@ -334,8 +347,9 @@ def learnt_weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
                 str(checkpoint), "checkpoint", exclude_frozen_parameters=True, lazy_mode=True
             )
     else:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        state = state["state_dict"]
+        with reading_checkpoint(checkpoint):
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+            state = state["state_dict"]
     for name in sorted(state):
         yield name.removeprefix(prefix), state[name].contiguous()
 
@@ -374,6 +388,7 @@ def _merge(adapters: dict[str, Any], checkpoint: Path, dtype: torch.dtype, hf: P
     adapted = add_adapters(model, Lora(**adapters["lora"]))
     learnt = {name: value.to(dtype) for name, value in learnt_weights(checkpoint)}
     left = model.load_state_dict(learnt, strict=False)
-    assert not left.unexpected_keys, left.unexpected_keys
+    lacking = [name for name in left.missing_keys if ".lora_" in name]
+    refuse_other_weights(checkpoint, lacking, left.unexpected_keys)
     adapted.save_pretrained(hf / "adapter")
     adapted.merge_and_unload().save_pretrained(hf)

@@ -1,0 +1,294 @@
+"""Damaged files between stages: one line that names the file and what makes it again, exit code 2.
+
+Every file that a later stage reads is damaged in all ways that `damages` knows for its format, one
+at a time, and the next stage is run by the command line. Then the same files are damaged while the
+stage that wrote them is not finished.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from ehrr1.damage import DamagedError, check
+from ehrr1.errors import UserError
+from ehrr1.evaluation.prediction_store import PredictionStore
+from ehrr1.evaluation.predictions import read_predictions
+from ehrr1.files import read_json, read_jsonl, read_yaml
+from ehrr1.graph.cooccurrence import Cooccurrence
+from ehrr1.models.loading import fill, read_whole
+from ehrr1.prompts.dataset import read_trees
+from ehrr1.prompts.tokenizer import load_tokenizer
+from ehrr1.reasoning.ledger import Ledger
+from ehrr1.stages.chains import graph_places
+from ehrr1.stages.reason import kept_chains
+from ehrr1.training.checkpoints import last_checkpoint, learnt_weights
+from tests.conftest import ROOT
+from tests.damages import ANY, Damage, damages, of_weights
+
+Run = Callable[..., tuple[int, str]]
+
+READ = {
+    "prepare": (
+        *("index.parquet", "names.parquet", "split.parquet", "open.json", "config.yaml"),
+        *("store/shards.json", "store/0000/rows.arrow", "store/0000/patients.arrow"),
+        "store/0000/names.arrow",
+    ),
+    "graph": ("graphs.jsonl", "config.yaml"),
+    "chains": ("chains.jsonl", "inputs.json"),
+    "adapt": ("hf/model.safetensors", "hf/config.json", "hf/tokenizer.json"),
+    "eval": ("predictions.parquet", "config.yaml"),
+}
+"""What a later stage reads, by the stage that makes it."""
+
+NEXT = {"prepare": "graph", "graph": "chains", "chains": "reason", "adapt": "reason"}
+
+
+@pytest.fixture(scope="module")
+def finished(smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the curriculum, to damage."""
+    folder = tmp_path_factory.mktemp("damaged") / "smoke"
+    shutil.copytree(smoke, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def command() -> Iterator[Run]:
+    """The command line in a process that is forked from one that has imported everything."""
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tests.forked_commands"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdin is not None and server.stdout is not None
+
+    def run(*arguments: str) -> tuple[int, str]:
+        print(json.dumps(arguments), file=server.stdin, flush=True)
+        found = json.loads(server.stdout.readline())
+        return found["code"], found["said"]
+
+    yield run
+    server.stdin.close()
+    server.wait()
+
+
+def restored(path: Path, damage: Damage) -> Iterator[None]:
+    """Damage a file, and put it back."""
+    content = path.read_bytes()
+    damage.do(path)
+    yield
+    path.write_bytes(content)
+
+
+def next_command(stage: str, finished: Path) -> list[str]:
+    if stage == "eval":
+        return ["stage=eval", f"rescore={finished / 'eval'}"]
+    inputs = [
+        f"inputs.{name}={finished / name}" for name in ("prepare", "graph", "chains", "adapt")
+    ]
+    return [
+        "experiment=smoke",
+        f"stage={NEXT[stage]}",
+        *inputs,
+        f"output_root={finished.parent}/next",
+    ]
+
+
+@pytest.mark.parametrize("stage", READ)
+def test_a_damaged_input_is_one_line(stage: str, finished: Path, command: Run) -> None:
+    """All damages are checked as the stage does it, and one of each file by the command line."""
+    problems, tried = [], 0
+    given = next_command(stage, finished)
+    for turn, name in enumerate(READ[stage]):
+        path = finished / stage / name
+        every = [one for one in damages(path) if stage != "eval" or one.name != "missing"]
+        for damage in every:
+            for _ in restored(path, damage):
+                with pytest.raises(DamagedError, match=f"^{re.escape(str(path))} "):
+                    check(finished / stage)
+        tried += len(every)
+        for damage in every[turn % len(every) :: len(every)]:
+            for _ in restored(path, damage):
+                code, said = command(*given)
+            line = re.compile(
+                rf"run\.py: .*{re.escape(str(path))} .*stage={stage} .*python run\.py .*\n"
+            )
+            if code != 2 or not line.fullmatch(said):
+                problems.append(f"{name}, {damage.name}: exit code {code}: {said[-300:]}")
+    assert not problems, "\n".join(problems)
+    assert tried >= 14
+    assert not (finished.parent / "next" / "smoke" / NEXT.get(stage, "none")).exists()
+
+
+def test_nothing_is_wrong_with_what_is_whole(finished: Path) -> None:
+    for stage in ("prepare", "graph", "chains", "adapt", "reason", "rl", "eval"):
+        check(finished / stage, full=True)
+
+
+def test_the_command_of_a_damaged_file_makes_it_again(finished: Path, command: Run) -> None:
+    weights = finished / "adapt" / "hf" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-4])
+    code, said = command(*next_command("adapt", finished))
+    again = said.rpartition("python run.py ")[2].split()
+    assert code == 2 and again[0] == "stage=consolidate"
+    # the copy lies elsewhere than the run whose command it is
+    assert command("stage=consolidate", f"run={finished / 'adapt'}")[0] == 0
+    assert weights.read_bytes() == content
+    check(finished / "adapt", full=True)
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "prepare/open.json": read_json,
+    "prepare/config.yaml": read_yaml,
+    "graph/graphs.jsonl": graph_places,
+    "chains/chains.jsonl": kept_chains,
+    "adapt/data/training.arrow": read_trees,
+    "adapt/train.jsonl": lambda path: list(read_jsonl(path, ("step", "loss"))),
+    "eval/predictions.parquet": read_predictions,
+    "graph/counts/{}.npz": Cooccurrence.load,
+}
+"""What a stage reads of its own files when it is resumed, and of runs without a manifest."""
+
+SEEN = ("a line twice", "rows twice", "a line of another kind")
+"""What is refused by a rule where no manifest tells."""
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_readers_of_each_format_name_the_file(name: str, finished: Path, tmp_path: Path) -> None:
+    source, read = finished / name, READERS[name]
+    if not source.exists():
+        source = sorted(source.parent.glob("*.npz"))[0]
+    path = tmp_path / source.name
+    shutil.copy(source, path)
+    read(path)
+    for damage in damages(path):
+        for _ in restored(path, damage):
+            if damage.whole and damage.name not in SEEN:
+                try:
+                    read(path)
+                except DamagedError as error:
+                    assert str(path) in str(error)
+                continue
+            if name == "adapt/train.jsonl" and damage.name == "a line twice":
+                continue
+            if damage.name == "empty" and path.suffix == ".jsonl":
+                continue  # as many as none
+            if path.suffix == ".yaml" and damage.name in ("half of it", "zeros at the end"):
+                continue  # fewer settings
+            with pytest.raises(DamagedError, match=re.escape(str(path))):
+                read(path)
+
+
+def test_checkpoints_are_whole_or_named(finished: Path, tmp_path: Path) -> None:
+    source, _ = last_checkpoint(finished / "adapt" / "checkpoints")
+    assert source is not None
+    path = tmp_path / source.name
+    shutil.copy(source, path)
+    for damage in ANY:
+        for _ in restored(path, damage):
+            if damage.name in ("half of it", "empty", "other text", "the last byte cut"):
+                with pytest.raises(DamagedError, match="delete it; the same command goes on"):
+                    list(learnt_weights(path))
+
+
+def test_a_ledger_is_whole_or_named(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ledger:
+        ledger.begin([f"sample-{number}" for number in range(300)], 2)
+    content = path.read_bytes()
+    page = len(content) // 2 // 4096 * 4096
+    for broken in (
+        content[: len(content) // 2],
+        content[:page] + bytes(4096) + content[page + 4096 :],
+        b"no database" * 1000,
+    ):
+        path.write_bytes(broken)
+        with pytest.raises(DamagedError, match="asked and paid again"):
+            Ledger(path)
+
+
+def test_predictions_that_none_has_made_are_not_scored(finished: Path, tmp_path: Path) -> None:
+    table = pl.read_parquet(finished / "eval" / "predictions.parquet")
+    first = pl.int_range(pl.len()) == 0
+    risk = table.filter(pl.col("probability").is_not_null())
+    for what, wrong in {
+        "1 probabilities outside": risk.with_columns(
+            probability=pl.when(first).then(1.5).otherwise("probability")
+        ),
+        "probabilities outside": risk.with_columns(probability=pl.lit(float("nan"))),
+        "1 targets": risk.with_columns(
+            target=pl.when(first).then(pl.lit("maybe")).otherwise("target")
+        ),
+        "an answer twice": pl.concat([table, table]),
+    }.items():
+        path = tmp_path / "rl" / "0-000000.parquet"
+        path.parent.mkdir(exist_ok=True)
+        wrong.write_parquet(path)
+        with pytest.raises(DamagedError, match=what):
+            PredictionStore(tmp_path, "rl").read()
+
+
+@pytest.mark.parametrize("damage", of_weights(), ids=lambda damage: damage.name)
+@pytest.mark.parametrize("way", ["whole", "divided"])
+def test_wrong_weights_are_named(way: str, damage: Damage, smoke: Path, tmp_path: Path) -> None:
+    import torch
+
+    folder = tmp_path / "hf"
+    shutil.copytree(smoke / "adapt" / "hf", folder)
+    model = read_whole(folder, torch.float32)
+    fill(model, folder)
+    damage.do(folder / "model.safetensors")
+    told = {
+        "a layer less": r"lacks \d+ \(model\.layers\.0\.",
+        "a layer more": "surplus 1 .*layers.99",
+    }
+    with pytest.raises(
+        UserError, match=told.get(damage.name, r"q_proj.weight \[1, \d+\] instead of")
+    ):
+        read_whole(folder, torch.float32) if way == "whole" else fill(model, folder)
+
+
+def test_a_truncated_shard_of_weights_is_one_line(smoke: Path, tmp_path: Path) -> None:
+    import torch
+
+    for damage in ANY:
+        folder = tmp_path / damage.name
+        shutil.copytree(smoke / "adapt" / "hf", folder)
+        damage.do(folder / "model.safetensors")
+        if damage.name not in ("a byte flipped", "zeros at the end"):  # other numbers
+            with pytest.raises(UserError, match=re.escape(f"model.path={folder}")):
+                read_whole(folder, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json"])
+def test_a_damaged_tokenizer_is_one_line(name: str, smoke: Path, tmp_path: Path) -> None:
+    source = smoke / "adapt" / "hf"
+    for number, damage in enumerate(damages(source / name)):
+        folder = tmp_path / str(number)
+        shutil.copytree(source, folder)
+        damage.do(folder / name)
+        if damage.whole or (name != "tokenizer.json" and damage.name in ("missing",)):
+            continue
+        with pytest.raises(UserError, match=re.escape(f"model.path={folder}")):
+            load_tokenizer(folder)
+
+
+def test_an_empty_tokenizer_is_refused(smoke: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "hf"
+    shutil.copytree(smoke / "adapt" / "hf", folder)
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"] |= {"vocab": {}, "merges": []}
+    content["added_tokens"] = []
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="tokenizer"):
+        load_tokenizer(folder)
