@@ -15,6 +15,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from safetensors.torch import load_file, save_file
 
 from ehrr1.damage import DamagedError, check
 from ehrr1.errors import UserError
@@ -292,3 +293,27 @@ def test_an_empty_tokenizer_is_refused(smoke: Path, tmp_path: Path) -> None:
     file.write_text(json.dumps(content))
     with pytest.raises(UserError, match="tokenizer"):
         load_tokenizer(folder)
+
+
+def test_wrong_adapters_are_named(smoke: Path, tmp_path: Path) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    base, folder = smoke / "adapt" / "hf", tmp_path / "adapters"
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    adapted = get_peft_model(read_whole(base, torch.float32), config)
+    adapted.peft_config["default"].base_model_name_or_path = str(base)
+    adapted.save_pretrained(folder)
+    read_whole(folder, torch.float32)
+    weights = folder / "adapter_model.safetensors"
+    tensors = load_file(weights)
+    name = min(tensors)
+    other = name.replace("layers.0", "layers.99")
+    for told, wrong in {
+        "lacks 1": {one: value for one, value in tensors.items() if one != name},
+        "surplus 1 .*layers.99": tensors | {other: tensors[name].clone()},
+        r"\[1, \d+\] instead of": tensors | {name: tensors[name][:1].clone()},
+    }.items():
+        save_file(wrong, weights)
+        with pytest.raises(UserError, match=told):
+            read_whole(folder, torch.float32)

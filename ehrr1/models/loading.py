@@ -168,7 +168,10 @@ def read_whole(start: Path | str, dtype: torch.dtype, attention: str = "sdpa") -
         built = read_whole(read_json(adapters)["base_model_name_or_path"], dtype, attention)
         with _told_of(start):
             found = built.load_adapter(
-                str(start), local_files_only=True, adapter_kwargs={"local_files_only": True}
+                str(start),
+                dtype=dtype,
+                ignore_mismatched_sizes=True,  # they are named below
+                adapter_kwargs={"local_files_only": True},
             )
         refuse_other_weights(
             start, found.missing_keys, found.unexpected_keys, found.mismatched_keys
