@@ -145,9 +145,10 @@ class Load:
     """The work of a GPU at a time.
 
     trees: trees of one shape. generated: completions generated in parallel, each with up to
-    `generated_tokens` tokens including its prompt. engine: bytes of a generation engine. entropy:
-    whether the entropy is monitored. reference: whether there is a second copy of the weights.
-    muon: whether Muon optimizes the layers' matrices. reserved: bytes that are not available.
+    `generated_tokens` tokens including its prompt. engine: bytes of a generation engine, which
+    sleeps but for `engine_reserved` of its own while the model learns. entropy: whether the entropy
+    is monitored. reference: whether there is a second copy of the weights. muon: whether Muon
+    optimizes the layers' matrices. reserved: bytes that are not available.
     """
 
     trees: int
@@ -155,6 +156,7 @@ class Load:
     generated: int = 0
     generated_tokens: int = 0
     engine: float = 0.0
+    engine_reserved: float = 0.0
     entropy: bool = False
     reference: bool = False
     muon: bool = False
@@ -228,6 +230,8 @@ def memory(body: Anatomy, trainer: TrainerSettings, gpus: int, kept: Bytes, load
     """
     fixed, cpu = states(body, trainer, gpus, load)
     fixed |= {"buffers": buffers(body, trainer), "reserved": load.reserved}
+    if load.engine:
+        fixed["engine_reserved"] = load.engine_reserved
     tokens, low = load.trees * load.shape.tokens, precision_bytes(trainer)
     moments = {
         "layers": fixed | {"activations": kept.peak * tokens},
@@ -243,12 +247,21 @@ def memory(body: Anatomy, trainer: TrainerSettings, gpus: int, kept: Bytes, load
         moments["layers"]["head"] = low * body.head
         moments["embeddings"] = fixed | {"head": SUMMANDS * low * body.head}
     if load.generated:
-        size = 2 if trainer.precision == "bf16-mixed" else 4
-        cache = body.cache * body.depth * load.generated * load.generated_tokens * size
+        cache = load.generated * cache_bytes(body, trainer, load.generated_tokens)
         moments["rollout"] = fixed | {"rollout_cache": cache}
     if load.engine:
         moments["rollout"] = fixed | {"rollout_engine": load.engine}
     return Memory(moments, cpu)
+
+
+def cache_bytes(body: Anatomy, trainer: TrainerSettings, tokens: int) -> float:
+    """Return the bytes of the keys and values of `tokens` tokens."""
+    return float(body.cache * body.depth * tokens * generation_bytes(trainer))
+
+
+def generation_bytes(trainer: TrainerSettings) -> int:
+    """Return the bytes of a number in which completions are generated."""
+    return 2 if trainer.precision == "bf16-mixed" else 4
 
 
 def states(

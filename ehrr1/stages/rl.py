@@ -39,6 +39,8 @@ from ehrr1.training.sft import builder, lay_base
 from ehrr1.training.strategies import on_gpu
 from ehrr1.training.trainer import fit, log_summary
 
+CPU = torch.device("cpu")
+
 
 def check(cfg: Config, inputs: dict[str, Path]) -> None:
     """Raise UserError for everything that cannot work, before anything is read."""
@@ -119,7 +121,7 @@ def start_engine(
         load=lambda: model,
         source=source,
         max_length=cfg.rl.max_prompt_tokens + cfg.rl.max_completion_tokens,
-        device=torch.device("cuda" if on_gpu(cfg.trainer) else "cpu"),
+        device=torch.device("cuda", parallel.local_rank()) if on_gpu(cfg.trainer) else CPU,
         dtype=engine_dtype(cfg),
         exchange=Path(exchange or folder / "exchange") / "weights",
         log=folder / "engine" / f"{parallel.rank()}.log",
