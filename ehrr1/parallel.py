@@ -53,7 +53,11 @@ def local_rank() -> int:
 
 
 def leave() -> None:
-    """Leave the group, for processes that share work through files and need no synchronisation."""
+    """Leave the group, for processes that share work through files and need no synchronisation.
+
+    `LOCAL_RANK` stays: it says which of its node's devices is this process's.
+    """
+    os.environ["LOCAL_RANK"] = str(local_rank())
     for name in ("WORLD_SIZE", "RANK", "SLURM_STEP_NUM_TASKS"):
         os.environ.pop(name, None)
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ehrr1 import parallel, runs
 from ehrr1.command import with_stage, words_with
+from ehrr1.config.learning import ahead
 from ehrr1.config.names import BENCHMARKS, TRAINING
 from ehrr1.config.schema import Config
 from ehrr1.config.writers import ModelChains
@@ -77,7 +78,7 @@ def execute(cfg: Config) -> None:
         _execute_one(cfg, "prepare")  # a file or two: no reason to ask for another command
     stages = runs.order(cfg) if cfg.stage == "curriculum" else (cfg.stage,)
     if cfg.stage == "curriculum":
-        _check_named_code(cfg, stages)
+        _check_training(cfg, stages)
     for stage in stages:
         if _needs_group(cfg, stage):
             _start_group(cfg, stage)
@@ -88,14 +89,16 @@ def execute(cfg: Config) -> None:
         tell_next(cfg, stages[-1], console)
 
 
-def _check_named_code(cfg: Config, stages: Sequence[str]) -> None:
-    """Raise UserError for code that settings name and that later stages of a curriculum lack."""
+def _check_training(cfg: Config, stages: Sequence[str]) -> None:
+    """Raise UserError for what the training stages of a curriculum would refuse after others."""
     left = [s for s in stages if s in TRAINING and not runs.is_finished(runs.folder_of(cfg, s))]
     if not left:
         return
-    from ehrr1.training.targets import wrong_targets  # with torch
+    from ehrr1.training.checks import wrong_code  # with torch
 
-    problems = [one for stage in left for one in wrong_targets(cfg, stage)]
+    problems = []
+    for stage in left:
+        problems += [*ahead(cfg, stage, _processes(cfg)), *wrong_code(cfg, stage)]
     if problems:
         raise UserError("; ".join(dict.fromkeys(problems)))
 
