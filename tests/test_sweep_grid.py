@@ -76,6 +76,7 @@ def test_what_is_finished_is_read_and_what_is_missing_named(tmp_path: Path) -> N
         ([*BIG, "adapt.trees_per_step=8"], "adapt.trees_per_step=8: 64 processes cannot share it"),
         ([*BIG, "adapt.lr=1e-3,1e-4"], "rl.prompts_per_step=4: 64 processes cannot share it"),
         ([*BIG, "reason.optimizer=muon"], "reason.optimizer=muon with trainer.strategy=zero3"),
+        (["stage=adapt", "inputs.prepare=.", "tokenise_only=true"], "tokenise_only=true: no stage"),
         (["stage=curriculum", "rl.minibatches=3"], "rl.minibatches=3: rl.prompts_per_step=4"),
         (["stage=curriculum", "trainer=ddp", "trainer.devices=3"], "=4: 3 processes cannot share"),
         (["stage=curriculum", "reason.max_tokens=9000"], "=9000: model=tiny reads at most 8192"),

@@ -70,6 +70,7 @@ class Config(Section):
     output_root: PathText
     overwrite: bool
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    tokenise_only: bool = False
     inputs: Inputs
     data: Data
     model: ModelSettings

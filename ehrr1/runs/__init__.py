@@ -23,7 +23,7 @@ from ehrr1.runs.catalog import (
 from ehrr1.runs.compare import differences, flat, made_from
 from ehrr1.runs.folder import FolderInUseError, Run, finish, held, joined, opened
 from ehrr1.runs.paths import data_is_open, folder_of, home, is_finished, metrics_of, short
-from ehrr1.runs.search import MissingRunError, find_inputs, made
+from ehrr1.runs.search import MissingRunError, find_inputs, made, tokenised_alike
 
 __all__ = [
     "ALWAYS_AGAIN",
@@ -52,4 +52,5 @@ __all__ = [
     "optional",
     "order",
     "short",
+    "tokenised_alike",
 ]

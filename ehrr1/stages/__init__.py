@@ -45,6 +45,9 @@ def module_of(stage: str) -> ModuleType:
 def execute(cfg: Config) -> None:
     """Run the stage that `cfg.stage` names; `curriculum` runs all of them in order."""
     parallel.end_with_parent()
+    if cfg.tokenise_only:
+        _tokenise(cfg)
+        return
     if cfg.stage == "infer":
         checks = module_of("infer_checks")  # before torch is imported
         checks.check(cfg)
@@ -219,6 +222,8 @@ def _execute_one(cfg: Config, stage: str) -> None:
         for name, read in run.inputs.items():
             if read != runs.folder_of(cfg, name):
                 console.print(f"  {name} is read from {read}")
+        if stage in TRAINING:
+            _share_tokens(cfg, run)
         begin = time.monotonic()
         metrics = module_of(stage).run(cfg, run)
         seconds = time.monotonic() - begin
@@ -229,6 +234,48 @@ def _execute_one(cfg: Config, stage: str) -> None:
         runs.finish(run, {**metrics, "seconds": round(seconds, 3)})
         console.print(f"[bold]{stage}[/]: done in {seconds:.0f} s")
         tell_result(stage, folder, console)
+
+
+def _tokenise(cfg: Config) -> None:
+    """Tokenise the samples of a training stage in its run's folder; the run is left unfinished.
+
+    Nothing is asked of the machine: it is another than the one that will train.
+    """
+    stage = cfg.stage
+    if parallel.size() > 1:
+        raise UserError(
+            f"tokenise_only=true: srun or torchrun started {parallel.size()} processes; start one, "
+            "which takes all cores"
+        )
+    if problems := ahead(cfg, stage, 1):
+        raise UserError("; ".join(problems))
+    with ExitStack() as stack:
+        run = _opened(cfg, stage, stack)
+        if run is None:
+            _tell_finished(stage, runs.folder_of(cfg, stage))
+            return
+        _share_tokens(cfg, run)
+        module_of(stage).tokenised(cfg, run)
+        console.print(
+            f"[bold]{stage}[/]: tokenised -> {run.folder / 'data'}; the same command without "
+            "tokenise_only=true trains",
+            soft_wrap=True,
+        )
+
+
+def _share_tokens(cfg: Config, run: runs.Run) -> None:
+    """Take the tokenised samples of another run that has the same ones, as links to its files."""
+    data = run.folder / "data"
+    if data.exists() or cfg.overwrite:
+        return
+    for other in runs.tokenised_alike(cfg, run.stage, run.inputs):
+        files = sorted((other / "data").glob("*.arrow"))
+        if files:
+            console.print(f"  tokenised samples are those of {other}")
+            data.mkdir()
+            for file in files:
+                (data / file.name).hardlink_to(file)
+            return
 
 
 def _tell_finished(stage: str, folder: Path) -> None:

@@ -51,16 +51,8 @@ def check(cfg: Config, inputs: dict[str, Path]) -> None:
 def run(cfg: Config, run: Run) -> dict[str, float | int]:
     """Train by reinforcement learning; return the metrics of the run."""
     check(cfg, run.inputs)
-    source, prepared = run.input(cfg.rl.start) / "hf", Prepared(run.input("prepare"))
-    tokenizer = load_chat_tokenizer(source)
-    training = make_prompts(cfg, "train", prepared, tokenizer, run.folder)
-    validation = make_prompts(cfg, "validation", prepared, tokenizer, run.folder)
-    if not training or not validation:
-        raise UserError(
-            f"rl.max_prompt_tokens={cfg.rl.max_prompt_tokens}: {len(training)} training and "
-            f"{len(validation)} validation prompts fit; raise it, or prepare more patients or "
-            f"tasks (data.subjects, data.tasks) than {prepared.folder} has"
-        )
+    source = run.input(cfg.rl.start) / "hf"
+    tokenizer, training, validation = tokenised(cfg, run)
     plan = plan_evenly(training.tasks, cfg.rl.prompts_per_step, cfg.rl.steps, cfg.seed)
     parameters = parallel.from_first(lambda: lay_base(cfg, run.folder, source, tokenizer))
     data = PromptData(training, validation, plan)
@@ -76,7 +68,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
         ),
         run.folder,
         seed=cfg.seed,
-        shown=data_is_open(prepared.folder),
+        shown=data_is_open(run.input("prepare")),
     )
     try:
         steps = fit(
@@ -102,6 +94,24 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
         "validation/prompts": len(validation),
         **parallel.from_first(lambda: log_summary(run.folder / "train.jsonl")),
     }
+
+
+def tokenised(cfg: Config, run: Run) -> tuple[PreTrainedTokenizerBase, Prompts, Prompts]:
+    """Return the tokenizer, training and validation prompts, which are made only once.
+
+    Raises UserError if no prompt fits.
+    """
+    prepared = Prepared(run.input("prepare"))
+    tokenizer = load_chat_tokenizer(run.input(cfg.rl.start) / "hf")
+    training = make_prompts(cfg, "train", prepared, tokenizer, run.folder)
+    validation = make_prompts(cfg, "validation", prepared, tokenizer, run.folder)
+    if not training or not validation:
+        raise UserError(
+            f"rl.max_prompt_tokens={cfg.rl.max_prompt_tokens}: {len(training)} training and "
+            f"{len(validation)} validation prompts fit; raise it, or prepare more patients or "
+            f"tasks (data.subjects, data.tasks) than {prepared.folder} has"
+        )
+    return tokenizer, training, validation
 
 
 def start_engine(

@@ -136,6 +136,8 @@ class Road:
     def refused(self, planned: Planned) -> list[str]:
         """Return what a training stage would refuse, which only other stages' runs precede."""
         stage = planned.stage
+        if self.cfg.tokenise_only:
+            return ["tokenise_only=true: no stage is finished by it; start it by run.py"]
         if stage not in TRAINING or is_finished(planned.folder):
             return []
         trainer = self.cfg.trainer.model_copy(update={"devices": devices_of(self.cfg, stage)})
