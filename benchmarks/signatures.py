@@ -11,6 +11,7 @@ does not fit, or if a function is gone. It says nothing about what the functions
 
 import ast
 import inspect
+import os
 import subprocess
 import sys
 import tarfile
@@ -111,10 +112,12 @@ def sources(folder: Path) -> Path:
     for package in PACKAGES:
         stem = package.replace("-", "_")
         if not [*folder.glob(f"{stem}-*.whl"), *folder.glob(f"{stem}-*.tar.gz")]:
-            # flash-attn's own script would compile kernels, and install torch to be asked its name
-            command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder]
-            command += ["--no-build-isolation", "-c", ROOT / "constraints.txt", package]
-            subprocess.run([*command], check=True)
+            command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps"]
+            command += ["--no-build-isolation", "-c", str(ROOT / "constraints.txt")]
+            command += ["-d", str(folder), package]
+            # flash-attn's own script would compile kernels before it tells its name
+            skip = {"FLASH_ATTENTION_SKIP_CUDA_BUILD": "TRUE"}
+            subprocess.run(command, check=True, env=os.environ | skip)
     for archive in folder.glob("*.whl"):
         with zipfile.ZipFile(archive) as file:
             names = [name for name in file.namelist() if name.endswith(".py")]

@@ -19,6 +19,7 @@ from torch.fx.experimental import _config as config
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.signatures import Call, check
 from ehrr1.engines.base import SamplingParams
 from ehrr1.engines.transformers import TransformersEngine
 from ehrr1.models import attention
@@ -171,6 +172,42 @@ def generate(start: tuple[Any, Any], model: Any, folder: Path) -> None:
     [(_, found)] = engine.answers(trees, [5, 6])
     assert found.shape == (2, 2)
     assert len(engine.logprobs([5, 6, 7])) == 2
+
+
+THEIRS = """
+class Engine:
+    def sleep(self, level: int = 1, *, mode="abort"): ...
+class Settings:
+    dtype: str = "auto"
+    length: int | None = None
+"""
+OURS = (
+    "place = {'dtype': 1}\nplace['length'] = 2\nSettings(**place)\nengine.sleep(2, mode='wait')\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "problem"),
+    [
+        (OURS, THEIRS, None),
+        (OURS, THEIRS.replace("mode", "how"), "ours.py:4: Engine.sleep: got an unexpected keyword"),
+        (OURS, THEIRS.replace("level: int = 1, *", "*"), "too many positional arguments"),
+        (OURS, THEIRS.replace("level: int = 1", "level, tags"), "missing a required argument"),
+        (OURS, THEIRS.replace("length", "size"), "ours.py:3: Settings: got an unexpected keyword"),
+        (OURS, THEIRS.replace("sleep", "doze"), "theirs.py has no Engine.sleep"),
+        (OURS.replace("engine.", "other."), THEIRS, "ours.py does not call engine.sleep"),
+    ],
+)
+def test_a_call_that_does_not_fit_is_told(
+    ours: str, theirs: str, problem: str | None, tmp_path: Path
+) -> None:
+    """Of `python -m benchmarks.signatures`, which compares with sources that it downloads."""
+    (tmp_path / "ours.py").write_text(ours)
+    (tmp_path / "theirs.py").write_text(theirs)
+    calls = [Call("ours.py", "Settings", "theirs.py", "Settings")]
+    calls.append(Call("ours.py", "engine.sleep", "theirs.py", "Engine.sleep"))
+    found = [one for call in calls for one in check(call, tmp_path, tmp_path)]
+    assert not found if problem is None else len(found) == 1 and problem in found[0]
 
 
 WORK: dict[str, Callable[..., None]] = {
