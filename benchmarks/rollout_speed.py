@@ -121,7 +121,7 @@ def main() -> None:
         VllmSettings(batch_size=256, gpu_memory_utilization=0.4, kv_cache_gib=1.0),
         max_length=PROMPT + COMPLETION,
         dtype=torch.float32,
-        gpu=False,
+        device=torch.device("cpu"),
         exchange=given.folder / "exchange",
         log=given.folder / "vllm.log",
     )

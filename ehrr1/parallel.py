@@ -23,7 +23,21 @@ from ehrr1.errors import UserError
 Result = TypeVar("Result")
 
 PATIENCE = timedelta(hours=24)
-"""Timeout of collective operations: one process may tokenise millions of records meanwhile."""
+"""Time that processes wait for one that works alone, which may tokenise millions of records."""
+
+EXCHANGE = timedelta(hours=2)
+"""Timeout of exchanges of weights and gradients, in all groups.
+
+All processes take part at about the same time, but for slow disks: checkpoints of ZeRO and the
+weights for an engine are written between exchanges. PyTorch's default is 30 minutes. NCCL does not
+notice that another process has died: the run ends after this time at the latest.
+"""
+
+_waiting: Any = None
+"""The group by which processes wait for each other, of gloo on GPUs too.
+
+gloo notices a process that has died, and leaves the GPU alone.
+"""
 
 GRACE_SECONDS = 120
 """Seconds that processes have to save and exit after a signal, before they are killed."""
@@ -53,7 +67,11 @@ def local_rank() -> int:
 
 
 def leave() -> None:
-    """Leave the group, for processes that share work through files and need no synchronisation."""
+    """Leave the group, for processes that share work through files and need no synchronisation.
+
+    `LOCAL_RANK` stays: it says which of its node's devices is this process's.
+    """
+    os.environ["LOCAL_RANK"] = str(local_rank())
     for name in ("WORLD_SIZE", "RANK", "SLURM_STEP_NUM_TASKS"):
         os.environ.pop(name, None)
 
@@ -63,6 +81,7 @@ def join(gpu: bool) -> None:
 
     CPU tensors use gloo, GPU tensors NCCL.
     """
+    global _waiting
     import torch
     import torch.distributed as distributed
 
@@ -72,7 +91,10 @@ def join(gpu: bool) -> None:
         _describe_slurm_step()
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=PATIENCE)
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=EXCHANGE)
+    # DeepSpeed makes groups of its own, without a timeout
+    distributed.distributed_c10d.default_pg_timeout = EXCHANGE
+    _waiting = distributed.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def part() -> None:
@@ -80,10 +102,12 @@ def part() -> None:
 
     gloo's threads abort a process that exits while they run: now and then, with exit code 250.
     """
+    global _waiting
     import torch.distributed as distributed
 
     if distributed.is_initialized():
         distributed.destroy_process_group()
+        _waiting = None
 
 
 def _describe_slurm_step() -> None:
@@ -107,7 +131,7 @@ def barrier() -> None:
     if size() > 1:
         import torch.distributed as distributed
 
-        distributed.barrier()
+        distributed.barrier(_waiting)
 
 
 def from_first(make: Callable[[], Result]) -> Result:
@@ -120,7 +144,7 @@ def from_first(make: Callable[[], Result]) -> Result:
     import torch.distributed as distributed
 
     found: list[Any] = [make() if rank() == 0 else None]
-    distributed.broadcast_object_list(found, src=0)
+    distributed.broadcast_object_list(found, src=0, group=_waiting)
     return found[0]
 
 
@@ -145,7 +169,7 @@ def totals(values: Sequence[float]) -> list[float]:
     import torch.distributed as distributed
 
     tensor = torch.tensor(values, dtype=torch.float64)
-    distributed.all_reduce(tensor)
+    distributed.all_reduce(tensor, group=_waiting)
     return tensor.tolist()
 
 
@@ -156,7 +180,7 @@ def gather(own: Result) -> list[Result]:
     import torch.distributed as distributed
 
     found: list[Any] = [None] * size()
-    distributed.all_gather_object(found, own)
+    distributed.all_gather_object(found, own, group=_waiting)
     return found
 
 

@@ -4,7 +4,9 @@
 
 prints a line of JSON for each strategy: the log-probabilities of the answers behind a record of
 4,000 tokens, as the first training step on the model in FOLDER computes them, and the step's own
-numbers. Then one for each other model: its buffers that ZeRO-3 in bf16 gets wrong.
+numbers. Then one for each other model in bf16 and in float32: its buffers that ZeRO-3 gets wrong,
+and how far its log-probabilities behind that record are from those of the model read whole. And one
+for the head of the first: how often ZeRO-3 gathers it for a row in many chunks.
 """
 
 import json
@@ -22,7 +24,7 @@ from transformers import PreTrainedModel
 from ehrr1 import parallel
 from ehrr1.config.training import ModelSettings
 from ehrr1.models.loading import Sharding, load_model, read_whole
-from ehrr1.models.logprobs import token_logprobs
+from ehrr1.models.logprobs import CHUNK, token_logprobs
 from ehrr1.prompts.forest import Forest, collate
 from ehrr1.prompts.schedule import Step, StepData, Steps
 from ehrr1.prompts.trees import Tree
@@ -33,6 +35,7 @@ from tests.settings import composed
 from tests.test_forest import random_tree
 
 TOKENS = 4_000
+VOCABULARY = 99
 
 
 def tree() -> Tree:
@@ -40,18 +43,20 @@ def tree() -> Tree:
 
 
 class Told(ForestModule):
-    """Keeps the log-probabilities of each step."""
+    """Keeps the log-probabilities of each step; `chunk` is the number of logits held at a time."""
+
+    chunk: int
 
     def training_step(self, step: Step, index: int) -> None:
         def loss(forest: Forest) -> Tensor:
-            self.found = token_logprobs(self.model, forest).logprobs
+            self.found = token_logprobs(self.model, forest, chunk=self.chunk).logprobs
             return -self.found.mean() / self.trainer.world_size
 
         counts = {"tokens": step.tokens, "samples": step.samples}
         self.watched = self.update(step.forests, loss) | counts
 
 
-def trained(folder: Path, strategy: str) -> dict[str, Any]:
+def trained(folder: Path, strategy: str, chunk: int = CHUNK) -> dict[str, Any]:
     cfg = composed(
         *("experiment=released", "model=folder", f"model.path={folder}", f"trainer={strategy}"),
         *(f"trainer.devices={parallel.size()}", "trainer.precision=bf16-mixed"),
@@ -59,6 +64,7 @@ def trained(folder: Path, strategy: str) -> dict[str, Any]:
     )
     tokenizer: Any = None  # the folder is random weights
     module = Told(builder(cfg, folder, tokenizer), cfg.adapt, 1)
+    module.chunk = chunk
     one = Steps([[0]], lambda indices: Step([collate([tree()])], 1.0, TOKENS, 1))
     with TemporaryDirectory() as out:
         run = parallel.from_first(lambda: out)
@@ -67,22 +73,48 @@ def trained(folder: Path, strategy: str) -> dict[str, Any]:
     return {"strategy": strategy, "logprobs": module.found.tolist()} | module.watched
 
 
-def wrong_buffers(folder: Path) -> list[str]:
-    """Buffers of a model that is divided while it is built, against those of one that is not."""
+def divided(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """A model that is divided while it is built, against one that is not."""
     import deepspeed
 
     model = ModelSettings.of_folder(None)
-    zero3 = {"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}}
+    zero3 = {"zero_optimization": {"stage": 3}, "bf16": {"enabled": dtype == torch.bfloat16}}
     config = zero3 | {"train_micro_batch_size_per_gpu": 1}
     sharding: Sharding = partial(deepspeed.zero.Init, config_dict_or_path=config)
-    divided = load_model(model, folder, dtype=torch.bfloat16, sharding=sharding)
-    whole: PreTrainedModel = read_whole(folder, torch.bfloat16)
-    found = dict(divided.named_buffers())
-    return [
+    parts = load_model(model, folder, dtype=dtype, sharding=sharding)
+    whole: PreTrainedModel = read_whole(folder, dtype, parts.config._attn_implementation)
+    found = dict(parts.named_buffers())
+    wrong = [
         name
         for name, buffer in whole.named_buffers()
         if found[name].dtype != buffer.dtype or not torch.equal(found[name], buffer)
     ]
+    forest = collate([tree()])
+    with torch.no_grad(), deepspeed.zero.GatheredParameters(list(parts.parameters())):
+        ours, theirs = (token_logprobs(one, forest).logprobs for one in (parts, whole.train()))
+    apart = (ours - theirs).abs().max().item()
+    return {"folder": folder.name, "dtype": str(dtype), "wrong": wrong, "apart": apart}
+
+
+def gathered(folder: Path) -> dict[str, Any]:
+    """Steps of ZeRO-3 on a row whose head is computed in one chunk and in many."""
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    fetch, calls = PartitionedParameterCoordinator.fetch_sub_module, []
+
+    def counting(self: Any, module: Any, forward: bool) -> None:
+        if type(module) is torch.nn.Linear and module.out_features == VOCABULARY:
+            calls.append("forward" if forward else "backward")
+        fetch(self, module, forward)
+
+    PartitionedParameterCoordinator.fetch_sub_module = counting
+    found: dict[str, Any] = {}
+    for rows in (10_000, 2):
+        calls.clear()
+        told = trained(folder, "zero3", chunk=rows * VOCABULARY)
+        found[str(rows)] = {"calls": list(calls), "norm": told["grad_norm"], "loss": told["loss"]}
+    PartitionedParameterCoordinator.fetch_sub_module = fetch
+    return {"head": found}
 
 
 def main() -> None:
@@ -92,7 +124,8 @@ def main() -> None:
     parallel.join(gpu=False)
     lines = [trained(first, strategy) for strategy in ("ddp", "zero1", "zero2", "zero3")]
     deepspeed.init_distributed("gloo")
-    lines += [{"folder": folder.name, "wrong": wrong_buffers(folder)} for folder in others]
+    lines += [divided(folder, t) for folder in others for t in (torch.bfloat16, torch.float32)]
+    lines.append(gathered(others[0].with_name("qwen3")))
     if parallel.rank() == 0:
         print("\n".join(map(json.dumps, lines)))
 

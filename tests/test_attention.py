@@ -12,16 +12,21 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
     LlamaConfig,
+    MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    Qwen3NextConfig,
 )
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
+from ehrr1.errors import UserError
 from ehrr1.models import attention
 from ehrr1.models.logprobs import token_logprobs
 from ehrr1.models.prune_last_layer import shorten_last_layer
@@ -220,6 +225,40 @@ def test_a_record_costs_its_last_layer_keys_and_values_only() -> None:
     seen.clear()
     token_logprobs(model, collate([tree], record_weight=1.0))
     assert seen == [len(tree), len(tree)]
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (MistralConfig(**SMALL, sliding_window=16), "sliding_window=16"),
+        (Gemma3TextConfig(**SMALL, sliding_window=16), "sliding_window=16"),
+        (Gemma2Config(**SMALL), "attn_logit_softcapping"),
+        (Qwen3NextConfig(**SMALL), "linear_attention"),
+    ],
+)
+def test_layers_that_do_not_attend_to_everything_are_refused(
+    config: PreTrainedConfig, named: str
+) -> None:
+    """Their own attention differs from a forest's, which nothing would show."""
+    with pytest.raises(UserError, match=f"{config.model_type} has layers with {named}"):
+        attention.check_reach(config, 17)
+
+
+def test_a_window_that_holds_the_longest_text_changes_nothing() -> None:
+    """The row may be longer than the window: each text counts by itself."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        MistralConfig(**SMALL, sliding_window=50), attn_implementation="forest_sdpa"
+    )
+    trees = [random_tree(random.Random(n), 20, 2) for n in range(3)]
+    assert sum(map(len, trees)) > 50
+    found = token_logprobs(model, collate(trees)).logprobs
+    expected = torch.cat([alone(model, tree) for tree in trees])
+    assert (found - expected).abs().max() < 2e-6
+    with pytest.raises(UserError, match="sliding_window=50"):
+        token_logprobs(model, collate([random_tree(random.Random(0), 60, 1)]))
+    for kind in CONFIGS.values():
+        attention.check_reach(kind, 8192)
 
 
 def test_branches_are_bunched_within_a_bound() -> None:

@@ -19,6 +19,7 @@ from transformers import (
     Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen2Config,
     Qwen3Config,
 )
 
@@ -38,9 +39,12 @@ from tests.test_attention import (
 from tests.test_forest import random_tree
 
 HEADS = SMALL | {"head_dim": 8}
-TWO_KINDS = {"layer_types": ["sliding_attention", "full_attention"]}
+TWO_KINDS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8192}
 LONG = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 4096}
 OTHERS: dict[str, PreTrainedConfig] = {
+    "qwen3": Qwen3Config(**HEADS),
+    "qwen2": Qwen2Config(**SMALL),
+    "llama": LlamaConfig(**SMALL),
     "yarn": Qwen3Config(
         **HEADS, rope_parameters={"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6}
     ),
@@ -58,6 +62,7 @@ OTHERS: dict[str, PreTrainedConfig] = {
     "longrope": Phi3Config(
         **SMALL,
         pad_token_id=0,
+        sliding_window=None,
         rope_parameters=LONG | {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
     ),
     # frequencies of their own for each kind of layer, and a scale of the embeddings
@@ -141,10 +146,37 @@ def test_every_strategy_in_bf16_is_the_folders_model_at_long_positions(
         assert 0 < one["grad_norm"] < 100
 
 
-def test_zero3_in_bf16_computes_the_buffers_of_every_architecture_as_they_are(
-    told: list[dict[str, Any]],
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_zero3_computes_every_architecture_as_it_is_at_long_positions(
+    dtype: str, told: list[dict[str, Any]]
 ) -> None:
-    assert {one["folder"]: one["wrong"] for one in told[4:]} == {name: [] for name in OTHERS}
+    """Buffers, and what follows from them behind a record of 4,000 tokens."""
+    found = [one for one in told[4:-1] if one["dtype"] == f"torch.{dtype}"]
+    assert {one["folder"]: one["wrong"] for one in found} == {name: [] for name in OTHERS}
+    assert {one["folder"]: one["apart"] for one in found} == dict.fromkeys(OTHERS, 0.0)
+
+
+def test_zero3_gathers_the_head_once_a_pass_whatever_its_chunks(told: list[dict[str, Any]]) -> None:
+    whole, chunked = told[-1]["head"].values()
+    assert whole["calls"] == chunked["calls"] == ["forward", "backward"]
+    assert chunked["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+    assert chunked["norm"] == pytest.approx(whole["norm"], rel=1e-3)
+
+
+def test_the_heads_gradient_is_summed_in_float32_over_chunks() -> None:
+    """In bf16 each chunk's contribution would be rounded to the sum's own 8 bits."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(Qwen3Config(**HEADS)).to(torch.bfloat16)
+    model.set_attn_implementation("forest_sdpa")
+    forest = collate([random_tree(random.Random(1), 500, 4)], record_weight=1.0)
+
+    def head(chunk: int) -> Tensor:
+        logprobs = token_logprobs(model, forest, chunk=chunk).logprobs
+        [found] = torch.autograd.grad(logprobs.sum(), [model.lm_head.weight])
+        return found.double()
+
+    whole, chunked = head(2**20), head(2 * 99)
+    assert (chunked - whole).norm() / whole.norm() < 3e-3
 
 
 def flash_attn_of_16_bits(*given: Any, **named: Any) -> Tensor:

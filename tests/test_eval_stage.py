@@ -11,10 +11,15 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 
+from ehrr1 import parallel
+from ehrr1.errors import UserError
+from ehrr1.evaluation.opening import device
 from ehrr1.evaluation.predictions import SCHEMA
 from ehrr1.tasks.catalog import SUITES
 from tests.conftest import ROOT, CommandLine
+from tests.settings import composed
 from tests.test_ehrshot import assets
 
 QUICK = ("experiment=smoke", "stage=eval")
@@ -61,6 +66,37 @@ def test_a_killed_evaluation_goes_on_with_what_is_left(world: Path) -> None:
     assert again.returncode == 0, again.stderr[-2000:]
     same_answers(predictions(folder), predictions(world / "smoke" / "eval"))
     assert not (folder / "parts").exists()
+
+
+TURNS = [
+    # by hand: the share; in a batch script SLURM_LOCALID is 0, whatever the share
+    ({"SLURM_LOCALID": "0"}, ["eval.shard=2", "eval.shards=8"], 2),
+    ({}, ["eval.shard=5", "eval.shards=8"], 1),
+    ({}, ["eval.shard=1", "eval.shards=2", "engine.tensor_parallel=2"], 2),
+    ({}, [], 0),
+    # by srun or torchrun on several nodes: the place in the node
+    ({"WORLD_SIZE": "16", "RANK": "9", "SLURM_LOCALID": "3"}, ["eval.shard=9"], 3),
+    ({"WORLD_SIZE": "16", "RANK": "9", "LOCAL_RANK": "1"}, ["engine.tensor_parallel=2"], 2),
+]
+
+
+@pytest.mark.parametrize(("environment", "arguments", "number"), TURNS)
+def test_each_process_takes_its_own_gpu(
+    environment: dict[str, str],
+    arguments: list[str],
+    number: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a node with four GPUs; with `engine=vllm` the engine sees that one (test_vllm.py)."""
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "SLURM_LOCALID"):
+        monkeypatch.setenv(name, environment.get(name, ""))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    if parallel.size() > 1:
+        parallel.leave()
+    assert device(composed("engine=vllm", *arguments)) == torch.device("cuda", number)
+    with pytest.raises(UserError, match=r"engine\.tensor_parallel=8: this process sees 4 GPUs"):
+        device(composed("engine=vllm", "engine.tensor_parallel=8"))
 
 
 @pytest.mark.parametrize("by", ["shards", "srun"])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,48 @@ def test_a_tree_is_divided_within_its_room() -> None:
     assert sorted(b.sample_id for part in parts for b in part.branches) == sorted("39416")
     assert all(len(part) <= 22 for part in parts) and len(parts) < 5
     assert len(divided(Tree([0] * 10, branches), 5)) == 5
+
+
+class Watched(TransformersEngine):
+    """An engine that notes what the trainer asks of it, and when."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.calls: list[str] = []
+
+    def stream(self, *given: Any, **named: Any) -> Any:
+        self.calls.append("generate")
+        return super().stream(*given, **named)
+
+    def load_weights(self, weights: Any) -> None:
+        self.calls.append("load")
+        super().load_weights(weights)
+
+    def sleep(self) -> None:
+        self.calls.append("sleep")
+
+
+def test_the_engine_sleeps_from_the_last_completion_to_the_new_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever needs the trainer's memory lies between: reference, old log-probabilities, updates.
+    It sleeps once a rollout, also where groups are replaced in further rounds."""
+    start = small()
+    engine = Watched(*start)
+    update = GRPOModule.update
+
+    def watched(*given: Any) -> Any:
+        engine.calls.append("update")
+        return update(*given)
+
+    monkeypatch.setattr(GRPOModule, "update", watched)
+    more: dict[str, Any] = {"inner_epochs": 2, "dynamic_sampling": 1, "rewards": {YES: 1.0}}
+    run(tmp_path, 2, start, prompts(8), lambda model: engine, beta=0.1, **more)
+    told = " ".join(engine.calls)
+    # the probe of long positions and the held-out prompts come before the first rollout
+    assert re.fullmatch(
+        r"load generate generate( (generate )+sleep update update load){2} generate", told
+    )
 
 
 def test_the_sampling_policy_is_the_policy_itself(tmp_path: Path) -> None:

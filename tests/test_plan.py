@@ -22,7 +22,7 @@ from ehrr1.models.planning import Planner, other, samples, steps, tree
 from ehrr1.models.sizes import GIB, model_config
 from ehrr1.prompts.forest import collate
 from ehrr1.prompts.trees import Branch, Tree
-from ehrr1.stages.plan import check
+from ehrr1.stages.plan import check, engine_rows
 from tests.conftest import CommandLine
 from tests.settings import composed
 from tests.test_models import model_settings as settings_of
@@ -65,7 +65,7 @@ def test_contract(command_line: CommandLine, tmp_path: Path) -> None:
     assert found["fits"] == 1 and found["zero_stage/smallest"] == 3
     assert found["micro_batch/largest"] >= 1 and found["hours"] > 0
     states = sum(found[f"memory_gib/{part}"] for part in ("weights", "gradients", "optimizer"))
-    assert states == pytest.approx(16 * 72_706_203_648 / 64 / GIB)
+    assert states == pytest.approx(18 * 72_706_203_648 / 64 / GIB)
     assert states < found["memory_gib/total"] < 80
     assert found["tokens_per_step"] == 64 * 8192
     assert found["checkpoint/gb"] == pytest.approx(12 * 72.706203648)
@@ -120,7 +120,7 @@ def test_what_fits() -> None:
     room = cfg.cluster.gpu_memory_gib * GIB
     assert planner.memory(zero3, most).total <= room < planner.memory(zero3, most + 1).total
     offloaded = other(zero3, "zero3_offload")
-    assert planner.on_cpu(planner.memory(offloaded)) == pytest.approx(18 * 8_190_735_360 / GIB)
+    assert planner.on_cpu(planner.memory(offloaded)) == pytest.approx(20 * 8_190_735_360 / GIB)
     cfg.cluster.cpu_memory_gib = 100
     assert planner.fits(zero3) and not planner.fits(offloaded)
 
@@ -137,6 +137,27 @@ def test_rl_counts_the_group_and_its_cache() -> None:
     divided = Planner(planned("model=8b", "plan.stage=rl", "rl.max_batch_tokens=16384"))
     assert divided.shape.tokens == 10_000 + 3 * 2_048 and divided.parts == 6
     assert divided.time().tokens_per_step == 4 * 6 * divided.shape.tokens
+
+
+def test_rl_counts_what_the_engine_holds_and_keeps() -> None:
+    """Beside its share, which weights and at least one completion must fit into."""
+    cfg = planned("model=8b", "trainer=zero3", "plan.stage=rl", "rollout=vllm", "cluster.gpus=64")
+    planner = Planner(cfg)
+    found = planner.memory(cfg.trainer)
+    assert found.moments["rollout"]["rollout_engine"] == 0.4 * 80 * GIB
+    # a second CUDA context, NCCL and graphs are there while the engine sleeps, too
+    assert {moment["engine_reserved"] for moment in found.moments.values()} == {2 * GIB}
+    completion = 36 * 2 * 8 * 128 * 2 * 12_048
+    assert planner.engine_holds() == (32 * GIB - 2 * 8_190_735_360) // completion == 10
+    assert planner.fits(cfg.trainer)
+    assert "10 completions of 12,048 tokens" in str(engine_rows(planner))
+    # 145 GB of weights, however many GPUs divide the trainer's
+    cfg = planned("model=72b", "trainer=zero3", "plan.stage=rl", "rollout=vllm", "cluster.gpus=128")
+    planner = Planner(cfg)
+    assert sum(planner.memory(cfg.trainer).moments["rollout"].values()) < 80 * GIB
+    assert not planner.fits(cfg.trainer) and planner.engine_holds() < 0
+    assert "rollout=vllm_server" in str(engine_rows(planner))
+    assert not engine_rows(Planner(planned("plan.stage=rl"))) and planner.largest(cfg.trainer) == 0
 
 
 def test_checkpoints_follow_the_settings() -> None:

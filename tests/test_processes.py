@@ -17,9 +17,10 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from ehrr1 import parallel
+from ehrr1.errors import UserError
 from ehrr1.models.memory import STAGES
 from ehrr1.models.saving import checkpoint_bytes
-from ehrr1.training.checkpoints import learnt_weights
+from ehrr1.training.checkpoints import check_processes, last_checkpoint, learnt_weights
 from tests.conftest import ROOT, CommandLine
 
 TRAJECTORY = Path(__file__).parent / "trajectory.json"
@@ -174,6 +175,18 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
+def test_another_number_of_processes_is_told_who_has_divided_a_checkpoint(
+    name: str, train: Any
+) -> None:
+    """Here it is one, as `trainer.devices=auto` on a machine with fewer GPUs."""
+    checkpoint, _ = last_checkpoint(train(name, *STRATEGIES[name]) / "checkpoints")
+    with pytest.raises(UserError, match=r"1 processes cannot resume .*ckpt, .* among 2; start 2"):
+        check_processes(checkpoint)
+    for whole in ("single", "ddp"):
+        check_processes(last_checkpoint(train(whole, *STRATEGIES[whole]) / "checkpoints")[0])
+
+
 def test_torchrun_starts_the_same_run(smoke: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     arguments = [*given(smoke, tmp_path, "torchrun"), "trainer=zero2", "trainer.devices=2", EXACT]
@@ -201,6 +214,31 @@ def test_processes_leave_their_group_before_they_exit() -> None:
     """Without `part`, a quarter of such processes are aborted at exit by gloo's threads."""
     codes = [parallel.start([sys.executable, "-c", IN_A_GROUP], 2) for _ in range(4)]
     assert codes == [0] * 4
+
+
+WAITING = """
+import os, sys, time
+from datetime import timedelta
+import torch, torch.distributed
+from ehrr1 import parallel
+parallel.EXCHANGE = timedelta(seconds=1)
+parallel.join(gpu=False)
+assert parallel.from_first(lambda: time.sleep(2) or 7) == 7
+assert parallel.in_turn(lambda: time.sleep(2 * (parallel.rank() == 0)) or 8) == 8
+other = torch.distributed.new_group([0, 1])  # as DeepSpeed makes
+if parallel.rank() == 0:
+    time.sleep(3)
+try:
+    torch.distributed.all_reduce(torch.ones(1), group=other)
+except RuntimeError as error:
+    os._exit(0 if parallel.rank() == 0 or "imed out" in str(error) else 4)
+os._exit(5 * parallel.rank())
+"""
+
+
+def test_processes_wait_for_the_one_that_works_but_not_for_lost_exchanges() -> None:
+    """A timeout of one second stands for `EXCHANGE`."""
+    assert parallel.start([sys.executable, "-c", WAITING], 2) == 0
 
 
 @pytest.fixture(scope="module")

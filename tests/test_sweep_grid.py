@@ -10,6 +10,9 @@ from ehrr1.sweeps.expand import begun
 from ehrr1.sweeps.state import Entry
 from tests.conftest import CommandLine
 
+BIG = ["stage=curriculum", "trainer=zero3", "launcher=slurm_8gpu", "trainer.nodes=8"]
+"""A curriculum on 64 GPUs."""
+
 
 def planned(root: Path, *overrides: str) -> dict[str, Entry]:
     """The runs of a sweep of experiment=smoke, by name."""
@@ -69,6 +72,15 @@ def test_what_is_finished_is_read_and_what_is_missing_named(tmp_path: Path) -> N
         (["stage=prepare", "status"], "status: neither an override"),
         (["stage=prepare", "data.subjects=[1"], "data.subjects"),
         (["stage=prepare", "name=a/b"], "name=a/b: it becomes a folder"),
+        # what training stages would refuse, after graph and chains have run
+        ([*BIG, "adapt.trees_per_step=8"], "adapt.trees_per_step=8: 64 processes cannot share it"),
+        ([*BIG, "adapt.lr=1e-3,1e-4"], "rl.prompts_per_step=4: 64 processes cannot share it"),
+        ([*BIG, "reason.optimizer=muon"], "reason.optimizer=muon with trainer.strategy=zero3"),
+        (["stage=adapt", "inputs.prepare=.", "tokenise_only=true"], "tokenise_only=true: no stage"),
+        (["stage=curriculum", "rl.minibatches=3"], "rl.minibatches=3: rl.prompts_per_step=4"),
+        (["stage=curriculum", "trainer=ddp", "trainer.devices=3"], "=4: 3 processes cannot share"),
+        (["stage=curriculum", "reason.max_tokens=9000"], "=9000: model=tiny reads at most 8192"),
+        (["stage=curriculum", "+rl.rewards={nowhere.f: 1.0}"], "rl.rewards.nowhere.f: "),
     ],
 )
 def test_what_cannot_be_is_refused_whole(
@@ -119,6 +131,7 @@ def test_a_run_that_was_begun_on_all_gpus_goes_on(
 def test_tasks_follow_from_the_trainer(tmp_path: Path) -> None:
     finished(tmp_path, "prepare", "trainer=zero3-trainer.nodes=2/reason", "trainer=zero3/reason")
     slurm = ["stage=rl", "launcher=slurm_8gpu", "seed=1,2", "trainer=zero3"]
+    slurm.append("rl.prompts_per_step=16")
     entry = planned(tmp_path, *slurm, "trainer.nodes=2")
     job = next(iter(entry.values())).job
     assert (job["nodes"], job["tasks_per_node"], job["gpus_per_node"]) == (2, 8, 8)

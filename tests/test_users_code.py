@@ -258,6 +258,11 @@ def test_a_curriculum_names_what_cannot_be_used_before_its_first_stage(tmp_path:
     with pytest.raises(UserError, match=r"^callbacks\.mine\._target_=nowhere\.Thing: nowhere"):
         execute(composed("experiment=smoke", *words))
     assert not list(tmp_path.iterdir())
+    words[-1:] = ["trainer=ddp", "trainer.devices=3", "reason.trees_per_step=8"]
+    refused = r"^adapt.*; reason\.trees_per_step=8: 3 processes .* 3; rl\.prompts_per_step=4: 3 pro"
+    with pytest.raises(UserError, match=refused):
+        execute(composed("experiment=smoke", *words))
+    assert not list(tmp_path.iterdir())
 
 
 def test_arguments_create_no_objects() -> None:

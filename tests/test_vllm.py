@@ -2,6 +2,7 @@
 clear ends. Real engines; a start takes 15 to 60 seconds, so the tests share them."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from ehrr1.config.writers import (
 from ehrr1.engines.base import Completion, EngineError, SamplingParams, TrainableEngine
 from ehrr1.engines.server import ServerEngine, served
 from ehrr1.engines.transformers import TransformersEngine
-from ehrr1.engines.vllm import VLLMEngine, check
+from ehrr1.engines.vllm import VLLMEngine, check, environment
 from ehrr1.engines.vllm_server import COMMAND, VLLMServerEngine
 from ehrr1.engines.weight_sync import SYNC_TOLERANCE, OutOfSyncError, check_sync, read, write
 from ehrr1.errors import UserError
@@ -123,15 +124,18 @@ def start(folder: Path, end_id: int) -> VLLMEngine:
         VllmSettings(batch_size=256, gpu_memory_utilization=0.4, kv_cache_gib=0.3),
         max_length=LENGTH,
         dtype=torch.float32,
-        gpu=False,
+        device=torch.device("cpu"),
         exchange=folder / "exchange",
         log=folder / "vllm.log",
+        sleeps=True,
     )
 
 
 def started(folder: Path, tied: bool) -> Iterator[Pair]:
     model, tokenizer = small(folder / "hf", tied)
-    rollout = start(folder, tokenizer.eos_token_id)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_LOGGING_LEVEL", "INFO")
+        rollout = start(folder, tokenizer.eos_token_id)
     yield Pair(model, tokenizer, rollout)
     rollout.close()
     assert not alive(rollout.process.pid)
@@ -256,6 +260,52 @@ def assert_answers_of_transformers(pair: Pair, engine: TrainableEngine) -> None:
 
 def test_answers_equal_transformers(untied: Pair) -> None:
     assert_answers_of_transformers(untied, untied.rollout)
+
+
+def test_the_trainer_puts_the_engine_to_sleep_and_wakes_it(
+    untied: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's own log says in which order; on a CPU it frees nothing, but counts what sleeps."""
+    rollout = untied.rollout
+    assert isinstance(rollout, VLLMEngine)
+
+    def turns() -> list[str]:
+        return re.findall(r"to (fall asleep|wake up tags .*)\.$", rollout.log.read_text(), re.M)
+
+    freed: list[int] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(len(turns())))
+    assert turns() == []
+    rollout.sleep()
+    rollout.sleep()
+    with pytest.raises(RuntimeError, match="generate: the engine sleeps"):
+        rollout.generate(PROMPTS, SAMPLING)
+    untied.learn()
+    untied.sync()
+    untied.compare()
+    assert len(rollout.generate(PROMPTS, SAMPLING)) == len(PROMPTS)
+    untied.sync()  # awake: nothing to wake
+    assert turns() == ["fall asleep", "wake up tags ['weights']", "wake up tags ['kv_cache']"]
+    assert freed == [1, 3]  # what the trainer keeps is free before anything wakes
+
+
+@pytest.mark.parametrize(
+    ("seen", "number", "divided", "expected"),
+    [
+        (None, 3, 1, "3"),
+        (None, 2, 2, "2,3"),
+        ("4,5,6,7", 1, 1, "5"),
+        ("GPU-a,GPU-b,GPU-c,GPU-d", 2, 2, "GPU-c,GPU-d"),
+    ],
+)
+def test_an_engine_sees_its_own_gpus(
+    seen: str | None, number: int, divided: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if seen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    found = environment(torch.device("cuda", number), divided)
+    assert found["CUDA_VISIBLE_DEVICES"] == expected
+    assert found["VLLM_ENABLE_V1_MULTIPROCESSING"] == ("1" if divided > 1 else "0")
 
 
 def test_a_prompt_without_room_is_an_error(untied: Pair) -> None:

@@ -72,6 +72,7 @@ class Config(Section):
     overwrite: bool
     check: Literal["quick", "full"]
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)]
+    tokenise_only: bool = False
     inputs: Inputs
     data: Data
     model: ModelSettings

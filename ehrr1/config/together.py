@@ -35,6 +35,7 @@ READ_BY = {
     "checkpoint": ("consolidate",),
     "answer": ("eval", "infer", "curriculum"),
     "candidates": ("eval", "infer", "curriculum"),
+    "tokenise_only": TRAINING,
 }
 """Settings outside a section -> the stages that read them; other stages reject them."""
 
@@ -186,7 +187,7 @@ def evaluation(cfg: "Config") -> list[str]:
     problems += [
         f"{name}={cfg.of(name)}: it belongs to stage={', '.join(stages)}; this is stage={cfg.stage}"
         for name, stages in READ_BY.items()
-        if cfg.of(name) not in (None, "none", "last") and cfg.stage not in stages
+        if cfg.of(name) not in (None, False, "none", "last") and cfg.stage not in stages
     ]
     return problems
 

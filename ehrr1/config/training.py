@@ -215,6 +215,7 @@ class Cluster(Section):
     gpus_per_node: Count
     gpu_memory_gib: Positive
     reserved_gib: NotNegative
+    engine_reserved_gib: NotNegative
     cpu_memory_gib: Positive | None
     peak_tflops: Positive
     write_gb_per_second: Positive

@@ -104,7 +104,13 @@ class TrainableEngine(Engine):
 
         `weights` yields whole tensors one at a time, named as in an exported folder. Every training
         process must call this with the same number of tensors, as a divided tensor is gathered by
-        all of them.
+        all of them. An engine that sleeps wakes.
+        """
+
+    def sleep(self) -> None:
+        """Free the memory of the trainer's device until the next `load_weights`.
+
+        An engine that has no memory of its own there does nothing.
         """
 
 

@@ -40,9 +40,9 @@ def open_engine(
 
     `group` is the group of settings that chose the engine (`rollout`, `engine`, `chains`), which
     errors name. Transformers generates with the model that `load` returns, on its device. vLLM
-    reads the weights in the folder `source`; its child process runs in `dtype` on the type of
-    `device` and prints to `log`, and `sleeps` lets it free the GPU while it is idle. New weights
-    are passed through the folder `exchange`. `max_length` bounds prompt and completion together, in
+    reads the weights in the folder `source`; its child process runs in `dtype` on `device` and
+    prints to `log`, and `sleeps` lets a trainer there put it to sleep. New weights are passed
+    through the folder `exchange`. `max_length` bounds prompt and completion together, in
     tokens. Raises UserError if the engine is not installed or does not support the model, or the
     server does not answer.
     """
@@ -65,7 +65,7 @@ def open_engine(
         settings,
         max_length=max_length,
         dtype=dtype,
-        gpu=device.type == "cuda",
+        device=device,
         exchange=exchange,
         log=log,
         sleeps=sleeps,

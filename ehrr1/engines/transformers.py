@@ -19,6 +19,7 @@ from ehrr1 import parallel
 from ehrr1.engines.base import Completion, SamplingParams, TrainableEngine
 from ehrr1.engines.prefill import answer_logprobs
 from ehrr1.engines.streaming import Step, Watch, watched
+from ehrr1.models.attention import check_reach
 from ehrr1.models.prefix_cache import SharedTrunks
 from ehrr1.prompts.trees import Tree
 
@@ -62,6 +63,8 @@ class TransformersEngine(TrainableEngine):
         Each prompt has a random generator of its own: its draws do not depend on what is generated
         beside it.
         """
+        longest = max(map(len, prompts), default=0) + sampling.max_new_tokens
+        check_reach(self.model.config, longest)
         chosen_seeds = range(len(prompts)) if seeds is None else seeds
         levels = [_levels(seed, group_size, sampling) for seed in chosen_seeds]
         size = max(1, self.batch_size // group_size)

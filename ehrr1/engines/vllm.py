@@ -48,13 +48,14 @@ LAST_WORDS = 2000
 
 
 class VLLMEngine(TrainableEngine):
-    """An engine in a child process, on this process's device.
+    """An engine in a child process, on `device` (or its first of `tensor_parallel` GPUs).
 
     `folder` holds the model and its first weights; `end_id` ends a turn; `max_length` bounds prompt
     and completion together, in tokens; `exchange` is a folder that all processes can read and no
-    other program writes to; the engine's output goes to `log`. `sleeps`: the engine frees the GPU
-    while it is idle. Errors name `group`, the group of settings that chose it. Raises UserError for
-    a model that vLLM does not support, and EngineError if the engine does not start.
+    other program writes to; the engine's output goes to `log`. `sleeps`: the trainer on the same
+    device puts it to sleep while it learns. Errors name `group`, the group of settings that chose
+    it. Raises UserError for a model that vLLM does not support, and EngineError if the engine does
+    not start.
     """
 
     def __init__(
@@ -65,21 +66,23 @@ class VLLMEngine(TrainableEngine):
         *,
         max_length: int,
         dtype: torch.dtype,
-        gpu: bool,
+        device: torch.device,
         exchange: Path,
         log: Path,
-        sleeps: bool = True,
+        sleeps: bool = False,
         group: str = "rollout",
     ):
+        gpu = device.type == "cuda"
         check(folder, gpu, group)
-        self.group = group
+        self.group, self.sleeps, self.asleep = group, sleeps, False
         self.exchange, self.dtype, self.log, self.max_length = exchange, dtype, log, max_length
+        torch.cuda.empty_cache()  # vLLM wants its whole share free when it starts
         self.socket, theirs = socket.socketpair()
         log.parent.mkdir(parents=True, exist_ok=True)
         with theirs, log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "ehrr1.engines.vllm_process", str(theirs.fileno())],
-                env=environment(gpu, settings.tensor_parallel),
+                env=environment(device, settings.tensor_parallel),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -135,7 +138,16 @@ class VLLMEngine(TrainableEngine):
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """See `TrainableEngine`. Process 0 writes the files, every process's engine reads them."""
         with laid_out(weights, self.exchange, self.dtype) as folder:
+            # what PyTorch keeps of an update's activations is the engine's now
+            torch.cuda.empty_cache()
             list(self._ask({"work": "take_weights", "folder": str(folder.resolve())}, 1))
+        self.asleep = False
+
+    def sleep(self) -> None:
+        """See `TrainableEngine`. Until `load_weights` it answers nothing."""
+        if self.sleeps and not self.asleep:
+            list(self._ask({"work": "sleep"}, 1))
+            self.asleep = True
 
     def logprobs(self, tokens: list[int]) -> list[float]:
         """See `TrainableEngine`."""
@@ -150,6 +162,8 @@ class VLLMEngine(TrainableEngine):
         self.socket.close()
 
     def _ask(self, request: dict[str, Any], count: int) -> Iterator[Any]:
+        if self.asleep and request["work"] != "take_weights":
+            raise RuntimeError(f"{request['work']}: the engine sleeps; load_weights wakes it")
         self._send(request, request["work"])
         for _ in range(count):
             yield self._reply(request["work"])
@@ -222,11 +236,11 @@ def check_lengths(prompts: Sequence[list[int]], sampling: SamplingParams, max_le
         )
 
 
-def environment(gpu: bool, tensor_parallel: int = 1) -> dict[str, str]:
+def environment(device: torch.device, tensor_parallel: int = 1) -> dict[str, str]:
     """Return the environment variables of the engine's process.
 
-    With `tensor_parallel` 1 the engine uses this process's GPU, above 1 all that this process sees.
-    The hub is offline for the engine, which reads a folder, but not for the trainer.
+    The engine sees `device` and, with `tensor_parallel` above 1, the GPUs behind it. The hub is
+    offline for the engine, which reads a folder, but not for the trainer.
     """
     found = {n: v for n, v in os.environ.items() if n not in (*GROUP, parallel.PARENT)}
     found |= ENVIRONMENT | {
@@ -235,12 +249,14 @@ def environment(gpu: bool, tensor_parallel: int = 1) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     found.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    if gpu and tensor_parallel > 1:
-        return found | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}  # a process for each GPU
-    if gpu:
+    if device.type == "cuda":
+        first = torch.cuda.current_device() if device.index is None else device.index
+        last = first + tensor_parallel
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        device = torch.cuda.current_device()
-        return found | {"CUDA_VISIBLE_DEVICES": seen.split(",")[device] if seen else str(device)}
+        names = seen.split(",") if seen else list(map(str, range(last)))
+        if tensor_parallel > 1:
+            found["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"  # a process for each GPU
+        return found | {"CUDA_VISIBLE_DEVICES": ",".join(names[first:last])}
     return (
         found
         | ENVIRONMENT_ON_CPU

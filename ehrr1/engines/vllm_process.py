@@ -38,7 +38,7 @@ class Settings:
     kv_cache_gib: float
     tensor_parallel: int
     sleeps: bool
-    """Whether the engine frees the GPU's memory while it is idle."""
+    """Whether the trainer will put the engine to sleep."""
 
 
 class EngineProcess:
@@ -47,7 +47,7 @@ class EngineProcess:
     def __init__(self, settings: Settings):
         from vllm import LLM
 
-        self.sleeps, self.end_id = settings.gpu and settings.sleeps, settings.end_id
+        self.end_id, self.asleep = settings.end_id, False
         place: dict[str, Any] = {"dtype": settings.dtype}
         if settings.gpu:
             # compiled, as vLLM is by itself
@@ -59,7 +59,7 @@ class EngineProcess:
             place["enforce_eager"] = True  # compiling takes longer than small models run
             # after a part of a prompt vLLM takes a seeded draw back, which a CPU's generator cannot
             place["enable_chunked_prefill"] = False
-        self.llm = LLM(
+        self.llm: Any = LLM(
             settings.folder,
             max_model_len=settings.max_length,
             max_num_seqs=settings.batch_size,
@@ -70,7 +70,6 @@ class EngineProcess:
             **place,
         )
         self.llm.collective_rpc("prepare")
-        self.asleep = False
 
     def generate(
         self, prompts: list[list[int]], seeds: list[int], group_size: int, sampling: dict[str, Any]
@@ -95,7 +94,7 @@ class EngineProcess:
         """Yield vLLM's output of each finished prompt; its `request_id` is the prompt's index."""
         from vllm.inputs.engine import tokens_input
 
-        engine = self._awake().llm_engine
+        engine = self.llm.llm_engine
         # keys and values of older weights; and a run that resumes would have none to begin with
         self.llm.reset_prefix_cache()
         for number, (prompt, parameters) in enumerate(zip(prompts, wanted, strict=True)):
@@ -104,13 +103,28 @@ class EngineProcess:
             for output in engine.step():
                 if output.finished:
                     yield output
-        if self.sleeps:
-            self.llm.sleep(level=1)
-            self.asleep = True
 
-    def take_weights(self, folder: str) -> Iterator[Any]:
-        """Load the safetensors in `folder`; yield None when done."""
-        self._awake().collective_rpc("take_weights", args=(folder,))
+    def sleep(self) -> Iterator[None]:
+        """Free the GPU's memory; yield None when done.
+
+        Weights are forgotten (level 2), not copied to the CPU: new ones follow.
+        """
+        self.llm.sleep(level=2)
+        self.asleep = True
+        yield None
+
+    def take_weights(self, folder: str) -> Iterator[None]:
+        """Load the safetensors in `folder`; yield None when done.
+
+        An engine that sleeps takes memory for keys and values after the weights are there, since
+        loading needs room too.
+        """
+        if self.asleep:
+            self.llm.wake_up(tags=["weights"])
+        self.llm.collective_rpc("take_weights", args=(folder,))
+        if self.asleep and not self.llm.wake_up(tags=["kv_cache"]):
+            raise RuntimeError("vLLM sleeps on with its weights and its keys and values awake")
+        self.asleep = False
         yield None
 
     def logprobs(self, tokens: list[int]) -> Iterator[list[float]]:
@@ -119,7 +133,7 @@ class EngineProcess:
 
         asked = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
         prompt = {"prompt_token_ids": tokens}
-        [output] = self._awake().generate([prompt], asked, use_tqdm=False)
+        [output] = self.llm.generate([prompt], asked, use_tqdm=False)
         pairs = zip(output.prompt_logprobs[1:], tokens[1:], strict=True)
         yield [at[token].logprob for at, token in pairs]
 
@@ -141,12 +155,6 @@ class EngineProcess:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-
-    def _awake(self) -> Any:
-        if self.asleep:
-            self.llm.wake_up()
-            self.asleep = False
-        return self.llm
 
 
 def spread(seed: int) -> int:
@@ -187,6 +195,7 @@ def main() -> None:
     work: dict[str, Callable[..., Iterator[Any]]] = {
         "generate": engine.generate,
         "answers": engine.answers,
+        "sleep": engine.sleep,
         "take_weights": engine.take_weights,
         "logprobs": engine.logprobs,
     }

@@ -1,5 +1,6 @@
 """Build the inference engine, tokenizer and prompt builder for a model under evaluation."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,6 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ehrr1 import parallel
 from ehrr1.config.schema import Config
 from ehrr1.config.writers import (
     AnthropicEngineConfig,
@@ -143,8 +143,17 @@ def builder_of(
 def device(cfg: Config) -> torch.device:
     """Return this process's GPU, or the CPU if there is no GPU or `trainer.accelerator` is "cpu".
 
-    Processes of a node take its GPUs in turn, by local rank.
+    Processes of a node take its GPUs in turn, as many each as `engine.tensor_parallel`: the first
+    of them is returned. Their turn is the local rank if srun or torchrun has started them, and
+    `eval.shard` if they were started by hand. Raises UserError if there are too few.
     """
     if not torch.cuda.is_available() or cfg.trainer.accelerator == "cpu":
         return torch.device("cpu")
-    return torch.device("cuda", parallel.local_rank() % torch.cuda.device_count())
+    gpus = torch.cuda.device_count()
+    each = cfg.engine.tensor_parallel if isinstance(cfg.engine, VllmSettings) else 1
+    if each > gpus:
+        raise UserError(
+            f"engine.tensor_parallel={each}: this process sees {gpus} GPUs; lower it to {gpus}"
+        )
+    turn = int(os.environ.get("LOCAL_RANK") or cfg.eval.shard or 0)
+    return torch.device("cuda", turn % (gpus // each) * each)

@@ -23,10 +23,16 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from ehrr1.errors import UserError
 from ehrr1.models.merged_attention import Run, merged
 from ehrr1.models.prefix_cache import SharedTrunks
 from ehrr1.models.varlen_attention import sequences, varlen
@@ -55,8 +61,35 @@ def choose(attention: str, computes: torch.dtype) -> str:
     return f"forest_{attention}"
 
 
+def check_reach(config: PreTrainedConfig, tokens: int) -> None:
+    """Raise UserError if a layer of the model does not attend to all of a text of `tokens`.
+
+    Forests and shared prompts know attention to everything before a token. A layer with a shorter
+    sliding window, with a bound on its scores or of a kind without attention would be computed
+    wrongly, and nothing would say so.
+    """
+    values = config.to_dict()
+    kinds = set(values.get("layer_types") or ())
+    others = kinds - {"full_attention", "sliding_attention"}
+    if values.get("attn_logit_softcapping") is not None:
+        others.add("attn_logit_softcapping")
+    window = None if kinds == {"full_attention"} else values.get("sliding_window")
+    if others or (window is not None and window < tokens):
+        what = ", ".join(sorted(others)) or f"sliding_window={window}"
+        raise UserError(
+            f"model: {config.model_type} has layers with {what}, which a record of {tokens} tokens "
+            "shared by several questions cannot have; choose a model that attends to everything "
+            "(Qwen2, Qwen3, Llama), or shorter texts"
+        )
+
+
 def prepare(model: PreTrainedModel, shapes: Sequence[Shape], device: torch.device) -> Any:
-    """Return the attention's data structure for a forest, built once for all layers."""
+    """Return the attention's data structure for a forest, built once for all layers.
+
+    Raises UserError if the model's layers do not attend to the whole of each text.
+    """
+    longest = max((one.trunk + max(one.branches, default=0) for one in shapes), default=0)
+    check_reach(model.config, longest)
     return PREPARE[model.config._attn_implementation](shapes, device)
 
 
@@ -84,10 +117,11 @@ def places(shapes: Sequence[Shape], device: torch.device) -> Places:
     tree, branch, lengths = (
         torch.tensor(column, device=device) for column in zip(*parts, strict=True)
     )
+    size = sum(length for _, _, length in parts)  # known here: a GPU would be waited for
     return Places(
-        tree.repeat_interleave(lengths),
-        branch.repeat_interleave(lengths),
-        torch.arange(int(lengths.sum()), device=device),
+        tree.repeat_interleave(lengths, output_size=size),
+        branch.repeat_interleave(lengths, output_size=size),
+        torch.arange(size, device=device),
     )
 
 

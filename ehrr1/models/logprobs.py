@@ -4,12 +4,15 @@ With a vocabulary of 151k tokens, logits take more memory than weights. Hidden s
 first gathered at the tokens that predict, and converted to logits chunk by chunk.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from types import MethodType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, nll_loss
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from ehrr1.models.attention import prepare
@@ -57,30 +60,107 @@ def token_logprobs(
     number of logits held at a time.
     """
     states = hidden_states(model, forest)
-    head = model.get_output_embeddings()
-    size = max(1, chunk // model.config.vocab_size)  # a head partitioned by ZeRO-3 has no shape
-    given = temperature, entropy
-    if len(states) <= size:
-        return _statistics(head, states, forest.targets, *given)
-    parts = [
-        # logits are recomputed for the gradient, so that only one chunk is held at a time
-        checkpoint(_statistics, head, part, targets, *given, use_reentrant=False)
-        for part, targets in zip(states.split(size), forest.targets.split(size), strict=True)
-    ]
-    return TokenStatistics(*map(torch.cat, zip(*parts, strict=True)))
+    head: Any = model.get_output_embeddings()
+    if "forward" not in vars(head):
+        head.forward = MethodType(_forward, head)
+    rows = max(1, chunk // model.config.vocab_size)  # a head partitioned by ZeRO-3 has no shape
+    found = head(states, forest.targets, Asked(rows, temperature, entropy))
+    return TokenStatistics(found[0], found[1].detach() if entropy else found.new_empty(0))
+
+
+class Asked(NamedTuple):
+    """What the head is asked for: statistics of `rows` tokens at a time, at a `temperature`."""
+
+    rows: int
+    temperature: float
+    entropy: bool
+
+
+def _forward(
+    head: torch.nn.Module, states: Tensor, targets: Tensor | None = None, asked: Asked | None = None
+) -> Tensor:
+    """Compute logits or, with `targets`, statistics [1 or 2, N] of all tokens in one call.
+
+    ZeRO-3 gathers the weights of a module when it is called, in both passes. A call a chunk would
+    gather the head again and again.
+    """
+    logits = partial(type(head).forward, head)
+    if targets is None or asked is None:
+        whole: Tensor = logits(states)
+        return whole
+    if len(states) <= asked.rows:
+        return _statistics(logits, states, targets, asked)
+    learnt = [weights for weights in head.parameters() if weights.requires_grad]
+    chunked: Tensor = _Chunked.apply(partial(_statistics, logits), asked, states, targets, *learnt)
+    return chunked
 
 
 def _statistics(
-    head: torch.nn.Module, states: Tensor, targets: Tensor, temperature: float, entropy: bool
-) -> TokenStatistics:
+    head: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor, asked: Asked
+) -> Tensor:
+    """Return log-probabilities and, if asked for, entropies of tokens, [1 or 2, N]."""
     logits = head(states)
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
-    if temperature != 1.0:
-        logits = logits / temperature
+    if asked.temperature != 1.0:
+        logits = logits / asked.temperature
     every = log_softmax(logits, dim=-1)
     logprobs = -nll_loss(every, targets, reduction="none")
-    if not entropy:
-        return TokenStatistics(logprobs, logprobs.new_empty(0))
+    if not asked.entropy:
+        return logprobs[None]
     with torch.no_grad():
-        return TokenStatistics(logprobs, -(every.exp() * every).sum(-1))
+        entropy = -(every.exp() * every).sum(-1)
+    return torch.stack([logprobs, entropy])
+
+
+class _Chunked(torch.autograd.Function):
+    """Statistics of tokens, some at a time.
+
+    The logits of a chunk are computed again for its gradient, so that only one chunk is held. The
+    gradients of the head's weights are summed in float32 and rounded once: a sum of bfloat16 over
+    the chunks of a row would be 0.7 % off.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, compute: Callable[..., Tensor], asked: Asked, states: Tensor, targets: Tensor,
+        *learnt: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """Return the statistics, [1 or 2, N]."""
+        ctx.compute, ctx.asked, ctx.learnt = compute, asked, learnt
+        ctx.autocast = _autocast(states.device.type)
+        ctx.save_for_backward(states, targets)
+        chunks = zip(states.split(asked.rows), targets.split(asked.rows), strict=True)
+        with ctx.autocast:
+            return torch.cat([compute(*chunk, asked) for chunk in chunks], 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of `forward`'s arguments."""
+        asked = ctx.asked._replace(entropy=False)
+        columns = [one.split(asked.rows) for one in (*ctx.saved_tensors, gradients[0][0])]
+        sums: list[Tensor] = []
+        found = []
+        for states, targets, gradient in zip(*columns, strict=True):
+            states = states.detach().requires_grad_()
+            with torch.enable_grad(), ctx.autocast:
+                logprobs = ctx.compute(states, targets, asked)[0]
+            own, *weights = torch.autograd.grad(logprobs, [states, *ctx.learnt], gradient)
+            found.append(own)
+            if not sums:
+                sums = [one.to(torch.promote_types(one.dtype, torch.float32)) for one in weights]
+            else:
+                for total, one in zip(sums, weights, strict=True):
+                    total.add_(one)
+        rounded = (total.to(one.dtype) for total, one in zip(sums, ctx.learnt, strict=True))
+        return None, None, torch.cat(found), None, *rounded
+
+
+def _autocast(device: str) -> AbstractContextManager[Any]:
+    """Return the current autocast for the backward pass, which runs without it.
+
+    Nothing is cached: a weight that is cast without a gradient must not serve others.
+    """
+    if not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False)

@@ -145,9 +145,10 @@ class Load:
     """The work of a GPU at a time.
 
     trees: trees of one shape. generated: completions generated in parallel, each with up to
-    `generated_tokens` tokens including its prompt. engine: bytes of a generation engine. entropy:
-    whether the entropy is monitored. reference: whether there is a second copy of the weights.
-    muon: whether Muon optimizes the layers' matrices. reserved: bytes that are not available.
+    `generated_tokens` tokens including its prompt. engine: bytes of a generation engine, which
+    sleeps but for `engine_reserved` of its own while the model learns. entropy: whether the entropy
+    is monitored. reference: whether there is a second copy of the weights. muon: whether Muon
+    optimizes the layers' matrices. reserved: bytes that are not available.
     """
 
     trees: int
@@ -155,6 +156,7 @@ class Load:
     generated: int = 0
     generated_tokens: int = 0
     engine: float = 0.0
+    engine_reserved: float = 0.0
     entropy: bool = False
     reference: bool = False
     muon: bool = False
@@ -228,6 +230,8 @@ def memory(body: Anatomy, trainer: TrainerSettings, gpus: int, kept: Bytes, load
     """
     fixed, cpu = states(body, trainer, gpus, load)
     fixed |= {"buffers": buffers(body, trainer), "reserved": load.reserved}
+    if load.engine:
+        fixed["engine_reserved"] = load.engine_reserved
     tokens, low = load.trees * load.shape.tokens, precision_bytes(trainer)
     moments = {
         "layers": fixed | {"activations": kept.peak * tokens},
@@ -243,12 +247,21 @@ def memory(body: Anatomy, trainer: TrainerSettings, gpus: int, kept: Bytes, load
         moments["layers"]["head"] = low * body.head
         moments["embeddings"] = fixed | {"head": SUMMANDS * low * body.head}
     if load.generated:
-        size = 2 if trainer.precision == "bf16-mixed" else 4
-        cache = body.cache * body.depth * load.generated * load.generated_tokens * size
+        cache = load.generated * cache_bytes(body, trainer, load.generated_tokens)
         moments["rollout"] = fixed | {"rollout_cache": cache}
     if load.engine:
         moments["rollout"] = fixed | {"rollout_engine": load.engine}
     return Memory(moments, cpu)
+
+
+def cache_bytes(body: Anatomy, trainer: TrainerSettings, tokens: int) -> float:
+    """Return the bytes of the keys and values of `tokens` tokens."""
+    return float(body.cache * body.depth * tokens * generation_bytes(trainer))
+
+
+def generation_bytes(trainer: TrainerSettings) -> int:
+    """Return the bytes of a number in which completions are generated."""
+    return 2 if trainer.precision == "bf16-mixed" else 4
 
 
 def states(
@@ -256,8 +269,8 @@ def states(
 ) -> tuple[dict[str, float], float]:
     """Return the bytes of weights, gradients and optimizer states on a GPU, and those on the CPU.
 
-    DeepSpeed accumulates gradients in the type of the weights (`data_types.grad_accum_dtype` is not
-    set) and keeps a float32 master copy of bf16 weights. ZeRO-1 and 2 copy float32 weights too.
+    DeepSpeed sums the gradients of rows in float32 and keeps a float32 master copy of bf16 weights.
+    ZeRO-1 and 2 copy float32 weights too.
     """
     stage, low = STAGES[trainer.strategy], precision_bytes(trainer)
     parameters = (body.base + body.adapters) * (2 if load.reference else 1)
@@ -267,12 +280,14 @@ def states(
     weights = low * parameters / (gpus if stage == 3 else 1)
     if not stage and trainer.precision == "bf16-mixed":
         weights += 2 * body.cast
-    gradients = low * body.learnt / (gpus if stage >= 2 else 1)
+    gradients = 4 * body.learnt / (gpus if stage >= 2 else 1)
+    if stage == 1 and low == 2:
+        gradients += low * body.learnt  # those of one row, which are then added
     optimizer = (master + moments) / (gpus if stage else 1)
     if not trainer.offload:
         return {"weights": weights, "gradients": gradients, "optimizer": optimizer}, 0.0
-    # the CPU also holds float32 gradients for its step, and one copy in the type of the weights
-    cpu = optimizer + (4 + low) * body.learnt / gpus
+    # the CPU also holds float32 gradients for its step, and those that are summed
+    cpu = optimizer + 8 * body.learnt / gpus
     on_gpu = gradients if stage == 1 else 0.0
     return {"weights": weights, "gradients": on_gpu, "optimizer": 0.0}, cpu
 
@@ -296,29 +311,29 @@ def buffers(body: Anatomy, trainer: TrainerSettings) -> float:
 def logits(body: Anatomy, learnt: int, low: int, held: int) -> float:
     """Return the bytes of the loss computation.
 
-    This is the larger of one chunk of logits in `held` copies and the later partial gradients of
-    the head, plus the hidden states of the learnt tokens with their gradient.
+    This is the larger of one chunk of logits in `held` copies and the gradient of the head, plus
+    the hidden states of the learnt tokens with their gradient. With several chunks the head's
+    gradient is a float32 sum, beside the contribution of a chunk in the weights' type.
     """
     rows = min(learnt, max(1, CHUNK // body.vocabulary))
     left = learnt - rows
     copies = 4 * body.vocabulary * (held * rows + min(left, rows))
-    gradient = low * body.head * body.head_learns * (SUMMANDS if left else 1)
+    gradient = body.head * body.head_learns * (4 + low if left else low)
     return float(max(copies, gradient) + 2 * low * learnt * body.hidden)
 
 
 def step(body: Anatomy, trainer: TrainerSettings, gpus: int) -> float:
     """Return the extra bytes of an optimizer step.
 
-    DeepSpeed flattens its gradients and converts them to float32. PyTorch's fused AdamW works in
-    place.
+    DeepSpeed flattens its float32 gradients. PyTorch's fused AdamW works in place.
     """
-    stage, low = STAGES[trainer.strategy], precision_bytes(trainer)
+    stage = STAGES[trainer.strategy]
     if not stage or trainer.offload:
         return 0.0
     share = body.learnt / gpus
     if stage == 3:
         share = min(share, SUB_GROUP)
-    return share * (low + 4 if low == 2 else low)
+    return 4 * share
 
 
 def most_trees(need: Callable[[int], float], room: float) -> int:

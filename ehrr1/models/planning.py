@@ -5,7 +5,7 @@ Lengths, batches and epochs are the stage's own settings.
 """
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, floor
 
 from ehrr1.config.schema import Config, value_of
 from ehrr1.config.training import RL, Adapt, Reason, TrainerSettings
@@ -18,6 +18,8 @@ from ehrr1.models.memory import (
     TreeShape,
     activations,
     anatomy,
+    cache_bytes,
+    generation_bytes,
     memory,
     most_trees,
     precision_bytes,
@@ -84,38 +86,64 @@ class Planner:
         return memory(self.body, trainer, self.gpus(trainer), self._measured[how], load)
 
     def _load(self, trees: int) -> Load:
-        rows, length, engine = 0, 0, 0.0
+        rows, length = 0, 0
         rollout = self.cfg.rollout
         if self.rl and rollout.name == "transformers":
             group = self.cfg.rl.group_size
             rows = group * max(1, min(trees, rollout.batch_size // group))
-            length = self.cfg.rl.max_prompt_tokens + self.cfg.rl.max_completion_tokens
-        elif self.rl and rollout.name == "vllm":
-            engine = rollout.gpu_memory_utilization * self.cfg.cluster.gpu_memory_gib * GIB
+            length = self.generated_tokens
         return Load(
             trees,
             self.shape,
             generated=rows,
             generated_tokens=length,
-            engine=engine,
+            engine=self.engine_share,
+            engine_reserved=self.cfg.cluster.engine_reserved_gib * GIB,
             entropy=self.rl,
             reference=self.rl and self.cfg.rl.beta > 0,
             muon=self.stage.optimizer == "muon",
             reserved=self.cfg.cluster.reserved_gib * GIB,
         )
 
+    @property
+    def generated_tokens(self) -> int:
+        """Return the number of tokens of the longest prompt with the longest completion."""
+        return self.cfg.rl.max_prompt_tokens + self.cfg.rl.max_completion_tokens
+
+    @property
+    def engine_share(self) -> float:
+        """Return the bytes of a GPU that `rollout=vllm` takes for itself; 0 without it."""
+        rollout = self.cfg.rollout
+        if not self.rl or rollout.name != "vllm":
+            return 0.0
+        return float(rollout.gpu_memory_utilization * self.cfg.cluster.gpu_memory_gib * GIB)
+
+    def engine_holds(self) -> int:
+        """Return how many completions of full length the engine's share holds beside its weights.
+
+        Each training process has an engine with all of the weights, whatever the strategy.
+        Negative if not even these fit.
+        """
+        trainer = self.cfg.trainer
+        left = self.engine_share - self.body.base * generation_bytes(trainer)
+        return floor(left / cache_bytes(self.body, trainer, self.generated_tokens))
+
     def on_cpu(self, found: Memory) -> float:
         """Return the GiB of a node's CPU memory that the shares of its GPUs take."""
         return found.cpu * min(self.cfg.cluster.gpus, self.cfg.cluster.gpus_per_node) / GIB
 
     def fits(self, trainer: TrainerSettings) -> bool:
-        """Return whether the training fits the memory of GPU and CPU."""
+        """Return whether training and generation fit the memory of GPU and CPU."""
+        if self.engine_share and self.engine_holds() < 1:
+            return False
         found, room = self.memory(trainer), self.cfg.cluster.cpu_memory_gib
         on_cpu = room is None or self.on_cpu(found) <= room
         return on_cpu and found.total / GIB <= self.cfg.cluster.gpu_memory_gib
 
     def largest(self, trainer: TrainerSettings) -> int:
         """Return the maximum number of trees at a time that fit a GPU; 0 if none fits."""
+        if self.engine_share and self.engine_holds() < 1:
+            return 0
         room = self.cfg.cluster.gpu_memory_gib * GIB
         return most_trees(lambda trees: self.memory(trainer, trees).total, room)
 

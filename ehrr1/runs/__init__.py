@@ -33,7 +33,7 @@ from ehrr1.runs.folder import (
     rewriting,
 )
 from ehrr1.runs.paths import data_is_open, folder_of, home, is_finished, metrics_of, short
-from ehrr1.runs.search import MissingRunError, find_inputs, made
+from ehrr1.runs.search import MissingRunError, find_inputs, made, tokenised_alike
 
 __all__ = [
     "ALWAYS_AGAIN",
@@ -64,4 +64,5 @@ __all__ = [
     "order",
     "rewriting",
     "short",
+    "tokenised_alike",
 ]

@@ -74,6 +74,23 @@ NOT_COMPARED = frozenset(
 )
 """Settings of those sections that say who does the work and at what cost, and change no result."""
 
+TOKENS: dict[str, tuple[str, ...]] = {
+    "adapt": (
+        *("seed", "wording", "model.path", "loss.risk_weight", "adapt.samples_per_task"),
+        *("adapt.decision_samples_per_task", "adapt.eval_samples_per_task", "adapt.max_tokens"),
+    ),
+    "reason": (
+        *("seed", "wording", "model.path", "loss.risk_weight", "reason.samples_per_task"),
+        *("reason.eval_samples_per_task", "reason.max_tokens", "reason.direct_share"),
+        "reason.also_direct",
+    ),
+    "rl": (
+        *("seed", "wording", "model.path", "rl.samples_per_task", "rl.tasks", "rl.think"),
+        *("rl.max_prompt_tokens", "rl.validation_prompts"),
+    ),
+}
+"""The settings of a training stage that change its tokenised samples, beside its inputs."""
+
 ALWAYS_AGAIN = frozenset({"audit", "card", "plan"})
 """Stages that only show what is there: they run again and replace their earlier run."""
 

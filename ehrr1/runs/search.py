@@ -9,8 +9,8 @@ from ehrr1.config.names import BENCHMARKS
 from ehrr1.config.schema import Config
 from ehrr1.damage import DamagedError
 from ehrr1.errors import UserError
-from ehrr1.runs.catalog import needed, optional, order
-from ehrr1.runs.compare import differences
+from ehrr1.runs.catalog import RESULT_SETTINGS, TOKENS, needed, optional, order
+from ehrr1.runs.compare import differences, flat
 from ehrr1.runs.paths import folder_of, home, is_finished
 
 DEEPEST = 5
@@ -136,6 +136,26 @@ def _unlike(
         return differences(cfg, stage, folder, inputs, **how)
     except DamagedError as error:
         return [str(error)]
+
+
+def tokenised_alike(cfg: Config, stage: str, inputs: Mapping[str, Path]) -> Iterator[Path]:
+    """Yield other runs of a training stage, begun or finished, with the same tokenised samples.
+
+    They do not depend on how a model learns from them (`adapt.lr`). A tokenizer that a run has
+    trained is its own: without `model.path` there is none.
+    """
+    if cfg.model.path is None:
+        return
+    settings = cfg.plain()
+    every = (key for part in RESULT_SETTINGS[stage] for key in flat(settings[part], part))
+    besides = frozenset(every) - set(TOKENS[stage])
+    own, root = folder_of(cfg, stage), Path(cfg.output_root)
+    for depth in range(DEEPEST + 2):
+        for folder in sorted(root.glob("/".join([*["*"] * depth, stage]))):
+            if folder == own or not (folder / "config.yaml").exists():
+                continue
+            if not _unlike(cfg, stage, folder, dict(inputs), rooted=True, besides=besides):
+                yield folder
 
 
 def led_to(cfg: Config, stage: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ehrr1 import parallel, runs
 from ehrr1.command import with_stage, words_with
+from ehrr1.config.learning import ahead
 from ehrr1.config.names import BENCHMARKS, TRAINING
 from ehrr1.config.schema import Config
 from ehrr1.config.writers import ModelChains
@@ -45,6 +46,9 @@ def module_of(stage: str) -> ModuleType:
 def execute(cfg: Config) -> None:
     """Run the stage that `cfg.stage` names; `curriculum` runs all of them in order."""
     parallel.end_with_parent()
+    if cfg.tokenise_only:
+        _tokenise(cfg)
+        return
     if cfg.stage == "infer":
         checks = module_of("infer_checks")  # before torch is imported
         checks.check(cfg)
@@ -78,7 +82,7 @@ def execute(cfg: Config) -> None:
         _execute_one(cfg, "prepare")  # a file or two: no reason to ask for another command
     stages = runs.order(cfg) if cfg.stage == "curriculum" else (cfg.stage,)
     if cfg.stage == "curriculum":
-        _check_named_code(cfg, stages)
+        _check_training(cfg, stages)
     for stage in stages:
         if _needs_group(cfg, stage):
             _start_group(cfg, stage)
@@ -89,14 +93,16 @@ def execute(cfg: Config) -> None:
         tell_next(cfg, stages[-1], console)
 
 
-def _check_named_code(cfg: Config, stages: Sequence[str]) -> None:
-    """Raise UserError for code that settings name and that later stages of a curriculum lack."""
+def _check_training(cfg: Config, stages: Sequence[str]) -> None:
+    """Raise UserError for what the training stages of a curriculum would refuse after others."""
     left = [s for s in stages if s in TRAINING and not runs.is_finished(runs.folder_of(cfg, s))]
     if not left:
         return
-    from ehrr1.training.targets import wrong_targets  # with torch
+    from ehrr1.training.checks import wrong_code  # with torch
 
-    problems = [one for stage in left for one in wrong_targets(cfg, stage)]
+    problems = []
+    for stage in left:
+        problems += [*ahead(cfg, stage, _processes(cfg)), *wrong_code(cfg, stage)]
     if problems:
         raise UserError("; ".join(dict.fromkeys(problems)))
 
@@ -221,6 +227,8 @@ def _execute_one(cfg: Config, stage: str) -> None:
         for name, read in run.inputs.items():
             if read != runs.folder_of(cfg, name):
                 console.print(f"  {name} is read from {read}")
+        if stage in TRAINING:
+            _share_tokens(cfg, run)
         begin = time.monotonic()
         with blaming_inputs(run):
             metrics = module_of(stage).run(cfg, run)
@@ -253,6 +261,48 @@ def blaming_inputs(run: runs.Run) -> Iterator[None]:
                 except UserError as cause:
                     raise cause from error
         raise
+
+
+def _tokenise(cfg: Config) -> None:
+    """Tokenise the samples of a training stage in its run's folder; the run is left unfinished.
+
+    Nothing is asked of the machine: it is another than the one that will train.
+    """
+    stage = cfg.stage
+    if parallel.size() > 1:
+        raise UserError(
+            f"tokenise_only=true: srun or torchrun started {parallel.size()} processes; start one, "
+            "which takes all cores"
+        )
+    if problems := ahead(cfg, stage, 1):
+        raise UserError("; ".join(problems))
+    with ExitStack() as stack:
+        run = _opened(cfg, stage, stack)
+        if run is None:
+            _tell_finished(stage, runs.folder_of(cfg, stage))
+            return
+        _share_tokens(cfg, run)
+        module_of(stage).tokenised(cfg, run)
+        console.print(
+            f"[bold]{stage}[/]: tokenised -> {run.folder / 'data'}; the same command without "
+            "tokenise_only=true trains",
+            soft_wrap=True,
+        )
+
+
+def _share_tokens(cfg: Config, run: runs.Run) -> None:
+    """Take the tokenised samples of another run that has the same ones, as links to its files."""
+    data = run.folder / "data"
+    if data.exists() or cfg.overwrite:
+        return
+    for other in runs.tokenised_alike(cfg, run.stage, run.inputs):
+        files = sorted((other / "data").glob("*.arrow"))
+        if files:
+            console.print(f"  tokenised samples are those of {other}")
+            data.mkdir()
+            for file in files:
+                (data / file.name).hardlink_to(file)
+            return
 
 
 def _tell_finished(stage: str, folder: Path) -> None:

@@ -53,6 +53,16 @@ def check(cfg: Config, inputs: dict[str, Path]) -> None:
 def run(cfg: Config, run: Run) -> dict[str, float | int]:
     """Train on direct answers; return the metrics of the run."""
     check(cfg, run.inputs)
+    tokenizer, trees, evaluation = tokenised(cfg, run)
+    begin = partial(embed, cfg=cfg, trees=trees) if cfg.model.start is not None else None
+    parameters = parallel.from_first(lambda: lay_base(cfg, run.folder, None, tokenizer))
+    build = builder(cfg, None, tokenizer, begin if cfg.model.path is None else None)
+    metrics = train(trees, evaluation, build, run.folder, cfg, "adapt")
+    return metrics | {"vocabulary": len(tokenizer), "parameters": parameters}
+
+
+def tokenised(cfg: Config, run: Run) -> tuple[PreTrainedTokenizerBase, Dataset, Dataset]:
+    """Return the tokenizer, the trees to train on and those to evaluate on, made only once."""
     prepared = Prepared(run.input("prepare"))
     training = training_samples(prepared, cfg.adapt, cfg.seed)
     if not training:
@@ -67,12 +77,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     questions = partial(ask, risk_weight=cfg.loss.risk_weight, style=style)
     material = Material(prepared, training, validation, questions)
     limit = cfg.adapt.max_tokens
-    trees, evaluation = tokenise(material, tokenizer, run.folder, limit, style, "adapt")
-    begin = partial(embed, cfg=cfg, trees=trees) if cfg.model.start is not None else None
-    parameters = parallel.from_first(lambda: lay_base(cfg, run.folder, None, tokenizer))
-    build = builder(cfg, None, tokenizer, begin if cfg.model.path is None else None)
-    metrics = train(trees, evaluation, build, run.folder, cfg, "adapt")
-    return metrics | {"vocabulary": len(tokenizer), "parameters": parameters}
+    return tokenizer, *tokenise(material, tokenizer, run.folder, limit, style, "adapt")
 
 
 def embed(model: PreTrainedModel, *, cfg: Config, trees: Dataset) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
 from ehrr1.files import write_text
-from ehrr1.models.memory import STAGES, Memory
+from ehrr1.models.memory import STAGES, Memory, generation_bytes
 from ehrr1.models.planning import TRAINERS, Planner, Time, other
 from ehrr1.models.saving import Saving
 from ehrr1.models.sizes import GIB
@@ -37,6 +37,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     metrics = memory_metrics(planner, found) | time_metrics(time) | saving_metrics(saving)
     metrics |= {
         "fits": int(planner.fits(cfg.trainer)),
+        **engine_metrics(planner),
         "micro_batch/largest": planner.largest(cfg.trainer),
         "zero_stage/smallest": planner.smallest_stage(),
     }
@@ -97,6 +98,13 @@ def memory_metrics(planner: Planner, found: Memory) -> dict[str, float | int]:
     }
 
 
+def engine_metrics(planner: Planner) -> dict[str, float | int]:
+    """Return the metrics of the engine that generates beside the trainer; none without it."""
+    if not planner.engine_share:
+        return {}
+    return {"engine/completions": planner.engine_holds()}
+
+
 def time_metrics(time: Time) -> dict[str, float | int]:
     """Return the metrics of the planned time."""
     hours = time.steps * time.seconds_per_step / 3600
@@ -140,6 +148,7 @@ def run_table(planner: Planner, metrics: dict[str, float | int]) -> Section:
     rows = [
         ("memory a GPU", f"{_n(metrics['memory_gib/total'])} of {cfg.cluster.gpu_memory_gib} GiB"),
         ("memory of a node's CPUs", f"{_n(metrics['memory_gib/cpu_node'])} GiB"),
+        *engine_rows(planner),
         ("fits", _yes(metrics["fits"])),
         ("largest micro batch", f"{metrics['micro_batch/largest']} x {planner.shape.tokens:,}"),
         ("smallest ZeRO stage", "none fits" if smallest < 0 else str(smallest)),
@@ -151,6 +160,21 @@ def run_table(planner: Planner, metrics: dict[str, float | int]) -> Section:
         ("GPU-hours", f"{metrics['gpu_hours']:,.0f}"),
     ]
     return "The run", ["what", "value"], rows
+
+
+def engine_rows(planner: Planner) -> list[tuple[str, str]]:
+    """Return the row that says what the engine's share of a GPU holds; none without an engine."""
+    if not planner.engine_share:
+        return []
+    weights = planner.body.base * generation_bytes(planner.cfg.trainer) / GIB
+    holds = planner.engine_holds()
+    told = f"{_n(planner.engine_share / GIB)} GiB: weights {_n(weights)}, "
+    if holds > 0:
+        told += f"{holds:,} completions of {planner.generated_tokens:,} tokens at a time"
+    else:
+        told += "and no room for a completion: raise rollout.gpu_memory_utilization, or divide "
+        told += "the model among the GPUs of a server (rollout=vllm_server)"
+    return [("engine a GPU", told)]
 
 
 def saving_table(planner: Planner, saving: Saving) -> Section:

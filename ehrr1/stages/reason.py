@@ -9,9 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import ceil
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
+from datasets import Dataset
 from rich.console import Console
+from transformers import PreTrainedTokenizerBase
 
 from ehrr1 import parallel
 from ehrr1.config.schema import Config
@@ -51,18 +54,44 @@ def check(cfg: Config, inputs: dict[str, Path]) -> None:
 def run(cfg: Config, run: Run) -> dict[str, float | int]:
     """Train on chains and direct answers; return the metrics of the run."""
     check(cfg, run.inputs)
-    start = run.input("adapt") / "hf"
+    read = tokenised(cfg, run)
+    start, prepared = run.input("adapt") / "hf", Prepared(run.input("prepare"))
+    thinking = sum(sample.sample_id in read.chains for sample in read.training)
+    rows = zip(read.trees["sample_ids"], read.trees["cut_events"], strict=True)
+    cut = {name: lost for names, lost in rows for name in names}
+    shown = parallel.from_first(
+        lambda: citations_shown(read.training, read.chains, cut, prepared.context)
+    )
+    parameters = parallel.from_first(lambda: lay_base(cfg, run.folder, start, read.tokenizer))
+    build = builder(cfg, start, read.tokenizer)
+    metrics = train(read.trees, read.evaluation, build, run.folder, cfg, "reason")
+    direct = len(read.training) - (0 if cfg.reason.also_direct else thinking)
+    samples = {"samples/think": thinking, "samples/direct": direct}
+    return metrics | samples | shown | {"parameters": parameters}
+
+
+class Tokenised(NamedTuple):
+    """What the stage learns from: samples with their chains, and both as trees of tokens."""
+
+    tokenizer: PreTrainedTokenizerBase
+    chains: Chains
+    training: Sequence[Sample]
+    trees: Dataset
+    evaluation: Dataset
+
+
+def tokenised(cfg: Config, run: Run) -> Tokenised:
+    """Return samples and trees, which are made only once. Raises UserError if no chain is there."""
     prepared = Prepared(run.input("prepare"))
     chains = kept_chains(run.input("chains") / "chains.jsonl")
     training = mixture(prepared, "train", chains, cfg, cfg.reason.samples_per_task)
     validation = mixture(prepared, "validation", chains, cfg, cfg.reason.eval_samples_per_task)
-    thinking = sum(sample.sample_id in chains for sample in training)
-    if not thinking:
+    if not any(sample.sample_id in chains for sample in training):
         raise UserError(
             f"inputs.chains={run.input('chains')}: no chain of a training sample was kept; "
             "raise chains.samples_per_task or data.subjects"
         )
-    tokenizer = load_chat_tokenizer(start)
+    tokenizer = load_chat_tokenizer(run.input("adapt") / "hf")
     style = style_of(cfg.wording, "reason")
     questions = partial(
         ask,
@@ -74,15 +103,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     material = Material(prepared, training, validation, questions)
     limit = cfg.reason.max_tokens
     trees, evaluation = tokenise(material, tokenizer, run.folder, limit, style, "reason")
-    rows = zip(trees["sample_ids"], trees["cut_events"], strict=True)
-    cut = {name: lost for names, lost in rows for name in names}
-    shown = parallel.from_first(lambda: citations_shown(training, chains, cut, prepared.context))
-    parameters = parallel.from_first(lambda: lay_base(cfg, run.folder, start, tokenizer))
-    build = builder(cfg, start, tokenizer)
-    metrics = train(trees, evaluation, build, run.folder, cfg, "reason")
-    direct = len(training) - (0 if cfg.reason.also_direct else thinking)
-    samples = {"samples/think": thinking, "samples/direct": direct}
-    return metrics | samples | shown | {"parameters": parameters}
+    return Tokenised(tokenizer, chains, training, trees, evaluation)
 
 
 def citations_shown(

@@ -39,6 +39,8 @@ from ehrr1.training.sft import builder, lay_base
 from ehrr1.training.strategies import on_gpu
 from ehrr1.training.trainer import fit, log_summary
 
+CPU = torch.device("cpu")
+
 
 def check(cfg: Config, inputs: dict[str, Path]) -> None:
     """Raise UserError for everything that cannot work, before anything is read."""
@@ -49,16 +51,8 @@ def check(cfg: Config, inputs: dict[str, Path]) -> None:
 def run(cfg: Config, run: Run) -> dict[str, float | int]:
     """Train by reinforcement learning; return the metrics of the run."""
     check(cfg, run.inputs)
-    source, prepared = run.input(cfg.rl.start) / "hf", Prepared(run.input("prepare"))
-    tokenizer = load_chat_tokenizer(source)
-    training = make_prompts(cfg, "train", prepared, tokenizer, run.folder)
-    validation = make_prompts(cfg, "validation", prepared, tokenizer, run.folder)
-    if not training or not validation:
-        raise UserError(
-            f"rl.max_prompt_tokens={cfg.rl.max_prompt_tokens}: {len(training)} training and "
-            f"{len(validation)} validation prompts fit; raise it, or prepare more patients or "
-            f"tasks (data.subjects, data.tasks) than {prepared.folder} has"
-        )
+    source = run.input(cfg.rl.start) / "hf"
+    tokenizer, training, validation = tokenised(cfg, run)
     plan = plan_evenly(training.tasks, cfg.rl.prompts_per_step, cfg.rl.steps, cfg.seed)
     parameters = parallel.from_first(lambda: lay_base(cfg, run.folder, source, tokenizer))
     data = PromptData(training, validation, plan)
@@ -74,7 +68,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
         ),
         run.folder,
         seed=cfg.seed,
-        shown=data_is_open(prepared.folder),
+        shown=data_is_open(run.input("prepare")),
     )
     try:
         steps = fit(
@@ -102,6 +96,24 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     }
 
 
+def tokenised(cfg: Config, run: Run) -> tuple[PreTrainedTokenizerBase, Prompts, Prompts]:
+    """Return the tokenizer, training and validation prompts, which are made only once.
+
+    Raises UserError if no prompt fits.
+    """
+    prepared = Prepared(run.input("prepare"))
+    tokenizer = load_chat_tokenizer(run.input(cfg.rl.start) / "hf")
+    training = make_prompts(cfg, "train", prepared, tokenizer, run.folder)
+    validation = make_prompts(cfg, "validation", prepared, tokenizer, run.folder)
+    if not training or not validation:
+        raise UserError(
+            f"rl.max_prompt_tokens={cfg.rl.max_prompt_tokens}: {len(training)} training and "
+            f"{len(validation)} validation prompts fit; raise it, or prepare more patients or "
+            f"tasks (data.subjects, data.tasks) than {prepared.folder} has"
+        )
+    return tokenizer, training, validation
+
+
 def start_engine(
     cfg: Config,
     tokenizer: PreTrainedTokenizerBase,
@@ -119,7 +131,7 @@ def start_engine(
         load=lambda: model,
         source=source,
         max_length=cfg.rl.max_prompt_tokens + cfg.rl.max_completion_tokens,
-        device=torch.device("cuda" if on_gpu(cfg.trainer) else "cpu"),
+        device=torch.device("cuda", parallel.local_rank()) if on_gpu(cfg.trainer) else CPU,
         dtype=engine_dtype(cfg),
         exchange=Path(exchange or folder / "exchange") / "weights",
         log=folder / "engine" / f"{parallel.rank()}.log",

@@ -125,8 +125,9 @@ def choices(override: Override, groups: set[str]) -> list[Setting]:
 def plan(overrides: Sequence[str], spelled_out: Callable[[list[str]], list[str]]) -> list[Planned]:
     """Return every run that the overrides request, once each, with inputs first.
 
-    Raises one UserError for all problems: combinations of settings that are not allowed, inputs
-    that are neither requested nor finished, and sweeps that affect no requested stage.
+    Raises one UserError for all problems: combinations of settings that are not allowed or that a
+    training stage would refuse, inputs that are neither requested nor finished, and sweeps that
+    affect no requested stage.
     """
     stages, others = split_stages(spelled_out(list(overrides)))
     composer, found = Composer(), dict[Path, Planned]()
@@ -151,6 +152,7 @@ def plan(overrides: Sequence[str], spelled_out: Callable[[list[str]], list[str]]
             if planned.folder not in found:
                 found[planned.folder] = planned
                 problems |= dict.fromkeys(road.other_settings(planned))
+                problems |= dict.fromkeys(road.refused(planned))
             for name, folder in planned.inputs.items():
                 if name in links or is_finished(folder):
                     continue

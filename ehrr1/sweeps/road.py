@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ehrr1 import parallel
+from ehrr1.config.learning import ahead, names_code
 from ehrr1.config.names import ORDER, TRAINING
 from ehrr1.config.schema import Config, value_of
 from ehrr1.config.together import READ_BY
@@ -130,6 +132,21 @@ class Road:
                 "set variant=NAME to keep both"
             ]
         return []
+
+    def refused(self, planned: Planned) -> list[str]:
+        """Return what a training stage would refuse, which only other stages' runs precede."""
+        stage = planned.stage
+        if self.cfg.tokenise_only:
+            return ["tokenise_only=true: no stage is finished by it; start it by run.py"]
+        if stage not in TRAINING or is_finished(planned.folder):
+            return []
+        trainer = self.cfg.trainer.model_copy(update={"devices": devices_of(self.cfg, stage)})
+        problems = ahead(self.cfg, stage, parallel.wanted(trainer))
+        if names_code(self.cfg, stage):
+            from ehrr1.training.checks import wrong_code  # torch is slow to import
+
+            problems += wrong_code(self.cfg, stage)
+        return problems
 
     def folder(self, stage: str) -> Path:
         """Return the folder of this point's run of a stage."""

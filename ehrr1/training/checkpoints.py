@@ -61,6 +61,23 @@ def last_checkpoint(folder: Path) -> tuple[Path | None, int]:
     return (found[max(found)], max(found)) if found else (None, 0)
 
 
+def check_processes(checkpoint: Path | None) -> None:
+    """Raise UserError if ZeRO has divided a checkpoint among another number of processes.
+
+    A checkpoint of `single` or `ddp` is one file that any number of processes reads.
+    """
+    if checkpoint is None or checkpoint.is_file():
+        return
+    wrote, processes = len(list(checkpoint.rglob("*_optim_states.pt"))), parallel.size()
+    if wrote != processes:
+        run = checkpoint.parents[1]
+        raise UserError(
+            f"trainer.devices, trainer.nodes: {processes} processes cannot resume {checkpoint}, "
+            f"in which ZeRO has divided the optimizer among {wrote}; start {wrote}, or overwrite="
+            f"true to begin anew (stage=consolidate run={run} writes what it has learnt to hf/)"
+        )
+
+
 def best_checkpoints(folder: Path, monitor: str | None = None) -> dict[int, float]:
     """Return the metric of each checkpoint that stays as one of the best, the best first.
 

@@ -1,20 +1,20 @@
 """Checks of a training stage's settings before anything starts, reported together."""
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
+from ehrr1.config.learning import learning, lengths
 from ehrr1.config.schema import Config
-from ehrr1.config.training import RL, TrainerSettings
+from ehrr1.config.training import TrainerSettings
 from ehrr1.engines.vllm import check as check_engine
 from ehrr1.errors import UserError
+from ehrr1.models.attention import check_reach
 from ehrr1.models.sizes import check_memory
 from ehrr1.training.reward_runner import resolve
-from ehrr1.training.rollouts import PROPER
 from ehrr1.training.strategies import is_zero, on_gpu
 from ehrr1.training.targets import wrong_targets
 
@@ -30,9 +30,11 @@ def check_training(
     `config` is the model that the stage starts from and `tokenizer` its own, None where it will
     be trained.
     """
-    problems = [*_devices(cfg.trainer), *_strategy(cfg, stage), *_steps(cfg, stage)]
-    problems += wrong_targets(cfg, stage)
-    problems += _model(cfg, config, f"{stage}.max_tokens", cfg.supervised(stage).max_tokens)
+    problems = [*_devices(cfg.trainer), *learning(cfg, stage, parallel.wanted(cfg.trainer))]
+    problems += wrong_code(cfg, stage)
+    problems += lengths(cfg, stage, config.max_position_embeddings)
+    problems += _reach(config, cfg.supervised(stage).max_tokens)
+    problems += _adapters(cfg, config)
     if cfg.model.lora is not None and tokenizer is None:
         problems.append(
             "model.lora with model.path=null: adapters on random weights learn nothing; set null"
@@ -47,56 +49,27 @@ def check_reinforcement(
 
     `config` and `tokenizer` are those of `source`, the weights that it starts from.
     """
-    rl = cfg.rl
-    problems = [*_devices(cfg.trainer), *_strategy(cfg, "rl"), *wrong_targets(cfg, "rl")]
+    problems = [*_devices(cfg.trainer), *learning(cfg, "rl", parallel.wanted(cfg.trainer))]
+    problems += wrong_code(cfg, "rl")
     if cfg.rollout.name == "vllm":
         try:
             check_engine(source, on_gpu(cfg.trainer), "rollout")
         except UserError as error:
             problems.append(str(error))
-    problems += _model(
-        cfg,
-        config,
-        f"rl.max_prompt_tokens={rl.max_prompt_tokens} with rl.max_completion_tokens",
-        rl.max_completion_tokens,
-        rl.max_prompt_tokens,
-    )
-    if rl.prompts_per_step % rl.minibatches:
-        problems.append(
-            f"rl.minibatches={rl.minibatches}: rl.prompts_per_step={rl.prompts_per_step} cannot be "
-            "shared evenly by so many steps; choose a divisor"
-        )
-    low, high = rl.ratio_bounds
-    if not low < 1 < high:
-        problems.append(f"rl.ratio_bounds=[{low}, {high}]: 1 must lie between the two")
-    weights = rl.rewards
-    try:
-        resolve(weights)
-    except UserError as error:
-        problems.append(str(error))
-    problems += [
-        f"rl.rewards.{name}={weight}: a number is needed"
-        for name, weight in weights.items()
-        if not isinstance(weight, int | float) or isinstance(weight, bool)
-    ]
-    if proper := PROPER.intersection(weights):
-        problems += _proper(rl, weights, ", ".join(f"rl.rewards.{name}" for name in sorted(proper)))
+    problems += lengths(cfg, "rl", config.max_position_embeddings)
+    problems += _reach(config, cfg.rl.max_prompt_tokens + cfg.rl.max_completion_tokens)
+    problems += _adapters(cfg, config)
     _report(problems + _vocabulary(cfg, config, tokenizer), cfg)
 
 
-def _proper(rl: RL, weights: Mapping[str, float], names: str) -> list[str]:
-    """Return a line for each setting under which a proper reward is not proper."""
-    wanted = {"scale": "none", "top_p": 1.0, "top_k": 0}
-    if rl.think == "both":
-        wanted["temperature"] = 1.0
-    off = [f"rl.{name}={value}" for name, value in wanted.items() if rl.of(name) != value]
-    problems = [f"{names}: proper with {', '.join(off)} only; set them"] if off else []
-    if weights.get("accuracy"):
-        problems.append(
-            f"{names} with rl.rewards.accuracy: that also pays risk answers, and drives their "
-            "probability to 0 or 1; replace it, by '~rl.rewards.accuracy' and "
-            "'+rl.rewards={set_f1: 1.0}'"
-        )
+def wrong_code(cfg: Config, stage: str) -> list[str]:
+    """Return a line for each class, function or reward of a stage that cannot be used."""
+    problems = wrong_targets(cfg, stage)
+    if stage == "rl":
+        try:
+            resolve(cfg.rl.rewards)
+        except UserError as error:
+            problems.append(str(error))
     return problems
 
 
@@ -130,55 +103,16 @@ def _devices(trainer: TrainerSettings) -> list[str]:
     return []
 
 
-def _strategy(cfg: Config, stage: str) -> list[str]:
-    trainer, problems = cfg.trainer, []
-    if trainer.strategy == "single" and parallel.wanted(trainer) > 1:
-        problems.append(
-            f"trainer.strategy=single: {parallel.wanted(trainer)} processes would each train a "
-            "model of their own; choose trainer=ddp, zero1, zero2 or zero3"
-        )
-    if trainer.offload and not is_zero(trainer):
-        problems.append(
-            f"trainer.offload=true with trainer.strategy={trainer.strategy}: only zero1, zero2 and "
-            "zero3 put the optimizer on the CPU"
-        )
-    if cfg.model.attention == "varlen" and trainer.precision == "32-true":
-        problems.append(
-            "model.attention=varlen with trainer.precision=32-true: flash-attn computes in 16 bits "
-            "only; choose model.attention=flex, or trainer.precision=bf16-mixed"
-        )
-    if trainer.offload and isinstance(cfg.training(stage).optimizer, dict):
-        problems.append(
-            f"{stage}.optimizer={cfg.training(stage).optimizer} with trainer.offload=true: there "
-            "DeepSpeed's own AdamW steps on the CPU; choose adamw, or trainer.offload=false"
-        )
-    if is_zero(trainer) and cfg.training(stage).optimizer == "muon":
-        problems.append(
-            f"{stage}.optimizer=muon with trainer.strategy={trainer.strategy}: ZeRO divides the "
-            "matrices that Muon needs whole; choose adamw, or trainer=ddp"
-        )
-    return problems
-
-
-def _steps(cfg: Config, stage: str) -> list[str]:
-    processes, trees = parallel.wanted(cfg.trainer), cfg.supervised(stage).trees_per_step
-    if trees % processes:
-        return [
-            f"{stage}.trees_per_step={trees}: {processes} processes cannot share it evenly; "
-            f"choose a multiple of {processes}"
-        ]
+def _reach(config: PretrainedConfig, tokens: int) -> list[str]:
+    try:
+        check_reach(config, tokens)
+    except UserError as error:
+        return [str(error)]
     return []
 
 
-def _model(
-    cfg: Config, config: PretrainedConfig, name: str, tokens: int, before: int = 0
-) -> list[str]:
+def _adapters(cfg: Config, config: PretrainedConfig) -> list[str]:
     problems = []
-    if before + tokens > config.max_position_embeddings:
-        problems.append(
-            f"{name}={tokens}: model={cfg.model.name} reads at most "
-            f"{config.max_position_embeddings} tokens; lower it"
-        )
     if cfg.model.lora is not None:
         with torch.device("meta"):
             built = AutoModelForCausalLM.from_config(config)

@@ -151,6 +151,7 @@ class GRPOModule(ForestModule):
         number = self.trainer.global_step // self.updates_per_rollout
         clock = Clock()
         groups = self.ask(batch.prompts, number, clock)
+        self.engine.sleep()  # until `sync`: the device is the update's
         kept = [group for group in groups if group.kept]
         rewards = torch.tensor([group.rewards for group in kept], dtype=torch.float64)
         for group, row in zip(kept, advantages(rewards, self.settings.scale).tolist(), strict=True):

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
+from ehrr1.config.learning import PROPER
 from ehrr1.config.training import RL
 from ehrr1.engines.base import Completion, SamplingParams, TrainableEngine
 from ehrr1.prompts.chat_format import chat_format
@@ -19,9 +20,6 @@ from ehrr1.training.groups import Group
 from ehrr1.training.probabilities import yes_probabilities
 from ehrr1.training.prompts import RLPrompt
 from ehrr1.training.reward_runner import score
-
-PROPER = frozenset({"brier", "log"})
-"""Rewards that must know the probability of yes."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

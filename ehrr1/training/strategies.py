@@ -76,6 +76,8 @@ def zero_config(trainer: TrainerSettings, clip: float) -> dict[str, Any]:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu(trainer)}
     return {
         "zero_optimization": zero,
+        # the gradients of a step's rows are summed in float32, those of a row computed in bf16
+        "data_types": {"grad_accum_dtype": "fp32"},
         "zero_allow_untested_optimizer": True,
         # its compiled Adam is for GPU machines; on CPU PyTorch's is as fast and needs no compiler
         "zero_force_ds_cpu_optimizer": on_gpu(trainer),

@@ -19,6 +19,7 @@ from ehrr1.training.callbacks import Seeds, TrainLog
 from ehrr1.training.checkpoints import (
     Checkpoints,
     PlainFile,
+    check_processes,
     has_stopped_early,
     last_checkpoint,
 )
@@ -100,7 +101,8 @@ def fit(
     schedule, the state of callbacks and the position in the data. Nothing is done if the last step
     is saved, or if a callback (`EarlyStopping`) has ended the run before it. With `eval_every` it
     is evaluated after every so many steps too, and the best checkpoints stay as `trainer` says.
-    `logger` and `callbacks` are the sections of the configuration.
+    `logger` and `callbacks` are the sections of the configuration. Raises UserError for a
+    checkpoint that this number of processes cannot read.
     """
     quiet()
     seed_everything(seed, verbose=False)
@@ -109,6 +111,7 @@ def fit(
     ended = parallel.from_first(lambda: has_stopped_early(folder / "checkpoints"))
     if ended or start >= steps:
         return start
+    check_processes(checkpoint)
     data.training.start = start
     best = (trainer.save_top_k, trainer.monitor)
     saver = Checkpoints(folder / "checkpoints", start, steps, save_seconds, *best)
