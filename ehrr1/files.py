@@ -1,6 +1,5 @@
 """Write files and folders atomically: they appear complete or not at all."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -10,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ehrr1.locks import flock
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def locked(path: Path) -> Iterator[None]:
     """Wait for the lock on the file `path` and hold it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        flock(file, wait=True)
         yield
 
 
