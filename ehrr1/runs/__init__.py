@@ -23,6 +23,7 @@ from ehrr1.runs.catalog import (
 from ehrr1.runs.compare import differences, flat, made_from
 from ehrr1.runs.folder import FolderInUseError, Run, finish, held, joined, opened
 from ehrr1.runs.paths import data_is_open, folder_of, home, is_finished, metrics_of, short
+from ehrr1.runs.privacy import kept, open_up
 from ehrr1.runs.search import MissingRunError, find_inputs, made
 
 __all__ = [
@@ -44,10 +45,12 @@ __all__ = [
     "home",
     "is_finished",
     "joined",
+    "kept",
     "made",
     "made_from",
     "metrics_of",
     "needed",
+    "open_up",
     "opened",
     "optional",
     "order",
