@@ -33,7 +33,7 @@ from ehrr1.command import TYPED, command, typed_as, with_stage
 from ehrr1.config.complaints import composing
 from ehrr1.config.help import help_text
 from ehrr1.config.schema import Config, read
-from ehrr1.errors import StoppedError, UserError, cannot_write, need_extra
+from ehrr1.errors import StoppedError, UserError, machine_fault, need_extra
 from ehrr1.runs import MissingRunError, folder_of, metrics_of, short
 from ehrr1.spelling import (
     NAMED_BY_CHOICE,
@@ -77,7 +77,9 @@ def compose_and_run(cfg: DictConfig) -> float | None:
         sys.exit(error.exit_code)
     except MissingRunError as error:
         sys.exit(complain(error, f". The command: {with_stage(error.stage)}"))
-    except EXPECTED as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the panics of libraries in Rust are no `Exception`
         # Hydra would print lines of its own about an exception that leaves its job.
         sys.exit(complain(error))
 
@@ -202,7 +204,7 @@ def no_trace_of_refused(root: Path) -> Iterator[None]:
         raise
 
 
-def complain(error: Exception, remedy: str = "") -> int:
+def complain(error: BaseException, remedy: str = "") -> int:
     """Print an error as one line on stderr, with `remedy` at its end.
 
     Returns the exit code of an error that a user can mend. Raises the error again if it is a bug.
@@ -212,10 +214,11 @@ def complain(error: Exception, remedy: str = "") -> int:
         message = f"a file of settings (conf/, experiments/, --config-dir) is no YAML: {message}"
     elif isinstance(error, OSError) and message.startswith("Invalid loaded object"):
         message = f"a file of settings (conf/, experiments/, --config-dir) has none: {message}"
-    # Hydra's missing-configuration error is an OSError too
-    elif isinstance(error, OSError) and not isinstance(error, HydraException):
-        message = cannot_write(error)
-    elif not isinstance(error, UserError):
+    elif (fault := machine_fault(error)) is not None:
+        message = fault
+    elif isinstance(error, HydraException | OmegaConfBaseException):
         message = composing(error, Config)
+    elif not isinstance(error, UserError):
+        raise error
     print(f"{command()}: " + " ".join(message.split()) + remedy, file=sys.stderr)
     return 2

@@ -1,9 +1,11 @@
-"""The entry of every command: Ctrl-C is one line and exit code 130, also while Python imports."""
+"""The entry of every command: a signal to end is one line and an exit code, also during imports."""
 
 import os
 import select
 import signal
+import stat
 import sys
+from contextlib import suppress
 from importlib import import_module
 from multiprocessing import active_children
 from pathlib import Path
@@ -11,29 +13,45 @@ from threading import Timer
 from types import FrameType
 from typing import Any
 
-INTERRUPTED = 128 + signal.SIGINT
+ENDINGS = {
+    signal.SIGINT: "Ctrl-C",
+    signal.SIGTERM: "SIGTERM",
+    signal.SIGHUP: "SIGHUP, as its terminal was closed",
+    signal.SIGUSR1: "SIGUSR1",
+}
+"""The signals that ask a process to end, and what they are called; the exit code is 128 more."""
 
 PATIENCE_SECONDS = 5
 """How long threads and exit functions of libraries may take, before the process is ended."""
 
 
+class EndedError(KeyboardInterrupt):
+    """One of `ENDINGS` was received."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
 def run_command(module: str, after: str) -> None:
     """Import a command's module and call its `main`.
 
-    On SIGINT the stack is unwound, so that what a run has saved stays whole, and one line says
-    what happened and `after`, what follows from it. A second SIGINT ends the process at once.
+    On a signal of `ENDINGS` the stack is unwound, so that what a run has saved stays whole, and one
+    line says what happened and `after`, what follows from it. A second signal ends the process at
+    once.
     """
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as `nohup` and `&` leave it
-        answer_interrupts()
+    answer_signals()
     try:
         import_module(module).main()
-    except KeyboardInterrupt:
-        name = Path(sys.argv[0]).name
-        print(f"{name}: interrupted by Ctrl-C{after}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, EndedError) else signal.SIGINT
+        told = f"{Path(sys.argv[0]).name}: interrupted by {ENDINGS[signal.Signals(number)]}{after}"
+        with suppress(OSError):
+            print(told, file=sys.stderr, flush=True)
         for child in active_children():
             child.terminate()
-        _later(PATIENCE_SECONDS, os._exit, INTERRUPTED)
-        sys.exit(INTERRUPTED)
+        _later(PATIENCE_SECONDS, os._exit, 128 + number)
+        sys.exit(128 + number)
     except BrokenPipeError:
         if not _reader_has_gone():
             raise
@@ -58,26 +76,44 @@ def _end_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def answer_interrupts() -> None:
-    """Raise KeyboardInterrupt on SIGINT, once, and again where Python has ignored it."""
-    own, pressed = os.getpid(), list[int]()
+def answer_signals() -> None:
+    """Raise EndedError on a signal of `ENDINGS`, once, and again where Python has ignored it.
+
+    A signal that is ignored, as `nohup` and `&` leave it, stays so.
+    """
+    own, received = os.getpid(), list[int]()
     unraisable = sys.unraisablehook
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        if pressed or os.getpid() != own:  # a forked process has nothing to say
-            os._exit(INTERRUPTED)
-        pressed.append(number)
-        raise KeyboardInterrupt
+        if received or os.getpid() != own:  # a forked process has nothing to say
+            os._exit(128 + number)
+        received.append(number)
+        leave_terminal(number)
+        raise EndedError(number)
 
     def ignored(error: Any) -> None:
-        if error.exc_type is not KeyboardInterrupt:
+        if not issubclass(error.exc_type, KeyboardInterrupt):
             unraisable(error)
         else:  # raised in a `__del__`, where no exception goes on
-            pressed.clear()
-            _later(0.01, os.kill, own, signal.SIGINT)
+            number = received.pop()
+            _later(0.01, os.kill, own, number)
 
-    signal.signal(signal.SIGINT, interrupt)
+    for number in ENDINGS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
     sys.unraisablehook = ignored
+
+
+def leave_terminal(number: int) -> None:
+    """Discard what would be printed from now on if a signal says that the terminal is gone."""
+    if number != signal.SIGHUP:
+        return
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for output in (1, 2):
+        with suppress(OSError):  # closed by the shell
+            # a terminal that is gone is none to `isatty`
+            if stat.S_ISCHR(os.fstat(output).st_mode):
+                os.dup2(nowhere, output)
 
 
 def _later(seconds: float, function: Any, *arguments: Any) -> None:

@@ -1,11 +1,50 @@
 """Exceptions: errors that a user can cause (exit code 2), leaks, and stops by a signal."""
 
 import errno
+import os
+import re
+import shutil
 import signal
+import sqlite3
 from importlib.util import find_spec
 
-CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
-"""Error numbers of a disk that is full, over quota, read-only or without permission."""
+RESUMES = "The same command resumes"
+ELSEWHERE = "set output_root=DIR to write elsewhere"
+NO_ROOM = f"free space or permissions are missing; {ELSEWHERE}"
+NO_MEMORY = (
+    "there is not enough memory: raise the limit (ulimit -v, the job's memory), or lower what is "
+    "held at once (batch sizes, workers, data.patients_per_shard; `stage=plan` tells what a model "
+    "needs)"
+)
+
+REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS), NO_ROOM),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), NO_ROOM),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files: ulimit -n 4096"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), f"the disk or its server fails; {ELSEWHERE}"),
+    errno.ENOMEM: NO_MEMORY,
+    errno.EAGAIN: f"no more threads or processes may be started (ulimit -u, -v): {NO_MEMORY}",
+}
+"""Error numbers of what a machine lacks or refuses, and what helps."""
+
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+"""Error numbers of a file system without flock, such as Lustre mounted without `-o flock`."""
+
+SHARED_MEMORY = "/dev/shm"
+SHARED_MEMORY_BYTES = 1 << 20
+"""With less free space than this, shared memory is full."""
+
+OF_SQLITE = {
+    "SQLITE_FULL": errno.ENOSPC,
+    "SQLITE_READONLY": errno.EROFS,
+    "SQLITE_CANTOPEN": errno.EACCES,
+    "SQLITE_IOERR": errno.EIO,
+    "SQLITE_NOMEM": errno.ENOMEM,
+}
+"""SQLite's names of errors, by their beginning, and the error numbers that they mean."""
+
+OF_TORCH = ("can't allocate memory", "out of memory", "can't start new thread")
+"""What PyTorch's and Python's RuntimeErrors say if memory is missing."""
 
 
 class UserError(Exception):
@@ -40,14 +79,43 @@ def need_extra(setting: str, package: str, extra: str) -> None:
         )
 
 
-def cannot_write(error: OSError) -> str:
-    """Return a description of a disk error and its remedy.
+def machine_fault(error: BaseException) -> str | None:
+    """Return what the machine lacks or refuses, in one line with its remedy.
 
-    Other errors are raised again, since they are bugs.
+    A disk or a quota may be full, a folder read-only, memory or the number of open files limited.
+    Returns None for every other error, which is a bug. Libraries report these faults as errors of
+    many kinds.
     """
-    if error.errno not in CANNOT_WRITE:
-        raise error
-    return (
-        f"{error.filename or 'the run folder'}: {error.strerror}: free space or "
-        "permissions are missing; set output_root=DIR to write elsewhere. The same command resumes."
-    )
+    if isinstance(error, MemoryError) or _says(error, OF_TORCH):
+        said = " ".join(str(error).split())[:200]
+        return f"{said or 'out of memory'}: {NO_MEMORY}. {RESUMES}"
+    number = _number(error)
+    if number is None or number not in REMEDIES:
+        return None
+    named = error.filename if isinstance(error, OSError) else None
+    place = named or _full_place(number)
+    return f"{place}: {os.strerror(number)}: {REMEDIES[number]}. {RESUMES}"
+
+
+def _says(error: BaseException, words: tuple[str, ...]) -> bool:
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def _number(error: BaseException) -> int | None:
+    """Return the error number of an error of the system; None for other errors."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    if isinstance(error, sqlite3.Error):
+        name = getattr(error, "sqlite_errorname", "")
+        return next((number for begin, number in OF_SQLITE.items() if name.startswith(begin)), None)
+    # libraries in Rust (Polars, tokenizers, safetensors) and C++ (Arrow, PyTorch)
+    found = re.search(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]|\((28)\)$", str(error))
+    return int(next(filter(None, found.groups()))) if found else None
+
+
+def _full_place(number: int) -> str:
+    """Name the place of a fault that names no file."""
+    full = os.path.isdir(SHARED_MEMORY) and shutil.disk_usage(SHARED_MEMORY).free
+    if number == errno.ENOSPC and full is not False and full < SHARED_MEMORY_BYTES:
+        return f"{SHARED_MEMORY} (shared memory; in a container set --shm-size)"
+    return "the run folder"

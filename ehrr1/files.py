@@ -11,7 +11,6 @@ with what killed processes have left; its caller holds the lock of the folder.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -27,6 +26,7 @@ from typing import Any
 import yaml
 
 from ehrr1.damage import damaged, reading
+from ehrr1.locks import flock
 
 LEFT = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|old|gone)-.+")
 """Names of what a killed process may leave behind."""
@@ -141,7 +141,7 @@ def locked(path: Path) -> Iterator[None]:
     """Wait for the lock on the file `path` and hold it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        flock(file, wait=True)
         yield
 
 
@@ -154,11 +154,11 @@ def scratch(prefix: str) -> Iterator[Path]:
     root = Path(tempfile.gettempdir())
     for lock in root.glob(f"{prefix}*.lock"):
         with suppress(BlockingIOError, FileNotFoundError, PermissionError), lock.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(file)
             _remove_scratch(lock)
     lock = root / f"{prefix}{token_hex(8)}.lock"
     with lock.open("x") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        flock(file)
         folder = lock.with_suffix("")
         folder.mkdir(mode=0o700)
         try:

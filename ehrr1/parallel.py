@@ -18,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ehrr1.entry import leave_terminal
 from ehrr1.errors import UserError
 
 Result = TypeVar("Result")
@@ -196,7 +197,7 @@ def start(command: Sequence[str], processes: int) -> int:
 
     This is the first failing exit code, or 0. The output of process 0 is shown; that of another
     process only if it fails first. When one process fails, the others are ended. SIGTERM,
-    SIGUSR1 and SIGINT are forwarded, and the processes end when this one does.
+    SIGUSR1, SIGINT and SIGHUP are forwarded, and the processes end when this one does.
     """
     port = free_port()
     alive, ours = os.pipe()
@@ -226,7 +227,7 @@ def start(command: Sequence[str], processes: int) -> int:
                 )
             )
         os.close(alive)
-        passed_on = {one: signal.signal(one, _to_all(group)) for one in SIGNALS}
+        passed_on = on_signals(_to_all(group))
         try:
             return _watch(group, Path(logs))
         finally:
@@ -235,8 +236,17 @@ def start(command: Sequence[str], processes: int) -> int:
             os.close(ours)
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 """Signals to save and stop."""
+
+
+def on_signals(handler: Callable[[int, Any], None]) -> dict[signal.Signals, Any]:
+    """Have `handler` answer `SIGNALS`; return the handlers that they had.
+
+    A signal that is ignored, as `nohup` and `&` leave it, stays so, and is not among them.
+    """
+    heard = [one for one in SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]
+    return {one: signal.signal(one, handler) for one in heard}
 
 
 def _cores() -> int:
@@ -245,6 +255,7 @@ def _cores() -> int:
 
 def _to_all(group: Sequence["subprocess.Popen[bytes]"]) -> Callable[..., None]:
     def handler(number: int, frame: Any) -> None:
+        leave_terminal(number)
         for process in group:
             process.send_signal(number)
 

@@ -81,15 +81,17 @@ def in_processes(
 
 @contextmanager
 def not_interrupted() -> Iterator[None]:
-    """Block SIGINT for processes that start meanwhile.
+    """Block the signals of a terminal for processes that start meanwhile.
 
-    They never receive the terminal's Ctrl-C, which their parent answers.
+    They never receive its Ctrl-C, nor that it was closed, which their parent answers. SIGTERM ends
+    them: the pool uses it itself.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    terminal = {signal.SIGINT, signal.SIGHUP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, terminal)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, terminal)
 
 
 def watch_parent() -> None:

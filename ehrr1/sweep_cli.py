@@ -22,7 +22,7 @@ from pathlib import Path
 
 os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 
-from ehrr1.errors import UserError, cannot_write
+from ehrr1.errors import UserError, machine_fault
 
 
 def main() -> None:
@@ -43,7 +43,9 @@ def run(arguments: list[str]) -> int:
         raise
     except UserError as error:
         message = str(error)
-    except OSError as error:
-        message = cannot_write(error)
+    except Exception as error:
+        if (fault := machine_fault(error)) is None:
+            raise
+        message = fault
     print(f"{Path(sys.argv[0]).name}: " + " ".join(message.split()), file=sys.stderr)
     return 2

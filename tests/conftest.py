@@ -76,7 +76,14 @@ SLOW = frozenset(
             "test_mentions",
             "test_planted_evidence",
         ),
-        *("test_properties", "test_release", "test_shards", "test_synthetic", "test_audit"),
+        *(
+            "test_canary",
+            "test_properties",
+            "test_release",
+            "test_shards",
+            "test_synthetic",
+            "test_audit",
+        ),
         *("test_card", "test_export", "test_paper_index", "test_sampling", "test_release_export"),
         *("test_openai_writer", "test_paper_release", "test_sequences"),
     }

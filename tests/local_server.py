@@ -20,10 +20,11 @@ class LocalServer:
 
     handler: ClassVar[type[BaseHTTPRequestHandler]]
     path: ClassVar[str] = ""
+    host: str = "127.0.0.1"
 
     def __enter__(self) -> Self:
         self.lock = threading.Lock()
-        self.http = Quiet(("127.0.0.1", 0), type("Handler", (self.handler,), {"owner": self}))
+        self.http = Quiet((self.host, 0), type("Handler", (self.handler,), {"owner": self}))
         threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
@@ -38,4 +39,4 @@ class LocalServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.http.server_port}{self.path}"
+        return f"http://{self.host}:{self.http.server_port}{self.path}"

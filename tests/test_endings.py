@@ -1,9 +1,14 @@
 """Ends of commands: files made, the next command, finished runs, Ctrl-C, errors in one line."""
 
 import json
+import os
+import pty
+import select
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -205,13 +210,24 @@ main()
 """
 
 
-def pressed(*command: str, ready: str) -> tuple[int, list[str]]:
-    """Run a command, send SIGINT once it has printed `ready`; return how it ended and what it said
+def pressed(
+    *command: str,
+    ready: str,
+    numbers: Sequence[signal.Signals] = (signal.SIGINT,),
+    ignored: Sequence[signal.Signals] = (),
+) -> tuple[int, list[str]]:
+    """Run a command, send signals once it has printed `ready`; return how it ended and what it said
     then."""
+
+    def as_started() -> None:
+        # by a terminal, also where the tests run in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for one in ignored:
+            signal.signal(one, signal.SIG_IGN)
+
     process = subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, stderr=subprocess.PIPE, text=True,
-        # as a terminal starts it, also where the tests run in the background
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=as_started,
     )  # fmt: skip
     assert process.stderr is not None
     said = ""
@@ -219,7 +235,8 @@ def pressed(*command: str, ready: str) -> tuple[int, list[str]]:
         line = process.stderr.readline()
         assert line, f"{ready} was not said: {said}"
         said += line
-    process.send_signal(signal.SIGINT)
+    for number in numbers:
+        process.send_signal(number)
     rest = process.communicate(timeout=120)[1]
     return process.returncode, [line for line in rest.splitlines() if line]
 
@@ -228,6 +245,54 @@ def test_ctrl_c_in_a_stage_is_one_line(tmp_path: Path) -> None:
     given = ["stage=prepare", "data.subjects=4000", f"output_root={tmp_path}"]
     code, said = pressed("run.py", *given, ready="prepare ->")
     assert (code, said) == (130, ["run.py: interrupted by Ctrl-C; the same command goes on"])
+
+
+@pytest.mark.parametrize(
+    ("number", "called"),
+    [(signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGHUP, as its terminal was closed")],
+)
+def test_other_ends_of_a_stage_are_one_line_too(
+    number: signal.Signals, called: str, tmp_path: Path
+) -> None:
+    given = ["stage=prepare", "data.subjects=4000", f"output_root={tmp_path}"]
+    code, said = pressed("run.py", *given, ready="prepare ->", numbers=[number])
+    assert (code, said) == (
+        128 + number,
+        [f"run.py: interrupted by {called}; the same command goes on"],
+    )
+
+
+def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
+    given = ["stage=prepare", "data.subjects=4000", f"output_root={tmp_path}"]
+    code, said = pressed(
+        "run.py", *given, ready="prepare ->",
+        numbers=[signal.SIGHUP, signal.SIGTERM], ignored=[signal.SIGHUP],
+    )  # fmt: skip
+    assert code == 128 + signal.SIGTERM and "SIGTERM" in said[0] and len(said) == 1
+
+
+def test_a_closed_terminal_saves_what_was_trained(
+    smoke: Path, tmp_path: Path, command_line: CommandLine
+) -> None:
+    given = ["experiment=smoke", "stage=adapt", f"inputs.prepare={smoke / 'prepare'}"]
+    given += ["adapt.max_steps=200", "adapt.epochs=50", f"output_root={tmp_path}"]
+    folder = tmp_path / "smoke" / "adapt"
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, "run.py", *given])
+    deadline = time.monotonic() + 120
+    while not (folder / "train.jsonl").exists() or not (folder / "train.jsonl").read_text():
+        assert time.monotonic() < deadline
+        select.select([terminal], [], [], 0.05)[0] and os.read(terminal, 65536)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + signal.SIGHUP
+    [saved] = (folder / "checkpoints").glob("step=*.ckpt")
+    done = command_line(*given)
+    assert done.returncode == 0 and "adapt: resumed" in done.stderr
+    lines = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    assert {line["resumed_from"] for line in lines} == {0, int(saved.stem.partition("=")[2])}
 
 
 @pytest.mark.parametrize("script", ["run.py", "sweep.py"])

@@ -305,7 +305,7 @@ WRONG = {
     "no question": (["record={file}"], "neither is set"),
     "two questions": (["record={file}", f"infer.task={TASK}", "question=Who"], "both are set"),
     "unknown task": (["record={file}", "infer.task=Sepsis"], "infer.task=Sepsis: no such task"),
-    "unknown subject": ([f"infer.task={TASK}", "infer.subject=1"], "subject 1: there is no such"),
+    "unknown subject": ([f"infer.task={TASK}", "infer.subject=1"], "subject_id: there is no such"),
     "no time": (
         [f"infer.task={TASK}", "infer.subject=1", "infer.time=noon"],
         "infer.time=noon: write it as",
@@ -383,7 +383,7 @@ BAD: list[tuple[object, str]] = [
     ({"id": "f", "question": "y"}, "line 9: it needs a record or a subject_id"),
     ({"id": "g", "record": "SECRET"}, "line 10: it needs a question or a task"),
     ({"id": "h", "record": "SECRET", "task": "Sepsis"}, "line 11: task Sepsis is unknown"),
-    ({"id": "i", "subject_id": 1, "question": "y"}, "line 12: subject 1: there is no such"),
+    ({"id": "i", "subject_id": 1, "question": "y"}, "line 12: subject_id: there is no such"),
     ({"id": "j", "subject_id": 1, "time": "noon", "question": "y"}, "line 13: time is none"),
     ({"id": "k", "record": " ", "question": "y"}, "line 14: record: it is empty"),
     ({"id": "l", "record": "SECRET", "question": "y" * 200_000}, "line 15: question: it has"),
@@ -429,13 +429,6 @@ def test_a_batch_answers_what_it_can_and_goes_on(
     assert output.read_bytes() == before
     with pytest.raises(UserError, match="answer: direct there, think now"):
         run_infer(configured(smoke, f"infer.path={path}", "answer=think"))
-
-
-def test_ids_stand_once(smoke: Path, tmp_path: Path) -> None:
-    row = json.dumps({"id": 1, "record": "x", "question": "y"})
-    (tmp_path / "x.jsonl").write_text(f"{row}\n\n{row}\n")
-    with pytest.raises(UserError, match="id 1 stands in lines 1 and 3"):
-        run_infer(configured(smoke, f"infer.path={tmp_path / 'x.jsonl'}"))
 
 
 def test_another_file_is_no_output(tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def test_closed_records_are_sent_to_nobody(closed: Path, monkeypatch: pytest.Mon
 def test_closed_records_reach_a_server_elsewhere_only_if_the_user_says_so(closed: Path) -> None:
     away = ["engine=server", "engine.url=http://10.0.0.1:8000/v1", "engine.timeout_seconds=0.1"]
     target = Target("away:direct", "away", None, None, None)
-    with pytest.raises(UserError, match=r"^engine=server: the prepared records are closed, and"):
+    with pytest.raises(UserError, match=r"^engine=server: the records are closed, and"):
         reader(composed(*away), target, {"prepare": closed}, {})
     allowed = [*away[:1], "engine.url=http://127.0.0.1:9/v1", "engine.compliant_endpoint=true"]
     for words in (allowed, allowed[:2]):  # this machine needs no permission

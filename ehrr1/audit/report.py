@@ -29,19 +29,18 @@ GAP = 2
 # --- the terminal -----------------------------------------------------------------------------
 
 
-def show(audit: Audit) -> None:
-    """Print the tables of all checks by task, and then the results that are not by task."""
+def show(audit: Audit, is_open: bool) -> None:
+    """Print the tables of all checks by task, and then the results that are not by task.
+
+    Rules name what stands in records: of closed ones they are counted, and audit.json has them.
+    """
     console = Console(width=WIDTH)
-    for table in (
-        leak_table(audit),
-        responsible_table(audit),
-        label_table(audit),
-        answer_table(audit),
-        rule_table(audit),
-    ):
+    tables = [leak_table(audit), responsible_table(audit), label_table(audit), answer_table(audit)]
+    for table in [*tables, *([rule_table(audit)] if is_open else [])]:
         if table.row_count:
             console.print(table, "")
-    for line in notes(audit):
+    rules = [] if is_open else [f"single features that predict the answer: {audit.rules.height:,}"]
+    for line in [*notes(audit), *rules]:
         console.print(line, highlight=False)
 
 

@@ -42,9 +42,19 @@ READ_BY = {
 
 def conflicts(cfg: "Config") -> list[str]:
     """Return one line for each combination of settings that is not allowed."""
-    found = [*records(cfg), *keeping(cfg), *thinking(cfg), *evaluation(cfg)]
+    found = [*folders(cfg), *records(cfg), *keeping(cfg), *thinking(cfg), *evaluation(cfg)]
     found += launching(cfg.launcher)
     return found + (training(cfg) if cfg.stage in (*TRAINING, "plan", "curriculum") else [])
+
+
+def folders(cfg: "Config") -> list[str]:
+    """Check that the folder of a run is below `output_root`."""
+    return [
+        f"{name}={value}: it names folders below output_root, joined by '/'; it must not begin "
+        "with '/', and none of them may be '..' or contain line breaks"
+        for name, value in (("name", cfg.name), ("variant", cfg.variant or ""))
+        if value.startswith("/") or ".." in value.split("/") or not value.isprintable()
+    ]
 
 
 def training(cfg: "Config") -> list[str]:

@@ -212,6 +212,7 @@ class VllmServerConfig(Section):
 
     name: Literal["vllm_server"]
     url: Text
+    compliant_endpoint: bool = False
     timeout_seconds: Positive
     batch_size: Count
     exchange: PathText | None

@@ -77,11 +77,27 @@ def is_cacheable(model: str, prefix: str) -> bool:
     return len(prefix) / CHARS_PER_TOKEN >= cacheable_tokens(model)
 
 
-def client_settings(settings: AnthropicChains | AnthropicEngineConfig) -> dict[str, Any]:
-    """Return the arguments of the SDK's clients, with an explicit address.
+def open_client(settings: AnthropicChains) -> Any:
+    """Return the SDK's client; close it after use (see `async_client`)."""
+    import anthropic  # slow to import
 
-    The address is never taken from the environment.
+    http = anthropic.DefaultHttpxClient(follow_redirects=False)
+    return anthropic.Anthropic(**_client_settings(settings), http_client=http)
+
+
+def async_client(settings: AnthropicChains | AnthropicEngineConfig, **others: Any) -> Any:
+    """Return the SDK's client of asynchronous calls; `others` replace settings.
+
+    The address is never taken from the environment. Redirects are not followed, since they could
+    send records elsewhere.
     """
+    import anthropic
+
+    http = anthropic.DefaultAsyncHttpxClient(follow_redirects=False)
+    return anthropic.AsyncAnthropic(**_client_settings(settings) | others, http_client=http)
+
+
+def _client_settings(settings: AnthropicChains | AnthropicEngineConfig) -> dict[str, Any]:
     return {
         "api_key": os.environ[API.key],
         "base_url": settings.base_url or OWN_ADDRESS,

@@ -1,6 +1,7 @@
 """Endpoints: which may receive records, what their errors mean, and what to tell the user."""
 
 import os
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,22 +21,44 @@ NO_KEY = "none"
 
 
 def is_local(url: str) -> bool:
-    """Return whether the host of `url` is this machine: localhost or a loopback address."""
-    host = urlsplit(url).hostname or ""
+    """Return whether the host of `url` is this machine.
+
+    It is if its name resolves, and to loopback addresses only. A name that resolves to an address
+    of the network is another machine, even where it is this one's own: what is sent there passes
+    the rules of the network.
+    """
     try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:  # another name
+        host = urlsplit(url).hostname
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM) if host else []
+        addresses = [ip_address(str(place[0]).partition("%")[0]) for *_, place in found]
+    except (OSError, ValueError):  # no address, or none of such a name
         return False
+    return bool(addresses) and all(address.is_loopback for address in addresses)
 
 
-def refusal(group: str, name: str, url: str) -> str:
-    """Return the message that refuses to send closed records to another machine."""
-    return (
-        f"{group}={name}: the prepared records are closed, and {group}.url={url} is another "
-        "machine: records would leave this one, which the data use agreement of credentialed "
-        f"records may forbid; use a server on this machine, or set {group}.compliant_endpoint=true "
-        "if your agreement covers it"
-    )
+def may_receive(url: str | None, *, open_data: bool, compliant: bool) -> bool:
+    """Return whether an endpoint may receive records: the one rule for all that send any.
+
+    It may if the records are open, if the user says that the agreement covers it
+    (`compliant_endpoint`), or if it is this machine. `url` is None for a third party, which
+    receives the records even where a gateway on this machine is asked.
+    """
+    return open_data or compliant or (url is not None and is_local(url))
+
+
+def check_url(group: str, name: str, url: str, *, open_data: bool, compliant: bool) -> None:
+    """Raise UserError, before anything is sent, if the server at `url` must not receive records.
+
+    `group` and `name` are the choice that names the server (`engine=server`); `open_data` and
+    `compliant` as in `may_receive`.
+    """
+    if not may_receive(url, open_data=open_data, compliant=compliant):
+        raise UserError(
+            f"{group}={name}: the records are closed, and {group}.url={url} is another machine: "
+            "records would leave this one, which the data use agreement of credentialed records "
+            "may forbid; use a server on this machine (http://127.0.0.1:PORT), or set "
+            f"{group}.compliant_endpoint=true if your agreement covers it"
+        )
 
 
 class MalformedError(ValueError):
@@ -63,16 +86,17 @@ def check(
     *,
     group: str = "chains",
     here: str = WRITE_HERE,
-    local: bool = False,
+    url: str | None = None,
 ) -> None:
     """Raise UserError, before anything is sent, if records must not or cannot be sent.
 
     `open_data`: whether the prepared records are open (`runs.data_is_open`). `group` is the group
-    of `settings`; `here` names the alternative on this machine. `local`: the endpoint is this
-    machine, so that records do not leave it and no key is needed.
+    of `settings`; `here` names the alternative on this machine. `url` is where the endpoint is, as
+    in `may_receive`; on this machine it needs no key.
     """
+    local = url is not None and is_local(url)
     problems = []
-    if not (open_data or settings.compliant_endpoint or local):
+    if not may_receive(url, open_data=open_data, compliant=settings.compliant_endpoint):
         problems.append(
             f"{group}={api.name}: the prepared records are closed, and "
             "this sends them to a third party, which the data use agreement of credentialed "

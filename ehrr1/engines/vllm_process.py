@@ -184,7 +184,7 @@ def main() -> None:
     """Serve requests from the socket until the trainer closes it."""
     end_with(os.getppid())
     # the trainer decides what a signal to all processes means: it saves, and then closes us
-    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(one, signal.SIG_IGN)
     trainer = socket.socket(fileno=int(sys.argv[1]))
     trainer.set_inheritable(False)

@@ -125,12 +125,10 @@ class ChatPredictor:
         requests when it resumes. Raises UserError if the endpoint refuses the requests or does not
         answer; no further request is sent then.
         """
-        from anthropic import AsyncAnthropic
-
         groups = iter(by_context(samples).values())
         waiting: set[asyncio.Task[None]] = set()
         with asyncio.Runner() as runner:
-            client = AsyncAnthropic(**claude.client_settings(self.settings))
+            client = claude.async_client(self.settings)
             asking = ChatRequests(self, client, mode)
             try:
                 while True:

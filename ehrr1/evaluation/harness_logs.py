@@ -96,11 +96,11 @@ def table_of(place: Path, answers: Sequence[LoggedAnswer], prepared: Prepared) -
     named = {answer.sample_id for answer in answers}
     index = prepared.scan().filter(pl.col("sample_id").is_in(list(named))).collect()
     samples = {sample.sample_id: sample for sample in prepared.as_samples(index)}
-    if unknown := sorted(named - set(samples)):
+    if unknown := named - set(samples):
         raise UserError(
             f"predictions={place}: {len(unknown):,} of {len(named):,} samples are not among those "
-            f"of {prepared.folder} ({unknown[0]}, ...); name the run of stage=prepare that the "
-            "questions were exported from: inputs.prepare=DIR"
+            f"of {prepared.folder}; name the run of stage=prepare that the questions were exported "
+            "from: inputs.prepare=DIR"
         )
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for answer in answers:
@@ -109,8 +109,8 @@ def table_of(place: Path, answers: Sequence[LoggedAnswer], prepared: Prepared) -
     twice = table.filter(pl.struct("model", "sample_id", "draw").is_duplicated())
     if not twice.is_empty():
         raise UserError(
-            f"predictions={place}: {twice['model'][0]} answers {twice['sample_id'][0]} more than "
-            "once; name the logs of one run of each model"
+            f"predictions={place}: {twice['model'][0]} answers some questions more than once; name "
+            "the logs of one run of each model"
         )
     return table
 
@@ -156,8 +156,10 @@ def read_log(path: Path) -> Iterator[LoggedAnswer]:
             for sample in log["samples"]:
                 yield _inspect(_model_name(log["eval"]["model"]), sample)
     except (ValueError, KeyError, TypeError, IndexError) as error:
+        # other messages quote what cannot be read, such as an answer
+        told = f": {error}" if isinstance(error, KeyError) else ""
         raise UserError(
-            f"predictions={path}: it cannot be read ({type(error).__name__}: {error}); it must be "
+            f"predictions={path}: it cannot be read ({type(error).__name__}{told}); it must be "
             "a log of questions of stage=export (docs/evaluation.md)"
         ) from error
 

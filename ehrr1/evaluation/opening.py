@@ -17,7 +17,7 @@ from ehrr1.config.writers import (
     VllmSettings,
 )
 from ehrr1.engines.base import Engine
-from ehrr1.engines.endpoint import is_local, refusal
+from ehrr1.engines.endpoint import check_url
 from ehrr1.engines.factory import open_engine
 from ehrr1.errors import UserError
 from ehrr1.evaluation.targets import Target
@@ -97,8 +97,8 @@ def reader(
         from ehrr1.engines.server import served  # imported here because the SDK is slow to import
 
         is_open = data_is_open(inputs["prepare"])
-        if not (is_open or cfg.engine.compliant_endpoint or is_local(cfg.engine.url)):
-            raise UserError(refusal("engine", "server", cfg.engine.url))
+        compliant = cfg.engine.compliant_endpoint
+        check_url("engine", "server", cfg.engine.url, open_data=is_open, compliant=compliant)
         found = served(cfg.engine)
         tokenizer = load_chat_tokenizer(cfg.engine.tokenizer or found.root)
         positions = found.max_length or LONGEST

@@ -31,6 +31,7 @@ from ehrr1.config.writers import (
     VllmSettings,
 )
 from ehrr1.engines.base import Engine, SamplingParams
+from ehrr1.engines.endpoint import check_url
 from ehrr1.engines.factory import open_engine
 from ehrr1.engines.streaming import Watch
 from ehrr1.engines.transformers import TransformersEngine
@@ -117,8 +118,9 @@ class EHRModel:
     None: what the server says it has loaded). `dtype` is bfloat16 on a GPU and float32 elsewhere
     unless given. `max_prompt_tokens` bounds record and question, or what the model has room for
     beside what it writes (`think_tokens`, `direct_tokens`). `wording` is the style of the prompts
-    (`prompts.wording`; None: the release's for its own models). Raises UserError for what cannot be
-    read or does not fit.
+    (`prompts.wording`; None: the release's for its own models). A server on another machine gets
+    records only with `open_data` (they may be shown to anyone) or `compliant_endpoint=True`. Raises
+    UserError for what cannot be read or does not fit, and for such a server.
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class EHRModel:
         temperature: float = 0.0,
         seed: int = 0,
         wording: WordingName | None = None,
+        open_data: bool = False,
         **settings: Any,
     ):
         if engine not in ENGINES or settings.keys() - ENGINES[engine].keys():
@@ -152,6 +155,8 @@ class EHRModel:
         if isinstance(self.settings, ServerEngineConfig):
             from ehrr1.engines.server import served  # the SDK is slow to import
 
+            url, compliant = self.settings.url, self.settings.compliant_endpoint
+            check_url("engine", "server", url, open_data=open_data, compliant=compliant)
             found = served(self.settings)
             self.source = str(self.settings.tokenizer or source or found.root)
             self.positions = found.max_length or LONGEST

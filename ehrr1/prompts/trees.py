@@ -162,8 +162,8 @@ class PromptBuilder:
         room = self.max_tokens - len(head) - max(len(branch) for branch in branches)
         if room < 0:
             raise UserError(
-                f"max_tokens={self.max_tokens}: question and answer of sample "
-                f"{questions[0].sample_id} alone need {self.max_tokens - room}; raise it"
+                f"max_tokens={self.max_tokens}: question and answer of a sample of task "
+                f"{questions[0].task} alone need {self.max_tokens - room}; raise it"
             )
         fixed = self._event_tokens(events[:preamble], last=preamble >= len(events))
         whole = sum(map(len, fixed))

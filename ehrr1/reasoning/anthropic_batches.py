@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from ehrr1.config.writers import AnthropicChains
-from ehrr1.engines.anthropic import API, client_settings, read_message
+from ehrr1.engines.anthropic import API, open_client, read_message
 from ehrr1.engines.endpoint import MalformedError, may_pass, refused, unreachable
 from ehrr1.reasoning.anthropic_messages import draft_reply, request, sampling
 from ehrr1.reasoning.budget import Budget, Reservation, over_budget
@@ -54,7 +54,7 @@ def write_batches(
     import anthropic
     import httpx2
 
-    with anthropic.Anthropic(**client_settings(settings)) as client:
+    with open_client(settings) as client:
         try:
             _Batches(client, settings, ledger, advance).write(prompts)
         except _UnansweredError as error:

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from ehrr1.config.writers import AnthropicChains
-from ehrr1.engines.anthropic import API, Message, client_settings, read_message, request_body
+from ehrr1.engines.anthropic import API, Message, async_client, read_message, request_body
 from ehrr1.errors import UserError
 from ehrr1.prompts.messages import broken, mended
 from ehrr1.reasoning.draft_requests import DraftRequests
@@ -68,7 +68,7 @@ def write_messages(
     import anthropic
 
     # `DraftRequests` retries, so that the budget knows of each request
-    client = anthropic.AsyncAnthropic(**client_settings(settings) | {"max_retries": 0})
+    client = async_client(settings, max_retries=0)
     price = price_of(settings.price)
     more, headers = sampling(settings)
 

@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from ehrr1.config.training import ModelSettings
 from ehrr1.config.writers import LocalChains, ServerChains, VllmSettings
 from ehrr1.engines.base import Completion, Engine, SamplingParams
-from ehrr1.engines.endpoint import is_local, refusal
+from ehrr1.engines.endpoint import check_url
 from ehrr1.engines.factory import open_engine
 from ehrr1.errors import UserError
 from ehrr1.models.loading import load_model
@@ -47,8 +47,8 @@ def check(settings: LocalChains, open_data: bool) -> PreTrainedTokenizerBase:
     """
     source = settings.model
     if isinstance(settings, ServerChains):
-        if not (open_data or settings.compliant_endpoint or is_local(settings.url)):
-            raise UserError(refusal("chains", "server", settings.url))
+        compliant = settings.compliant_endpoint
+        check_url("chains", "server", settings.url, open_data=open_data, compliant=compliant)
         from ehrr1.engines.server import served  # the SDK is slow to import
 
         source = settings.tokenizer or served(settings, "chains").root

@@ -42,7 +42,7 @@ NO_MONEY = "insufficient_quota"
 
 def check(settings: OpenAIChains, open_data: bool) -> None:
     """Raise UserError, before anything is sent, if the endpoint may not or cannot be used."""
-    endpoint.check(API, settings, open_data, local=is_local(settings.base_url or OWN_ADDRESS))
+    endpoint.check(API, settings, open_data, url=settings.base_url or OWN_ADDRESS)
 
 
 def open_client(settings: OpenAIChains) -> Any:

@@ -33,6 +33,7 @@ from ehrr1.runs.folder import (
     rewriting,
 )
 from ehrr1.runs.paths import data_is_open, folder_of, home, is_finished, metrics_of, short
+from ehrr1.runs.privacy import kept, open_up
 from ehrr1.runs.search import MissingRunError, find_inputs, made, tokenised_alike
 
 __all__ = [
@@ -55,10 +56,12 @@ __all__ = [
     "home",
     "is_finished",
     "joined",
+    "kept",
     "made",
     "made_from",
     "metrics_of",
     "needed",
+    "open_up",
     "opened",
     "optional",
     "order",

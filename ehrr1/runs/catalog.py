@@ -69,7 +69,7 @@ NOT_COMPARED = frozenset(
         *("engine.batch_size", "engine.batch_tokens", "rollout.batch_tokens"),
         *("rollout.tensor_parallel", "chains.tensor_parallel", "chains.batch_tokens", "chains.url"),
         *("engine.url", "engine.key_variable", "engine.concurrency", "engine.timeout_seconds"),
-        *("engine.max_retries", "engine.compliant_endpoint"),
+        *("engine.max_retries", "engine.compliant_endpoint", "rollout.compliant_endpoint"),
     }
 )
 """Settings of those sections that say who does the work and at what cost, and change no result."""

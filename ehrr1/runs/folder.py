@@ -1,6 +1,5 @@
 """The folder of a run while a stage works in it: locked, described, finished or resumed."""
 
-import fcntl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from ehrr1.config.schema import Config
 from ehrr1.damage import MANIFEST, DamagedError, check, manifest, read_manifest
 from ehrr1.errors import UserError
 from ehrr1.files import remove, settle, settle_beside, sync, sync_folder, write_json, write_text
+from ehrr1.locks import flock
 from ehrr1.runs.catalog import ALWAYS_AGAIN, READ_LATER
 from ehrr1.runs.compare import differences, fingerprint
 from ehrr1.runs.environment import environment
@@ -183,7 +183,7 @@ def rewriting(folder: Path, name: str, again: str) -> Iterator[None]:
 def _locked(lock: Path, folder: Path, shared: bool = False) -> Iterator[None]:
     with lock.open("w") as file:
         try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            flock(file, shared=shared)
         except BlockingIOError:
             raise FolderInUseError(
                 f"{folder} is in use by another process: wait for it, or set variant=NAME"

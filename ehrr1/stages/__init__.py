@@ -4,8 +4,8 @@ import gc
 import importlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -203,7 +203,8 @@ def _execute_in_group(cfg: Config, stage: str) -> None:
             if not parallel.has_parent():
                 tell_next(cfg, stage, console)
         elif (run := parallel.from_first(lambda: None)) is not None:
-            module_of(stage).run(cfg, run)
+            with _kept(cfg, stage, run.inputs):
+                module_of(stage).run(cfg, run)
     except (UserError, SystemExit):  # after other errors, processes may wait in the group
         parallel.part()
         raise
@@ -213,7 +214,6 @@ def _execute_in_group(cfg: Config, stage: str) -> None:
 def _execute_one(cfg: Config, stage: str) -> None:
     """Run one stage in this process, or say that it is finished already."""
     if stage in SHARED and cfg.of(SHARED[stage][0]).shard is not None:
-        _check_inputs(cfg, stage)
         _execute_share(cfg, stage)
         return
     with ExitStack() as stack:
@@ -317,7 +317,7 @@ def _opened(cfg: Config, stage: str, stack: ExitStack) -> runs.Run | None:
     Returns None where the run is finished, and to the other processes where it is refused.
     """
     try:
-        _check_inputs(cfg, stage)
+        stack.enter_context(_kept(cfg, stage, _check_inputs(cfg, stage)))
         run = stack.enter_context(runs.opened(cfg, stage))
     except UserError:
         parallel.from_first(lambda: None)
@@ -325,12 +325,27 @@ def _opened(cfg: Config, stage: str, stack: ExitStack) -> runs.Run | None:
     return parallel.from_first(lambda: run)
 
 
+def _kept(cfg: Config, stage: str, inputs: Mapping[str, Path]) -> AbstractContextManager[None]:
+    """Return a context in which what a stage makes of closed records stays with their user.
+
+    Of records that are not prepared yet it is unknown whose they are: `prepare` decides.
+    """
+    if stage == "prepare":
+        closed = cfg.data.open is not True and cfg.data.name != "synthetic"
+    else:
+        closed = "prepare" in inputs and not runs.data_is_open(inputs["prepare"])
+    folder = runs.folder_of(cfg, stage)
+    folder.parent.mkdir(parents=True, exist_ok=True)  # it holds open runs too
+    number = f"-{parallel.rank()}" if parallel.rank() else ""
+    return runs.kept(closed, folder.with_name(f"{folder.name}{number}.error.txt"))
+
+
 def _execute_share(cfg: Config, stage: str) -> None:
     """Do one process's share of a stage; the process that finds all shares done joins them."""
     module = module_of(stage)
     (section, made), folder = SHARED[stage], runs.folder_of(cfg, stage)
     share, shares = cfg.of(section).shard, cfg.of(section).shards
-    with runs.joined(cfg, stage, share) as run:
+    with _kept(cfg, stage, _check_inputs(cfg, stage)), runs.joined(cfg, stage, share) as run:
         if run is None:
             _tell_finished(stage, folder)
             return

@@ -27,7 +27,7 @@ from ehrr1.audit.report import draw, show
 from ehrr1.config.schema import Config
 from ehrr1.errors import LeakError, UserError
 from ehrr1.files import read_json, replacing, write_json
-from ehrr1.runs import Run, finish
+from ehrr1.runs import Run, data_is_open, finish
 from ehrr1.tasks.label_options import ED_DELAY
 from ehrr1.tasks.samples import STORE, Prepared
 
@@ -60,7 +60,7 @@ def run(cfg: Config, run: Run) -> Metrics:
     write_json(run.folder / "audit.json", as_json(audit))
     with replacing(run.folder / "audit.png") as path:
         draw(audit, path)
-    show(audit)
+    show(audit, data_is_open(prepared.folder))
     metrics = flat(audit) | seconds
     verdict = problem(audit, run.folder)
     if verdict:

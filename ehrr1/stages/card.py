@@ -34,6 +34,8 @@ COUNTED_COLUMNS = ("task", "split", "subject_id", "label", "n_context_rows", "ba
 Counts = Mapping[str, float | int]
 FILES = ("root", "subjects_file", "sampling", "maps", "validation_subjects", "test_subjects")
 """Settings that are shown as given or not: a card goes where paths mean nothing."""
+CLOSED = "(closed)"
+"""In place of a name that closed records hold."""
 GROUPS = ("labels", "split", "maps")
 """Settings that hold settings."""
 
@@ -57,7 +59,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
         *tables_section(counts, read_json(folder / "reported.json")),
         *missing_section(counts),
         *samples_section(index),
-        *answers_section(prepared, cfg.seed),
+        *answers_section(prepared, cfg.seed, named=decided["open"]),
         *rows_section(index),
         *lengths_section(lengths, list(units), cut, settings.samples_per_task),
         *left_out_section(counts),
@@ -160,8 +162,11 @@ def samples_section(index: pl.DataFrame) -> list[str]:
     return parts
 
 
-def answers_section(prepared: Prepared, seed: int) -> list[str]:
-    """Return what the answers of decision tasks hold, in the training split."""
+def answers_section(prepared: Prepared, seed: int, named: bool) -> list[str]:
+    """Return what the answers of decision tasks hold, in the training split.
+
+    Items are `named` where the records are open: a card is made to be shown.
+    """
     rows = []
     for task, entry in TASKS.items():
         if entry.kind == "risk" or entry.target == "text":
@@ -174,7 +179,9 @@ def answers_section(prepared: Prepared, seed: int) -> list[str]:
         size = chosen["target"].list.len()
         share = f"{count / chosen.height:.1%}"
         mean = f"{size.sum() / chosen.height:.1f}"
-        rows.append((task, _n(items.height), mean, _n(size.max()), share, most))
+        rows.append(
+            (task, _n(items.height), mean, _n(size.max()), share, most if named else CLOSED)
+        )
     heads = ["task", "distinct items", "items an answer", "most", "share", "the most frequent item"]
     note = f"Decision tasks, training split, at most {COUNTED:,} samples each. *Share*: of answers "
     return ["## Answers", note + "that hold the most frequent item.", table(heads, rows)]

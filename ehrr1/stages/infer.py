@@ -17,7 +17,8 @@ from ehrr1.evaluation.opening import device
 from ehrr1.inference.model import EHRModel
 from ehrr1.inference.query import Answer, Record, events
 from ehrr1.records.events import Event
-from ehrr1.stages.infer_batch import Records, read_batch, shows_the_moment, time_of
+from ehrr1.runs import data_is_open, kept
+from ehrr1.stages.infer_batch import Records, read_batch, shows_the_moment, stored, time_of
 from ehrr1.stages.infer_checks import check, is_meds, prepared, source_of
 from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.catalog import TASKS
@@ -37,7 +38,7 @@ def ask_one(cfg: Config) -> None:
     """Answer one question on stdout, and say on stderr what was cut from the record."""
     record = events(record_of(cfg))  # read before the model is
     lists = candidates(cfg, [cfg.infer.task])
-    with opened(cfg) as model:
+    with opened(cfg, are_open(cfg, [cfg.record is None])) as model:
         say(f"model: {model.source}")
         stream = cfg.infer.stream and sys.stdout.isatty()
         answer = model.ask(
@@ -61,7 +62,13 @@ def ask_batch(cfg: Config) -> None:
         Path(str(cfg.infer.path)), output_of(cfg), row_reader(cfg), cfg.data.tell_time
     )
     lists = candidates(cfg, [asking.task for asking in batch.left])
-    with opened(cfg) as model, batch.writing(settings_of(cfg, model.source)):
+    open_data = are_open(cfg, map(stored, batch.left))
+    errors = batch.output.with_name(f"{batch.output.name}.error.txt")
+    with (
+        kept(not open_data, errors),
+        opened(cfg, open_data) as model,
+        batch.writing(settings_of(cfg, model.source)),
+    ):
         batch.refuse(lambda asking: model.problem(asking, way(cfg)))
         for line in batch.report():
             say(line)
@@ -124,7 +131,19 @@ def candidates(cfg: Config, tasks: Iterable[str | None]) -> Candidates | None:
     return lists
 
 
-def opened(cfg: Config) -> EHRModel:
+def are_open(cfg: Config, from_store: Iterable[bool]) -> bool:
+    """Return whether all records that are asked about are open.
+
+    `from_store` has an entry per record: whether it is a patient's of the prepared store, of which
+    `prepare` has decided. Of others nothing is known: they are open if `data.open` is true.
+    """
+    return all(
+        data_is_open(prepared(cfg).folder) if of_store else cfg.data.open is True
+        for of_store in set(from_store)
+    )
+
+
+def opened(cfg: Config, open_data: bool) -> EHRModel:
     """Open the model with the settings of `engine` and `infer`; it is loaded when it is entered."""
     settings = cfg.engine.plain()
     limits = cfg.infer.max_new_tokens
@@ -139,6 +158,7 @@ def opened(cfg: Config) -> EHRModel:
         temperature=cfg.infer.temperature,
         seed=cfg.seed,
         wording=cfg.wording,
+        open_data=open_data,
         **settings,
     )
 

@@ -15,11 +15,18 @@ from ehrr1 import runs
 from ehrr1.errors import UserError
 from ehrr1.files import read_json, write_json
 from ehrr1.inference.query import Answer, Query, events
+from ehrr1.json_text import BadJsonError, from_json, is_id
 from ehrr1.records.events import Event
 from ehrr1.tasks.catalog import ALL_TASKS
 
 SHOWN = 20
 """Lines that cannot be asked and are named; the others are counted."""
+
+SHOWN_CHARS = 60
+"""Characters of an unknown task's name that are shown."""
+
+TEXT = "text/"
+"""How the `context_id` of a record begins that its row brings as text."""
 
 Records = Callable[[dict[str, Any]], Callable[[], list[Event]]]
 """A row that names a patient -> what reads the record."""
@@ -114,14 +121,14 @@ class Batch:
 def read_batch(path: Path, output: Path, records: Records, tell_time: bool = False) -> Batch:
     """Read and check all rows; with `tell_time` their questions say their times.
 
-    Raises UserError for a file that cannot be read, and for an id that stands in it twice.
+    A row that cannot be asked, or whose id another one has, is left out by its line. Raises
+    UserError for a file that cannot be read.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
         raise UserError(
-            f"infer.path={path}: {reason}; name a file with a JSON object a line"
+            f"infer.path={path}: {error.strerror}; name a file with a JSON object a line"
         ) from error
     batch = Batch(path, output, 0, [], {}, {}, {})
     for number, line in enumerate(lines, start=1):
@@ -130,14 +137,11 @@ def read_batch(path: Path, output: Path, records: Records, tell_time: bool = Fal
         batch.rows += 1
         try:
             asking, own = read_row(line, records, tell_time)
+            if asking.id in batch.ids:
+                raise RowError(f"line {batch.lines[asking.id]} has its id; give each row its own")
         except RowError as error:
             batch.refused[number] = str(error)
             continue
-        if asking.id in batch.ids:
-            raise UserError(
-                f"infer.path={path}: id {asking.id} stands in lines {batch.lines[asking.id]} and "
-                f"{number}; give each row its own"
-            )
         batch.ids[asking.id], batch.lines[asking.id] = own, number
         batch.left.append(asking)
     if not batch.rows:
@@ -145,12 +149,12 @@ def read_batch(path: Path, output: Path, records: Records, tell_time: bool = Fal
     return batch
 
 
-def read_row(line: str, records: Records, tell_time: bool) -> tuple[Query, Any]:
+def read_row(line: str | bytes, records: Records, tell_time: bool) -> tuple[Query, Any]:
     """Read a row as a question, with its id as it stands there. Raises RowError for other lines."""
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise RowError(f"no JSON (character {error.pos})") from error
+        row = from_json(line)
+    except BadJsonError as error:
+        raise RowError(str(error)) from error
     if not isinstance(row, dict):
         raise RowError("no JSON object")
     name = row.get("id")
@@ -161,8 +165,10 @@ def read_row(line: str, records: Records, tell_time: bool) -> tuple[Query, Any]:
         raise RowError("it needs a question or a task, one of the two")
     if question is not None and not isinstance(question, str):
         raise RowError("question is no text")
+    if task is not None and not isinstance(task, str):
+        raise RowError("task is no text")
     if task is not None and task not in ALL_TASKS:
-        raise RowError(f"task {task} is unknown")
+        raise RowError(f"task {task[:SHOWN_CHARS]} is unknown")
     context_id, record = read_record(row, records)
     time = row_time(row) if tell_time else None
     if tell_time and time is None:
@@ -178,9 +184,9 @@ def read_record(row: dict[str, Any], records: Records) -> tuple[str, Callable[[]
     if text is not None:
         if not isinstance(text, str):
             raise RowError("record is no text")
-        return blake2b(text.encode(), digest_size=16).hexdigest(), partial(events, text)
-    if isinstance(subject, bool) or not isinstance(subject, int):
-        raise RowError("subject_id is no whole number")
+        return TEXT + blake2b(text.encode(), digest_size=16).hexdigest(), partial(events, text)
+    if not is_id(subject):
+        raise RowError("subject_id is no whole number of at least 0 that fits 64 bits")
     time = row_time(row)
     return f"{subject}/{time}/{shows_the_moment(row.get('task'))}", records(row)
 
@@ -210,6 +216,11 @@ def unreadable(asking: Query) -> str | None:
     return None
 
 
+def stored(asking: Query) -> bool:
+    """Return whether a record is a patient's of the prepared store, and not its row's own text."""
+    return not asking.context_id.startswith(TEXT)
+
+
 def finished(output: Path) -> set[str]:
     """Return the ids that are answered; a last line that was only half written is cut off.
 
@@ -222,7 +233,7 @@ def finished(output: Path) -> set[str]:
     done = set()
     for number, line in enumerate(whole.decode(errors="replace").split("\n")[:-1], start=1):
         try:
-            done.add(str(json.loads(line)["id"]))
+            done.add(str(from_json(line)["id"]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"infer.output={output}: line {number} is no answer; name another file"

@@ -32,7 +32,7 @@ from ehrr1.records.codes import LOST_TASKS
 from ehrr1.records.schema import MIMIC_TABLES, TABLES
 from ehrr1.records.source import Source
 from ehrr1.records.table_spec import Classes
-from ehrr1.runs import Run
+from ehrr1.runs import Run, open_up
 from ehrr1.stages import prepare_benchmark
 from ehrr1.stages import prepare_inputs as inputs
 from ehrr1.stages.prepare_inputs import AnySource
@@ -106,11 +106,17 @@ def run_share(cfg: Config, run: Run) -> int:
 
 
 def opened_source(cfg: Config, folder: Path) -> AnySource:
-    """Open the input and read its patients, after all settings of `data` were checked."""
+    """Open the input and read its patients, after all settings of `data` were checked.
+
+    From here on it is known whose they are: the folder of open records is not kept to their user.
+    """
     check(cfg)
     chosen_tasks(cfg)
     draw_of(cfg)
-    return inputs.opened(cfg, folder)
+    source = inputs.opened(cfg, folder)
+    if inputs.openness_of(cfg, source)["open"]:
+        open_up(folder)
+    return source
 
 
 def build_missing(cfg: Config, run: Run, source: AnySource, share: int | None = None) -> None:

@@ -67,6 +67,9 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     write_json(run.folder / "reported.json", {"benchmark": dict(found.reported)})
     lost = "".join(f"; {why} {n:,}" for why, n in sorted(found.reported.items()))
     console.print(f"{found.read:,} rows, {found.index.height:,} usable{lost}")
+    for why, places in sorted(found.places.items()):
+        more = found.reported[why] - len(places)
+        console.print(f"  {why}: {', '.join(places)}{f' and {more:,} more' * bool(more)}")
     tasks = found.index["task"].value_counts(sort=True)
     return {
         "rows/benchmark": found.read,

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
 from ehrr1.config.schema import Config
-from ehrr1.config.writers import TransformersEngineConfig
+from ehrr1.config.writers import TransformersEngineConfig, VllmServerConfig
 from ehrr1.engines.base import TrainableEngine
+from ehrr1.engines.endpoint import check_url
 from ehrr1.engines.factory import open_engine
 from ehrr1.engines.weight_sync import SYNC_TOLERANCE
 from ehrr1.errors import UserError
@@ -43,7 +44,13 @@ CPU = torch.device("cpu")
 
 
 def check(cfg: Config, inputs: dict[str, Path]) -> None:
-    """Raise UserError for everything that cannot work, before anything is read."""
+    """Raise UserError for everything that cannot work, before anything is read or sent."""
+    if isinstance(cfg.rollout, VllmServerConfig):
+        check_url(
+            *("rollout", "vllm_server", cfg.rollout.url),
+            open_data=data_is_open(inputs["prepare"]),
+            compliant=cfg.rollout.compliant_endpoint,
+        )
     source = inputs[cfg.rl.start] / "hf"
     check_reinforcement(cfg, read_config(cfg.model, source), load_chat_tokenizer(source), source)
 

@@ -59,6 +59,25 @@ def check(launcher: dict[str, Any]) -> None:
         )
 
 
+def refuse_unsafe(book: Sweep, job: dict[str, Any]) -> None:
+    """Raise UserError for what a batch script cannot hold: each option is a line of it.
+
+    `launcher.setup` may have several: they are commands of the user's own.
+    """
+    given = {f"launcher.{name}": job[name] for name in ("partition", "account", "qos")}
+    given |= {f"launcher.sbatch.{name}": value for name, value in job["sbatch"].items()}
+    given["output_root"] = str(book.folder.resolve())
+    problems = [
+        f"{name}={value}: an option of sbatch is a single line"
+        for name, value in given.items()
+        if not (str(value).isprintable() and name.isprintable())
+    ]
+    if "%" in given["output_root"]:  # SLURM would put the job's number there
+        problems.append(f"output_root={given['output_root']}: SLURM reads % in names of logs")
+    if problems:
+        raise UserError("; ".join(problems))
+
+
 def ask(command: Sequence[str]) -> str:
     """Return what a SLURM command prints. Raises UserError with its complaint if it fails."""
     done = subprocess.run(command, capture_output=True, text=True)
@@ -87,6 +106,7 @@ def submit_alike(book: Sweep, entries: Sequence[Entry], dependency: str | None) 
     Returns the job's number.
     """
     token, job = uuid.uuid4().hex[:10], entries[0].job
+    refuse_unsafe(book, job)
     file = book.folder / "submissions" / f"{token}.json"
     told = {"token": token, "runs": [e.run for e in entries], "time": time.time(), "job": None}
     write_json(file, told)

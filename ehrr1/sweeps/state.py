@@ -13,7 +13,6 @@ one query of the queue. This module imports only the standard library and small 
 package, so that `status` is quick.
 """
 
-import fcntl
 import json
 import os
 import time
@@ -26,6 +25,7 @@ from typing import Any
 
 from ehrr1.errors import UserError
 from ehrr1.files import read_json, write_json
+from ehrr1.locks import flock
 
 STATES = ("pending", "running", "done", "failed", "cancelled")
 """States of a run."""
@@ -142,7 +142,7 @@ class Sweep:
         """Hold the sweep's lock, so that one command at a time changes the sweep."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            flock(file, wait=True)
             yield
 
     def alive(self, entry: Entry) -> bool:
@@ -169,7 +169,7 @@ def alone(lock: Path) -> Iterator[bool]:
     with lock.open("w") as file:
         free = True
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(file)
         except BlockingIOError:
             free = False
         yield free

@@ -67,18 +67,17 @@ def patient_events(
     try:
         rows, patient = store.find(subject_id)
     except KeyError as error:
-        raise UserError(
-            f"subject {subject_id}: there is no such patient in {store.folder}"
-        ) from error
+        raise UserError(f"subject_id: there is no such patient in {store.folder}") from error
     known = rows.available_time[patient.first : patient.last]
     known = known[known < NEVER]
     first = datetime.min
     if time is None:
         if not len(known):
-            raise UserError(f"subject {subject_id}: there is nothing in the record")
+            raise UserError("subject_id: there is nothing in this patient's record")
         time = EPOCH + int(known.max()) * MICROSECOND
     else:
-        first = time - timedelta(hours=hours)
+        reach = timedelta(hours=hours)
+        first = time - reach if time - datetime.min > reach else datetime.min
     cut = Sample(
         *("", subject_id, None, None, "", "", time, "", ()),
         window_start=first,
@@ -87,7 +86,7 @@ def patient_events(
     )
     events = context_events(store, cut)
     if len(events) == 1:  # demographics only
-        raise UserError(f"subject {subject_id}: nothing was known in the {hours} h before {time}")
+        raise UserError(f"time: nothing was known of this patient in the {hours} h before it")
     return events
 
 
@@ -130,7 +129,7 @@ def _meds_store(source: Path, subject_id: int, folder: Path) -> Store:
         if rows.height:
             rows.write_parquet(root / "data" / f"{number}.parquet")
     if not any((root / "data").iterdir()):
-        raise UserError(f"infer.subject={subject_id}: there is no such patient in {source}")
+        raise UserError(f"infer.subject: there is no such patient in {source}")
     (root / "metadata").mkdir()
     for name in ("parents", "codes.parquet"):
         if (source / "metadata" / name).exists():

@@ -21,7 +21,7 @@ def read_questions(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise UserError(f"data.questions={path}: there is no such file")
     found: dict[str, str] = {}
-    for row in rows_of(path):
+    for _, row in rows_of(path):
         if isinstance(row, str):
             continue
         info = row.get("task_info")

@@ -7,7 +7,6 @@ reported for them.
 """
 
 import csv
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Literal
 import polars as pl
 
 from ehrr1.errors import UserError
+from ehrr1.json_text import BadJsonError, from_json, id_of, is_id
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.selection import RISK, rank, select
 
@@ -25,6 +25,12 @@ Limits = Mapping[str, int | None]
 
 BALANCED = (*RISK, "chartevents", "emar", "next_event")
 """Tasks with few or very unequal labels, the only ones that EHR-R1 balances."""
+
+SHOWN = 5
+"""Wrong entries of a list of patients that an error names."""
+
+SHOWN_CHARS = 60
+"""Characters of a wrong value that an error shows."""
 
 ALL = -1
 """Number that means all samples in a file of numbers."""
@@ -39,11 +45,11 @@ def read_limits(path: Path) -> dict[str, int | None]:
     given = _json(path, "data.sampling")
     if not isinstance(given, dict):
         raise UserError(f'data.sampling={path}: a JSON object {{"task": number}} is needed')
-    problems = [f"{name} is no task" for name in given if name not in TASKS]
+    problems = [f"{name[:SHOWN_CHARS]} is no task" for name in given if name not in TASKS]
     problems += [
-        f"{name}: {number} is no whole number of at least 0, or {ALL} for all"
+        f"{name}: {str(number)[:SHOWN_CHARS]} is no whole number of at least 0, or {ALL} for all"
         for name, number in given.items()
-        if isinstance(number, bool) or not isinstance(number, int) or number < ALL
+        if not is_id(number) and (number != ALL or not isinstance(number, int))
     ]
     if problems:
         raise UserError(f"data.sampling={path}: {'; '.join(problems)}")
@@ -63,12 +69,14 @@ def read_subjects(path: Path, setting: str = "data.subjects_file") -> pl.Series:
             raise UserError(f"{setting}={path}: a JSON list of subject_ids is needed")
     else:
         cells = _column(path, setting)
-    ids = [int(text) for cell in cells if (text := str(cell).strip()).isascii() and text.isdigit()]
-    if len(ids) < len(cells):
+    ids = [id_of(cell.strip() if isinstance(cell, str) else str(cell)) for cell in cells]
+    wrong = [number for number, one in enumerate(ids, start=1) if one is None]
+    if wrong:
+        told = f"{', '.join(map(str, wrong[:SHOWN]))}{', ...' * (len(wrong) > SHOWN)}"
         raise UserError(
-            f"{setting}={path}: {len(cells) - len(ids)} of {len(cells)} entries are no "
-            "subject_id (a whole number): one a line, a .csv with the column subject_id, or a "
-            ".json list"
+            f"{setting}={path}: {len(wrong)} of {len(cells)} entries are no "
+            f"subject_id (a whole number), as number {told}: one a line, a .csv with the column "
+            "subject_id, or a .json list"
         )
     if not ids:
         raise UserError(f"{setting}={path}: it names no patient")
@@ -178,9 +186,9 @@ def _labels(rows: pl.DataFrame) -> pl.DataFrame:
 
 def _json(path: Path, setting: str) -> object:
     try:
-        return json.loads(_text(path, setting))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{setting}={path}: it is no JSON ({error}): mend the file") from None
+        return from_json(_text(path, setting))
+    except BadJsonError as error:
+        raise UserError(f"{setting}={path}: it is {error}: mend the file") from None
 
 
 def _text(path: Path, setting: str) -> str:

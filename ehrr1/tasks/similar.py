@@ -3,13 +3,13 @@
 Counted items are similar if they occur in the same answers, by cosine: n(a, b) / sqrt(n(a) n(b)).
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from ehrr1.errors import UserError
+from ehrr1.json_text import BadJsonError, from_json
 from ehrr1.records.reading import SUFFIXES, as_text, read_columns, read_header
 from ehrr1.tasks.catalog import TASKS
 
@@ -122,8 +122,8 @@ def _read_wide(path: Path, header: list[str]) -> dict[str, list[str]]:
 
 def _list(cell: str, path: Path, line: int) -> list[str]:
     try:
-        names = json.loads(cell)
-    except json.JSONDecodeError:
+        names = from_json(cell)
+    except BadJsonError:
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"similar_items: {path}, line {line}: no JSON list of names")

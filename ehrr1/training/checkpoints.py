@@ -31,6 +31,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 from ehrr1 import parallel
 from ehrr1.config.training import Lora
 from ehrr1.damage import reading
+from ehrr1.entry import leave_terminal
 from ehrr1.errors import StoppedError, UserError
 from ehrr1.files import read_json, remove, replacing, sync, sync_folder, write_json
 from ehrr1.models.loading import add_adapters, end_at_turn, read_whole, refuse_other_weights
@@ -132,8 +133,9 @@ class Checkpoints(Callback):
     (`models.saving.pause`). A checkpoint replaces its predecessor only when it is complete. The
     last one always stays (Lightning's `save_last`), and the `save_top_k` with the lowest value of
     the metric `monitor`, by evaluations. `start` is the number of steps done before this process,
-    `steps` that of the whole run. On SIGTERM, SIGUSR1 and SIGINT the current step is finished and
-    saved, then StoppedError ends the process. All processes take each decision together.
+    `steps` that of the whole run. On SIGTERM, SIGUSR1, SIGINT and SIGHUP the current step is
+    finished and saved, then StoppedError ends the process. All processes take each decision
+    together.
 
     It is no `ModelCheckpoint`: that one writes to the final path, where a killed run leaves half a
     file, and each process takes its decisions by its own clock and signals.
@@ -161,9 +163,10 @@ class Checkpoints(Callback):
             for leftover in self.folder.glob(".step=*"):
                 remove(leftover)
         # in place of Lightning's own, which would wait for other processes inside the handler
-        self.handlers = {one: signal.signal(one, self._note) for one in parallel.SIGNALS}
+        self.handlers = parallel.on_signals(self._note)
 
     def _note(self, number: int, frame: Any) -> None:
+        leave_terminal(number)
         self.told = signal.Signals(number)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:

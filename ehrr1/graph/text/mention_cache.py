@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from ehrr1.config.records import Concepts
 from ehrr1.damage import damaged
 from ehrr1.errors import UserError
 from ehrr1.graph.text.mentions import Mention, Reader, TextSource, open_reader, open_source
-from ehrr1.progress import track, watch_parent
+from ehrr1.progress import not_interrupted, track, watch_parent
 
 BATCH = 64
 """Number of texts sent to a process, and committed, at a time."""
@@ -47,6 +48,8 @@ class MentionCache:
         self.path = folder / f"mentions-{source.fingerprint}.sqlite"
         self._source = source
         self._rows = sqlite3.connect(self.path, timeout=WAIT_SECONDS)
+        with suppress(PermissionError):  # another user's
+            self.path.chmod(0o600)  # the mentions of open and closed records
         try:
             self._rows.execute(
                 "CREATE TABLE IF NOT EXISTS mentions (key BLOB PRIMARY KEY, value TEXT)"
@@ -132,10 +135,15 @@ def _read_all(
         return
     # spawn, not fork: forking a process whose other threads hold locks can deadlock
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _open, (source,))
-    waiting = {pool.submit(_read, first), pool.submit(_read, second)}
+
+    def submit(batch: list[str]) -> Future[list[CachedMention]]:
+        with not_interrupted():  # it may start a process
+            return pool.submit(_read, batch)
+
+    waiting = {submit(first), submit(second)}
     try:
         for batch in batches:
-            waiting.add(pool.submit(_read, batch))
+            waiting.add(submit(batch))
             if len(waiting) >= 2 * workers:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 yield from _results(done)

@@ -17,6 +17,11 @@ from ehrr1.records.release import layout
 ARCHIVES = (".tar.gz", ".tgz")
 CHUNK_BYTES = 1 << 20
 
+MOST_RATIO = 200
+"""Bytes of files per byte of an archive; tables of texts have 5 to 30."""
+MOST_BYTES = 64 << 20
+"""Bytes that an archive of any size may unpack to."""
+
 
 def root_of(path: Path, work: Path) -> Path:
     """Return the folder that holds the release's parts; unpack an archive into `work`.
@@ -61,18 +66,36 @@ def _unpacked(archive: Path, target: Path) -> Path:
 def unpack(path: Path, target: Path) -> None:
     """Unpack a .tar.gz and check its CRC.
 
-    Nothing can be written outside `target`. Raises UserError if the file is not such an archive or
-    is damaged, and OSError for errors of the file system such as a full disk.
+    Nothing can be written outside `target`. Raises UserError if the file is not such an archive, is
+    damaged, contains no file, or becomes far larger than an archive of texts does, and OSError for
+    errors of the file system such as a full disk.
     """
     try:
         with replacing(target) as temporary, gzip.open(path, "rb") as stream:
             with tarfile.open(fileobj=stream, mode="r|") as archive:
-                archive.extractall(temporary, filter="data")
+                extract(archive, temporary, MOST_BYTES + MOST_RATIO * path.stat().st_size)
             while stream.read(CHUNK_BYTES):  # tarfile stops before the CRC; gzip checks it here
                 pass
     except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None and path.is_file():
             raise  # a full disk is not the archive's fault
+        reason = str(error) if type(error) is tarfile.TarError else type(error).__name__
         raise UserError(
-            f"data.root={path}: it cannot be unpacked ({type(error).__name__}): fetch it again"
+            f"data.root={path}: it cannot be unpacked ({reason}): fetch it again"
         ) from error
+
+
+def extract(archive: tarfile.TarFile, target: Path, most: int) -> None:
+    """Extract all files of an archive, which may have `most` bytes together, headers included.
+
+    Raises tarfile.TarError for one that has none, or more.
+    """
+    files = size = 0
+    for member in archive:
+        files += member.isfile()
+        size += member.size
+        if size > most or archive.offset > most:
+            raise tarfile.TarError(f"it holds more than {most:,} bytes, the most for its size")
+        archive.extract(member, target, filter="data")
+    if not files:
+        raise tarfile.TarError("it holds no file")

@@ -10,7 +10,6 @@ training row may contain a reasoning chain (`reasoning`).
 
 import csv
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ import pyarrow as pa
 
 from ehrr1.errors import UserError
 from ehrr1.files import replacing
+from ehrr1.json_text import BadJsonError, from_json, id_of, is_id
 from ehrr1.records.markdown import events_of
 from ehrr1.records.reading import is_data
 from ehrr1.tasks.catalog import ALL_TASKS
@@ -38,6 +38,9 @@ SUFFIXES = (".jsonl", ".csv")
 
 SHOTS = "shots.parquet"
 """File beside the index with the samples that a benchmark designates as examples."""
+
+PLACES = 3
+"""Unusable rows that are named for each reason; the others are counted."""
 
 POINTS = "period_end"
 """Column of the release's index files, whose rows point into records and contain no input."""
@@ -70,7 +73,8 @@ class Benchmark:
 
     `shots` are the samples that the benchmark designates as examples (columns `sample_id, k,
     replicate`), or None. `counts` are further counts, by the name of a metric. `chains` maps
-    `sample_id` to the chain of a row.
+    `sample_id` to the chain of a row. `places` names the first unusable rows by reason, as
+    `FILE line N`.
     """
 
     index: pl.DataFrame
@@ -79,6 +83,7 @@ class Benchmark:
     shots: pl.DataFrame | None = None
     counts: dict[str, float | int] = field(default_factory=dict)
     chains: dict[str, str] = field(default_factory=dict)
+    places: dict[str, list[str]] = field(default_factory=dict)
 
 
 def read_benchmark(
@@ -106,6 +111,7 @@ def read_benchmark(
         found.count,
         found.reported,
         chains=found.chains,
+        places=found.places,
     )
 
 
@@ -116,13 +122,14 @@ class _Reading:
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     reported: Counter[str] = field(default_factory=Counter)
     chains: dict[str, str] = field(default_factory=dict)
+    places: dict[str, list[str]] = field(default_factory=dict)
     tested: set[int] = field(default_factory=set)
     count: int = 0
 
     def read_file(self, path: Path, setting: str, split: str, contexts: "Texts") -> None:
         """Add the usable rows of a file or folder; raise UserError if there is none."""
         files, before = _files(path, setting), len(self.rows)
-        for given in (given for file in files for given in rows_of(file)):
+        for name, line, given in ((file.name, *row) for file in files for row in rows_of(file)):
             self.count += 1
             try:
                 row = _row(given, self.count - 1, split)
@@ -131,7 +138,7 @@ class _Reading:
                 if split == "train" and row["subject_id"] in self.tested:
                     raise UnusableError("patient_is_tested")
             except UnusableError as reason:
-                self.reported[str(reason)] += 1
+                self._report(str(reason), f"{name} line {line}")
                 continue
             if split == "test":
                 self.tested.add(row["subject_id"])
@@ -142,6 +149,12 @@ class _Reading:
             self.rows[row["sample_id"]] = row
         if len(self.rows) == before:
             raise _nothing(path, setting, files, self.reported)
+
+    def _report(self, reason: str, place: str) -> None:
+        self.reported[reason] += 1
+        places = self.places.setdefault(reason, [])
+        if len(places) < PLACES:
+            places.append(place)
 
 
 def _files(path: Path, setting: str) -> list[Path]:
@@ -168,14 +181,17 @@ def _nothing(path: Path, setting: str, files: list[Path], reported: Counter[str]
     )
 
 
-def rows_of(file: Path) -> Iterator[dict[str, Any] | str]:
-    """Yield the rows of a file, or the reason in place of a row that cannot be read.
+def rows_of(file: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Yield the rows of a file with their lines, or the reason in place of an unreadable row.
+
+    The line is that in which a row ends.
 
     Raises UserError for a malformed CSV.
     """
     if file.suffix != ".csv":
         with file.open("rb") as lines:
-            yield from (_object(line) for line in lines if line.strip())
+            rows = enumerate(lines, start=1)
+            yield from ((number, _object(line)) for number, line in rows if line.strip())
         return
     csv.field_size_limit(LONGEST)  # a record is longer than the default
     with _opened(file) as lines:
@@ -189,7 +205,7 @@ def rows_of(file: Path) -> Iterator[dict[str, Any] | str]:
                 ) from error
             if cells is None:
                 return
-            yield _from_cells(cells)
+            yield reader.line_num, _from_cells(cells)
 
 
 def _opened(file: Path) -> TextIO:
@@ -229,8 +245,8 @@ def _from_cells(cells: dict[str | None, Any]) -> dict[str, Any] | str:
         info.setdefault("target", target)
         given.setdefault("output", "\n".join(map(str, target)))
     for name in ("subject_id", "idx"):
-        if (number := given.get(name, "").removesuffix(".0")).isdecimal():
-            given[name] = int(number)
+        if (number := id_of(given.get(name, "").removesuffix(".0"))) is not None:
+            given[name] = number
     return given
 
 
@@ -251,20 +267,21 @@ def _row(given: dict[str, Any] | str, number: int, split: str) -> dict[str, Any]
     subject = given.get("subject_id", info.get("subject_id"))
     candidates = _candidates(given.get("candidates"))
     sample_id = str(given.get("sample_id") or _name(given, info, number, split))
-    _check_letters("".join([sample_id, *candidates]))
+    chain = chain_of(given.get("reasoning") or info.get("reasoning"))
+    _check_letters("".join([sample_id, *candidates, chain or ""]))
     events = events_of(text)
     return {
         "sample_id": sample_id,
         "task": task,
         "split": split,
-        "subject_id": subject if _is_id(subject) else -1 - number,
+        "subject_id": subject if is_id(subject) else -1 - number,
         "prediction_time": _time(given, [event.time for event in events]),
         "n_context_rows": len(events),
         "target": _in_order(_answer(_text(given, "output"), task), info.get("target")),
         "instruction": question,
         "candidates": candidates if ALL_TASKS[task].kind == "decision" else [],
         "input": text,
-        "chain": chain_of(given.get("reasoning") or info.get("reasoning")),
+        "chain": chain,
     }
 
 
@@ -292,24 +309,18 @@ def _candidates(value: Any) -> list[str]:
     return value or []
 
 
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-
-
 def _object(line: bytes) -> dict[str, Any] | str:
     try:
-        given = json.loads(line)
-    except UnicodeDecodeError:
-        return "not_utf8"
-    except (json.JSONDecodeError, RecursionError):
-        return "not_json"
+        given = from_json(line)
+    except BadJsonError as error:
+        return error.code
     return given if isinstance(given, dict) else "no_object"
 
 
 def _check_letters(text: str) -> None:
     """Raise UnusableError for surrogates, which cannot be written again.
 
-    They result from JSON's escapes and from invalid UTF-8.
+    They result from JSON's escapes in the cells of a CSV, and from invalid UTF-8.
     """
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise UnusableError("not_utf8")

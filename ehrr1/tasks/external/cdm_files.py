@@ -7,7 +7,6 @@ never read, because they can run arbitrary code. Formats: docs/benchmarks_format
 """
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 import polars as pl
 
 from ehrr1.errors import UserError
+from ehrr1.json_text import BadJsonError, from_json
 from ehrr1.records.reading import as_id, as_text, is_data, read_columns, read_header
 from ehrr1.tasks.external.benchmark_tasks import DISEASES
 from ehrr1.tasks.external.cells import LONGEST, value_of
@@ -284,8 +284,8 @@ def _csv_rows(file: Path) -> Iterator[tuple[Any, Any]]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        value = from_json(path.read_bytes())
+    except BadJsonError as error:
         raise UserError(f"{path} is no JSON: fetch or write it again") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object by hadm_id or disease")

@@ -4,7 +4,6 @@ Both contain the same labels and, by patient, the same splits; this module retur
 tables. Formats: docs/benchmarks_formats.md.
 """
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from ehrr1.errors import UserError
+from ehrr1.json_text import BadJsonError, from_json
 from ehrr1.records.reading import (
     as_id,
     as_moment,
@@ -222,7 +222,7 @@ def read_shots(folder: EhrshotFolder) -> pl.DataFrame:
     for task, path in folder.shots.items():
         if task in EHRSHOT_QUESTIONS:
             try:
-                sets = json.loads(path.read_text(encoding="utf-8"))[task]
+                sets = from_json(path.read_bytes())[task]
                 parts += [
                     _shot_set(task, int(k), int(replicate), one)
                     for k, replicates in sets.items()
@@ -234,6 +234,7 @@ def read_shots(folder: EhrshotFolder) -> pl.DataFrame:
                 KeyError,
                 TypeError,
                 AttributeError,
+                OverflowError,
                 pl.exceptions.PolarsError,
             ) as e:
                 raise UserError(
@@ -351,8 +352,8 @@ def _concepts(path: Path, codes: Collection[str]) -> dict[str, str]:
 
 def _object(path: Path) -> dict[str, object]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = from_json(path.read_bytes())
+    except BadJsonError as error:
         raise UserError(f"{path} is no JSON: fetch it again, or remove it") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object: fetch it again, or remove it")
