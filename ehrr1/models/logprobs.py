@@ -57,15 +57,30 @@ def token_logprobs(
     number of logits held at a time.
     """
     states = hidden_states(model, forest)
+    return state_logprobs(model, states, forest.targets, temperature, chunk, entropy)
+
+
+def state_logprobs(
+    model: PreTrainedModel,
+    states: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+    chunk: int = CHUNK,
+    entropy: bool = False,
+) -> TokenStatistics:
+    """Return log-probabilities of `targets` [N] behind hidden `states` [N, hidden].
+
+    The other arguments are those of `token_logprobs`.
+    """
     head = model.get_output_embeddings()
     size = max(1, chunk // model.config.vocab_size)  # a head partitioned by ZeRO-3 has no shape
     given = temperature, entropy
     if len(states) <= size:
-        return _statistics(head, states, forest.targets, *given)
+        return _statistics(head, states, targets, *given)
     parts = [
         # logits are recomputed for the gradient, so that only one chunk is held at a time
-        checkpoint(_statistics, head, part, targets, *given, use_reentrant=False)
-        for part, targets in zip(states.split(size), forest.targets.split(size), strict=True)
+        checkpoint(_statistics, head, *part, *given, use_reentrant=False)
+        for part in zip(states.split(size), targets.split(size), strict=True)
     ]
     return TokenStatistics(*map(torch.cat, zip(*parts, strict=True)))
 
