@@ -32,13 +32,12 @@ from ehrr1.config.training import ModelSettings
 from ehrr1.engines.weight_sync import SYNC_TOLERANCE
 from ehrr1.files import remove, write_json
 from ehrr1.models import flops
-from ehrr1.models.memory import Anatomy, TreeShape, anatomy
-from ehrr1.prompts.schedule import StepData
+from ehrr1.models.memory import TreeShape, anatomy
 from ehrr1.prompts.tokenizer import load_tokenizer
-from ehrr1.stages.rl import engine_dtype, one_by_one, start_engine
+from ehrr1.stages.rl import engine_dtype, start_engine
 from ehrr1.training.groups import Group
-from ehrr1.training.grpo import GRPOModule
-from ehrr1.training.prompts import RLPrompt
+from ehrr1.training.grpo import EngineSpec, GRPOModule, Policy
+from ehrr1.training.prompts import PromptData, RLPrompt
 from ehrr1.training.rollouts import Clock
 from ehrr1.training.sft import builder
 from ehrr1.training.trainer import fit
@@ -86,7 +85,7 @@ def operations(case: Case, checkpointing: bool) -> dict[str, float]:
     branches = (1 + COMPLETION_TOKENS,) * case.group
     shape = TreeShape(case.prompt - 1, branches, case.group * COMPLETION_TOKENS)
     forest = flops.training(body, shape, checkpointing)
-    short = forest - left_out(body, shape, checkpointing)
+    short = forest - flops.last_layer(body, shape, checkpointing)
     return {
         "padded": padded,
         "forest": forest,
@@ -94,15 +93,6 @@ def operations(case: Case, checkpointing: bool) -> dict[str, float]:
         "padded / forest": padded / forest,
         "with the short last layer": padded / short,
     }
-
-
-def left_out(body: Anatomy, shape: TreeShape, checkpointing: bool) -> float:
-    """Return what the last layer saves on a trunk: all operations but keys and values
-    (`models/prune_last_layer.py`)."""
-    weights = body.layers / body.depth - body.hidden * body.cache
-    seen = shape.trunk * (shape.trunk + 1) / 2
-    passes = 4 if checkpointing else 3
-    return passes * (2 * weights * shape.trunk + 4 * body.attention * seen)
 
 
 def settings(given: argparse.Namespace) -> Config:
@@ -132,7 +122,7 @@ def clocks() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-class Given(Sequence[RLPrompt]):
+class Written(Sequence[RLPrompt]):
     """The prompts that were written, in place of those of a prepared folder."""
 
     def __init__(self, path: Path):
@@ -156,9 +146,9 @@ class Timed(GRPOModule):
         self.asked = 0.0
         self.seen: list[list[int]] = []
 
-    def ask(self, number: int, clock: Clock) -> list[Group]:
+    def ask(self, prompts: Sequence[RLPrompt], number: int, clock: Clock) -> list[Group]:
         began = time.process_time()
-        groups = super().ask(number, clock)
+        groups = super().ask(prompts, number, clock)
         self.asked = time.process_time()
         self.cpu_parts.append({"cpu_generate": self.asked - began})
         self.seen += [group.prompt.tokens for group in groups]
@@ -166,7 +156,7 @@ class Timed(GRPOModule):
         assert lengths == {COMPLETION_TOKENS}, lengths
         return groups
 
-    def validate(self, moment: str) -> None:
+    def validate(self, prompts: Sequence[RLPrompt], moment: str) -> None:
         pass
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -174,33 +164,30 @@ class Timed(GRPOModule):
         self.cpu_parts[-1]["cpu_update"] = self.ends[-1][1] - self.asked
 
 
-def make_module(cfg: Config, source: Path, prompts: Any, folder: Path) -> Timed:
+def make_module(cfg: Config, source: Path, data: PromptData, folder: Path) -> Timed:
     """As `stages/rl.py` makes it."""
     tokenizer = load_tokenizer(source)
+    start = partial(start_engine, cfg, tokenizer, source, folder)
     return Timed(
-        builder(cfg, source, tokenizer),
-        tokenizer,
+        Policy(builder(cfg, source, tokenizer), tokenizer, reference=None),
         cfg.rl,
-        plan=[[number] for number in range(len(prompts))],
-        prompts=prompts,
-        validation=prompts,
-        start=partial(start_engine, cfg, tokenizer, source, folder),
-        reference=None,
-        folder=folder,
+        data,
+        EngineSpec(start, SYNC_TOLERANCE[engine_dtype(cfg)]),
+        folder,
         seed=cfg.seed,
         shown=False,
-        tolerance=SYNC_TOLERANCE[engine_dtype(cfg)],
     )
 
 
 def train(given: argparse.Namespace) -> dict[str, Any]:
-    cfg, prompts = settings(given), Given(given.folder / "prompts.json")
+    cfg, prompts = settings(given), Written(given.folder / "prompts.json")
     folder = given.folder / "run"
     remove(folder)
-    module = make_module(cfg, given.folder / "model", prompts, folder)
+    data: Any = PromptData(prompts, prompts, [[number] for number in range(len(prompts))])
+    module = make_module(cfg, given.folder / "model", data, folder)
     fit(
         module,
-        StepData(one_by_one(len(prompts))),
+        data,
         folder,
         cfg.trainer,
         description="rl",

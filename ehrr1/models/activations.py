@@ -9,7 +9,7 @@ the output, and one log-sum-exp per query.
 """
 
 import weakref
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,9 +19,10 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv
 
-from ehrr1.config.training import ModelSettings
-from ehrr1.models.loading import add_adapters
 from ehrr1.models.sizes import model_config
+
+if TYPE_CHECKING:
+    from ehrr1.config.training import ModelSettings
 
 TOKENS = 2**18
 """Tokens of the shorter measurement, so many that the gradients of weights are negligible."""
@@ -61,14 +62,14 @@ class LayerWork(NamedTuple):
     attention: Attention
 
 
-def activation_bytes(model: ModelSettings, work: LayerWork, layers: float | None = None) -> Bytes:
+def activation_bytes(model: "ModelSettings", work: LayerWork, layers: float | None = None) -> Bytes:
     """Return the activation bytes per token of one row, for all layers or for `layers` of them."""
     depth = model_config(model).num_hidden_layers if layers is None else layers
     two, three = (_bytes_a_token(model, work, number) for number in (2, 3))
     return Bytes(*(a + (depth - 2) * (b - a) for a, b in zip(two, three, strict=True)))
 
 
-def shell(model: ModelSettings, layers: int | None = None, **how: Any) -> PreTrainedModel:
+def shell(model: "ModelSettings", layers: int | None = None, **how: Any) -> PreTrainedModel:
     """Return the architecture with its adapters on the meta device, with all layers or `layers`."""
     config = model_config(model)
     if layers is not None:
@@ -77,11 +78,13 @@ def shell(model: ModelSettings, layers: int | None = None, **how: Any) -> PreTra
     with torch.device("meta"):
         built: PreTrainedModel = AutoModelForCausalLM.from_config(config, **how)
         if model.lora is not None:
+            from ehrr1.models.loading import add_adapters  # needs peft
+
             add_adapters(built, model.lora)
     return built.train()
 
 
-def _bytes_a_token(model: ModelSettings, work: LayerWork, layers: int) -> Bytes:
+def _bytes_a_token(model: "ModelSettings", work: LayerWork, layers: int) -> Bytes:
     built = shell(model, layers, attn_implementation="plan", dtype=work.dtype)
     if work.checkpointing:
         built.gradient_checkpointing_enable()

@@ -60,11 +60,26 @@ def token_logprobs(
     number of logits held at a time.
     """
     states = hidden_states(model, forest)
+    return state_logprobs(model, states, forest.targets, temperature, chunk, entropy)
+
+
+def state_logprobs(
+    model: PreTrainedModel,
+    states: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+    chunk: int = CHUNK,
+    entropy: bool = False,
+) -> TokenStatistics:
+    """Return log-probabilities of `targets` [N] behind hidden `states` [N, hidden].
+
+    The other arguments are those of `token_logprobs`.
+    """
     head: Any = model.get_output_embeddings()
     if "forward" not in vars(head):
         head.forward = MethodType(_forward, head)
     rows = max(1, chunk // model.config.vocab_size)  # a head partitioned by ZeRO-3 has no shape
-    found = head(states, forest.targets, Asked(rows, temperature, entropy))
+    found = head(states, targets, Asked(rows, temperature, entropy))
     return TokenStatistics(found[0], found[1].detach() if entropy else found.new_empty(0))
 
 

@@ -8,15 +8,17 @@ bytes.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from ehrr1.config.training import ModelSettings, TrainerSettings
 from ehrr1.models.activations import Attention, Bytes, LayerWork, activation_bytes, shell
 from ehrr1.models.attention import bunched
 from ehrr1.models.logprobs import CHUNK
 from ehrr1.models.prune_last_layer import KNOWN, decoder_layers
+
+if TYPE_CHECKING:
+    from ehrr1.config.training import ModelSettings, TrainerSettings
 
 STAGES = {"single": 0, "ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3}
 """ZeRO stage of each strategy.
@@ -78,7 +80,7 @@ class Anatomy:
     """Whether the last layer omits a record's tokens (`models/prune_last_layer.py`)."""
 
 
-def anatomy(model: ModelSettings) -> Anatomy:
+def anatomy(model: "ModelSettings") -> Anatomy:
     """Return the parameter counts and widths of a model, built on the meta device."""
     built = shell(model)
     config = built.config
@@ -189,7 +191,7 @@ class Memory(NamedTuple):
         return most
 
 
-def precision_bytes(trainer: TrainerSettings) -> int:
+def precision_bytes(trainer: "TrainerSettings") -> int:
     """Return the bytes of a weight.
 
     DeepSpeed's bf16-mixed has bf16 weights, Lightning's uses autocast with float32 weights.
@@ -197,7 +199,7 @@ def precision_bytes(trainer: TrainerSettings) -> int:
     return 2 if STAGES[trainer.strategy] and trainer.precision == "bf16-mixed" else 4
 
 
-def work(trainer: TrainerSettings, attention: str, shape: TreeShape) -> LayerWork:
+def work(trainer: "TrainerSettings", attention: str, shape: TreeShape) -> LayerWork:
     """Return the way in which the layers compute; `attention` is `model.attention`."""
     low = precision_bytes(trainer) == 2
     return LayerWork(
@@ -209,7 +211,7 @@ def work(trainer: TrainerSettings, attention: str, shape: TreeShape) -> LayerWor
 
 
 def activations(
-    model: ModelSettings, trainer: TrainerSettings, body: Anatomy, shape: TreeShape
+    model: "ModelSettings", trainer: "TrainerSettings", body: Anatomy, shape: TreeShape
 ) -> Bytes:
     """Return the activation bytes per token of a row.
 
@@ -222,7 +224,7 @@ def activations(
     return activation_bytes(model, work(trainer, model.attention, shape), layers)
 
 
-def memory(body: Anatomy, trainer: TrainerSettings, gpus: int, kept: Bytes, load: Load) -> Memory:
+def memory(body: Anatomy, trainer: "TrainerSettings", gpus: int, kept: Bytes, load: Load) -> Memory:
     """Return the memory of one of `gpus` GPUs; `kept` is the result of `activations`.
 
     Gradients are counted at every moment, since a step has several rows and the gradients of
@@ -265,7 +267,7 @@ def generation_bytes(trainer: TrainerSettings) -> int:
 
 
 def states(
-    body: Anatomy, trainer: TrainerSettings, gpus: int, load: Load
+    body: Anatomy, trainer: "TrainerSettings", gpus: int, load: Load
 ) -> tuple[dict[str, float], float]:
     """Return the bytes of weights, gradients and optimizer states on a GPU, and those on the CPU.
 
@@ -292,7 +294,7 @@ def states(
     return {"weights": weights, "gradients": on_gpu, "optimizer": 0.0}, cpu
 
 
-def buffers(body: Anatomy, trainer: TrainerSettings) -> float:
+def buffers(body: Anatomy, trainer: "TrainerSettings") -> float:
     """Return the bytes of the strategy's buffers: gradients in transfer and gathered weights."""
     stage, low = STAGES[trainer.strategy], precision_bytes(trainer)
     if trainer.strategy == "ddp":
@@ -322,7 +324,7 @@ def logits(body: Anatomy, learnt: int, low: int, held: int) -> float:
     return float(max(copies, gradient) + 2 * low * learnt * body.hidden)
 
 
-def step(body: Anatomy, trainer: TrainerSettings, gpus: int) -> float:
+def step(body: Anatomy, trainer: "TrainerSettings", gpus: int) -> float:
     """Return the extra bytes of an optimizer step.
 
     DeepSpeed flattens its float32 gradients. PyTorch's fused AdamW works in place.

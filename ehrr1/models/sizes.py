@@ -1,18 +1,21 @@
 """Compute a model's number of parameters and memory requirement before loading it."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from ehrr1.config.training import ModelSettings
 from ehrr1.errors import UserError
 from ehrr1.prompts.tokenizer import reachable
+
+if TYPE_CHECKING:
+    from ehrr1.config.training import ModelSettings
 
 GIB = 2**30
 
 
-def model_config(model: ModelSettings, vocab_size: int | None = None) -> PretrainedConfig:
+def model_config(model: "ModelSettings", vocab_size: int | None = None) -> PretrainedConfig:
     """Return the architecture in `model.config`, or the folder's own if it is null (`model=DIR`).
 
     vocab_size: vocabulary of a trained tokenizer, which overrides the configured one. Raises
@@ -53,7 +56,7 @@ def unreadable(start: Path | str, error: Exception) -> UserError:
     )
 
 
-def parameter_count(model: ModelSettings) -> int:
+def parameter_count(model: "ModelSettings") -> int:
     """Return the number of parameters of the architecture in `model.config`.
 
     Tied parameters count once. Nothing is loaded.
@@ -71,7 +74,7 @@ def count_parameters(config: PretrainedConfig) -> int:
     return sum(parameter.numel() for parameter in built.parameters())
 
 
-def requirements(model: ModelSettings) -> str:
+def requirements(model: "ModelSettings") -> str:
     """Describe a model in one line: parameters, source of the weights, and memory in GiB.
 
     Memory is given for holding and for training. Training is counted as mixed precision with AdamW:
@@ -86,7 +89,7 @@ def requirements(model: ModelSettings) -> str:
     )
 
 
-def check_memory(model: ModelSettings, accelerator: str) -> None:
+def check_memory(model: "ModelSettings", accelerator: str) -> None:
     """Raise UserError if one CPU process cannot hold the training of this model.
 
     The bound is 16 bytes per parameter (float32 weights, gradients and two moments), compared with

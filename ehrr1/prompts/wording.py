@@ -9,13 +9,16 @@ A style is part of a result's name, since scores of different styles cannot be c
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ehrr1.config.names import WordingName
 from ehrr1.prompts.messages import EMPTY_THOUGHT, NO_THINK, SYSTEM, THINK
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import event_markdown, released_markdown
 from ehrr1.tasks.catalog import ALL_TASKS
-from ehrr1.tasks.samples import Sample
+
+if TYPE_CHECKING:  # forests, which import this module, need no tables
+    from ehrr1.tasks.samples import Sample
 
 BETWEEN = "\n\n"
 """Separator of two events."""
@@ -60,7 +63,7 @@ class Wording:
         """Return a record as it is shown, without the text that follows it."""
         return BETWEEN.join(map(self.printed, events))
 
-    def own(self, sample: Sample) -> str | None:
+    def own(self, sample: "Sample") -> str | None:
         """Return the sample's own question, or None if the task's is used."""
         return sample.instruction if self.name != "ours" or sample.time_told else None
 

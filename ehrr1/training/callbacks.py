@@ -11,12 +11,10 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from ehrr1 import parallel
 from ehrr1.files import replacing
+from ehrr1.models.flops import peak_flops
 from ehrr1.progress import bar
 from ehrr1.prompts.schedule import Steps
 from ehrr1.training.module import ForestModule
-
-PEAK_TFLOPS = {"A100": 312, "H100": 989, "H200": 989, "GH200": 989, "B200": 2250, "L40S": 362}
-"""Dense bf16 peaks by NVIDIA's data sheets: a part of the device's name, and TFLOP/s."""
 
 GIB = 2**30
 
@@ -138,14 +136,6 @@ def inner_parameters(module: LightningModule) -> int:
     inner = [p for p in module.model.parameters() if id(p) not in outer]
     # of a weight that ZeRO-3 has divided, `numel` is nothing and `ds_numel` all of it
     return sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in inner)
-
-
-def peak_flops() -> float:
-    """Return the peak of this process's device in FLOP/s; 0 if it is not known."""
-    if not torch.cuda.is_available():
-        return 0.0
-    name = torch.cuda.get_device_name()
-    return max((1e12 * peak for part, peak in PEAK_TFLOPS.items() if part in name), default=0.0)
 
 
 def memory_gib() -> float:
