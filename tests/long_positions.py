@@ -28,6 +28,7 @@ from ehrr1.models.logprobs import CHUNK, token_logprobs
 from ehrr1.prompts.forest import Forest, collate
 from ehrr1.prompts.schedule import Step, StepData, Steps
 from ehrr1.prompts.trees import Tree
+from ehrr1.training.checkpoints import last_checkpoint, learnt_weights
 from ehrr1.training.module import ForestModule
 from ehrr1.training.sft import builder
 from ehrr1.training.trainer import fit
@@ -69,8 +70,16 @@ def trained(folder: Path, strategy: str, chunk: int = CHUNK) -> dict[str, Any]:
     with TemporaryDirectory() as out:
         run = parallel.from_first(lambda: out)
         fit(module, StepData(one), Path(run), cfg.trainer, description="", seed=0, save_seconds=1e9)
+        checkpoint, _ = last_checkpoint(Path(run) / "checkpoints")
+        assert checkpoint is not None
+        saved = dict(learnt_weights(checkpoint)) if parallel.rank() == 0 else {}
+        sizes = {name: list(value.shape) for name, value in saved.items()}
         parallel.barrier()
-    return {"strategy": strategy, "logprobs": module.found.tolist()} | module.watched
+    return {
+        "strategy": strategy,
+        "saved": sizes,
+        "logprobs": module.found.tolist(),
+    } | module.watched
 
 
 def divided(folder: Path, dtype: torch.dtype) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -135,6 +136,7 @@ def test_every_strategy_in_bf16_is_the_folders_model_at_long_positions(
     weights = read_whole(sharp, torch.bfloat16)
     autocast = read_whole(sharp, torch.float32, autocast=True)
     found = {one["strategy"]: one for one in [trained(sharp, "single"), *told[:4]]}
+    shapes = {name: list(w.shape) for name, w in load_file(sharp / "model.safetensors").items()}
     assert list(found) == ["single", "ddp", "zero1", "zero2", "zero3"]
     for strategy, one in found.items():
         logprobs = torch.tensor(one["logprobs"])
@@ -144,6 +146,9 @@ def test_every_strategy_in_bf16_is_the_folders_model_at_long_positions(
         assert (logprobs - exact).abs().mean() < 0.05, strategy
         assert one["loss"] == pytest.approx(-logprobs.mean().item(), rel=1e-5)
         assert 0 < one["grad_norm"] < 100
+        # a checkpoint from which hf/ can be made
+        saved = {name: one["saved"].get(name) for name in shapes}
+        assert saved == shapes, strategy
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -256,12 +256,12 @@ def memory(body: Anatomy, trainer: "TrainerSettings", gpus: int, kept: Bytes, lo
     return Memory(moments, cpu)
 
 
-def cache_bytes(body: Anatomy, trainer: TrainerSettings, tokens: int) -> float:
+def cache_bytes(body: Anatomy, trainer: "TrainerSettings", tokens: int) -> float:
     """Return the bytes of the keys and values of `tokens` tokens."""
     return float(body.cache * body.depth * tokens * generation_bytes(trainer))
 
 
-def generation_bytes(trainer: TrainerSettings) -> int:
+def generation_bytes(trainer: "TrainerSettings") -> int:
     """Return the bytes of a number in which completions are generated."""
     return 2 if trainer.precision == "bf16-mixed" else 4
 
@@ -271,8 +271,8 @@ def states(
 ) -> tuple[dict[str, float], float]:
     """Return the bytes of weights, gradients and optimizer states on a GPU, and those on the CPU.
 
-    DeepSpeed sums the gradients of rows in float32 and keeps a float32 master copy of bf16 weights.
-    ZeRO-1 and 2 copy float32 weights too.
+    DeepSpeed sums the gradients of rows in float32, except with ZeRO-1, and keeps a float32 master
+    copy of bf16 weights. ZeRO-1 and 2 copy float32 weights too.
     """
     stage, low = STAGES[trainer.strategy], precision_bytes(trainer)
     parameters = (body.base + body.adapters) * (2 if load.reference else 1)
@@ -282,14 +282,12 @@ def states(
     weights = low * parameters / (gpus if stage == 3 else 1)
     if not stage and trainer.precision == "bf16-mixed":
         weights += 2 * body.cast
-    gradients = 4 * body.learnt / (gpus if stage >= 2 else 1)
-    if stage == 1 and low == 2:
-        gradients += low * body.learnt  # those of one row, which are then added
+    gradients = low * body.learnt if stage < 2 else 4 * body.learnt / gpus
     optimizer = (master + moments) / (gpus if stage else 1)
     if not trainer.offload:
         return {"weights": weights, "gradients": gradients, "optimizer": optimizer}, 0.0
     # the CPU also holds float32 gradients for its step, and those that are summed
-    cpu = optimizer + 8 * body.learnt / gpus
+    cpu = optimizer + (4 + (4 if stage > 1 else low)) * body.learnt / gpus
     on_gpu = gradients if stage == 1 else 0.0
     return {"weights": weights, "gradients": on_gpu, "optimizer": 0.0}, cpu
 
@@ -327,15 +325,16 @@ def logits(body: Anatomy, learnt: int, low: int, held: int) -> float:
 def step(body: Anatomy, trainer: "TrainerSettings", gpus: int) -> float:
     """Return the extra bytes of an optimizer step.
 
-    DeepSpeed flattens its float32 gradients. PyTorch's fused AdamW works in place.
+    DeepSpeed flattens its gradients and, with ZeRO-1, converts them to float32. PyTorch's fused
+    AdamW works in place.
     """
-    stage = STAGES[trainer.strategy]
+    stage, low = STAGES[trainer.strategy], precision_bytes(trainer)
     if not stage or trainer.offload:
         return 0.0
     share = body.learnt / gpus
     if stage == 3:
         share = min(share, SUB_GROUP)
-    return 4 * share
+    return share * (low + 4 if stage == 1 and low == 2 else 4)
 
 
 def most_trees(need: Callable[[int], float], room: float) -> int:

@@ -74,10 +74,11 @@ def zero_config(trainer: TrainerSettings, clip: float) -> dict[str, Any]:
     }
     if trainer.offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu(trainer)}
-    return {
+    # the gradients of a step's rows are summed in float32, those of a row computed in bf16; with
+    # stage 1 DeepSpeed would take an optimizer whose checkpoints `zero_to_fp32` cannot read
+    summed = {"data_types": {"grad_accum_dtype": "fp32"}} if zero["stage"] > 1 else {}
+    return summed | {
         "zero_optimization": zero,
-        # the gradients of a step's rows are summed in float32, those of a row computed in bf16
-        "data_types": {"grad_accum_dtype": "fp32"},
         "zero_allow_untested_optimizer": True,
         # its compiled Adam is for GPU machines; on CPU PyTorch's is as fast and needs no compiler
         "zero_force_ds_cpu_optimizer": on_gpu(trainer),
