@@ -72,8 +72,8 @@ def damaged(path: Path, what: str, remedy: str | None = None) -> DamagedError:
             "again with the same settings and overwrite=true"
         )
     return DamagedError(
-        f"{path} {what}: stage={folder.name}, which is not finished, made it; delete the file and "
-        "repeat the command, which makes it again"
+        f"{path} {what}: stage={folder.name}, which is not finished, made it; restore a copy of "
+        "it, or begin again with overwrite=true"
     )
 
 

@@ -495,6 +495,7 @@ def test_records_that_are_not_open_stay_here(smoke: Path, tmp_path: Path) -> Non
     closed = tmp_path / "closed"
     shutil.copytree(smoke / "prepare", closed, symlinks=True)
     write_json(closed / "open.json", {"open": False, "why": "data.open=false"})
+    (closed / "manifest.json").unlink()  # it lists what was prepared as open
     with MessagesServer(answer=chain) as server:
         given = ["chains=anthropic", "chains.model=some-model", f"chains.base_url={server.url}"]
         given += [f"inputs.prepare={closed}", "chains.drafts=1"]

@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
 
 from ehrr1 import parallel
 from ehrr1.config.training import Lora, ModelSettings
@@ -196,11 +197,18 @@ def read_whole(start: Path | str, dtype: torch.dtype, attention: str = "sdpa") -
 
 @contextmanager
 def _told_of(start: Path | str) -> Iterator[None]:
-    """Raise UserError, which names `start`, for a model that cannot be read."""
+    """Raise UserError, which names `start`, for a model that cannot be read.
+
+    Transformers' own table of wrong weights is left out.
+    """
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     except (OSError, ValueError, SafetensorError) as error:
         raise unreadable(start, error) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def refuse_other_weights(

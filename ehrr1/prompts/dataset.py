@@ -42,6 +42,9 @@ FEATURES = Features(
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 """The last bytes of a whole Arrow stream."""
 
+AGAIN = "delete it and repeat the command, which makes it again"
+"""The remedy for damaged trees."""
+
 
 def rank(seed: int, name: str) -> int:
     """Return a pseudo-random number for ordering names, the same in every process."""
@@ -121,11 +124,11 @@ def read_trees(path: Path) -> Dataset:
 
     An Arrow stream that ends early may still be read; only its last bytes tell.
     """
-    with reading(path, FileNotFoundError), path.open("rb") as file:
+    with reading(path, FileNotFoundError, remedy=AGAIN), path.open("rb") as file:
         file.seek(max(path.stat().st_size - len(END_OF_STREAM), 0))
         if file.read() != END_OF_STREAM:
-            raise damaged(path, "ends too early")
-    with reading(path, pa.ArrowException, OSError, ValueError):
+            raise damaged(path, "ends too early", AGAIN)
+    with reading(path, pa.ArrowException, OSError, ValueError, remedy=AGAIN):
         return Dataset.from_file(str(path))
 
 
