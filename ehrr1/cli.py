@@ -60,9 +60,9 @@ OF_DEFAULTS = ("Config group override", "Invalid defaults list", "Unsupported ty
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def compose_and_run(cfg: DictConfig) -> float | None:
     """Run the composed configuration; return what a search optimises."""
-    from ehrr1.stages import execute
-
     try:
+        from ehrr1.stages import execute
+
         config = read(cfg, HydraConfig.get().overrides.task)
         if config.variant is None:
             config.variant = own_variant(config)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from importlib import import_module
 from multiprocessing import active_children
 from pathlib import Path
-from threading import Timer
+from threading import Event, Timer
 from types import FrameType
 from typing import Any
 
@@ -21,8 +21,15 @@ ENDINGS = {
 }
 """The signals that ask a process to end, and what they are called; the exit code is 128 more."""
 
+NO_MEMORY = "failed to map segment"
+"""What an ImportError says if the addresses of a process are limited."""
+
 PATIENCE_SECONDS = 5
 """How long threads and exit functions of libraries may take, before the process is ended."""
+
+
+_ending = Event()
+"""Set when a signal has unwound the stack."""
 
 
 class EndedError(KeyboardInterrupt):
@@ -44,6 +51,7 @@ def run_command(module: str, after: str) -> None:
     try:
         import_module(module).main()
     except KeyboardInterrupt as error:
+        _ending.set()
         number = error.number if isinstance(error, EndedError) else signal.SIGINT
         told = f"{Path(sys.argv[0]).name}: interrupted by {ENDINGS[signal.Signals(number)]}{after}"
         with suppress(OSError):
@@ -52,6 +60,14 @@ def run_command(module: str, after: str) -> None:
             child.terminate()
         _later(PATIENCE_SECONDS, os._exit, 128 + number)
         sys.exit(128 + number)
+    except ImportError as error:
+        if NO_MEMORY not in str(error):
+            raise
+        told = (
+            f"{Path(sys.argv[0]).name}: {error}: there is not enough memory to import the program"
+        )
+        print(f"{told}: raise the limit (ulimit -v)", file=sys.stderr)
+        sys.exit(2)
     except BrokenPipeError:
         if not _reader_has_gone():
             raise
@@ -77,9 +93,10 @@ def _end_output() -> None:
 
 
 def answer_signals() -> None:
-    """Raise EndedError on a signal of `ENDINGS`, once, and again where Python has ignored it.
+    """Raise EndedError on a signal of `ENDINGS`, and again until it has unwound the stack.
 
-    A signal that is ignored, as `nohup` and `&` leave it, stays so.
+    Python ignores exceptions in some places, and libraries do where they call back. A signal that
+    is ignored, as `nohup` and `&` leave it, stays so.
     """
     own, received = os.getpid(), list[int]()
     unraisable = sys.unraisablehook
@@ -89,14 +106,19 @@ def answer_signals() -> None:
             os._exit(128 + number)
         received.append(number)
         leave_terminal(number)
+        _later(PATIENCE_SECONDS, insist, number)
         raise EndedError(number)
+
+    def insist(number: int) -> None:
+        if not _ending.is_set():
+            received.clear()
+            os.kill(own, number)
 
     def ignored(error: Any) -> None:
         if not issubclass(error.exc_type, KeyboardInterrupt):
             unraisable(error)
         else:  # raised in a `__del__`, where no exception goes on
-            number = received.pop()
-            _later(0.01, os.kill, own, number)
+            _later(0.01, insist, *received)
 
     for number in ENDINGS:
         if signal.getsignal(number) is not signal.SIG_IGN:

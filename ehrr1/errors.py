@@ -43,8 +43,11 @@ OF_SQLITE = {
 }
 """SQLite's names of errors, by their beginning, and the error numbers that they mean."""
 
-OF_TORCH = ("can't allocate memory", "out of memory", "can't start new thread")
-"""What PyTorch's and Python's RuntimeErrors say if memory is missing."""
+OF_MEMORY = (
+    *("can't allocate memory", "out of memory", "can't start new thread"),
+    *("failed to map segment", "cannot allocate memory"),
+)
+"""What errors of PyTorch, of threads and of imports say if memory is missing."""
 
 
 class UserError(Exception):
@@ -86,19 +89,22 @@ def machine_fault(error: BaseException) -> str | None:
     Returns None for every other error, which is a bug. Libraries report these faults as errors of
     many kinds.
     """
-    if isinstance(error, MemoryError) or _says(error, OF_TORCH):
+    if isinstance(error, MemoryError) or _says(error, OF_MEMORY):
         said = " ".join(str(error).split())[:200]
         return f"{said or 'out of memory'}: {NO_MEMORY}. {RESUMES}"
     number = _number(error)
     if number is None or number not in REMEDIES:
         return None
     named = error.filename if isinstance(error, OSError) else None
-    place = named or _full_place(number)
-    return f"{place}: {os.strerror(number)}: {REMEDIES[number]}. {RESUMES}"
+    remedy = REMEDIES[number]
+    if named is None and number == errno.ENOSPC and _is_full(SHARED_MEMORY):
+        named, remedy = SHARED_MEMORY, "shared memory is too small; in a container set --shm-size"
+    return f"{named or 'the run folder'}: {os.strerror(number)}: {remedy}. {RESUMES}"
 
 
 def _says(error: BaseException, words: tuple[str, ...]) -> bool:
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    kinds = (RuntimeError, ImportError)
+    return isinstance(error, kinds) and any(word in str(error).lower() for word in words)
 
 
 def _number(error: BaseException) -> int | None:
@@ -113,9 +119,5 @@ def _number(error: BaseException) -> int | None:
     return int(next(filter(None, found.groups()))) if found else None
 
 
-def _full_place(number: int) -> str:
-    """Name the place of a fault that names no file."""
-    full = os.path.isdir(SHARED_MEMORY) and shutil.disk_usage(SHARED_MEMORY).free
-    if number == errno.ENOSPC and full is not False and full < SHARED_MEMORY_BYTES:
-        return f"{SHARED_MEMORY} (shared memory; in a container set --shm-size)"
-    return "the run folder"
+def _is_full(folder: str) -> bool:
+    return os.path.isdir(folder) and shutil.disk_usage(folder).free < SHARED_MEMORY_BYTES

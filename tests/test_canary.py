@@ -44,6 +44,7 @@ HOLDERS = {
     "*/adapt/tokenizer/*": "the same, as it was trained",
     "*/eval/predictions*": "answers to the questions of each sample",
     "*/eval/answers/**": "the same, while they are made",
+    "*/audit/audit.json": "rules that predict an answer by an item, and samples that leak",
     "*/export/**": "records that were asked for, in a folder of their own",
     "*/rl/completions/*": "what the model wrote, and the samples that it was asked about",
     "*/infer/*": "answers to rows of the user's own",

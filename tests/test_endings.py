@@ -210,6 +210,17 @@ main()
 """
 
 
+SWALLOWS = IGNORES.replace(
+    "    Waits()\n",
+    """    try:
+        print("calling back", file=sys.stderr, flush=True)
+        time.sleep(60)
+    except BaseException:  # as a library may, where it calls back
+        pass
+""",
+)
+
+
 def pressed(
     *command: str,
     ready: str,
@@ -275,7 +286,7 @@ def test_a_closed_terminal_saves_what_was_trained(
     smoke: Path, tmp_path: Path, command_line: CommandLine
 ) -> None:
     given = ["experiment=smoke", "stage=adapt", f"inputs.prepare={smoke / 'prepare'}"]
-    given += ["adapt.max_steps=200", "adapt.epochs=50", f"output_root={tmp_path}"]
+    given += ["adapt.max_steps=30", "adapt.epochs=50", f"output_root={tmp_path}"]
     folder = tmp_path / "smoke" / "adapt"
     child, terminal = pty.fork()
     if child == 0:
@@ -306,6 +317,11 @@ def test_ctrl_c_while_python_imports_is_one_line(script: str) -> None:
 def test_ctrl_c_where_python_ignores_exceptions_is_one_line() -> None:
     code, said = pressed("-c", IGNORES, ready="deleting")
     assert code == 130 and len(said) == 1 and "interrupted by Ctrl-C" in said[0], said
+
+
+def test_a_signal_that_a_library_swallows_comes_again() -> None:
+    code, said = pressed("-c", SWALLOWS, ready="calling back", numbers=[signal.SIGTERM])
+    assert code == 143 and len(said) == 1 and "interrupted by SIGTERM" in said[0], said
 
 
 def test_ctrl_c_ends_the_processes_of_a_pool(smoke: Path, tmp_path: Path) -> None:
