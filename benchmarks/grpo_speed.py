@@ -1,7 +1,7 @@
-"""Measure a step of GRPO: ehrr1 beside TRL's GRPOTrainer, in turn.
+"""Measure GRPO: a step of ehrr1 beside TRL's GRPOTrainer, and its update beside prefix_grouper.
 
     python -m benchmarks.grpo_speed [FOLDER] [--cases 1500x8 1500x16 6000x16] [--rounds 3]
-        [--steps 2] [--threads 2] [--checkpointing] [--trl-env DIR] [--json FILE]
+        [--steps 2] [--threads 2] [--checkpointing] [--only step|update] [--json FILE]
 
 A case `1500x8` is one prompt of 1,500 tokens a step and a group of 8 completions of 128 tokens. All
 contenders start from one folder, which is written first: a random Qwen3 (hidden 256, 6 layers,
@@ -27,6 +27,13 @@ What is timed, in seconds a step (of a process the mean over its counted steps):
   forward, backward, clipping, AdamW; ehrr1's with writing the completions to a file.
 - step: from the end of a step to the end of the next one. With ehrr1's check of the generator's
   weights, its log and its checkpoints.
+
+The update alone (`--only update`) is ehrr1's forest beside prefix_grouper 0.0.1.post1, which shares
+a group's prompt too, under PyTorch's attention; in an environment of its own (`--grouper-env`).
+Both learn the same completions with the same loss, head, clipping and AdamW
+(`benchmarks/grpo_update.py`); the fastest of the counted updates is timed. Their log-probabilities
+and the gradient's norm must be equal within 1e-6 (nats on average; relative), else the benchmark
+ends.
 
 What favours whom:
 
@@ -58,10 +65,11 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from benchmarks.measure import (
+    GROUPER,
     ROOT,
     TRL,
     Cost,
@@ -136,6 +144,23 @@ class Trained:
     peak_mb: float
 
 
+@dataclass(frozen=True)
+class Updated:
+    """One process: seconds and CPU seconds of its fastest counted update, what its first one found,
+    and its cost."""
+
+    update: float
+    cpu_update: float
+    logprobs: list[float]
+    grad_norm: float
+    seconds: float
+    peak_mb: float
+
+
+EQUAL = 1e-6
+"""How far two contenders' first updates may be apart."""
+
+
 class Contenders:
     """The commands of one case, and what they are given."""
 
@@ -154,6 +179,18 @@ class Contenders:
 
     def trl_completions(self, number: int) -> Trained:
         return _trained(*self._child(*self._trl(), "--completions-only"))
+
+    def forest(self, number: int) -> Updated:
+        found, cost = self._child(sys.executable, *self._update("ehrr1"))
+        return Updated(**found, seconds=cost.seconds, peak_mb=cost.peak_mb)
+
+    def grouped(self, number: int) -> Updated:
+        python = environment(self.given.grouper_env, GROUPER) / "python"
+        found, cost = self._child(python, *self._update("prefix_grouper"))
+        return Updated(**found, seconds=cost.seconds, peak_mb=cost.peak_mb)
+
+    def _update(self, contender: str) -> list[Any]:
+        return ["-m", "benchmarks.grpo_update", contender, *self._common()]
 
     def _ours(self, what: str) -> list[Any]:
         return [sys.executable, "-m", "benchmarks.grpo_speed_ours", what, *self._common()]
@@ -228,6 +265,33 @@ def ratios(case: Case, trained: dict[str, list[Trained]], flops: float) -> list[
     return [[str(case), *one] for one in found]
 
 
+def compare_updates(given: argparse.Namespace, case: Case) -> list[list[Any]]:
+    """Rows for `UPDATES`: each contender's medians, then the ratios. Ends if they differ."""
+    contenders = Contenders(given, case)
+    contenders.setup()
+    print(f"case {case}, the update alone", file=sys.stderr, flush=True)
+    chosen = {"ehrr1": contenders.forest, "prefix_grouper": contenders.grouped}
+    found: Any = interleaved(chosen, given.runs, warm_up=False)
+    ours, theirs = found["ehrr1"], found["prefix_grouper"]
+    pairs = zip(ours[0].logprobs, theirs[0].logprobs, strict=True)
+    nats = fmean(abs(a - b) for a, b in pairs)
+    norm = abs(ours[0].grad_norm / theirs[0].grad_norm - 1)
+    if nats > EQUAL or norm > EQUAL:
+        raise SystemExit(f"case {case}: {nats} nats and {norm} of the gradient's norm apart")
+    fields = ("update", "cpu_update", "peak_mb")
+
+    def middle(rounds: list[Updated]) -> list[str]:
+        return [f"{median(getattr(one, field) for one in rounds):.2f}" for field in fields]
+
+    rows = [[name, *middle(rounds), ""] for name, rounds in found.items()]
+    ratio = [f"{median_ratio(theirs, ours, field):.3f}" for field in fields]
+    rows.append(["prefix_grouper / ehrr1", *ratio, f"{nats:.1e}, {norm:.1e}"])
+    return [[str(case), *one] for one in rows]
+
+
+UPDATES = ["case", "", "update s", "update CPU s", "peak MB", "apart: nats, gradient's norm"]
+
+
 def compare(given: argparse.Namespace, case: Case) -> dict[str, Any]:
     """All rounds of a case: the operations, what was trained, the ratios."""
     contenders = Contenders(given, case)
@@ -257,13 +321,25 @@ def main() -> None:
     reader.add_argument("--checkpointing", action="store_true", help="activations, in all")
     reader.add_argument("--trl-env", type=Path, default=home / "trl-env", metavar="DIR")
     reader.add_argument("--trl-rows", type=int, help="that TRL learns at a time")
-    reader.add_argument("--without-trl", action="store_true", help="ehrr1 only")
+    reader.add_argument("--without-trl", action="store_true", help="ehrr1's steps only")
+    reader.add_argument("--grouper-env", type=Path, default=home / "grouper-env", metavar="DIR")
+    reader.add_argument("--only", choices=["step", "update"], help="of the two comparisons")
     given = reader.parse_args()
     given.folder = given.folder.resolve()
     given.folder.mkdir(parents=True, exist_ok=True)
-    on = machine()
-    found = {case: compare(given, case) for case in map(Case.read, given.cases)}
+    on, cases = machine(), list(map(Case.read, given.cases))
+    updates = [] if given.only == "step" else [compare_updates(given, case) for case in cases]
+    found = {} if given.only == "update" else {case: compare(given, case) for case in cases}
+    tables = [markdown(UPDATES, [row for rows in updates for row in rows])] if updates else []
+    tables += step_tables(given, found) if found else []
+    settings = {name: getattr(given, name) for name in ("steps", "threads", "checkpointing")}
+    cases_found = {str(case): one for case, one in found.items()}
+    figures = {"settings": settings, "cases": cases_found, "updates": updates}
+    report(given.json, "\n\n".join(tables), {"machine": on} | figures)
 
+
+def step_tables(given: argparse.Namespace, found: dict[Case, dict[str, Any]]) -> list[str]:
+    """The tables of whole steps."""
     operations = ("padded / forest", "with the short last layer")
     shown = [
         [str(case), *(f"{one['counts'][name]:.2f}" for name in operations)]
@@ -281,18 +357,13 @@ def main() -> None:
     ]
     first = next(iter(found.values()))
     entropies = [f"{n} {rounds[0].entropy:.3f}" for n, rounds in first["trained"].items()]
-    table = "\n\n".join(
-        [
-            f"parameters {first['counts']['parameters']:,}",
-            markdown(["case", *(f"operations, {name}" for name in operations)], shown),
-            markdown(COLUMNS, costs),
-            markdown(["case", "", "median ratio", "by CPU seconds", "required"], compared),
-            f"entropy of the first step of {given.cases[0]}: " + ", ".join(entropies),
-        ]
-    )
-    settings = {name: getattr(given, name) for name in ("steps", "threads", "checkpointing")}
-    cases_found = {str(case): one for case, one in found.items()}
-    report(given.json, table, {"machine": on, "settings": settings, "cases": cases_found})
+    return [
+        f"parameters {first['counts']['parameters']:,}",
+        markdown(["case", *(f"operations, {name}" for name in operations)], shown),
+        markdown(COLUMNS, costs),
+        markdown(["case", "", "median ratio", "by CPU seconds", "required"], compared),
+        f"entropy of the first step of {given.cases[0]}: " + ", ".join(entropies),
+    ]
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 TRL = ("torch==2.13.0", "trl==1.16.0", "transformers==5.19.0", "datasets==5.2.0")
 """The environment of TRL, the peer in training."""
 
+GROUPER = ("torch==2.13.0", "transformers==5.19.0", "prefix_grouper==0.0.1.post1")
+"""The environment of prefix_grouper, the peer in sharing prompts."""
+
 PERIOD = 0.02
 """Seconds between two looks at the memory of a process tree."""
 

@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv
 
 from ehrr1.models.logprobs import state_logprobs, token_logprobs
 from ehrr1.prompts.forest import collate
@@ -106,11 +105,10 @@ def _grouped_attention(
 ) -> tuple[Tensor, None]:
     def attend(query: Tensor, key: Tensor, value: Tensor, padding: Tensor) -> Tensor:
         """Its mask is of padding, of which there is none; to be causal is left to this function."""
-        key, value = (repeat_kv(part, module.num_key_value_groups) for part in (key, value))
         prompt = query.shape[2] == key.shape[2]
         mask = None if prompt else _lower_right(query.shape[2], key.shape[2], query.device)
         found = scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=prompt, scale=scaling
+            query, key, value, attn_mask=mask, is_causal=prompt, scale=scaling, enable_gqa=True
         )
         return found.transpose(1, 2)
 

@@ -27,6 +27,7 @@ from ehrr1.prompts.forest import collate, pack
 from ehrr1.prompts.schedule import StepData, forest_steps, plan_steps
 from ehrr1.prompts.tokenizer import load_tokenizer, train_tokenizer
 from ehrr1.prompts.trees import PromptBuilder
+from ehrr1.prompts.wording import OURS
 from ehrr1.stages.adapt import ask
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared
@@ -70,9 +71,8 @@ def write_samples(given: argparse.Namespace) -> dict[str, Any]:
     samples = prepared.samples("train", ASKED)
     samples.sort(key=lambda sample: rank(SEED, sample.context_id))
     prompt_builder = PromptBuilder(tokenizer, MAX_TOKENS)
-    write_trees(
-        folder / "trees.arrow", prepared, samples, partial(ask, risk_weight=1.0), prompt_builder
-    )
+    questions = partial(ask, risk_weight=1.0, style=OURS)
+    write_trees(folder / "trees.arrow", prepared, samples, questions, prompt_builder)
     trees = chosen_trees(given)
     rows = [
         {"input_ids": ids, "completion_mask": mask, "step": number}

@@ -2,7 +2,6 @@
 
 import random
 import sys
-from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -27,7 +26,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from ehrr1.errors import UserError
-from ehrr1.models import attention
+from ehrr1.models import attention, merged_attention
 from ehrr1.models.logprobs import token_logprobs
 from ehrr1.models.prune_last_layer import shorten_last_layer
 from ehrr1.prompts.forest import Shape, collate
@@ -262,12 +261,27 @@ def test_a_window_that_holds_the_longest_text_changes_nothing() -> None:
 
 
 def test_branches_are_bunched_within_a_bound() -> None:
-    assert attention.bunched([100, 100, 100, 300, 10]) == [[100, 100], [100], [300], [10]]
+    assert merged_attention.bunched([100, 100, 100, 300, 10]) == [[100, 100], [100], [300], [10]]
     one, other = attention.two_parts([Shape(5, (2, 3)), Shape(0, (4,))], torch.device("cpu"))
     assert (one.trunk, one.length, other.trunk, other.length) == (5, 5, 0, 4)
     own = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 1]]
     assert one.bunches[0].mask(5).int().tolist() == [[1] * 5 + row for row in own]
-    assert one.runs[0][1] is not None and other.runs == [(4, None)]  # one branch: just causal
+
+
+def test_calls_of_the_cpu_cover_each_pair_once() -> None:
+    """One branch is just causal, several have a mask."""
+    shapes = [Shape(13, (2, 3)), Shape(0, (4,)), Shape(7, (600, 5))]
+    where = attention.places(shapes, torch.device("cpu"))
+    expected = attention.sees(where, where.place[:, None], where.place[None, :]).int()
+    found = torch.zeros_like(expected)
+    begun = torch.zeros(len(found), dtype=torch.bool)
+    for call in merged_attention.calls(shapes):
+        queries, keys = (len(found[place]) for place in (call.queries, call.keys))
+        pairs = torch.ones(queries, keys).tril() if call.causal else torch.ones(queries, keys)
+        found[call.queries, call.keys] += (pairs if call.mask is None else call.mask.exp()).int()
+        assert call.first == (not begun[call.queries].any()) == (not begun[call.queries].all())
+        begun[call.queries] = True
+    assert found.equal(expected)
 
 
 def test_merged_parts_equal_one_masked_call() -> None:
@@ -281,9 +295,9 @@ def test_merged_parts_equal_one_masked_call() -> None:
     ]
     for one in given:
         one.requires_grad_()
-    merged = attention.two_parts(shapes, torch.device("cpu"))
-    masked = [replace(tree, runs=[]) for tree in merged]
-    found, expected = (attention.sdpa(*given, trees, None) for trees in (merged, masked))
+    masked = attention.two_parts(shapes, torch.device("cpu"))
+    merged = merged_attention.calls(shapes)
+    found, expected = (attention.sdpa(*given, parts, None) for parts in (merged, masked))
     assert (found - expected).abs().max() < 1e-12
     upstream = torch.randn(found.shape, generator=generator, dtype=torch.float64)
     gradients = (torch.autograd.grad(one, given, upstream) for one in (found, expected))

@@ -1,7 +1,6 @@
 """stage=plan: what is counted is what the code takes, and the command line says it."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -221,11 +220,7 @@ def test_storages_of_a_real_step_are_as_planned(
 ) -> None:
     """Activations and logits alone, byte by byte: the same count on real tensors, with attention as
     a GPU computes it."""
-    monkeypatch.setitem(
-        attention.PREPARE,
-        "forest_sdpa",
-        lambda *given: [replace(tree, runs=[]) for tree in attention.two_parts(*given)],
-    )
+    monkeypatch.setitem(attention.PREPARE, "forest_sdpa", attention.two_parts)
     config = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4}
     case = {"trunk": 640, "branch": 64} | changes
     case["config"] = config | {"vocab_size": 500} | case.get("config", {})

@@ -4,7 +4,8 @@ A token of a trunk attends causally to its trunk. A token of a branch attends to
 causally, to its own branch (`prompts/forest.py`). `model.attention` selects the implementation:
 
     sdpa     in two parts, on CPU and GPU: each trunk causal, without a mask; then its branches
-             attend to trunk and themselves (on a CPU by `models/merged_attention.py`)
+             attend to trunk and themselves (on a CPU in calls that `models/merged_attention.py`
+             merges)
     flex     PyTorch's FlexAttention with a block mask, on GPU
     varlen   flash-attn's kernel, on GPU (`models/varlen_attention.py`). Merging trunk and
              branch by their log-sum-exp would be wrong, since flash-attn's gradient ignores it
@@ -33,17 +34,10 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from ehrr1.errors import UserError
-from ehrr1.models.merged_attention import Run, merged
+from ehrr1.models.merged_attention import Call, bunched, calls, merged, own_mask
 from ehrr1.models.prefix_cache import SharedTrunks
 from ehrr1.models.varlen_attention import sequences, varlen
 from ehrr1.prompts.forest import Shape
-
-BUNCH = 256
-"""Maximum number of branch tokens in one masked call of `sdpa`, unless one branch is longer.
-
-A larger value computes more pairs of branches that do not attend to each other; a smaller value
-makes more calls.
-"""
 
 
 def choose(attention: str, computes: torch.dtype) -> str:
@@ -173,20 +167,13 @@ class Bunch:
         """Return the mask over [trunk; bunch], bool [length, trunk + length]."""
         return torch.cat([self.own.new_ones(self.length, trunk), self.own], 1)
 
-    def run(self) -> Run:
-        """Return the length and the additive mask among themselves, as `Merged` takes them."""
-        if self.own.equal(torch.ones_like(self.own).tril()):
-            return self.length, None
-        return self.length, torch.zeros(self.own.shape).masked_fill(~self.own, -torch.inf)
-
 
 @dataclass(frozen=True, slots=True)
 class AttentionParts:
-    """The parts of one tree: length of the trunk, bunches, and on a CPU the runs for `Merged`."""
+    """The parts of one tree: length of the trunk, and bunches."""
 
     trunk: int
     bunches: list[Bunch]
-    runs: list[Run]
 
     @property
     def length(self) -> int:
@@ -194,45 +181,38 @@ class AttentionParts:
         return sum(bunch.length for bunch in self.bunches)
 
 
+def prepare_sdpa(
+    shapes: Sequence[Shape], device: torch.device
+) -> list[AttentionParts] | tuple[Call, ...]:
+    """Return the parts of each tree, or on a CPU the calls of all trees, for `sdpa`."""
+    return calls(shapes) if device.type == "cpu" else two_parts(shapes, device)
+
+
 def two_parts(shapes: Sequence[Shape], device: torch.device) -> list[AttentionParts]:
-    """Return the parts of each tree for `sdpa`."""
-    found = []
-    for shape in shapes:
-        bunches = [Bunch(sum(some), own_mask(some).to(device)) for some in bunched(shape.branches)]
-        runs = [bunch.run() for bunch in bunches] if device.type == "cpu" else []
-        found.append(AttentionParts(shape.trunk, bunches, runs))
-    return found
-
-
-def bunched(branches: Sequence[int]) -> list[list[int]]:
-    """Group branch lengths into runs of at most `BUNCH` tokens.
-
-    A longer branch forms its own run.
-    """
-    runs: list[list[int]] = []
-    for length in branches:
-        if not runs or sum(runs[-1]) + length > BUNCH:
-            runs.append([])
-        runs[-1].append(length)
-    return runs
-
-
-def own_mask(branches: Sequence[int]) -> Tensor:
-    """Return the mask of branches among themselves, bool [tokens, tokens].
-
-    It is causal within each branch.
-    """
-    return torch.block_diag(*(torch.ones(n, n).tril() for n in branches)).bool()
+    """Return the parts of each tree."""
+    return [
+        AttentionParts(
+            shape.trunk,
+            [Bunch(sum(some), own_mask(some).to(device)) for some in bunched(shape.branches)],
+        )
+        for shape in shapes
+    ]
 
 
 def sdpa(
-    query: Tensor, key: Tensor, value: Tensor, trees: Sequence[AttentionParts], scale: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    trees: list[AttentionParts] | tuple[Call, ...],
+    scale: float | None,
 ) -> Tensor:
     """Compute attention tree by tree: causal in each trunk, then branches to trunk and themselves.
 
     query: [1, heads, L or branch tokens, size]; key and value: [1, key heads, L, size]; result:
     shape of query.
     """
+    if isinstance(trees, tuple):
+        return merged(query, key, value, trees, scale)
     groups = query.shape[1] // key.shape[1]
     sizes = [*(tree.trunk for tree in trees), *(tree.length for tree in trees)]
     keys = repeat_kv(key, groups).split(sizes, 2)
@@ -264,8 +244,6 @@ def branches_of(
 
     `branches` and `trunk` are pairs of keys and values, [1, heads, tokens, size].
     """
-    if tree.runs and tree.trunk:
-        return merged(query, *branches, *trunk, tree.runs, scale)
     lengths = [bunch.length for bunch in tree.bunches]
     parts = zip(*(one.split(lengths, 2) for one in (query, *branches)), strict=True)
     found = [
@@ -342,7 +320,7 @@ COMPUTE: dict[str, Callable[..., Tensor]] = {
     "forest_dense": dense,
 }
 PREPARE: dict[str, Callable[[Sequence[Shape], torch.device], Any]] = {
-    "forest_sdpa": two_parts,
+    "forest_sdpa": prepare_sdpa,
     "forest_flex": block_masks,
     "forest_varlen": sequences,
     "forest_dense": dense_mask,

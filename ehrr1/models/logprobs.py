@@ -44,7 +44,9 @@ def hidden_states(model: PreTrainedModel, forest: Forest) -> Tensor:
         forest=prepare(model, forest.shapes, device),
         stem=forest.stem if forest.from_branches else 0,
     )
-    return output.last_hidden_state[0][forest.sources]
+    states: Tensor = output.last_hidden_state[0]
+    # of the branches only, where nothing is predicted from trunks (models/prune_last_layer.py)
+    return states[forest.sources - (forest.input_ids.shape[1] - len(states))]
 
 
 def token_logprobs(

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from ehrr1.models.activations import Attention, Bytes, LayerWork, activation_bytes, shell
-from ehrr1.models.attention import bunched
 from ehrr1.models.logprobs import CHUNK
+from ehrr1.models.merged_attention import bunched
 from ehrr1.models.prune_last_layer import KNOWN, decoder_layers
 
 if TYPE_CHECKING:

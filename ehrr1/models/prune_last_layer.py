@@ -41,8 +41,8 @@ def decoder_layers(model: PreTrainedModel) -> Any:
 def shorten_last_layer(model: PreTrainedModel) -> None:
     """Make the last layer accept `stem=n` in the forward call: the first n tokens are trunks.
 
-    Its output is then correct at the branches and meaningless at the trunks; with 0 everything is
-    computed. Models of a type that is not in `KNOWN` always compute everything.
+    Its output is then that of the branches only; with 0 everything is computed. Models of a type
+    that is not in `KNOWN` always compute everything.
     """
     if model.config.model_type in KNOWN:
         layer: Any = decoder_layers(model)[-1]
@@ -67,20 +67,19 @@ def _forward(
             **others,
         )
     assert position_embeddings is not None
-    trunk, branches = hidden_states[:, :stem], hidden_states[:, stem:]
+    trunk, branches = hidden_states.split([stem, hidden_states.shape[1] - stem], dim=1)
     cos, sin = position_embeddings
     record = keys_and_values(
         layer.self_attn, layer.input_layernorm(trunk), cos[:, :stem], sin[:, :stem]
     )
     others |= {"past_key_values": record, "position_ids": None}
-    done = whole(
+    return whole(
         layer,
         branches,
         attention_mask=attention_mask,
         position_embeddings=(cos[:, stem:], sin[:, stem:]),
         **others,
     )
-    return torch.cat([trunk, done], dim=1)
 
 
 def keys_and_values(attention: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Record:
