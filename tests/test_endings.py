@@ -233,6 +233,7 @@ def pressed(
     def as_started() -> None:
         # by a terminal, also where the tests run in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         for one in ignored:
             signal.signal(one, signal.SIG_IGN)
 
@@ -290,6 +291,7 @@ def test_a_closed_terminal_saves_what_was_trained(
     folder = tmp_path / "smoke" / "adapt"
     child, terminal = pty.fork()
     if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where `nohup` runs the tests
         os.chdir(ROOT)
         os.execv(sys.executable, [sys.executable, "run.py", *given])
     deadline = time.monotonic() + 120

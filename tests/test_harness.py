@@ -258,7 +258,7 @@ def wrong_logs(folder: Path) -> dict[str, tuple[Path, str]]:
         "list.json": "cannot be read .TypeError",
         "other_task": "cannot be read .KeyError: 'gsm8k'",
         "other_sample": "1 of 1 samples are not among those of .*: inputs.prepare=DIR",
-        "twice": "a answers LengthOfStay_3day/.* more than once",
+        "twice": "a answers some questions more than once",
         "no_samples": "cannot be read .KeyError: 'samples'",
     }
     return {name: (folder / name, message) for name, message in messages.items()}

@@ -172,5 +172,5 @@ def test_samples_without_a_chain_are_not_asked(
     with pytest.raises(UserError, match=r"no sample of eval\.split=validation has a chain"):
         study(world, chains=str(path), split="validation")
     path.write_text("{")
-    with pytest.raises(UserError, match=r"eval\.chains=.*cannot be read"):
+    with pytest.raises(UserError, match=r"eval\.chains=.*has a line 1 that is no JSON"):
         study(world, chains=str(path))

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from ehrr1 import runs
 from ehrr1.config.schema import Config
+from ehrr1.damage import DamagedError
 from ehrr1.errors import UserError
 from ehrr1.evaluation import shots
 from ehrr1.evaluation.aggregate import STARTS
@@ -87,10 +88,9 @@ def chains_of(cfg: Config, inputs: Mapping[str, Path]) -> dict[str, str]:
     path = place / CHAINS if place.is_dir() else place
     try:
         kept = kept_chains(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (DamagedError, OSError) as error:
         raise UserError(
-            f"eval.chains={cfg.eval.chains}: {path} cannot be read ({type(error).__name__}); name "
-            "a chains.jsonl of stage=chains"
+            f"eval.chains={cfg.eval.chains}: {error}; a chains.jsonl of stage=chains is needed"
         ) from error
     return {name: text for name, (chain, _) in kept.items() if (text := without_results(chain))}
 
