@@ -30,6 +30,9 @@ EVIDENCE = frozenset({"cooccurrence", "repetition"})
 OTHER_REASONS = ("again", "routine", "together")
 """Kinds of the edges of an answer's other reasons (`add_reasons`)."""
 
+ITEMS = ("answer", "candidate")
+"""Kinds of the nodes of items: the answer's, and others that the record makes likely."""
+
 Found = Mapping[str, Sequence[Association]]
 """Each answer of a sample with the concepts of its context that are evidence for it."""
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ehrr1.graph.associations import wilson
 from ehrr1.graph.concepts import TOGETHER
-from ehrr1.graph.evidence import EVIDENCE, answers, reasons, strength
+from ehrr1.graph.evidence import EVIDENCE, ITEMS, answers, reasons, strength
 
 
 class Step(NamedTuple):
@@ -26,9 +26,6 @@ class Step(NamedTuple):
 
 MOST_ROUTINE, MOST_EACH = 8, 6
 """Maximum number of items that are routine, and that one concept makes likely."""
-
-ITEMS = ("answer", "candidate")
-"""Kinds of the nodes of items that a graph with candidates weighs."""
 
 
 def weigh(graph: nx.DiGraph, max_evidence: int) -> list[Step]:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import networkx as nx
 
 from ehrr1.graph.concepts import TOGETHER, Concept, heading
+from ehrr1.graph.evidence import ITEMS
 from ehrr1.graph.paths import path_nodes
 from ehrr1.prompts.messages import CASES
 from ehrr1.reasoning.chain import AGAIN, ARROW, BAR, SECTIONS
@@ -54,9 +55,10 @@ def trace(chain: str, graph: nx.DiGraph) -> list[Line]:
     """Return every non-blank line of `chain`, in order, with its support.
 
     - extraction: the concept and its events at the time that the line gives;
-    - reasoning, "yes", "no", and lines outside all sections: the concepts and answers named, the
-      edges and knowledge paths between them, and the events of the concepts: those at a time that
-      the line gives, else those cited before, else (if the line gives no time) all in the graph;
+    - reasoning, "yes", "no", and lines outside all sections: the concepts, answers and candidates
+      named, the edges and knowledge paths between them, and the events of the concepts: those at a
+      time that the line gives, else those cited before, else (if the line gives no time) all in
+      the graph;
     - results: the answer, and the edges and events by which earlier lines argued for it.
 
     Names are matched as whole words, longest first, so that "Sodium" is not matched in "Heparin
@@ -89,7 +91,7 @@ class _Tracer:
         concepts = [node for node, kind in kinds if kind == "concept"]
         inner = [node for node in concepts if graph.nodes[node]["table"] == "knowledge"]
         history = [node for node in concepts if node not in inner]
-        self.answers = self._by_name(node for node, kind in kinds if kind == "answer")
+        self.answers = self._by_name(node for node, kind in kinds if kind in ITEMS)
         # A concept or answer may share its name with the node of the knowledge base to which it is
         # linked. The line then means the former; the path between them contains the latter.
         inside = self._by_name(inner)

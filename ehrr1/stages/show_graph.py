@@ -18,7 +18,7 @@ from ehrr1 import runs
 from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
 from ehrr1.files import replacing, write_text
-from ehrr1.graph.evidence import answers_only, from_json
+from ehrr1.graph.evidence import from_json
 from ehrr1.reasoning.pictures.figure import draw
 from ehrr1.reasoning.pictures.page import PageContent, page
 from ehrr1.runs import data_is_open
@@ -34,7 +34,7 @@ def show(cfg: Config, console: Console) -> None:
     """
     inputs = runs.find_inputs(cfg, "chains")
     row = line_of(inputs["graph"] / "graphs.jsonl", str(cfg.graph.show))
-    prepared, graph = Prepared(inputs["prepare"]), answers_only(from_json(row["graph"]))
+    prepared, graph = Prepared(inputs["prepare"]), from_json(row["graph"])
     sample = _sample(prepared, row["sample_id"])
     draft, note = find_draft(cfg, inputs["graph"], sample.sample_id)
     shown = PageContent(

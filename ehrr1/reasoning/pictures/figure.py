@@ -19,12 +19,12 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, PathPatch
 from matplotlib.path import Path as Curve
 from matplotlib.textpath import text_to_path
 
-from ehrr1.graph.evidence import EVIDENCE, OTHER_REASONS, with_state
+from ehrr1.graph.evidence import EVIDENCE, ITEMS, OTHER_REASONS, with_state
 from ehrr1.reasoning.pictures.layout import Layout, arrange
 
 INK, SOFT, PAPER = "#1f2933", "#5b6670", "#ffffff"
 FILL = {"event": "#eef1f4", "concept": "#dcebf7", "knowledge": "#fdebdc", "answer": "#d9f2e8"}
-FILL["routine"] = FILL["concept"]
+FILL |= {"routine": FILL["concept"], "candidate": PAPER}
 EDGE = {
     "occurrence": "#7a8691",
     "cooccurrence": "#0072B2",
@@ -34,7 +34,7 @@ EDGE = {
     "together": "#009E73",
     "knowledge": "#D55E00",
 }
-BORDER = EDGE | {"event": "#7a8691", "concept": "#0072B2", "answer": "#009E73"}
+BORDER = EDGE | {"event": "#7a8691", "concept": "#0072B2"} | dict.fromkeys(ITEMS, "#009E73")
 """Colours of Okabe and Ito, which are distinguishable with any kind of colour vision."""
 SAID = {
     "occurrence": "stands in the event",
@@ -42,6 +42,7 @@ SAID = {
     "repetition": "the answer's own item, done before (width: lift)",
     "again": "the answer's own item, done before (no lift)",
     "routine": "routine in the care unit, or for all patients",
+    "candidate": "likely by the record, not the answer",
     "together": "comes with another answer",
     "knowledge": "knowledge (arrow: the fact's direction)",
 }
@@ -52,10 +53,18 @@ SIZE, SMALL = 8.0, 6.5
 """Font sizes in points: labels; tables, relations and legend."""
 ROW, BOX, PAD, GAP, MARGIN = 0.27, 0.2, 0.06, 0.95, 0.25
 """Lengths in inches: row pitch, box height, box padding, gap between columns, outer margin."""
-WIDEST = {"event": 3.1, "concept": 2.9, "routine": 2.9, "knowledge": 1.8, "answer": 2.7}
+STROKE = 0.5
+"""Inches of a legend's stroke and of the space around it."""
+WIDEST = {
+    "event": 3.1,
+    "concept": 2.9,
+    "routine": 2.9,
+    "knowledge": 1.8,
+    **dict.fromkeys(ITEMS, 2.7),
+}
 SLACK = 1.05
 """Factor by which text is drawn wider than measured, since glyphs are snapped to whole pixels."""
-HEAD, FOOT = 0.85, 0.4
+HEAD, FOOT, LEGEND_ROW = 0.85, 0.4, 0.16
 
 Place = tuple[float, float, float]
 """Left, right and vertical centre of a box, in inches from the figure's top left corner."""
@@ -79,7 +88,10 @@ def draw(graph: nx.DiGraph, title: str, path: Path, form: str = "png") -> None:
     layout = arrange(graph)
     boxes = {node: box_of(graph, node) for node in graph}
     places, lefts, width = _places(layout, boxes)
-    width, height = max(width, 6.5), HEAD + FOOT + ROW * max(layout.rows, 2)
+    width, handles = max(width, 6.5), list(_handles(graph))
+    columns = _legend_columns(handles, width)
+    foot = FOOT + LEGEND_ROW * (math.ceil(len(handles) / columns) - 1)
+    height = HEAD + foot + ROW * max(layout.rows, 2)
     figure = Figure(figsize=(width, height), facecolor=PAPER)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
     axes.set_axis_off()
@@ -91,7 +103,7 @@ def draw(graph: nx.DiGraph, title: str, path: Path, form: str = "png") -> None:
     _draw_edges(axes, graph, places)
     for node, box in boxes.items():
         _draw_box(axes, box, places[node], alone=graph.degree(node) == 0)
-    _legend(axes, graph, height)
+    _legend(axes, handles, columns, height)
     figure.savefig(path, format=form, dpi=150)
 
 
@@ -155,7 +167,7 @@ def _draw_box(axes: Axes, box: Box, place: Place, alone: bool) -> None:
             boxstyle="round,pad=0,rounding_size=0.05",
             facecolor=PAPER if alone else FILL[box.kind],
             edgecolor=BORDER[box.kind],
-            linestyle=":" if alone else "-",
+            linestyle=":" if alone else "--" if box.kind == "candidate" else "-",
             linewidth=0.8,
             zorder=3,
         )
@@ -255,8 +267,13 @@ def _widths(graph: nx.DiGraph) -> Callable[[float], float]:
     return lambda lift: 0.6 + 2.4 * (math.log(max(lift, 1e-6)) - low) / span
 
 
-def _legend(axes: Axes, graph: nx.DiGraph, height: float) -> None:
-    handles = list(_handles(graph))
+def _legend_columns(handles: Sequence[Line2D], width: float) -> int:
+    """Return how many columns of the legend fit into a figure that is `width` inches wide."""
+    widest = max((_inches(str(one.get_label()), SMALL) for one in handles), default=0.0) + STROKE
+    return min(max(int((width - 2 * MARGIN) / widest), 1), max(len(handles), 1))
+
+
+def _legend(axes: Axes, handles: Sequence[Line2D], columns: int, height: float) -> None:
     if not handles:
         axes.text(
             MARGIN, height - FOOT / 2, "The context holds no evidence.", fontsize=SIZE, color=SOFT
@@ -267,7 +284,7 @@ def _legend(axes: Axes, graph: nx.DiGraph, height: float) -> None:
         loc="lower left",
         bbox_to_anchor=(MARGIN, height - 0.08),
         bbox_transform=axes.transData,
-        ncols=len(handles),
+        ncols=columns,
         fontsize=SMALL,
         labelcolor=SOFT,
         frameon=False,
@@ -292,6 +309,15 @@ def _handles(graph: nx.DiGraph) -> Iterator[Line2D]:
             yield _stroke(kind, SAID[kind], 0.9, _DASHED)
     if "knowledge" in kinds:
         yield _stroke("knowledge", SAID["knowledge"], 1.0, "-")
+    if "candidate" in nx.get_node_attributes(graph, "kind").values():
+        yield Line2D(
+            [],
+            [],
+            color=BORDER["candidate"],
+            label=SAID["candidate"],
+            linestyle="--",
+            linewidth=0.8,
+        )
 
 
 def _stroke(kind: str, label: str, width: float, style: Any) -> Line2D:

@@ -8,6 +8,8 @@ import networkx as nx
 import numpy as np
 from scipy.optimize import isotonic_regression
 
+from ehrr1.graph.evidence import ITEMS
+
 SWEEPS = 8
 """Rounds of moving each node towards its neighbours; enough for a graph of hundreds of nodes."""
 
@@ -32,7 +34,9 @@ class Layout:
 
 
 def arrange(graph: nx.DiGraph) -> Layout:
-    """Lay out events by time, then concepts, knowledge (one column per hop) and answers.
+    """Lay out events by time, then concepts, knowledge (one column per hop), and answers.
+
+    Likely items that are not the answer (candidates) stand among the answers.
 
     Events keep their order. The other columns are sorted, and all nodes are moved, towards the mean
     position of their neighbours, so that few edges cross (the barycentre heuristic). Columns
@@ -60,7 +64,7 @@ def _columns(graph: nx.DiGraph) -> list[tuple[str, list[str]]]:
         ("Events", sorted(events, key=lambda node: int(node.removeprefix("event:")))),
         ("Concepts", history),
         *(("Knowledge", nodes) for nodes in _hops(graph, history)),
-        ("Answers", [node for node, kind in kinds if kind == "answer"]),
+        ("Answers", [node for item in ITEMS for node, kind in kinds if kind == item]),
     ]
 
 

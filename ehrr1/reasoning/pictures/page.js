@@ -215,6 +215,8 @@ function key() {
     stroke.style.borderTopColor = `var(--${kind}-edge)`;
     part.append(kinds[kind][1]);
   }
+  if (data.nodes.some(node => node.kind === "candidate"))
+    add(at("key"), "span", "", "dashed border: likely by the record, not the answer");
   if (!data.edges.length) at("key").textContent = "The record holds no evidence for this answer.";
 }
 
@@ -255,7 +257,7 @@ const pressable = [];
 /** Nodes, edges and lines to light for a node: its neighbours, and for an answer all behind them. */
 function ofNode(id) {
   const [lit, strokes] = [new Set([id]), new Set()];
-  const behind = nodes.get(id).kind === "answer";
+  const behind = ["answer", "candidate"].includes(nodes.get(id).kind);
   const open = [id];
   while (open.length) {
     const node = open.pop();
@@ -298,7 +300,8 @@ function light(lit, strokes, told) {
   const kinds = [...lit].map(id => nodes.get(id).kind);
   const number = kind => kinds.filter(other => other === kind).length;
   at("status").textContent = "Lit: " + ["event", "concept", "answer"]
-    .map(kind => count(number(kind) + (kind === "concept" ? number("knowledge") : 0), kind)).join(", ");
+    .map(kind => count(number(kind) + (kind === "concept" ? number("knowledge") : 0), kind))
+    .concat(number("candidate") ? [count(number("candidate"), "other likely item")] : []).join(", ");
 }
 
 /** Scroll the pane of these elements to the first of them, where none of them is in view. */
