@@ -40,9 +40,10 @@ def test_template_cites_few_items_in_order_of_time_and_derives_only_what_is_supp
         "## Reasoning",
         "K (whole blood) | -> | Dextrose 50% | Insulin",
         "## Final Results",
-        "Dextrose 50%",
-        "Insulin",
+        "Dextrose 50% | Insulin",
     ]
+    parsed = parse_chain(draft.chain)
+    assert parsed is not None and parsed.results == ("Dextrose 50%", "Insulin")
 
 
 def test_prose_cites_the_value_and_names_the_state() -> None:

@@ -208,6 +208,16 @@ def test_with_candidates_only_the_results_depend_on_the_answer() -> None:
     assert verdict.rejected_by == ("empty",)
 
 
+def test_digits_in_the_names_of_likely_items_are_no_numbers() -> None:
+    name = "Dextrose 50%"
+    chain = (
+        "## Extraction\nSodium | Labotary Test Events | 03:00\n## Reasoning\n"
+        f"Sodium | -> | Glucose | {name}\n## Final Results\nGlucose"
+    )
+    assert screen(chain, SAMPLE, CONTEXT, 0.0).rejected_by == ("numbers",)
+    assert screen(chain, SAMPLE, CONTEXT, 0.0, likely=[name]).rejected_by == ()
+
+
 def test_pictures_show_likely_items_that_are_not_the_answer(tmp_path: Path) -> None:
     made = weighed(("Rare",))
     (draft,) = write_template(SAMPLE, CONTEXT, made, 4)

@@ -9,9 +9,10 @@
     Insulin
 
 Cells are separated by bars, as in the tables of the record. A name then has the same tokens in the
-record, in the chain and in the answer, so that a small model can copy it. A citation may include
-the item's value as the record shows it: `Glucose: 140 | Labotary Test Events | 06:10`. A citation
-of free text uses the words of the text: `worsening dyspnea | Discharge | 2150-03-01 12:00`.
+record, in the chain and in the answer, so that a small model can copy it. Final results may also
+be cells of one line (`Dextrose 50% | Insulin`). A citation may include the item's value as the
+record shows it: `Glucose: 140 | Labotary Test Events | 06:10`. A citation of free text uses the
+words of the text: `worsening dyspnea | Discharge | 2150-03-01 12:00`.
 
 A chain on a yes/no question argues for each outcome in turn and does not decide between them:
 
@@ -77,7 +78,7 @@ def parse_chain(text: str) -> Chain | None:
     first, second, third = (lines.index(section) for section in SECTIONS)
     extraction = _lines(lines[first + 1 : second])
     reasoning = _lines(lines[second + 1 : third])
-    results = _lines(lines[third + 1 :])
+    results = tuple(item for line in _lines(lines[third + 1 :]) for item in line.split(BAR))
     citations = _citations(extraction)
     return Chain(
         sections=(extraction, reasoning, results),

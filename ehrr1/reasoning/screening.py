@@ -1,7 +1,7 @@
 """Screen drafts by the rules of EHR-R1 and of this project, each of which is counted separately."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ehrr1.graph.concepts import event_concepts, event_texts
@@ -74,7 +74,12 @@ class Verdict:
 
 
 def screen(
-    chain: str, sample: Sample, context: Sequence[Event], coverage: float, sections: bool = True
+    chain: str,
+    sample: Sample,
+    context: Sequence[Event],
+    coverage: float,
+    sections: bool = True,
+    likely: Collection[str] = (),
 ) -> Verdict:
     """Check one draft against every rule.
 
@@ -86,7 +91,8 @@ def screen(
     - empty, citations, status, values, directions, derivation, repetition: `claims.check`;
     - pasted: no line of the record, no long passage of a free text, and not more citations than
       `MOST_CITATIONS`;
-    - numbers: every number occurs in the context;
+    - numbers: every number occurs in the context, or in the name of an item of the answer or of
+      `likely` (items that the record makes likely, as a graph with candidates knows them);
     - spelling: every final result is an item of the answer, spelled exactly;
     - coverage: the final results contain at least this share of the answer (EHR-R1: 0.7).
 
@@ -97,7 +103,7 @@ def screen(
     risk = TASKS[sample.task].kind == "risk"
     sections = sections or risk
     parts = parse_cases(chain) if risk else parse_chain(chain)
-    prose = _without_names(chain, parts if sections else None, sample, context)
+    prose = _without_names(chain, parts if sections else None, sample, context, likely)
     numbers = _numbers(prose)
     facts = Citable(context, sample.prediction_time)
     broken = {
@@ -179,12 +185,18 @@ def _is_pasted(text: str, parts: Chain | None, context: Sequence[Event]) -> bool
     return any(passage in written for passage in passages for written in texts)
 
 
-def _without_names(text: str, parts: Chain | None, sample: Sample, context: Sequence[Event]) -> str:
-    """Return the chain without headings, names of the record and items of the answer.
+def _without_names(
+    text: str,
+    parts: Chain | None,
+    sample: Sample,
+    context: Sequence[Event],
+    likely: Collection[str],
+) -> str:
+    """Return the chain without headings, names of the record, and items of the answer or likely.
 
     Longer names are removed first.
     """
-    names = {concept.name for event in context for concept in event_concepts(event)}
+    names = {*likely} | {concept.name for event in context for concept in event_concepts(event)}
     names |= {TABLES[event.table].heading for event in context}
     names |= {*SECTIONS, *CASES}
     if TASKS[sample.task].kind == "decision":

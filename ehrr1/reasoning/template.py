@@ -64,6 +64,10 @@ def write_template(
         All patients | routine | -> | Chem-7         Chem-7: routine for all patients.
         Chem-7 | together | -> | Phosphate           Chem-7 comes with Phosphate.
 
+    `compact` writes the final results as one line of cells. A small model that writes them in the
+    form of the answer, an item on each line, can mistake one for the other and close the think
+    block twice.
+
     If the graph has candidates, the lines name all of them, and only the final results depend on
     the answer; else the lines name the answers only. Paths through the knowledge base follow the
     line whose answers they lead to. On a yes/no question the limit applies to each outcome, and no
@@ -89,7 +93,8 @@ def write_template(
             derived = [item for item in step.answers if item in answer]
             lines += path_lines(graph, step.nodes[0], derived, context)
     lines += [SECTIONS[2]]
-    lines += sorted({item for step in steps for item in step.answers} & answer)
+    results = sorted({item for step in steps for item in step.answers} & answer)
+    lines += [BAR.join(results)] if results and style == "compact" else results
     return [Draft("\n".join(lines), 0, 0)]
 
 

@@ -287,10 +287,9 @@ class Screening:
     def _add(self, found: Screened, sample: Sample, graph: nx.DiGraph) -> None:
         context = _prepared(self.prepared).context(sample)
         drafts = self.write(sample, context, graph)
-        verdicts = [
-            screen(draft.chain, sample, context, self.settings.coverage, self.settings.sections)
-            for draft in drafts
-        ]
+        bounds = self.settings.coverage, self.settings.sections
+        likely = graph.graph.get("candidates", ())
+        verdicts = [screen(draft.chain, sample, context, *bounds, likely) for draft in drafts]
         for place, draft in enumerate(drafts):
             if not draft.finished:
                 verdict = verdicts[place]
