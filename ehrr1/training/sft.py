@@ -25,7 +25,7 @@ from ehrr1.prompts.trees import PromptBuilder, Question
 from ehrr1.prompts.wording import Wording
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
-from ehrr1.training.checkpoints import consolidate, write_base
+from ehrr1.training.consolidation import consolidate, write_base
 from ehrr1.training.losses import supervised_loss
 from ehrr1.training.module import Build, ForestModule
 from ehrr1.training.strategies import is_zero, on_gpu
