@@ -70,7 +70,7 @@ PARTS = (
     "update 8b sft alone",
     "update 8b grpo alone",
 )
-"""What matters more comes first: the last parts are those that seven minutes may not reach."""
+"""The parts, those that matter most first: seven minutes may not reach the last."""
 
 
 class Report:

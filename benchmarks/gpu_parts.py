@@ -57,7 +57,7 @@ class Sizes:
         self.tiny = tiny
 
     def settings(self, name: str, **changes: Any) -> SimpleNamespace:
-        """What `stage=plan` reads of the section `model`, whose own class needs pydantic."""
+        """Return what `stage=plan` reads of the section `model`, whose own class needs pydantic."""
         text = (ROOT / "conf" / "model" / f"{name}.yaml").read_text(encoding="utf-8")
         config = yaml.safe_load(text)["config"] | changes | (TINY if self.tiny else {})
         return SimpleNamespace(config=config, lora=None)
@@ -98,7 +98,7 @@ class Sizes:
 
 
 def without_gradient(attention: str) -> bool:
-    """Whether this machine's attention has no gradient: FlexAttention on a CPU."""
+    """Return whether this attention has no gradient on this machine: FlexAttention on a CPU."""
     return attention == "flex" and DEVICE.type == "cpu"
 
 
@@ -145,7 +145,7 @@ def reference(sizes: Sizes) -> tuple[dict[str, Tensor], Tensor, Tensor, list[Tre
 
 @cache
 def distance(sizes: Sizes, attention: str, dtype: str) -> tuple[float, float, float]:
-    """How far an attention is off: mean and largest nats, and of the gradient's norm."""
+    """Return an attention's error: mean and largest nats, and that of the gradient's norm."""
     state, logprobs, gradient, trees = reference(sizes)
     model = sizes.model("8b", choose(attention, DTYPES[dtype]), DTYPES[dtype], **TWO_LAYERS)
     model.load_state_dict(state)

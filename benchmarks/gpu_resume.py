@@ -23,7 +23,7 @@ SECONDS = 60
 """To wait for the first steps."""
 
 TOLERANCE = 1e-5
-"""Of losses, relative: on a GPU sums of the same numbers are not always taken in the same order."""
+"""Relative tolerance of losses: a GPU does not always sum the same numbers in the same order."""
 
 
 def killed_and_resumed() -> dict[str, Any]:

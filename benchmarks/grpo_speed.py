@@ -137,7 +137,7 @@ class Trained:
     cpu_update: float
     cpu_step: float
     entropy: float
-    """Of the first step, per token: much the same for all, as they begin alike."""
+    """Entropy of the first step per token: much the same for all, as they begin alike."""
     seen: str
     """The digest of the prompts that it generated for."""
     seconds: float

@@ -22,7 +22,7 @@ from ehrr1.errors import UserError
 MANIFEST = "manifest.json"
 
 QUICK_BYTES = 256 * 2**20
-"""What a quick check reads at most: the smallest files, a third of a second on one core."""
+"""Maximum that a quick check reads, of the smallest files: a third of a second on one core."""
 
 OF_RUNS = (MANIFEST, "config.yaml", "metrics.json")
 """Files of which each run has one at least."""

@@ -22,7 +22,7 @@ ENDINGS = {
 """The signals that ask a process to end, and what they are called; the exit code is 128 more."""
 
 NO_MEMORY = "failed to map segment"
-"""What an ImportError says if the addresses of a process are limited."""
+"""Words of an ImportError if the addresses of a process are limited."""
 
 PATIENCE_SECONDS = 5
 """How long threads and exit functions of libraries may take, before the process is ended."""

@@ -47,7 +47,7 @@ OF_MEMORY = (
     *("can't allocate memory", "out of memory", "can't start new thread"),
     *("failed to map segment", "cannot allocate memory"),
 )
-"""What errors of PyTorch, of threads and of imports say if memory is missing."""
+"""Words of errors of PyTorch, of threads and of imports if memory is missing."""
 
 
 class UserError(Exception):

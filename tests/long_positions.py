@@ -28,7 +28,8 @@ from ehrr1.models.logprobs import CHUNK, token_logprobs
 from ehrr1.prompts.forest import Forest, collate
 from ehrr1.prompts.schedule import Step, StepData, Steps
 from ehrr1.prompts.trees import Tree
-from ehrr1.training.checkpoints import last_checkpoint, learnt_weights
+from ehrr1.training.checkpoints import last_checkpoint
+from ehrr1.training.consolidation import learnt_weights
 from ehrr1.training.module import ForestModule
 from ehrr1.training.sft import builder
 from ehrr1.training.trainer import fit

@@ -23,7 +23,7 @@ from tests.test_records import copied
 
 TEXT, ID = "zqkanarie", 731_700_000_000
 FOUND = re.compile(rb"zqkanarie\w*|(?<![\d.])7317\d{8}(?!\d)")
-"""What the canaries look like in texts and in ids."""
+"""Canaries in texts and in ids."""
 
 MEANT = frozenset({
     *("icd_code", "icd_version", "ndc", "itemid", "gender", "admission_type", "disposition"),

@@ -16,7 +16,8 @@ from ehrr1.models.loading import add_adapters, load_model
 from ehrr1.models.saving import SPACING, Saving
 from ehrr1.prompts.schedule import StepData, forest_steps, plan_steps
 from ehrr1.stages.consolidate import consolidate_run
-from ehrr1.training.checkpoints import PlainFile, best_checkpoints, checkpoints, consolidate
+from ehrr1.training.checkpoints import PlainFile, best_checkpoints, checkpoints
+from ehrr1.training.consolidation import consolidate
 from ehrr1.training.sft import SupervisedModule
 from ehrr1.training.trainer import fit
 from tests.conftest import CommandLine

@@ -29,7 +29,8 @@ from ehrr1.prompts.tokenizer import load_tokenizer
 from ehrr1.reasoning.ledger import Ledger
 from ehrr1.stages.chains import graph_places
 from ehrr1.stages.reason import kept_chains
-from ehrr1.training.checkpoints import last_checkpoint, learnt_weights
+from ehrr1.training.checkpoints import last_checkpoint
+from ehrr1.training.consolidation import learnt_weights
 from tests.conftest import ROOT
 from tests.damages import ANY, Damage, damages, of_weights
 
@@ -46,7 +47,7 @@ READ = {
     "adapt": ("hf/model.safetensors", "hf/config.json", "hf/tokenizer.json"),
     "eval": ("predictions.parquet", "config.yaml"),
 }
-"""What a later stage reads, by the stage that makes it."""
+"""Files that a later stage reads, by the stage that makes them."""
 
 NEXT = {"prepare": "graph", "graph": "chains", "chains": "reason", "adapt": "reason"}
 
@@ -157,10 +158,10 @@ READERS: dict[str, Callable[[Path], object]] = {
     "eval/predictions.parquet": read_predictions,
     "graph/counts/{}.npz": Cooccurrence.load,
 }
-"""What a stage reads of its own files when it is resumed, and of runs without a manifest."""
+"""Files that a stage reads of its own when it is resumed, and of runs without a manifest."""
 
 SEEN = ("a line twice", "rows twice", "a line of another kind")
-"""What is refused by a rule where no manifest tells."""
+"""Damage that a rule refuses where no manifest does."""
 
 
 @pytest.mark.parametrize("name", READERS)

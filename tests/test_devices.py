@@ -37,10 +37,10 @@ from tests.test_models import small
 META, CPU = torch.device("meta"), torch.device("cpu")
 ATEN = torch.ops.aten
 MOVES = {ATEN.copy_.default, ATEN._to_copy.default, ATEN.index.Tensor}
-"""What CUDA allows between devices: copies, and indices on the CPU."""
+"""Operations that CUDA allows between devices: copies, and indices on the CPU."""
 
 COMPLETIONS = 2
-"""Of each update of `reinforce`."""
+"""Metrics of each update of `reinforce`."""
 
 COLUMNS = ("input_ids", "position_ids", "targets", "weights")
 WAYS = ("sdpa", "flex", "varlen", "dense")
@@ -86,7 +86,7 @@ def on_one_device(*given: Any, **named: Any) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What Lightning does around a step, and kernels that only a GPU has."""
+    """Replace what Lightning does around a step, and kernels that only a GPU has."""
     module = ModuleType("flash_attn")
     module.flash_attn_varlen_func = on_one_device  # type: ignore[attr-defined]
     monkeypatch.setitem(__import__("sys").modules, "flash_attn", module)
@@ -164,7 +164,7 @@ SUMS = (
 
 
 def generate(start: tuple[Any, Any], model: Any, folder: Path) -> None:
-    """What an engine in this process computes: a first token, answers, log-probabilities."""
+    """Compute with an engine in this process: a first token, answers, log-probabilities."""
     engine = TransformersEngine(model, start[1])
     prompts, sampling = [[5, 6, 7], [8, 9]], SamplingParams(1, top_p=0.9, top_k=5)
     assert len(engine.generate(prompts, sampling, group_size=2)) == 2
@@ -201,7 +201,7 @@ OURS = (
 def test_a_call_that_does_not_fit_is_told(
     ours: str, theirs: str, problem: str | None, tmp_path: Path
 ) -> None:
-    """Of `python -m benchmarks.signatures`, which compares with sources that it downloads."""
+    """Compare made-up sources as `python -m benchmarks.signatures` compares those it downloads."""
     (tmp_path / "ours.py").write_text(ours)
     (tmp_path / "theirs.py").write_text(theirs)
     calls = [Call("ours.py", "Settings", "theirs.py", "Settings")]

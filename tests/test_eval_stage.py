@@ -87,7 +87,7 @@ def test_each_process_takes_its_own_gpu(
     number: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of a node with four GPUs; with `engine=vllm` the engine sees that one (test_vllm.py)."""
+    """Processes of a node with four GPUs take one each; `engine=vllm`: test_vllm.py."""
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "SLURM_LOCALID"):
         monkeypatch.setenv(name, environment.get(name, ""))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import ROOT
 
 BLOCKED = ("polars", "pyarrow", "datasets", "hydra", "omegaconf", "pydantic", "pytorch_lightning")
-"""What a machine with a GPU may lack."""
+"""Packages that a machine with a GPU may lack."""
 
 
 def run(out: Path, *arguments: str, **env: str) -> tuple[int, list[dict[str, Any]]]:

@@ -20,7 +20,8 @@ from ehrr1 import parallel
 from ehrr1.errors import UserError
 from ehrr1.models.memory import STAGES
 from ehrr1.models.saving import checkpoint_bytes
-from ehrr1.training.checkpoints import check_processes, last_checkpoint, learnt_weights
+from ehrr1.training.checkpoints import check_processes, last_checkpoint
+from ehrr1.training.consolidation import learnt_weights
 from tests.conftest import ROOT, CommandLine
 
 TRAJECTORY = Path(__file__).parent / "trajectory.json"

@@ -37,7 +37,7 @@ Act = Callable[[], object]
 
 
 def killed_at(step: int, act: Act) -> bool:
-    """Whether a process that does `act` was killed before its step of this number, from 1 on."""
+    """Return whether a process that does `act` was killed before its step `step`, from 1 on."""
     child = os.fork()
     if child == 0:
         try:
@@ -116,11 +116,11 @@ ACTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "again": ("audit", lambda root: make(root, "audit", "new")),
     "fails": ("prepare", lambda root: make(root, "prepare", "new", overwrite=True, fails=True)),
 }
-"""What is done to a finished run: by which stage, and how."""
+"""Actions on a finished run: their stage, and how."""
 
 
 def beside(folder: Path) -> set[str]:
-    """What is beside a folder, its own lock aside."""
+    """Return the names beside a folder, without its own lock."""
     return {path.name for path in folder.parent.iterdir()} - {folder.name, f".{folder.name}.lock"}
 
 

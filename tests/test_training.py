@@ -20,7 +20,8 @@ from ehrr1.prompts.forest import collate, pack
 from ehrr1.prompts.schedule import StepData, forest_steps, plan_evenly, plan_steps
 from ehrr1.prompts.trees import PromptBuilder, Question
 from ehrr1.tasks.samples import Sample
-from ehrr1.training.checkpoints import last_checkpoint, learnt_weights
+from ehrr1.training.checkpoints import last_checkpoint
+from ehrr1.training.consolidation import learnt_weights
 from ehrr1.training.module import make_optimizers, warmup_cosine
 from ehrr1.training.sft import SupervisedModule
 from ehrr1.training.trainer import fit

@@ -62,6 +62,11 @@ def learning(cfg: "Config", stage: str, processes: int) -> list[str]:
     return problems + (_reinforcement(cfg.rl) if stage == "rl" else [])
 
 
+def is_zero(trainer: TrainerSettings) -> bool:
+    """Return whether DeepSpeed divides optimizer states, gradients or weights."""
+    return trainer.strategy.startswith("zero")
+
+
 def _strategy(trainer: TrainerSettings, processes: int) -> list[str]:
     problems = []
     if trainer.strategy == "single" and processes > 1:
@@ -69,7 +74,7 @@ def _strategy(trainer: TrainerSettings, processes: int) -> list[str]:
             f"trainer.strategy=single: {processes} processes would each train a model of their "
             "own; choose trainer=ddp, zero1, zero2 or zero3"
         )
-    if trainer.offload and not trainer.strategy.startswith("zero"):
+    if trainer.offload and not is_zero(trainer):
         problems.append(
             f"trainer.offload=true with trainer.strategy={trainer.strategy}: only zero1, zero2 and "
             "zero3 put the optimizer on the CPU"
@@ -84,7 +89,7 @@ def _optimizer(cfg: "Config", stage: str) -> list[str]:
             f"{stage}.optimizer={optimizer} with trainer.offload=true: there DeepSpeed's own AdamW "
             "steps on the CPU; choose adamw, or trainer.offload=false"
         ]
-    if trainer.strategy.startswith("zero") and optimizer == "muon":
+    if is_zero(trainer) and optimizer == "muon":
         return [
             f"{stage}.optimizer=muon with trainer.strategy={trainer.strategy}: ZeRO divides the "
             "matrices that Muon needs whole; choose adamw, or trainer=ddp"

@@ -46,7 +46,7 @@ SPAN = 2**18
 """Number of pairs counted at a time into a dense matrix, chosen to fit the processor's cache."""
 
 DAMAGES = (BadZipFile, zlib.error, EOFError, ValueError, KeyError, OSError)
-"""What NumPy raises for a file of counts that is not whole."""
+"""Errors that NumPy raises for a file of counts that is not whole."""
 
 Joint: TypeAlias = sparse.csr_array | NDArray[np.int32]
 

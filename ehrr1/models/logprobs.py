@@ -86,7 +86,7 @@ def state_logprobs(
 
 
 class Asked(NamedTuple):
-    """What the head is asked for: statistics of `rows` tokens at a time, at a `temperature`."""
+    """A request to the head: statistics of `rows` tokens at a time, at a `temperature`."""
 
     rows: int
     temperature: float

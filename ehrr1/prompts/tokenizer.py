@@ -24,7 +24,7 @@ THINK = "<think>"
 END_THINK = "</think>"
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
-"""What Transformers raises for files of a tokenizer that are not whole."""
+"""Errors that Transformers raises for files of a tokenizer that are not whole."""
 
 # Qwen3's dialogue format and thinking switch, without tools.
 CHAT_TEMPLATE = (

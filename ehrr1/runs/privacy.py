@@ -27,7 +27,7 @@ class _Keeping:
 
 
 _kept: list[_Keeping] = []
-"""What `kept` keeps in this process, at most one at a time."""
+"""The umask and openness that `kept` keeps in this process, at most one at a time."""
 
 
 @contextmanager

@@ -28,7 +28,8 @@ def consolidate_run(cfg: Config, console: Console) -> None:
     folder = Path(cfg.run)
     if not folder.is_dir():
         raise UserError(f"run={folder}: no such folder; give the folder of a training run")
-    from ehrr1.training.checkpoints import consolidate, last_checkpoint
+    from ehrr1.training.checkpoints import last_checkpoint
+    from ehrr1.training.consolidation import consolidate
 
     again = (
         f"{typed_as()} stage=consolidate {shlex.quote(f'run={folder}')} checkpoint={cfg.checkpoint}"

@@ -26,7 +26,7 @@ SHOWN_CHARS = 60
 """Characters of an unknown task's name that are shown."""
 
 TEXT = "text/"
-"""How the `context_id` of a record begins that its row brings as text."""
+"""Prefix of the `context_id` of a record that its row brings as text."""
 
 Records = Callable[[dict[str, Any]], Callable[[], list[Event]]]
 """A row that names a patient -> what reads the record."""

@@ -71,7 +71,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
 
 
 class Tokenised(NamedTuple):
-    """What the stage learns from: samples with their chains, and both as trees of tokens."""
+    """The stage's training material: samples with their chains, and both as trees of tokens."""
 
     tokenizer: PreTrainedTokenizerBase
     chains: Chains

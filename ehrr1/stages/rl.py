@@ -31,8 +31,8 @@ from ehrr1.runs import Run, data_is_open
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import LEARNABLE, select
-from ehrr1.training.checkpoints import consolidate
 from ehrr1.training.checks import check_reinforcement
+from ehrr1.training.consolidation import consolidate
 from ehrr1.training.groups import mean
 from ehrr1.training.grpo import EngineSpec, GRPOModule, Policy
 from ehrr1.training.prompts import PromptData, Prompts

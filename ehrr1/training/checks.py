@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
-from ehrr1.config.learning import learning, lengths
+from ehrr1.config.learning import is_zero, learning, lengths
 from ehrr1.config.schema import Config
 from ehrr1.config.training import TrainerSettings
 from ehrr1.engines.vllm import check as check_engine
@@ -15,7 +15,7 @@ from ehrr1.errors import UserError
 from ehrr1.models.attention import check_reach
 from ehrr1.models.sizes import check_memory
 from ehrr1.training.reward_runner import resolve
-from ehrr1.training.strategies import is_zero, on_gpu
+from ehrr1.training.strategies import on_gpu
 from ehrr1.training.targets import wrong_targets
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1 import parallel
+from ehrr1.config.learning import is_zero
 from ehrr1.config.schema import Config
 from ehrr1.config.training import Supervised, TrainerSettings
 from ehrr1.errors import UserError
@@ -25,10 +26,10 @@ from ehrr1.prompts.trees import PromptBuilder, Question
 from ehrr1.prompts.wording import Wording
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared, Sample
-from ehrr1.training.checkpoints import consolidate, write_base
+from ehrr1.training.consolidation import consolidate, write_base
 from ehrr1.training.losses import supervised_loss
 from ehrr1.training.module import Build, ForestModule
-from ehrr1.training.strategies import is_zero, on_gpu
+from ehrr1.training.strategies import on_gpu
 from ehrr1.training.targets import find
 from ehrr1.training.trainer import fit, log_summary
 

@@ -25,6 +25,7 @@ from pytorch_lightning.strategies import DDPStrategy, DeepSpeedStrategy, Strateg
 from torch import Tensor
 
 from ehrr1 import parallel
+from ehrr1.config.learning import is_zero
 from ehrr1.config.training import TrainerSettings
 from ehrr1.models.loading import Sharding
 from ehrr1.prompts.forest import Forest
@@ -39,11 +40,6 @@ def on_gpu(trainer: TrainerSettings) -> bool:
     return trainer.accelerator == "gpu" or (
         trainer.accelerator == "auto" and torch.cuda.is_available()
     )
-
-
-def is_zero(trainer: TrainerSettings) -> bool:
-    """Return whether DeepSpeed divides optimizer states, gradients or weights."""
-    return str(trainer.strategy).startswith("zero")
 
 
 def environment() -> ClusterEnvironment:

@@ -9,29 +9,25 @@ training row may contain a reasoning chain (`reasoning`).
 """
 
 import csv
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
 import polars as pl
-import pyarrow as pa
 
 from ehrr1.errors import UserError
-from ehrr1.files import replacing
 from ehrr1.json_text import BadJsonError, from_json, id_of, is_id
 from ehrr1.records.markdown import events_of
 from ehrr1.records.reading import is_data
 from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.external.cells import LONGEST, value_of
+from ehrr1.tasks.external.texts import Texts, text_file
 from ehrr1.tasks.release.rows import chain_of, items_of
 from ehrr1.tasks.splits import split_patients
 
-TEXTS_AT_ONCE = 1_000
 UNKNOWN_TIME = datetime(1970, 1, 1)
 
 SUFFIXES = (".jsonl", ".csv")
@@ -126,7 +122,7 @@ class _Reading:
     tested: set[int] = field(default_factory=set)
     count: int = 0
 
-    def read_file(self, path: Path, setting: str, split: str, contexts: "Texts") -> None:
+    def read_file(self, path: Path, setting: str, split: str, contexts: Texts) -> None:
         """Add the usable rows of a file or folder; raise UserError if there is none."""
         files, before = _files(path, setting), len(self.rows)
         for name, line, given in ((file.name, *row) for file in files for row in rows_of(file)):
@@ -373,39 +369,3 @@ def _time(given: dict[str, Any], times: list[datetime | None]) -> datetime:
             raise UnusableError("bad_prediction_time")
         return time.replace(microsecond=0)
     return max((time for time in times if time is not None), default=UNKNOWN_TIME)
-
-
-@contextmanager
-def text_file(path: Path) -> Iterator["Texts"]:
-    """Yield a writer of contexts to the Arrow file `path`, which is written atomically."""
-    with replacing(path) as temporary, pa.ipc.new_file(str(temporary), Texts.SCHEMA) as file:
-        contexts = Texts(file)
-        yield contexts
-        contexts.write()
-
-
-class Texts:
-    """Writer of distinct texts into an Arrow file of one column, in batches."""
-
-    SCHEMA = pa.schema([("text", pa.large_string())])
-
-    def __init__(self, file: pa.RecordBatchFileWriter):
-        self.file = file
-        self.places: dict[bytes, int] = {}
-        self.waiting: list[str] = []
-
-    def add(self, text: str) -> int:
-        """Return the position of the text in the file, and add it if it is new."""
-        key = hashlib.sha256(text.encode()).digest()
-        if key not in self.places:
-            self.places[key] = len(self.places)
-            self.waiting.append(text)
-            if len(self.waiting) == TEXTS_AT_ONCE:
-                self.write()
-        return self.places[key]
-
-    def write(self) -> None:
-        """Write the texts that are waiting as one batch."""
-        column = pa.array(self.waiting, pa.large_string())
-        self.file.write_batch(pa.record_batch([column], schema=self.SCHEMA))
-        self.waiting = []

@@ -16,9 +16,10 @@ import polars as pl
 
 from ehrr1.errors import UserError
 from ehrr1.records.markdown import table_cell, value_lines
-from ehrr1.tasks.external.benchmark import INDEX_SCHEMA, UNKNOWN_TIME, Benchmark, text_file
+from ehrr1.tasks.external.benchmark import INDEX_SCHEMA, UNKNOWN_TIME, Benchmark
 from ehrr1.tasks.external.benchmark_tasks import CDM_DISEASE, CDM_ICD, DISEASES
 from ehrr1.tasks.external.cdm_files import Admission, read_files
+from ehrr1.tasks.external.texts import text_file
 from ehrr1.tasks.splits import split_patients
 
 MASK = "____"

@@ -18,8 +18,9 @@ from ehrr1.errors import UserError
 from ehrr1.progress import track
 from ehrr1.records.shard_buffer import Spool
 from ehrr1.tasks.external import ehrshot_files as files
-from ehrr1.tasks.external.benchmark import INDEX_SCHEMA, Benchmark, Texts, text_file
+from ehrr1.tasks.external.benchmark import INDEX_SCHEMA, Benchmark
 from ehrr1.tasks.external.ehrshot_text import PERSON_CODES, CodedRow, PatientText
+from ehrr1.tasks.external.texts import Texts, text_file
 
 SHARDS = 128
 """Number of groups of patients; the 41.6 million events yield about 300,000 rows per group."""
