@@ -115,10 +115,11 @@ def answer_signals() -> None:
             os.kill(own, number)
 
     def ignored(error: Any) -> None:
-        if not issubclass(error.exc_type, KeyboardInterrupt):
-            unraisable(error)
-        else:  # raised in a `__del__`, where no exception goes on
+        if issubclass(error.exc_type, KeyboardInterrupt):
+            # raised in a `__del__`, where no exception goes on
             _later(0.01, insist, *received)
+        elif not _ending.is_set():  # else it fails because the process ends
+            unraisable(error)
 
     for number in ENDINGS:
         if signal.getsignal(number) is not signal.SIG_IGN:

@@ -221,6 +221,22 @@ SWALLOWS = IGNORES.replace(
 )
 
 
+FALLS_APART = IGNORES.replace(
+    "    Waits()\n",
+    """    global left
+    left = Broken()  # as the workers of a data loader, which the signal has ended too
+    print("waiting", file=sys.stderr, flush=True)
+""",
+).replace(
+    "def main():",
+    """class Broken:
+    def __del__(self):
+        raise RuntimeError("a worker was killed")
+
+def main():""",
+)
+
+
 def pressed(
     *command: str,
     ready: str,
@@ -319,6 +335,11 @@ def test_ctrl_c_while_python_imports_is_one_line(script: str) -> None:
 def test_ctrl_c_where_python_ignores_exceptions_is_one_line() -> None:
     code, said = pressed("-c", IGNORES, ready="deleting")
     assert code == 130 and len(said) == 1 and "interrupted by Ctrl-C" in said[0], said
+
+
+def test_what_fails_while_a_process_ends_is_not_told() -> None:
+    code, said = pressed("-c", FALLS_APART, ready="waiting", numbers=[signal.SIGTERM])
+    assert code == 143 and len(said) == 1 and "interrupted by SIGTERM" in said[0], said
 
 
 def test_a_signal_that_a_library_swallows_comes_again() -> None:
