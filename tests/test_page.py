@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import networkx as nx
 import pytest
 
 from ehrr1.graph.evidence import from_json
-from ehrr1.reasoning.pictures.figure import SIZE, WIDEST, box_of, draw, fitted
+from ehrr1.reasoning.pictures.figure import BULGE, SIZE, WIDEST, box_of, draw, fitted
 from ehrr1.reasoning.pictures.layout import arrange
 from ehrr1.reasoning.pictures.page import PageContent, page
 from ehrr1.reasoning.trace import Line, trace
@@ -275,6 +276,34 @@ def test_prose_knowledge_and_odd_names(browser: Driver, tmp_path: Path) -> None:
         "arguments[0].dispatchEvent(new MouseEvent('mousemove', {bubbles: true}))", fact
     )
     assert opened.texts("#tip") == ["Insulin, regular\nmay_treat\nHyperglycaemia\nsource: MED-RT"]
+
+
+def comes_with() -> nx.DiGraph:
+    """Return `by_hand` with an edge between its two answers."""
+    graph = by_hand()
+    graph.add_edge("answer:Insulin", f"answer:{ODD}", kind="together", probability=0.6)
+    return graph
+
+
+def test_curves_between_answers_are_drawn_whole(browser: Driver, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(page(replace(BY_HAND, graph=comes_with())), encoding="utf-8")
+    Opened(browser, path)
+    rights = browser.execute_script(
+        "return [...document.querySelectorAll('.edge .seen')]"
+        ".map(one => one.getBBox()).map(box => box.x + box.width)"
+    )
+    width = browser.execute_script("return document.querySelector('#picture svg').clientWidth")
+    assert max(rights) < width
+
+    widths = []
+    for number, graph in enumerate((by_hand(), comes_with())):
+        figure = tmp_path / f"{number}.svg"
+        draw(graph, "", figure, "svg")
+        said = re.search(r'<svg[^>]* width="([0-9.]+)pt"', figure.read_text(encoding="utf-8"))
+        assert said
+        widths.append(float(said[1]))
+    assert widths[1] - widths[0] == pytest.approx(72 * BULGE)
 
 
 def test_open_data_and_an_empty_record_need_no_warning(browser: Driver, tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ SIZE, SMALL = 8.0, 6.5
 """Font sizes in points: labels; tables, relations and legend."""
 ROW, BOX, PAD, GAP, MARGIN = 0.27, 0.2, 0.06, 0.95, 0.25
 """Lengths in inches: row pitch, box height, box padding, gap between columns, outer margin."""
+BULGE = 0.75 * GAP / 2
+"""Inches by which a curve between two boxes of one column leaves it (see `_curve`)."""
 STROKE = 0.5
 """Inches of a legend's stroke and of the space around it."""
 WIDEST = {
@@ -88,6 +90,8 @@ def draw(graph: nx.DiGraph, title: str, path: Path, form: str = "png") -> None:
     layout = arrange(graph)
     boxes = {node: box_of(graph, node) for node in graph}
     places, lefts, width = _places(layout, boxes)
+    if any(places[start][0] == places[end][0] == lefts[-1] for start, end in graph.edges):
+        width += BULGE
     width, handles = max(width, 6.5), list(_handles(graph))
     columns = _legend_columns(handles, width)
     foot = FOOT + LEGEND_ROW * (math.ceil(len(handles) / columns) - 1)

@@ -107,7 +107,10 @@ function picture() {
     add(titles, "span", "", title).style.left = `${left}px`;
     left += widths[at] + GAP;
   });
-  body.style.width = titles.style.width = `${left - GAP + 2}px`;
+  // curves between two answers bend out of the last column
+  const last = data.columns.length - 1;
+  const bent = data.edges.some(edge => [edge.source, edge.target].every(id => nodes.get(id).column === last));
+  body.style.width = titles.style.width = `${left - (bent ? GAP / 2 : GAP) + 2}px`;
   body.style.height = `${TOP + ROW * data.rows}px`;
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("width", body.style.width);
