@@ -94,7 +94,10 @@ function picture() {
   const body = at("picture");
   // paths through the knowledge base need the whole width
   document.querySelector("main").classList.toggle("wide", data.columns.includes("Knowledge"));
-  const gaps = GAP * (data.columns.length - 1) + 24;
+  const last = data.columns.length - 1;
+  const bent = data.edges.some(edge => [edge.source, edge.target].every(id => nodes.get(id).column === last));
+  const beside = bent ? GAP / 2 : 0; // curves between two answers bend out of the last column
+  const gaps = GAP * last + beside + 24;
   const boxes = data.columns.reduce((sum, title) => sum + WIDTH[title], 0);
   const fitting = (body.parentElement.clientWidth - gaps) / boxes;
   const scale = Math.max(NARROWEST, Math.min(WIDEST, fitting));
@@ -107,10 +110,7 @@ function picture() {
     add(titles, "span", "", title).style.left = `${left}px`;
     left += widths[at] + GAP;
   });
-  // curves between two answers bend out of the last column
-  const last = data.columns.length - 1;
-  const bent = data.edges.some(edge => [edge.source, edge.target].every(id => nodes.get(id).column === last));
-  body.style.width = titles.style.width = `${left - (bent ? GAP / 2 : GAP) + 2}px`;
+  body.style.width = titles.style.width = `${left - GAP + beside + 2}px`;
   body.style.height = `${TOP + ROW * data.rows}px`;
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("width", body.style.width);
