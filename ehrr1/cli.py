@@ -22,6 +22,7 @@ os.environ.setdefault("HYDRA_FULL_ERROR", "1")
 import hydra
 import yaml
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -57,16 +58,15 @@ OF_DEFAULTS = ("Config group override", "Invalid defaults list", "Unsupported ty
 """How Hydra's bare ValueErrors about a list of defaults begin."""
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def compose_and_run(cfg: DictConfig) -> float | None:
+def run_job(cfg: DictConfig) -> float | None:
     """Run the composed configuration; return what a search optimises."""
     try:
-        from ehrr1.stages import execute
-
         config = read(cfg, HydraConfig.get().overrides.task)
         if config.variant is None:
             config.variant = own_variant(config)
         refuse_groups(config)
+        from ehrr1.stages import execute
+
         execute(config)
         return searched(config)
     except StoppedError as error:
@@ -82,6 +82,21 @@ def compose_and_run(cfg: DictConfig) -> float | None:
     except BaseException as error:  # the panics of libraries in Rust are no `Exception`
         # Hydra would print lines of its own about an exception that leaves its job.
         sys.exit(complain(error))
+
+
+def compose_and_run(words: list[str]) -> None:
+    """Compose the configuration that the command's words ask for, and run it.
+
+    Hydra's own entry composes it twice, first to look for `hydra.mode`: a fifth of a second that
+    only flags and Hydra's own settings need.
+    """
+    if any(word.startswith("-") or key_of(word).startswith("hydra") for word in words):
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run_job)()
+        return
+    hydra.initialize_config_dir(str(CONF), version_base="1.3")
+    composer = GlobalHydra.instance().hydra
+    assert composer is not None
+    composer.run("config", run_job, [*words, f"hydra.mode={RunMode.RUN.name}"])
 
 
 def refuse_groups(cfg: Config) -> None:
@@ -161,9 +176,9 @@ def main() -> None:
             sys.argv.append(f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]")
             roots = [word.partition("=")[2] for word in arguments if key_of(word) == "output_root"]
             with no_trace_of_refused(Path([ROOT, *roots][-1])):
-                compose_and_run()
+                compose_and_run(sys.argv[1:])
         else:
-            compose_and_run()
+            compose_and_run(sys.argv[1:])
     except BrokenPipeError:  # the command's entry decides
         raise
     except EXPECTED as error:

@@ -1,5 +1,6 @@
 """One small world for all tests: the real command line on a hospital of a few patients."""
 
+import json
 import os
 import shutil
 import signal
@@ -122,8 +123,37 @@ def run_py(
 
 
 @pytest.fixture(scope="session")
-def command_line() -> CommandLine:
-    return run_py
+def command_line() -> Iterator[CommandLine]:
+    """`run_py`, without the seconds of its imports: `forked_commands`.
+
+    Imports read variables of the environment: with other ones, and for another script, it is a
+    process from the beginning.
+    """
+    then = variables()
+    server: list[subprocess.Popen[str]] = []
+
+    def forked(
+        *arguments: str, cwd: Path = ROOT, script: str = "run.py", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        if environment or script != "run.py" or variables() != then:
+            return run_py(*arguments, cwd=cwd, script=script, **environment)
+        if not server:
+            command = [sys.executable, "-m", "tests.forked_commands"]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            server.append(subprocess.Popen(command, cwd=ROOT, text=True, **pipes))
+        asked, answers = server[0].stdin, server[0].stdout
+        assert asked is not None and answers is not None
+        print(json.dumps([str(cwd), list(arguments)]), file=asked, flush=True)
+        return subprocess.CompletedProcess(arguments, *json.loads(answers.readline()))
+
+    yield forked
+    for one in server:
+        one.communicate()
+
+
+def variables() -> dict[str, str]:
+    """The environment, without what pytest notes there."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
 
 
 @pytest.fixture(scope="session")

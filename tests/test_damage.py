@@ -8,8 +8,6 @@ stage that wrote them is not finished.
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,7 +29,7 @@ from ehrr1.stages.chains import graph_places
 from ehrr1.stages.reason import kept_chains
 from ehrr1.training.checkpoints import last_checkpoint
 from ehrr1.training.consolidation import learnt_weights
-from tests.conftest import ROOT
+from tests.conftest import CommandLine
 from tests.damages import ANY, Damage, damages, of_weights
 
 Run = Callable[..., tuple[int, str]]
@@ -61,25 +59,14 @@ def finished(smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def command() -> Iterator[Run]:
-    """The command line in a process that is forked from one that has imported everything."""
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tests.forked_commands"],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdin is not None and server.stdout is not None
+def command(command_line: CommandLine) -> Run:
+    """The exit code of a command, and what it says on stderr."""
 
     def run(*arguments: str) -> tuple[int, str]:
-        print(json.dumps(arguments), file=server.stdin, flush=True)
-        found = json.loads(server.stdout.readline())
-        return found["code"], found["said"]
+        done = command_line(*arguments)
+        return done.returncode, done.stderr
 
-    yield run
-    server.stdin.close()
-    server.wait()
+    return run
 
 
 def restored(path: Path, damage: Damage) -> Iterator[None]:

@@ -20,20 +20,27 @@ from tests.settings import composed
 
 SMALL = ("experiment=smoke", "data.subjects=12")
 
-NO_TORCH = (
-    "import runpy, sys\n"
-    "try:\n    runpy.run_path('run.py', run_name='__main__')\n"
-    "finally:\n    print('torch' in sys.modules)"
+HEAVY = (
+    *("torch", "transformers", "tokenizers", "datasets", "pytorch_lightning", "polars", "pyarrow"),
+    *("numpy", "scipy", "sklearn", "pandas", "networkx", "matplotlib", "tensorboard", "optuna"),
 )
+"""Packages that take their time; none is needed to refuse a command or to report a run."""
+
+IMPORTED = f"""
+import runpy, sys
+sys.argv = ["run.py", *sys.argv[1:]]
+try:
+    runpy.run_path("run.py", run_name="__main__")
+finally:
+    print(sorted(set({HEAVY}) & set(sys.modules)))
+"""
+NONE = "[]"
 
 
-def without_torch(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command in a process that says last on stdout whether torch was imported."""
-    code = NO_TORCH.replace(
-        "import runpy, sys\n", f"import runpy, sys\nsys.argv[1:] = {arguments}\n"
-    )
-    code = code.replace("sys.argv[1:]", "sys.argv[0] = 'run.py'\nsys.argv[1:]")
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+def saying_what_was_imported(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process that says last on stdout which packages of `HEAVY` it has."""
+    command = [sys.executable, "-c", IMPORTED, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def lines_of(done: subprocess.CompletedProcess[str]) -> list[str]:
@@ -63,18 +70,18 @@ def test_a_stage_ends_with_what_it_made_and_the_next_command(prepared: Path) -> 
     assert all(path.exists() for path in (folder / "store", folder / "index.parquet"))
 
 
-def test_a_finished_run_says_the_same_again_without_torch(prepared: Path) -> None:
-    done = without_torch("stage=prepare", *SMALL, f"output_root={prepared}")
+def test_a_finished_run_says_the_same_again_at_once(prepared: Path) -> None:
+    done = saying_what_was_imported("stage=prepare", *SMALL, f"output_root={prepared}")
     said = (prepared / "said").read_text().splitlines()
-    assert done.returncode == 0 and done.stdout.splitlines() == ["False"]
+    assert done.returncode == 0 and done.stdout.splitlines() == [NONE]
     assert lines_of(done)[0].endswith(f"finished already, in {prepared / 'smoke' / 'prepare'}")
     assert lines_of(done)[1:] == said[-4:]
 
 
-def test_a_finished_curriculum_shows_its_scores_again_without_torch(smoke: Path) -> None:
-    done = without_torch("experiment=smoke", f"output_root={smoke.parent}")
+def test_a_finished_curriculum_shows_its_scores_again_at_once(smoke: Path) -> None:
+    done = saying_what_was_imported("experiment=smoke", f"output_root={smoke.parent}")
     scores = (smoke / "eval" / "scores.txt").read_text()
-    assert done.returncode == 0 and done.stdout == scores + "False\n"
+    assert done.returncode == 0 and done.stdout == f"{scores}{NONE}\n"
     assert max(map(len, scores.splitlines())) <= 80
     said = lines_of(done)
     assert sum("finished already" in line for line in said) == len(ORDER)
@@ -97,14 +104,27 @@ def test_a_finished_curriculum_shows_its_scores_again_without_torch(smoke: Path)
     ["stage=graph", "graph.show=1"],
     ["stage=adapt", "model=8b"],
 ])  # fmt: skip
-def test_what_is_missing_is_said_before_torch_is_imported(
-    arguments: list[str], tmp_path: Path
-) -> None:
-    done = without_torch(*arguments, f"output_root={tmp_path}")
-    assert done.returncode == 2 and done.stdout == "False\n", done.stderr[-2000:]
+def test_what_is_missing_is_said_at_once(arguments: list[str], tmp_path: Path) -> None:
+    done = saying_what_was_imported(*arguments, f"output_root={tmp_path}")
+    assert done.returncode == 2 and done.stdout == f"{NONE}\n", done.stdout + done.stderr[-2000:]
     [line] = lines_of(done)
     assert line.startswith("run.py: ") and str(tmp_path) in line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [
+    ["stage=adapt", "model=nonsense"],
+    ["+adapt.lrr=3"],
+    ["stage=adapt", "adapt.lr=-1"],
+    ["stage=prepare", "data=mimic"],
+    ["stage=eval", "compare=[/a,/b]"],
+    ["stage=eval", "rescore=/a"],
+    ["stage=consolidate"],
+])  # fmt: skip
+def test_what_is_wrong_is_said_at_once(arguments: list[str], tmp_path: Path) -> None:
+    done = saying_what_was_imported(*arguments, f"output_root={tmp_path}")
+    assert done.returncode == 2 and done.stdout == f"{NONE}\n", done.stdout + done.stderr[-2000:]
+    assert len(lines_of(done)) == 1
 
 
 def test_exports_lie_beside_each_other(prepared: Path, command_line: CommandLine) -> None:

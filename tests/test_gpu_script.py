@@ -29,6 +29,7 @@ def run(out: Path, *arguments: str, **env: str) -> tuple[int, list[dict[str, Any
     return done.returncode, written
 
 
+@pytest.mark.slow
 def test_every_part_but_the_command_line_needs_torch_and_transformers_only(tmp_path: Path) -> None:
     for name in BLOCKED:
         (tmp_path / f"{name}.py").write_text("raise ImportError('blocked')\n")

@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from ehrr1 import cli, stages, sweep_cli
 from ehrr1.config.schema import Config
-from tests.conftest import ROOT, CommandLine
+from tests.conftest import ROOT, CommandLine, run_py
 
 DOORS = {"run.py": cli.main, "sweep.py": sweep_cli.main}
 
@@ -233,14 +233,19 @@ def test_a_wrong_file_is_one_line(
         ("sweep.py", "adapt.lrr=1,2", "did you mean adapt.lr?"),
     ],
 )
-def test_by_a_real_process(
-    door: str, command: str, words: str, tmp_path: Path, command_line: CommandLine
-) -> None:
-    done = command_line(*command.split(), f"output_root={tmp_path / 'outputs'}", script=door)
+def test_by_a_real_process(door: str, command: str, words: str, tmp_path: Path) -> None:
+    done = run_py(*command.split(), f"output_root={tmp_path / 'outputs'}", script=door)
     assert done.returncode == 2 and not done.stdout
     [line] = done.stderr.splitlines()
     assert line.startswith(f"{door}: ") and words in line
     assert not list(tmp_path.iterdir())
+
+
+def test_a_forked_command_says_the_same(tmp_path: Path, command_line: CommandLine) -> None:
+    """Check what other tests rest on: paths, arguments, both outputs and exit codes."""
+    for arguments in (["--version"], ["stage=adapt", "output_root=none"], ["stage=nope"]):
+        whole, forked = (run(*arguments, cwd=tmp_path) for run in (run_py, command_line))
+        assert vars(forked) | {"args": []} == vars(whole) | {"args": []}
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

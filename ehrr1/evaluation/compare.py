@@ -22,12 +22,13 @@ from rich.console import Console
 from ehrr1.config.records import Concepts
 from ehrr1.errors import UserError
 from ehrr1.evaluation.aggregate import BASELINES, Metrics, last_result, names, summarise
+from ehrr1.evaluation.finished import require_finished
 from ehrr1.evaluation.matching import with_matches
 from ehrr1.evaluation.pages.html import page, table
 from ehrr1.evaluation.pages.numbers import cell
 from ehrr1.evaluation.pages.numbers import label as metric_label
 from ehrr1.evaluation.pages.report import flat_settings, lead, report_data, rules
-from ehrr1.evaluation.predictions import read_predictions, require_finished
+from ehrr1.evaluation.predictions import read_predictions
 from ehrr1.evaluation.seeds import seed_metrics
 from ehrr1.evaluation.tables import (
     MAIN,

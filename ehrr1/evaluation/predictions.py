@@ -8,7 +8,6 @@ from typing import Any
 import polars as pl
 
 from ehrr1.damage import damaged, reading
-from ehrr1.errors import UserError
 from ehrr1.evaluation.prompt_mode import PromptMode
 from ehrr1.records.reading import READ_ERRORS
 from ehrr1.tasks.catalog import ALL_TASKS
@@ -41,9 +40,6 @@ COLUMNS: dict[str, pl.DataType | type[pl.DataType]] = {
 
 SCHEMA = pl.Schema(COLUMNS)
 
-FINISHED = ("predictions.parquet", "config.yaml")
-"""Files of a finished evaluation that are scored again or compared."""
-
 DIRECT = PromptMode("direct")
 
 
@@ -63,15 +59,6 @@ class YesProbability:
     probability: float
     logprob_yes: float | None = None
     logprob_no: float | None = None
-
-
-def require_finished(setting: str, folder: Path) -> None:
-    """Raise UserError, which names `setting`, if a folder is not that of a finished evaluation."""
-    if missing := [name for name in FINISHED if not (folder / name).exists()]:
-        raise UserError(
-            f"{setting}={folder}: it has no {' and no '.join(missing)}; give the folder of a "
-            "finished evaluation (outputs/NAME/eval)"
-        )
 
 
 def read_predictions(path: Path, remedy: str | None = None) -> pl.DataFrame:

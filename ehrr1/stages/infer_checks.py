@@ -1,13 +1,16 @@
 """Checks of stage=infer that need no model: they run before torch is imported."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ehrr1 import runs
 from ehrr1.config.names import TRAINING
 from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
 from ehrr1.tasks.catalog import ALL_TASKS
-from ehrr1.tasks.samples import Prepared
+
+if TYPE_CHECKING:
+    from ehrr1.tasks.samples import Prepared
 
 ENGINES = ("transformers", "vllm", "server")
 """The engines that stage=infer asks."""
@@ -88,15 +91,17 @@ def is_meds(path: Path) -> bool:
     return path.is_dir() or path.suffix == ".parquet"
 
 
-def prepared(cfg: Config) -> Prepared:
+def prepared(cfg: Config) -> "Prepared":
     """Open the run's own store of patients. Raises UserError where it is not prepared."""
     try:
         inputs = runs.find_inputs(cfg, "card")
-        runs.check_inputs(cfg, inputs)
-        return Prepared(inputs["prepare"])
     except runs.MissingRunError as error:
         message = str(error).replace("stage=card", "a patient of the store", 1)
         raise runs.MissingRunError(message, error.stage) from error
+    runs.check_inputs(cfg, inputs)
+    from ehrr1.tasks.samples import Prepared  # with Polars
+
+    return Prepared(inputs["prepare"])
 
 
 def source_of(cfg: Config) -> Path | str:
