@@ -1,6 +1,6 @@
 """Samples, and the output of `stage=prepare` as later stages read it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from datetime import datetime
 from functools import cached_property
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ehrr1.damage import reading
 from ehrr1.files import read_json
@@ -132,6 +133,27 @@ class Prepared:
         if tasks is not None:
             index = index.filter(pl.col("task").is_in(list(tasks)))
         return index
+
+    def batches(
+        self, split: str | None, tasks: Sequence[str] | None, size: int
+    ) -> Iterator[pl.DataFrame]:
+        """Yield the rows of `index` in tables of at most `size` rows.
+
+        The file is read no further than the caller goes.
+        """
+        with (
+            reading(self.folder / INDEX, *READ_ERRORS),
+            pq.ParquetFile(self.folder / INDEX) as file,
+        ):
+            for batch in file.iter_batches(size):
+                index = pl.from_arrow(batch)
+                assert isinstance(index, pl.DataFrame)
+                if split is not None:
+                    index = index.filter(pl.col("split") == split)
+                if tasks is not None:
+                    index = index.filter(pl.col("task").is_in(list(tasks)))
+                if index.height:
+                    yield index
 
     def scan_training(self, stage: str, tasks: Sequence[str]) -> pl.LazyFrame:
         """Return the training split's index, restricted to the samples for `stage` if any.
