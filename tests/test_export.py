@@ -45,7 +45,9 @@ def folder(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def written(prepare: Path, out: Path, *overrides: str) -> tuple[Path, dict[str, float | int]]:
     """Export to `out`, in this process."""
     out.mkdir(exist_ok=True)
-    metrics = export.run(composed(*overrides), Run(out, "export", {"prepare": prepare}))
+    metrics = export.run(
+        composed("export.workers=1", *overrides), Run(out, "export", {"prepare": prepare})
+    )
     return out, metrics
 
 
@@ -109,6 +111,7 @@ def exports(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     root = tmp_path_factory.mktemp("exports")
     whole = ["export.split=all", f"data.tasks=[{','.join(FEW)}]"]
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export_dataset, "PART_ROWS", 1500)
         patch.setattr(export_dataset, "SAMPLES_AT_ONCE", 300)
         patch.setattr(export_dataset, "BYTES_AT_ONCE", 500_000)
         return {
@@ -128,6 +131,17 @@ def test_layouts_hold_the_same_rows(exports: dict[str, Path], folder: Path) -> N
         for layout, folder in exports.items()
     }
     assert sizes["parquet"] < sizes["rows"] / 10
+
+
+def test_processes_change_nothing(
+    exports: dict[str, Path], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export_dataset, "PART_ROWS", 4000)
+    whole = ["export.split=all", f"data.tasks=[{','.join(FEW)}]", "export.workers=2"]
+    out, _ = written(folder, tmp_path / "two", *whole)
+    for path in (out / "dataset").rglob("*.parquet"):
+        one = exports["parquet"] / path.relative_to(out)
+        assert_frame_equal(pl.read_parquet(path), pl.read_parquet(one))
 
 
 def test_a_context_is_written_once(exports: dict[str, Path]) -> None:
@@ -207,10 +221,9 @@ def test_records_are_those_of_the_contexts(
 
 def test_only_the_rows_asked_for_are_read(folder: Path, tmp_path: Path) -> None:
     world = Prepared(folder)
-    whole = world.index("test", ["emar", "next_event"])
-    parts = list(world.batches("test", ["emar", "next_event"], 100))
-    assert all(0 < part.height <= 100 for part in parts) and len(parts) > 1
-    assert_frame_equal(pl.concat(parts), whole)
+    parts = list(world.batches(1000))
+    assert all(0 < part.height <= 1000 for part in parts) and len(parts) > 1
+    assert_frame_equal(pl.concat(parts), world.index())
     # an index whose last rows are unreadable
     copy = tmp_path / "prepare"
     copy.mkdir()
@@ -220,9 +233,9 @@ def test_only_the_rows_asked_for_are_read(folder: Path, tmp_path: Path) -> None:
     with (copy / "index.parquet").open("r+b") as file:
         file.seek(last.dictionary_page_offset or last.data_page_offset)
         file.write(bytes(last.total_compressed_size))
-    assert next(Prepared(copy).batches(None, None, 10)).equals(world.index().head(10))
+    assert next(Prepared(copy).batches(10)).equals(world.index().head(10))
     with pytest.raises(DamagedError, match=r"index.parquet cannot be read"):
-        list(Prepared(copy).batches(None, None, 10))
+        list(Prepared(copy).batches(10))
 
 
 def test_tasks_are_chosen(folder: Path, tmp_path: Path) -> None:

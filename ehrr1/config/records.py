@@ -142,6 +142,7 @@ class Export(Section):
         "parquet", "jsonl", "jsonl.zst", "rows", "meds", "release", "lm_eval", "inspect"
     ]
     similar_items: PathText | None
+    workers: Count | None
 
 
 class Audit(Section):

@@ -19,6 +19,7 @@ from ehrr1.config.schema import Config
 from ehrr1.prompts.wording import style_of
 from ehrr1.runs import Run
 from ehrr1.stages import export_dataset, export_harness, export_meds, export_release, export_rows
+from ehrr1.stages.dataset_parts import Source
 from ehrr1.stages.export_rows import Questions
 from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.catalog import ALL_TASKS
@@ -40,13 +41,15 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     if own.layout in ("lm_eval", "inspect"):
         folder = run.folder / own.layout
         return export_harness.write(prepared, folder, style, own, tasks, cfg.seed)
-    candidates = Candidates(prepared, cfg.seed, similar_items(cfg, prepared))
+    similar = similar_items(cfg, prepared)
+    if own.layout == "parquet":
+        source = Source(prepared.folder, cfg.wording, cfg.seed, similar, tasks, own.split)
+        return export_dataset.write(source, own.limit, own.workers, run.folder / "dataset")
+    candidates = Candidates(prepared, cfg.seed, similar)
     questions = Questions(prepared, style, candidates, tasks, own.limit)
     if own.layout == "release":
         whole = Questions(prepared, style, candidates)
         metrics = export_release.write(prepared, run.folder / "release", lambda: bench(whole))
-    elif own.layout == "parquet":
-        metrics = export_dataset.write(questions, own.split, run.folder / "dataset")
     else:
         name = "samples.jsonl.zst" if own.layout == "jsonl.zst" else "samples.jsonl"
         found = questions.of(own.split)

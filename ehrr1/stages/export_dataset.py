@@ -6,59 +6,41 @@ dataset/
     <split>/contexts.parquet    a record as it is shown a row: `context_id, text`
 
 A sample with its context is a row of `export.layout=jsonl`: `input` is the context's text, and
-`task_info` holds the columns of `TASK_INFO` and `label`, the value of the JSON in `target`. Memory
-is bounded: rows are written group by group, and the ids of one patient are kept.
+`task_info` holds the columns of `TASK_INFO` and `label`, the value of the JSON in `target`. Several
+processes make ranges of the index (`dataset_parts`), and this one writes them in order. Memory is
+bounded: rows are written group by group, and the ids of one patient's contexts are kept.
 """
 
-import hashlib
+from collections import Counter
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ehrr1.files import replacing, write_text
-from ehrr1.prompts.record_texts import RecordText
+from ehrr1.progress import in_processes
 from ehrr1.stages import export_card
-from ehrr1.stages.export_rows import PLACES, Question, Questions, row
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.stages.dataset_parts import (
+    CONTEXTS,
+    Part,
+    Source,
+    made,
+    questions_of,
+    samples_schema,
+    unpacked,
+)
 
-CONTEXTS = pa.schema({"context_id": pa.string(), "text": pa.string()})
-
-TASK_INFO = {
-    "hadm_id": pa.int64(),
-    "task": pa.string(),
-    "event": pa.string(),
-    "target": pa.string(),
-    "target_key": pa.string(),
-    "metric": pa.string(),
-    "bid_event": pa.list_(pa.string()),
-    "task_type": pa.string(),
-}
-"""Columns from `task_info` of the benchmark's row."""
-
-SAMPLES = {
-    "idx": pa.int64(),
-    "sample_id": pa.string(),
-    "context_id": pa.string(),
-    "subject_id": pa.int64(),
-    "split": pa.string(),
-    "prediction_time": pa.timestamp("us"),
-    "available_until": pa.timestamp("us"),
-    "instruction": pa.string(),
-    "question": pa.string(),
-    "output": pa.string(),
-    "candidates": pa.list_(pa.string()),
-    **TASK_INFO,
-}
+PART_ROWS = 2_000
+"""Rows of the index that a process reads at a time."""
 
 SAMPLES_AT_ONCE = 20_000
-"""Rows of a group of samples.parquet."""
+"""Rows of a group of samples.parquet, about."""
 
 BYTES_AT_ONCE = 32_000_000
-"""Size of the texts of a group of contexts.parquet."""
+"""Size of the texts of a group of contexts.parquet, at least."""
 
 PAGE_ROWS, PAGE_BYTES = 64, 16_000_000
 """Of contexts.parquet: the size of a page is looked at every so many rows; a page of so many bytes
@@ -68,62 +50,82 @@ LEVEL = 3
 """The level of zstd."""
 
 
-def write(questions: Questions, split: str, folder: Path) -> dict[str, float | int]:
-    """Write the dataset of a split ("all": of every split) to `folder`.
+def write(
+    source: Source, limit: int | None, workers: int | None, folder: Path
+) -> dict[str, float | int]:
+    """Write the dataset of `source`, at most `limit` rows, to `folder`, with so many processes.
 
-    Metrics: `rows`, `contexts`. Raises UserError where there are no samples.
+    Metrics: `rows`, `contexts`, `too_long/<task>` (answers that no list of candidates holds).
+    Raises UserError where there are no samples.
     """
-    places = [name for name in PLACES if name in questions.prepared.index_columns]
-    schema = pa.schema(SAMPLES | dict.fromkeys(places, pa.int64()))
-    parts: dict[str, _Split] = {}
+    questions = replace(questions_of(source), limit=limit)
+    _, end = questions.extent(source.split)
+    ranges = [(first, min(PART_ROWS, end - first)) for first in range(0, end, PART_ROWS)]
+    schema, rows = samples_schema(questions.prepared), 0
+    splits, too_long = dict[str, _Split](), Counter[str]()
     with replacing(folder) as temporary:
         with ExitStack() as files:
-            for question in questions.of(split):
-                name = question.sample.split
-                if name not in parts:
-                    parts[name] = _opened(temporary / name, schema, files)
-                _add(parts[name], question, questions)
-            for part in parts.values():
-                part.samples.flush()
-                part.contexts.flush()
-        counts = {name: (part.samples.rows, part.contexts.rows) for name, part in parts.items()}
+            parts = [Part(source, *one) for one in ranges]
+            for part in in_processes(made, parts, "export", workers):
+                samples, contexts = _numbered(unpacked(part.samples), rows), unpacked(part.contexts)
+                rows += samples.num_rows
+                too_long.update(part.too_long)
+                for name in pc.unique(samples["split"]).to_pylist():
+                    if name not in splits:
+                        splits[name] = _opened(temporary / name, schema, files)
+                    _add(splits[name], _of(samples, name), _of(contexts, name))
+            for split in splits.values():
+                split.samples.flush()
+                split.contexts.flush()
+        counts = {name: (one.samples.rows, one.contexts.rows) for name, one in splits.items()}
         card = export_card.card(questions.prepared, questions.style, counts)
         write_text(temporary / "README.md", card)
-    rows, contexts = (sum(numbers) for numbers in zip(*counts.values(), strict=True))
-    return {"rows": rows, "contexts": contexts}
+    found = {"rows": rows, "contexts": sum(contexts for _, contexts in counts.values())}
+    return found | {f"too_long/{task}": count for task, count in sorted(too_long.items())}
 
 
 @dataclass
-class _Table:
-    """A Parquet file that is written group by group."""
+class _File:
+    """A Parquet file that is written in groups of at least `least` (rows or bytes)."""
 
     writer: pq.ParquetWriter
-    waiting: list[tuple[Any, ...]] = field(default_factory=list)
+    least: int
+    waiting: list[pa.Table] = field(default_factory=list)
+    size: int = 0
     rows: int = 0
 
+    def add(self, table: pa.Table, size: int) -> None:
+        """Append a table."""
+        self.waiting.append(table)
+        self.size += size
+        if self.size >= self.least:
+            self.flush()
+
     def flush(self) -> None:
-        """Write the rows that wait as one group."""
-        if self.waiting:
-            columns = zip(*self.waiting, strict=True)
-            kinds = self.writer.schema.types
-            arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
-            self.writer.write_table(pa.Table.from_arrays(arrays, schema=self.writer.schema))
-            self.rows += len(self.waiting)
-            self.waiting.clear()
+        """Write the tables that wait as one group."""
+        if self.size:
+            table = pa.concat_tables(self.waiting)
+            self.writer.write_table(table)
+            self.rows += table.num_rows
+        self.waiting, self.size = [], 0
 
 
 @dataclass
 class _Split:
-    """The files of a split, and of the last patient the ids of the contexts that are written."""
+    """The files of a split, and of its last patient the ids of the contexts that are written."""
 
-    samples: _Table
-    contexts: _Table
-    ids: set[str] = field(default_factory=set)
+    samples: _File
+    contexts: _File
     subject: int | None = None
-    bytes: int = 0
-    record: RecordText | None = None
-    context_id: str = ""
-    """Of `record`, the last one."""
+    ids: set[str] = field(default_factory=set)
+
+    def is_new(self, subject: int | None, context_id: str) -> bool:
+        """Return whether a context is not written yet; contexts come patient by patient."""
+        if subject != self.subject:
+            self.subject, self.ids = subject, set()
+        new = context_id not in self.ids
+        self.ids.add(context_id)
+        return new
 
 
 def _opened(folder: Path, schema: pa.Schema, files: ExitStack) -> _Split:
@@ -133,7 +135,7 @@ def _opened(folder: Path, schema: pa.Schema, files: ExitStack) -> _Split:
     )
     contexts = pq.ParquetWriter(
         folder / "contexts.parquet",
-        CONTEXTS,
+        pa.schema({name: CONTEXTS[name] for name in ("context_id", "text")}),
         compression="zstd",
         compression_level=LEVEL,
         use_dictionary=False,
@@ -141,54 +143,26 @@ def _opened(folder: Path, schema: pa.Schema, files: ExitStack) -> _Split:
         write_batch_size=PAGE_ROWS,
         data_page_size=PAGE_BYTES,
     )
-    return _Split(_Table(files.enter_context(samples)), _Table(files.enter_context(contexts)))
+    return _Split(
+        _File(files.enter_context(samples), SAMPLES_AT_ONCE),
+        _File(files.enter_context(contexts), BYTES_AT_ONCE),
+    )
 
 
-def _add(part: _Split, question: Question, questions: Questions) -> None:
-    """Add a question to the tables of its split, and its context where it is new."""
-    if question.record is not part.record:
-        _add_context(part, question)
-    found = sample_row(question, questions) | {"context_id": part.context_id}
-    part.samples.waiting.append(tuple(map(found.get, part.samples.writer.schema.names)))
-    if len(part.samples.waiting) >= SAMPLES_AT_ONCE:
-        part.samples.flush()
+def _add(split: _Split, samples: pa.Table, contexts: pa.Table) -> None:
+    """Add the samples of a part to their split, and those of their contexts that are new."""
+    split.samples.add(samples, samples.num_rows)
+    keys = zip(*(contexts[name].to_pylist() for name in ("subject_id", "context_id")), strict=True)
+    new = pa.array([split.is_new(*key) for key in keys], pa.bool_())
+    found = contexts.filter(new).select(["context_id", "text"])
+    split.contexts.add(found, found.nbytes)
 
 
-def _add_context(part: _Split, question: Question) -> None:
-    """Take the context of a question for the last one, and add it if it is new.
-
-    Its id is 32 hexadecimal digits of a SHA-256 of the text, and of the patient if the record is in
-    the store, so that the ids of one patient tell what is new.
-    """
-    sample, text = question.sample, question.record.text.encode()
-    in_store = sample.text_row is None
-    if in_store and sample.subject_id != part.subject:
-        part.ids.clear()
-        part.subject = sample.subject_id
-    digest = hashlib.sha256(f"{sample.subject_id}\n".encode() if in_store else b"")
-    digest.update(text)
-    part.record, part.context_id = question.record, digest.hexdigest()[:32]
-    if part.context_id in part.ids:
-        return
-    part.ids.add(part.context_id)
-    part.contexts.waiting.append((part.context_id, text))
-    part.bytes += len(text)
-    if part.bytes >= BYTES_AT_ONCE:
-        part.contexts.flush()
-        part.bytes = 0
+def _of(table: pa.Table, split: str) -> pa.Table:
+    return table.filter(pc.equal(table["split"], split))
 
 
-def sample_row(question: Question, questions: Questions) -> dict[str, Any]:
-    """Return a row of samples.parquet without the id of the context."""
-    sample, style = question.sample, questions.style
-    found = row(question, style)
-    info = found["task_info"]
-    think = TASKS[sample.task].kind == "decision"
-    return {
-        **{name: found[name] for name in SAMPLES if name in found},
-        **{name: info[name] for name in (*TASK_INFO, *PLACES) if name in info},
-        "split": sample.split,
-        "prediction_time": sample.prediction_time,
-        "available_until": question.record.available_until,
-        "question": style.asked(sample.task, think=think, own=style.own(sample)),
-    }
+def _numbered(samples: pa.Table, first: int) -> pa.Table:
+    """Return samples whose `idx` begins with `first`."""
+    numbers = pa.array(range(first, first + samples.num_rows), pa.int64())
+    return samples.set_column(0, "idx", numbers)

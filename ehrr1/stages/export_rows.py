@@ -67,28 +67,46 @@ class Questions:
 
         Raises UserError where there is none.
         """
+        total, _ = self.extent(split)
+        yield from self._asked(track(self._samples(split), "export", total=total))
+
+    def part(self, split: str, first: int, rows: int) -> Iterator[Question]:
+        """Yield the questions among some rows of the index, numbered from 0."""
+        index = self.prepared.scan(rows=(first, rows))
+        return self._asked(self.prepared.as_samples(index.filter(self._wanted(split)).collect()))
+
+    def extent(self, split: str) -> tuple[int, int]:
+        """Return the number of questions, and of the rows of the index among which they are.
+
+        Raises UserError where there is none.
+        """
+        index = self.prepared.scan().with_row_index("row").filter(self._wanted(split))
+        if self.limit is not None:
+            index = index.head(self.limit)
+        count, last = index.select(pl.len(), pl.col("row").max().alias("last")).collect().row(0)
+        if not count:
+            raise no_samples(split, self.tasks, self.prepared.folder)
+        return count, last + 1
+
+    def _asked(self, samples: Iterable[Sample]) -> Iterator[Question]:
         texts = RecordTexts(self.prepared, self.style)
-        total = self._count(split)
         last_id, record = "", RecordText("", None)
-        for number, sample in enumerate(track(self._samples(split), "export", total=total)):
+        for number, sample in enumerate(samples):
             if sample.context_id != last_id:
                 last_id, record = sample.context_id, texts(sample)
             yield Question(number, sample, record, self.candidates(sample))
 
-    def _count(self, split: str) -> int:
-        index = self.prepared.scan(None if split == "all" else split, self.tasks)
-        if self.limit is not None:
-            index = index.head(self.limit)
-        count = int(index.select(pl.len()).collect().item())
-        if not count:
-            raise no_samples(split, self.tasks, self.prepared.folder)
-        return count
+    def _wanted(self, split: str) -> pl.Expr:
+        of_split = pl.lit(True) if split == "all" else pl.col("split") == split
+        of_tasks = pl.lit(True) if self.tasks is None else pl.col("task").is_in(list(self.tasks))
+        return of_split & of_tasks
 
     def _samples(self, split: str) -> Iterator[Sample]:
         left = self.limit
-        for index in self.prepared.batches(None if split == "all" else split, self.tasks, CHUNK):
-            yield from self.prepared.as_samples(index if left is None else index.head(left))
-            left = None if left is None else left - index.height
+        for index in self.prepared.batches(CHUNK):
+            found = index.filter(self._wanted(split))
+            yield from self.prepared.as_samples(found if left is None else found.head(left))
+            left = None if left is None else left - found.height
             if left is not None and left <= 0:
                 return
 

@@ -123,21 +123,29 @@ class Prepared:
         """Return the index of samples as a table (columns: see `tasks.index.build_index`)."""
         return self.scan(split, tasks).collect()
 
-    def scan(self, split: str | None = None, tasks: Sequence[str] | None = None) -> pl.LazyFrame:
-        """Return the index as a lazy frame, of which `selection.select` reads only a part."""
+    def scan(
+        self,
+        split: str | None = None,
+        tasks: Sequence[str] | None = None,
+        rows: tuple[int, int] | None = None,
+    ) -> pl.LazyFrame:
+        """Return the index as a lazy frame, of which `selection.select` reads only a part.
+
+        `rows` are the first row of the file and their number, for a part of it.
+        """
         with reading(self.folder / INDEX, *READ_ERRORS):
             index = pl.scan_parquet(self.folder / INDEX)
             index.collect_schema()
+        if rows is not None:
+            index = index.slice(*rows)
         if split is not None:
             index = index.filter(pl.col("split") == split)
         if tasks is not None:
             index = index.filter(pl.col("task").is_in(list(tasks)))
         return index
 
-    def batches(
-        self, split: str | None, tasks: Sequence[str] | None, size: int
-    ) -> Iterator[pl.DataFrame]:
-        """Yield the rows of `index` in tables of at most `size` rows.
+    def batches(self, size: int) -> Iterator[pl.DataFrame]:
+        """Yield the index in tables of at most `size` rows.
 
         The file is read no further than the caller goes.
         """
@@ -148,12 +156,7 @@ class Prepared:
             for batch in file.iter_batches(size):
                 index = pl.from_arrow(batch)
                 assert isinstance(index, pl.DataFrame)
-                if split is not None:
-                    index = index.filter(pl.col("split") == split)
-                if tasks is not None:
-                    index = index.filter(pl.col("task").is_in(list(tasks)))
-                if index.height:
-                    yield index
+                yield index
 
     def scan_training(self, stage: str, tasks: Sequence[str]) -> pl.LazyFrame:
         """Return the training split's index, restricted to the samples for `stage` if any.
