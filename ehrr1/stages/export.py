@@ -19,7 +19,7 @@ from ehrr1.config.schema import Config
 from ehrr1.prompts.wording import style_of
 from ehrr1.runs import Run
 from ehrr1.stages import export_dataset, export_harness, export_meds, export_release, export_rows
-from ehrr1.stages.dataset_parts import Source
+from ehrr1.stages.export_parts import Source
 from ehrr1.stages.export_rows import Questions
 from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.catalog import ALL_TASKS

@@ -7,7 +7,7 @@ dataset/
 
 A sample with its context is a row of `export.layout=jsonl`: `input` is the context's text, and
 `task_info` holds the columns of `TASK_INFO` and `label`, the value of the JSON in `target`. Several
-processes make ranges of the index (`dataset_parts`), and this one writes them in order. Memory is
+processes make ranges of the index (`export_parts`), and this one writes them in order. Memory is
 bounded: rows are written group by group, and the ids of one patient's contexts are kept.
 """
 
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from ehrr1.files import replacing, write_text
 from ehrr1.progress import in_processes
 from ehrr1.stages import export_card
-from ehrr1.stages.dataset_parts import (
+from ehrr1.stages.export_parts import (
     CONTEXTS,
     Part,
     Source,
