@@ -36,6 +36,8 @@ class Cost:
     """The cost of one command, imports and children included; memory in MB (10**6 bytes)."""
 
     seconds: float
+    cpu_seconds: float
+    """User and system time of the process, and of the children that it waited for."""
     peak_mb: float
     """Peak resident memory of the largest single process of the tree, as the kernel counted it."""
     tree_mb: float
@@ -67,7 +69,11 @@ def run(command: Sequence[str | Path], log: Path, env: dict[str, str] | None = N
         tail = log.read_text(encoding="utf-8", errors="replace")[-2000:]
         raise SystemExit(f"{' '.join(map(str, command))}\nended with {process.returncode}:\n{tail}")
     return Cost(
-        round(seconds, 3), round(usage.ru_maxrss * 1024 / 1e6, 1), watch.tree_mb, watch.largest
+        round(seconds, 3),
+        round(usage.ru_utime + usage.ru_stime, 3),
+        round(usage.ru_maxrss * 1024 / 1e6, 1),
+        watch.tree_mb,
+        watch.largest,
     )
 
 

@@ -118,7 +118,8 @@ def test_export_gives_the_rows_again_with_their_own_question(tmp_path: Path) -> 
     given = [row(0), risk(1, "yes")]
     world, _ = prepared(write(tmp_path / "b.jsonl", *given), tmp_path / "prepare")
     (tmp_path / "export").mkdir()
-    export.run(composed(), Run(tmp_path / "export", "export", {"prepare": world.folder}))
+    run = Run(tmp_path / "export", "export", {"prepare": world.folder})
+    export.run(composed("export.layout=rows"), run)
     lines = (tmp_path / "export" / "samples.jsonl").read_text().splitlines()
     for back, row_ in zip(map(json.loads, lines), given, strict=True):
         for name in ("instruction", "input", "output", "candidates"):
@@ -135,6 +136,8 @@ def test_export_gives_the_rows_again_with_their_own_question(tmp_path: Path) -> 
     again, _ = prepared(tmp_path / "export" / "samples.jsonl", tmp_path / "again")
     columns = ["sample_id", "task", "subject_id", "prediction_time", "target", "instruction"]
     assert again.index()[columns].equals(world.index()[columns])
+    metrics = export.run(composed("export.workers=1"), run)
+    assert metrics == {"rows": 2, "contexts": 1}  # of two patients, with the same text
 
 
 UNUSABLE: dict[str, dict[str, Any] | str | bytes] = {

@@ -102,7 +102,8 @@ def test_same_command_again_reports(smoke: Path, command_line: CommandLine) -> N
 def test_export_writes_the_benchmark_row(smoke: Path, command_line: CommandLine) -> None:
     root = f"output_root={smoke.parent}"
     done = command_line(
-        "experiment=smoke", "stage=export", "export.split=all", "export.limit=7", root
+        *("experiment=smoke", "stage=export", "export.layout=rows", "export.split=all"),
+        *("export.limit=7", root),
     )
     assert done.returncode == 0, done.stderr
     exports = smoke / "export"

@@ -129,6 +129,7 @@ def test_what_is_wrong_is_said_at_once(arguments: list[str], tmp_path: Path) -> 
 
 def test_exports_lie_beside_each_other(prepared: Path, command_line: CommandLine) -> None:
     given = ["stage=export", *SMALL, f"output_root={prepared}", "export.split=all"]
+    given += ["export.layout=rows"]
     exports = prepared / "smoke" / "export"
     for more, lines in {"": 7, "wording=ours": 7, "export.limit=5": 5}.items():
         done = command_line(*given, "export.limit=7", *filter(None, [more]))
@@ -138,7 +139,11 @@ def test_exports_lie_beside_each_other(prepared: Path, command_line: CommandLine
         assert len(rows) == lines and f"  {exports / name / 'samples.jsonl'}" in lines_of(done)
     done = command_line(*given, "export.layout=meds")
     assert done.returncode == 0 and (exports / "meds" / "meds" / "data").is_dir(), done.stderr
-    names = {"meds", "rows-all-5", "rows-all-7", "rows-all-7-ours"}
+    done = command_line(*given, "export.layout=parquet", "export.limit=7")
+    dataset = exports / "parquet-all-7" / "dataset"
+    assert done.returncode == 0 and f"  {dataset}" in lines_of(done), done.stderr
+    assert "rows 7, contexts" in done.stderr and (dataset / "README.md").exists()
+    names = {"meds", "parquet-all-7", "rows-all-5", "rows-all-7", "rows-all-7-ours"}
     assert {path.name for path in exports.iterdir() if path.is_dir()} == names
     before = (exports / "rows-all-7" / "metrics.json").stat().st_mtime_ns
     again = command_line(*given, "export.limit=7")
@@ -156,10 +161,14 @@ def test_names_of_exports(tmp_path: Path) -> None:
             folder_of(composed(export=export, name="x", output_root=str(tmp_path)), "export")
         )
 
-    assert name() == f"{tmp_path}/x/export/rows-test"
+    assert name() == f"{tmp_path}/x/export/parquet-test"
     assert name(layout="release", limit=3, split="all") == f"{tmp_path}/x/export/release"
     one, two = (name(similar_items=folder) for folder in ("one", "two"))
-    assert one != two and one.startswith(f"{tmp_path}/x/export/rows-test-")
+    assert one != two and one.startswith(f"{tmp_path}/x/export/parquet-test-")
+    given = {"name": "x", "output_root": str(tmp_path), "export": {"layout": "jsonl"}}
+    tasks = [["emar"], ["emar", "labevents"], ["labevents", "emar"]]
+    names = [folder_of(composed(data={"tasks": some}, **given), "export").name for some in tasks]
+    assert names[0] == "jsonl-test-emar" and names[1] == names[2] != names[0]
 
 
 def test_an_unknown_flag_is_one_line(command_line: CommandLine) -> None:

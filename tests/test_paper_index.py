@@ -179,7 +179,8 @@ def test_command_line_export_and_a_change_of_protocol(
 ) -> None:
     own = ["data=mimic", f"data.root={hospital}", f"output_root={tmp_path}", "data.open=true"]
     assert command_line("stage=prepare", "data.protocol=paper", *own).returncode == 0
-    done = command_line("stage=export", "data.protocol=paper", "export.limit=20", *own)
+    export = ["stage=export", "export.layout=jsonl", "export.limit=20"]
+    done = command_line(*export, "data.protocol=paper", *own)
     assert done.returncode == 0, done.stderr
     (rows,) = tmp_path.rglob("samples.jsonl")
     assert len(rows.read_text().splitlines()) == 20

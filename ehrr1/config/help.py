@@ -31,7 +31,7 @@ Stages, in the order of the curriculum:
   eval         scores with intervals (rescore=DIR, compare=[DIR,DIR])
   curriculum   all of them
 Other stages:
-  export       samples.jsonl, MEDS, the release's files, lm_eval, Inspect
+  export       samples as Parquet or JSONL, MEDS, the release's files, lm_eval, Inspect
   audit        temporal leakage of contexts, labels, splits
   card         description of the prepared data: card.md
   plan         memory and time of a training stage on a cluster

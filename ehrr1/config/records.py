@@ -138,8 +138,11 @@ class Export(Section):
 
     split: Literal["train", "validation", "test", "all"]
     limit: Count | None
-    layout: Literal["rows", "meds", "release", "lm_eval", "inspect"]
+    layout: Literal[
+        "parquet", "jsonl", "jsonl.zst", "rows", "meds", "release", "lm_eval", "inspect"
+    ]
     similar_items: PathText | None
+    workers: Count | None
 
 
 class Audit(Section):

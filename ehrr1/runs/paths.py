@@ -20,21 +20,37 @@ def folder_of(cfg: Config, stage: str) -> Path:
     return folder / export_name(cfg) if stage == "export" else folder
 
 
+ROWS = ("parquet", "jsonl", "jsonl.zst", "rows")
+"""Layouts of the rows of a split, with candidates."""
+
+WHOLE = ("meds", "release")
+"""Layouts of the whole cohort."""
+
+
 def export_name(cfg: Config) -> str:
     """Return the name of an export's folder below `export/`, which differs between exports.
 
-    It is the layout and, of rows and questions, the split, limit and wording: `meds`, `release`,
-    `rows-test`, `lm_eval-test`, `rows-all-100-release` (a limit of 100 rows, the wording
-    `release`). A folder of similar items is named by a hash of its path.
+    It is the layout and, of rows and questions, the split, limit, tasks and wording: `meds`,
+    `release`, `parquet-test`, `lm_eval-test`, `jsonl-all-100-emar-release` (a limit of 100 rows,
+    the task `emar`, the wording `release`). Several tasks are named by a hash, and so is a folder
+    of similar items.
     """
-    own = cfg.export
+    own, tasks = cfg.export, cfg.data.tasks
     words: list[str] = [own.layout]
-    if own.layout in ("rows", "lm_eval", "inspect"):
+    if own.layout not in WHOLE:
         words += [own.split, *([str(own.limit)] if own.limit is not None else [])]
+        if tasks is not None:
+            words.append(
+                tasks[0] if len(tasks) == 1 else f"{len(tasks)}tasks-{_hash(*sorted(tasks))}"
+            )
         words += [cfg.wording] if cfg.wording not in (None, "file") else []
-    if own.similar_items is not None and own.layout in ("rows", "release"):
-        words.append(sha256(str(own.similar_items).encode()).hexdigest()[:6])
+    if own.similar_items is not None and own.layout in (*ROWS, "release"):
+        words.append(_hash(str(own.similar_items)))
     return "-".join(words)
+
+
+def _hash(*words: str) -> str:
+    return sha256(",".join(words).encode()).hexdigest()[:6]
 
 
 def short(name: str) -> str:

@@ -18,7 +18,10 @@ SCORES = "scores.txt"
 MADE = {
     "prepare": ("store", "index.parquet"),
     "audit": ("audit.json", "audit.png"),
-    "export": ("samples.jsonl", "meds", "release", "lm_eval", "inspect"),
+    "export": (
+        *("dataset", "samples.jsonl", "samples.jsonl.zst", "meds", "release", "lm_eval"),
+        "inspect",
+    ),
     "card": ("card.md",),
     "graph": ("graphs.jsonl",),
     "chains": ("chains.jsonl",),
@@ -40,7 +43,10 @@ SUPERVISED = {
 MAIN_NUMBERS = {
     "prepare": {"subjects": "patients", "samples/*": "samples"},
     "audit": {"samples": "samples", "leaking_samples": "leaking"},
-    "export": {"rows": "rows", "patients": "patients", "subjects": "patients"},
+    "export": {
+        **{"rows": "rows", "contexts": "contexts", "patients": "patients"},
+        "subjects": "patients",
+    },
     "graph": {"pairs/*": "pairs that are evidence"},
     "chains": {"chains/*": "chains", "kept/*": "kept"},
     "adapt": SUPERVISED,

@@ -14,16 +14,17 @@ scores (the files of `ehrr1/stages/harness`, which need nothing of this package)
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 import yaml
 
-from ehrr1.errors import UserError
+from ehrr1.config.records import Export
 from ehrr1.files import replacing, write_jsonl, write_text
 from ehrr1.progress import track
 from ehrr1.prompts.messages import broken
 from ehrr1.prompts.wording import Wording
+from ehrr1.stages.export_rows import no_samples
 from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import select
@@ -54,27 +55,23 @@ def write(
     prepared: Prepared,
     folder: Path,
     style: Wording,
-    *,
-    layout: Literal["lm_eval", "inspect"],
-    split: str,
-    limit: int | None,
+    asked: Export,
+    tasks: Sequence[str] | None,
     seed: int,
 ) -> dict[str, float | int]:
     """Write the questions of a split, at most `limit` a task, and the framework's task files.
 
-    The samples are those that `stage=eval` selects with the same limit and seed. Tasks whose answer
-    is a text are left out. Metrics: `rows`, `samples/<task>`, `left_out/<task>`. Raises UserError
-    if the split has no samples.
+    The samples are those that `stage=eval` selects with the same limit and seed, of `tasks` if
+    given. Tasks whose answer is a text are left out. Metrics: `rows`, `samples/<task>`,
+    `left_out/<task>`. Raises UserError if the split has no samples.
     """
-    index = select(prepared.scan(None if split == "all" else split), limit, seed)
+    split = asked.split
+    index = select(prepared.scan(None if split == "all" else split, tasks), asked.limit, seed)
     names = sorted(index["task"].unique())
     texts = [task for task in names if ALL_TASKS[task].target == "text"]
     names = [task for task in names if task not in texts]
     if not names:
-        raise UserError(
-            f"split={split}: it has no samples; prepare more patients or give the split a larger "
-            "share (data.split)"
-        )
+        raise no_samples(split, tasks, prepared.folder)
     counts = {row["task"]: row["count"] for row in index["task"].value_counts().to_dicts()}
     metrics: dict[str, float | int] = {f"left_out/{task}": counts[task] for task in texts}
     with replacing(folder) as temporary:
@@ -85,8 +82,8 @@ def write(
             path.parent.mkdir(parents=True, exist_ok=True)
             metrics[f"samples/{task}"] = write_jsonl(path, rows(prepared, samples, style))
         shutil.copy(CODE / "ehr_scores.py", temporary)
-        shutil.copy(CODE / f"{layout}.md", temporary / "README.md")
-        if layout == "inspect":
+        shutil.copy(CODE / f"{asked.layout}.md", temporary / "README.md")
+        if asked.layout == "inspect":
             shutil.copy(CODE / "tasks.py", temporary)
         else:
             _write_yaml(temporary, index.filter(index["task"].is_in(names)), style)

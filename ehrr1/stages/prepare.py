@@ -41,6 +41,7 @@ from ehrr1.tasks.catalog import SUITES, TASKS
 from ehrr1.tasks.paper.index import RELEASED, WINDOW_HOURS
 from ehrr1.tasks.samples import SPLIT
 from ehrr1.tasks.sampling import BALANCED, Draw, read_limits
+from ehrr1.tasks.selection import known_tasks
 
 console = Console(stderr=True)
 
@@ -140,15 +141,10 @@ def chosen_tasks(cfg: Config) -> tuple[str, ...]:
         raise UserError(
             f"data.suite={cfg.data.suite}: choose one of {', '.join(SUITES)}, or null for all tasks"
         )
-    if cfg.data.tasks is None:
-        return SUITES[cfg.data.suite] if cfg.data.suite else tuple(TASKS)
-    unknown = [task for task in cfg.data.tasks if task not in TASKS]
-    if unknown:
-        raise UserError(
-            f"data.tasks: {', '.join(map(str, unknown))} is no task; the tasks are "
-            f"{', '.join(TASKS)}"
-        )
-    return tuple(cfg.data.tasks)
+    named = known_tasks(cfg.data.tasks, TASKS)
+    if named is not None:
+        return named
+    return SUITES[cfg.data.suite] if cfg.data.suite else tuple(TASKS)
 
 
 def check(cfg: Config) -> None:

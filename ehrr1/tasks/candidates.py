@@ -132,6 +132,8 @@ class Lists:
             self.frequency += pool.frequency
         longest = int(self.pools["train"].sizes.max()) if "train" in self.pools else 0
         self.length = min(len(items), max(LENGTH, 2 * longest))
+        self._first = np.empty(len(items), dtype=np.int64)
+        """Working memory of `_joined`: the first place of each item."""
 
     def most_frequent(self) -> list[str]:
         """Return the list for a question without a known answer: the training split's items.
@@ -175,7 +177,9 @@ class Lists:
             items, turn = self._with_similar(items, turn)
         order = np.lexsort((rng.random(len(items)), turn))
         both = np.concatenate([found, items[order]])
-        return both[np.sort(np.unique(both, return_index=True)[1])][: self.length]
+        places = np.arange(len(both))
+        self._first[both[::-1]] = places[::-1]  # of an item that is there twice the last one stays
+        return both[self._first[both] == places][: self.length]
 
     def _with_similar(self, items: Ints, turn: Ints) -> tuple[Ints, Ints]:
         """Extend each answer by as many similar items as it has items.

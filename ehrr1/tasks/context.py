@@ -8,7 +8,8 @@ known, and columns that become known later are blank until then.
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Protocol
+from functools import lru_cache
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -94,13 +95,38 @@ def shown_events(rows: Shard, patient: Patient, cut: Cut, positions: np.ndarray)
     No event spans preamble and window: an event of a table that occurs in both is wholly in one of
     them.
     """
+    starts = event_starts(rows, positions)
+    demographics = _demographics(patient, cut.prediction_time)
+    return [demographics, *grouped_events(rows, positions, starts, _limit(cut))]
+
+
+def event_starts(rows: Shard, positions: np.ndarray) -> np.ndarray:
+    """Return the indices of `positions` at which an event begins."""
     table, time = rows.table[positions], rows.event_time[positions]
     stay, hadm = rows.stay_id[positions], rows.hadm_id[positions]
     owner = np.where(stay != NO_ID, stay, hadm)
     same = (table[1:] == table[:-1]) & (time[1:] == time[:-1]) & (owner[1:] == owner[:-1])
-    starts = np.flatnonzero(np.concatenate([[True], ~same])[: len(positions)])
+    return np.flatnonzero(np.concatenate([[True], ~same])[: len(positions)])
+
+
+class Parts(NamedTuple):
+    """The parts of a context from which `grouped_events` makes its events.
+
+    positions (rows,): the rows shown, in context order; starts (events,): the indices of
+    `positions` at which an event begins; limit: the first microsecond that is not known.
+    """
+
+    demographics: Event
+    positions: np.ndarray
+    starts: np.ndarray
+    limit: int
+
+
+def shown_parts(rows: Shard, patient: Patient, cut: Cut) -> Parts:
+    """Return the parts of the context at `cut`."""
+    positions = shown_positions(rows, patient, cut)
     demographics = _demographics(patient, cut.prediction_time)
-    return [demographics, *grouped_events(rows, positions, starts, _limit(cut))]
+    return Parts(demographics, positions, event_starts(rows, positions), _limit(cut))
 
 
 def preamble_length(events: Sequence[Event]) -> int:
@@ -120,6 +146,29 @@ def _micros(time: datetime) -> int:
     return (time - EPOCH) // MICROSECOND
 
 
+class _Known(NamedTuple):
+    """One patient's rows that a context may show, of tables of the window and of the preamble.
+
+    window (n,): positions in the order in which the rows became known; known (n,): that time in
+    microseconds since 1970. preamble (m,): positions in the order of the store.
+    """
+
+    window: np.ndarray
+    known: np.ndarray
+    preamble: np.ndarray
+
+
+@lru_cache(maxsize=1)  # contexts are mostly read patient by patient
+def _known(rows: Shard, patient: Patient) -> _Known:
+    """Return the rows of a patient that have a time."""
+    own = patient.first + np.flatnonzero(rows.event_time[patient.first : patient.last] != NO_TIME)
+    table = rows.table[own]
+    window = own[IN_WINDOW[table]]
+    order = np.argsort(rows.available_time[window], kind="stable")
+    window = window[order]
+    return _Known(window, rows.available_time[window], own[IN_PREAMBLE[table]])
+
+
 def _positions(
     rows: Shard, patient: Patient, cut: Cut, limit: int
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -127,25 +176,27 @@ def _positions(
 
     `limit` is the first unknown time in microseconds since 1970.
     """
-    first = patient.first
-    # A row is never known before its event, so that later events can be skipped. The store of the
-    # paper protocol is not entirely in the order of time, and has rows without a time.
-    begun = np.flatnonzero(rows.event_time[first : patient.last] < limit)
-    last = first + (int(begun[-1]) + 1 if len(begun) else 0)
-    available = rows.available_time[first:last]
-    table = rows.table[first:last]
-    known = (available < limit) & (rows.event_time[first:last] != NO_TIME)
-    if cut.hidden_hadm is not None:
-        known &= ~(INPATIENT[table] & (rows.hadm_id[first:last] == cut.hidden_hadm))
-    if cut.ed_stay is not None:
-        known &= ~((table == DIAGNOSIS) & (rows.stay_id[first:last] == cut.ed_stay))
-    in_window = known & (available >= _micros(cut.window_start)) & IN_WINDOW[table]
-    rare = first + np.flatnonzero(known & IN_PREAMBLE[table])
+    own, begin = _known(rows, patient), _micros(cut.window_start)
+    first, last = np.searchsorted(own.known, [begin, limit]).tolist()
+    window = _not_hidden(rows, np.sort(own.window[first:last]), cut)
+    rare = own.preamble[rows.available_time[own.preamble] < limit]
+    rare = _not_hidden(rows, rare, cut)
     if cut.hadm_id is not None:
         rare = rare[~_own_codes(rows, rare, cut.hadm_id)]
-    preamble = _preamble(rows, rare, in_window[rare - first], cut.current_hadm)
-    window = first + np.flatnonzero(in_window)
+    in_window = (rows.available_time[rare] >= begin) & IN_WINDOW[rows.table[rare]]
+    preamble = _preamble(rows, rare, in_window, cut.current_hadm)
     return preamble, window[~np.isin(window, preamble)] if len(preamble) else window
+
+
+def _not_hidden(rows: Shard, positions: np.ndarray, cut: Cut) -> np.ndarray:
+    """Return `positions` without the rows that a question hides although they are known."""
+    if cut.hidden_hadm is not None:
+        inpatient = INPATIENT[rows.table[positions]]
+        positions = positions[~(inpatient & (rows.hadm_id[positions] == cut.hidden_hadm))]
+    if cut.ed_stay is not None:
+        diagnosis = rows.table[positions] == DIAGNOSIS
+        positions = positions[~(diagnosis & (rows.stay_id[positions] == cut.ed_stay))]
+    return positions
 
 
 def _own_codes(rows: Shard, positions: np.ndarray, hadm: int) -> np.ndarray:
@@ -192,11 +243,7 @@ def grouped_events(
         return []
     table, late = rows.table[positions], rows.late_time[positions]
     still_late = np.zeros(len(late), dtype=bool) if limit is None else late >= limit
-    # A total without an end was never known and does not count for the time at which an event was
-    # available.
-    shown_at = np.where(still_late | (late == NEVER), NO_TIME, late)
-    available = np.maximum(rows.available_time[positions], shown_at)
-    known_at = np.maximum.reduceat(available, starts)
+    known_at = np.maximum.reduceat(known_times(rows, positions, still_late), starts)
 
     values = [text.split(SEPARATOR) for text in rows.values(positions)]
     names = rows.names
@@ -222,6 +269,18 @@ def grouped_events(
             strict=True,
         )
     ]
+
+
+def known_times(rows: Shard, positions: np.ndarray, still_late: np.ndarray) -> np.ndarray:
+    """Return when each row, as it is shown, became known, in microseconds since 1970.
+
+    `still_late` (rows,) marks the rows whose late values are not shown. A total without an end was
+    never known and does not count.
+    """
+    late = rows.late_time[positions]
+    shown_at = np.where(still_late | (late == NEVER), NO_TIME, late)
+    known: np.ndarray = np.maximum(rows.available_time[positions], shown_at)
+    return known
 
 
 _NAMES = ORDER

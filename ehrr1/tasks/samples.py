@@ -1,6 +1,6 @@
 """Samples, and the output of `stage=prepare` as later stages read it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from datetime import datetime
 from functools import cached_property
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ehrr1.damage import reading
 from ehrr1.files import read_json
@@ -122,16 +123,40 @@ class Prepared:
         """Return the index of samples as a table (columns: see `tasks.index.build_index`)."""
         return self.scan(split, tasks).collect()
 
-    def scan(self, split: str | None = None, tasks: Sequence[str] | None = None) -> pl.LazyFrame:
-        """Return the index as a lazy frame, of which `selection.select` reads only a part."""
+    def scan(
+        self,
+        split: str | None = None,
+        tasks: Sequence[str] | None = None,
+        rows: tuple[int, int] | None = None,
+    ) -> pl.LazyFrame:
+        """Return the index as a lazy frame, of which `selection.select` reads only a part.
+
+        `rows` are the first row of the file and their number, for a part of it.
+        """
         with reading(self.folder / INDEX, *READ_ERRORS):
             index = pl.scan_parquet(self.folder / INDEX)
             index.collect_schema()
+        if rows is not None:
+            index = index.slice(*rows)
         if split is not None:
             index = index.filter(pl.col("split") == split)
         if tasks is not None:
             index = index.filter(pl.col("task").is_in(list(tasks)))
         return index
+
+    def batches(self, size: int) -> Iterator[pl.DataFrame]:
+        """Yield the index in tables of at most `size` rows.
+
+        The file is read no further than the caller goes.
+        """
+        with (
+            reading(self.folder / INDEX, *READ_ERRORS),
+            pq.ParquetFile(self.folder / INDEX) as file,
+        ):
+            for batch in file.iter_batches(size):
+                index = pl.from_arrow(batch)
+                assert isinstance(index, pl.DataFrame)
+                yield index
 
     def scan_training(self, stage: str, tasks: Sequence[str]) -> pl.LazyFrame:
         """Return the training split's index, restricted to the samples for `stage` if any.

@@ -1,9 +1,10 @@
 """Seeded selection of samples with limits per task, which keeps contexts together."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import polars as pl
 
+from ehrr1.errors import UserError
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Sample
 
@@ -11,6 +12,19 @@ LEARNABLE = tuple(task for task, entry in TASKS.items() if entry.ehr_ins_cap > 0
 """Tasks that EHR-Ins trains on: all except the writing of discharge notes."""
 
 RISK = tuple(task for task, entry in TASKS.items() if entry.kind == "risk")
+
+
+def known_tasks(names: Sequence[str] | None, among: Collection[str]) -> tuple[str, ...] | None:
+    """Return the value of `data.tasks`. Raises UserError for a name that is none `among` them."""
+    if names is None:
+        return None
+    unknown = [name for name in names if name not in among]
+    if unknown:
+        raise UserError(
+            f"data.tasks: {', '.join(map(str, unknown))} is no task; the tasks are "
+            f"{', '.join(among)}"
+        )
+    return tuple(names)
 
 
 def rank(seed: int) -> pl.Expr:
