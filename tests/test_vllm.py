@@ -24,9 +24,11 @@ from ehrr1.config.writers import (
     OpenAIChains,
     ServerChains,
     ServerEngineConfig,
+    Sync,
     VllmServerConfig,
     VllmSettings,
 )
+from ehrr1.engines import weight_stream
 from ehrr1.engines.base import Completion, EngineError, SamplingParams, TrainableEngine
 from ehrr1.engines.server import ServerEngine, served
 from ehrr1.engines.transformers import TransformersEngine
@@ -63,6 +65,7 @@ PROMPTS = [[5, 6, 7], [8] * 150, list(range(10, 40))]
 SAMPLING = SamplingParams(24, temperature=0.7, top_p=0.95, top_k=20)
 LONG = SamplingParams(LENGTH - 200)
 TOLERANCE = SYNC_TOLERANCE[torch.float32]
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -80,8 +83,11 @@ class Pair:
             for parameter in self.model.parameters():
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
 
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self.model.named_parameters()
+
     def sync(self) -> None:
-        self.rollout.load_weights(self.model.named_parameters())
+        self.rollout.load_weights(self.weights())
 
     def compare(self) -> None:
         """On every token of the vocabulary, so that every row of a head counts."""
@@ -124,10 +130,11 @@ def start(folder: Path, end_id: int) -> VLLMEngine:
         VllmSettings(batch_size=256, gpu_memory_utilization=0.4, kv_cache_gib=0.3),
         max_length=LENGTH,
         dtype=torch.float32,
-        device=torch.device("cpu"),
+        device=CPU,
         exchange=folder / "exchange",
         log=folder / "vllm.log",
         sleeps=True,
+        sync="memory",
     )
 
 
@@ -163,12 +170,34 @@ def alive(process: int) -> bool:
 @pytest.mark.parametrize("heads", ["tied", "untied"])
 def test_each_of_twenty_updates_arrives(heads: str, request: pytest.FixtureRequest) -> None:
     pair: Pair = request.getfixturevalue(heads)
+    assert isinstance(pair.rollout, VLLMEngine)
     for number in range(20):
+        pair.rollout.sync = WAYS[number % 2]
         pair.learn(number)
         with pytest.raises(OutOfSyncError, match="nats"):
             pair.compare()
         pair.sync()
         pair.compare()
+
+
+WAYS: tuple[Sync, Sync] = ("memory", "files")
+
+
+def test_both_ways_bring_the_same_weights(tied: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit of a log-probability; in memory by many buckets, in which layers lie across
+    two."""
+    monkeypatch.setattr(weight_stream, "BUCKET_BYTES", 100_000)
+    assert isinstance(tied.rollout, VLLMEngine)
+    probe = list(range(5, 205))
+    found = []
+    for way in WAYS:
+        tied.rollout.load_weights((n, torch.zeros_like(p)) for n, p in tied.weights())
+        assert len(set(tied.rollout.logprobs(probe))) == 1
+        tied.rollout.sync = way
+        tied.sync()
+        tied.compare()
+        found.append(tied.rollout.logprobs(probe))
+    assert found[0] == found[1]
 
 
 def test_the_trainer_is_left_as_it_was(untied: Pair) -> None:
@@ -266,11 +295,18 @@ def test_the_trainer_puts_the_engine_to_sleep_and_wakes_it(
     untied: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """vLLM's own log says in which order; on a CPU it frees nothing, but counts what sleeps."""
+    for way in WAYS:
+        assert_sleeps(untied, way, monkeypatch)
+
+
+def assert_sleeps(untied: Pair, way: Sync, monkeypatch: pytest.MonkeyPatch) -> None:
     rollout = untied.rollout
     assert isinstance(rollout, VLLMEngine)
+    rollout.sync, before = way, len(rollout.log.read_text())
 
     def turns() -> list[str]:
-        return re.findall(r"to (fall asleep|wake up tags .*)\.$", rollout.log.read_text(), re.M)
+        said = rollout.log.read_text()[before:]
+        return re.findall(r"to (fall asleep|wake up tags .*)\.$", said, re.M)
 
     freed: list[int] = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(len(turns())))
@@ -285,7 +321,8 @@ def test_the_trainer_puts_the_engine_to_sleep_and_wakes_it(
     assert len(rollout.generate(PROMPTS, SAMPLING)) == len(PROMPTS)
     untied.sync()  # awake: nothing to wake
     assert turns() == ["fall asleep", "wake up tags ['weights']", "wake up tags ['kv_cache']"]
-    assert freed == [1, 3]  # what the trainer keeps is free before anything wakes
+    # what the trainer keeps is free before anything wakes, and again before keys and values do
+    assert freed == [1, 2, 3, 3]
 
 
 @pytest.mark.parametrize(
@@ -323,6 +360,23 @@ def test_a_killed_engine_is_an_error_at_once(tied: Pair) -> None:
     assert time.monotonic() - begin < 10
     with pytest.raises(EngineError, match="SIGKILL"):
         rollout.logprobs([5, 6])
+
+
+def test_an_engine_that_is_killed_while_it_takes_weights(untied: Pair) -> None:
+    rollout = untied.rollout
+    assert isinstance(rollout, VLLMEngine)
+    rollout.sync = "memory"
+
+    def deadly() -> Iterator[tuple[str, torch.Tensor]]:
+        for number, one in enumerate(untied.weights()):
+            if number == 3:
+                os.kill(rollout.process.pid, signal.SIGKILL)
+            yield one
+
+    begin = time.monotonic()
+    with pytest.raises(EngineError, match=r"SIGKILL.*at work: receive_weights"):
+        rollout.load_weights(deadly())
+    assert time.monotonic() - begin < 10
 
 
 PARENT = """
@@ -407,6 +461,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             at(f"http://127.0.0.1:{port}"),
             tokenizer.eos_token_id,
             max_length=LENGTH,
+            device=CPU,
             exchange=folder / "exchange",
         )
         yield Server(Pair(model, tokenizer, rollout), process)
@@ -434,8 +489,10 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 def test_a_server_generates_with_the_trainers_weights(server: Server) -> None:
     pair = server.pair
+    assert isinstance(pair.rollout, VLLMServerEngine)
     pair.compare()
-    for number in range(3):
+    for number in range(4):
+        pair.rollout.sync = WAYS[number % 2]
         pair.learn(number)
         with pytest.raises(OutOfSyncError):
             pair.compare()
@@ -449,6 +506,42 @@ def test_a_server_generates_with_the_trainers_weights(server: Server) -> None:
     assert [[one.tokens for one in group] for group in again] == [
         [one.tokens for one in group] for group in groups
     ]
+
+
+def test_weights_that_a_server_cannot_take_are_a_user_error(server: Server) -> None:
+    """And those that follow arrive as if nothing had been."""
+    pair = server.pair
+
+    def wrong() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in pair.weights():
+            yield name, tensor[:-1] if "layers.1.mlp.down" in name else tensor
+
+    def broken() -> Iterator[tuple[str, torch.Tensor]]:
+        yield from list(pair.weights())[:6]
+        raise ZeroDivisionError
+
+    for weights, error, said in (
+        (wrong, UserError, r"rollout\.sync=memory: .*could not load them \(.*rollout\.sync=files"),
+        (broken, ZeroDivisionError, ""),
+    ):
+        rollout = connect(pair)
+        rollout.sync = "memory"
+        with pytest.raises(error, match=said):
+            rollout.load_weights(weights())
+        pair.rollout = connect(pair)
+        pair.rollout.sync = "memory"
+        pair.sync()
+        pair.compare()
+
+
+def connect(pair: Pair) -> VLLMServerEngine:
+    """The same server again, as by a run that resumes."""
+    old = pair.rollout
+    assert isinstance(old, VLLMServerEngine)
+    settings = at(old.url)
+    return VLLMServerEngine(
+        settings, old.end_id, max_length=LENGTH, device=CPU, exchange=old.exchange
+    )
 
 
 def test_any_server_of_vllm_answers_as_transformers(server: Server) -> None:
@@ -538,7 +631,7 @@ def test_a_server_that_is_too_small_is_a_user_error(server: Server) -> None:
     rollout = server.pair.rollout
     assert isinstance(rollout, VLLMServerEngine)
     with pytest.raises(UserError, match="--max-model-len 4096"):
-        VLLMServerEngine(at(rollout.url), 2, max_length=4096, exchange=rollout.exchange)
+        VLLMServerEngine(at(rollout.url), 2, max_length=4096, device=CPU, exchange=rollout.exchange)
 
 
 def test_a_server_that_dies_while_it_generates(server: Server) -> None:
@@ -552,9 +645,9 @@ def test_a_server_that_dies_while_it_generates(server: Server) -> None:
 
 def test_no_server_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"rollout\.url=http://127\.0\.0\.1:9: no answer"):
-        VLLMServerEngine(at("http://127.0.0.1:9"), 2, max_length=64, exchange=tmp_path)
+        VLLMServerEngine(at("http://127.0.0.1:9"), 2, max_length=64, device=CPU, exchange=tmp_path)
     with pytest.raises(UserError, match="http://HOST:PORT"):
-        VLLMServerEngine(at("localhost"), 2, max_length=64, exchange=tmp_path)
+        VLLMServerEngine(at("localhost"), 2, max_length=64, device=CPU, exchange=tmp_path)
 
 
 def test_learns_a_toy_reward(tmp_path: Path) -> None:

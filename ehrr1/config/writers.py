@@ -201,9 +201,14 @@ EngineConfig = Annotated[
 ]
 
 
+Sync = Literal["memory", "files"]
+"""How new weights reach an engine."""
+
+
 class VllmRolloutConfig(VllmEngineConfig):
     """A vLLM engine next to each training process."""
 
+    sync: Sync = "files"
     exchange: PathText | None
 
 
@@ -215,6 +220,7 @@ class VllmServerConfig(Section):
     compliant_endpoint: bool = False
     timeout_seconds: Positive
     batch_size: Count
+    sync: Sync = "files"
     exchange: PathText | None
 
 

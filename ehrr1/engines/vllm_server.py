@@ -45,6 +45,8 @@ from ehrr1.engines.server import (
     prompt_logprobs,
 )
 from ehrr1.engines.vllm_worker import ENVIRONMENT, ENVIRONMENT_ON_CPU, NAME
+from ehrr1.engines.weight_carriers import own_address
+from ehrr1.engines.weight_stream import Sender, fault
 from ehrr1.engines.weight_sync import laid_out
 from ehrr1.errors import UserError
 from ehrr1.prompts.trees import Tree
@@ -66,18 +68,29 @@ COMMAND = "python -m ehrr1.engines.vllm_server FOLDER"
 class VLLMServerEngine(TrainableEngine):
     """The server at `settings.url`.
 
-    Its workers must see the folder `exchange`. A response may take `settings.timeout_seconds`;
+    New weights come from `device`. Its workers must see the folder `exchange`, or with
+    `settings.sync=memory` reach this machine. A response may take `settings.timeout_seconds`;
     `settings.batch_size` completions are requested at a time; `max_length` bounds prompt and
     completion together, in tokens. `dtype` is the server's.
 
     Raises UserError, here and later, if the server does not answer as one started by `COMMAND`.
     """
 
-    def __init__(self, settings: VllmServerConfig, end_id: int, *, max_length: int, exchange: Path):
+    def __init__(
+        self,
+        settings: VllmServerConfig,
+        end_id: int,
+        *,
+        max_length: int,
+        device: torch.device,
+        exchange: Path,
+    ):
         parts = urlsplit(settings.url)
         if parts.scheme != "http" or parts.hostname is None or parts.port is None:
             raise UserError(f"rollout.url={settings.url}: give it as http://HOST:PORT")
         self.url = settings.url.rstrip("/")
+        self.host, self.port = parts.hostname, parts.port
+        self.sync, self.device = settings.sync, device
         self.end_id, self.exchange, self.batch_size = end_id, exchange, settings.batch_size
         self.client = openai.OpenAI(
             api_key=NO_KEY,
@@ -97,6 +110,8 @@ class VLLMServerEngine(TrainableEngine):
                 f"{max_length}; start it with --max-model-len {max_length}"
             )
         [described, *_] = self._workers("prepare")
+        self.workers, on_gpu = described["workers"], described["device"] == "cuda"
+        self.transport = "nccl" if on_gpu and device.type == "cuda" else "gloo"
         self.dtype: torch.dtype = {
             "float32": torch.float32,
             "bfloat16": torch.bfloat16,
@@ -142,11 +157,39 @@ class VLLMServerEngine(TrainableEngine):
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """See `TrainableEngine`. No process may be generating."""
-        with laid_out(weights, self.exchange, self.dtype) as folder:
-            if parallel.rank() == 0:
-                self._workers("take_weights", str(folder.resolve()))
-                if not self._call("POST", "/reset_prefix_cache")["success"]:
-                    raise self._wrong("it is still generating for another client")
+        if self.sync == "memory":
+            self._send_weights(weights)
+        else:
+            with laid_out(weights, self.exchange, self.dtype) as folder:
+                if parallel.rank() == 0:
+                    self._workers("take_weights", str(folder.resolve()))
+        if parallel.rank() == 0 and not self._call("POST", "/reset_prefix_cache")["success"]:
+            raise self._wrong("it is still generating for another client")
+        parallel.barrier()
+
+    def _send_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Send the weights from process 0 to all workers of the server."""
+        if parallel.rank() > 0:
+            for _ in weights:
+                pass  # a divided tensor becomes whole only if every process asks for it
+            return
+        pool = ThreadPoolExecutor(1)
+
+        def check() -> None:
+            if loading.done() and (error := loading.exception()) is not None:
+                raise fault(str(error))
+
+        address = own_address(self.host, self.port)
+        try:
+            with Sender(address, self.transport, self.workers, self.device, check) as sender:
+                loading = pool.submit(self._workers, "receive_weights", sender.offer.to_json())
+                sender.send(weights, self.dtype)
+            loading.result()
+        except BaseException:
+            self.client.close()  # nobody waits for a response that may not come
+            raise
+        finally:
+            pool.shutdown(wait=False)
 
     def logprobs(self, tokens: list[int]) -> list[float]:
         """See `Engine`."""
