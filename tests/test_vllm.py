@@ -10,10 +10,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -434,44 +436,52 @@ def test_weights_in_several_files(tmp_path: Path) -> None:
 @dataclass
 class Server:
     pair: Pair
+    folder: Path
     process: subprocess.Popen[bytes]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The documented command, and the rollout that uses it."""
-    folder = tmp_path_factory.mktemp("server")
-    model, tokenizer = small(folder / "hf", tied=True)
+@contextmanager
+def serving(model: Path, log: Path, *more: str) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """The documented command: its address, and its process."""
     port = free_port()
     options = f"--port {port} --dtype float32 --max-model-len {LENGTH}"
     options += " --kv-cache-memory-bytes 300000000"
-    words = COMMAND.replace("FOLDER", str(folder / "hf")).split()[1:] + options.split()
-    with (folder / "server.log").open("wb") as log:
+    words = COMMAND.replace("FOLDER", str(model)).split()[1:] + options.split() + [*more]
+    with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, *words],
             cwd=ROOT,
             env=os.environ | {"VLLM_CPU_OMP_THREADS_BIND": "nobind"},
-            stdout=log,
-            stderr=log,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
         )
     try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, folder / "server.log")
-        rollout = VLLMServerEngine(
-            at(f"http://127.0.0.1:{port}"),
-            tokenizer.eos_token_id,
-            max_length=LENGTH,
-            device=CPU,
-            exchange=folder / "exchange",
-        )
-        yield Server(Pair(model, tokenizer, rollout), process)
+        wait_for(f"http://127.0.0.1:{port}/health", process, log)
+        yield f"http://127.0.0.1:{port}", process
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def at(url: str) -> VllmServerConfig:
-    chosen = composed("rollout=vllm_server", f"rollout.url={url}").rollout
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server, and the rollout that uses it."""
+    folder = tmp_path_factory.mktemp("server")
+    model, tokenizer = small(folder / "hf", tied=True)
+    with serving(folder / "hf", folder / "server.log") as (url, process):
+        rollout = connected(folder, url)
+        yield Server(Pair(model, tokenizer, rollout), folder, process)
+
+
+def connected(folder: Path, *urls: str) -> VLLMServerEngine:
+    return VLLMServerEngine(
+        at(*urls), 2, max_length=LENGTH, device=CPU, exchange=folder / "exchange"
+    )
+
+
+def at(*urls: str) -> VllmServerConfig:
+    chosen = composed("rollout=vllm_server", f"rollout.url=[{','.join(urls)}]").rollout
     made: VllmServerConfig = changed(chosen, timeout_seconds=60)
     return made
 
@@ -511,6 +521,8 @@ def test_a_server_generates_with_the_trainers_weights(server: Server) -> None:
 def test_weights_that_a_server_cannot_take_are_a_user_error(server: Server) -> None:
     """And those that follow arrive as if nothing had been."""
     pair = server.pair
+    assert isinstance(pair.rollout, VLLMServerEngine)
+    url = pair.rollout.servers[0].url
 
     def wrong() -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in pair.weights():
@@ -524,31 +536,58 @@ def test_weights_that_a_server_cannot_take_are_a_user_error(server: Server) -> N
         (wrong, UserError, r"rollout\.sync=memory: .*could not load them \(.*rollout\.sync=files"),
         (broken, ZeroDivisionError, ""),
     ):
-        rollout = connect(pair)
+        rollout = connected(server.folder, url)
         rollout.sync = "memory"
         with pytest.raises(error, match=said):
             rollout.load_weights(weights())
-        pair.rollout = connect(pair)
+        pair.rollout = connected(server.folder, url)  # as a run that resumes
         pair.rollout.sync = "memory"
         pair.sync()
         pair.compare()
 
 
-def connect(pair: Pair) -> VLLMServerEngine:
-    """The same server again, as by a run that resumes."""
-    old = pair.rollout
-    assert isinstance(old, VLLMServerEngine)
-    settings = at(old.url)
-    return VLLMServerEngine(
-        settings, old.end_id, max_length=LENGTH, device=CPU, exchange=old.exchange
-    )
+def test_two_servers_share_prompts_and_have_the_same_weights(
+    server: Server, tmp_path: Path
+) -> None:
+    """One of them is divided between two workers."""
+    first = server.pair.rollout
+    assert isinstance(first, VLLMServerEngine)
+    divided = ("--tensor-parallel-size", "2")
+    with serving(server.folder / "hf", tmp_path / "log", *divided) as (url, _):
+        rollout = connected(tmp_path, first.servers[0].url, url)
+        assert [one.workers for one in rollout.servers] == [1, 2]
+        both = Pair(server.pair.model, server.pair.tokenizer, rollout)
+        for number, way in enumerate(WAYS):
+            rollout.sync = way
+            both.learn(number)
+            both.sync()
+            both.compare()
+        asked: list[int] = []
+        for number, one in enumerate(rollout.servers):
+            one.complete = counted(one.complete, asked, number)  # type: ignore[method-assign]
+        assert_trainers_logprobs(both, rollout.generate(PROMPTS, SAMPLING, group_size=4))
+        assert sorted(asked) == [0, 0, 1]
+        both.learn()
+        server.pair.sync()  # to the first alone
+        with pytest.raises(OutOfSyncError):
+            rollout.logprobs(PROMPTS[2])
+
+
+def counted(
+    ask: Callable[..., dict[str, Any]], asked: list[int], number: int
+) -> Callable[..., dict[str, Any]]:
+    def noted(body: dict[str, Any]) -> dict[str, Any]:
+        asked.append(number)
+        return ask(body)
+
+    return noted
 
 
 def test_any_server_of_vllm_answers_as_transformers(server: Server) -> None:
     """`engine=server`, by OpenAI's protocol alone."""
     pair = server.pair
     assert isinstance(pair.rollout, VLLMServerEngine)
-    cfg = composed("engine=server", f"engine.url={pair.rollout.url}/v1").engine
+    cfg = composed("engine=server", f"engine.url={pair.rollout.servers[0].url}/v1").engine
     assert isinstance(cfg, ServerEngineConfig)
     engine = ServerEngine(cfg, pair.tokenizer)
     assert engine.served.max_length == LENGTH
@@ -571,7 +610,7 @@ def test_any_server_of_vllm_writes_chains(
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     pair = server.pair
     assert isinstance(pair.rollout, VLLMServerEngine)
-    url = f"{pair.rollout.url}/v1"
+    url = f"{pair.rollout.servers[0].url}/v1"
     engine = composed("engine=server", f"engine.url={url}").engine
     assert isinstance(engine, ServerEngineConfig)
     own = {"base_url": url, "max_tokens": 12, "drafts": 2, "temperature": 0.5, "max_retries": 0}
@@ -595,7 +634,12 @@ def test_a_server_writes_the_chains_that_its_model_writes_here(
     """`chains=server`: token ids, and the seeds of the samples."""
     pair = server.pair
     assert isinstance(pair.rollout, VLLMServerEngine)
-    own = {"url": f"{pair.rollout.url}/v1", "max_tokens": 12, "drafts": 2, "max_prompt_chars": 2000}
+    own = {
+        "url": f"{pair.rollout.servers[0].url}/v1",
+        "max_tokens": 12,
+        "drafts": 2,
+        "max_prompt_chars": 2000,
+    }
     chains = composed("chains=server", chains=own).chains
     assert isinstance(chains, ServerChains)
     tokenizer = local.check(chains, open_data=False)  # on this machine
@@ -631,7 +675,9 @@ def test_a_server_that_is_too_small_is_a_user_error(server: Server) -> None:
     rollout = server.pair.rollout
     assert isinstance(rollout, VLLMServerEngine)
     with pytest.raises(UserError, match="--max-model-len 4096"):
-        VLLMServerEngine(at(rollout.url), 2, max_length=4096, device=CPU, exchange=rollout.exchange)
+        VLLMServerEngine(
+            at(rollout.servers[0].url), 2, max_length=4096, device=CPU, exchange=rollout.exchange
+        )
 
 
 def test_a_server_that_dies_while_it_generates(server: Server) -> None:

@@ -58,9 +58,13 @@ class Worker:
 
     def receive_weights(self, offer: str) -> None:
         """Load the weights of an `Offer` in place, as they arrive from the trainer's memory."""
-        parallel = self.vllm_config.parallel_config
-        rank = 1 + parallel.data_parallel_index * parallel.world_size + parallel.rank
-        with Receiver(Offer(**json.loads(offer)), rank, self.device) as trainer:
+        from vllm.utils.nccl import unpinned_nccl_env
+
+        given = Offer(**json.loads(offer))
+        place = self.vllm_config.parallel_config
+        rank = given.first + place.data_parallel_index * place.world_size + place.rank
+        # NCCL waits forever if the trainer lacks what vLLM sets for its own groups
+        with unpinned_nccl_env(), Receiver(given, rank, self.device) as trainer:
             self._load(trainer.weights())
 
     def _load(self, weights: Iterable[tuple[str, Tensor]]) -> None:

@@ -28,13 +28,15 @@ class Offer:
 
     `host` and `port` are those of the trainer's store. `transport` says how bytes come: `gloo`, a
     broadcast from CPU to CPU; `nccl`, a broadcast from the trainer's GPU to the engine's; `ipc`, a
-    buffer on the GPU that trainer and engine share, where NCCL refuses to work.
+    buffer on the GPU that trainer and engine share, where NCCL refuses to work. `workers` is the
+    number of all workers, whose ranks begin at 1; those of one engine begin at `first`.
     """
 
     host: str
     port: int
     transport: Literal["gloo", "nccl", "ipc"]
     workers: int
+    first: int = 1
 
     def to_json(self) -> str:
         """Return the offer as one string, which servers take as an argument."""
