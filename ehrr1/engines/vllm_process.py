@@ -115,11 +115,13 @@ class EngineProcess:
 
     def take_weights(self, folder: str) -> Iterator[None]:
         """Load the safetensors in `folder`; yield None when done."""
-        yield self._load("take_weights", folder)
+        self._load("take_weights", folder)
+        yield None
 
     def receive_weights(self, offer: str) -> Iterator[None]:
         """Load the weights that the trainer offers from its memory; yield None when done."""
-        yield self._load("receive_weights", offer)
+        self._load("receive_weights", offer)
+        yield None
 
     def _load(self, method: str, source: str) -> None:
         if self.asleep:

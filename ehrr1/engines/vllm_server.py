@@ -12,7 +12,7 @@ same servers.
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -127,7 +127,8 @@ class VLLMServerEngine(TrainableEngine):
             for _ in weights:
                 pass  # a divided tensor becomes whole only if every process asks for it
             return
-        pool, loading = ThreadPoolExecutor(len(self.servers)), []
+        pool = ThreadPoolExecutor(len(self.servers))
+        loading: list[Future[list[Any]]] = []
 
         def check() -> None:
             for one in loading:

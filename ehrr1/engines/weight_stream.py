@@ -74,7 +74,7 @@ def pack(
     used = 0
     for name, tensor in weights:
         size = tensor.numel() * dtype.itemsize
-        if names and used + size > buffer.numel():
+        if names and used + size > limit:
             yield Bucket(names, shapes, dtype, buffer[:used])
             names, shapes, used = [], [], 0
         if size > buffer.numel():
