@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ def test_a_worker_that_is_killed_ends_the_transfer(
         send(deadly(), check=check)
     assert time.monotonic() - begin < 30
     assert "the trainer ended the transfer" in answer(workers[0])
-    monkeypatch.setattr(weight_stream, "STALLED", weight_stream.GLANCE)
+    monkeypatch.setattr(weight_stream, "STALLED", timedelta(seconds=1))
     with (
         pytest.raises(UserError, match="did not answer within 1 s"),
         Sender("127.0.0.1", "gloo", 2, CPU, nothing) as sender,

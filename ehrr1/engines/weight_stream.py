@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from itertools import count
 from types import TracebackType
@@ -25,7 +24,7 @@ from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributed import DistStoreError, TCPStore
+from torch.distributed import TCPStore
 
 from ehrr1.engines.weight_carriers import STALLED, Carrier, Offer, carrier
 from ehrr1.errors import UserError
@@ -34,8 +33,8 @@ from ehrr1.parallel import EXCHANGE
 BUCKET_BYTES = 2**29
 """Size of a bucket, but for a tensor that is larger alone. Each side holds one or two."""
 
-GLANCE = timedelta(seconds=1)
-"""Time between two looks at whether the engine still runs."""
+PAUSE_SECONDS = 0.002
+"""Time between two looks at what the workers say, and at whether the engine still runs."""
 
 Result = TypeVar("Result")
 
@@ -163,14 +162,11 @@ class Sender:
         """Wait until every worker has set its `key`."""
         keys = [f"{key}/{rank}" for rank in range(1, self.offer.workers + 1)]
         deadline = time.monotonic() + STALLED.total_seconds()
-        while True:
-            try:
-                self.store.wait(keys, GLANCE)
-                return
-            except DistStoreError:
-                self._check()
+        while not self.store.check(keys):  # `wait` would print warnings
+            self._check()
             if time.monotonic() > deadline:
                 raise fault(f"the engine did not answer within {STALLED.total_seconds():.0f} s")
+            time.sleep(PAUSE_SECONDS)
 
     def _attempt(self, work: Callable[[], Result]) -> Result:
         """Return what `work` returns, which communicates with the workers."""
