@@ -33,8 +33,8 @@ from ehrr1.parallel import EXCHANGE
 BUCKET_BYTES = 2**29
 """Size of a bucket, but for a tensor that is larger alone. Each side holds one or two."""
 
-PAUSE_SECONDS = 0.002
-"""Time between two looks at what the workers say, and at whether the engine still runs."""
+PAUSE_SECONDS = (0.001, 0.05)
+"""First and longest time between two looks at what workers say and whether the engine runs."""
 
 Result = TypeVar("Result")
 
@@ -162,11 +162,13 @@ class Sender:
         """Wait until every worker has set its `key`."""
         keys = [f"{key}/{rank}" for rank in range(1, self.offer.workers + 1)]
         deadline = time.monotonic() + STALLED.total_seconds()
+        pause, longest = PAUSE_SECONDS
         while not self.store.check(keys):  # `wait` would print warnings
             self._check()
             if time.monotonic() > deadline:
                 raise fault(f"the engine did not answer within {STALLED.total_seconds():.0f} s")
-            time.sleep(PAUSE_SECONDS)
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
 
     def _attempt(self, work: Callable[[], Result]) -> Result:
         """Return what `work` returns, which communicates with the workers."""
