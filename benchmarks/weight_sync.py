@@ -7,8 +7,7 @@ million parameters (tiny, 37 MB). Both ways serve the same engine in turn, after
 does not count. `seconds` is the time in which `load_weights` returns; `CPU seconds` is what trainer
 and engine compute in it, which other programs on the machine hardly change. After each transfer
 the engine's log-probabilities are compared with the trainer's, as in training; this is not timed.
-On a CPU memory means gloo over the loopback interface, and files are those of the machine's page
-cache.
+On a CPU `memory` is a shared buffer, and `files` are in the machine's page cache.
 """
 
 import os

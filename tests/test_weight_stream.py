@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.multiprocessing import reductions
 
 from ehrr1.engines import weight_stream
-from ehrr1.engines.weight_carriers import describe, map_buffer, own_address
+from ehrr1.engines.weight_carriers import describe_on_gpu, map_on_gpu, own_address
 from ehrr1.engines.weight_stream import Sender, pack
 from ehrr1.errors import UserError
 from tests.conftest import ROOT
@@ -49,14 +49,14 @@ def fleeting(tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 def test_buckets_hold_every_tensor(dtype: torch.dtype) -> None:
     given, found = weights(), {}
     sizes = []
-    for bucket in pack(fleeting(given), dtype, CPU, LIMIT):
+    for bucket in pack(fleeting(given), dtype, allocate, LIMIT):
         found |= {name: tensor.clone() for name, tensor in bucket.tensors()}
         sizes.append(bucket.data.nbytes)
         assert bucket.data.nbytes <= LIMIT or len(bucket.names) == 1
     assert list(found) == list(given)
     assert all(torch.equal(found[name], given[name].to(dtype)) for name in given)
     assert sum(sizes) == sum(tensor.numel() for tensor in given.values()) * dtype.itemsize
-    assert list(pack([], dtype, CPU, LIMIT)) == []
+    assert list(pack([], dtype, allocate, LIMIT)) == []
 
 
 Worker = subprocess.Popen[str]
@@ -89,6 +89,10 @@ def answer(worker: Worker) -> str:
     return worker.stdout.readline().strip()
 
 
+def allocate(size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8)
+
+
 def nothing() -> None:
     """The engine runs, as far as anyone knows."""
 
@@ -104,10 +108,11 @@ def send(
     def run(
         tensors: Any,
         dtype: torch.dtype = torch.float32,
+        transport: str = "gloo",
         refused: str | None = None,
         check: Callable[[], None] = nothing,
     ) -> list[Path]:
-        with Sender("127.0.0.1", "gloo", 2, CPU, check) as sender:
+        with Sender("127.0.0.1", transport, 2, CPU, check) as sender:
             for worker, file, at in zip(workers, files, (None, refused), strict=True):
                 request = {"offer": sender.offer.to_json(), "file": str(file), "refused": at}
                 assert worker.stdin is not None
@@ -119,12 +124,13 @@ def send(
     return run
 
 
+@pytest.mark.parametrize("transport", ["gloo", "shared"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_worker_gets_every_tensor(
-    dtype: torch.dtype, send: Callable[..., list[Path]], workers: list[Worker]
+    dtype: torch.dtype, transport: str, send: Callable[..., list[Path]], workers: list[Worker]
 ) -> None:
     given = weights()
-    files = send(fleeting(given), dtype)
+    files = send(fleeting(given), dtype, transport)
     assert [answer(one) for one in workers] == ["'taken'"] * 2
     for file in files:
         found = load_file(file)
@@ -132,11 +138,12 @@ def test_every_worker_gets_every_tensor(
         assert all(torch.equal(found[name], given[name].to(dtype)) for name in given)
 
 
+@pytest.mark.parametrize("transport", ["gloo", "shared"])
 def test_a_worker_that_fails_is_told_and_the_others_end(
-    send: Callable[..., list[Path]], workers: list[Worker]
+    transport: str, send: Callable[..., list[Path]], workers: list[Worker]
 ) -> None:
     with pytest.raises(UserError) as raised:
-        send(fleeting(weights()), refused="layer.2")
+        send(fleeting(weights()), transport=transport, refused="layer.2")
     said = str(raised.value)
     assert said.startswith("rollout.sync=memory: ") and "rollout.sync=files" in said
     assert "ValueError: layer.2 does not fit" in said and "\n" not in said
@@ -204,8 +211,8 @@ def test_a_shared_buffer_is_described_for_pytorchs_function(
     values = [Tensor, torch.Size([64]), (1,), 0, storage, torch.uint8, 3, b"\x00h", 64, 128, False]
     values += [b"counter", 2, b"event", True]
     data = torch.zeros(64, dtype=torch.uint8)
-    monkeypatch.setattr(reductions, "reduce_tensor", lambda whole: (rebuild, tuple(values)))
-    described = json.loads(json.dumps(describe(data[:10])))
+    monkeypatch.setattr(reductions, "reduce_tensor", lambda given: (rebuild, tuple(values)))
+    described = json.loads(json.dumps(describe_on_gpu(data)))
     given: dict[str, Any] = {}
 
     def rebuilt(*args: Any) -> Tensor:
@@ -213,6 +220,6 @@ def test_a_shared_buffer_is_described_for_pytorchs_function(
         return data
 
     monkeypatch.setattr(reductions, "rebuild_cuda_tensor", rebuilt)
-    assert map_buffer(described, torch.device("cuda", 0)) is data
+    assert map_on_gpu(described, torch.device("cuda", 0)) is data
     expected = dict(zip(names, values, strict=True))
     assert given == expected | {"storage_device": 0, "tensor_size": (64,)}

@@ -157,9 +157,8 @@ class VLLMEngine(TrainableEngine):
         self.asleep = False
 
     def _send_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        way = "ipc" if self.device.type == "cuda" else "gloo"
         work = "receive_weights"
-        with Sender("127.0.0.1", way, 1, self.device, self._check_alive) as sender:
+        with Sender("127.0.0.1", "shared", 1, self.device, self._check_alive) as sender:
             self._send({"work": work, "offer": sender.offer.to_json()}, work)
             sender.send(weights, self.dtype)
         self._reply(work)

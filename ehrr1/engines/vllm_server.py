@@ -35,6 +35,7 @@ from ehrr1.engines.base import (
 from ehrr1.engines.server import completion, first_token, generation_body, prompt_logprobs
 from ehrr1.engines.vllm_connection import COMMAND, MODEL, Connection
 from ehrr1.engines.vllm_worker import ENVIRONMENT, ENVIRONMENT_ON_CPU, NAME
+from ehrr1.engines.weight_carriers import Transport
 from ehrr1.engines.weight_stream import Sender, fault
 from ehrr1.engines.weight_sync import SYNC_TOLERANCE, check_sync, laid_out
 from ehrr1.prompts.trees import Tree
@@ -137,7 +138,7 @@ class VLLMServerEngine(TrainableEngine):
 
         on_gpu = self.device.type == "cuda" and all(server.on_gpu for server in self.servers)
         workers = sum(server.workers for server in self.servers)
-        way = "nccl" if on_gpu else "gloo"
+        way: Transport = "nccl" if on_gpu else "gloo"
         try:
             with Sender(self._address(), way, workers, self.device, check) as sender:
                 first = 1

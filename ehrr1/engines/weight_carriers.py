@@ -1,15 +1,17 @@
 """How the bytes of weights come from the trainer's memory to the workers of an engine.
 
-Each carrier has an end in the trainer (rank 0) and one in each worker. Only `gloo` has ever run:
-`nccl` and `ipc` need GPUs.
+Each carrier has an end in the trainer (rank 0) and one in each worker. What needs GPUs, NCCL and
+CUDA IPC, has never run.
 """
 
+import os
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from json import dumps
+from mmap import mmap
 from typing import Any, Literal
 
 import torch
@@ -22,19 +24,23 @@ STALLED = timedelta(minutes=5)
 """Time that workers may take for one bucket, and a connection to be made."""
 
 
+Transport = Literal["gloo", "nccl", "shared"]
+
+
 @dataclass(frozen=True)
 class Offer:
     """What workers are told of a transfer.
 
     `host` and `port` are those of the trainer's store. `transport` says how bytes come: `gloo`, a
-    broadcast from CPU to CPU; `nccl`, a broadcast from the trainer's GPU to the engine's; `ipc`, a
-    buffer on the GPU that trainer and engine share, where NCCL refuses to work. `workers` is the
-    number of all workers, whose ranks begin at 1; those of one engine begin at `first`.
+    broadcast from CPU to CPU; `nccl`, a broadcast from the trainer's GPU to others; `shared`, the
+    trainer's buffer, for workers on its GPU (where NCCL refuses to work) or, without one, on its
+    machine. `workers` is the number of all workers, whose ranks begin at 1; those of one engine
+    begin at `first`.
     """
 
     host: str
     port: int
-    transport: Literal["gloo", "nccl", "ipc"]
+    transport: Transport
     workers: int
     first: int = 1
 
@@ -47,6 +53,10 @@ class Carrier(ABC):
     """One end of the transport of buckets, which are tensors of bytes on `device`."""
 
     device: torch.device
+
+    @abstractmethod
+    def allocate(self, size: int) -> Tensor:
+        """Return the trainer's buffer [bytes] for buckets, in place of an earlier one."""
 
     @abstractmethod
     def announce(self, data: Tensor) -> list[Any] | None:
@@ -85,6 +95,10 @@ class Broadcast(Carrier):
         self.group._set_default_backend(kind)
         self.group._register_backend(torch.device(self.device.type), kind, backend)
 
+    def allocate(self, size: int) -> Tensor:
+        """See `Carrier`."""
+        return torch.empty(size, dtype=torch.uint8, device=self.device)
+
     def announce(self, data: Tensor) -> None:
         """See `Carrier`."""
 
@@ -94,7 +108,7 @@ class Broadcast(Carrier):
 
     def receive(self, size: int, announced: list[Any] | None, agree: Callable[[], None]) -> Tensor:
         """See `Carrier`."""
-        data = torch.empty(size, dtype=torch.uint8, device=self.device)
+        data = self.allocate(size)
         agree()
         self.group.broadcast(data, 0).wait(STALLED)
         return data
@@ -106,23 +120,35 @@ class Broadcast(Carrier):
 
 
 class SharedBuffer(Carrier):
-    """The trainer's buffer on a GPU, which the worker on the same GPU maps (CUDA IPC).
+    """The trainer's buffer, which workers on the same machine or GPU map and copy.
 
-    The allocator's expandable segments (`PYTORCH_CUDA_ALLOC_CONF`) cannot be shared everywhere.
+    On a CPU it is a file in memory, which goes when nobody has it open; on a GPU CUDA IPC, for
+    which the allocator's expandable segments (`PYTORCH_CUDA_ALLOC_CONF`) do not serve everywhere.
     """
 
     def __init__(self, device: torch.device):
-        self.device = device
-        self.described: dict[int, list[Any]] = {}  # by address: a description serves one mapping
-        self.mapped: tuple[list[Any], Tensor] | None = None
+        self.device, self.gpu = device, device.type == "cuda"
+        self.file: int | None = None
+        self.described: list[Any] = []
+        self.mapped: Tensor | None = None
+
+    def allocate(self, size: int) -> Tensor:
+        """See `Carrier`."""
+        self.close()
+        if self.gpu:
+            data = torch.empty(size, dtype=torch.uint8, device=self.device)
+            self.described = describe_on_gpu(data)
+        else:
+            self.file = os.memfd_create("weights")
+            os.ftruncate(self.file, size)
+            self.described = [os.getpid(), self.file, size]
+            data = map_on_cpu(self.described)
+        return data
 
     def announce(self, data: Tensor) -> list[Any]:
         """See `Carrier`."""
-        place = data.untyped_storage().data_ptr()
-        if place not in self.described:
-            self.described = {place: describe(data)}
-        torch.cuda.synchronize(self.device)  # the bytes are there before the worker looks
-        return self.described[place]
+        self._finish()  # the bytes are there before a worker looks
+        return self.described
 
     def send(self, data: Tensor) -> None:
         """See `Carrier`. The workers have copied it already."""
@@ -130,25 +156,34 @@ class SharedBuffer(Carrier):
     def receive(self, size: int, announced: list[Any] | None, agree: Callable[[], None]) -> Tensor:
         """See `Carrier`."""
         assert announced is not None
-        if self.mapped is None or self.mapped[0] != announced:
-            self.mapped = announced, map_buffer(announced, self.device)
-        data = self.mapped[1][:size].clone()
-        torch.cuda.synchronize(self.device)  # before the trainer writes there again
+        if self.mapped is None or self.described != announced:
+            self.described = announced
+            self.mapped = map_on_gpu(announced, self.device) if self.gpu else map_on_cpu(announced)
+        data = self.mapped[:size].clone()
+        self._finish()  # before the trainer writes there again
         agree()
         return data
 
     def close(self) -> None:
         """See `Carrier`."""
         self.mapped = None
-        torch.cuda.ipc_collect()
+        if self.file is not None:
+            os.close(self.file)
+            self.file = None
+        if self.gpu:
+            torch.cuda.ipc_collect()
+
+    def _finish(self) -> None:
+        if self.gpu:
+            torch.cuda.synchronize(self.device)
 
 
 def carrier(offer: Offer, store: Store, rank: int, device: torch.device) -> Carrier:
-    """Return an end of the offered transport, on `device` if it runs between GPUs.
+    """Return an end of the offered transport, on `device` but for gloo, which runs on CPUs.
 
-    Waits for the other ends.
+    Waits for the other ends of a broadcast.
     """
-    if offer.transport == "ipc":
+    if offer.transport == "shared":
         return SharedBuffer(device)
     return Broadcast(offer, store, rank, device)
 
@@ -182,17 +217,26 @@ def own_address(host: str, port: int) -> str:
         return str(route.getsockname()[0])
 
 
-def describe(data: Tensor) -> list[Any]:
-    """Return for `map_buffer` what describes the storage of `data` (uint8), for JSON."""
+def map_on_cpu(described: list[Any]) -> Tensor:
+    """Return a process's file in memory [bytes]: its process id, descriptor and size."""
+    process, file, size = described
+    with open(f"/proc/{process}/fd/{file}", "r+b") as opened:
+        return torch.frombuffer(mmap(opened.fileno(), size), dtype=torch.uint8)
+
+
+def describe_on_gpu(data: Tensor) -> list[Any]:
+    """Return for `map_on_gpu` what describes a buffer (uint8), for JSON."""
     from torch.multiprocessing.reductions import reduce_tensor
 
-    whole = torch.empty(0, dtype=torch.uint8, device=data.device).set_(data.untyped_storage())
-    _, (_, (size,), _, offset, _, _, _, *handle) = reduce_tensor(whole)
+    _, (_, (size,), _, offset, _, _, _, *handle) = reduce_tensor(data)
     return [size, offset, *(one.hex() if isinstance(one, bytes) else one for one in handle)]
 
 
-def map_buffer(described: list[Any], device: torch.device) -> Tensor:
-    """Return the buffer [bytes] of another process on the same GPU, `device` to this process."""
+def map_on_gpu(described: list[Any], device: torch.device) -> Tensor:
+    """Return the buffer [bytes] of another process on the same GPU, `device` to this process.
+
+    A description may be mapped once: PyTorch keeps the buffer until the mapping is gone.
+    """
     from torch.multiprocessing.reductions import rebuild_cuda_tensor
 
     size, offset, *plain = described

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.distributed import TCPStore
 
-from ehrr1.engines.weight_carriers import STALLED, Carrier, Offer, carrier
+from ehrr1.engines.weight_carriers import STALLED, Carrier, Offer, Transport, carrier
 from ehrr1.errors import UserError
 from ehrr1.parallel import EXCHANGE
 
@@ -60,14 +60,15 @@ class Bucket:
 def pack(
     weights: Iterable[tuple[str, Tensor]],
     dtype: torch.dtype,
-    device: torch.device,
+    allocate: Callable[[int], Tensor],
     limit: int,
 ) -> Iterator[Bucket]:
     """Yield the tensors as `dtype` in buckets of at most `limit` bytes, or of one larger tensor.
 
-    The buckets share a buffer on `device`: each is valid until the next one is requested.
+    The buckets share a buffer of bytes, which `allocate` returns: each is valid until the next one
+    is requested.
     """
-    buffer = torch.empty(limit, dtype=torch.uint8, device=device)
+    buffer = allocate(limit)
     names: list[str] = []
     shapes: list[list[int]] = []
     used = 0
@@ -77,7 +78,7 @@ def pack(
             yield Bucket(names, shapes, dtype, buffer[:used])
             names, shapes, used = [], [], 0
         if size > buffer.numel():
-            buffer = torch.empty(size, dtype=torch.uint8, device=device)
+            buffer = allocate(size)
         # at once: the tensor may be gone when the next one is asked for
         buffer[used : used + size].view(dtype).view(tensor.shape).copy_(tensor.detach())
         names.append(name)
@@ -98,7 +99,7 @@ class Sender:
     def __init__(
         self,
         address: str,
-        transport: Any,
+        transport: Transport,
         workers: int,
         device: torch.device,
         check_engine: Callable[[], None],
@@ -137,7 +138,7 @@ class Sender:
         """
         self._await("here")
         with closing(self._attempt(lambda: carrier(self.offer, self.store, 0, self.device))) as way:
-            for bucket in pack(weights, dtype, way.device, BUCKET_BYTES):
+            for bucket in pack(weights, dtype, way.allocate, BUCKET_BYTES):
                 self._pass(bucket, way)
             self._tell("bucket", {"end": True})
             self._await("done")
