@@ -33,7 +33,8 @@ from ehrr1.parallel import EXCHANGE
 BUCKET_BYTES = 2**27
 """Size of a bucket, but for a tensor that is larger alone. Each side holds one or two.
 
-Four times as much costs twice the time on a CPU, whose caches and allocator keep small ones."""
+Larger ones are slower on a CPU, whose system hands out their memory anew each time.
+"""
 
 PAUSE_SECONDS = (0.001, 0.05)
 """First and longest time between two looks at what workers say and whether the engine runs."""
