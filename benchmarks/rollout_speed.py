@@ -82,7 +82,7 @@ def make_model(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
 
 def written(rollout: TrainableEngine, model: PreTrainedModel, number: int) -> Written:
     begin = time.perf_counter()
-    rollout.sync(model.named_parameters())
+    rollout.load_weights(model.named_parameters())
     synced = time.perf_counter()
     prompts = torch.randint(
         END, (PROMPTS, PROMPT), generator=torch.Generator().manual_seed(number)

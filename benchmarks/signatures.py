@@ -62,6 +62,12 @@ CALLS = (
         "GPUModelRunner.get_model",
     ),
     Call(
+        WORKER,
+        "finalize_layerwise_processing",
+        "vllm/model_executor/model_loader/reload/layerwise.py",
+        "finalize_layerwise_processing",
+    ),
+    Call(
         "ehrr1/models/varlen_attention.py",
         "flash_attn_varlen_func",
         "flash_attn/flash_attn_interface.py",

@@ -10,10 +10,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,9 +26,11 @@ from ehrr1.config.writers import (
     OpenAIChains,
     ServerChains,
     ServerEngineConfig,
+    Sync,
     VllmServerConfig,
     VllmSettings,
 )
+from ehrr1.engines import weight_stream
 from ehrr1.engines.base import Completion, EngineError, SamplingParams, TrainableEngine
 from ehrr1.engines.server import ServerEngine, served
 from ehrr1.engines.transformers import TransformersEngine
@@ -63,6 +67,7 @@ PROMPTS = [[5, 6, 7], [8] * 150, list(range(10, 40))]
 SAMPLING = SamplingParams(24, temperature=0.7, top_p=0.95, top_k=20)
 LONG = SamplingParams(LENGTH - 200)
 TOLERANCE = SYNC_TOLERANCE[torch.float32]
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -80,8 +85,11 @@ class Pair:
             for parameter in self.model.parameters():
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
 
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self.model.named_parameters()
+
     def sync(self) -> None:
-        self.rollout.load_weights(self.model.named_parameters())
+        self.rollout.load_weights(self.weights())
 
     def compare(self) -> None:
         """On every token of the vocabulary, so that every row of a head counts."""
@@ -124,10 +132,11 @@ def start(folder: Path, end_id: int) -> VLLMEngine:
         VllmSettings(batch_size=256, gpu_memory_utilization=0.4, kv_cache_gib=0.3),
         max_length=LENGTH,
         dtype=torch.float32,
-        device=torch.device("cpu"),
+        device=CPU,
         exchange=folder / "exchange",
         log=folder / "vllm.log",
         sleeps=True,
+        sync="memory",
     )
 
 
@@ -163,12 +172,34 @@ def alive(process: int) -> bool:
 @pytest.mark.parametrize("heads", ["tied", "untied"])
 def test_each_of_twenty_updates_arrives(heads: str, request: pytest.FixtureRequest) -> None:
     pair: Pair = request.getfixturevalue(heads)
+    assert isinstance(pair.rollout, VLLMEngine)
     for number in range(20):
+        pair.rollout.sync = WAYS[number % 2]
         pair.learn(number)
         with pytest.raises(OutOfSyncError, match="nats"):
             pair.compare()
         pair.sync()
         pair.compare()
+
+
+WAYS: tuple[Sync, Sync] = ("memory", "files")
+
+
+def test_both_ways_bring_the_same_weights(tied: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit of a log-probability; in memory by many buckets, in which layers lie across
+    two."""
+    monkeypatch.setattr(weight_stream, "BUCKET_BYTES", 100_000)
+    assert isinstance(tied.rollout, VLLMEngine)
+    probe = list(range(5, 205))
+    found = []
+    for way in WAYS:
+        tied.rollout.load_weights((n, torch.zeros_like(p)) for n, p in tied.weights())
+        assert len(set(tied.rollout.logprobs(probe))) == 1
+        tied.rollout.sync = way
+        tied.sync()
+        tied.compare()
+        found.append(tied.rollout.logprobs(probe))
+    assert found[0] == found[1]
 
 
 def test_the_trainer_is_left_as_it_was(untied: Pair) -> None:
@@ -266,11 +297,18 @@ def test_the_trainer_puts_the_engine_to_sleep_and_wakes_it(
     untied: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """vLLM's own log says in which order; on a CPU it frees nothing, but counts what sleeps."""
+    for way in WAYS:
+        assert_sleeps(untied, way, monkeypatch)
+
+
+def assert_sleeps(untied: Pair, way: Sync, monkeypatch: pytest.MonkeyPatch) -> None:
     rollout = untied.rollout
     assert isinstance(rollout, VLLMEngine)
+    rollout.sync, before = way, len(rollout.log.read_text())
 
     def turns() -> list[str]:
-        return re.findall(r"to (fall asleep|wake up tags .*)\.$", rollout.log.read_text(), re.M)
+        said = rollout.log.read_text()[before:]
+        return re.findall(r"to (fall asleep|wake up tags .*)\.$", said, re.M)
 
     freed: list[int] = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(len(turns())))
@@ -285,7 +323,8 @@ def test_the_trainer_puts_the_engine_to_sleep_and_wakes_it(
     assert len(rollout.generate(PROMPTS, SAMPLING)) == len(PROMPTS)
     untied.sync()  # awake: nothing to wake
     assert turns() == ["fall asleep", "wake up tags ['weights']", "wake up tags ['kv_cache']"]
-    assert freed == [1, 3]  # what the trainer keeps is free before anything wakes
+    # what the trainer keeps is free before anything wakes, and again before keys and values do
+    assert freed == [1, 2, 3, 3]
 
 
 @pytest.mark.parametrize(
@@ -323,6 +362,23 @@ def test_a_killed_engine_is_an_error_at_once(tied: Pair) -> None:
     assert time.monotonic() - begin < 10
     with pytest.raises(EngineError, match="SIGKILL"):
         rollout.logprobs([5, 6])
+
+
+def test_an_engine_that_is_killed_while_it_takes_weights(untied: Pair) -> None:
+    rollout = untied.rollout
+    assert isinstance(rollout, VLLMEngine)
+    rollout.sync = "memory"
+
+    def deadly() -> Iterator[tuple[str, torch.Tensor]]:
+        for number, one in enumerate(untied.weights()):
+            if number == 3:
+                os.kill(rollout.process.pid, signal.SIGKILL)
+            yield one
+
+    begin = time.monotonic()
+    with pytest.raises(EngineError, match=r"SIGKILL.*at work: receive_weights"):
+        rollout.load_weights(deadly())
+    assert time.monotonic() - begin < 10
 
 
 PARENT = """
@@ -380,43 +436,52 @@ def test_weights_in_several_files(tmp_path: Path) -> None:
 @dataclass
 class Server:
     pair: Pair
+    folder: Path
     process: subprocess.Popen[bytes]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The documented command, and the rollout that uses it."""
-    folder = tmp_path_factory.mktemp("server")
-    model, tokenizer = small(folder / "hf", tied=True)
+@contextmanager
+def serving(model: Path, log: Path, *more: str) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """The documented command: its address, and its process."""
     port = free_port()
     options = f"--port {port} --dtype float32 --max-model-len {LENGTH}"
     options += " --kv-cache-memory-bytes 300000000"
-    words = COMMAND.replace("FOLDER", str(folder / "hf")).split()[1:] + options.split()
-    with (folder / "server.log").open("wb") as log:
+    words = COMMAND.replace("FOLDER", str(model)).split()[1:] + options.split() + [*more]
+    with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, *words],
             cwd=ROOT,
             env=os.environ | {"VLLM_CPU_OMP_THREADS_BIND": "nobind"},
-            stdout=log,
-            stderr=log,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
         )
     try:
-        wait_for(f"http://127.0.0.1:{port}/health", process, folder / "server.log")
-        rollout = VLLMServerEngine(
-            at(f"http://127.0.0.1:{port}"),
-            tokenizer.eos_token_id,
-            max_length=LENGTH,
-            exchange=folder / "exchange",
-        )
-        yield Server(Pair(model, tokenizer, rollout), process)
+        wait_for(f"http://127.0.0.1:{port}/health", process, log)
+        yield f"http://127.0.0.1:{port}", process
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def at(url: str) -> VllmServerConfig:
-    chosen = composed("rollout=vllm_server", f"rollout.url={url}").rollout
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server, and the rollout that uses it."""
+    folder = tmp_path_factory.mktemp("server")
+    model, tokenizer = small(folder / "hf", tied=True)
+    with serving(folder / "hf", folder / "server.log") as (url, process):
+        rollout = connected(folder, url)
+        yield Server(Pair(model, tokenizer, rollout), folder, process)
+
+
+def connected(folder: Path, *urls: str) -> VLLMServerEngine:
+    return VLLMServerEngine(
+        at(*urls), 2, max_length=LENGTH, device=CPU, exchange=folder / "exchange"
+    )
+
+
+def at(*urls: str) -> VllmServerConfig:
+    chosen = composed("rollout=vllm_server", f"rollout.url=[{','.join(urls)}]").rollout
     made: VllmServerConfig = changed(chosen, timeout_seconds=60)
     return made
 
@@ -434,8 +499,10 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 def test_a_server_generates_with_the_trainers_weights(server: Server) -> None:
     pair = server.pair
+    assert isinstance(pair.rollout, VLLMServerEngine)
     pair.compare()
-    for number in range(3):
+    for number in range(4):
+        pair.rollout.sync = WAYS[number % 2]
         pair.learn(number)
         with pytest.raises(OutOfSyncError):
             pair.compare()
@@ -451,11 +518,76 @@ def test_a_server_generates_with_the_trainers_weights(server: Server) -> None:
     ]
 
 
+def test_weights_that_a_server_cannot_take_are_a_user_error(server: Server) -> None:
+    """And those that follow arrive as if nothing had been."""
+    pair = server.pair
+    assert isinstance(pair.rollout, VLLMServerEngine)
+    url = pair.rollout.servers[0].url
+
+    def wrong() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, tensor in pair.weights():
+            yield name, tensor[:-1] if "layers.1.mlp.down" in name else tensor
+
+    def broken() -> Iterator[tuple[str, torch.Tensor]]:
+        yield from list(pair.weights())[:6]
+        raise ZeroDivisionError
+
+    for weights, error, said in (
+        (wrong, UserError, r"rollout\.sync=memory: .*could not load them \(.*rollout\.sync=files"),
+        (broken, ZeroDivisionError, None),
+    ):
+        rollout = connected(server.folder, url)
+        rollout.sync = "memory"
+        with pytest.raises(error, match=said):
+            rollout.load_weights(weights())
+        pair.rollout = connected(server.folder, url)  # as a run that resumes
+        pair.rollout.sync = "memory"
+        pair.sync()
+        pair.compare()
+
+
+def test_two_servers_share_prompts_and_have_the_same_weights(
+    server: Server, tmp_path: Path
+) -> None:
+    """One of them is divided between two workers."""
+    first = server.pair.rollout
+    assert isinstance(first, VLLMServerEngine)
+    divided = ("--tensor-parallel-size", "2")
+    with serving(server.folder / "hf", tmp_path / "log", *divided) as (url, _):
+        rollout = connected(tmp_path, first.servers[0].url, url)
+        assert [one.workers for one in rollout.servers] == [1, 2]
+        both = Pair(server.pair.model, server.pair.tokenizer, rollout)
+        for number, way in enumerate(WAYS):
+            rollout.sync = way
+            both.learn(number)
+            both.sync()
+            both.compare()
+        asked: list[int] = []
+        for number, one in enumerate(rollout.servers):
+            one.complete = counted(one.complete, asked, number)  # type: ignore[method-assign]
+        assert_trainers_logprobs(both, rollout.generate(PROMPTS, SAMPLING, group_size=4))
+        assert sorted(asked) == [0, 0, 1]
+        both.learn()
+        server.pair.sync()  # to the first alone
+        with pytest.raises(OutOfSyncError):
+            rollout.logprobs(PROMPTS[2])
+
+
+def counted(
+    ask: Callable[..., dict[str, Any]], asked: list[int], number: int
+) -> Callable[..., dict[str, Any]]:
+    def noted(body: dict[str, Any]) -> dict[str, Any]:
+        asked.append(number)
+        return ask(body)
+
+    return noted
+
+
 def test_any_server_of_vllm_answers_as_transformers(server: Server) -> None:
     """`engine=server`, by OpenAI's protocol alone."""
     pair = server.pair
     assert isinstance(pair.rollout, VLLMServerEngine)
-    cfg = composed("engine=server", f"engine.url={pair.rollout.url}/v1").engine
+    cfg = composed("engine=server", f"engine.url={pair.rollout.servers[0].url}/v1").engine
     assert isinstance(cfg, ServerEngineConfig)
     engine = ServerEngine(cfg, pair.tokenizer)
     assert engine.served.max_length == LENGTH
@@ -478,7 +610,7 @@ def test_any_server_of_vllm_writes_chains(
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     pair = server.pair
     assert isinstance(pair.rollout, VLLMServerEngine)
-    url = f"{pair.rollout.url}/v1"
+    url = f"{pair.rollout.servers[0].url}/v1"
     engine = composed("engine=server", f"engine.url={url}").engine
     assert isinstance(engine, ServerEngineConfig)
     own = {"base_url": url, "max_tokens": 12, "drafts": 2, "temperature": 0.5, "max_retries": 0}
@@ -502,7 +634,12 @@ def test_a_server_writes_the_chains_that_its_model_writes_here(
     """`chains=server`: token ids, and the seeds of the samples."""
     pair = server.pair
     assert isinstance(pair.rollout, VLLMServerEngine)
-    own = {"url": f"{pair.rollout.url}/v1", "max_tokens": 12, "drafts": 2, "max_prompt_chars": 2000}
+    own = {
+        "url": f"{pair.rollout.servers[0].url}/v1",
+        "max_tokens": 12,
+        "drafts": 2,
+        "max_prompt_chars": 2000,
+    }
     chains = composed("chains=server", chains=own).chains
     assert isinstance(chains, ServerChains)
     tokenizer = local.check(chains, open_data=False)  # on this machine
@@ -538,7 +675,9 @@ def test_a_server_that_is_too_small_is_a_user_error(server: Server) -> None:
     rollout = server.pair.rollout
     assert isinstance(rollout, VLLMServerEngine)
     with pytest.raises(UserError, match="--max-model-len 4096"):
-        VLLMServerEngine(at(rollout.url), 2, max_length=4096, exchange=rollout.exchange)
+        VLLMServerEngine(
+            at(rollout.servers[0].url), 2, max_length=4096, device=CPU, exchange=rollout.exchange
+        )
 
 
 def test_a_server_that_dies_while_it_generates(server: Server) -> None:
@@ -552,9 +691,9 @@ def test_a_server_that_dies_while_it_generates(server: Server) -> None:
 
 def test_no_server_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"rollout\.url=http://127\.0\.0\.1:9: no answer"):
-        VLLMServerEngine(at("http://127.0.0.1:9"), 2, max_length=64, exchange=tmp_path)
+        VLLMServerEngine(at("http://127.0.0.1:9"), 2, max_length=64, device=CPU, exchange=tmp_path)
     with pytest.raises(UserError, match="http://HOST:PORT"):
-        VLLMServerEngine(at("localhost"), 2, max_length=64, exchange=tmp_path)
+        VLLMServerEngine(at("localhost"), 2, max_length=64, device=CPU, exchange=tmp_path)
 
 
 def test_learns_a_toy_reward(tmp_path: Path) -> None:

@@ -201,21 +201,32 @@ EngineConfig = Annotated[
 ]
 
 
+Sync = Literal["memory", "files"]
+"""How new weights reach an engine."""
+
+
 class VllmRolloutConfig(VllmEngineConfig):
     """A vLLM engine next to each training process."""
 
+    sync: Sync = "files"
     exchange: PathText | None
 
 
 class VllmServerConfig(Section):
-    """A vLLM server on other GPUs, started by `python -m ehrr1.engines.vllm_server`."""
+    """vLLM servers on other GPUs, started by `python -m ehrr1.engines.vllm_server`."""
 
     name: Literal["vllm_server"]
-    url: Text
+    url: Text | Annotated[list[Text], Field(min_length=1)]
     compliant_endpoint: bool = False
     timeout_seconds: Positive
     batch_size: Count
+    sync: Sync = "files"
     exchange: PathText | None
+
+    @property
+    def urls(self) -> list[str]:
+        """Return the address of each server."""
+        return [self.url] if isinstance(self.url, str) else self.url
 
 
 RolloutConfig = Annotated[

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ehrr1.config.writers import (
     ServerSettings,
     TransformersSettings,
+    VllmRolloutConfig,
     VllmServerConfig,
     VllmSettings,
 )
@@ -42,9 +43,9 @@ def open_engine(
     errors name. Transformers generates with the model that `load` returns, on its device. vLLM
     reads the weights in the folder `source`; its child process runs in `dtype` on `device` and
     prints to `log`, and `sleeps` lets a trainer there put it to sleep. New weights are passed
-    through the folder `exchange`. `max_length` bounds prompt and completion together, in
-    tokens. Raises UserError if the engine is not installed or does not support the model, or the
-    server does not answer.
+    in memory or through the folder `exchange`. `max_length` bounds prompt and completion
+    together, in tokens. Raises UserError if the engine is not installed or does not support the
+    model, or the server does not answer.
     """
     if isinstance(settings, TransformersSettings):
         return TransformersEngine(load(), tokenizer, settings.batch_size, settings.batch_tokens)
@@ -57,7 +58,9 @@ def open_engine(
     if isinstance(settings, VllmServerConfig):
         from ehrr1.engines.vllm_server import VLLMServerEngine
 
-        return VLLMServerEngine(settings, end_id, max_length=max_length, exchange=exchange)
+        return VLLMServerEngine(
+            settings, end_id, max_length=max_length, device=device, exchange=exchange
+        )
     assert source is not None
     return VLLMEngine(
         source,
@@ -70,4 +73,5 @@ def open_engine(
         log=log,
         sleeps=sleeps,
         group=group,
+        sync=settings.sync if isinstance(settings, VllmRolloutConfig) else "files",
     )

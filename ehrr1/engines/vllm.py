@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from ehrr1 import parallel
-from ehrr1.config.writers import VllmSettings
+from ehrr1.config.writers import Sync, VllmSettings
 from ehrr1.engines.base import (
     Completion,
     EngineError,
@@ -33,6 +33,7 @@ from ehrr1.engines.base import (
 )
 from ehrr1.engines.vllm_process import Settings
 from ehrr1.engines.vllm_worker import ENVIRONMENT, ENVIRONMENT_ON_CPU
+from ehrr1.engines.weight_stream import Sender
 from ehrr1.engines.weight_sync import laid_out
 from ehrr1.errors import UserError
 from ehrr1.prompts.trees import Tree
@@ -52,10 +53,10 @@ class VLLMEngine(TrainableEngine):
 
     `folder` holds the model and its first weights; `end_id` ends a turn; `max_length` bounds prompt
     and completion together, in tokens; `exchange` is a folder that all processes can read and no
-    other program writes to; the engine's output goes to `log`. `sleeps`: the trainer on the same
-    device puts it to sleep while it learns. Errors name `group`, the group of settings that chose
-    it. Raises UserError for a model that vLLM does not support, and EngineError if the engine does
-    not start.
+    other program writes to, for weights that come through files (`sync`); the engine's output goes
+    to `log`. `sleeps`: the trainer on the same device puts it to sleep while it learns. Errors name
+    `group`, the group of settings that chose it. Raises UserError for a model that vLLM does not
+    support, and EngineError if the engine does not start.
     """
 
     def __init__(
@@ -71,9 +72,11 @@ class VLLMEngine(TrainableEngine):
         log: Path,
         sleeps: bool = False,
         group: str = "rollout",
+        sync: Sync = "files",
     ):
         gpu = device.type == "cuda"
         check(folder, gpu, group)
+        self.sync, self.device = sync, device
         self.group, self.sleeps, self.asleep = group, sleeps, False
         self.exchange, self.dtype, self.log, self.max_length = exchange, dtype, log, max_length
         torch.cuda.empty_cache()  # vLLM wants its whole share free when it starts
@@ -136,17 +139,38 @@ class VLLMEngine(TrainableEngine):
         yield from by_tree(trees, len(ids), told)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """See `TrainableEngine`. Process 0 writes the files, every process's engine reads them."""
-        with laid_out(weights, self.exchange, self.dtype) as folder:
-            # what PyTorch keeps of an update's activations is the engine's now
+        """See `TrainableEngine`.
+
+        Through files, process 0 writes and every process's engine reads; in memory each process
+        passes the weights to its own engine. What PyTorch keeps of an update's activations, and
+        then of the transfer, is the engine's.
+        """
+        if self.sync == "memory":
             torch.cuda.empty_cache()
-            list(self._ask({"work": "take_weights", "folder": str(folder.resolve())}, 1))
+            self._send_weights(weights)
+        else:
+            with laid_out(weights, self.exchange, self.dtype) as folder:
+                torch.cuda.empty_cache()
+                self._request("take_weights", folder=str(folder.resolve()))
+        torch.cuda.empty_cache()
+        self._request("wake")
         self.asleep = False
+
+    def _send_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        work = "receive_weights"
+        with Sender("127.0.0.1", "shared", 1, self.device, self._check_alive) as sender:
+            self._send({"work": work, "offer": sender.offer.to_json()}, work)
+            sender.send(weights, self.dtype)
+        self._reply(work)
+
+    def _check_alive(self) -> None:
+        if self.process.poll() is not None:
+            raise self._ended("receive_weights")
 
     def sleep(self) -> None:
         """See `TrainableEngine`. Until `load_weights` it answers nothing."""
         if self.sleeps and not self.asleep:
-            list(self._ask({"work": "sleep"}, 1))
+            self._request("sleep")
             self.asleep = True
 
     def logprobs(self, tokens: list[int]) -> list[float]:
@@ -162,11 +186,16 @@ class VLLMEngine(TrainableEngine):
         self.socket.close()
 
     def _ask(self, request: dict[str, Any], count: int) -> Iterator[Any]:
-        if self.asleep and request["work"] != "take_weights":
+        if self.asleep:
             raise RuntimeError(f"{request['work']}: the engine sleeps; load_weights wakes it")
         self._send(request, request["work"])
         for _ in range(count):
             yield self._reply(request["work"])
+
+    def _request(self, work: str, **arguments: str) -> None:
+        """Have the engine do what changes its state, and wait for that."""
+        self._send({"work": work, **arguments}, work)
+        self._reply(work)
 
     def _send(self, request: dict[str, Any], doing: str) -> None:
         try:

@@ -114,14 +114,26 @@ class EngineProcess:
         yield None
 
     def take_weights(self, folder: str) -> Iterator[None]:
-        """Load the safetensors in `folder`; yield None when done.
+        """Load the safetensors in `folder`; yield None when done."""
+        self._load("take_weights", folder)
+        yield None
 
-        An engine that sleeps takes memory for keys and values after the weights are there, since
-        loading needs room too.
-        """
+    def receive_weights(self, offer: str) -> Iterator[None]:
+        """Load the weights that the trainer offers from its memory; yield None when done."""
+        self._load("receive_weights", offer)
+        yield None
+
+    def _load(self, method: str, source: str) -> None:
         if self.asleep:
             self.llm.wake_up(tags=["weights"])
-        self.llm.collective_rpc("take_weights", args=(folder,))
+        self.llm.collective_rpc(method, args=(source,))
+
+    def wake(self) -> Iterator[None]:
+        """Take memory for keys and values; yield None when done.
+
+        After the weights are there and the trainer has freed what it sent them from: loading needs
+        room too.
+        """
         if self.asleep and not self.llm.wake_up(tags=["kv_cache"]):
             raise RuntimeError("vLLM sleeps on with its weights and its keys and values awake")
         self.asleep = False
@@ -197,6 +209,8 @@ def main() -> None:
         "answers": engine.answers,
         "sleep": engine.sleep,
         "take_weights": engine.take_weights,
+        "receive_weights": engine.receive_weights,
+        "wake": engine.wake,
         "logprobs": engine.logprobs,
     }
     for line in requests:

@@ -1,4 +1,4 @@
-"""A vLLM server that the user starts on other GPUs or nodes: `rollout=vllm_server`.
+"""vLLM servers that the user starts on other GPUs or nodes: `rollout=vllm_server`.
 
     python -m ehrr1.engines.vllm_server FOLDER [--host 0.0.0.0 --port 8100 --dtype bfloat16
         --tensor-parallel-size 4 --max-model-len 12288 ...]
@@ -6,22 +6,20 @@
 starts vLLM's own server for the model in FOLDER, with the extensions that ehrr1 needs and any
 option of `vllm serve`. Its development endpoints accept commands from every client that reaches the
 port, without a password; by default it listens on this machine only. All training processes use the
-same server.
+same servers.
 """
 
 import os
-import socket
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
-import openai
 import torch
-from httpx2 import HTTPTransport
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -34,74 +32,42 @@ from ehrr1.engines.base import (
     branch_prompts,
     by_tree,
 )
-from ehrr1.engines.endpoint import NO_KEY
-from ehrr1.engines.server import (
-    START_SECONDS,
-    completion,
-    describe,
-    first_token,
-    generation_body,
-    message_of,
-    prompt_logprobs,
-)
+from ehrr1.engines.server import completion, first_token, generation_body, prompt_logprobs
+from ehrr1.engines.vllm_connection import COMMAND, MODEL, Connection
 from ehrr1.engines.vllm_worker import ENVIRONMENT, ENVIRONMENT_ON_CPU, NAME
-from ehrr1.engines.weight_sync import laid_out
-from ehrr1.errors import UserError
+from ehrr1.engines.weight_carriers import Transport
+from ehrr1.engines.weight_stream import Sender, fault
+from ehrr1.engines.weight_sync import SYNC_TOLERANCE, check_sync, laid_out
 from ehrr1.prompts.trees import Tree
-
-MODEL = "ehrr1"
-"""The name under which the server offers the model."""
-
-KEEP_ALIVE = [
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 20),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-]
-"""TCP keep-alive in seconds: a dead peer is detected within about 60 s."""
-
-COMMAND = "python -m ehrr1.engines.vllm_server FOLDER"
 
 
 class VLLMServerEngine(TrainableEngine):
-    """The server at `settings.url`.
+    """The servers at `settings.url`; each process's prompts go to them in turn.
 
-    Its workers must see the folder `exchange`. A response may take `settings.timeout_seconds`;
-    `settings.batch_size` completions are requested at a time; `max_length` bounds prompt and
-    completion together, in tokens. `dtype` is the server's.
+    New weights come from `device`. The servers must see the folder `exchange`, or with
+    `settings.sync=memory` reach this machine. `settings.batch_size` completions are requested at a
+    time; `max_length` bounds prompt and completion together, in tokens. `dtype` is the servers'.
 
-    Raises UserError, here and later, if the server does not answer as one started by `COMMAND`.
+    Raises UserError, here and later, if a server does not answer as one started by `COMMAND`, and
+    if one computes in another dtype than the others.
     """
 
-    def __init__(self, settings: VllmServerConfig, end_id: int, *, max_length: int, exchange: Path):
-        parts = urlsplit(settings.url)
-        if parts.scheme != "http" or parts.hostname is None or parts.port is None:
-            raise UserError(f"rollout.url={settings.url}: give it as http://HOST:PORT")
-        self.url = settings.url.rstrip("/")
+    def __init__(
+        self,
+        settings: VllmServerConfig,
+        end_id: int,
+        *,
+        max_length: int,
+        device: torch.device,
+        exchange: Path,
+    ):
+        self.sync, self.device = settings.sync, device
         self.end_id, self.exchange, self.batch_size = end_id, exchange, settings.batch_size
-        self.client = openai.OpenAI(
-            api_key=NO_KEY,
-            base_url=f"{self.url}/v1",
-            timeout=settings.timeout_seconds,
-            max_retries=0,
-            http_client=openai.DefaultHttpxClient(
-                transport=HTTPTransport(socket_options=KEEP_ALIVE), follow_redirects=False
-            ),
-        )
-        [served] = self._call("GET", "/v1/models", seconds=START_SECONDS)["data"]
-        if served["id"] != MODEL:
-            raise self._wrong(f"it serves {served['id']}, and was not started by ehrr1")
-        if served["max_model_len"] < max_length:
-            raise self._wrong(
-                f"it takes {served['max_model_len']} tokens, prompts and completions need "
-                f"{max_length}; start it with --max-model-len {max_length}"
-            )
-        [described, *_] = self._workers("prepare")
-        self.dtype: torch.dtype = {
-            "float32": torch.float32,
-            "bfloat16": torch.bfloat16,
-            "float16": torch.float16,
-        }[described["dtype"]]
+        self.servers = [Connection(url, settings, max_length) for url in settings.urls]
+        self.dtype = self.servers[0].dtype
+        for server in self.servers:
+            if server.dtype != self.dtype:
+                raise server.wrong(f"it computes in {server.dtype}, the first in {self.dtype}")
 
     def stream(
         self,
@@ -123,78 +89,107 @@ class VLLMServerEngine(TrainableEngine):
             | {"ignore_eos": True}
             for prompt, seed in zip(prompts, chosen, strict=True)
         ]
-        for number, answer in self._all(bodies, max(1, self.batch_size // group_size)):
+        places = range(len(bodies))
+        for number, answer in self._all(bodies, places, max(1, self.batch_size // group_size)):
             yield number, [completion(one) for one in answer["choices"]]
 
     def answers(
         self, trees: Sequence[Tree], ids: Sequence[int]
     ) -> Iterator[tuple[int, NDArray[np.float64]]]:
-        """See `Engine`; one request per branch, served by the prefix cache."""
+        """See `Engine`; one request per branch, served by one server's prefix cache."""
         wanted = {"max_tokens": 1, "logprobs": 0, "logprob_token_ids": list(ids)}
         wanted |= {"return_tokens_as_token_ids": True}
         bodies = [{"model": MODEL, "prompt": one, **wanted} for one in branch_prompts(trees)]
+        places = [number for number, tree in enumerate(trees) for _ in tree.branches]
         texts = [""] * len(ids)
         replies = (
             (number, first_token(answer["choices"][0], ids, texts))
-            for number, answer in self._all(bodies, self.batch_size)
+            for number, answer in self._all(bodies, places, self.batch_size)
         )
         yield from by_tree(trees, len(ids), replies)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """See `TrainableEngine`. No process may be generating."""
-        with laid_out(weights, self.exchange, self.dtype) as folder:
-            if parallel.rank() == 0:
-                self._workers("take_weights", str(folder.resolve()))
-                if not self._call("POST", "/reset_prefix_cache")["success"]:
-                    raise self._wrong("it is still generating for another client")
+        if self.sync == "memory":
+            self._send_weights(weights)
+        else:
+            with laid_out(weights, self.exchange, self.dtype) as folder:
+                if parallel.rank() == 0:
+                    with ThreadPoolExecutor(len(self.servers)) as pool:
+                        list(pool.map(lambda one: one.take_weights(folder.resolve()), self.servers))
+        if parallel.rank() == 0:
+            for server in self.servers:
+                server.forget_prompts()
+        parallel.barrier()
+
+    def _send_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Send the weights from process 0 to all workers of all servers."""
+        if parallel.rank() > 0:
+            for _ in weights:
+                pass  # a divided tensor becomes whole only if every process asks for it
+            return
+        pool = ThreadPoolExecutor(len(self.servers))
+        loading: list[Future[list[Any]]] = []
+
+        def check() -> None:
+            for one in loading:
+                if one.done() and (error := one.exception()) is not None:
+                    raise fault(str(error))
+
+        on_gpu = self.device.type == "cuda" and all(server.on_gpu for server in self.servers)
+        workers = sum(server.workers for server in self.servers)
+        way: Transport = "nccl" if on_gpu else "gloo"
+        try:
+            with Sender(self._address(), way, workers, self.device, check) as sender:
+                first = 1
+                for server in self.servers:
+                    offer = replace(sender.offer, first=first).to_json()
+                    loading.append(pool.submit(server.ask_workers, "receive_weights", offer))
+                    first += server.workers
+                sender.send(weights, self.dtype)
+            for one in loading:
+                one.result()
+        except BaseException:
+            self.close()  # nobody waits for a response that may not come
+            raise
+        finally:
+            pool.shutdown(wait=False)
+
+    def _address(self) -> str:
+        """Return an address of this machine that all servers reach."""
+        found = [server.address for server in self.servers]
+        return next((one for one in found if not ip_address(one).is_loopback), found[0])
 
     def logprobs(self, tokens: list[int]) -> list[float]:
-        """See `Engine`."""
+        """See `Engine`. Raises OutOfSyncError if the servers do not agree."""
         body = {"model": MODEL, "prompt": tokens, "max_tokens": 1, "prompt_logprobs": 0}
-        return prompt_logprobs(self._complete(body)["choices"][0], tokens)
+        found, *others = [
+            prompt_logprobs(server.complete(body)["choices"][0], tokens) for server in self.servers
+        ]
+        for other in others:
+            check_sync(other, found, SYNC_TOLERANCE[self.dtype])
+        return found
 
     def close(self) -> None:
-        """Close the connections; the server keeps running."""
-        self.client.close()
+        """Close the connections; the servers keep running."""
+        for server in self.servers:
+            server.close()
 
     def _all(
-        self, bodies: Sequence[dict[str, Any]], workers: int
+        self, bodies: Sequence[dict[str, Any]], places: Sequence[int], workers: int
     ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the index of each request and its response, in order.
+
+        Requests of one place go to one server; each process begins with another server.
+        """
+        chosen = [
+            self.servers[(parallel.rank() + place) % len(self.servers)].complete for place in places
+        ]
         pool = ThreadPoolExecutor(max_workers=workers)
         try:
-            yield from enumerate(pool.map(self._complete, bodies))
+            yield from enumerate(pool.map(lambda ask, body: ask(body), chosen, bodies))
         finally:
             pool.shutdown(cancel_futures=True)
-
-    def _complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = self._call("POST", "/v1/completions", body)
-        return found
-
-    def _workers(self, method: str, *arguments: str) -> list[Any]:
-        body = {"method": method, "args": list(arguments)}
-        found: list[Any] = self._call("POST", "/collective_rpc", body)["results"]
-        return found
-
-    def _call(
-        self, verb: str, path: str, body: dict[str, Any] | None = None, seconds: float | None = None
-    ) -> Any:
-        """Return the server's JSON response."""
-        client = self.client.with_options(timeout=seconds) if seconds else self.client
-        try:
-            if verb == "GET":
-                return client.get(self.url + path, cast_to=object)
-            return client.post(self.url + path, body=body, cast_to=object)
-        except openai.APIStatusError as error:
-            reason = f"{path} was answered by {error.status_code}: {message_of(error)}"
-            raise self._wrong(reason) from error
-        except openai.APIConnectionError as error:
-            raise self._wrong(f"no answer ({describe(error)})") from error
-
-    def _wrong(self, reason: str) -> UserError:
-        return UserError(
-            f"rollout.url={self.url}: {reason}. Start the server again (`{COMMAND}`), then repeat "
-            "this command: the run resumes"
-        )
 
 
 def command(folder: str, options: Sequence[str]) -> list[str]:

@@ -1,6 +1,7 @@
 """Our extension of vLLM's worker processes (`worker_extension_cls`), for vLLM 0.32.0."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ehrr1.engines.weight_carriers import Offer
+from ehrr1.engines.weight_stream import Receiver
 from ehrr1.engines.weight_sync import read
 
 NAME = "ehrr1.engines.vllm_worker.Worker"
@@ -30,9 +33,10 @@ class Worker:
 
     model_runner: Any
     vllm_config: Any
+    device: torch.device
     use_v2_model_runner: bool
 
-    def prepare(self) -> dict[str, str]:
+    def prepare(self) -> dict[str, str | int]:
         """Return log-probabilities at the sampling temperature; says how the model is served.
 
         Doing it again does nothing. Raises RuntimeError for the model runner that cannot.
@@ -42,14 +46,44 @@ class Worker:
         sampler = self.model_runner.sampler
         if "forward" not in vars(sampler):
             sampler.forward = at_temperature(sampler.forward)
-        return {"dtype": str(self.vllm_config.model_config.dtype).removeprefix("torch.")}
+        return {
+            "dtype": str(self.vllm_config.model_config.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "workers": self.vllm_config.parallel_config.world_size_across_dp,
+        }
 
     def take_weights(self, folder: str) -> None:
         """Load the safetensors of a folder in place."""
+        self._load(read(Path(folder)))
+
+    def receive_weights(self, offer: str) -> None:
+        """Load the weights of an `Offer` in place, as they arrive from the trainer's memory."""
+        from vllm.utils.nccl import unpinned_nccl_env
+
+        given = Offer(**json.loads(offer))
+        place = self.vllm_config.parallel_config
+        rank = given.first + place.data_parallel_index * place.world_size + place.rank
+        # NCCL waits forever if the trainer lacks what vLLM sets for its own groups
+        with unpinned_nccl_env(), Receiver(given, rank, self.device) as trainer:
+            self._load(trainer.weights())
+
+    def _load(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Load whole weights in place.
+
+        If that fails, the engine's weights are a mixture, and the next load replaces them.
+        """
+        from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise_processing
+
         self.prepare()  # this worker may have been started anew since
-        self.model_runner.reload_weights(weights_iterator=read(Path(folder)))
+        model = self.model_runner.get_model()
+        try:
+            self.model_runner.reload_weights(weights_iterator=weights)
+        except BaseException:
+            # otherwise tensors of this load would be counted in the next one
+            finalize_layerwise_processing(model, self.vllm_config.model_config)
+            raise
         if not torch.cuda.is_available():
-            pack_heads(self.model_runner.get_model())
+            pack_heads(model)
 
 
 def at_temperature(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -70,6 +70,7 @@ NOT_COMPARED = frozenset(
         *("rollout.tensor_parallel", "chains.tensor_parallel", "chains.batch_tokens", "chains.url"),
         *("engine.url", "engine.key_variable", "engine.concurrency", "engine.timeout_seconds"),
         *("engine.max_retries", "engine.compliant_endpoint", "rollout.compliant_endpoint"),
+        *("rollout.sync", "rollout.exchange", "rollout.url", "rollout.timeout_seconds"),
     }
 )
 """Settings of those sections that say who does the work and at what cost, and change no result."""

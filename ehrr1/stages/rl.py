@@ -46,11 +46,12 @@ CPU = torch.device("cpu")
 def check(cfg: Config, inputs: dict[str, Path]) -> None:
     """Raise UserError for everything that cannot work, before anything is read or sent."""
     if isinstance(cfg.rollout, VllmServerConfig):
-        check_url(
-            *("rollout", "vllm_server", cfg.rollout.url),
-            open_data=data_is_open(inputs["prepare"]),
-            compliant=cfg.rollout.compliant_endpoint,
-        )
+        for url in cfg.rollout.urls:
+            check_url(
+                *("rollout", "vllm_server", url),
+                open_data=data_is_open(inputs["prepare"]),
+                compliant=cfg.rollout.compliant_endpoint,
+            )
     source = inputs[cfg.rl.start] / "hf"
     check_reinforcement(cfg, read_config(cfg.model, source), load_chat_tokenizer(source), source)
 
