@@ -59,7 +59,7 @@ class Study:
 def study_of(cfg: Config, run: Run) -> Study:
     """Return the samples that are answered. Raises UserError where there are none."""
     prepared = Prepared(run.input("prepare"))
-    tasks = suite_tasks(cfg)
+    tasks = suite_tasks(cfg, prepared)
     chains = chains_of(cfg, run.inputs)
     index = choose_samples(cfg, prepared, tasks, chains)
     if index.is_empty():
@@ -121,9 +121,9 @@ def check_candidates(cfg: Config, prepared: Prepared, index: pl.DataFrame) -> No
         console.print(f"candidates=list: {told} and are asked without a list")
 
 
-def suite_tasks(cfg: Config) -> tuple[str, ...]:
-    """Return the tasks of the suite `eval.suite`."""
-    return tuple(SUITES[cfg.eval.suite])
+def suite_tasks(cfg: Config, prepared: Prepared) -> tuple[str, ...]:
+    """Return the tasks of the suite `eval.suite`, and that of the user's own labels, if any."""
+    return (*SUITES[cfg.eval.suite], *prepared.own_tasks)
 
 
 def choose_samples(

@@ -17,6 +17,7 @@ from ehrr1.errors import UserError
 from ehrr1.files import read_json, replacing, write_json
 from ehrr1.models.loading import add_adapters, end_at_turn, read_whole, refuse_other_weights
 from ehrr1.training.checkpoints import best_checkpoints, checkpoints, reading_checkpoint
+from ehrr1.training.model_card import CARD, with_result
 
 SHARD_BYTES = 4 * 2**30
 """The size of one file of exported weights at most, one tensor aside."""
@@ -59,6 +60,9 @@ def consolidate(folder: Path, which: str | int = "last") -> int:
         for file in (folder / "base").iterdir():
             if file.name != "adapters.json":
                 (hf / file.name).write_bytes(file.read_bytes())
+        if (card := hf / CARD).exists():  # runs of version 0.1 have none
+            text = with_result(card.read_text(encoding="utf-8"), folder, step)
+            card.write_text(text, encoding="utf-8")
         if (folder / "base" / "adapters.json").exists():
             _merge(read_json(folder / "base" / "adapters.json"), checkpoint, config.dtype, hf)
         else:
