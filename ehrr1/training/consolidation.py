@@ -28,13 +28,13 @@ def write_base(
     config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype,
-    source: Path | str | None = None,
-    lora: Lora | None = None,
+    card: str,
+    adapters: dict[str, Any] | None = None,
 ) -> None:
     """Write to `folder`/base all files of the later hf/ but the weights.
 
-    Any checkpoint can then be turned into hf/, also after a crash. For adapters (`lora`) the folder
-    `source` of the weights that they adapt is noted.
+    Any checkpoint can then be turned into hf/, also after a crash. `adapters` notes the `source` of
+    the weights that they adapt and their settings `lora`.
     """
     with replacing(folder / "base") as base:
         config.dtype = dtype
@@ -42,8 +42,9 @@ def write_base(
         config.save_pretrained(base)
         generation.save_pretrained(base)
         tokenizer.save_pretrained(base)
-        if lora is not None:
-            write_json(base / "adapters.json", {"source": str(source), "lora": lora.plain()})
+        (base / CARD).write_text(card, encoding="utf-8")
+        if adapters is not None:
+            write_json(base / "adapters.json", adapters)
 
 
 def consolidate(folder: Path, which: str | int = "last") -> int:
@@ -60,16 +61,27 @@ def consolidate(folder: Path, which: str | int = "last") -> int:
         for file in (folder / "base").iterdir():
             if file.name != "adapters.json":
                 (hf / file.name).write_bytes(file.read_bytes())
-        if (card := hf / CARD).exists():  # runs of version 0.1 have none
-            text = with_result(card.read_text(encoding="utf-8"), folder, step)
-            card.write_text(text, encoding="utf-8")
         if (folder / "base" / "adapters.json").exists():
             _merge(read_json(folder / "base" / "adapters.json"), checkpoint, config.dtype, hf)
         else:
             tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
             weights = learnt_weights(checkpoint)
             write_weights(((n, w.to(config.dtype)) for n, w in weights if n not in tied), hf)
+        _complete_card(hf, folder, step)
     return step
+
+
+def _complete_card(hf: Path, folder: Path, step: int) -> None:
+    """Add results to the card of a model, which that of its adapters is a copy of.
+
+    Runs that were begun by version 0.1 have none.
+    """
+    if not (hf / CARD).exists():
+        return
+    text = with_result((hf / CARD).read_text(encoding="utf-8"), folder, step)
+    for place in (hf, hf / "adapter"):
+        if place.is_dir():
+            (place / CARD).write_text(text, encoding="utf-8")
 
 
 def _find(folder: Path, which: str | int) -> tuple[Path, int]:

@@ -6,6 +6,7 @@ checkpoint. The front matter has the keys that the Hub reads. The card holds no 
 """
 
 import re
+import shlex
 from pathlib import Path
 
 import yaml
@@ -150,22 +151,24 @@ def data_lines(prepare: Path, is_open: bool, why: str) -> list[str]:
     prefix = "samples/"
     tasks = [n.removeprefix(prefix) for n, one in counts.items() if n.startswith(prefix) and one]
     subjects = f"{counts['subjects']:,} patients" if "subjects" in counts else "texts"
+    question = data.get("own_question")
     return [
         f"- Records: `data={data['name']}`, {subjects}, {f'open ({why})' if is_open else 'closed'}",
         f"- Protocol: `{data['protocol']}`, a window of {data['window_hours']:g} hours",
         f"- Tasks that were prepared: {', '.join(sorted(tasks))}",
+        *([f"- `own` asks: {question}"] if question else []),
     ]
 
 
 def shown_command(stage: str) -> str:
     """Return the command without the user's files and folders."""
-    return " ".join([typed_as(), *map(_without_path, words_with(stage))])
+    return f"{typed_as()} {shlex.join(map(_without_path, words_with(stage)))}"
 
 
 def _without_path(word: str) -> str:
-    key, _, value = word.partition("=")
+    key, sign, value = word.partition("=") if "=" in word else ("", "", word)
     hub = key_of(word) in ("model", "model.path") and HUB_NAME.fullmatch(value)
-    return f"{key}=PATH" if "/" in value and not hub else word
+    return f"{key}{sign}PATH" if "/" in value and not hub else word
 
 
 def with_result(card: str, folder: Path, step: int) -> str:

@@ -14,7 +14,7 @@ from ehrr1.config.learning import is_zero
 from ehrr1.config.schema import Config
 from ehrr1.config.training import Supervised, TrainerSettings
 from ehrr1.errors import UserError
-from ehrr1.files import read_json, write_json, write_text
+from ehrr1.files import read_json, write_json
 from ehrr1.models.gguf import start_of
 from ehrr1.models.loading import Sharding, add_adapters, fuse_kernels, load_model, read_config
 from ehrr1.models.logprobs import token_logprobs
@@ -29,7 +29,7 @@ from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.training.consolidation import consolidate, write_base
 from ehrr1.training.losses import supervised_loss
-from ehrr1.training.model_card import CARD, model_card
+from ehrr1.training.model_card import model_card
 from ehrr1.training.module import Build, ForestModule
 from ehrr1.training.strategies import on_gpu
 from ehrr1.training.targets import find
@@ -145,10 +145,13 @@ def lay_base(cfg: Config, run: Run, source: Path | None, tokenizer: PreTrainedTo
     """Write what hf/ will hold beside the weights; return the number of the model's parameters."""
     config = read_config(cfg.model, source, len(tokenizer))
     dtype = torch.float32 if cfg.trainer.precision == "32-true" else torch.bfloat16
-    start = start_of(cfg.model, source)
-    write_base(run.folder, config, tokenizer, dtype, start, cfg.model.lora)
+    adapters = None
+    if cfg.model.lora is not None:
+        start = start_of(cfg.model, source)
+        adapters = {"source": str(start), "lora": cfg.model.lora.plain()}
     parameters = count_parameters(config)
-    write_text(run.folder / "base" / CARD, model_card(cfg, run, parameters))
+    card = model_card(cfg, run, parameters)
+    write_base(run.folder, config, tokenizer, dtype, card, adapters)
     return parameters
 
 
