@@ -3,7 +3,15 @@
 from typing import TYPE_CHECKING
 
 from ehrr1.config.names import BENCHMARKS, TRAINING
-from ehrr1.config.records import AnyData, BenchmarkData, Concepts, Graph, OpenConcepts, UmlsConcepts
+from ehrr1.config.records import (
+    AnyData,
+    BenchmarkData,
+    Concepts,
+    Data,
+    Graph,
+    OpenConcepts,
+    UmlsConcepts,
+)
 from ehrr1.config.training import Launcher, LocalLauncher
 from ehrr1.config.writers import (
     AnthropicEngineConfig,
@@ -133,7 +141,7 @@ def records(cfg: "Config") -> list[str]:
     return problems
 
 
-def _own_task(data: AnyData) -> list[str]:
+def _own_task(data: Data) -> list[str]:
     """Check that labels of the user's own have a question, and a store whose times they can use."""
     if data.own_labels is None and data.own_question is None:
         return []

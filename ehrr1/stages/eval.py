@@ -73,7 +73,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
         if cfg.predictions is None:
             table = asked(cfg, run)
         else:
-            table = logged_predictions(cfg, prepared, suite_tasks(cfg, prepared))
+            table = logged_predictions(cfg, prepared, suite_tasks(cfg))
         with replacing(whole) as path:
             with_subgroups(table, prepared).write_parquet(path)
     metrics = told(cfg, run.folder, read_predictions(whole), prepared)

@@ -19,7 +19,7 @@ from ehrr1.runs import Run
 from ehrr1.stages.given_chains import CHAINS
 from ehrr1.stages.reason import kept_chains
 from ehrr1.tasks.candidates import Candidates
-from ehrr1.tasks.catalog import ALL_TASKS, SUITES, TASKS
+from ehrr1.tasks.catalog import ALL_TASKS, OWN, SUITES, TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import select
 
@@ -59,7 +59,7 @@ class Study:
 def study_of(cfg: Config, run: Run) -> Study:
     """Return the samples that are answered. Raises UserError where there are none."""
     prepared = Prepared(run.input("prepare"))
-    tasks = suite_tasks(cfg, prepared)
+    tasks = suite_tasks(cfg)
     chains = chains_of(cfg, run.inputs)
     index = choose_samples(cfg, prepared, tasks, chains)
     if index.is_empty():
@@ -121,9 +121,9 @@ def check_candidates(cfg: Config, prepared: Prepared, index: pl.DataFrame) -> No
         console.print(f"candidates=list: {told} and are asked without a list")
 
 
-def suite_tasks(cfg: Config, prepared: Prepared) -> tuple[str, ...]:
-    """Return the tasks of the suite `eval.suite`, and that of the user's own labels, if any."""
-    return (*SUITES[cfg.eval.suite], *prepared.own_tasks)
+def suite_tasks(cfg: Config) -> tuple[str, ...]:
+    """Return the tasks of the suite `eval.suite`, and that of the user's own labels."""
+    return (*SUITES[cfg.eval.suite], OWN)
 
 
 def choose_samples(
