@@ -27,7 +27,7 @@ from ehrr1.tasks.candidates import COUNTED
 from ehrr1.tasks.catalog import ALL_TASKS, OWN, TASKS
 from ehrr1.tasks.label_options import INDEX_STAYS
 from ehrr1.tasks.labels import RULES
-from ehrr1.tasks.samples import Prepared
+from ehrr1.tasks.samples import STORE, Prepared
 from ehrr1.tasks.selection import select
 from ehrr1.tasks.splits import SPLITS
 
@@ -78,8 +78,11 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
 
 
 def export_card(prepared: Prepared, layout: str, seed: int) -> str:
-    """Return the card of an export: what it holds, what may be shared, and what was prepared."""
-    decided = read_json(prepared.folder / openness.FILE)
+    """Return the card of an export: what it holds, what may be shared, and what was prepared.
+
+    Of a benchmark's own rows no tables are known.
+    """
+    decided = decided_on(prepared.folder)
     front = {
         **licence_of(decided),
         "language": ["en"],
@@ -92,9 +95,16 @@ def export_card(prepared: Prepared, layout: str, seed: int) -> str:
         "Research only, not for clinical use. Do not try to identify anyone in them.",
         "## What may be shared",
         SHARED_OPEN.format(why=decided["why"]) if decided["open"] else SHARED_CLOSED,
-        *sections(prepared, seed, []),
+        *(sections(prepared, seed, []) if (prepared.folder / STORE).exists() else []),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def decided_on(folder: Path) -> dict[str, Any]:
+    """Return whether the records of a finished `prepare` are open (`open`), and `why`."""
+    path = folder / openness.FILE
+    undecided = {"open": False, "why": "version 0.1 did not decide"}
+    return dict(read_json(path)) if path.exists() else undecided
 
 
 def licence_of(decided: Mapping[str, Any]) -> dict[str, str]:
@@ -109,7 +119,7 @@ def sections(prepared: Prepared, seed: int, lengths: Sequence[str]) -> list[str]
     """Return the sections of a card; `lengths` is that of the prompts, or empty."""
     folder, counts = prepared.folder, metrics_of(prepared.folder)
     index = prepared.scan().select(COUNTED_COLUMNS).collect()
-    decided = read_json(folder / openness.FILE)
+    decided = decided_on(folder)
     data = read_yaml(folder / "config.yaml")["data"]
     data |= {"open": f"{decided['open']}: {decided['why']}"}
     return [

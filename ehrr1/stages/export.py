@@ -53,14 +53,15 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     Metrics: `rows`, those of the layout, and `too_long/<task>`: answers that no list of candidates
     holds. Raises UserError where the split is empty or the layout cannot be written.
     """
-    prepared = Prepared(run.input("prepare"))
-    metrics = write(cfg, run, prepared)
-    write_text(run.folder / "README.md", export_card(prepared, cfg.export.layout, cfg.seed))
+    metrics = write(cfg, run)
+    card = export_card(Prepared(run.input("prepare")), cfg.export.layout, cfg.seed)
+    write_text(run.folder / "README.md", card)
     return metrics
 
 
-def write(cfg: Config, run: Run, prepared: Prepared) -> dict[str, float | int]:
+def write(cfg: Config, run: Run) -> dict[str, float | int]:
     """Write the files of the layout; return its metrics."""
+    prepared = Prepared(run.input("prepare"))
     brought = prepared.folder / SIMILAR
     folder = (
         Path(cfg.export.similar_items)
