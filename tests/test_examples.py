@@ -293,12 +293,15 @@ def test_a_table_as_the_docs_add_it(place: Path, tmp_path: Path, command_line: C
     assert done.returncode == 0, done.stderr[-3000:]
     folder = tmp_path / "outputs" / "smoke" / "mimic" / "prepare"
     counts = metrics_of(folder)
-    assert counts["rows_kept/ecg"] == counts["availability_assumed/ecg"] == stays.height
+    assert counts["rows_kept/ecg"] == stays.height
     show = (
         "from pathlib import Path; from ehrr1.tasks.samples import Prepared; "
         "from ehrr1.records.markdown import record_markdown; "
         f"one = Prepared(Path({str(folder)!r})); "
-        "print(record_markdown(one.context(one.samples()[0])))"
+        "events = one.context(one.samples()[0]); print(record_markdown(events)); "
+        "[ecg] = [event for event in events if event.table == 'ecg']; "
+        "print(ecg.available_time - ecg.time)"
     )
     shown = subprocess.check_output([sys.executable, "-c", show], cwd=tmp_path, text=True)
     assert "- Report: Sinus rhythm\n- Rr_Interval: 820" in shown
+    assert shown.endswith("\n1:00:00\n")
