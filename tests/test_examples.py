@@ -127,6 +127,9 @@ def test_a_task_from_labels_of_ones_own(place: Path, stage: Stage, labels: pl.Da
         assert sample.instruction.endswith("within the next three days? Answer yes or no.")
         known = [event.available_time for event in prepared.context(sample)]
         assert max(moment for moment in known if moment is not None) <= sample.prediction_time
+    stage("experiment=own_labels stage=audit")
+    judged = metrics_of(folder / "audit")
+    assert judged["leaking_samples/own"] == 0 and judged["contexts_rechecked"] > 20
     stage("experiment=own_labels stage=adapt")
     trained = metrics_of(folder / "adapt")
     assert trained["samples"] > 0 and "eval/loss/own" in trained
