@@ -17,8 +17,8 @@ from ehrr1.stages import execute
 from ehrr1.stages.card import export_card
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared
+from ehrr1.training.consolidation import consolidate
 from ehrr1.training.model_card import model_card
-from tests.conftest import CommandLine
 from tests.settings import composed
 from tests.test_card import section
 from tests.test_training import lines_of
@@ -79,12 +79,11 @@ def test_a_card_may_be_completed(smoke: Path, tmp_path: Path) -> None:
     damage.check(run, full=True)
 
 
-def test_consolidate_writes_it_anew(smoke: Path, tmp_path: Path, command_line: CommandLine) -> None:
+def test_consolidate_writes_it_anew(smoke: Path, tmp_path: Path) -> None:
     run = tmp_path / "adapt"
     shutil.copytree(smoke / "adapt", run, symlinks=True)
     (run / "hf" / "README.md").write_text("mine\n")
-    done = command_line("stage=consolidate", f"run={run}")
-    assert done.returncode == 0, done.stderr
+    consolidate(run)
     assert card(run / "hf") == card(smoke / "adapt" / "hf")
     damage.check(run, full=True)
 
