@@ -119,7 +119,7 @@ def test_export_gives_the_rows_again_with_their_own_question(tmp_path: Path) -> 
     world, _ = prepared(write(tmp_path / "b.jsonl", *given), tmp_path / "prepare")
     (tmp_path / "export").mkdir()
     run = Run(tmp_path / "export", "export", {"prepare": world.folder})
-    export.run(composed("export.layout=rows"), run)
+    export.write(composed("export.layout=rows"), run)
     lines = (tmp_path / "export" / "samples.jsonl").read_text().splitlines()
     for back, row_ in zip(map(json.loads, lines), given, strict=True):
         for name in ("instruction", "input", "output", "candidates"):
@@ -136,7 +136,7 @@ def test_export_gives_the_rows_again_with_their_own_question(tmp_path: Path) -> 
     again, _ = prepared(tmp_path / "export" / "samples.jsonl", tmp_path / "again")
     columns = ["sample_id", "task", "subject_id", "prediction_time", "target", "instruction"]
     assert again.index()[columns].equals(world.index()[columns])
-    metrics = export.run(composed("export.workers=1"), run)
+    metrics = export.write(composed("export.workers=1"), run)
     assert metrics == {"rows": 2, "contexts": 1}  # of two patients, with the same text
 
 

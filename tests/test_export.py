@@ -45,7 +45,7 @@ def folder(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def written(prepare: Path, out: Path, *overrides: str) -> tuple[Path, dict[str, float | int]]:
     """Export to `out`, in this process."""
     out.mkdir(exist_ok=True)
-    metrics = export.run(
+    metrics = export.write(
         composed("export.workers=1", *overrides), Run(out, "export", {"prepare": prepare})
     )
     return out, metrics

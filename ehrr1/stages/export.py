@@ -8,7 +8,8 @@ layout=release            release/: the files of the EHR-R1 release (`export_rel
 layout=lm_eval            lm_eval/: tasks of lm-evaluation-harness (`export_harness`)
 layout=inspect            inspect/: tasks of Inspect (`export_harness`)
 
-Each export has a folder of its own below `export/` (`runs.paths.export_name`).
+Each export has a folder of its own below `export/` (`runs.paths.export_name`), with a data card:
+README.md.
 """
 
 from collections.abc import Iterator
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from ehrr1.config.schema import Config
+from ehrr1.files import write_text
 from ehrr1.prompts.wording import style_of
 from ehrr1.runs import Run
 from ehrr1.stages import export_dataset, export_harness, export_meds, export_release, export_rows
+from ehrr1.stages.card import export_card
 from ehrr1.stages.export_parts import Source
 from ehrr1.stages.export_rows import Questions
 from ehrr1.tasks.candidates import Candidates
@@ -28,11 +31,19 @@ from ehrr1.tasks.selection import known_tasks
 
 
 def run(cfg: Config, run: Run) -> dict[str, float | int]:
-    """Write the files of the layout.
+    """Write the files of the layout, and the data card beside them.
 
     Metrics: `rows`, those of the layout, and `too_long/<task>`: answers that no list of candidates
     holds. Raises UserError where there is nothing to export or the layout cannot be written.
     """
+    metrics = write(cfg, run)
+    card = export_card(Prepared(run.input("prepare")), cfg.export.layout, cfg.seed)
+    write_text(run.folder / "README.md", card)
+    return metrics
+
+
+def write(cfg: Config, run: Run) -> dict[str, float | int]:
+    """Write the files of the layout; return its metrics."""
     own, prepared = cfg.export, Prepared(run.input("prepare"))
     tasks = known_tasks(cfg.data.tasks, ALL_TASKS)
     if own.layout == "meds":

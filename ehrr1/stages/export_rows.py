@@ -25,7 +25,7 @@ from ehrr1.prompts.wording import Wording
 from ehrr1.records.schema import TABLES
 from ehrr1.stages.export_release import label_of
 from ehrr1.tasks.candidates import Candidates
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.release.task_info import task_info
 from ehrr1.tasks.samples import Prepared, Sample
 
@@ -146,7 +146,7 @@ def row(question: Question, style: Wording) -> dict[str, Any]:
     Times are written as ISO 8601.
     """
     sample = question.sample
-    task, until = TASKS[sample.task], question.record.available_until
+    task, until = ALL_TASKS[sample.task], question.record.available_until
     instruction = style.own(sample) or task.instruction
     label = label_of(sample)
     places = {name: getattr(sample, name) for name in PLACES} if sample.period_end else {}
@@ -177,15 +177,20 @@ def row(question: Question, style: Wording) -> dict[str, Any]:
 def messages_of(question: Question, style: Wording) -> dict[str, Any]:
     """Return `messages`: the chat of a question."""
     sample = question.sample
-    think = TASKS[sample.task].kind == "decision"
+    think = ALL_TASKS[sample.task].kind == "decision"
     chat = style.chat(sample.task, question.record.text, think=think, own=style.own(sample))
     return {"messages": chat}
 
 
 def event_of(sample: Sample) -> str:
-    """Return the table that a sample asks about; for `next_event` that of the event itself."""
-    anchor = TASKS[sample.task].anchor_table
-    if anchor in TABLES:
-        return anchor
+    """Return the table that a sample asks about; for `next_event` that of the event itself.
+
+    The user's own task asks about none, and has its name.
+    """
+    task = ALL_TASKS[sample.task]
+    if task.anchor_table in TABLES:
+        return task.anchor_table
+    if task.kind == "risk":
+        return sample.task
     [answer] = sample.target
     return TABLE_OF.get(answer, answer)
