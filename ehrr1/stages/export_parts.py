@@ -12,7 +12,7 @@ from ehrr1.config.names import WordingName
 from ehrr1.prompts.wording import style_of
 from ehrr1.stages.export_rows import PLACES, Question, Questions, row
 from ehrr1.tasks.candidates import Candidates
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.samples import Prepared
 
 TASK_INFO = {
@@ -130,7 +130,7 @@ def sample_row(question: Question, questions: Questions) -> dict[str, Any]:
     sample, style = question.sample, questions.style
     found = row(question, style)
     info = found["task_info"]
-    think = TASKS[sample.task].kind == "decision"
+    think = ALL_TASKS[sample.task].kind == "decision"
     return {
         **{name: found[name] for name in SAMPLES if name in found},
         **{name: info[name] for name in (*TASK_INFO, *PLACES) if name in info},
