@@ -80,8 +80,11 @@ def write(
         counts = {name: (one.samples.rows, one.contexts.rows) for name, one in splits.items()}
         card = export_card.card(questions.prepared, questions.style, counts)
         write_text(temporary / "README.md", card)
-    found = {"rows": rows, "contexts": sum(contexts for _, contexts in counts.values())}
-    return found | {f"too_long/{task}": count for task, count in sorted(too_long.items())}
+    return {
+        "rows": rows,
+        "contexts": sum(contexts for _, contexts in counts.values()),
+        **{f"too_long/{task}": count for task, count in sorted(too_long.items())},
+    }
 
 
 @dataclass
