@@ -63,6 +63,9 @@ def test_completions_on_another_machine_need_permission(tmp_path: Path) -> None:
     closed = {"prepare": tmp_path / "False"}
     with pytest.raises(UserError, match=r"^rollout=vllm_server: the records are closed.*10.0.0.1"):
         rl.check(composed(*away), closed)
+    several = [*away[:2], "rollout.url=[http://127.0.0.1:8100,http://10.0.0.1:8100]"]
+    with pytest.raises(UserError, match=r"rollout.url=http://10.0.0.1:8100 is another machine"):
+        rl.check(composed(*several), closed)
     # the next thing that is missing is the model: nothing forbids the server
     for words, inputs in (
         (away, {"prepare": tmp_path / "True"}),
