@@ -28,6 +28,7 @@ STAGE_OF = {"chains": "chains", "rl": "rl", "data": "prepare"}
 
 IN_SMALL: dict[str, str | None] = {
     "experiment=paper_8b": "experiment=smoke",
+    "model=8b": None,
     "trainer=zero3": None,
     "trainer.devices=8": None,
     "rollout=vllm": None,
