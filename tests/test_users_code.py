@@ -283,7 +283,8 @@ def test_the_example_of_the_docs_runs_as_it_stands(
 ) -> None:
     """A callback, a loss and two loggers in an experiment; the callback ends the run."""
     text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-    files = dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", text, re.DOTALL))
+    blocks = re.findall(r"```(?:python|yaml)\n(.*?)```", text, re.DOTALL)
+    files = {name: b for b in blocks for name in re.findall(r"^# (\w\S+\.\w+)$", b, re.MULTILINE)}
     assert set(files) == {"my_training.py", "experiment/my_experiment.yaml"}
     (tmp_path / "experiment").mkdir()
     for name, content in files.items():

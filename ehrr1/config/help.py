@@ -69,7 +69,7 @@ def help_text(conf: Path, overrides: list[str], command: str) -> str:
     settings = [
         line
         for name, value in plain.items()
-        for line in _lines(name, value, _comments(conf, name, choices.get(name)), 0)
+        for line in _lines(name, value, comments_of(conf, name, choices.get(name)), 0)
     ]
     head = USAGE.format(command=command) + "\n".join(groups)
     return "\n".join(
@@ -87,18 +87,19 @@ def _lines(key: str, value: Any, comments: dict[str, str], depth: int) -> Iterat
         return
     shown = yaml.safe_dump(value, default_flow_style=True, width=float("inf")).strip()
     text = f"{'  ' * depth}{name}: {shown.removesuffix('...').strip()}"
-    comment = comments.get(key) or _kind(key)
+    comment = comments.get(key) or values_of(key)
     yield f"{text:<{COMMENT_COLUMN}} # {comment}" if comment else text
 
 
-def _kind(key: str) -> str:
+def values_of(key: str) -> str:
+    """Describe the valid values of a setting, by its full name."""
     section, _, last = key.rpartition(".")
     if section in TAGGED and last in ("name", "writer", "source"):
         return f"set by {section}=CHOICE"
     return " or ".join(dict.fromkeys(describe(field) for field in fields(Config, key)))
 
 
-def _comments(conf: Path, section: str, choice: str | None) -> dict[str, str]:
+def comments_of(conf: Path, section: str, choice: str | None) -> dict[str, str]:
     """Return setting -> its comment in the chosen file, else in another file of the group."""
     if choice is not None:
         files = [conf / section / f"{choice}.yaml", *sorted((conf / section).glob("*.yaml"))]
