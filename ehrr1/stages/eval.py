@@ -107,6 +107,8 @@ def asked(cfg: Config, run: Run, phases: Phases) -> pl.DataFrame:
         for result in wanted:
             ask(cfg, run, study, result, shared)
         if learnt is not None:
+            if not learnt.done():
+                console.print("the models have answered; the baselines are still being learnt")
             with phases.of("waiting"):
                 phases.include(learnt.result())
     parts = [PredictionStore(run.folder / "parts", result.name).read() for result in wanted]
