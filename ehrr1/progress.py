@@ -4,9 +4,10 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
+from multiprocessing.synchronize import Event as Signal
 from typing import TypeVar
 
 from rich.console import Console
@@ -17,7 +18,10 @@ Result = TypeVar("Result")
 
 
 def bar() -> Progress:
-    """Return a progress display on stderr, disabled if stderr is not a terminal."""
+    """Return a progress display on stderr.
+
+    It is disabled if stderr is not a terminal, and in processes beside the one that owns it.
+    """
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
@@ -26,7 +30,7 @@ def bar() -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not console.is_terminal or parent_process() is not None,
     )
 
 
@@ -80,6 +84,26 @@ def in_processes(
 
 
 @contextmanager
+def beside(work: Callable[[], Result]) -> Iterator[Future[Result]]:
+    """Yield the result, which is still to come, of `work()` in a process beside this one.
+
+    The process is ended if the body fails.
+    """
+    context = get_context("spawn")
+    given_up = context.Event()
+    pool = ProcessPoolExecutor(1, context, watch_parent, (given_up,))
+    try:
+        with not_interrupted():
+            future = pool.submit(work)
+        yield future
+    except BaseException:
+        given_up.set()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
 def not_interrupted() -> Iterator[None]:
     """Block the signals of a terminal for processes that start meanwhile.
 
@@ -94,16 +118,17 @@ def not_interrupted() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, terminal)
 
 
-def watch_parent() -> None:
-    """End this process of a pool when its parent is gone.
+def watch_parent(given_up: Signal | None = None) -> None:
+    """End this process of a pool when its parent is gone, or has given up.
 
     The processes of a parent that was killed would wait for work for ever.
     """
     parent = parent_process()
     assert parent is not None
 
-    def wait() -> None:
-        parent.join()
+    def end_after(wait: Callable[[], object]) -> None:
+        wait()
         os._exit(1)
 
-    threading.Thread(target=wait, daemon=True).start()
+    for wait in (parent.join, *([given_up.wait] if given_up else [])):
+        threading.Thread(target=end_after, args=(wait,), daemon=True).start()

@@ -132,12 +132,15 @@ def test_scoring_again_needs_no_model_and_no_records(
     folder = tmp_path / "eval"
     shutil.copytree(smoke / "eval", folder)
     (folder / "report.html").unlink()
-    (folder / "metrics.json").write_text('{"seconds": 7.5}')
+    (folder / "metrics.json").write_text('{"seconds": 7.5, "cpu_seconds/prefill": 1.5}')
     done = command_line(*QUICK, f"rescore={folder}", f"output_root={tmp_path}")
     assert done.returncode == 0, done.stderr[-2000:]
     known = {k: v for k, v in metrics(smoke / "eval").items() if "seco" not in k}
     found = {k: v for k, v in metrics(folder).items() if "seco" not in k}
     assert found == known and metrics(folder)["seconds"] == 7.5
+    assert metrics(folder)["cpu_seconds/prefill"] == 1.5
+    for phase in ("prompts", "generation", "baselines/contexts", "baselines/fits", "scores"):
+        assert metrics(smoke / "eval")[f"seconds/{phase}"] > 0
     assert found["decision/f1_tolerant/macro"] >= found["decision/f1/macro"]
     assert "F1 tolerant" in (folder / "scores.txt").read_text(encoding="utf-8")
     assert (folder / "report.html").exists()

@@ -1,5 +1,6 @@
 """Asking a model: batches, one prefill for all questions on a record, answers that are rows."""
 
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ehrr1.config.training import ModelSettings, Tokenizer
 from ehrr1.config.types import AnswerMode
 from ehrr1.engines.transformers import TransformersEngine
-from ehrr1.evaluation.predict import TOO_LONG, Predictor, Rows, Thought, Writing, tell, thought
+from ehrr1.evaluation.predict import (
+    GENERATION,
+    PREFILL,
+    PROMPTS,
+    TOO_LONG,
+    Predictor,
+    Rows,
+    Thought,
+    Writing,
+    tell,
+    thought,
+)
 from ehrr1.evaluation.predictions import DIRECT, SCHEMA, frame
 from ehrr1.evaluation.prompt_mode import PromptMode
+from ehrr1.evaluation.tree_memory import TreeMemory
 from ehrr1.models.loading import load_model
 from ehrr1.prompts.messages import CASES
 from ehrr1.prompts.tokenizer import train_tokenizer
@@ -59,6 +72,16 @@ class Records(Prepared):
     def context(self, sample: Sample) -> list[Event]:
         hours = range(1, 3 + 2 * int(sample.context_id[-1]))
         return [event("labevents", hour, ["Potassium", "Sodium"], Valuenum="4.1") for hour in hours]
+
+
+class Counting(Records):
+    """The same contexts; counts how often one is read."""
+
+    reads = 0
+
+    def context(self, sample: Sample) -> list[Event]:
+        self.reads += 1
+        return super().context(sample)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +130,37 @@ def test_log_probabilities_are_those_of_the_next_word(
     assert row["logprob_no"] == pytest.approx(logprobs[words.no].logsumexp(0).item(), abs=1e-5)
     odds = np.exp(row["logprob_yes"] - row["logprob_no"])
     assert row["probability"] == pytest.approx(odds / (1 + odds))
+
+
+@pytest.mark.parametrize(("room", "reads"), [(0, 10), (1, 9), (100, 5)])
+def test_results_that_ask_the_same_read_each_context_once(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, room: int, reads: int
+) -> None:
+    """Whatever the memory has room for (in times the first tree), the rows are the same."""
+    drugs = [sample(n, "emar", "Heparin", context="c1") for n in (7, 8)]
+    plain = predictor(model, tokenizer)
+    wanted = [table_of(plain.risk(QUESTIONS, DIRECT)), table_of(plain.decisions(drugs, DIRECT))]
+    counting, memory = Counting(), TreeMemory(room * len(plain._tree(QUESTIONS[:3], DIRECT)))
+    asking = replace(plain, prepared=counting, memory=memory)
+    for _ in ("adapt", "rl"):
+        found = [
+            table_of(asking.risk(QUESTIONS, DIRECT)),
+            table_of(asking.decisions(drugs, DIRECT)),
+        ]
+        assert all(one.equals(other) for one, other in zip(found, wanted, strict=True))
+    assert counting.reads == reads
+
+
+def test_the_seconds_of_asking_are_those_of_its_phases(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    asking = predictor(model, tokenizer)
+    begin = time.monotonic()
+    list(asking.risk(QUESTIONS, PromptMode("think")))
+    seconds = time.monotonic() - begin
+    assert set(asking.phases.seconds) == {PROMPTS, PREFILL, GENERATION}
+    assert min(asking.phases.seconds.values()) > 0 < min(asking.phases.cpu_seconds.values())
+    assert seconds / 2 < sum(asking.phases.seconds.values()) < seconds
 
 
 @pytest.mark.parametrize("answer", ["think", "direct"])

@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ehrr1.errors import UserError
-from ehrr1.progress import in_processes
+from ehrr1.progress import beside, in_processes
 from tests.conftest import ROOT
 
 
@@ -32,11 +33,32 @@ def test_results_come_in_order_and_errors_come_through(workers: int | None) -> N
         list(in_processes(double, [1, 13, 2], "doubling", workers))
 
 
+def test_what_is_made_beside_comes_with_its_errors() -> None:
+    with beside(partial(double, 4)) as eight, beside(partial(double, 13)) as none:
+        assert eight.result() == 8
+        with pytest.raises(UserError, match="thirteen"):
+            none.result()
+
+
+def test_what_is_made_beside_ends_with_the_work_that_fails(tmp_path: Path) -> None:
+    begin = time.monotonic()
+    with (
+        pytest.raises(UserError, match="given up"),
+        beside(partial(wait_for_ever, tmp_path)),
+    ):
+        while not list(tmp_path.iterdir()):
+            time.sleep(0.05)
+        raise UserError("given up")
+    [child] = tmp_path.iterdir()
+    assert not Path(f"/proc/{child.name}/cmdline").exists()
+    assert time.monotonic() - begin < 300
+
+
 def test_a_killed_process_leaves_none_behind(tmp_path: Path) -> None:
     code = "\n".join(
         (
             "from pathlib import Path",
-            "from ehrr1.progress import in_processes",
+            "from ehrr1.progress import beside, in_processes",
             "from tests.test_progress import wait_for_ever",
             "if __name__ == '__main__':",
             f"    list(in_processes(wait_for_ever, [Path({str(tmp_path)!r})] * 2, 'waiting', 2))",

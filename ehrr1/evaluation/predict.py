@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehrr1.engines.base import Completion, Engine, SamplingParams
+from ehrr1.evaluation.phases import Phases
 from ehrr1.evaluation.predictions import WrittenAnswer, YesProbability, prediction_row, risk_row
 from ehrr1.evaluation.prompt_mode import Chooser, PromptMode
+from ehrr1.evaluation.tree_memory import TreeMemory
 from ehrr1.prompts.messages import CASES, CLOSED, OPENED, THINK_CLOSE, THINK_OPEN, broken
 from ehrr1.prompts.trees import PromptBuilder, Question, Tree
 from ehrr1.scoring.answers import read_answer
@@ -32,6 +34,9 @@ RECORDS_AT_ONCE = 512
 
 CASE_END = re.compile(rf"^##? |{THINK_CLOSE}", re.MULTILINE)
 """End of a generated case: any next heading, or the closing think tag."""
+
+PROMPTS, PREFILL, GENERATION = "prompts", "prefill", "generation"
+"""Phases: contexts and their tokens; probabilities of yes and no; answers that are written."""
 
 NOT_CLOSED = "think block is not closed"
 NOT_TOLD = "no probability of yes or no"
@@ -83,7 +88,9 @@ class Predictor:
     with the same tokenizer may share it, as it caches tokenised events. `heads` are the tokens of a
     task's examples, which precede the record (`evaluation.shots`). `candidates` returns the
     candidates of a sample, for questions that list some. `chains` are the given chains, by
-    `sample_id`.
+    `sample_id`. `memory` has the trees that another result has asked with the same records,
+    candidates and examples. `phases` takes the seconds that are spent on prompts, prefill and
+    generation.
     """
 
     engine: Engine
@@ -93,6 +100,8 @@ class Predictor:
     candidates: Chooser | None = None
     heads: Mapping[str, list[int]] = field(default_factory=dict)
     chains: Mapping[str, str] = field(default_factory=dict)
+    memory: TreeMemory = field(default_factory=lambda: TreeMemory(0))
+    phases: Phases = field(default_factory=Phases)
 
     def risk(self, samples: Iterable[Sample], mode: PromptMode) -> Iterator[Rows]:
         """Yield the rows of risk samples, with the probability of yes.
@@ -104,12 +113,14 @@ class Predictor:
         fitting, others = self._fitting(samples, mode)
         yield from others
         for groups in chunks(self._groups(fitting), RECORDS_AT_ONCE):
-            trees = [self._tree(group, mode) for group in groups]
+            with self.phases.of(PROMPTS):
+                trees = [self._tree(group, mode) for group in groups]
             thoughts: dict[str, Thought] = {}
             if mode.thinks:
                 thoughts = self._thoughts(trees, mode)
                 trees = [self._after(tree, thoughts) for tree in trees]
-            for index, values in self.engine.answers(trees, [*words.yes, *words.no]):
+            answers = self.engine.answers(trees, [*words.yes, *words.no])
+            for index, values in self.phases.while_made(PREFILL, answers):
                 told = [tell(row, words) for row in values]
                 yield [
                     _risk_row(sample, one, mode, thoughts.get(sample.sample_id))
@@ -128,15 +139,16 @@ class Predictor:
         yield from others
         for some in chunks(fitting, RECORDS_AT_ONCE):
             given = [self._given(sample.sample_id, mode) for sample in some]
-            prompts = [
-                self._prompt(sample, mode) + self._begun(text)
-                for sample, text in zip(some, given, strict=True)
-            ]
+            with self.phases.of(PROMPTS):
+                prompts = [
+                    self._prompt(sample, mode) + self._begun(text)
+                    for sample, text in zip(some, given, strict=True)
+                ]
             seeds = [_seed(seed, sample) for sample in some]
             written = self.engine.stream(
                 prompts, sampling, group_size=self.writing.draws, seeds=seeds
             )
-            for index, group in written:
+            for index, group in self.phases.while_made(GENERATION, written):
                 yield self._written(some[index], group, mode)
 
     def _fitting(
@@ -185,6 +197,11 @@ class Predictor:
 
     def _tree(self, group: Sequence[Sample], mode: PromptMode) -> Tree:
         """Return the tree of one context with the group's questions as branches."""
+        key = (id(self.prompt_builder), mode, tuple(sample.sample_id for sample in group))
+        return self.memory.tree(key, lambda: self._built(group, mode))
+
+    def _built(self, group: Sequence[Sample], mode: PromptMode) -> Tree:
+        """Read the context of a group and return its tree."""
         context = self.prepared.context(group[0])
         questions = [self._question(sample, mode) for sample in group]
         head = self.heads.get(group[0].task)
@@ -235,7 +252,10 @@ class Predictor:
         names = list(prompts)
         whole = [prompts[name] + self._begun(begun.get(name, "")) for name in names]
         written = self.engine.stream(whole, SamplingParams(most, temperature=0.0))
-        return {names[n]: (self._texts(group) or [""])[0] for n, group in written}
+        return {
+            names[n]: (self._texts(group) or [""])[0]
+            for n, group in self.phases.while_made(GENERATION, written)
+        }
 
     def _after(self, tree: Tree, thoughts: Mapping[str, Thought]) -> Tree:
         """Return the tree with each branch's think block appended to its prompt."""
@@ -256,6 +276,8 @@ class Predictor:
 
         The opening of the think block is removed if the prompt already ends with it.
         """
+        if not text:
+            return []
         return self.prompt_builder.markers.written(
             text.removeprefix(self.prompt_builder.chat.opened)
         )

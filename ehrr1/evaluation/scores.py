@@ -108,7 +108,8 @@ def counts(predictions: pl.DataFrame) -> dict[str, int]:
 def _risk(
     rows: pl.DataFrame, resamples: Resamples, calibrator: Calibrator | None, main_only: bool
 ) -> Replicates:
-    rows = rows.filter(pl.col("probability").is_not_null())
+    if rows["probability"].null_count():
+        rows = rows.filter(pl.col("probability").is_not_null())
     labels = (rows["target"] == "yes").to_numpy()
     if labels.all() or not labels.any():
         return {}

@@ -32,7 +32,7 @@ ends depends on whether text follows.
 """
 
 EVENTS_AT_ONCE = 8
-"""Number of events that are tokenised together, newest first, until the room is full."""
+"""Maximum number of events that are tokenised together, newest first, until the room is full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,13 +181,17 @@ class PromptBuilder:
     def _newest(self, window: Sequence[Event], room: int) -> list[list[int]]:
         """Return the tokens of the latest events that fit into `room`, oldest first."""
         kept: list[list[int]] = []
-        for end in range(len(window), 0, -EVENTS_AT_ONCE):
-            some = window[max(end - EVENTS_AT_ONCE, 0) : end]
-            for text in reversed(self._event_tokens(some, last=end == len(window))):
+        end, size = len(window), EVENTS_AT_ONCE
+        while end:
+            some = self._event_tokens(window[max(end - size, 0) : end], last=end == len(window))
+            for text in reversed(some):
                 if len(text) > room:
                     return kept[::-1]
                 kept.append(text)
                 room -= len(text)
+            end -= len(some)
+            # about as many as still fit: those beyond would be tokenised for nothing
+            size = min(EVENTS_AT_ONCE, 1 + room * len(some) // max(1, sum(map(len, some))))
         return kept[::-1]
 
     def _event_tokens(self, events: Sequence[Event], last: bool) -> list[list[int]]:
@@ -209,7 +213,7 @@ class PromptBuilder:
     def _shortened(self, fixed: list[list[int]], room: int) -> list[list[int]]:
         """Cut the longest text's end, then the next longest's, until all fit into `room` tokens."""
         fixed = list(fixed)
-        end = self.tokens(BETWEEN) if sum(map(len, fixed)) > room else []
+        end = self._remembered(ours(BETWEEN)) if sum(map(len, fixed)) > room else []
         while (excess := sum(map(len, fixed)) - room) > 0:
             longest = max(range(len(fixed)), key=lambda index: len(fixed[index]))
             keep = max(len(fixed[longest]) - excess - len(end), 0)

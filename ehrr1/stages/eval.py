@@ -12,7 +12,12 @@ trained. Predictions are kept in parts/ as they come, by one process or by sever
 records: a stopped evaluation goes on where it was.
 """
 
+import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from zlib import crc32
 
@@ -25,7 +30,7 @@ from ehrr1.config.schema import Config, recorded
 from ehrr1.errors import UserError
 from ehrr1.evaluation import chat, shots
 from ehrr1.evaluation.aggregate import summarise
-from ehrr1.evaluation.baselines.bags import learn_baselines, of_kind
+from ehrr1.evaluation.baselines.bags import Parts, learn_baselines, of_kind
 from ehrr1.evaluation.baselines.contexts import PromptReader
 from ehrr1.evaluation.compare import compare
 from ehrr1.evaluation.harness_logs import logged_predictions
@@ -33,6 +38,7 @@ from ehrr1.evaluation.list_only import list_baselines
 from ehrr1.evaluation.matching import with_matches
 from ehrr1.evaluation.meds_export import export
 from ehrr1.evaluation.opening import Builders, opened, reader
+from ehrr1.evaluation.phases import Phases
 from ehrr1.evaluation.predict import Predictor, Rows, Writing
 from ehrr1.evaluation.prediction_store import PredictionStore, speed
 from ehrr1.evaluation.predictions import DIRECT, SCHEMA, read_predictions
@@ -41,8 +47,10 @@ from ehrr1.evaluation.subgroups import with_subgroups
 from ehrr1.evaluation.tables import score_text
 from ehrr1.evaluation.targets import Target, results
 from ehrr1.evaluation.tolerance import with_tolerance
+from ehrr1.evaluation.tree_memory import TreeMemory
 from ehrr1.files import read_yaml, remove, replacing, write_json, write_text
 from ehrr1.graph.same_names import check_dictionary
+from ehrr1.progress import beside
 from ehrr1.runs import Run
 from ehrr1.stages.ending import SCORES, tell_result
 from ehrr1.stages.eval_samples import (
@@ -57,8 +65,11 @@ from ehrr1.tasks.samples import Prepared, Sample
 
 console = Console(stderr=True)
 
-MEASURED = ("seconds", "samples_per_second")
-"""Last parts of the names of metrics that do not follow from the predictions."""
+BASELINES = "parts/baselines.parquet"
+"""Rows of the baselines, kept like those of the models."""
+
+MEASURED = re.compile(r"(cpu_)?seconds(/.*)?|(.*/)?samples_per_second")
+"""Names of metrics that do not follow from the predictions."""
 
 
 def run(cfg: Config, run: Run) -> dict[str, float | int]:
@@ -68,30 +79,49 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     """
     check_dictionary(cfg.concepts)  # the scores that need it come last
     whole = run.folder / "predictions.parquet"
-    prepared = Prepared(run.input("prepare"))
+    prepared, phases = Prepared(run.input("prepare")), Phases()
     if not whole.exists():
         if cfg.predictions is None:
-            table = asked(cfg, run)
+            table = asked(cfg, run, phases)
         else:
             table = logged_predictions(cfg, prepared, suite_tasks(cfg))
         with replacing(whole) as path:
             with_subgroups(table, prepared).write_parquet(path)
-    metrics = told(cfg, run.folder, read_predictions(whole), prepared)
-    metrics |= speed(run.folder / "parts")
+    metrics = told(cfg, run.folder, read_predictions(whole), prepared, phases)
+    metrics |= speed(run.folder / "parts") | phases.metrics()
     remove(run.folder / "parts")
     return metrics
 
 
-def asked(cfg: Config, run: Run) -> pl.DataFrame:
-    """Return the predictions of the models, which are asked, and of the baselines."""
-    study = study_of(cfg, run)
+def asked(cfg: Config, run: Run, phases: Phases) -> pl.DataFrame:
+    """Return the predictions of the models, which are asked, and of the baselines.
+
+    The baselines are learnt meanwhile, in a process beside this one.
+    """
+    with phases.of("samples"):
+        study = study_of(cfg, run)
     wanted = results(cfg, run.inputs)
     tell_other_wording(cfg, run)
-    builders: Builders = {}
-    for result in wanted:
-        ask(cfg, run, study, result, builders)
+    shared = Shared(TreeMemory() if len(wanted) > 1 else TreeMemory(0), phases)
+    with learning(cfg, run, study, wanted[-1]) as learnt:
+        for result in wanted:
+            ask(cfg, run, study, result, shared)
+        if learnt is not None:
+            if not learnt.done():
+                console.print("the models have answered; the baselines are still being learnt")
+            with phases.of("waiting"):
+                phases.include(learnt.result())
     parts = [PredictionStore(run.folder / "parts", result.name).read() for result in wanted]
-    return pl.concat([*parts, baselines(cfg, run, study, wanted[-1])])
+    return pl.concat([*parts, read_predictions(run.folder / BASELINES)])
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the results of one evaluation share: tokens, and the clock of its phases."""
+
+    trees: TreeMemory
+    phases: Phases
+    builders: Builders = field(default_factory=dict)
 
 
 def tell_other_wording(cfg: Config, run: Run) -> None:
@@ -109,26 +139,22 @@ def tell_other_wording(cfg: Config, run: Run) -> None:
 def run_share(cfg: Config, run: Run) -> int:
     """Answer this process's share of the records; returns how many answers are missing then."""
     check_dictionary(cfg.concepts)
-    study, share, shares = study_of(cfg, run), cfg.eval.shard or 0, cfg.eval.shards
-    wanted = results(cfg, run.inputs)
+    study, wanted = study_of(cfg, run), results(cfg, run.inputs)
+    shared = Shared(TreeMemory() if len(wanted) > 1 else TreeMemory(0), Phases())
     for result in wanted:
-        ask(cfg, run, study, result, {}, share, shares)
+        ask(cfg, run, study, result, shared)
     return sum(
         len(PredictionStore(run.folder / "parts", result.name).left(study.of(result, cfg)))
         for result in wanted
     )
 
 
-def ask(
-    cfg: Config,
-    run: Run,
-    study: Study,
-    result: Target,
-    builders: Builders,
-    share: int = 0,
-    shares: int = 1,
-) -> None:
-    """Let one model answer what is left of its samples; nothing is loaded where nothing is."""
+def ask(cfg: Config, run: Run, study: Study, result: Target, shared: Shared) -> None:
+    """Let one model answer what is left of its samples; nothing is loaded where nothing is.
+
+    With `eval.shard` the samples are this process's share.
+    """
+    share, shares = cfg.eval.shard or 0, 1 if cfg.eval.shard is None else cfg.eval.shards
     parts = PredictionStore(run.folder / "parts", result.name, share)
     left = [s for s in parts.left(study.of(result, cfg)) if share_of(s, shares) == share]
     if not left:
@@ -137,7 +163,11 @@ def ask(
         parts.save(chat.predict(cfg, study.prepared, result, left), len(left))
         return
     log = run.folder / "engine" / f"{share}.log"
-    with opened(cfg, result, run.inputs, log, builders) as (engine, prompt_builder):
+    with ExitStack() as stack:
+        with shared.phases.of("models"):
+            engine, prompt_builder = stack.enter_context(
+                opened(cfg, result, run.inputs, log, shared.builders)
+            )
         predictor = Predictor(
             engine,
             prompt_builder,
@@ -146,6 +176,8 @@ def ask(
             Candidates.of(study.prepared, cfg.seed) if cfg.candidates == "list" else None,
             shots.heads(cfg, study.prepared, prompt_builder, study.tasks),
             study.chains,
+            shared.trees,
+            shared.phases,
         )
         parts.save(answers(predictor, result, left, cfg.seed), len(left))
 
@@ -166,35 +198,41 @@ def share_of(sample: Sample, shares: int) -> int:
     return crc32(sample.context_id.encode()) % shares
 
 
-def baselines(cfg: Config, run: Run, study: Study, result: Target) -> pl.DataFrame:
-    """Return the rows of the baselines, kept like those of the models.
+@contextmanager
+def learning(
+    cfg: Config, run: Run, study: Study, result: Target
+) -> Iterator[Future[Phases] | None]:
+    """Let a process beside this one learn the baselines, where their rows are not there yet."""
+    if (run.folder / BASELINES).exists():
+        yield None
+        return
+    plain = replace(study, prepared=Prepared(study.prepared.folder))  # without open files
+    with beside(partial(learn, cfg, run, plain, result)) as learnt:
+        yield learnt
+
+
+def learn(cfg: Config, run: Run, study: Study, result: Target) -> Phases:
+    """Write the rows of the baselines, and return the seconds of their phases.
 
     They learn from the training split, which a benchmark file may lack, and choose their
     hyper-parameters on the validation split. `_cut` baselines read what the prompts of `result`
     show of a record, the others all of it; `list_` baselines read a list of candidates alone, where
     questions come with one.
     """
-    part = run.folder / "parts" / "baselines.parquet"
-    if not part.exists():
+    phases, split, seed = Phases(), cfg.eval.split, cfg.seed
+    with phases.of("baselines/samples"):
         samples = study.prepared.as_samples(study.index)
-        train, validation = training_samples(cfg, study), tuning_samples(cfg, study)
-        prompts = None if cfg.engine.name == "anthropic" else prompt_reader(cfg, run, study, result)
-        with replacing(part) as path:
-            found = learn_baselines(
-                study.prepared,
-                train,
-                validation,
-                samples,
-                prompts,
-                cfg.eval.baselines.max_features,
-                cfg.seed,
-            )
-            if cfg.candidates == "list":
-                lists = Candidates.of(study.prepared, cfg.seed)
-                split, seed = cfg.eval.split, cfg.seed
-                found.extend(list_baselines(study.prepared, lists, samples, split, seed))
-            found.write_parquet(path)
-    return read_predictions(part)
+        parts = Parts(training_samples(cfg, study), tuning_samples(cfg, study), samples)
+    prompts = None if cfg.engine.name == "anthropic" else prompt_reader(cfg, run, study, result)
+    most = cfg.eval.baselines.max_features
+    found = learn_baselines(study.prepared, parts, prompts, most, seed, phases)
+    if cfg.candidates == "list":
+        lists = Candidates.of(study.prepared, seed)
+        with phases.of("baselines/lists"):
+            found.extend(list_baselines(study.prepared, lists, samples, split, seed))
+    with replacing(run.folder / BASELINES) as path:
+        found.write_parquet(path)
+    return phases
 
 
 def prompt_reader(cfg: Config, run: Run, study: Study, result: Target) -> PromptReader:
@@ -211,17 +249,19 @@ def prompt_reader(cfg: Config, run: Run, study: Study, result: Target) -> Prompt
 
 
 def told(
-    cfg: Config, folder: Path, predictions: pl.DataFrame, prepared: Prepared | None
+    cfg: Config, folder: Path, predictions: pl.DataFrame, prepared: Prepared | None, phases: Phases
 ) -> dict[str, float | int]:
     """Return the metrics of predictions; write their tables and publish them in `folder`."""
     tasks = suite_tasks(cfg)
-    predictions = with_matches(predictions, cfg.eval.matching)
-    predictions = with_tolerance(predictions, cfg.concepts, cfg.eval.atc_level)
-    metrics = summarise(predictions, tasks, cfg.eval.split, cfg.eval.bootstrap, cfg.seed)
-    scored = predictions.filter(pl.col("split") == cfg.eval.split)
-    write_text(folder / SCORES, score_text(scored, metrics, tasks))
-    publish(cfg, folder, predictions, metrics, tasks, prepared)
-    export(scored, folder / "meds")
+    with phases.of("scores"):
+        predictions = with_matches(predictions, cfg.eval.matching)
+        predictions = with_tolerance(predictions, cfg.concepts, cfg.eval.atc_level)
+        metrics = summarise(predictions, tasks, cfg.eval.split, cfg.eval.bootstrap, cfg.seed)
+    with phases.of("report"):
+        scored = predictions.filter(pl.col("split") == cfg.eval.split)
+        write_text(folder / SCORES, score_text(scored, metrics, tasks))
+        publish(cfg, folder, predictions, metrics, tasks, prepared)
+        export(scored, folder / "meds")
     return metrics
 
 
@@ -242,9 +282,9 @@ def rescore(cfg: Config) -> None:
             "evaluate again with overwrite=true"
         )
     with runs.held(folder):
-        metrics = told(then, folder, predictions, prepared_of(folder))
+        metrics = told(then, folder, predictions, prepared_of(folder), Phases())
         before = runs.metrics_of(folder)
-        measured = {k: v for k, v in before.items() if k.split("/")[-1] in MEASURED}
+        measured = {name: value for name, value in before.items() if MEASURED.fullmatch(name)}
         write_json(folder / "metrics.json", {**metrics, **measured})
     tell_result("eval", folder, console)
     console.print(f"scored again: {folder}")

@@ -28,6 +28,7 @@ class BagTable:
     def __init__(self) -> None:
         self.ids: dict[tuple[bool, str], int] = {}  # (whether it is a number, name) -> id
         self._starts, self._ids, self._values = array("q", [0]), array("i"), array("f")
+        self._order: tuple[Integers, int] = np.empty(0, np.int64), 0
 
     def add(self, bag: Bag) -> int:
         """Add a bag and return its row. Counts are stored as log(1 + count)."""
@@ -48,6 +49,15 @@ class BagTable:
         self._values.extend(other._values)
         self._starts.frombytes((np.frombuffer(other._starts, np.int64)[1:] + filled).tobytes())
         return first
+
+    def order(self) -> tuple[Integers, int]:
+        """Return the place of each id in the order of names, and the place of the first number."""
+        places, _ = self._order
+        if len(places) != len(self.ids):
+            places = np.empty(len(self.ids), np.int64)
+            places[[self.ids[key] for key in sorted(self.ids)]] = np.arange(len(self.ids))
+            self._order = places, sum(not is_number for is_number, _ in self.ids)
+        return self._order
 
     def rows(self, rows: Sequence[int]) -> sparse.csr_array:
         """Return the features of some rows as a matrix [rows, ids]; zeros are stored as well."""
@@ -97,14 +107,10 @@ class Bags:
         rows = sorted({self.rows[sample.sample_id] for sample in samples})
         frequency = np.bincount(self.table.rows(rows).indices, minlength=len(self.table.ids))
         least = min(MIN_CONTEXTS, max(1, len(rows) // 2))  # few-shot sets have few contexts
-        names = [key for key, count in zip(self.table.ids, frequency, strict=True) if count]
-        names = [key for key in names if frequency[self.table.ids[key]] >= least]
-        names.sort(key=lambda key: (-frequency[self.table.ids[key]], key))
-        counts, numbers = (
-            [self.table.ids[key] for key in names if key[0] is is_number][:most]
-            for is_number in (False, True)
-        )
-        return Columns(np.array(counts, np.int64), np.array(numbers, np.int64))
+        known, (places, first_number) = np.flatnonzero(frequency >= least), self.table.order()
+        known = known[np.lexsort((places[known], -frequency[known]))]
+        is_number = places[known] >= first_number
+        return Columns(known[~is_number][:most], known[is_number][:most])
 
     def sparse_counts(self, samples: Sequence[Sample], columns: Columns) -> sparse.csr_array:
         """Return log(1 + count) [samples, counts]."""

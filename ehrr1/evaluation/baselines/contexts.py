@@ -113,7 +113,8 @@ def read_contexts(
         else partial(read_part_of, prepared.folder, reader)
     )
     whole = empty_views(reader)
-    workers = 1 if alone else min(MOST_PROCESSES, os.cpu_count() or 1)
+    spare = max(1, (os.cpu_count() or 1) - 1)  # beside the process that asks the models
+    workers = 1 if alone else min(MOST_PROCESSES, spare)
     for part in in_processes(work, parts, "baselines: contexts", workers):
         for suffix, view in part.items():
             whole[suffix].extend(view)

@@ -1,10 +1,13 @@
 """Features of a context for the baselines: counts, flags and numeric values."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache, lru_cache
+from itertools import repeat
+from operator import itemgetter
+from typing import NamedTuple
 
 from ehrr1.evaluation.baselines.text_bags import text_rows
 from ehrr1.records.events import Event
@@ -58,30 +61,64 @@ def bag_of_events(context: Sequence[Event]) -> Bag:
     `NUMBER_KEYS` of each item ("table/item.key"; "table.key" in rows without an item). A value such
     as "120/80" is two series, of which the second has the suffix "/2".
     """
-    counts: Counter[str] = Counter()
+    counted: list[str] = []
     measured: Measurements = defaultdict(list)
     for event in context:
-        name, rows = rows_of(event)
-        counts[name] += 1
-        for item, row in rows:
-            owner = f"{name}/{item}" if item else name
-            if item:
-                counts[owner] += 1
-            for key, value in row.items():
-                if not value:
-                    continue
-                if key in FLAG_KEYS:
-                    counts[f"{owner}/{value}"] += 1
-                elif key in CLASS_KEYS:
-                    counts[f"{name}.{key}={value}"] += 1
-                elif key in NUMBER_KEYS:
-                    _add_value(f"{owner}.{key}", value, event.time, counts, measured)
+        name, rows = _described(event)
+        counted.append(name)
+        for row in rows:
+            counted += row.counts
+            for series, number in row.numbers:
+                measured[series].append((event.time, number))
     numbers = {
         name: value
         for series, values in measured.items()
         for name, value in zip(names_of(series), summary(values), strict=False)
     }
-    return Bag(dict(counts), numbers)
+    return Bag(dict(Counter(counted)), numbers)
+
+
+class RowFeatures(NamedTuple):
+    """What one row adds to a bag: names to count, and numbers with the names of their series."""
+
+    counts: tuple[str, ...]
+    numbers: tuple[tuple[str, float], ...]
+
+
+def _described(event: Event) -> tuple[str, Iterable[RowFeatures]]:
+    """Return the name of an event's table, and the features of its rows."""
+    if event.text is not None:
+        name, rows = text_rows(event)
+        return name, (_row_features(name, item, row.items()) for item, row in rows)
+    used = map(_cells(event.table), event.rows)
+    return event.table, map(_known_row, repeat(event.table), event.items, used)
+
+
+@lru_cache(maxsize=2**16)
+def _known_row(table: str, item: str, cells: tuple[str, ...]) -> RowFeatures:
+    """Return the features of a row by its cells of `_columns`; rows recur in many contexts."""
+    keys = (key for _, key in _columns(table))
+    return _row_features(table, item, zip(keys, cells, strict=True))
+
+
+def _row_features(name: str, item: str, cells: Iterable[tuple[str, str]]) -> RowFeatures:
+    """Return the features of a row of the table `name`, by its cells: (key, value)."""
+    owner = f"{name}/{item}" if item else name
+    counts = [owner] if item else []
+    numbers: list[tuple[str, float]] = []
+    for key, value in cells:
+        if not value:
+            continue
+        if key in FLAG_KEYS:
+            counts.append(f"{owner}/{value}")
+        elif key in CLASS_KEYS:
+            counts.append(f"{name}.{key}={value}")
+        elif key in NUMBER_KEYS:
+            series, found = f"{owner}.{key}", numbers_of(value)
+            numbers += [(series + end, one) for end, one in zip(("", "/2"), found, strict=False)]
+            if not found and len(value) <= MAX_WORDS:
+                counts.append(f"{series}={value.lower()}")
+    return RowFeatures(tuple(counts), tuple(numbers))
 
 
 def rows_of(event: Event) -> tuple[str, Iterator[tuple[str, dict[str, str]]]]:
@@ -96,6 +133,15 @@ def rows_of(event: Event) -> tuple[str, Iterator[tuple[str, dict[str, str]]]]:
         (item, {key: row[place] for place, key in columns})
         for item, row in zip(event.items, event.rows, strict=True)
     )
+
+
+@cache
+def _cells(table: str) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
+    """Return a function from a row to its cells of `_columns`."""
+    places = [place for place, _ in _columns(table)]
+    if len(places) > 1:
+        return itemgetter(*places)
+    return lambda row: tuple(row[place] for place in places)
 
 
 @cache
@@ -130,21 +176,6 @@ def summary(values: Sequence[tuple[datetime | None, float]]) -> list[float]:
         covariance = sum((d - mean_day) * (v - mean) for d, (_, v) in zip(days, timed, strict=True))
         found.append(covariance / sum((day - mean_day) ** 2 for day in days))
     return found
-
-
-def _add_value(
-    series: str,
-    value: str,
-    time: datetime | None,
-    counts: Counter[str],
-    measured: Measurements,
-) -> None:
-    """Add a value to the measurements of its series, or to the counts if it is in words."""
-    if numbers := numbers_of(value):
-        for suffix, number in zip(("", "/2"), numbers, strict=False):
-            measured[series + suffix].append((time, number))
-    elif len(value) <= MAX_WORDS:
-        counts[f"{series}={value.lower()}"] += 1
 
 
 @lru_cache(maxsize=2**16)

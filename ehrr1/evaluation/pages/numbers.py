@@ -98,14 +98,17 @@ def everything(
     count of its own.
     """
     tables = []
+    names: dict[str, list[str]] = {}
+    for key in metrics:
+        owner, _, name = key.rpartition("/")
+        names.setdefault(owner, []).append(name)
     for kind, title in KINDS.items():
         chosen = [task for task in tasks if kind_of(task) == kind]
         shown = ordered(
-            key.split("/")[-1]
+            name
             for task in chosen
             for _, prefix in results
-            for key in metrics
-            if key.startswith(f"{prefix}{task}/") and not key.endswith(("/low", "/high"))
+            for name in names.get(f"{prefix}{task}", [])
         )
         rows = []
         for task in chosen:
