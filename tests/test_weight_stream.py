@@ -146,7 +146,7 @@ def test_a_worker_that_fails_is_told_and_the_others_end(
         send(fleeting(weights()), transport=transport, refused="layer.2")
     said = str(raised.value)
     assert said.startswith("rollout.sync=memory: ") and "rollout.sync=files" in said
-    assert "ValueError: layer.2 does not fit" in said and "\n" not in said
+    assert "(layer.2: ValueError: layer.2 does not fit)" in said and "\n" not in said
     first, second = map(answer, workers)
     assert "the trainer ended the transfer (UserError)" in first and "does not" in second
     send(fleeting(weights()))

@@ -44,6 +44,9 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 GROUP = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Variables of the trainer's process group, which the engine must not join."""
 
+RECEIVING = "receive_weights"
+"""The engine's work while new weights come from the trainer's memory."""
+
 LAST_WORDS = 2000
 """Characters of the engine's log that an error quotes."""
 
@@ -157,15 +160,14 @@ class VLLMEngine(TrainableEngine):
         self.asleep = False
 
     def _send_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        work = "receive_weights"
         with Sender("127.0.0.1", "shared", 1, self.device, self._check_alive) as sender:
-            self._send({"work": work, "offer": sender.offer.to_json()}, work)
+            self._send({"work": RECEIVING, "offer": sender.offer.to_json()}, RECEIVING)
             sender.send(weights, self.dtype)
-        self._reply(work)
+        self._reply(RECEIVING)
 
     def _check_alive(self) -> None:
         if self.process.poll() is not None:
-            raise self._ended("receive_weights")
+            raise self._ended(RECEIVING)
 
     def sleep(self) -> None:
         """See `TrainableEngine`. Until `load_weights` it answers nothing."""
@@ -220,9 +222,11 @@ class VLLMEngine(TrainableEngine):
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         hint = "" if code != -signal.SIGKILL else " (often: the machine's memory was full)"
         words = self.log.read_text(errors="replace")[-LAST_WORDS:].strip()
+        files = "rollout.sync=files passes it weights through files, " * (doing == RECEIVING)
         return EngineError(
             f"vLLM's engine ended {how}{hint}, at work: {doing}. The same command resumes the run; "
-            f"{self.group}=transformers does without the engine. The end of {self.log}:\n{words}"
+            f"{files}{self.group}=transformers does without the engine. "
+            f"The end of {self.log}:\n{words}"
         )
 
 

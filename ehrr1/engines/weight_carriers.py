@@ -64,7 +64,7 @@ class Carrier(ABC):
 
     @abstractmethod
     def send(self, data: Tensor) -> None:
-        """Send an announced bucket for which all workers are ready. Called by the trainer."""
+        """Pass on an announced bucket for which all workers are ready. Called by the trainer."""
 
     @abstractmethod
     def receive(self, size: int, announced: list[Any] | None, agree: Callable[[], None]) -> Tensor:
@@ -104,14 +104,19 @@ class Broadcast(Carrier):
 
     def send(self, data: Tensor) -> None:
         """See `Carrier`."""
-        self.group.broadcast(data, 0).wait(STALLED)
+        self._broadcast(data)
 
     def receive(self, size: int, announced: list[Any] | None, agree: Callable[[], None]) -> Tensor:
         """See `Carrier`."""
         data = self.allocate(size)
         agree()
-        self.group.broadcast(data, 0).wait(STALLED)
+        self._broadcast(data)
         return data
+
+    def _broadcast(self, data: Tensor) -> None:
+        self.group.broadcast(data, 0).wait(STALLED)
+        if self.nccl:
+            torch.cuda.synchronize(self.device)  # before the group ends
 
     def close(self) -> None:
         """See `Carrier`."""

@@ -192,11 +192,12 @@ class Sender:
 class Receiver:
     """A worker's end of a transfer, as a context; `rank` counts the workers from 1.
 
-    An error that leaves the context is told to the trainer.
+    An error that leaves the context is told to the trainer, with the name of the last tensor.
     """
 
     def __init__(self, offer: Offer, rank: int, device: torch.device):
         self.offer, self.rank, self.device = offer, rank, device
+        self.last = "before the first tensor"
         self.store = TCPStore(offer.host, offer.port, is_master=False, timeout=STALLED)
         self.store.set_timeout(EXCHANGE)  # between two buckets the trainer gathers divided layers
 
@@ -212,7 +213,7 @@ class Receiver:
         if error is None:
             self.store.set(f"done/{self.rank}", "")
         else:
-            self.store.set("failed", one_line(error))
+            self.store.set("failed", f"{self.last}: {one_line(error)}")
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors by name as they arrive.
@@ -231,7 +232,9 @@ class Receiver:
                 size = sum(torch.Size(shape).numel() for shape in shapes) * dtype.itemsize
                 agree = partial(self._agree, number)
                 data = way.receive(size, header["announced"], agree)
-                yield from Bucket(names, shapes, dtype, data).tensors()
+                for name, tensor in Bucket(names, shapes, dtype, data).tensors():
+                    self.last = name
+                    yield name, tensor
 
     def _agree(self, number: int) -> None:
         """Tell the trainer that this worker is ready for a bucket; wait until all are."""
