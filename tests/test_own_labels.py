@@ -11,7 +11,7 @@ from polars.testing import assert_frame_equal
 from ehrr1.config.together import conflicts
 from ehrr1.errors import UserError
 from ehrr1.prompts.wording import style_of
-from ehrr1.stages.export import event_of
+from ehrr1.stages.export_rows import event_of
 from ehrr1.tasks.catalog import ALL_TASKS, OWN, TASKS
 from tests.settings import composed
 from tests.test_records import hospital, prepared
