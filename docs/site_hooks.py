@@ -9,27 +9,27 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
-OUTSIDE = ("CHANGELOG.md", "examples/README.md")
-"""Pages outside of docs/ that the site has too, below the same names."""
-
 MODULE = re.compile(r"^\| .* \| `(ehrr1\.[\w.]+)` \|$", re.MULTILINE)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages outside of docs/."""
-    for name in OUTSIDE:
-        files.append(File.generated(config, name, content=(ROOT / name).read_text("utf-8")))
+    """Add the changelog and the examples, which are outside of docs/, below the same names."""
+    examples = [file for file in sorted((ROOT / "examples").rglob("*")) if file.is_file()]
+    for file in [ROOT / "CHANGELOG.md", *examples]:
+        if "__pycache__" not in file.parts:
+            name = file.relative_to(ROOT).as_posix()
+            files.append(File.generated(config, name, content=file.read_bytes()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, **others: Any) -> str:
     """Lead links to where the site has a page; append what the docstrings say to the API."""
     name = page.file.src_uri
-    if name in OUTSIDE:
+    if name == "CHANGELOG.md" or name.startswith("examples/"):
         back = "../" * name.count("/")
         markdown = re.sub(r"\]\((?:\.\./)*docs/", f"]({back}", markdown)
-    for outside in OUTSIDE:
-        markdown = markdown.replace(f"](../{outside}", f"]({outside}")
+    else:
+        markdown = re.sub(r"\]\(\.\./(CHANGELOG\.md|examples/)", r"](\1", markdown)
     if name == "api.md":
         markdown += "".join(f"\n\n::: {module}\n" for module in MODULE.findall(markdown))
     return markdown

@@ -27,8 +27,11 @@ QUICK_BYTES = 256 * 2**20
 OF_RUNS = (MANIFEST, "config.yaml", "metrics.json")
 """Files of which each run has one at least."""
 
-LATER = frozenset({MANIFEST, "metrics.json"})
-"""Files that are written after the list, and that commands on a finished run write anew."""
+LATER = frozenset({MANIFEST, "metrics.json", "README.md"})
+"""Files that are written after the list, and that commands on a finished run or its user change.
+
+README.md is the card of a model or an export, which its user completes.
+"""
 
 
 class DamagedError(UserError):

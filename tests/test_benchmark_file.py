@@ -118,7 +118,7 @@ def test_export_gives_the_rows_again_with_their_own_question(tmp_path: Path) -> 
     given = [row(0), risk(1, "yes")]
     world, _ = prepared(write(tmp_path / "b.jsonl", *given), tmp_path / "prepare")
     (tmp_path / "export").mkdir()
-    export.run(composed(), Run(tmp_path / "export", "export", {"prepare": world.folder}))
+    export.write(composed(), Run(tmp_path / "export", "export", {"prepare": world.folder}))
     lines = (tmp_path / "export" / "samples.jsonl").read_text().splitlines()
     for back, row_ in zip(map(json.loads, lines), given, strict=True):
         for name in ("instruction", "input", "output", "candidates"):

@@ -35,7 +35,7 @@ def folder(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(prepare: Path, out: Path, split: str, limit: int | None) -> list[dict[str, Any]]:
     out.mkdir(exist_ok=True)
     cfg = composed(export={"split": split, "limit": limit})
-    metrics = export.run(cfg, Run(out, "export", {"prepare": prepare}))
+    metrics = export.write(cfg, Run(out, "export", {"prepare": prepare}))
     rows = [json.loads(line) for line in (out / "samples.jsonl").open(encoding="utf-8")]
     assert metrics == {"rows": len(rows)}
     return rows

@@ -62,7 +62,7 @@ def exports(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> dic
     root = tmp_path_factory.mktemp("exports")
     for layout in ("lm_eval", "inspect"):
         cfg = composed("stage=export", f"export.layout={layout}", "wording=file")
-        metrics = export.run(cfg, Run(root, "export", {"prepare": prepared.folder}))
+        metrics = export.write(cfg, Run(root, "export", {"prepare": prepared.folder}))
         assert metrics == {"rows": 5, "samples/ED_Reattendance_3day": 2} | {
             f"samples/{task}": 1 for task in ("LengthOfStay_3day", "labevents", "next_event")
         }

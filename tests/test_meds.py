@@ -69,7 +69,7 @@ def exported(world: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("export")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export_meds, "ROWS_AT_ONCE", 5_000)
-        metrics = export.run(
+        metrics = export.write(
             composed("export.layout=meds"), Run(out, "export", {"prepare": world.folder})
         )
     events = pl.read_parquet(out / "meds" / "data" / "**" / "*.parquet")

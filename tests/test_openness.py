@@ -129,14 +129,16 @@ def test_exports_of_invented_patients_are_open_when_read_again(
     write_json(world.folder / "metrics.json", metrics)
     out = tmp_path / "export"
     out.mkdir()
-    export.run(composed(f"export.layout={layout}"), Run(out, "export", {"prepare": world.folder}))
+    export.write(composed(f"export.layout={layout}"), Run(out, "export", {"prepare": world.folder}))
     back = decided(out / layout, tmp_path, name=layout, protocol=protocol)
     assert back == {"open": True, "why": "invented patients"}
     # the same files of closed records have no mark
     write_json(world.folder / "open.json", {"open": True, "why": "data.open=true"})
     again = tmp_path / "again"
     again.mkdir()
-    export.run(composed(f"export.layout={layout}"), Run(again, "export", {"prepare": world.folder}))
+    export.write(
+        composed(f"export.layout={layout}"), Run(again, "export", {"prepare": world.folder})
+    )
     assert decided(again / layout, tmp_path, name=layout, protocol=protocol)["open"] is False
 
 

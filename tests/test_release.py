@@ -35,7 +35,7 @@ def world(hospital: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
 @pytest.fixture(scope="module")
 def exported(world: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("export")
-    metrics = export.run(
+    metrics = export.write(
         composed("export.layout=release"), Run(out, "export", {"prepare": world.folder})
     )
     assert metrics["patients"] == 40 == len(list(out.glob("release/patients_ehr/*.parquet")))
@@ -236,4 +236,4 @@ def test_strict_contexts_have_no_positions(hospital: Path, tmp_path: Path) -> No
     strict, _ = prepared(hospital, tmp_path / "strict", tasks=["transfers"])
     cfg = composed("export.layout=release")
     with pytest.raises(UserError, match=r"data\.protocol=paper"):
-        export.run(cfg, Run(tmp_path, "export", {"prepare": strict.folder}))
+        export.write(cfg, Run(tmp_path, "export", {"prepare": strict.folder}))

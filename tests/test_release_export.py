@@ -59,7 +59,7 @@ def exported(
     write_json(folder / "metrics.json", metrics)
     out = tmp_path_factory.mktemp("export")
     run = Run(out, "export", {"prepare": folder})
-    export.run(composed("export.layout=release", "wording=release"), run)
+    export.write(composed("export.layout=release", "wording=release"), run)
     return world, out / "release"
 
 
@@ -117,7 +117,7 @@ def test_what_came_in_goes_out_as_it_was(released: Path, tmp_path: Path) -> None
     write_json(folder / "metrics.json", metrics)
     (tmp_path / "export").mkdir()
     run = Run(tmp_path / "export", "export", {"prepare": folder})
-    export.run(composed("data=release", f"data.root={released}", "export.layout=release"), run)
+    export.write(composed("data=release", f"data.root={released}", "export.layout=release"), run)
     before, after = ReleaseReader(released), ReleaseReader(tmp_path / "export" / "release")
     for name, number in zip(FILES[1:], (1567, 100), strict=True):
         was, now = ({row_key(row): row for row in r.samples(name)} for r in (before, after))

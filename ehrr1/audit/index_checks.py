@@ -14,7 +14,7 @@ from ehrr1.progress import track
 from ehrr1.records.markdown import record_markdown
 from ehrr1.records.store import Patient, Shard
 from ehrr1.records.store_schema import NO_ID
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.index import numbered_events
 from ehrr1.tasks.labels import risk_samples
 from ehrr1.tasks.paper.events import DISCHARGE, event_list, record_rows
@@ -206,7 +206,7 @@ def read_texts(
 
 def _answers(group: Sequence[Sample], text: str) -> Iterator[tuple[str, bool, bool]]:
     for sample in group:
-        if TASKS[sample.task].kind == "decision":
+        if ALL_TASKS[sample.task].kind == "decision":
             stand = [stands(line, text) for line in sample.target]
             yield sample.task, all(stand), any(stand)
 

@@ -19,7 +19,7 @@ from ehrr1.records.schema import ORDER, TABLES
 from ehrr1.records.store import Patient, Shard, Store
 from ehrr1.records.store_schema import NEVER
 from ehrr1.tasks import context
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.paper import context as paper_context
 from ehrr1.tasks.samples import Prepared, Sample
 
@@ -92,7 +92,7 @@ FOUND: dict[str, type[pl.DataType]] = {
 
 def find_leaks(prepared: Prepared, index: pl.DataFrame, view: View) -> Leaks:
     """Judge every context of the index; those of one stay and prediction time are judged once."""
-    kind = pl.col("task").replace_strict({key: task.kind for key, task in TASKS.items()})
+    kind = pl.col("task").replace_strict({key: task.kind for key, task in ALL_TASKS.items()})
     same = pl.struct("context_id", "prediction_time", "hadm_id", kind.alias("kind"))
     samples = index.with_columns(same.rank("dense").alias("context"))
     firsts = samples.unique("context", keep="first", maintain_order=True)
@@ -122,7 +122,7 @@ def sample_leaks(
     rows, patient = store.find(sample.subject_id)
     positions = view.positions(rows, patient, sample)
     now = int(np.datetime64(sample.prediction_time, "us").astype(np.int64))
-    limit = now + (TASKS[sample.task].kind == "risk")
+    limit = now + (ALL_TASKS[sample.task].kind == "risk")
     later, known = known_later(
         rows,
         positions,
@@ -235,7 +235,7 @@ def examples(leaks: Leaks, most: int) -> dict[str, list[str]]:
 
 def in_order(frame: pl.DataFrame, largest_first: str | None = None, *then: str) -> pl.DataFrame:
     """Sort rows by the catalogue's order of tasks, then by the other columns."""
-    place = pl.col("task").replace_strict({key: n for n, key in enumerate(TASKS)})
+    place = pl.col("task").replace_strict({key: n for n, key in enumerate(ALL_TASKS)})
     others = [largest_first, *then] if largest_first else []
     return frame.sort(
         place, *others, descending=[False, *(name == largest_first for name in others)]

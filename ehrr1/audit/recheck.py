@@ -25,7 +25,7 @@ from ehrr1.audit.raw_rules import (
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import event_markdown
 from ehrr1.records.schema import TABLES
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.samples import Sample
 
 HOUR = timedelta(hours=1)
@@ -130,19 +130,21 @@ class Recheck:
         if time is None:
             return False
         now = sample.prediction_time
-        return time <= now if TASKS[sample.task].kind == "risk" else time < now
+        return time <= now if ALL_TASKS[sample.task].kind == "risk" else time < now
 
     def _coming(self, sample: Sample) -> int | None:
         """Return the admission that an ED visit leads to, if it has not begun; otherwise None."""
-        if TASKS[sample.task].anchor_table != "edstays" or sample.hadm_id is None:
+        if ALL_TASKS[sample.task].anchor_table != "edstays" or sample.hadm_id is None:
             return None
         begins = self.admitted.get(sample.hadm_id)
         coming = begins is not None and begins > sample.prediction_time
         return sample.hadm_id if coming else None
 
     def _time_problems(self, sample: Sample) -> Iterator[str]:
-        task = TASKS[sample.task]
+        task = ALL_TASKS[sample.task]
         now = sample.prediction_time
+        if task.kind == "risk" and task.anchor_table == "any":
+            return  # the user's own labels: no table has their times
         if task.kind == "risk":
             kind = "leaving" if sample.task in AT_THE_END else task.anchor_table
             stay = sample.hadm_id if task.anchor_table == "admissions" else sample.stay_id

@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 
 from ehrr1.progress import track
 from ehrr1.records.events import Event
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import rank, select
 
@@ -76,8 +76,10 @@ def find_rules(prepared: Prepared, index: pl.DataFrame, per_task: int, seed: int
     answer.
     """
     found: list[tuple[str, str, str, float, float, float | None, int]] = []
-    tasks = [task for task in index["task"].unique() if TASKS[task].target != "text" and per_task]
-    order = list(TASKS)
+    tasks = [
+        task for task in index["task"].unique() if ALL_TASKS[task].target != "text" and per_task
+    ]
+    order = list(ALL_TASKS)
     for task in track(sorted(tasks, key=order.index), "searching rules", len(tasks)):
         own = index.filter(pl.col("task") == task)
         shares = _answer_shares(prepared, own)

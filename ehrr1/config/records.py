@@ -74,6 +74,8 @@ class AnyData(Section):
     balance: Literal["none", "weights", "force"]
     tell_time: bool
     questions: PathText | None
+    own_labels: PathText | None = None
+    own_question: Text | None = None
     split: Split
     maps: Maps
 

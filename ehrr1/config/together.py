@@ -3,7 +3,15 @@
 from typing import TYPE_CHECKING
 
 from ehrr1.config.names import BENCHMARKS, TRAINING
-from ehrr1.config.records import AnyData, BenchmarkData, Concepts, Graph, OpenConcepts, UmlsConcepts
+from ehrr1.config.records import (
+    AnyData,
+    BenchmarkData,
+    Concepts,
+    Data,
+    Graph,
+    OpenConcepts,
+    UmlsConcepts,
+)
 from ehrr1.config.training import Launcher, LocalLauncher
 from ehrr1.config.writers import (
     AnthropicEngineConfig,
@@ -124,13 +132,31 @@ def records(cfg: "Config") -> list[str]:
             "data.tell_time=true: samples of a benchmark file come with a question of their own; "
             "leave it out"
         )
-    problems += _shares(data)
+    problems += _own_task(data) + _shares(data)
     if data.shard is not None and cfg.overwrite:
         problems.append(
             "overwrite=true with data.shard would remove what other processes build: remove the "
             "folder by hand"
         )
     return problems
+
+
+def _own_task(data: Data) -> list[str]:
+    """Check that labels of the user's own have a question, and a store whose times they can use."""
+    if data.own_labels is None and data.own_question is None:
+        return []
+    if data.own_labels is None or data.own_question is None:
+        return [
+            f"data.own_labels={data.own_labels}, data.own_question={data.own_question}: labels of "
+            "your own and their question go together; set both"
+        ]
+    if data.name in ("release", *BENCHMARKS) or data.protocol == "paper":
+        return [
+            f"data.own_labels={data.own_labels}: labels of your own are for data.protocol=strict "
+            f"and data=mimic, synthetic or meds, and this is data={data.name} "
+            f"data.protocol={data.protocol}; leave them out"
+        ]
+    return []
 
 
 def _shares(data: AnyData) -> list[str]:

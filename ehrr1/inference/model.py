@@ -57,7 +57,7 @@ from ehrr1.prompts.messages import asking_for_both
 from ehrr1.prompts.trees import Question
 from ehrr1.prompts.wording import style_of
 from ehrr1.tasks.candidates import Candidates
-from ehrr1.tasks.catalog import ALL_TASKS, TASKS
+from ehrr1.tasks.catalog import NAMED_TASKS, TASKS
 from ehrr1.tasks.samples import Sample
 
 BATCH: dict[str, Any] = {"batch_size": 32}
@@ -207,7 +207,7 @@ class EHRModel:
         candidates: Candidates | None = None,
         watch: Watch | None = None,
     ) -> Answer:
-        """Answer a question in words, or one of `tasks.catalog.ALL_TASKS`.
+        """Answer a question in words, or one of `tasks.catalog.NAMED_TASKS`.
 
         `answer`: at once, after thinking, or after a case for each outcome (yes/no questions;
         others are thought about). `yes_no` None: as the words say. `time`: the question says that
@@ -313,8 +313,8 @@ class EHRModel:
             return "question: give a question in words or a task, one of the two"
         if query.question is not None and not query.question.strip():
             return "question: it is empty; ask something"
-        if query.task is not None and query.task not in ALL_TASKS:
-            return f"task={query.task}: no such task; there are {', '.join(ALL_TASKS)}"
+        if query.task is not None and query.task not in NAMED_TASKS:
+            return f"task={query.task}: no such task; there are {', '.join(NAMED_TASKS)}"
         words, thinks = query.words, answer != "direct"
         if answer == "both" and query.has_label:
             words = asking_for_both(query.task or "", words)

@@ -12,14 +12,13 @@ from ehrr1.prompts.messages import OPENED, THINK_CLOSE
 from ehrr1.prompts.trees import PromptBuilder, Question, Tree
 from ehrr1.records.events import Event
 from ehrr1.scoring.answers import split_think
-from ehrr1.tasks.catalog import ALL_TASKS, telling_time
+from ehrr1.tasks.catalog import ALL_TASKS, YES_NO, telling_time
 from ehrr1.tasks.one_record import read_text, text_events
 from ehrr1.tasks.samples import Prepared, Sample
 
 Record = str | Path | Sequence[Event]
 """The text of a record, the file that holds it, or its events, oldest first."""
 
-YES_NO = "Answer yes or no."
 YES_NO_WORDS = frozenset(
     [
         *("will", "would", "is", "are", "was", "were", "does", "do", "did", "has", "have", "had"),

@@ -16,7 +16,7 @@ from ehrr1.progress import track
 from ehrr1.prompts.messages import SYSTEM
 from ehrr1.prompts.wording import OURS
 from ehrr1.records.markdown import record_markdown
-from ehrr1.tasks.catalog import TASKS, telling_time
+from ehrr1.tasks.catalog import ALL_TASKS, telling_time
 from ehrr1.tasks.samples import TIME_TOLD, Prepared
 
 Measure = Callable[[Sequence[str]], list[int]]
@@ -61,7 +61,8 @@ def prompt_lengths(
     contexts = index.unique("context_id", keep="first", maintain_order=True)
     tasks = index.select("task").unique(maintain_order=True)
     told = TIME_TOLD in index.columns
-    questions = [_around(task, told) for task in tasks["task"]]
+    own = prepared.questions
+    questions = [_around(task, told, own.get(task)) for task in tasks["task"]]
     found: dict[str, list[int]] = {f"record {unit}": [] for unit in measures}
     for first in track(range(0, contexts.height, BATCH), "lengths"):
         some = prepared.as_samples(contexts.slice(first, BATCH))
@@ -80,8 +81,12 @@ def prompt_lengths(
     )
 
 
-def _around(task: str, time_told: bool) -> str:
-    """Return the text before and behind the record; all times have the same length."""
-    think = TASKS[task].kind == "decision"
-    own = telling_time(TASKS[task].instruction, SOME_TIME) if time_told else None
+def _around(task: str, time_told: bool, own: str | None) -> str:
+    """Return the text before and behind the record; all times have the same length.
+
+    `own` is the folder's own question of the task.
+    """
+    think = ALL_TASKS[task].kind == "decision"
+    if time_told:
+        own = telling_time(own or ALL_TASKS[task].instruction, SOME_TIME)
     return f"{SYSTEM}\n\n{OURS.asked(task, think=think, own=own)}"

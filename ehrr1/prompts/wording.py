@@ -15,7 +15,7 @@ from ehrr1.config.names import WordingName
 from ehrr1.prompts.messages import EMPTY_THOUGHT, NO_THINK, SYSTEM, THINK
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import event_markdown, released_markdown
-from ehrr1.tasks.catalog import ALL_TASKS
+from ehrr1.tasks.catalog import ALL_TASKS, OWN
 
 if TYPE_CHECKING:  # forests, which import this module, need no tables
     from ehrr1.tasks.samples import Sample
@@ -65,7 +65,8 @@ class Wording:
 
     def own(self, sample: "Sample") -> str | None:
         """Return the sample's own question, or None if the task's is used."""
-        return sample.instruction if self.name != "ours" or sample.time_told else None
+        always = sample.time_told or sample.task == OWN
+        return sample.instruction if self.name != "ours" or always else None
 
 
 OURS = Wording()

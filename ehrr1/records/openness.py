@@ -22,6 +22,8 @@ MARK = "ehrr1-synthetic.json"
 
 INVENTED = "invented patients"
 
+OF_DEMO = "the open MIMIC-IV demo's patients"
+
 DEMO = "81f5d9a5c4a014a0"
 """Result of `whose` for the subject_id of the open MIMIC-IV demo 2.2 (PhysioNet, ODbL 1.0)."""
 
@@ -54,7 +56,7 @@ def decide(declared: bool | None, folder: Path | None, subjects: pl.Series) -> d
     if folder is None or _marked(folder, subjects):
         return {"open": True, "why": INVENTED}
     if whose(subjects) == DEMO:
-        return {"open": True, "why": "the open MIMIC-IV demo's patients"}
+        return {"open": True, "why": OF_DEMO}
     return {"open": False, "why": "these are neither invented nor the open demo's patients"}
 
 

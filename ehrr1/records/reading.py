@@ -297,13 +297,13 @@ def as_moment(column: pl.Series) -> pl.Series:
     return whole_seconds(column.cast(pl.Datetime("us")))
 
 
-def check_zones(files: Iterable[Path], columns: Collection[str]) -> None:
+def check_zones(files: Iterable[Path], columns: Collection[str], local: Path | None = None) -> None:
     """Raise UserError if Parquet files have both times with a zone and times without one.
 
     The difference between them is unknown, so that future hours could enter a context. UTC may be
-    combined with either.
+    combined with either. `local` is a folder of tables whose times have no zone.
     """
-    found: dict[str | None, Path] = {}
+    found: dict[str | None, Path] = {} if local is None else {None: local}
     for path in files:
         try:
             schema = pl.read_parquet_schema(path)

@@ -4,6 +4,7 @@ import polars as pl
 
 from ehrr1.errors import UserError
 from ehrr1.records.reading import as_id, as_text, as_time
+from ehrr1.records.schema import MIMIC_TABLES, TABLES
 
 IDS = frozenset({"subject_id", "hadm_id", "stay_id"})
 TIMES = frozenset(
@@ -11,8 +12,14 @@ TIMES = frozenset(
         *("admittime", "dischtime", "deathtime", "intime", "outtime", "transfertime", "charttime"),
         *("storetime", "starttime", "endtime", "ordertime", "entertime", "chartdate", "storedate"),
         "dod",
+        *(
+            at.column
+            for table in map(TABLES.__getitem__, MIMIC_TABLES)
+            for at in (*table.event_time, *table.known_at, *table.not_before, *table.late_known_at)
+        ),
     )
 )
+"""Columns of times: those by which the schema tells when rows happened, and others."""
 
 
 def typed(frame: pl.DataFrame, path: str) -> pl.DataFrame:

@@ -30,7 +30,7 @@ from ehrr1.reasoning.chain import BAR, SECTIONS
 from ehrr1.reasoning.template import compact_words
 from ehrr1.records.schema import TABLES
 from ehrr1.runs import Run
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import LEARNABLE, select
 from ehrr1.training.checks import check_training
@@ -55,7 +55,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     check(cfg, run.inputs)
     tokenizer, trees, evaluation = tokenised(cfg, run)
     begin = partial(embed, cfg=cfg, trees=trees) if cfg.model.start is not None else None
-    parameters = parallel.from_first(lambda: lay_base(cfg, run.folder, None, tokenizer))
+    parameters = parallel.from_first(lambda: lay_base(cfg, run, None, tokenizer))
     build = builder(cfg, None, tokenizer, begin if cfg.model.path is None else None)
     metrics = train(trees, evaluation, build, run.folder, cfg, "adapt")
     return metrics | {"vocabulary": len(tokenizer), "parameters": parameters}
@@ -71,7 +71,7 @@ def tokenised(cfg: Config, run: Run) -> tuple[PreTrainedTokenizerBase, Dataset, 
             "prepare more patients or tasks"
         )
     tokenizer = parallel.in_turn(lambda: make_tokenizer(cfg, run, prepared, training))
-    held_out = prepared.scan("validation", LEARNABLE)
+    held_out = prepared.scan("validation", (*LEARNABLE, *prepared.own_tasks))
     validation = prepared.as_samples(select(held_out, cfg.adapt.eval_samples_per_task, cfg.seed))
     style = style_of(cfg.wording, "adapt")
     questions = partial(ask, risk_weight=cfg.loss.risk_weight, style=style)
@@ -97,7 +97,7 @@ def branch_tokens(trees: Dataset) -> Iterator[set[int]]:
 
 def ask(sample: Sample, risk_weight: float, style: Wording) -> list[Question]:
     """Each sample once, answered without thinking."""
-    weight = risk_weight if TASKS[sample.task].kind == "risk" else 1.0
+    weight = risk_weight if ALL_TASKS[sample.task].kind == "risk" else 1.0
     answer = answer_text(sample.target)
     own = style.own(sample)
     return [Question(sample.sample_id, sample.task, False, answer, weight=weight, instruction=own)]
@@ -105,13 +105,13 @@ def ask(sample: Sample, risk_weight: float, style: Wording) -> list[Question]:
 
 def training_samples(prepared: Prepared, settings: Adapt, seed: int) -> list[Sample]:
     """Training samples, capped by task; where the settings say null, as EHR-Ins is."""
-    limits = {}
-    for task in LEARNABLE:
-        entry, limit = TASKS[task], settings.samples_per_task
+    limits, tasks = {}, (*LEARNABLE, *prepared.own_tasks)
+    for task in tasks:
+        entry, limit = ALL_TASKS[task], settings.samples_per_task
         if entry.kind == "decision" and settings.decision_samples_per_task is not None:
             limit = settings.decision_samples_per_task
         limits[task] = entry.ehr_ins_cap if limit is None else limit
-    return prepared.as_samples(select(prepared.scan_training("adapt", LEARNABLE), limits, seed))
+    return prepared.as_samples(select(prepared.scan_training("adapt", tasks), limits, seed))
 
 
 def make_tokenizer(

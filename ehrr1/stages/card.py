@@ -1,5 +1,7 @@
 """stage=card: what a finished `prepare` holds, as Markdown: card.md.
 
+`stage=export` writes the same, without lengths, beside what it exports: README.md (`export_card`).
+
 Patients, rows of every table, what is missing and what that costs, samples and answers of every
 task and split, lengths of prompts, what was left out and why. Counts are exact; lengths and answers
 of decision tasks are taken from a seeded draw, whose size the card states.
@@ -10,20 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import yaml
 from rich.console import Console
 
-from ehrr1.config.schema import Config, recorded
-from ehrr1.files import read_json, write_text
+from ehrr1 import __version__
+from ehrr1.config.schema import Config
+from ehrr1.files import read_json, read_yaml, write_text
 from ehrr1.prompts.lengths import measures, prompt_lengths
 from ehrr1.records import openness
 from ehrr1.records.codes import LOST_TASKS
 from ehrr1.records.schema import MIMIC_TABLES, TABLES
 from ehrr1.runs import NOT_COMPARED, Run, metrics_of
 from ehrr1.tasks.candidates import COUNTED
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.catalog import ALL_TASKS, OWN, TASKS
 from ehrr1.tasks.label_options import INDEX_STAYS
 from ehrr1.tasks.labels import RULES
-from ehrr1.tasks.samples import Prepared
+from ehrr1.tasks.samples import STORE, Prepared
 from ehrr1.tasks.selection import select
 from ehrr1.tasks.splits import SPLITS
 
@@ -32,12 +36,28 @@ console = Console(stderr=True)
 COUNTED_COLUMNS = ("task", "split", "subject_id", "label", "n_context_rows", "balanced")
 
 Counts = Mapping[str, float | int]
-FILES = ("root", "subjects_file", "sampling", "maps", "validation_subjects", "test_subjects")
+FILES = (
+    "root",
+    "own_labels",
+    "subjects_file",
+    "sampling",
+    "maps",
+    "validation_subjects",
+    "test_subjects",
+)
 """Settings that are shown as given or not: a card goes where paths mean nothing."""
 CLOSED = "(closed)"
 """In place of a name that closed records hold."""
 GROUPS = ("labels", "split", "maps")
 """Settings that hold settings."""
+
+SHARED_OPEN = """The records are open ({why}): their licence says how they may be shared."""
+
+SHARED_CLOSED = """The records are closed, and these files hold them: share them only with those who
+may have the records, by the agreement under which you have them. Of datasets derived from MIMIC,
+PhysioNet's guidelines of 24 April 2024 say that they should be treated as containing sensitive
+information, and shared on PhysioNet under the agreement of the source data. This card holds counts
+only; names of items are left out."""
 
 
 def run(cfg: Config, run: Run) -> dict[str, float | int]:
@@ -45,28 +65,74 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     settings = cfg.card
     units = measures(Path(settings.tokenizer) if settings.tokenizer else None)
     folder = run.input("prepare")
-    prepared, counts = Prepared(folder), metrics_of(folder)
-    index = prepared.scan().select(COUNTED_COLUMNS).collect()
+    prepared = Prepared(folder)
     drawn = drawn_samples(prepared, settings.samples_per_task, cfg.seed)
     lengths = prompt_lengths(prepared, drawn, units)
     cut = settings.max_tokens if settings.tokenizer else None
-    decided = read_json(folder / openness.FILE)
-    data = recorded(folder).data.plain() | {"open": f"{decided['open']}: {decided['why']}"}
+    told = lengths_section(lengths, list(units), cut, settings.samples_per_task)
+    parts = ["# Data card", *sections(prepared, cfg.seed, told)]
+    write_text(run.folder / "card.md", "\n\n".join(parts) + "\n")
+    console.print(f"data card: {run.folder / 'card.md'}")
+    samples = prepared.scan().select(pl.len()).collect().item()
+    return {"samples": samples, "measured": lengths.height}
+
+
+def export_card(prepared: Prepared, layout: str, seed: int) -> str:
+    """Return the card of an export: what it holds, what may be shared, and what was prepared.
+
+    Of a benchmark's own rows no tables are known.
+    """
+    decided = decided_on(prepared.folder)
+    front = {
+        **licence_of(decided),
+        "language": ["en"],
+        "tags": ["ehrr1", "electronic-health-records", "medical"],
+    }
     parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         "# Data card",
+        f"Records exported by `stage=export export.layout={layout}` of ehrr1 {__version__}. "
+        "Research only, not for clinical use. Do not try to identify anyone in them.",
+        "## What may be shared",
+        SHARED_OPEN.format(why=decided["why"]) if decided["open"] else SHARED_CLOSED,
+        *(sections(prepared, seed, []) if (prepared.folder / STORE).exists() else []),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def decided_on(folder: Path) -> dict[str, Any]:
+    """Return whether the records of a finished `prepare` are open (`open`), and `why`."""
+    path = folder / openness.FILE
+    undecided = {"open": False, "why": "version 0.1 did not decide"}
+    return dict(read_json(path)) if path.exists() else undecided
+
+
+def licence_of(decided: Mapping[str, Any]) -> dict[str, str]:
+    """Return the licence of records, as the Hub's front matter states it."""
+    if decided["why"] == openness.OF_DEMO:
+        return {"license": "odbl"}
+    name = "to-be-decided" if decided["open"] else "as-the-records"
+    return {"license": "other", "license_name": name}
+
+
+def sections(prepared: Prepared, seed: int, lengths: Sequence[str]) -> list[str]:
+    """Return the sections of a card; `lengths` is that of the prompts, or empty."""
+    folder, counts = prepared.folder, metrics_of(prepared.folder)
+    index = prepared.scan().select(COUNTED_COLUMNS).collect()
+    decided = decided_on(folder)
+    data = read_yaml(folder / "config.yaml")["data"]
+    data |= {"open": f"{decided['open']}: {decided['why']}"}
+    return [
         *settings_section(data),
         *patients_section(prepared.splits, index),
         *tables_section(counts, read_json(folder / "reported.json")),
         *missing_section(counts),
         *samples_section(index),
-        *answers_section(prepared, cfg.seed, named=decided["open"]),
+        *answers_section(prepared, seed, named=decided["open"]),
         *rows_section(index),
-        *lengths_section(lengths, list(units), cut, settings.samples_per_task),
+        *lengths,
         *left_out_section(counts),
     ]
-    write_text(run.folder / "card.md", "\n\n".join(parts) + "\n")
-    console.print(f"data card: {run.folder / 'card.md'}")
-    return {"samples": index.height, "measured": lengths.height}
 
 
 def drawn_samples(prepared: Prepared, per_task: int, seed: int) -> pl.DataFrame:
@@ -146,11 +212,11 @@ def samples_section(index: pl.DataFrame) -> list[str]:
     counted = index.group_by("task", "split").agg(pl.len(), pl.col("label").sum().alias("yes"))
     found = {(task, split): (n, yes) for task, split, n, yes in counted.iter_rows()}
     rows = []
-    for task, entry in TASKS.items():
+    for task in (*TASKS, *_own(index)):
         cells = [task]
         for split in SPLITS:
             n, yes = found.get((task, split), (0, 0))
-            share = f"{yes / n:.1%}" if n and entry.kind == "risk" else ""
+            share = f"{yes / n:.1%}" if n and ALL_TASKS[task].kind == "risk" else ""
             cells += [_n(n), share]
         rows.append(cells)
     totals = [index.filter(pl.col("split") == split).height for split in SPLITS]
@@ -160,6 +226,11 @@ def samples_section(index: pl.DataFrame) -> list[str]:
     if index["balanced"].any():
         parts.append("The training split is balanced: its shares are not those of the hospital.")
     return parts
+
+
+def _own(frame: pl.DataFrame) -> list[str]:
+    """Return the task of the user's own labels, if the frame has rows of it."""
+    return [OWN] if OWN in frame["task"] else []
 
 
 def answers_section(prepared: Prepared, seed: int, named: bool) -> list[str]:
@@ -194,7 +265,7 @@ def rows_section(index: pl.DataFrame) -> list[str]:
         number.median().alias("median"), number.quantile(0.95).alias("95 %"), number.max()
     )
     by_task = {task: values for task, *values in found.iter_rows()}
-    rows = [(task, *map(_n, by_task[task])) for task in TASKS if task in by_task]
+    rows = [(task, *map(_n, by_task[task])) for task in (*TASKS, OWN) if task in by_task]
     heads = ["task", "median", "95 %", "most"]
     return ["## Rows in the window", "All samples of all splits.", table(heads, rows)]
 
@@ -207,7 +278,7 @@ def lengths_section(
         f"{split}: {unit}" for split in SPLITS for unit in (*units, *(["cut"] * bool(max_tokens)))
     ]
     rows = []
-    for task in TASKS:
+    for task in (*TASKS, *_own(lengths)):
         own = lengths.filter(pl.col("task") == task)
         if own.is_empty():
             continue

@@ -19,7 +19,7 @@ from ehrr1.runs import Run
 from ehrr1.stages.given_chains import CHAINS
 from ehrr1.stages.reason import kept_chains
 from ehrr1.tasks.candidates import Candidates
-from ehrr1.tasks.catalog import ALL_TASKS, SUITES, TASKS
+from ehrr1.tasks.catalog import ALL_TASKS, OWN, SUITES, TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import select
 
@@ -122,8 +122,8 @@ def check_candidates(cfg: Config, prepared: Prepared, index: pl.DataFrame) -> No
 
 
 def suite_tasks(cfg: Config) -> tuple[str, ...]:
-    """Return the tasks of the suite `eval.suite`."""
-    return tuple(SUITES[cfg.eval.suite])
+    """Return the tasks of the suite `eval.suite`, and that of the user's own labels."""
+    return (*SUITES[cfg.eval.suite], OWN)
 
 
 def choose_samples(

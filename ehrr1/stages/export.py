@@ -6,7 +6,8 @@ layout=release   release/: the files of the EHR-R1 release (`export_release`)
 layout=lm_eval   lm_eval/: tasks of lm-evaluation-harness (`export_harness`)
 layout=inspect   inspect/: tasks of Inspect (`export_harness`)
 
-Each export has a folder of its own below `export/` (`runs.paths.export_name`).
+Each export has a folder of its own below `export/` (`runs.paths.export_name`), with a data card:
+README.md.
 
 samples.jsonl holds the benchmark's row (`idx, instruction, input, output, candidates, task_info`)
 with `sample_id, subject_id, prediction_time, available_until, messages`. `candidates` of a decision
@@ -23,7 +24,7 @@ from typing import Any
 
 from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
-from ehrr1.files import write_jsonl
+from ehrr1.files import write_jsonl, write_text
 from ehrr1.progress import track
 from ehrr1.prompts.messages import answer_text
 from ehrr1.prompts.wording import Wording, style_of
@@ -31,8 +32,9 @@ from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
 from ehrr1.runs import Run
 from ehrr1.stages import export_harness, export_meds, export_release
+from ehrr1.stages.card import export_card
 from ehrr1.tasks.candidates import Candidates
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.release.task_info import task_info
 from ehrr1.tasks.samples import SIMILAR, Prepared, Sample
 
@@ -46,11 +48,19 @@ CHUNK = 10_000
 
 
 def run(cfg: Config, run: Run) -> dict[str, float | int]:
-    """Write the files of the layout.
+    """Write the files of the layout, and the data card beside them.
 
     Metrics: `rows`, those of the layout, and `too_long/<task>`: answers that no list of candidates
     holds. Raises UserError where the split is empty or the layout cannot be written.
     """
+    metrics = write(cfg, run)
+    card = export_card(Prepared(run.input("prepare")), cfg.export.layout, cfg.seed)
+    write_text(run.folder / "README.md", card)
+    return metrics
+
+
+def write(cfg: Config, run: Run) -> dict[str, float | int]:
+    """Write the files of the layout; return its metrics."""
     prepared = Prepared(run.input("prepare"))
     brought = prepared.folder / SIMILAR
     folder = (
@@ -134,7 +144,7 @@ def row(
 
     Times are written as ISO 8601.
     """
-    task = TASKS[sample.task]
+    task = ALL_TASKS[sample.task]
     known = [event.available_time for event in events if event.available_time is not None]
     own = style.own(sample)
     question = own or task.instruction
@@ -167,9 +177,14 @@ def row(
 
 
 def event_of(sample: Sample) -> str:
-    """Return the table that a sample asks about; for `next_event` that of the event itself."""
-    anchor = TASKS[sample.task].anchor_table
-    if anchor in TABLES:
-        return anchor
+    """Return the table that a sample asks about; for `next_event` that of the event itself.
+
+    The user's own task asks about none, and has its name.
+    """
+    task = ALL_TASKS[sample.task]
+    if task.anchor_table in TABLES:
+        return task.anchor_table
+    if task.kind == "risk":
+        return sample.task
     [answer] = sample.target
     return TABLE_OF.get(answer, answer)

@@ -25,7 +25,7 @@ from ehrr1.progress import track
 from ehrr1.records.decode import ROWS_AT_ONCE, store_frames
 from ehrr1.records.meds import layout
 from ehrr1.records.openness import copy_mark
-from ehrr1.tasks.catalog import ONE_ITEM, TASKS
+from ehrr1.tasks.catalog import ALL_TASKS, ONE_ITEM
 from ehrr1.tasks.samples import Prepared, Sample
 
 LABELS_AT_ONCE = 100_000
@@ -46,7 +46,7 @@ def write(prepared: Prepared, folder: Path) -> dict[str, float | int]:
         _write_metadata(prepared, temporary / "metadata")
         for task in prepared.index()["task"].unique().sort():
             if (
-                TASKS[task].kind == "risk" or task in ONE_ITEM
+                ALL_TASKS[task].kind == "risk" or task in ONE_ITEM
             ):  # the label schema has one value a row
                 metrics |= _write_labels(prepared, task, temporary / "task_labels" / task)
     return metrics
@@ -120,7 +120,7 @@ def _write_labels(prepared: Prepared, task: str, folder: Path) -> dict[str, floa
 
 
 def _labels(samples: list[Sample], task: str) -> pa.Table:
-    risk = TASKS[task].kind == "risk"
+    risk = ALL_TASKS[task].kind == "risk"
     times = [sample.prediction_time - INSTANT * (not sample.inclusive) for sample in samples]
     answers = [s.target == ("yes",) if risk else s.target[0] for s in samples]
     columns = [[sample.subject_id for sample in samples], times, answers]

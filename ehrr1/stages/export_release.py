@@ -31,7 +31,7 @@ from ehrr1.records.reading import SUFFIXES, as_text, read_columns
 from ehrr1.records.release import layout
 from ehrr1.records.release.codes import HEADERS, Codes, Dictionary, codes_of
 from ehrr1.tasks.candidates import COUNTED
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.catalog import ALL_TASKS, TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import select
 from ehrr1.tasks.similar import neighbours_of
@@ -169,6 +169,6 @@ def dictionaries(prepare: Path) -> Dictionary:
 
 def label_of(sample: Sample) -> str | list[str]:
     """Return an answer as the release's files have it: a list of items, or one text."""
-    task = TASKS[sample.task]
+    task = ALL_TASKS[sample.task]
     one = task.kind == "risk" or task.target in ("heading", "text")
     return sample.target[0] if one else list(sample.target)

@@ -17,7 +17,7 @@ from ehrr1.files import read_json, write_json
 from ehrr1.inference.query import Answer, Query, events
 from ehrr1.json_text import BadJsonError, from_json, is_id
 from ehrr1.records.events import Event
-from ehrr1.tasks.catalog import ALL_TASKS
+from ehrr1.tasks.catalog import ALL_TASKS, NAMED_TASKS
 
 SHOWN = 20
 """Lines that cannot be asked and are named; the others are counted."""
@@ -167,7 +167,7 @@ def read_row(line: str | bytes, records: Records, tell_time: bool) -> tuple[Quer
         raise RowError("question is no text")
     if task is not None and not isinstance(task, str):
         raise RowError("task is no text")
-    if task is not None and task not in ALL_TASKS:
+    if task is not None and task not in NAMED_TASKS:
         raise RowError(f"task {task[:SHOWN_CHARS]} is unknown")
     context_id, record = read_record(row, records)
     time = row_time(row) if tell_time else None

@@ -6,7 +6,7 @@ from ehrr1 import runs
 from ehrr1.config.names import TRAINING
 from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
-from ehrr1.tasks.catalog import ALL_TASKS
+from ehrr1.tasks.catalog import NAMED_TASKS
 from ehrr1.tasks.samples import Prepared
 
 ENGINES = ("transformers", "vllm", "server")
@@ -61,8 +61,8 @@ def _question_problems(cfg: Config) -> list[str]:
     if (cfg.question is None) == (infer.task is None):
         both = "both are set" if infer.task is not None else "neither is set"
         problems.append(f"question and infer.task: {both}; ask question='...' or infer.task=TASK")
-    elif infer.task is not None and infer.task not in ALL_TASKS:
-        problems.append(f"infer.task={infer.task}: no such task; choose {', '.join(ALL_TASKS)}")
+    elif infer.task is not None and infer.task not in NAMED_TASKS:
+        problems.append(f"infer.task={infer.task}: no such task; choose {', '.join(NAMED_TASKS)}")
     if cfg.data.tell_time and infer.time is None:
         problems.append("data.tell_time=true: say which time it is: infer.time='...'")
     if infer.time is not None and infer.subject is None and not cfg.data.tell_time:

@@ -37,7 +37,7 @@ from ehrr1.stages import prepare_benchmark
 from ehrr1.stages import prepare_inputs as inputs
 from ehrr1.stages.prepare_inputs import AnySource
 from ehrr1.tasks import build, questions
-from ehrr1.tasks.catalog import SUITES, TASKS
+from ehrr1.tasks.catalog import OWN, SUITES, TASKS
 from ehrr1.tasks.paper.index import RELEASED, WINDOW_HOURS
 from ehrr1.tasks.samples import SPLIT
 from ehrr1.tasks.sampling import BALANCED, Draw, read_limits
@@ -142,7 +142,8 @@ def chosen_tasks(cfg: Config) -> tuple[str, ...]:
         )
     if cfg.data.tasks is None:
         return SUITES[cfg.data.suite] if cfg.data.suite else tuple(TASKS)
-    unknown = [task for task in cfg.data.tasks if task not in TASKS]
+    own = (OWN,) if cfg.data.own_labels else ()
+    unknown = [task for task in cfg.data.tasks if task not in (*TASKS, *own)]
     if unknown:
         raise UserError(
             f"data.tasks: {', '.join(map(str, unknown))} is no task; the tasks are "
@@ -200,6 +201,7 @@ def draw_of(cfg: Config) -> Draw:
     limits: dict[str, int | None] = dict.fromkeys(TASKS)
     if data.sampling:
         limits = read_limits(Path(data.sampling))
+    limits[OWN] = None  # its labels were given to be used
     if isinstance(forced, float):
         share = forced
     elif forced is not None:
@@ -305,7 +307,7 @@ def show(rows: Rows, metrics: Metrics, missing_maps: Sequence[Classes]) -> None:
     for kind in missing_maps:
         lost = ", ".join(LOST_TASKS[kind])
         console.print(f"data.maps.{kind} is not given: no samples of the tasks {lost}")
-    samples = [metrics[f"samples/{task}"] for task in TASKS]
+    samples = [metrics.get(f"samples/{task}", 0) for task in (*TASKS, OWN)]
     out = sum(count for name, count in metrics.items() if name.startswith("sampled_out/"))
     not_drawn = f", {out:,} not drawn (data.sampling, data.balance)" if out else ""
     console.print(f"{sum(samples):,} samples of {sum(map(bool, samples))} tasks{not_drawn}")

@@ -25,11 +25,12 @@ from ehrr1.records.release.archives import part, root_of
 from ehrr1.records.release.source import ReleaseFolder
 from ehrr1.stages.given_chains import CHAINS, write_given
 from ehrr1.tasks import build
-from ehrr1.tasks.index import Index, build_index
-from ehrr1.tasks.label_files import label_index, read_labels
+from ehrr1.tasks.catalog import OWN
+from ehrr1.tasks.index import Index, build_index, joined
+from ehrr1.tasks.label_files import label_index, read_labels, read_own_labels
 from ehrr1.tasks.labels import LabelOptions
 from ehrr1.tasks.paper.index import Limits, paper_index
-from ehrr1.tasks.questions import read_questions, ready_rows
+from ehrr1.tasks.questions import ending_in_yes_no, read_questions, ready_rows
 from ehrr1.tasks.release.index import release_index, release_splits
 from ehrr1.tasks.release.lists import keep_lists
 from ehrr1.tasks.release.rows import items_of, read_release_index
@@ -132,8 +133,29 @@ def index_of(
 ) -> build.BuildIndex:
     """Return the function that makes a shard's samples.
 
-    These are the input's own where it has some, otherwise those of the protocol.
+    These are the input's own where it has some, otherwise those of the protocol, and those of the
+    user's own labels (`data.own_labels`).
     """
+    if cfg.data.own_labels is None:
+        return _index_of(cfg, source, splits, tasks)
+    window = timedelta(hours=cfg.data.window_hours)
+    events = source.files if isinstance(source, MedsFolder) else []
+    local = None if events else Path("data.root")
+    labels = read_own_labels(Path(cfg.data.own_labels), source.subjects, events, local)
+    theirs = _index_of(cfg, source, splits, tasks)
+
+    def index(rows: pl.DataFrame, names: pl.Series, parents: dict[str, pl.DataFrame]) -> Index:
+        subjects = parents["patients"]["subject_id"]
+        own = label_index(rows, names, parents["admissions"], subjects, splits, window, labels)
+        return joined(theirs(rows, names, parents), own)
+
+    return index
+
+
+def _index_of(
+    cfg: Config, source: AnySource, splits: pl.DataFrame, tasks: Collection[str]
+) -> build.BuildIndex:
+    """Return the function that makes the samples of the input or of the protocol."""
     window = timedelta(hours=cfg.data.window_hours)
     if isinstance(source, ReleaseFolder):
         return by_position(source, splits, tasks)
@@ -156,14 +178,15 @@ def index_of(
 def questions_of(cfg: Config, source: AnySource) -> dict[str, str]:
     """Return the questions that the user names, or those of the release's ready rows.
 
-    The mapping is empty where ours are asked.
+    Labels of the user's own come with theirs. The mapping is empty where ours are asked.
     """
     path = Path(cfg.data.questions) if cfg.data.questions else None
     if isinstance(source, ReleaseFolder) and path is None:
         path = ready_rows(source.root)
         told = f"those of {path.name}" if path else "ours; data.questions=FILE of rows asks theirs"
         console.print(f"questions: {told}")
-    return read_questions(path) if path else {}
+    own = {OWN: ending_in_yes_no(cfg.data.own_question)} if cfg.data.own_question else {}
+    return (read_questions(path) if path else {}) | own
 
 
 def openness_of(cfg: Config, source: AnySource) -> dict[str, Any]:
@@ -222,7 +245,7 @@ def by_labels(
         console.print(f"task_labels: {elsewhere:,} labels are of patients that data/ has not")
     if labels.frame.is_empty():
         console.print(
-            f"{source.root}/task_labels holds no labels of our risk tasks, so there will be no "
+            f"{source.root}/task_labels holds no labels of our risk tasks, so they have no "
             "samples: put task_labels/<task>.parquet there (docs/formats.md)"
         )
 

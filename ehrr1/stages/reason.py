@@ -31,7 +31,7 @@ from ehrr1.reasoning.facts import Citable
 from ehrr1.records.events import Event
 from ehrr1.runs import Run
 from ehrr1.stages.adapt import ask as ask_directly
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.context import preamble_length
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import LEARNABLE, select
@@ -62,7 +62,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     shown = parallel.from_first(
         lambda: citations_shown(read.training, read.chains, cut, prepared.context)
     )
-    parameters = parallel.from_first(lambda: lay_base(cfg, run.folder, start, read.tokenizer))
+    parameters = parallel.from_first(lambda: lay_base(cfg, run, start, read.tokenizer))
     build = builder(cfg, start, read.tokenizer)
     metrics = train(read.trees, read.evaluation, build, run.folder, cfg, "reason")
     direct = len(read.training) - (0 if cfg.reason.also_direct else thinking)
@@ -162,7 +162,7 @@ def ask(
         chain, answer = chains[sample.sample_id]
         own = style.own(sample)
         # the release's own chains end in the answer, and its prompts ask for nothing more
-        if TASKS[sample.task].kind == "risk" and style.name != "release":
+        if ALL_TASKS[sample.task].kind == "risk" and style.name != "release":
             own = asking_for_both(sample.task, own)
         thought = Question(sample.sample_id, sample.task, True, answer, chain, instruction=own)
         return [thought, *(ask_directly(sample, risk_weight, style) if also_direct else [])]
@@ -181,15 +181,13 @@ def mixture(
     Direct ones make up `reason.direct_share` of all, if there are enough, and are drawn evenly from
     the tasks that EHR-Ins trains on; with `reason.also_direct` from those without chains.
     """
-    train = split == "train"
-    index = (
-        prepared.scan_training("reason", LEARNABLE) if train else prepared.scan(split, LEARNABLE)
-    )
+    train, learnt = split == "train", (*LEARNABLE, *prepared.own_tasks)
+    index = prepared.scan_training("reason", learnt) if train else prepared.scan(split, learnt)
     has_chain = pl.col("sample_id").is_in(list(chains))
     thinking = select(index.filter(has_chain), per_task, cfg.seed)
     share = cfg.reason.direct_share
     asked = set(thinking["task"]) if cfg.reason.also_direct else set()
-    tasks = [task for task in LEARNABLE if task not in asked]
+    tasks = [task for task in learnt if task not in asked]
     each = ceil(len(thinking) * share / (1 - share) / max(len(tasks), 1))
     direct = select(index.filter(~has_chain & pl.col("task").is_in(tasks)), each, cfg.seed)
     return prepared.as_samples(pl.concat([thinking, direct]))

@@ -28,7 +28,7 @@ from ehrr1.prompts.schedule import plan_evenly
 from ehrr1.prompts.trees import PromptBuilder
 from ehrr1.prompts.wording import style_of
 from ehrr1.runs import Run, data_is_open
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import LEARNABLE, select
 from ehrr1.training.checks import check_reinforcement
@@ -61,7 +61,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     source = run.input(cfg.rl.start) / "hf"
     tokenizer, training, validation = tokenised(cfg, run)
     plan = plan_evenly(training.tasks, cfg.rl.prompts_per_step, cfg.rl.steps, cfg.seed)
-    parameters = parallel.from_first(lambda: lay_base(cfg, run.folder, source, tokenizer))
+    parameters = parallel.from_first(lambda: lay_base(cfg, run, source, tokenizer))
     data = PromptData(training, validation, plan)
     build = builder(cfg, source, tokenizer)
     module = GRPOModule(
@@ -164,7 +164,8 @@ def make_prompts(
     wanted = cfg.rl.validation_prompts
     per_task = cfg.rl.samples_per_task if split == "train" else 2 * wanted
     train = split == "train"
-    tasks = [task for task in LEARNABLE if cfg.rl.tasks in ("all", TASKS[task].kind)]
+    learnt = (*LEARNABLE, *prepared.own_tasks)
+    tasks = [task for task in learnt if cfg.rl.tasks in ("all", ALL_TASKS[task].kind)]
     index = prepared.scan_training("rl", tasks) if train else prepared.scan(split, tasks)
     chosen = select(index, per_task, cfg.seed, balance=True)
     samples: list[Sample] = prepared.as_samples(chosen)
@@ -190,7 +191,7 @@ def compare(folder: Path, prompts: Prompts, cfg: Config) -> dict[str, float | in
             prefix = "validation/reward" if name == "total" else f"validation/reward/{name}"
             metrics[f"{prefix}/{moment}"] = mean(rewards)
     subjects = np.array([sample.subject_id for sample in prompts.asked])
-    decisions = np.array([TASKS[sample.task].kind == "decision" for sample in prompts.asked])
+    decisions = np.array([ALL_TASKS[sample.task].kind == "decision" for sample in prompts.asked])
     of_decisions = "accuracy" if "accuracy" in before else "set_f1"
     for name, reward, chosen in (
         ("accuracy", "accuracy", np.ones_like(decisions)),

@@ -20,6 +20,9 @@ Kind = Literal["decision", "risk"]
 Metric = Literal["f1", "auroc", "accuracy", "rouge"]
 Target = Literal["item", "class", "heading", "text", "label"]
 
+YES_NO = "Answer yes or no."
+"""The end of every question of a risk task."""
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -60,9 +63,7 @@ def _decision(
 
 
 def _risk(key: str, table: str, cap: int, instruction: str) -> Task:
-    return Task(
-        key, "risk", table, "auroc", instruction + " Answer yes or no.", "label", "label", cap
-    )
+    return Task(key, "risk", table, "auroc", f"{instruction} {YES_NO}", "label", "label", cap)
 
 
 _DECISION = (
@@ -392,7 +393,16 @@ BENCHMARK_TASKS: dict[str, Task] = {
 }
 """Tasks of other benchmarks, whose samples are read from files and used for evaluation only."""
 
-ALL_TASKS: dict[str, Task] = TASKS | BENCHMARK_TASKS
+NAMED_TASKS: dict[str, Task] = TASKS | BENCHMARK_TASKS
+"""Tasks whose question is known without a prepared folder."""
+
+OWN = "own"
+"""The task of the user's own labels (`data.own_labels`)."""
+
+ALL_TASKS: dict[str, Task] = NAMED_TASKS | {
+    OWN: _risk(OWN, "any", 40_000, "Will the outcome that the user has labelled happen?")
+}
+"""With the user's own task. Its question here is never asked: `data.own_question` replaces it."""
 
 
 def telling_time(question: str, time: datetime) -> str:

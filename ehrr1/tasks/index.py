@@ -40,6 +40,13 @@ class Index:
         return left_out | self.noted
 
 
+def joined(one: Index, other: Index) -> Index:
+    """Return the samples of two indexes of the same patients that have no task in common."""
+    frame = pl.concat([one.frame, other.frame.select(one.frame.columns)])
+    frame = frame.sort("subject_id", "prediction_time", "task", "sample_id")
+    return Index(frame, one.excluded | other.excluded, one.noted | other.noted)
+
+
 def build_index(
     store_rows: pl.DataFrame,
     names: pl.Series,

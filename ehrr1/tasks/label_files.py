@@ -1,8 +1,9 @@
-"""Labels in MEDS datasets: yes/no samples of risk tasks that have the same names here.
+"""Labels in MEDS' schema: yes/no samples of risk tasks.
 
-A file is `task_labels/<task>.parquet` or `task_labels/<task>/**/*.parquet`, in the label schema of
-MEDS: `subject_id, prediction_time, boolean_value`. The context of a sample includes what was known
-*by* its time.
+A file has the columns `subject_id, prediction_time, boolean_value`. In a MEDS dataset it is
+`task_labels/<task>.parquet` or `task_labels/<task>/**/*.parquet`, of a task that has the same name
+here; labels of the user's own (`data.own_labels`) are the task `own` of any store. The context of a
+sample includes what was known *by* its time.
 """
 
 from collections import Counter
@@ -12,12 +13,15 @@ from datetime import timedelta
 from pathlib import Path
 
 import polars as pl
+from rich.console import Console
 
 from ehrr1.errors import UserError
 from ehrr1.records.reading import as_moment, check_zones, data_files
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.catalog import OWN, TASKS
 from ehrr1.tasks.index import Index, completed, numbered_events
 from ehrr1.tasks.labels import SAMPLE_SCHEMA
+
+console = Console(stderr=True)
 
 COLUMNS = ("subject_id", "prediction_time", "boolean_value")
 
@@ -48,6 +52,32 @@ def read_labels(root: Path, tasks: Collection[str], events: Sequence[Path]) -> L
             read.append(path)
     check_zones([*events, *read], ("time", "prediction_time"))
     return Labels(pl.concat(parts), sorted(unknown))
+
+
+def read_own_labels(
+    path: Path, subjects: pl.Series, events: Sequence[Path], local: Path | None
+) -> Labels:
+    """Read the user's own labels: a .parquet file, or all of a folder and its subfolders.
+
+    `subjects` are the patients of the store; labels of others are counted on standard error. Times
+    must have the zone of the records': `events` are the files of a MEDS dataset, `local` the folder
+    of tables whose times have none. Raises UserError for files that cannot be used, and where no
+    label is of a patient of the store.
+    """
+    files = data_files(path) if path.is_dir() else [path] * path.is_file()
+    if not files:
+        raise UserError(f"data.own_labels={path}: there is no .parquet file; name one, or a folder")
+    labels = pl.concat(_read(file) for file in files).with_columns(pl.lit(OWN).alias("task"))
+    check_zones([*events, *files], ("time", "prediction_time"), local)
+    elsewhere = int((~labels["subject_id"].is_in(subjects.implode())).sum())
+    if elsewhere == labels.height:
+        raise UserError(
+            f"data.own_labels={path}: none of its {elsewhere:,} labels is of a patient that is "
+            "read; the subject_id must be those of the records"
+        )
+    if elsewhere:
+        console.print(f"data.own_labels: {elsewhere:,} labels are of patients that are not read")
+    return Labels(labels)
 
 
 def _read(path: Path) -> pl.DataFrame:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ehrr1.errors import UserError
 from ehrr1.files import write_json
-from ehrr1.tasks.catalog import ALL_TASKS
+from ehrr1.tasks.catalog import NAMED_TASKS, YES_NO
 from ehrr1.tasks.external.benchmark import rows_of
 from ehrr1.tasks.samples import QUESTIONS
 
@@ -27,7 +27,7 @@ def read_questions(path: Path) -> dict[str, str]:
         info = row.get("task_info")
         task = info.get("task") if isinstance(info, dict) else None
         question = row.get("instruction")
-        if task not in ALL_TASKS or not isinstance(question, str) or not question.strip():
+        if task not in NAMED_TASKS or not isinstance(question, str) or not question.strip():
             continue
         if found.setdefault(task, question) != question:
             raise UserError(
@@ -40,6 +40,12 @@ def read_questions(path: Path) -> dict[str, str]:
             "the benchmark are needed, as JSONL or CSV"
         )
     return found
+
+
+def ending_in_yes_no(question: str) -> str:
+    """Return the question of a risk task, which says how it is answered."""
+    text = question.strip()
+    return text if text.lower().rstrip(".?! ").endswith("yes or no") else f"{text} {YES_NO}"
 
 
 def ready_rows(root: Path) -> Path | None:

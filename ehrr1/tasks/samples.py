@@ -15,7 +15,7 @@ from ehrr1.records.events import Event
 from ehrr1.records.markdown import events_of
 from ehrr1.records.reading import READ_ERRORS
 from ehrr1.records.store import Store
-from ehrr1.tasks.catalog import ALL_TASKS, telling_time
+from ehrr1.tasks.catalog import ALL_TASKS, OWN, telling_time
 from ehrr1.tasks.context import context_events, preamble_length
 from ehrr1.tasks.paper import context as paper_context
 
@@ -111,6 +111,11 @@ class Prepared:
         """Return task -> question in the wording of `data.questions`, for tasks that have one."""
         path = self.folder / QUESTIONS
         return dict(read_json(path)) if path.exists() else {}
+
+    @property
+    def own_tasks(self) -> tuple[str, ...]:
+        """Return the task of the user's own labels, if the folder was prepared with some."""
+        return (OWN,) if OWN in self.questions else ()
 
     @cached_property
     def names(self) -> list[str]:

@@ -16,14 +16,17 @@ import polars as pl
 
 from ehrr1.errors import UserError
 from ehrr1.json_text import BadJsonError, from_json, id_of, is_id
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.catalog import OWN, TASKS
 from ehrr1.tasks.selection import RISK, rank, select
 
 Balance = Literal["none", "weights", "force"]
 Limits = Mapping[str, int | None]
 """Task -> maximum number of its samples in each split; None: all."""
 
-BALANCED = (*RISK, "chartevents", "emar", "next_event")
+YES_OR_NO = (*RISK, OWN)
+"""Tasks whose answer is yes or no."""
+
+BALANCED = (*YES_OR_NO, "chartevents", "emar", "next_event")
 """Tasks with few or very unequal labels, the only ones that EHR-R1 balances."""
 
 SHOWN = 5
@@ -142,7 +145,7 @@ def draw(
         elif balance == "weights":
             parts.append(_by_weight(rows, own, seed))
         else:
-            risk = pl.col("task").is_in(RISK)
+            risk = pl.col("task").is_in(YES_OR_NO)
             parts.append(select(rows.filter(risk), own, seed, balance=True))
             parts.append(_by_weight(rows.filter(~risk), own, seed))
     drawn = pl.concat(parts) if parts else index

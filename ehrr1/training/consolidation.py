@@ -17,6 +17,7 @@ from ehrr1.errors import UserError
 from ehrr1.files import read_json, replacing, write_json
 from ehrr1.models.loading import add_adapters, end_at_turn, read_whole, refuse_other_weights
 from ehrr1.training.checkpoints import best_checkpoints, checkpoints, reading_checkpoint
+from ehrr1.training.model_card import CARD, with_result
 
 SHARD_BYTES = 4 * 2**30
 """The size of one file of exported weights at most, one tensor aside."""
@@ -27,13 +28,13 @@ def write_base(
     config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype,
-    source: Path | str | None = None,
-    lora: Lora | None = None,
+    card: str,
+    adapters: dict[str, Any] | None = None,
 ) -> None:
     """Write to `folder`/base all files of the later hf/ but the weights.
 
-    Any checkpoint can then be turned into hf/, also after a crash. For adapters (`lora`) the folder
-    `source` of the weights that they adapt is noted.
+    Any checkpoint can then be turned into hf/, also after a crash. `adapters` notes the `source` of
+    the weights that they adapt and their settings `lora`.
     """
     with replacing(folder / "base") as base:
         config.dtype = dtype
@@ -41,8 +42,9 @@ def write_base(
         config.save_pretrained(base)
         generation.save_pretrained(base)
         tokenizer.save_pretrained(base)
-        if lora is not None:
-            write_json(base / "adapters.json", {"source": str(source), "lora": lora.plain()})
+        (base / CARD).write_text(card, encoding="utf-8")
+        if adapters is not None:
+            write_json(base / "adapters.json", adapters)
 
 
 def consolidate(folder: Path, which: str | int = "last") -> int:
@@ -65,7 +67,21 @@ def consolidate(folder: Path, which: str | int = "last") -> int:
             tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
             weights = learnt_weights(checkpoint)
             write_weights(((n, w.to(config.dtype)) for n, w in weights if n not in tied), hf)
+        _complete_card(hf, folder, step)
     return step
+
+
+def _complete_card(hf: Path, folder: Path, step: int) -> None:
+    """Add results to the card of a model, which that of its adapters is a copy of.
+
+    Runs that were begun by version 0.1 have none.
+    """
+    if not (hf / CARD).exists():
+        return
+    text = with_result((hf / CARD).read_text(encoding="utf-8"), folder, step)
+    for place in (hf, hf / "adapter"):
+        if place.is_dir():
+            (place / CARD).write_text(text, encoding="utf-8")
 
 
 def _find(folder: Path, which: str | int) -> tuple[Path, int]:

@@ -13,7 +13,7 @@ from ehrr1.prompts.messages import asking_for_both
 from ehrr1.prompts.schedule import StepData, Steps
 from ehrr1.prompts.trees import PromptBuilder, Question
 from ehrr1.reasoning.facts import Citable
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 
 Thinking = Literal["none", "chain", "both"]
@@ -75,7 +75,7 @@ class Prompts(Sequence[RLPrompt]):
         Decision tasks think and risk tasks answer at once, as released, unless `rl.think` says
         otherwise.
         """
-        if TASKS[sample.task].kind == "decision":
+        if ALL_TASKS[sample.task].kind == "decision":
             return "none" if self.think == "none" else "chain"
         return "both" if self.think == "both" else "none"
 
@@ -90,7 +90,7 @@ class Prompts(Sequence[RLPrompt]):
             sample.sample_id,
             sample.subject_id,
             sample.task,
-            TASKS[sample.task].kind,
+            ALL_TASKS[sample.task].kind,
             self.thinking(sample),
             sample.target,
             tree["trunk"] + tree["prompts"][branch],

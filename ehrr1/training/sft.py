@@ -24,10 +24,12 @@ from ehrr1.prompts.forest import Forest
 from ehrr1.prompts.schedule import Step, StepData, forest_steps, plan_steps
 from ehrr1.prompts.trees import PromptBuilder, Question
 from ehrr1.prompts.wording import Wording
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.runs import Run
+from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.training.consolidation import consolidate, write_base
 from ehrr1.training.losses import supervised_loss
+from ehrr1.training.model_card import model_card
 from ehrr1.training.module import Build, ForestModule
 from ehrr1.training.strategies import on_gpu
 from ehrr1.training.targets import find
@@ -67,7 +69,9 @@ class SupervisedModule(ForestModule):
 
     def on_validation_start(self) -> None:
         """Begin the sums over the held-out trees."""
-        self.sums = {name: 0.0 for name in ("loss", "weight", *TASKS, *map(_tokens_of, TASKS))}
+        self.sums = {
+            name: 0.0 for name in ("loss", "weight", *ALL_TASKS, *map(_tokens_of, ALL_TASKS))
+        }
 
     @torch.no_grad()
     def validation_step(self, step: Step, index: int) -> None:
@@ -85,7 +89,7 @@ class SupervisedModule(ForestModule):
         """Turn the sums of all processes into `eval/loss` and `eval/loss/<task>` (nats a token)."""
         sums = dict(zip(self.sums, parallel.totals(list(self.sums.values())), strict=True))
         found = {"eval/loss": sums["loss"] / max(sums["weight"], 1e-9)}
-        for task in TASKS:
+        for task in ALL_TASKS:
             if sums[_tokens_of(task)]:
                 found[f"eval/loss/{task}"] = sums[task] / sums[_tokens_of(task)]
         self.evaluated = found
@@ -137,15 +141,18 @@ def builder(
     return build
 
 
-def lay_base(
-    cfg: Config, folder: Path, source: Path | None, tokenizer: PreTrainedTokenizerBase
-) -> int:
+def lay_base(cfg: Config, run: Run, source: Path | None, tokenizer: PreTrainedTokenizerBase) -> int:
     """Write what hf/ will hold beside the weights; return the number of the model's parameters."""
     config = read_config(cfg.model, source, len(tokenizer))
     dtype = torch.float32 if cfg.trainer.precision == "32-true" else torch.bfloat16
-    start = start_of(cfg.model, source)
-    write_base(folder, config, tokenizer, dtype, start, cfg.model.lora)
-    return count_parameters(config)
+    adapters = None
+    if cfg.model.lora is not None:
+        start = start_of(cfg.model, source)
+        adapters = {"source": str(start), "lora": cfg.model.lora.plain()}
+    parameters = count_parameters(config)
+    card = model_card(cfg, run, parameters)
+    write_base(run.folder, config, tokenizer, dtype, card, adapters)
+    return parameters
 
 
 def tokenise(

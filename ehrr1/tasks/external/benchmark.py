@@ -22,7 +22,7 @@ from ehrr1.errors import UserError
 from ehrr1.json_text import BadJsonError, from_json, id_of, is_id
 from ehrr1.records.markdown import events_of
 from ehrr1.records.reading import is_data
-from ehrr1.tasks.catalog import ALL_TASKS
+from ehrr1.tasks.catalog import NAMED_TASKS
 from ehrr1.tasks.external.cells import LONGEST, value_of
 from ehrr1.tasks.external.texts import Texts, text_file
 from ehrr1.tasks.release.rows import chain_of, items_of
@@ -257,7 +257,7 @@ def _row(given: dict[str, Any] | str, number: int, split: str) -> dict[str, Any]
     task = info.get("task") if isinstance(info, dict) else None
     if not isinstance(info, dict) or not isinstance(task, str):
         raise UnusableError("no_task")
-    if task not in ALL_TASKS:
+    if task not in NAMED_TASKS:
         raise UnusableError("unknown_task")
     text, question = (_text(given, name) for name in ("input", "instruction"))
     subject = given.get("subject_id", info.get("subject_id"))
@@ -275,7 +275,7 @@ def _row(given: dict[str, Any] | str, number: int, split: str) -> dict[str, Any]
         "n_context_rows": len(events),
         "target": _in_order(_answer(_text(given, "output"), task), info.get("target")),
         "instruction": question,
-        "candidates": candidates if ALL_TASKS[task].kind == "decision" else [],
+        "candidates": candidates if NAMED_TASKS[task].kind == "decision" else [],
         "input": text,
         "chain": chain,
     }
@@ -335,10 +335,10 @@ def _answer(output: str, task: str) -> list[str]:
 
     Raises UnusableError for a risk task with another answer.
     """
-    if ALL_TASKS[task].target == "text":
+    if NAMED_TASKS[task].target == "text":
         return [output.strip()]
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    if ALL_TASKS[task].kind == "decision":
+    if NAMED_TASKS[task].kind == "decision":
         return list(dict.fromkeys(lines))
     answer = lines[0].lower() if len(lines) == 1 else ""
     if answer not in ("yes", "no"):

@@ -5,7 +5,7 @@ The release's own reader and scorer use these values, and exports of this projec
 
 from typing import Any
 
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.paper.context import NOTE_HIDDEN
 
 RECALL = frozenset(
@@ -27,7 +27,7 @@ def task_info(task: str) -> dict[str, Any]:
 
     `bid_event` are the tables that the window does not show.
     """
-    entry = TASKS[task]
+    entry = ALL_TASKS[task]
     if entry.kind == "risk":
         key, metric, kind = None, "aucroc", "risk_prediction"
     else:
