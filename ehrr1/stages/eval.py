@@ -22,6 +22,7 @@ from pathlib import Path
 from zlib import crc32
 
 import polars as pl
+import torch
 from rich.console import Console
 
 from ehrr1 import runs
@@ -104,8 +105,9 @@ def asked(cfg: Config, run: Run, phases: Phases) -> pl.DataFrame:
     tell_other_wording(cfg, run)
     shared = Shared(TreeMemory() if len(wanted) > 1 else TreeMemory(0), phases)
     with learning(cfg, run, study, wanted[-1]) as learnt:
-        for result in wanted:
-            ask(cfg, run, study, result, shared)
+        with cores_left_to(learnt):
+            for result in wanted:
+                ask(cfg, run, study, result, shared)
         if learnt is not None:
             if not learnt.done():
                 console.print("the models have answered; the baselines are still being learnt")
@@ -209,6 +211,21 @@ def learning(
     plain = replace(study, prepared=Prepared(study.prepared.folder))  # without open files
     with beside(partial(learn, cfg, run, plain, result)) as learnt:
         yield learnt
+
+
+@contextmanager
+def cores_left_to(learnt: Future[Phases] | None) -> Iterator[None]:
+    """Let PyTorch use two threads fewer on a CPU, and at least one, where baselines are learnt.
+
+    Its threads wait for each other after each operation: with one core too few all of them are
+    slower than a single one.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads if learnt is None else max(1, threads - 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def learn(cfg: Config, run: Run, study: Study, result: Target) -> Phases:
