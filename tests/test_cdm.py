@@ -12,7 +12,7 @@ from ehrr1.errors import UserError
 from ehrr1.evaluation.baselines.features import bag_of_events
 from ehrr1.records.markdown import record_markdown
 from ehrr1.runs import Run
-from ehrr1.stages import prepare
+from ehrr1.stages import export, prepare
 from ehrr1.tasks.catalog import ALL_TASKS, ONE_ITEM, SUITES
 from ehrr1.tasks.external.benchmark_tasks import DISEASES
 from ehrr1.tasks.external.cdm import hide
@@ -150,6 +150,19 @@ def test_admissions_become_samples(tmp_path: Path) -> None:
     for table in ("laboratory_tests", "microbiology", "physical_examination"):
         lost = [n for name, n in metrics.items() if name.startswith(f"rows_reported/{table}/")]
         assert sum(lost) == 1 == metrics[f"rows/{table}"] - metrics[f"rows_kept/{table}"]
+
+
+def test_its_questions_are_exported(tmp_path: Path) -> None:
+    world, _ = prepared(physionet(tmp_path / "cdm"), tmp_path / "prepare")
+    (tmp_path / "export").mkdir()
+    run = Run(tmp_path / "export", "export", {"prepare": world.folder})
+    assert export.write(composed("export.layout=jsonl"), run) == {"rows": 4}
+    lines = (tmp_path / "export" / "samples.jsonl").read_text().splitlines()
+    disease, icd, *_ = map(json.loads, lines)
+    assert disease["task_info"]["event"] == "cdm_disease" == disease["task_info"]["task"]
+    assert disease["output"] == "appendicitis" and disease["candidates"] == [*DISEASES]
+    assert icd["output"] == "Acute appendicitis\nTobacco use" and icd["candidates"] is None
+    assert disease["input"] == icd["input"] == RECORD
 
 
 def test_the_answers_are_not_in_the_context(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from ehrr1.errors import UserError
 from ehrr1.evaluation.baselines.features import bag_of_events
 from ehrr1.records.markdown import record_markdown
 from ehrr1.runs import Run
-from ehrr1.stages import prepare
+from ehrr1.stages import export, prepare
 from ehrr1.tasks.catalog import ALL_TASKS, SUITES
 from ehrr1.tasks.external.benchmark_tasks import EHRSHOT_QUESTIONS
 from ehrr1.tasks.external.ehrshot_text import CodedRow, PatientText
@@ -157,6 +157,17 @@ def test_both_forms_give_the_same_samples(tmp_path: Path) -> None:
     ]
     for one, same in zip(world.samples(), other.samples(), strict=True):
         assert record_markdown(world.context(one)) == record_markdown(other.context(same))
+
+
+def test_its_questions_are_exported(tmp_path: Path) -> None:
+    world, _ = prepared(assets(tmp_path), tmp_path / "csv")
+    (tmp_path / "export").mkdir()
+    run = Run(tmp_path / "export", "export", {"prepare": world.folder})
+    assert export.write(composed("export.layout=jsonl", "export.split=all"), run) == {"rows": 6}
+    lines = (tmp_path / "export" / "samples.jsonl").read_text().splitlines()
+    assert [(one["task_info"]["event"], one["output"]) for one in map(json.loads, lines)] == [
+        (sample.task, *sample.target) for sample in world.samples()
+    ]
 
 
 def test_a_context_is_what_was_known(tmp_path: Path) -> None:

@@ -185,12 +185,12 @@ def messages_of(question: Question, style: Wording) -> dict[str, Any]:
 def event_of(sample: Sample) -> str:
     """Return the table that a sample asks about; for `next_event` that of the event itself.
 
-    The user's own task asks about none, and has its name.
+    Tasks that ask about none have their own names: the user's own task, and those of benchmarks.
     """
-    task = ALL_TASKS[sample.task]
-    if task.anchor_table in TABLES:
-        return task.anchor_table
-    if task.kind == "risk":
+    anchor = ALL_TASKS[sample.task].anchor_table
+    if anchor in TABLES:
+        return anchor
+    if sample.task != "next_event":
         return sample.task
     [answer] = sample.target
     return TABLE_OF.get(answer, answer)
