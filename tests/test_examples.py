@@ -27,13 +27,6 @@ EXAMPLES = ROOT / "examples"
 README = (EXAMPLES / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^((?:PYTHONPATH=\S+ )?python .*)$", README, re.MULTILINE)
 
-WARM = """
-import runpy
-import ehrr1.stages.adapt, ehrr1.stages.eval, ehrr1.stages.rl
-runpy.run_module("tests.forked_commands", run_name="__main__")
-"""
-"""A process that has imported what training needs, from which one is forked for each command."""
-
 Stage = Callable[[str], str]
 
 
@@ -54,7 +47,7 @@ def stage(place: Path) -> Iterator[Stage]:
     """Run the command of the README that holds some words; return what it has told."""
     path = os.pathsep.join([str(ROOT), str(place / "examples")])
     with subprocess.Popen(
-        [sys.executable, "-c", WARM],
+        [sys.executable, "-m", "tests.forked_commands"],
         cwd=place,
         env=os.environ | {"PYTHONPATH": path},
         stdin=subprocess.PIPE,
@@ -67,11 +60,10 @@ def stage(place: Path) -> Iterator[Stage]:
         def run(words: str) -> str:
             command = words_of(words)
             assert command[:2] == ["python", "run.py"]
-            asked.write(json.dumps(command[2:]) + "\n")
-            asked.flush()
-            done = json.loads(answers.readline())
-            assert done["code"] == 0, done["said"][-3000:]
-            return str(done["said"])
+            print(json.dumps([str(place), command[2:]]), file=asked, flush=True)
+            code, _, said = json.loads(answers.readline())
+            assert code == 0, said[-3000:]
+            return str(said)
 
         yield run
         asked.close()
