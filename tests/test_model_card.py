@@ -141,9 +141,9 @@ def test_the_command_has_no_path(
 def test_each_export_has_a_card(smoke: Path, tmp_path: Path) -> None:
     words = [f"output_root={tmp_path}", f"inputs.prepare={smoke / 'prepare'}"]
     execute(composed("experiment=smoke", "stage=export", "export.limit=3", *words))
-    text = card(tmp_path / "smoke" / "export" / "rows-test-3")
+    text = card(tmp_path / "smoke" / "export" / "parquet-test-3")
     assert front_of(text)["license_name"] == "to-be-decided"
-    assert "# Data card" in text and "export.layout=rows" in text
+    assert "# Data card" in text and "export.layout=parquet" in text
     assert "The records are open (invented patients)" in text
     for heading in ("Settings", "Patients", "Tables", "Samples", "Answers", "Left out"):
         assert f"\n## {heading}" in text

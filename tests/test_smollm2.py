@@ -100,7 +100,7 @@ def test_it_adapts_on_the_open_demo(
     arguments += ["experiment=smollm2", "data=mimic", "data.tasks=[labevents,Inpatient_Mortality]"]
     done = command_line(*arguments, "stage=prepare")
     assert done.returncode == 0, done.stderr
-    few = ["adapt.samples_per_task=3", "adapt.max_tokens=256", "adapt.max_steps=3"]
+    few = ["adapt.samples_per_task=6", "adapt.max_tokens=256", "adapt.max_steps=3"]
     done = command_line(*arguments, *few, "adapt.lr=1.0e-5", "stage=adapt")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "smollm2" / "mimic" / "adapt"
