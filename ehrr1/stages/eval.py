@@ -105,8 +105,8 @@ def asked(cfg: Config, run: Run, phases: Phases) -> pl.DataFrame:
     tell_other_wording(cfg, run)
     shared = Shared(TreeMemory() if len(wanted) > 1 else TreeMemory(0), phases)
     with learning(cfg, run, study, wanted[-1]) as learnt:
-        with cores_left_to(learnt):
-            for result in wanted:
+        for result in wanted:
+            with cores_left_to(learnt):
                 ask(cfg, run, study, result, shared)
         if learnt is not None:
             if not learnt.done():
@@ -215,13 +215,14 @@ def learning(
 
 @contextmanager
 def cores_left_to(learnt: Future[Phases] | None) -> Iterator[None]:
-    """Let PyTorch use two threads fewer on a CPU, and at least one, where baselines are learnt.
+    """Let PyTorch use two threads fewer on a CPU, and at least one, while baselines are learnt.
 
     Its threads wait for each other after each operation: with one core too few all of them are
     slower than a single one.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(threads if learnt is None else max(1, threads - 2))
+    alone = learnt is None or learnt.done()
+    torch.set_num_threads(threads if alone else max(1, threads - 2))
     try:
         yield
     finally:
