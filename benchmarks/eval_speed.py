@@ -1,4 +1,4 @@
-"""Where the seconds of an evaluation go, and the digests of what it has found.
+"""Measure the phases of an evaluation, and print digests of what it has found.
 
     python -m benchmarks.eval_speed outputs/demo FOLDER experiment=demo
 

@@ -24,6 +24,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import (
     AutoModelForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
@@ -55,6 +56,17 @@ class Written:
         return self.tokens / self.seconds
 
 
+def random_model(config: PreTrainedConfig, folder: Path) -> PreTrainedModel:
+    """Write a float32 model with random weights to `folder`; return it."""
+    torch.manual_seed(0)
+    attention = choose("auto", torch.float32)
+    model = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, attn_implementation=attention
+    ).eval()
+    model.save_pretrained(folder)
+    return model
+
+
 def make_model(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     config = Qwen3Config(
         vocab_size=END + 1,
@@ -68,12 +80,7 @@ def make_model(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         max_position_embeddings=4096,
         eos_token_id=END,
     )
-    torch.manual_seed(0)
-    attention = choose("auto", torch.float32)
-    model = AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32, attn_implementation=attention
-    ).eval()
-    model.save_pretrained(folder)
+    model = random_model(config, folder)
     words = Tokenizer(models.WordLevel({"<end>": END}, unk_token="<end>"))
     return model, PreTrainedTokenizerFast(
         tokenizer_object=words, eos_token="<end>", pad_token="<end>"

@@ -112,7 +112,7 @@ def commands(outputs: Path, checkout: Path) -> dict[str, Command]:
 
 
 def floors() -> dict[str, Command]:
-    """What every command, and every training, needs at least."""
+    """Return the commands of the floor: what every command, and every training, needs."""
     codes = ("pass", "import torch", f"import {PACKAGES}")
     return {f"floor: `{code}`": lambda folder, code=code: whole(["-c", code], 0) for code in codes}
 

@@ -21,14 +21,13 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel
 
 from benchmarks.measure import ROOT, machine, markdown, parser, report
-from benchmarks.rollout_speed import make_model
+from benchmarks.rollout_speed import make_model, random_model
 from ehrr1.config.writers import Sync, VllmSettings
 from ehrr1.engines.vllm import VLLMEngine
 from ehrr1.engines.weight_sync import SYNC_TOLERANCE, check_sync
-from ehrr1.models.attention import choose
 from ehrr1.models.logprobs import token_logprobs
 from ehrr1.models.weights import whole_weights
 from ehrr1.prompts.forest import collate
@@ -58,13 +57,7 @@ def smollm2(folder: Path) -> PreTrainedModel:
         tie_word_embeddings=True,
         max_position_embeddings=2048,
     )
-    torch.manual_seed(0)
-    attention = choose("auto", torch.float32)
-    model = AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32, attn_implementation=attention
-    ).eval()
-    model.save_pretrained(folder)
-    return model
+    return random_model(config, folder)
 
 
 def cpu_seconds(process: int) -> float:

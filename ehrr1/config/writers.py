@@ -202,7 +202,7 @@ EngineConfig = Annotated[
 
 
 Sync = Literal["memory", "files"]
-"""How new weights reach an engine."""
+"""The ways in which new weights reach an engine."""
 
 
 class VllmRolloutConfig(VllmEngineConfig):

@@ -1,4 +1,4 @@
-"""How the bytes of weights come from the trainer's memory to the workers of an engine.
+"""Carriers of weights from the trainer's memory to the workers of an engine.
 
 Each carrier has an end in the trainer (rank 0) and one in each worker. What needs GPUs, NCCL and
 CUDA IPC, has never run.
@@ -29,7 +29,7 @@ Transport = Literal["gloo", "nccl", "shared"]
 
 @dataclass(frozen=True)
 class Offer:
-    """What workers are told of a transfer.
+    """The description of a transfer that workers receive.
 
     `host` and `port` are those of the trainer's store. `transport` says how bytes come: `gloo`, a
     broadcast from CPU to CPU; `nccl`, a broadcast from the trainer's GPU to others; `shared`, the

@@ -1,4 +1,4 @@
-"""Where the seconds of an evaluation go."""
+"""The seconds of an evaluation, by phase."""
 
 import resource
 import time

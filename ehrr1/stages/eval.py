@@ -119,7 +119,7 @@ def asked(cfg: Config, run: Run, phases: Phases) -> pl.DataFrame:
 
 @dataclass(frozen=True)
 class Shared:
-    """What the results of one evaluation share: tokens, and the clock of its phases."""
+    """The common parts of the results of one evaluation: tokens, and the clock of its phases."""
 
     trees: TreeMemory
     phases: Phases

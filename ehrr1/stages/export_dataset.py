@@ -43,8 +43,9 @@ BYTES_AT_ONCE = 32_000_000
 """Size of the texts of a group of contexts.parquet, at least."""
 
 PAGE_ROWS, PAGE_BYTES = 64, 16_000_000
-"""Of contexts.parquet: the size of a page is looked at every so many rows; a page of so many bytes
-is compressed as a whole, so that what its contexts have in common is written once."""
+"""Rows of contexts.parquet after which the size of a page is checked, and the bytes of a page.
+
+It is compressed as a whole, so that what its contexts have in common is written once."""
 
 LEVEL = 3
 """The level of zstd."""

@@ -52,7 +52,7 @@ CONTEXTS = {
 
 
 class Source(NamedTuple):
-    """What an export reads, in a form that can be sent to other processes."""
+    """The input of an export, in a form that can be sent to other processes."""
 
     prepared: Path
     wording: WordingName

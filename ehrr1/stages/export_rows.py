@@ -30,7 +30,7 @@ from ehrr1.tasks.release.task_info import task_info
 from ehrr1.tasks.samples import Prepared, Sample
 
 PLACES = ("period_begin", "period_end", "admissions_id", "last_discharge_id")
-"""Of a sample of the paper's protocol: positions in the patient's list of events."""
+"""Fields of a sample of the paper's protocol: positions in the patient's list of events."""
 
 TABLE_OF = {table.heading: name for name, table in TABLES.items()}
 

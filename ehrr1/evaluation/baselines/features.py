@@ -79,7 +79,7 @@ def bag_of_events(context: Sequence[Event]) -> Bag:
 
 
 class RowFeatures(NamedTuple):
-    """What one row adds to a bag: names to count, and numbers with the names of their series."""
+    """The part of a bag that one row adds: names to count, and numbers of named series."""
 
     counts: tuple[str, ...]
     numbers: tuple[tuple[str, float], ...]
