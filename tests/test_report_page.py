@@ -22,9 +22,11 @@ from ehrr1.evaluation.pages.curves import (
     reliability,
     roc,
 )
+from ehrr1.evaluation.pages.html import coloured
 from ehrr1.evaluation.predictions import SCHEMA
 
 Driver = Any
+HERE = Path(__file__).parent
 
 RISK = ("ED_Hospitalization", "Inpatient_Mortality", "ICU_Stay_7day")
 DECISIONS = ("labevents", "transfers")
@@ -89,6 +91,7 @@ def cases_of(table: pl.DataFrame, number: int = 6) -> list[Case]:
             row["sample_id"],
             row["task"],
             row["model"],
+            f"What is next? {EVIL}",
             f"## Note\n{SECRET} {EVIL}",
             f"<think>\nwell\n</think>\n{EVIL}",
             row["prediction"],
@@ -120,6 +123,7 @@ def written(
         metrics,
         TASKS,
         title=f"made up {EVIL}",
+        about={"data": "synthetic, invented patients, open", "software": f"ehrr1 {EVIL}"},
         settings=SETTINGS | {"note": EVIL},
         split="test",
         cases=cases_of(scored),
@@ -216,6 +220,7 @@ def test_a_case_opens_with_record_chain_answer_and_truth(browser: Driver, report
         click(browser, case.find_element("css selector", "summary"))
         # a browser tells the page of it in a later task
         WebDriverWait(case, 10).until(lambda one: one.find_elements("css selector", ".inside"))
+        assert "What is next?" in case.text
         assert SECRET in case.text and "onerror=alert(1)" in case.text and "well" in case.text
     assert "Truth" in cases[0].text  # a risk task comes first, a decision second
     assert any(word in cases[1].text for word in ("Right", "Missed"))
@@ -272,7 +277,7 @@ def test_saturated_probabilities_are_warned_of_and_the_other_mode_is_named() -> 
         probability=pl.when(pl.col("model") == "rl:think").then(sure).otherwise("probability")
     )
     told = warnings(table, summarise(table, TASKS, "test", 10, 0))
-    assert len(told) == 1
+    assert len([one for one in told if "saturated" in one]) == 1
     assert told[0].startswith("The probabilities of rl:think are saturated: 100%")
     assert "TRIAGE" in told[0] and "Look at rl:both" in told[0]
     alone = table.filter(pl.col("model") == "rl:think")
@@ -291,6 +296,55 @@ def test_what_could_not_be_read_or_was_not_asked_is_warned_of() -> None:
     assert any(one.startswith("adapt answered ") for one in told)
     assert any("30 patients" in one for one in told)
     assert any(one.endswith(f"all answers are the same there: {RISK[0]}.") for one in told)
+
+
+def test_probabilities_that_are_no_risks_are_warned_of() -> None:
+    table = predictions({"adapt": 0.5, "rl": 0.5}, patients=90)
+    metrics = {"adapt/risk/ece/macro": 0.141, "adapt/risk/ece_calibrated/macro": 0.032}
+    assert warnings(table, metrics | {"rl/risk/ece/macro": 0.099}) == [
+        "Do not read these probabilities as risks, only as ranks: the calibration error (ECE) of "
+        "adapt 0.141 (0.032 after recalibration) is large."
+    ]
+
+
+def test_a_stage_keeps_its_colour_in_a_comparison_and_each_run_has_its_mark() -> None:
+    alone = {one["name"]: one for one in coloured(["adapt", "rl", "boosting"])}
+    both = coloured(["adapt@a", "rl@a", "boosting", "adapt@b", "rl@b", "rl:both@b"])
+    colours = {one["name"]: (one["colour"], one["run"]) for one in both}
+    for stage in ("adapt", "rl"):
+        assert colours[f"{stage}@a"] == (alone[stage]["colour"], 0)
+        assert colours[f"{stage}@b"] == (alone[stage]["colour"], 1)
+    assert colours["boosting"] == (alone["boosting"]["colour"], 0)
+    assert len(set(colours.values())) == len(colours)
+
+
+# --- the page for everybody -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [420, 1400])
+def test_everybody_can_read_and_reach_it(
+    browser: Driver, report: Path, width: int, scheme: str
+) -> None:
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    look(browser, report, width)
+    for check in ("readable.js", "reachable.js"):
+        assert browser.execute_script((HERE / check).read_text(encoding="utf-8"))[:5] == []
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_it_says_what_was_evaluated_and_that_a_table_goes_on(browser: Driver, report: Path) -> None:
+    look(browser, report, 420)
+    head = found(browser, "header")[0].text
+    assert "Research only, not for clinical use." in head
+    assert "synthetic, invented patients, open" in head
+    wider = (
+        "return [...document.querySelectorAll('.scroll')]"
+        ".map(one => [one.scrollWidth > one.clientWidth, one.classList.contains('wider')])"
+    )
+    there = browser.execute_script(wider)
+    assert any(cut for cut, _ in there) and all(cut == told for cut, told in there)
 
 
 # --- curves and cases -----------------------------------------------------------------------------

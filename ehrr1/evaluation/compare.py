@@ -11,6 +11,7 @@ differ in their seed only are also one result, `seeds/<result>@<runs>` (`evaluat
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from itertools import combinations
 from os.path import commonprefix
 from pathlib import Path
@@ -41,6 +42,7 @@ from ehrr1.evaluation.tables import (
 from ehrr1.evaluation.tolerance import with_tolerance
 from ehrr1.files import read_yaml, replacing, write_json, write_text
 from ehrr1.graph.same_names import check_dictionary
+from ehrr1.runs.environment import version
 from ehrr1.tasks.catalog import ALL_TASKS
 
 NOT_TOLD = ("output_root", "inputs", "rescore", "compare", "variant", "name", "stage", "overwrite")
@@ -120,6 +122,7 @@ def compare(
     data = report_data(together, split, metrics, tasks, notes)
     asked_alike = unlike(runs, scored, list(matched))
     data |= {
+        "about": [["software", version()], ["date", f"{datetime.now(UTC):%Y-%m-%d}"]],
         "title": "Comparison: " + ", ".join(run.label for run in runs),
         "lead": [["runs", f"{len(runs)}"], *lead(scored, split)],
         "rules": rules({**_numbers(runs), "bootstrap": replicates}),

@@ -1,17 +1,31 @@
 """The machine and the packages that a run is made with."""
 
 import platform
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
+from ehrr1 import __version__
+
 
 def environment() -> str:
-    """Describe Python, platform, command, processor and installed packages, one a line."""
+    """Describe Python, platform, command, version, processor and packages, one a line."""
     # the folders' names say it all: parsing every package's metadata takes a third of a second
     installed = {info.stem for path in sys.path for info in Path(path).glob("*.dist-info")}
     packages = sorted("==".join(name.rsplit("-", 1)) for name in installed)
     lines = [f"python {platform.python_version()}", platform.platform(), " ".join(sys.argv)]
-    return "\n".join([*lines, *_kernels(), *packages]) + "\n"
+    return "\n".join([*lines, version(), *_kernels(), *packages]) + "\n"
+
+
+def version() -> str:
+    """Return the version of ehrr1, and in a checkout the commit; `-dirty` where files differ."""
+    checkout, told = Path(__file__).parents[2], f"ehrr1 {__version__}"
+    if not (checkout / ".git").exists() or shutil.which("git") is None:
+        return told
+    command = ("git", "-C", str(checkout), "describe", "--always", "--dirty", "--exclude=*")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return f"{told}, commit {done.stdout.strip()}" if done.returncode == 0 else told
 
 
 def _kernels() -> list[str]:

@@ -14,12 +14,21 @@ FEW_PATIENTS = 50
 SATURATED = 0.5
 UNREAD = 0.01
 
+MISCALIBRATED = 0.1
+"""Calibration error from which probabilities must not be read as risks."""
+
 RISK_TASKS = [key for key, task in ALL_TASKS.items() if task.kind == "risk"]
 
 
 def warnings(scored: pl.DataFrame, metrics: Mapping[str, float | int]) -> list[str]:
     """Sentences, the gravest first; none where all is well."""
-    found = [*_saturated(scored, metrics), *_unread(scored), *_fewer(scored), *_few(scored)]
+    found = [
+        *_saturated(scored, metrics),
+        *_miscalibrated(scored, metrics),
+        *_unread(scored),
+        *_fewer(scored),
+        *_few(scored),
+    ]
     if silent := one_class(scored):
         found.append(
             "Left out of every mean, as all answers are the same there: " + ", ".join(silent) + "."
@@ -55,6 +64,22 @@ def _saturated(scored: pl.DataFrame, metrics: Mapping[str, float | int]) -> list
             f"{1 - SURE:.4f}; {why}{told}"
         )
     return found
+
+
+def _miscalibrated(scored: pl.DataFrame, metrics: Mapping[str, float | int]) -> list[str]:
+    told = []
+    for name in names(scored):
+        error = metrics.get(f"{prefix_of(name)}risk/ece/macro", 0)
+        mended = metrics.get(f"{prefix_of(name)}risk/ece_calibrated/macro")
+        if error >= MISCALIBRATED:
+            after = f" ({mended:.3f} after recalibration)" if mended is not None else ""
+            told.append(f"{name} {error:.3f}{after}")
+    if not told:
+        return []
+    return [
+        f"Do not read these probabilities as risks, only as ranks: the calibration error (ECE) of "
+        f"{', '.join(told)} is large."
+    ]
 
 
 def _unread(scored: pl.DataFrame) -> list[str]:

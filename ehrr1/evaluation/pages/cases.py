@@ -21,6 +21,7 @@ class Case:
     sample_id: str
     task: str
     result: str
+    question: str
     context: str
     completion: str | None
     prediction: str
@@ -95,6 +96,7 @@ def shown(case: Case) -> dict[str, Any]:
         "sample": case.sample_id,
         "task": case.task,
         "result": case.result,
+        "question": case.question,
         "context": note + case.context[cut:],
         "completion": case.completion,
         "said": case.prediction.split("\n"),

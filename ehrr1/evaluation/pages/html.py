@@ -56,16 +56,20 @@ def table(label: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Tab
 def coloured(names: Sequence[str]) -> list[dict[str, Any]]:
     """Results with their colours: the curriculum's own, baselines grey, others what is left.
 
-    Colours tell apart for the colour-blind (after Okabe and Ito, 2008); marks differ too.
+    Colours tell apart for the colour-blind (after Okabe and Ito, 2008); marks differ too. Of
+    several runs (`rl@first`, `rl@second`) a stage keeps its colour, and each run has a mark.
     """
-    taken = {CURRICULUM_COLOURS[name] for name in names if name in CURRICULUM_COLOURS}
+    runs = list(dict.fromkeys(name.partition("@")[2] for name in names if "@" in name))
+    stages = {name: name.partition("@")[0] for name in names}
+    taken = {CURRICULUM_COLOURS[stage] for stage in stages.values() if stage in CURRICULUM_COLOURS}
     free = [colour for colour in COLOURS if colour not in taken] or list(COLOURS)
     found, others = [], 0
     for name in names:
-        if name in CURRICULUM_COLOURS or name in BASELINES:
-            colour = (CURRICULUM_COLOURS | BASELINE_COLOURS)[name]
+        if stages[name] in CURRICULUM_COLOURS or name in BASELINES:
+            colour = (CURRICULUM_COLOURS | BASELINE_COLOURS)[stages[name]]
         else:
             colour = free[others % len(free)]
             others += 1
-        found.append({"name": name, "colour": colour, "baseline": name in BASELINES})
+        run = runs.index(name.partition("@")[2]) if "@" in name else 0
+        found.append({"name": name, "colour": colour, "baseline": name in BASELINES, "run": run})
     return found

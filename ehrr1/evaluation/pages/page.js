@@ -108,6 +108,9 @@ function table(parent, spec, sorting, best = false) {
     });
   });
   fill();
+  if (scroll.scrollWidth <= scroll.clientWidth) return;
+  scroll.classList.add("wider");
+  add(parent, "p", "hint", "Wider than the page: scroll sideways.");
 }
 
 function peak(cells, lower) {
@@ -295,6 +298,7 @@ function openable(place, one) {
 
 function inside(element, one) {
   const grid = add(element, "div", "inside");
+  add(grid, "p", "question", one.question);
   const [record, answer] = [add(grid, "div"), add(grid, "div")];
   add(record, "h3", "", "Record");
   add(record, "pre", "", one.context).tabIndex = 0;
@@ -341,10 +345,12 @@ function legend() {
 }
 
 function head() {
-  for (const [name, value] of data.lead) {
-    const place = add(document.getElementById("lead"), "div");
-    add(place, "dt", "", name);
-    add(place, "dd", "", value);
+  for (const id of ["about", "lead"]) {
+    for (const [name, value] of data[id] || []) {
+      const place = add(document.getElementById(id), "div");
+      add(place, "dt", "", name);
+      add(place, "dd", "", value);
+    }
   }
   document.getElementById("warnings").hidden = !data.warnings.length;
   for (const warning of data.warnings) add(document.querySelector("#warnings ul"), "li", "", warning);

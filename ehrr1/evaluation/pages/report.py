@@ -40,6 +40,7 @@ def write_report(
     tasks: Sequence[str],
     *,
     title: str,
+    about: Mapping[str, str],
     settings: Mapping[str, Any],
     split: str,
     cases: Sequence[Case],
@@ -47,7 +48,8 @@ def write_report(
 ) -> None:
     """Write the page of one evaluation, from the rows of `split`.
 
-    `settings` has those of the evaluation under `eval`. Texts of patients (`cases`) are left out
+    `about` says what was evaluated, a fact a name. `settings` has those of the evaluation under
+    `eval`. Texts of patients (`cases`) are left out
     unless the data are open.
     """
     scored = predictions.filter(pl.col("split") == split)
@@ -55,6 +57,7 @@ def write_report(
     data = report_data(predictions, split, metrics, tasks, dict.fromkeys(told, ""))
     data |= {
         "title": title,
+        "about": list(about.items()),
         "lead": [["benchmark", settings["eval"]["suite"]], *lead(scored, split)],
         "rules": rules(settings["eval"]),
         "settings": [table("Settings", ["setting", "value"], flat_settings(settings))],
