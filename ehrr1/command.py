@@ -13,7 +13,10 @@ TYPED: list[str] = []
 """The words behind the command, before they are spelled out for Hydra."""
 
 
-OF_ONE_STAGE = ("overwrite", "data.shard", "data.shards", "eval.shard", "eval.shards")
+OF_ONE_STAGE = (
+    *("overwrite", "graph.show"),
+    *("data.shard", "data.shards", "eval.shard", "eval.shards"),
+)
 """Settings that the command of another stage does not take over."""
 
 

@@ -27,7 +27,7 @@ const lit = kind => [...document.querySelectorAll(`.${kind}`)].map((element, at)
 return {
   nodes: lit("node").map(([element]) => element.dataset.node),
   events: lit("event").map(([element]) => element.dataset.node),
-  edges: lit("edge").map(([, at]) => at),
+  edges: lit("edge").map(([element]) => Number(element.dataset.edge)),
   lines: lit("line").map(([element]) => Number(element.dataset.line)),
   rest: document.querySelectorAll(".tracing, [aria-pressed=true]").length,
 };
@@ -200,7 +200,9 @@ def test_the_graph_is_made_first_and_a_page_without_chain_says_how_to_make_one(
     )
     assert done.returncode == 0, done.stderr[-3000:]
     opened = Opened(browser, Path(done.stderr.splitlines()[-1]))
-    assert opened.texts("#chain code") == ["python run.py stage=chains"]
+    (command,) = opened.texts("#chain code")
+    assert command.startswith("python run.py ") and "stage=chains" in command
+    assert f"output_root={tmp_path}" in command and "graph.show" not in command
     assert browser.get_log("browser") == []
 
 
@@ -304,6 +306,58 @@ def test_curves_between_answers_are_drawn_whole(browser: Driver, tmp_path: Path)
         assert said
         widths.append(float(said[1]))
     assert widths[1] - widths[0] == pytest.approx(72 * BULGE)
+
+
+def much_evidence() -> nx.DiGraph:
+    """Return `by_hand` with six more concepts behind one answer, the first of them the weakest."""
+    graph = by_hand()
+    for number in range(1, 7):
+        node = f"concept:labevents:Item {number}"
+        graph.add_node(node, kind="concept", label=f"Item {number}", table="labevents")
+        graph.add_edge(node, "event:0", kind="occurrence", time="2150-03-04T03:00:00")
+        graph.add_edge(node, "answer:Insulin", kind="cooccurrence", support=9, lift=2.5 + number)
+    return graph
+
+
+def test_the_strongest_evidence_comes_first_and_the_rest_is_folded(
+    browser: Driver, tmp_path: Path
+) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(page(replace(BY_HAND, graph=much_evidence())), encoding="utf-8")
+    opened = Opened(browser, path)
+    seen = browser.execute_script("return document.documentElement.clientHeight")
+    assert opened.all("#chain")[0].rect["y"] + opened.all("#chain")[0].rect["height"] > seen - 20
+    concepts = {text.split("\n")[0] for text in opened.texts(".node.concept")}
+    assert {"Item 4", "Item 5", "Item 6"} <= concepts and "Glucose" in concepts  # the chain's
+    assert not concepts & {"Item 1", "Item 2", "Item 3"}
+    assert opened.texts("#more") == ["Show all 16 lines"]
+    check_lines(opened, trace(PROSE, BY_HAND.graph), much_evidence())
+    opened.click(opened.all("#more")[0])
+    assert len(opened.all(".node.concept")) == 8 and len(opened.all(".edge")) == 17 - 1
+    check_lines(opened, trace(PROSE, BY_HAND.graph), much_evidence())
+    opened.click(opened.all("#more")[0])
+    assert {text.split("\n")[0] for text in opened.texts(".node.concept")} == concepts
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [420, 1400])
+def test_everybody_can_read_and_reach_the_page(
+    browser: Driver, tmp_path: Path, width: int, scheme: str
+) -> None:
+    path = tmp_path / "page.html"
+    path.write_text(page(replace(BY_HAND, graph=much_evidence())), encoding="utf-8")
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    Opened(browser, path)
+    for check in ("readable.js", "reachable.js"):
+        code = (Path(__file__).parent / check).read_text(encoding="utf-8")
+        assert browser.execute_script(code)[:5] == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_open_data_and_an_empty_record_need_no_warning(browser: Driver, tmp_path: Path) -> None:

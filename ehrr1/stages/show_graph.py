@@ -15,6 +15,7 @@ import polars as pl
 from rich.console import Console
 
 from ehrr1 import runs
+from ehrr1.command import with_stage
 from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
 from ehrr1.files import replacing, write_text
@@ -23,8 +24,6 @@ from ehrr1.reasoning.pictures.figure import draw
 from ehrr1.reasoning.pictures.page import PageContent, page
 from ehrr1.runs import data_is_open
 from ehrr1.tasks.samples import Prepared, Sample
-
-MADE_BY = "run `python run.py stage=chains` with the same settings, then this command again."
 
 
 def show(cfg: Config, console: Console) -> None:
@@ -70,14 +69,14 @@ def line_of(graphs: Path, sample_id: str) -> dict[str, Any]:
 
 def find_draft(cfg: Config, graph: Path, sample_id: str) -> tuple[dict[str, Any] | None, str]:
     """Return the kept draft of a sample, else its first, else None with a note that says why."""
-    given = cfg.inputs.chains
+    given, made_by = cfg.inputs.chains, f"run `{with_stage('chains')}`, then this command again."
     folder = Path(given) if given else runs.home(cfg) / "chains"
     if not runs.is_finished(folder):
         if given:
             raise UserError(f"inputs.chains={given}: no finished stage=chains there; leave it out")
-        return None, f"There are no chains beside this graph: {MADE_BY}"
+        return None, f"There are no chains beside this graph: {made_by}"
     if not runs.made_from(folder, "graph", graph):
-        return None, f"The chains beside this graph were written from another one: {MADE_BY}"
+        return None, f"The chains beside this graph were written from another one: {made_by}"
     drafts = list(_rows_of(folder / "chains.jsonl", sample_id))
     if not drafts:
         return None, (

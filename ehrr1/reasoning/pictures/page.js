@@ -88,43 +88,66 @@ const ROW = 28, TOP = 4, BOX = 22, GAP = 46;
 const WIDTH = {Events: 144, Concepts: 230, Knowledge: 150, Answers: 180};
 const [NARROWEST, WIDEST] = [0.8, 1.5];
 const drawn = new Map();
-const edges = [];
+const edges = new Map();
 
-function picture() {
+/** Draw the strongest evidence, or all of it. */
+function picture(view) {
   const body = at("picture");
+  clear();
+  for (const box of drawn.values()) pressable.splice(pressable.indexOf(box), 1);
+  drawn.clear();
+  edges.clear();
+  body.replaceChildren();
+  document.querySelector(".titles")?.remove();
   // paths through the knowledge base need the whole width
-  document.querySelector("main").classList.toggle("wide", data.columns.includes("Knowledge"));
-  const last = data.columns.length - 1;
-  const bent = data.edges.some(edge => [edge.source, edge.target].every(id => nodes.get(id).column === last));
+  document.querySelector("main").classList.toggle("wide", view.columns.includes("Knowledge"));
+  const last = view.columns.length - 1;
+  const bent = view.edges.map(index => data.edges[index])
+    .some(edge => [edge.source, edge.target].every(id => view.places[id][0] === last));
   const beside = bent ? GAP / 2 : 0; // curves between two answers bend out of the last column
   const gaps = GAP * last + beside + 24;
-  const boxes = data.columns.reduce((sum, title) => sum + WIDTH[title], 0);
+  const boxes = view.columns.reduce((sum, title) => sum + WIDTH[title], 0);
   const fitting = (body.parentElement.clientWidth - gaps) / boxes;
   const scale = Math.max(NARROWEST, Math.min(WIDEST, fitting));
-  const [lefts, widths] = [[], data.columns.map(title => Math.floor(WIDTH[title] * scale))];
+  const [lefts, widths] = [[], view.columns.map(title => Math.floor(WIDTH[title] * scale))];
   const titles = add(body.parentElement, "div", "titles");
   body.before(titles);
   let left = 2;
-  data.columns.forEach((title, at) => {
+  view.columns.forEach((title, at) => {
     lefts.push(left);
     add(titles, "span", "", title).style.left = `${left}px`;
     left += widths[at] + GAP;
   });
   body.style.width = titles.style.width = `${left - GAP + beside + 2}px`;
-  body.style.height = `${TOP + ROW * data.rows}px`;
+  body.style.height = `${TOP + ROW * view.rows}px`;
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("width", body.style.width);
   svg.setAttribute("height", body.style.height);
   svg.append(arrow());
   body.append(svg);
-  for (const node of data.nodes) {
-    node.left = lefts[node.column];
-    node.right = node.left + widths[node.column];
-    node.middle = TOP + ROW * node.height + BOX / 2;
+  const shown = data.nodes.filter(node => node.id in view.places);
+  for (const node of shown) {
+    const [column, height] = view.places[node.id];
+    node.column = column;
+    node.left = lefts[column];
+    node.right = node.left + widths[column];
+    node.middle = TOP + ROW * height + BOX / 2;
   }
-  for (const edge of data.edges) edges.push(drawEdge(svg, edge));
-  for (const node of data.nodes) drawn.set(node.id, drawNode(body, node));
-  key();
+  for (const index of view.edges) edges.set(index, drawEdge(svg, data.edges[index], index));
+  for (const node of shown) drawn.set(node.id, drawNode(body, node));
+}
+
+/** The button that changes between the two views. */
+function folding() {
+  const button = at("more");
+  let whole = data.strongest === null;
+  button.hidden = whole;
+  const draw = () => {
+    button.textContent = whole ? "Show the strongest lines" : `Show all ${data.whole.edges.length} lines`;
+    picture(whole ? data.whole : data.strongest);
+  };
+  button.addEventListener("click", () => { whole = !whole; draw(); });
+  draw();
 }
 
 function arrow() {
@@ -163,8 +186,9 @@ function short(node) {
   return parts ? `${parts[2]} ${parts[1]}` : node.label;
 }
 
-function drawEdge(svg, edge) {
+function drawEdge(svg, edge, index) {
   const group = document.createElementNS(SVG, "g");
+  group.dataset.edge = index;
   group.setAttribute("class", `edge ${edge.kind}${edge.relation === "linked" ? " linked" : ""}`);
   for (const name of ["seen", "reach"]) {
     const path = document.createElementNS(SVG, "path");
@@ -295,10 +319,10 @@ function clear() {
 function light(lit, strokes, told) {
   document.body.classList.add("tracing");
   const places = [...lit].filter(id => events.has(id)).map(id => events.get(id));
-  const boxes = [...lit].map(id => drawn.get(id));
+  const boxes = [...lit].filter(id => drawn.has(id)).map(id => drawn.get(id));
   const texts = lines.filter(line => told.has(+line.dataset.line));
   for (const part of [...places, ...boxes, ...texts]) part.classList.add("on");
-  for (const index of strokes) edges[index].classList.add("on");
+  for (const index of strokes) edges.get(index)?.classList.add("on");
   for (const parts of [places, boxes, texts]) show(parts);
   const kinds = [...lit].map(id => nodes.get(id).kind);
   const number = kind => kinds.filter(other => other === kind).length;
@@ -339,6 +363,6 @@ function explain(element, text) {
 
 document.addEventListener("keydown", event => { if (event.key === "Escape") clear(); });
 timeline();
-picture();
 chain();
-clear();
+key();
+folding();

@@ -7,20 +7,23 @@ It has three panes: the record as a timeline, the graph, and the chain. `page.ht
 import html
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 import networkx as nx
 
-from ehrr1.graph.evidence import EVIDENCE, with_state
+from ehrr1.graph.evidence import EVIDENCE, ITEMS, with_state
 from ehrr1.reasoning.pictures.layout import Layout, arrange
 from ehrr1.reasoning.trace import HEADINGS, trace
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Sample
+
+MOST_EVIDENCE = 3
+"""Lines of evidence of an item that are drawn before the reader asks for all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ def page_data(shown: PageContent) -> dict[str, Any]:
     Chain lines refer to nodes by id and to edges by position.
     """
     sample, layout = shown.sample, arrange(shown.graph)
+    chain = _chain(shown.draft, shown.graph) if shown.draft else None
     return {
         "sample_id": sample.sample_id,
         "task": sample.task,
@@ -65,11 +69,11 @@ def page_data(shown: PageContent) -> dict[str, Any]:
         "answer": list(sample.target),
         "open": shown.is_open,
         "events": [_event(at, event) for at, event in enumerate(shown.context)],
-        "columns": [column.title for column in layout.columns],
-        "rows": layout.rows,
         "nodes": _nodes(shown.graph, layout),
         "edges": _edges(shown.graph),
-        "chain": _chain(shown.draft, shown.graph) if shown.draft else None,
+        "whole": _view(layout, range(len(shown.graph.edges))),
+        "strongest": _strongest(shown.graph, chain),
+        "chain": chain,
         "note": shown.note,
     }
 
@@ -99,12 +103,58 @@ def _nodes(graph: nx.DiGraph, layout: Layout) -> list[dict[str, Any]]:
             "label": with_state(data),
             "table": data.get("table", ""),
             "concept_id": data.get("concept_id", ""),
-            "column": at,
-            "height": layout.heights[node],
         }
-        for at, column in enumerate(layout.columns)
+        for column in layout.columns
         for node, data in ((node, graph.nodes[node]) for node in column.nodes)
     ]
+
+
+def _view(layout: Layout, edges: Iterable[int]) -> dict[str, Any]:
+    """Return what is drawn: the edges by position, the column and height of each node."""
+    return {
+        "columns": [column.title for column in layout.columns],
+        "rows": layout.rows,
+        "places": {
+            node: [at, layout.heights[node]]
+            for at, column in enumerate(layout.columns)
+            for node in column.nodes
+        },
+        "edges": list(edges),
+    }
+
+
+def _strongest(graph: nx.DiGraph, chain: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the view of the strongest evidence of each item, and of what the chain names.
+
+    None where that is the whole graph. Events are shown with what stands in them; paths of
+    knowledge are shown whole.
+    """
+    lines = chain["lines"] if chain else []
+    edges, kinds = list(graph.edges(data=True)), dict(graph.nodes(data="kind"))
+    kept = {at for line in lines for at in line["edges"]}
+    of_item: dict[str, list[int]] = {}
+    for at, (start, end, data) in enumerate(edges):
+        if data["kind"] == "knowledge":
+            kept.add(at)
+        elif data["kind"] != "occurrence":
+            for item in {start, end} if data["kind"] == "together" else {end}:
+                of_item.setdefault(item, []).append(at)
+    for found in of_item.values():
+        kept |= set(sorted(found, key=lambda at: -edges[at][2].get("lift", 0))[:MOST_EVIDENCE])
+    nodes = {node for line in lines for node in line["nodes"]}
+    nodes |= {node for at in kept for node in edges[at][:2]}
+    nodes |= {node for node, kind in kinds.items() if kind in ITEMS}
+    stands_in = [at for at, edge in enumerate(edges) if edge[2]["kind"] == "occurrence"]
+    kept |= {at for at in stands_in if edges[at][0] in nodes}
+    if len(kept) == len(edges):
+        return None
+    few = nx.DiGraph()
+    few.add_nodes_from((node, data) for node, data in graph.nodes(data=True) if node in nodes)
+    for at in sorted(kept):
+        start, end, data = edges[at]
+        few.add_nodes_from((node, graph.nodes[node]) for node in (start, end))
+        few.add_edge(start, end, **data)
+    return _view(arrange(few), sorted(kept))
 
 
 def _edges(graph: nx.DiGraph) -> list[dict[str, Any]]:
