@@ -284,6 +284,7 @@ class Infer(Section):
     time: Text | None
     path: PathText | None
     output: PathText | None
+    page: PathText | None
     task: Text | None
     max_prompt_tokens: Count
     max_new_tokens: NewTokens

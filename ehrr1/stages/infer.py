@@ -5,7 +5,7 @@ its output as they come; the same command goes on where it was.
 """
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,18 @@ from ehrr1.config.schema import Config
 from ehrr1.config.types import AnswerMode
 from ehrr1.errors import UserError
 from ehrr1.evaluation.opening import device
+from ehrr1.files import replacing
 from ehrr1.inference.model import EHRModel
+from ehrr1.inference.pages import RecordPage, record_page
 from ehrr1.inference.query import Answer, Record, events
 from ehrr1.records.events import Event
 from ehrr1.runs import data_is_open, kept
 from ehrr1.stages.infer_batch import Records, read_batch, shows_the_moment, stored, time_of
 from ehrr1.stages.infer_checks import check, is_meds, prepared, source_of
 from ehrr1.tasks.candidates import Candidates
-from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.catalog import ALL_TASKS, TASKS
 from ehrr1.tasks.one_record import meds_events, patient_events
+from ehrr1.tasks.samples import Prepared
 
 
 def run_infer(cfg: Config) -> None:
@@ -37,8 +40,8 @@ def run_infer(cfg: Config) -> None:
 def ask_one(cfg: Config) -> None:
     """Answer one question on stdout, and say on stderr what was cut from the record."""
     record = events(record_of(cfg))  # read before the model is
-    lists = candidates(cfg, [cfg.infer.task])
-    with opened(cfg, are_open(cfg, [cfg.record is None])) as model:
+    lists, open_data = candidates(cfg, [cfg.infer.task]), are_open(cfg, [cfg.record is None])
+    with opened(cfg, open_data) as model:
         say(f"model: {model.source}")
         stream = cfg.infer.stream and sys.stdout.isatty()
         answer = model.ask(
@@ -54,6 +57,36 @@ def ask_one(cfg: Config) -> None:
     if answer.probability is not None:
         print(f"probability of yes: {answer.probability:.4g}")
     tell(answer)
+    if cfg.infer.page is not None:
+        write_page(cfg, record, answer, model.source, open_data)
+
+
+def write_page(
+    cfg: Config, record: Sequence[Event], answer: Answer, source: str, open_data: bool
+) -> None:
+    """Write the page of `infer.page`: the record, the question and the answer."""
+    task = cfg.infer.task
+    shown = RecordPage(
+        asked=cfg.question or ALL_TASKS[task or ""].instruction,
+        time=time_of(cfg.infer.time),
+        record=record,
+        answer=answer,
+        rates=base_rates(prepared(cfg), task) if task and cfg.record is None else None,
+        model=source,
+        is_open=open_data,
+    )
+    path = Path(str(cfg.infer.page))
+    errors = path.with_name(f"{path.name}.error.txt")
+    with kept(not open_data, errors), replacing(path) as place:
+        place.write_text(record_page(shown), encoding="utf-8")
+    say(f"page: {path}")
+
+
+def base_rates(prepared: Prepared, task: str) -> dict[str, float]:
+    """Return how often each item is in the answer of the task's training samples."""
+    index = prepared.index("train", [task])
+    counts = prepared.answers(index)["item"].value_counts()
+    return {item: count / max(len(index), 1) for item, count in counts.iter_rows()}
 
 
 def ask_batch(cfg: Config) -> None:

@@ -31,7 +31,7 @@ def check(cfg: Config) -> None:
         problems += [
             f"infer.path={infer.path} with {name}={value}: each row of the file brings its own; "
             "leave one of the two out"
-            for name, value in one.items()
+            for name, value in (one | {"infer.page": infer.page}).items()
             if value is not None
         ]
     else:
@@ -40,6 +40,8 @@ def check(cfg: Config) -> None:
             problems.append(
                 f"infer.output={infer.output}: it is where the answers of infer.path go"
             )
+    if infer.page is not None and not Path(infer.page).resolve().parent.is_dir():
+        problems.append(f"infer.page={infer.page}: there is no such folder; make it first")
     if isinstance(cfg.answer, list):
         problems.append(f"answer={cfg.answer}: stage=infer asks in one way; choose one")
     if cfg.engine.name not in ENGINES:
