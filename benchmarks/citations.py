@@ -3,7 +3,7 @@
 RUN is the folder of a run with `prepare` and `eval` (outputs/demo). N chains of each model that
 thought before its decisions are drawn from the scored answers (150 by default). Of their citations
 are counted: names of items of the record, headings of its events, and whole citations (the item, in
-an event of that heading, at that time).
+an event of that heading, at that time). Of their final results: those that the answer repeats.
 """
 
 import sys
@@ -17,13 +17,15 @@ from ehrr1.reasoning.facts import Citable
 from ehrr1.scoring.answers import split_think
 from ehrr1.tasks.samples import Prepared
 
+COLUMNS = ("sample_id", "completion", "prediction")
+
 
 def counted(prepared: Prepared, rows: pl.DataFrame) -> Counter[str]:
     """Count the chains of some answers, their citations, and what of these the records hold."""
     wanted = prepared.scan().filter(pl.col("sample_id").is_in(rows["sample_id"].to_list()))
     samples = {one.sample_id: one for one in prepared.as_samples(wanted.collect())}
     found: Counter[str] = Counter()
-    for sample_id, completion in rows.select("sample_id", "completion").iter_rows():
+    for sample_id, completion, answer in rows.select(COLUMNS).iter_rows():
         chain = parse_chain(split_think(completion)[0] or "")
         if chain is None:
             continue
@@ -32,12 +34,25 @@ def counted(prepared: Prepared, rows: pl.DataFrame) -> Counter[str]:
         names = {item for event in facts.events for item in event.items}
         headings = {heading for heading, _ in facts.places}
         found["chains"] += 1
+        found["results"] += len(chain.results)
+        found["repeated"] += len(set(chain.results) & set(answer.split("\n")))
         for citation in chain.citations:
             found["citations"] += 1
             found["names"] += citation.name in names
             found["headings"] += citation.heading in headings
             found["whole"] += citation in facts
     return found
+
+
+COUNTS = {
+    "chains": "chains",
+    "citations": "citations",
+    "names": "name in the record",
+    "headings": "heading in the record",
+    "whole": "item at that time in the record",
+    "results": "final results",
+    "repeated": "repeated by the answer",
+}
 
 
 def main() -> None:
@@ -47,12 +62,11 @@ def main() -> None:
         (pl.col("split") == "test") & pl.col("completion").str.contains("<think>", literal=True)
     )
     prepared = Prepared(run / "prepare")
-    print("| | chains | citations | name in record | heading in record | whole in record |")
-    print("|---|---|---|---|---|---|")
+    print(f"| | {' | '.join(COUNTS.values())} |")
+    print("|---" * (1 + len(COUNTS)) + "|")
     for (model,), rows in answers.group_by("model", maintain_order=True):
         found = counted(prepared, rows.sample(min(number, len(rows)), seed=0))
-        cells = (found[key] for key in ("chains", "citations", "names", "headings", "whole"))
-        print(f"| {model} | {' | '.join(f'{cell:,}' for cell in cells)} |")
+        print(f"| {model} | {' | '.join(f'{found[key]:,}' for key in COUNTS)} |")
 
 
 if __name__ == "__main__":
