@@ -1,4 +1,4 @@
-"""How many citations of generated chains the records hold: python -m benchmarks.citations RUN [N].
+"""Count the citations of generated chains that records hold: python -m benchmarks.citations RUN [N].
 
 RUN is the folder of a run with `prepare` and `eval` (outputs/demo). N chains of each model that
 thought before its decisions are drawn from the scored answers (150 by default). Of their citations

@@ -16,6 +16,7 @@ from ehrr1.reasoning.pictures.layout import arrange
 from ehrr1.reasoning.pictures.page import PageContent, page
 from ehrr1.reasoning.trace import Line, trace
 from tests.conftest import CommandLine
+from tests.everybody import check_for_everybody
 from tests.test_graph import event, sample
 
 Driver = Any
@@ -347,17 +348,7 @@ def test_everybody_can_read_and_reach_the_page(
 ) -> None:
     path = tmp_path / "page.html"
     path.write_text(page(replace(BY_HAND, graph=much_evidence())), encoding="utf-8")
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    Opened(browser, path)
-    for check in ("readable.js", "reachable.js"):
-        code = (Path(__file__).parent / check).read_text(encoding="utf-8")
-        assert browser.execute_script(code)[:5] == []
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
-    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    check_for_everybody(browser, path, width, scheme)
 
 
 def test_open_data_and_an_empty_record_need_no_warning(browser: Driver, tmp_path: Path) -> None:

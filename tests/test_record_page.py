@@ -16,6 +16,7 @@ from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
 from ehrr1.tasks.samples import Prepared
 from tests.conftest import CommandLine
+from tests.everybody import check_for_everybody
 
 Driver = Any
 
@@ -77,6 +78,7 @@ def test_a_page_says_what_the_chain_rests_on_and_what_it_made_up() -> None:
     assert "Troponin | Labotary Test Events | 08:00 <small>not in the record</small>" in text
     assert "<p>Sodium | Lactate | Chloride</p>" in text  # results, no citation
     assert "<td>Sodium</td><td>25.0%</td>" in text and "<td>Chloride</td><td>0.0%</td>" in text
+    assert "<th scope=col>answer</th></tr></thead>" in record_page(replace(SHOWN, rates=None))
     assert "<script" not in text and "&lt;script&gt;" in text and "{{style}}" in text
 
 
@@ -118,19 +120,7 @@ def page(smoke: Path, tmp_path_factory: pytest.TempPathFactory, command_line: Co
 def test_everybody_can_read_and_reach_it(
     browser: Driver, page: Path, width: int, scheme: str
 ) -> None:
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.get_log("browser"), browser.get_log("performance")
-    browser.get(page.as_uri())
-    for check in ("readable.js", "reachable.js"):
-        code = (Path(__file__).parent / check).read_text(encoding="utf-8")
-        assert browser.execute_script(code)[:5] == []
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    assert browser.get_log("browser") == []
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
-    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    check_for_everybody(browser, page, width, scheme)
 
 
 def test_the_page_of_closed_records_is_its_owners(

@@ -24,9 +24,9 @@ from ehrr1.evaluation.pages.curves import (
 )
 from ehrr1.evaluation.pages.html import coloured
 from ehrr1.evaluation.predictions import SCHEMA
+from tests.everybody import check_for_everybody
 
 Driver = Any
-HERE = Path(__file__).parent
 
 RISK = ("ED_Hospitalization", "Inpatient_Mortality", "ICU_Stay_7day")
 DECISIONS = ("labevents", "transfers")
@@ -326,12 +326,7 @@ def test_a_stage_keeps_its_colour_in_a_comparison_and_each_run_has_its_mark() ->
 def test_everybody_can_read_and_reach_it(
     browser: Driver, report: Path, width: int, scheme: str
 ) -> None:
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    look(browser, report, width)
-    for check in ("readable.js", "reachable.js"):
-        assert browser.execute_script((HERE / check).read_text(encoding="utf-8"))[:5] == []
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    check_for_everybody(browser, report, width, scheme)
 
 
 def test_it_says_what_was_evaluated_and_that_a_table_goes_on(browser: Driver, report: Path) -> None:

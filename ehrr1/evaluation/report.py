@@ -72,9 +72,9 @@ def about(cfg: Config, prepared: Prepared | None) -> dict[str, str]:
     found = {}
     if prepared is not None:
         data = read_yaml(prepared.folder / "config.yaml")["data"]
-        invented = "invented patients" if data["name"] == "synthetic" else "real patients"
+        invented = ", invented patients" * (data["name"] == "synthetic")
         access = "open" if data_is_open(prepared.folder) else "not open"
-        found = {"data": f"{data['name']}, {invented}, {access}", "protocol": data["protocol"]}
+        found = {"data": f"{data['name']}{invented}, {access}", "protocol": data["protocol"]}
     experiment = cfg.name + (f", variant {cfg.variant}" if cfg.variant else "")
     found |= {"experiment": experiment, "model": cfg.model.name, "software": version()}
     return found | {"date": f"{datetime.now(UTC):%Y-%m-%d}"}

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from html import escape
 
+from ehrr1.graph.states import UNIT, VALUE_KEYS
+from ehrr1.reasoning.claims import MEASURED
+from ehrr1.reasoning.facts import number
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
-
-VALUES, UNITS = ("Valuenum", "Value", "Result_Value"), ("Valueuom",)
-"""Shown keys of a measured value and of its unit."""
 
 MOST = 24
 """Maximum number of curves, those of most values."""
@@ -24,15 +24,14 @@ def measured(record: Sequence[Event]) -> Series:
     """Return the numeric values of each item of a record that has at least two."""
     found: Series = {}
     for event in record:
-        keys = tuple(TABLES[event.table].keys) if event.table in TABLES else ()
-        columns = [keys.index(name) for name in VALUES if name in keys]
-        unit = next((keys.index(name) for name in UNITS if name in keys), None)
-        if event.time is None or not columns:
+        if event.table not in MEASURED or event.time is None:
             continue
+        keys = tuple(TABLES[event.table].keys)
         for item, row in zip(event.items, event.rows, strict=True):
-            value = _number(row[columns[0]])
+            cells = dict(zip(keys, row, strict=True))
+            value = number(next((cells[key] for key in keys if key in VALUE_KEYS), ""))
             if item and value is not None:
-                key = (event.table, item, row[unit] if unit is not None else "")
+                key = (event.table, item, cells.get(UNIT, ""))
                 found.setdefault(key, []).append((event.time, value))
     return {key: values for key, values in found.items() if len({t for t, _ in values}) > 1}
 
@@ -64,15 +63,7 @@ def _path(values: Sequence[tuple[datetime, float]]) -> str:
     up = (HEIGHT - 2 * EDGE) / ((high - low) or 1)
     level = 0.0 if high > low else (HEIGHT - 2 * EDGE) / 2
     points = (
-        f"{EDGE + second * across:.1f} {HEIGHT - EDGE - level - (number - low) * up:.1f}"
-        for second, number in zip(seconds, numbers, strict=True)
+        f"{EDGE + second * across:.1f} {HEIGHT - EDGE - level - (value - low) * up:.1f}"
+        for second, value in zip(seconds, numbers, strict=True)
     )
     return "M" + "L".join(points)
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if abs(number) < float("inf") else None

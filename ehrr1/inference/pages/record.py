@@ -75,8 +75,8 @@ def _answer(shown: RecordPage) -> Iterator[str]:
         if rates is not None:
             yield _bar("yes among training samples of the task", rates.get("yes", 0.0), "base")
         return
-    yield "<table><thead><tr><th scope=col>answer</th>"
-    yield "<th scope=col>in training samples of the task</th></tr></thead><tbody>" if rates else ""
+    share = "" if rates is None else "<th scope=col>in training samples of the task</th>"
+    yield f"<table><thead><tr><th scope=col>answer</th>{share}</tr></thead><tbody>"
     for item in answer.items:
         share = "" if rates is None else f"<td>{rates.get(item, 0.0):.1%}</td>"
         yield f"<tr><td>{escape(item)}</td>{share}</tr>"
