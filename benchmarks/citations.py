@@ -1,9 +1,9 @@
-"""Count the citations of generated chains that records hold: python -m benchmarks.citations RUN [N].
+"""Count the citations of generated chains that records hold: python -m benchmarks.citations RUN.
 
-RUN is the folder of a run with `prepare` and `eval` (outputs/demo). N chains of each model that
-thought before its decisions are drawn from the scored answers (150 by default). Of their citations
-are counted: names of items of the record, headings of its events, and whole citations (the item, in
-an event of that heading, at that time). Of their final results: those that the answer repeats.
+RUN is the folder of a run with `prepare` and `eval` (outputs/demo); a number behind it is that of
+the chains drawn from each model's scored answers to decisions (150). Of their citations are
+counted: names of items of the record, headings of its events, and whole citations (the item, in an
+event of that heading, at that time). Of their final results: those that the answer repeats.
 """
 
 import sys
