@@ -32,7 +32,7 @@ from ehrr1.stages import eval as evaluation
 from ehrr1.stages import export, prepare
 from ehrr1.tasks.samples import Prepared, preamble_length
 from tests.conftest import CommandLine
-from tests.settings import composed
+from tests.settings import composed, record
 
 LOGS = Path(__file__).parent / "harness_logs"
 RISK = ["ED_Reattendance_3day", "LengthOfStay_3day"]
@@ -52,6 +52,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """The questions of the logs, as `stage=prepare data=benchmark` reads them."""
     folder = tmp_path_factory.mktemp("prepare")
     cfg = composed("data=benchmark", data={"path": str(LOGS / "questions.jsonl")})
+    record(cfg, folder)
     prepare.run(cfg, Run(folder, "prepare"))
     return Prepared(folder)
 

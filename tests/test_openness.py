@@ -149,6 +149,7 @@ def closed(tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     write_json(folder / "open.json", {"open": False, "why": "neither"})
     write_json(folder / "metrics.json", {})
+    record(composed(), folder)
     return folder
 
 
