@@ -93,12 +93,27 @@ def test_the_lock_is_in_the_source_distribution(sdist: Path) -> None:
     assert "test_packages.py" not in names
 
 
+def typed() -> list[list[str]]:
+    """The words of a newcomer's commands, as docs/install.md has them, from the first of ours on.
+
+    The two before it build and install the wheel, as `wheel` and `commands` do."""
+    _, section = (ROOT / "docs" / "install.md").read_text().split("## As a package\n")
+    lines = section.split("```bash\n")[1].split("\n```")[0].splitlines()
+    assert [line.split()[:2] for line in lines[:2]] == [["pip", "wheel"], ["pip", "install"]]
+    assert len(lines) <= 10
+    return [line.split() for line in lines[2:]]
+
+
 def test_the_installed_package_runs_the_curriculum_from_another_folder(
     commands: Path, tmp_path: Path
 ) -> None:
     told = call(commands / "python", "-c", "import ehrr1; print(ehrr1.__file__)", cwd=tmp_path)
     assert Path(told).is_relative_to(commands.parent)
-    call(commands / "ehrr1", "experiment=smoke", cwd=tmp_path)
+    told = ""
+    for words in typed():
+        told = call(commands / words[0], *words[1:], cwd=tmp_path)
+    for words in ("decision F1", "rl - adapt", "frequency", "report.html"):
+        assert words in told
     metrics = json.loads((tmp_path / "outputs" / "smoke" / "eval" / "metrics.json").read_text())
     assert metrics
     assert os.listdir(tmp_path) == ["outputs"]

@@ -4,13 +4,11 @@ Data are JSON in the page: tables are lists of cells (a text, a number, `[value,
 `{"result": position}`), charts are drawn from numbers in the browser, as wide as there is room.
 """
 
-import html
-import json
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
 from ehrr1.evaluation.aggregate import BASELINES
+from ehrr1.web_page import filled, script_data
 
 CURRICULUM_COLOURS = {"untrained": "c5", "base": "c5", "adapt": "c4", "reason": "c2", "rl": "c0"}
 """A stage has the same colour on every page."""
@@ -37,15 +35,7 @@ Table = dict[str, Any]
 
 def page(data: dict[str, Any]) -> str:
     """Return the page as HTML; texts in `data` are escaped, never read as HTML."""
-    folder = files("ehrr1.evaluation.pages")
-    text = folder.joinpath("page.html").read_text(encoding="utf-8")
-    for name in ("page.css", "charts.js", "page.js"):
-        part = folder.joinpath(name).read_text(encoding="utf-8").rstrip()
-        text = text.replace("{{" + name + "}}", part)
-    text = text.replace("{{title}}", html.escape(data["title"]))
-    # the data come last and hold no tag: neither `</script>` nor `<!--`
-    inside = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.replace("{{data}}", inside.replace("<", "\\u003c"))
+    return filled("ehrr1.evaluation.pages", data["title"], data=script_data(data))
 
 
 def table(label: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from html import escape
-from importlib.resources import files
 from itertools import groupby
 
 from ehrr1.inference.pages.curves import curves
@@ -14,6 +13,7 @@ from ehrr1.reasoning.chain import BAR, SECTIONS, Citation
 from ehrr1.reasoning.facts import Citable
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
+from ehrr1.web_page import filled
 
 NOT_FOR_CARE = (
     "Research only. Not for clinical use: no decision about a patient may rest on this page."
@@ -41,21 +41,17 @@ class RecordPage:
 
 def record_page(shown: RecordPage) -> str:
     """Return the page as HTML; texts of the record and of the model are escaped."""
-    folder = files("ehrr1.inference.pages")
-    page = folder.joinpath("record.html").read_text(encoding="utf-8")
-    parts = {
-        "style": folder.joinpath("record.css").read_text(encoding="utf-8").rstrip(),
-        "title": escape(shown.asked),
-        "warning": "" if shown.is_open else f'<p class="warn">{CLOSED}</p>',
-        "not_for_care": NOT_FOR_CARE,
-        "about": escape(_about(shown)),
-        "answer": "\n".join(_answer(shown)),
-        "chain": "\n".join(_chain(shown)),
-        "curves": "\n".join(curves(shown.record)) or "<p>No value was measured twice.</p>",
-        "timeline": "\n".join(_timeline(shown.record)),
-    }
-    head, *rest = page.split("{{")  # in one pass: a text may hold braces of its own
-    return head + "".join(parts[name] + text for name, text in (p.split("}}", 1) for p in rest))
+    return filled(
+        "ehrr1.inference.pages",
+        shown.asked,
+        warning="" if shown.is_open else f'<p class="warn">{CLOSED}</p>',
+        not_for_care=NOT_FOR_CARE,
+        about=escape(_about(shown)),
+        answer="\n".join(_answer(shown)),
+        chain="\n".join(_chain(shown)),
+        curves="\n".join(curves(shown.record)) or "<p>No value was measured twice.</p>",
+        timeline="\n".join(_timeline(shown.record)),
+    )
 
 
 def _about(shown: RecordPage) -> str:

@@ -4,12 +4,9 @@ It has three panes: the record as a timeline, the graph, and the chain. `page.ht
 `.js` are the page; this module adds the data as JSON.
 """
 
-import html
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 import networkx as nx
@@ -21,6 +18,7 @@ from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Sample
+from ehrr1.web_page import filled, script_data
 
 MOST_EVIDENCE = 3
 """Lines of evidence of an item that are drawn before the reader asks for all."""
@@ -44,14 +42,8 @@ class PageContent:
 
 def page(shown: PageContent) -> str:
     """Return the page as HTML."""
-    folder = files("ehrr1.reasoning.pictures")
-    text = folder.joinpath("page.html").read_text(encoding="utf-8")
-    for place, name in (("{{style}}", "page.css"), ("{{script}}", "page.js")):
-        text = text.replace(place, folder.joinpath(name).read_text(encoding="utf-8").rstrip())
-    text = text.replace("{{title}}", html.escape(shown.sample.sample_id))
-    # the data are inserted last and contain no tags: neither `</script>` nor `<!--`
-    data = json.dumps(page_data(shown), ensure_ascii=False).replace("<", "\\u003c")
-    return text.replace("{{data}}", data)
+    data = script_data(page_data(shown))
+    return filled("ehrr1.reasoning.pictures", shown.sample.sample_id, data=data)
 
 
 def page_data(shown: PageContent) -> dict[str, Any]:
