@@ -216,6 +216,7 @@ class Graph(Section):
     min_probability: Share | None
     min_routine: Share | None
     candidates: Natural
+    weighed_samples_per_task: Count | None
     record_chars: Count | None
     min_npmi: Annotated[float, Field(ge=-1, le=1)] | None
     max_fdr: Annotated[float, Field(gt=0, le=0.4)] | None

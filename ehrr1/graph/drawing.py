@@ -6,6 +6,9 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from ehrr1.files import read_json
 from ehrr1.graph.associations import (
     Association,
     Contribution,
@@ -32,6 +35,7 @@ from ehrr1.graph.states import REMEMBERED
 from ehrr1.graph.statistics import holds_without
 from ehrr1.graph.text.mention_cache import MentionCache
 from ehrr1.graph.text.mentions import TextSource
+from ehrr1.graph.weighing import Rows, Weighed, joined, weighable
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import event_markdown
 from ehrr1.tasks.catalog import TASKS
@@ -98,7 +102,9 @@ class Drawing:
     rules: evidence rule of each task; empty for graphs without evidence (an ablation). In the
     counts of the release (`reading.either`) a sample's own patient is not left out. ids: name ->
     concept id. min_routine: see `graph.reasons.find_reasons`; None for graphs without other
-    reasons. candidates: number of likely items; 0: only the answer's reasons are drawn.
+    reasons. candidates: number of likely items; 0: only the answer's reasons are drawn. weighed:
+    the folder with what all concepts together make likely (`graph.weighing`); None: the items with
+    the best single reason are candidates.
     """
 
     reading: Reading
@@ -110,6 +116,7 @@ class Drawing:
     require_path: bool
     min_routine: float | None
     candidates: int
+    weighed: Path | None
     random_seed: int | None
 
 
@@ -152,6 +159,24 @@ def counted_samples(reading: Reading, patient: PatientSamples) -> Counted:
             answer = dict.fromkeys(sample.target).keys()
             found.setdefault(sample.task, []).append((answer, every))
     return found
+
+
+def rows_part(reading: Reading, part: Part) -> dict[str, Rows]:
+    """Return the samples of these patients with the concepts that their records show, by task.
+
+    Those that are counted are learnt from; those that are drawn are only scored.
+    """
+    parts: dict[str, list[Rows]] = {}
+    for patient in part:
+        for group, learnt in [(group, True) for group in patient.counted] + [
+            (group, False) for group in patient.drawn
+        ]:
+            concepts = weighable(_read(reading, group[0])[1])
+            codes = np.arange(len(concepts), dtype=np.int32)
+            for one in group:
+                row = ([one.sample_id], [one.subject_id], [one.target], [learnt])
+                parts.setdefault(one.task, []).append(Rows(*row, concepts, codes, [len(codes)]))
+    return {task: joined(rows) for task, rows in parts.items()}
 
 
 def has_reasons(reading: Reading, sample: Sample) -> bool:
@@ -232,7 +257,7 @@ def _lines(
         risk = TASKS[sample.task].kind == "risk"
         found = _evidence(drawing, asked, dict.fromkeys(OUTCOMES if risk else sample.target))
         weighed = _candidates(drawing, asked)
-        others = [item for item in weighed if item not in found]
+        others = [item for item in weighed.items if item not in found]
         likely = _evidence(drawing, asked, others)
         answers_from = None if drawing.reading.either else TASKS[sample.task].anchor_table
         graph = evidence_graph(context, shown, found, drawing.ids, answers_from, likely)
@@ -244,7 +269,7 @@ def _lines(
         reasons |= _reasons(drawing, asked, others, together=False)
         add_reasons(graph, context, shown, reasons, drawing.ids)
         if drawing.candidates:
-            mark_candidates(graph, weighed)
+            mark_candidates(graph, *weighed)
         lines.append(
             {
                 "sample_id": sample.sample_id,
@@ -258,22 +283,26 @@ def _lines(
     return lines
 
 
-def _candidates(drawing: Drawing, asked: Asked) -> list[str]:
+def _candidates(drawing: Drawing, asked: Asked) -> Weighed:
     """Return the likeliest items by the record, as many as the drawing has, in the answer or not.
 
     They are the same whatever the answer is.
     """
     task = asked.sample.task
     if not drawing.candidates or task not in drawing.rules or TASKS[task].kind == "risk":
-        return []
-    return likely_items(
+        return Weighed((), 0)
+    if drawing.weighed is not None:
+        known = _weighed(drawing.weighed / f"{task}.json")
+        return Weighed(*known.get(asked.sample.sample_id, ((), 0)))
+    found = likely_items(
         _counts(drawing.counts / f"{task}.npz"),
         asked.shown,
         TASKS[task].anchor_table,
         drawing.rules[task],
         drawing.min_routine,
         asked.own,
-    )[: drawing.candidates]
+    )
+    return Weighed(tuple(found[: drawing.candidates]), 0)
 
 
 def _evidence(drawing: Drawing, asked: Asked, items: Iterable[str]) -> dict[str, list[Association]]:
@@ -333,6 +362,11 @@ def _prepared(folder: Path) -> Prepared:
 @cache
 def _counts(path: Path) -> Cooccurrence:
     return Cooccurrence.load(path)
+
+
+@cache
+def _weighed(path: Path) -> dict[str, tuple[tuple[str, ...], int]]:
+    return dict(read_json(path))
 
 
 @cache

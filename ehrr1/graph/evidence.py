@@ -152,9 +152,15 @@ def randomised(
     return replaced
 
 
-def mark_candidates(graph: nx.DiGraph, items: Sequence[str]) -> None:
-    """Note in the graph which items the record makes likely, whether or not they are the answer."""
+def mark_candidates(graph: nx.DiGraph, items: Sequence[str], likely: int) -> None:
+    """Note in the graph which items the record makes likely, whether or not they are the answer.
+
+    The first `likely` of them are what all evidence together calls for (`graph.weighing`); 0 where
+    it was not weighed together.
+    """
     graph.graph["candidates"] = list(items)
+    if likely:
+        graph.graph["likely"] = list(items[:likely])
 
 
 def answers_only(graph: nx.DiGraph) -> nx.DiGraph:

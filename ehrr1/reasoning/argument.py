@@ -16,10 +16,11 @@ class Step(NamedTuple):
     """One line of reasoning: the answers that it derives, and the nodes of the graph it rests on.
 
     kind: "again", with a node for each answer, its own item done before; "evidence", "routine" or
-    "together", with one node, a concept, a care unit or another answer.
+    "together", with one node, a concept, a care unit or another answer; "weighed", without a node,
+    by all that the record shows.
     """
 
-    kind: Literal["again", "evidence", "routine", "together"]
+    kind: Literal["again", "evidence", "routine", "together", "weighed"]
     nodes: tuple[str, ...]
     answers: tuple[str, ...]
 
@@ -35,7 +36,8 @@ def weigh(graph: nx.DiGraph, max_evidence: int) -> list[Step]:
 
     First what is routine, then what was done before (at most `max_evidence` items), then the items
     of the concepts that make most others likely, half as many concepts. Each line is a lookup: the
-    same reason has the same items, named before or not.
+    same reason has the same items, named before or not. At last, if the graph has weighed all
+    evidence together, the items that it calls for, the likeliest first.
     """
     found = {
         "routine": _by_reason(graph, {"routine"}),
@@ -64,6 +66,8 @@ def weigh(graph: nx.DiGraph, max_evidence: int) -> list[Step]:
             break
         steps.append(Step("evidence", (best,), _likeliest(found["evidence"][best], MOST_EACH)))
         done |= found["evidence"][best].keys()
+    if steps and (weighed := graph.graph.get("likely")):
+        steps.append(Step("weighed", (), tuple(weighed)))
     return steps
 
 

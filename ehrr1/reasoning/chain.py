@@ -40,6 +40,10 @@ BAR = " | "
 ARROW = "->"
 AGAIN = "Again"
 """Opens a line of reasoning whose answers were done before and are due again."""
+ALL_EVIDENCE = "All evidence"
+"""Opens a line of reasoning that weighs all that the record shows."""
+NOTHING = "None of these"
+"""Stands for the final results of a chain whose reasoning names no item of the answer."""
 
 
 class Citation(NamedTuple):
@@ -79,6 +83,8 @@ def parse_chain(text: str) -> Chain | None:
     extraction = _lines(lines[first + 1 : second])
     reasoning = _lines(lines[second + 1 : third])
     results = tuple(item for line in _lines(lines[third + 1 :]) for item in line.split(BAR))
+    if results == (NOTHING,):
+        results = ()
     citations = _citations(extraction)
     return Chain(
         sections=(extraction, reasoning, results),

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ehrr1.graph.reasons import EVERYBODY
-from ehrr1.reasoning.chain import ARROW, BAR, Chain
+from ehrr1.reasoning.chain import ALL_EVIDENCE, ARROW, BAR, Chain
 from ehrr1.reasoning.facts import Citable, Fact, number, value_splits
 from ehrr1.reasoning.names import Named, Names, find_names, key_of
 from ehrr1.reasoning.statements import Statement, in_cells, in_prose, times_of
@@ -43,6 +43,7 @@ _STATED_ABSENT = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _EVERYBODY = key_of(EVERYBODY)
+_OF_ALL = {_EVERYBODY, key_of(ALL_EVIDENCE)}
 _LONG_WORD = re.compile(rf"[^\W\d_]{{{SHORTEST_PART},}}")
 _PIECES = re.compile(r"(?<=[.;!?])\s+")
 
@@ -88,7 +89,8 @@ def check(chain: Chain, context: Citable) -> Findings:
       range, flag and earlier values;
     - values: a number, unit or time that reasoning gives to an item is the item's;
     - derivation: an earlier line of reasoning names each result, and with it an item that was
-      cited, a result that was derived before, or "All patients", for whom it is routine;
+      cited, a result that was derived before, "All patients", for whom it is routine, or "All
+      evidence", which calls for it;
     - repetition: no line, and no sentence of four words or more, occurs twice in a section.
     """
     found = Findings()
@@ -199,7 +201,9 @@ class _Reader:
 
     def _name_indices(self) -> tuple[Names, ...]:
         if not self._names:
-            mine = Names({EVERYBODY, *self.cited, *self.results.values(), *self._cited_names()})
+            mine = Names(
+                {EVERYBODY, ALL_EVIDENCE, *self.cited, *self.results.values(), *self._cited_names()}
+            )
             self._names = (mine, self.context.names)
         return self._names
 
@@ -226,7 +230,7 @@ class _Reader:
                 yield key
 
     def _supports(self, key: str) -> bool:
-        return key in self.cited or key in self.derived or key == _EVERYBODY
+        return key in self.cited or key in self.derived or key in _OF_ALL
 
     def _in_cells(self, cells: str) -> Iterator[str]:
         keys = {key_of(cell.strip()) for cell in cells.split("|")}

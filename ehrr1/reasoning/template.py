@@ -25,7 +25,16 @@ from ehrr1.graph.reasons import EVERYBODY
 from ehrr1.graph.states import NOT_DONE
 from ehrr1.prompts.messages import CASES
 from ehrr1.reasoning.argument import Step, argue, weigh
-from ehrr1.reasoning.chain import AGAIN, ARROW, BAR, SECTIONS, Citation, written_time
+from ehrr1.reasoning.chain import (
+    AGAIN,
+    ALL_EVIDENCE,
+    ARROW,
+    BAR,
+    NOTHING,
+    SECTIONS,
+    Citation,
+    written_time,
+)
 from ehrr1.reasoning.path_lines import path_lines
 from ehrr1.records.events import Event
 from ehrr1.tasks.catalog import TASKS
@@ -63,6 +72,7 @@ def write_template(
         Again | -> | Heparin | Senna                 Heparin and Senna: done before, due again.
         All patients | routine | -> | Chem-7         Chem-7: routine for all patients.
         Chem-7 | together | -> | Phosphate           Chem-7 comes with Phosphate.
+        All evidence | -> | Chem-7 | Insulin         All evidence together: Chem-7 and Insulin.
 
     `compact` writes the final results as one line of cells. A small model that writes them in the
     form of the answer, an item on each line, can mistake one for the other and close the think
@@ -85,7 +95,8 @@ def write_template(
     }
     in_time = sorted(cited, key=lambda node: (cited[node] or datetime.min, node))
     lines = [SECTIONS[0]]
-    lines += [BAR.join(_citation(graph, node, sample, style)) for node in in_time]
+    # two concepts of one row, its item and its class, are cited by one line
+    lines += dict.fromkeys(BAR.join(_citation(graph, node, sample, style)) for node in in_time)
     lines += [SECTIONS[1]]
     for step in steps:
         lines.append(_line(graph, step, style))
@@ -93,31 +104,35 @@ def write_template(
             derived = [item for item in step.answers if item in answer]
             lines += path_lines(graph, step.nodes[0], derived, context)
     lines += [SECTIONS[2]]
-    results = sorted({item for step in steps for item in step.answers} & answer)
-    lines += [BAR.join(results)] if results and style == "compact" else results
+    results = sorted({item for step in steps for item in step.answers} & answer) or [NOTHING]
+    lines += [BAR.join(results)] if style == "compact" else results
     return [Draft("\n".join(lines), 0, 0)]
 
 
 def _line(graph: nx.DiGraph, step: Step, style: Style) -> str:
     """Return a line of reasoning: the reason, its state or kind, and the answers."""
-    node = step.nodes[0]
     if style == "prose":
         return _sentence(graph, step)
     if step.kind == "again":
         reason = [AGAIN]
+    elif step.kind == "weighed":
+        reason = [ALL_EVIDENCE]
     elif step.kind == "evidence":
-        reason = [cited_as(graph, node)[0], *_state(graph, node)]
+        reason = [cited_as(graph, step.nodes[0])[0], *_state(graph, step.nodes[0])]
     else:
-        reason = [graph.nodes[node]["label"], step.kind]
+        reason = [graph.nodes[step.nodes[0]]["label"], step.kind]
     return BAR.join([*reason, ARROW, *step.answers])
 
 
 def _sentence(graph: nx.DiGraph, step: Step) -> str:
     """Return a line of reasoning as a sentence."""
-    node, items = step.nodes[0], _listed(step.answers)
-    name = graph.nodes[node]["label"]
+    items = _listed(step.answers)
     if step.kind == "again":
         return f"{items}: done before, due again."
+    if step.kind == "weighed":
+        return f"{ALL_EVIDENCE} together: {items}."
+    node = step.nodes[0]
+    name = graph.nodes[node]["label"]
     if step.kind == "together":
         return f"{name} comes with {items}."
     if step.kind == "routine":
@@ -145,7 +160,7 @@ SAID = {
 
 def compact_words() -> list[str]:
     """Return the words of compact lines as they stand there, for a tokenizer to learn."""
-    words = (AGAIN, EVERYBODY, ROUTINE, TOGETHER, *filter(None, SAID))
+    words = (AGAIN, ALL_EVIDENCE, EVERYBODY, ROUTINE, TOGETHER, *filter(None, SAID))
     return [f"{word}{BAR}{ARROW}{BAR}" for word in words]
 
 

@@ -6,12 +6,14 @@ alike:
     Glucose: 140 | Labotary Test Events | 06:10      the concept, its event at that time
     Glucose | -> | Insulin                           the concept, the answer, the edge, the path
     Again | -> | Heparin                             the same, of the answer's own item
+    All evidence | -> | Insulin                      the same, of all concepts
     A glucose of 140 calls for insulin.              the same, by the names in it
     Insulin                                          in the results: all that was argued for it
 """
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -21,7 +23,7 @@ from ehrr1.graph.concepts import TOGETHER, Concept, heading
 from ehrr1.graph.evidence import ITEMS
 from ehrr1.graph.paths import path_nodes
 from ehrr1.prompts.messages import CASES
-from ehrr1.reasoning.chain import AGAIN, ARROW, BAR, SECTIONS
+from ehrr1.reasoning.chain import AGAIN, ALL_EVIDENCE, ARROW, BAR, SECTIONS
 from ehrr1.records.schema import TABLES
 from ehrr1.scoring.answers import answer_lines
 
@@ -131,6 +133,11 @@ class _Tracer:
         before, arrow, after = text.replace("→", ARROW).partition(ARROW)
         again = before.strip(" |") == AGAIN
         concepts = self._find(after, self.concepts) if again else self._concepts(before)
+        if before.startswith(ALL_EVIDENCE):
+            items = self._find(after or before, self.answers)
+            concepts = [
+                node for node in self.places if any(map(partial(self.graph.has_edge, node), items))
+            ]
         if section in ("yes", "no"):
             answers = self.answers.get(section, []) if concepts else []
         else:

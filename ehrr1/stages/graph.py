@@ -27,11 +27,13 @@ from ehrr1.graph.drawing import (
     Texts,
     count_part,
     draw_part,
+    rows_part,
     texts_of,
 )
 from ehrr1.graph.knowledge import PathRule
 from ehrr1.graph.sources import Dictionary, knowledge_folder, open_dictionary
 from ehrr1.graph.statistics import Tally, linked_shares
+from ehrr1.graph.weighing import Rows, Weighed, joined, weigh_rows
 from ehrr1.progress import in_processes
 from ehrr1.runs import Run
 from ehrr1.tasks.catalog import TASKS
@@ -62,6 +64,9 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
         cfg.graph.record_chars,
     )
     counts = counted_tasks(run.folder / "counts", reading, parts, cfg.graph.workers)
+    weighed = None
+    if cfg.graph.weighed_samples_per_task is not None:
+        weighed = weigh(run.folder / "weighed", reading, prepared, drawn, cfg)
     history = {concept for one in counts.values() for concept in one.history}
     ids = linked_names(counts, history, dictionary)
     rules = {task: evidence_rule(cfg.graph, task, one) for task, one in counts.items()}
@@ -75,6 +80,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
         require_path=cfg.graph.require_path,
         min_routine=cfg.graph.min_routine if cfg.graph.evidence == "cooccurrence" else None,
         candidates=cfg.graph.candidates if cfg.graph.evidence == "cooccurrence" else 0,
+        weighed=weighed,
         random_seed=cfg.seed if cfg.graph.evidence == "random" else None,
     )
     tally = draw(run.folder, drawing, parts, cfg.graph.workers)
@@ -142,6 +148,41 @@ def counted_tasks(
         counts.save(folder / f"{task}.npz")
     write_json(done, list(found))
     return found
+
+
+def weigh(
+    folder: Path, reading: Reading, prepared: Prepared, drawn: Sequence[Sample], cfg: Config
+) -> Path:
+    """Write what all concepts of each drawn record together make likely; return the folder.
+
+    A file a task: sample_id -> items, the likeliest first, and how many of them are likely.
+    """
+    if (folder / "tasks.json").exists():
+        return folder
+    tasks = sorted({sample.task for sample in drawn if TASKS[sample.task].kind == "decision"})
+    index = select(prepared.scan("train", tasks), cfg.graph.weighed_samples_per_task, cfg.seed)
+    held_out = [one for one in drawn if one.split != "train" and one.task in tasks]
+    parts = parts_of(prepared.as_samples(index), held_out)
+    rows: dict[str, list[Rows]] = {}
+    read = partial(rows_part, reading)
+    for some in in_processes(read, parts, "reading records to weigh", cfg.graph.workers):
+        for task, own in some.items():
+            rows.setdefault(task, []).append(own)
+    names = {sample.sample_id for sample in drawn}
+    fit = partial(weigh_parts, cfg.graph.candidates)
+    for task, found in zip(
+        tasks,
+        in_processes(fit, [rows[task] for task in tasks], "weighing", cfg.graph.workers),
+        strict=True,
+    ):
+        write_json(folder / f"{task}.json", {k: v for k, v in found.items() if k in names})
+    write_json(folder / "tasks.json", tasks)
+    return folder
+
+
+def weigh_parts(most: int, parts: Sequence[Rows]) -> dict[str, Weighed]:
+    """Return what is likely in the samples of a task, of which each part has some."""
+    return weigh_rows(joined(parts), most)
 
 
 def linked_names(
