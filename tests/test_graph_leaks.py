@@ -68,6 +68,7 @@ def worlds(
             f"variant={name}",
             "concepts=open",
             *("graph.risk=true", "graph.min_support=1"),
+            *("graph.candidates=8", "graph.weighed_samples_per_task=60"),
             f"data.tasks={TASKS}",
         ]
         settings += [f"concepts.dictionary={root / 'concepts.tsv'}"]
@@ -92,6 +93,7 @@ def test_nothing_comes_from_test_patients(worlds: tuple[Path, Path]) -> None:
     graphs = [(world / "graph" / "graphs.jsonl").read_text() for world in worlds]
     assert graphs[0] == graphs[1] and graphs[0].count("\n") > 150
     assert "concept:knowledge:T:" in graphs[0] and '/text"' in graphs[0]
+    assert '"likely": [' in graphs[0]
     for path in sorted((marked / "graph" / "counts").glob("*.npz")):
         counts, same = (
             Cooccurrence.load(path),

@@ -175,8 +175,9 @@ def test_cases_weigh_evidence_by_its_likelihood_ratio() -> None:
     assert screen(draft.chain, asked, context, 0.7).rejected_by == ()
 
 
-def weighed(answer: tuple[str, ...]) -> nx.DiGraph:
-    """The graph of the same record with another answer, and with all items that are likely."""
+def weighed(answer: tuple[str, ...], together: int = 0) -> nx.DiGraph:
+    """The graph of the same record with another answer, and with all items that are likely;
+    `together`: how many of these all evidence calls for."""
     known, shown = counts(), list(occurrences(CONTEXT))
     before = {one.concept for one in shown if one.concept.kind == "labevents"}
     likely = likely_items(known, shown, "labevents", RULE, 0.3, None)
@@ -190,7 +191,7 @@ def weighed(answer: tuple[str, ...]) -> nx.DiGraph:
         add_reasons(
             made, CONTEXT, shown, find_reasons(known, some, beside, before, RULE, 0.3, None)
         )
-    mark_candidates(made, likely)
+    mark_candidates(made, likely, together)
     return made
 
 
@@ -199,13 +200,45 @@ def test_with_candidates_only_the_results_depend_on_the_answer() -> None:
     drafts = {answer: write_template(SAMPLE, CONTEXT, one, 4) for answer, one in graphs.items()}
     lines = {answer: draft[0].chain.split("## Final Results") for answer, draft in drafts.items()}
     assert len({before for before, _ in lines.values()}) == 1
-    assert [after.split() for _, after in lines.values()] == [["Glucose"], ["Sodium"], []]
+    assert [after.split() for _, after in lines.values()] == [
+        ["Glucose"],
+        ["Sodium"],
+        ["None", "of", "these"],
+    ]
     assert "Ward A | routine | -> | Glucose" in lines["Rare",][0]
     assert "Again | -> | Sodium" in lines["Rare",][0]
     plain = answers_only(graphs["Rare",])
     assert set(plain) == {"answer:Rare"}
-    verdict = screen(drafts["Rare",][0].chain, SAMPLE, CONTEXT, 0.0)
-    assert verdict.rejected_by == ("empty",)
+    draft = drafts["Rare",][0].chain
+    assert screen(draft, SAMPLE, CONTEXT, 0.0).rejected_by == ()
+    chain = parse_chain(draft)
+    assert chain is not None and chain.results == ()
+    without = draft.removesuffix("None of these")
+    assert screen(without, SAMPLE, CONTEXT, 0.0).rejected_by == ("empty",)
+
+
+@pytest.mark.parametrize("style", ["compact", "prose"])
+def test_what_all_evidence_calls_for_is_the_last_line(style: Style) -> None:
+    made = weighed(("Glucose",), together=2)
+    (draft,) = write_template(SAMPLE, CONTEXT, made, 4, style)
+    likely = made.graph["likely"]
+    assert likely == made.graph["candidates"][:2] and "Glucose" in likely
+    chain = parse_chain(draft.chain)
+    assert chain is not None and chain.results == ("Glucose",)
+    cells, sentence = " | ".join(likely), " and ".join(likely)
+    last = {
+        "compact": f"All evidence | -> | {cells}",
+        "prose": f"All evidence together: {sentence}.",
+    }
+    assert chain.reasoning[-1] == last[style]
+    assert screen(draft.chain, SAMPLE, CONTEXT, 0.0, likely=likely).rejected_by == ()
+    (traced,) = (line for line in trace(draft.chain, made) if line.text == last[style])
+    assert ("concept:labevents:Sodium", "candidate:Sodium") in traced.edges
+    # alone it derives what it names, and nothing else
+    short = f"## Extraction\nSodium | Labotary Test Events | 03:00\n## Reasoning\n{last[style]}\n"
+    assert screen(f"{short}## Final Results\nGlucose", SAMPLE, CONTEXT, 0.0).rejected_by == ()
+    other = f"{short.replace('Glucose', 'Chloride')}## Final Results\nGlucose"
+    assert "derivation" in screen(other, SAMPLE, CONTEXT, 0.0).rejected_by
 
 
 def test_digits_in_the_names_of_likely_items_are_no_numbers() -> None:

@@ -1,19 +1,24 @@
-"""All concepts of a record weighed together: what is likely, and that no patient tells on itself."""
+"""All concepts of a record weighed together; no patient tells on itself."""
 
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge as Peer
 
+from ehrr1.config.schema import check
+from ehrr1.errors import UserError
 from ehrr1.graph.concepts import Concept, Occurrence
 from ehrr1.graph.weighing import Rows, cross_fitted, joined, likely, weigh_rows, weighable
 from ehrr1.scoring.ridge import Ridge
+from tests.settings import composed
 
 A, B, C, BOTH = (Concept("labevents", name) for name in ("a", "b", "c", "both"))
 
 
-def one(subject: int, concepts: list[Concept], answer: tuple[str, ...], learnt: bool = True) -> Rows:
+def one(
+    subject: int, concepts: list[Concept], answer: tuple[str, ...], learnt: bool = True
+) -> Rows:
     """A sample of a patient."""
     codes = np.arange(len(concepts), dtype=np.int32)
     return Rows([f"s{subject}"], [subject], [answer], [learnt], concepts, codes, [len(codes)])
@@ -84,5 +89,17 @@ def test_the_latest_events_count_once_more() -> None:
     assert found[4:] == [Concept("recent labevents", name) for name in ("c", "both")]
 
 
-def test_drawn_samples_have_what_is_likely(smoke: Path) -> None:
-    """The files of `stage=graph` hold each drawn sample of a decision task."""
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"candidates": 0}, "graph.candidates"),
+        ({"evidence": "random"}, "graph.evidence=random"),
+        ({"counting": "release", "counted_samples_per_task": None}, "graph.counting=release"),
+        ({"samples_per_task": 51}, "graph.samples_per_task=51"),
+        ({"samples_per_task": None}, "graph.samples_per_task=null"),
+    ],
+)
+def test_settings_that_cannot_be_weighed_together(settings: dict[str, Any], told: str) -> None:
+    graph = {"samples_per_task": 50, "weighed_samples_per_task": 50} | settings
+    with pytest.raises(UserError, match=rf"graph.weighed_samples_per_task=50.*{told}"):
+        check(composed("stage=graph", graph=graph))

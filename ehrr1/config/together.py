@@ -303,7 +303,29 @@ def _sources(concepts: Concepts, graph: Graph) -> list[str]:
             for name, (value, how) in refused.items()
             if value is not None
         ]
+    if graph.weighed_samples_per_task is not None:
+        problems += _weighed(graph, graph.weighed_samples_per_task)
     return problems
+
+
+def _weighed(graph: Graph, samples: int) -> list[str]:
+    """Return why the concepts of records cannot be weighed together."""
+    problems = []
+    if graph.candidates == 0:
+        problems.append("graph.candidates=0 keeps no likely items; set graph.candidates=N")
+    for name, value, needed in (
+        ("evidence", graph.evidence, "cooccurrence"),
+        ("counting", graph.counting, "ours"),
+    ):
+        if value != needed:
+            problems.append(f"graph.{name}={value} has no likely items; graph.{name}={needed}")
+    drawn = graph.samples_per_task
+    if drawn is None or drawn > samples:
+        problems.append(
+            f"graph.samples_per_task={'null' if drawn is None else drawn} draws more than is "
+            "weighed; raise the former"
+        )
+    return [f"graph.weighed_samples_per_task={samples}: {problem}" for problem in problems]
 
 
 def _language_model(cfg: "Config", chains: ModelChains) -> list[str]:
