@@ -93,7 +93,6 @@ def test_the_latest_events_count_once_more() -> None:
     ("settings", "told"),
     [
         ({"candidates": 0}, "graph.candidates"),
-        ({"evidence": "random"}, "graph.evidence=random"),
         ({"counting": "release", "counted_samples_per_task": None}, "graph.counting=release"),
         ({"samples_per_task": 51}, "graph.samples_per_task=51"),
         ({"samples_per_task": None}, "graph.samples_per_task=null"),

@@ -303,7 +303,7 @@ def _sources(concepts: Concepts, graph: Graph) -> list[str]:
             for name, (value, how) in refused.items()
             if value is not None
         ]
-    if graph.weighed_samples_per_task is not None:
+    if graph.weighed_samples_per_task is not None and graph.evidence == "cooccurrence":
         problems += _weighed(graph, graph.weighed_samples_per_task)
     return problems
 
@@ -313,12 +313,8 @@ def _weighed(graph: Graph, samples: int) -> list[str]:
     problems = []
     if graph.candidates == 0:
         problems.append("graph.candidates=0 keeps no likely items; set graph.candidates=N")
-    for name, value, needed in (
-        ("evidence", graph.evidence, "cooccurrence"),
-        ("counting", graph.counting, "ours"),
-    ):
-        if value != needed:
-            problems.append(f"graph.{name}={value} has no likely items; graph.{name}={needed}")
+    if graph.counting == "release":
+        problems.append("graph.counting=release has no likely items; set graph.counting=ours")
     drawn = graph.samples_per_task
     if drawn is None or drawn > samples:
         problems.append(

@@ -65,7 +65,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     )
     counts = counted_tasks(run.folder / "counts", reading, parts, cfg.graph.workers)
     weighed = None
-    if cfg.graph.weighed_samples_per_task is not None:
+    if cfg.graph.weighed_samples_per_task is not None and cfg.graph.evidence == "cooccurrence":
         weighed = weigh(run.folder / "weighed", reading, prepared, drawn, cfg)
     history = {concept for one in counts.values() for concept in one.history}
     ids = linked_names(counts, history, dictionary)
