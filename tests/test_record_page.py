@@ -74,6 +74,8 @@ def test_a_page_says_what_the_chain_rests_on_and_what_it_made_up() -> None:
     text = record_page(SHOWN)
     assert "Research only. Not for clinical use" in text and "not open" not in text
     assert "3 events: what was known at 2150-03-04 09:00, of which the oldest 1 did not" in text
+    first, *others = text.split("<details ")[1:]
+    assert "did not fit the model" in first and "did not fit the model" not in "".join(others)
     assert '<a href="#event-2">Lactate | Labotary Test Events | 08:00</a>' in text
     assert "Troponin | Labotary Test Events | 08:00 <small>not in the record</small>" in text
     assert "<p>Sodium | Lactate | Chloride</p>" in text  # results, no citation

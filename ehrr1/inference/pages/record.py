@@ -13,12 +13,15 @@ from ehrr1.reasoning.chain import BAR, SECTIONS, Citation
 from ehrr1.reasoning.facts import Citable
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
+from ehrr1.tasks.context import preamble_length
 from ehrr1.web_page import filled
 
 NOT_FOR_CARE = (
     "Research only. Not for clinical use: no decision about a patient may rest on this page."
 )
 CLOSED = "This page holds patient data that are not open: keep it where the data may be kept."
+
+UNREAD = ' <small class="unread">did not fit the model</small>'
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ def record_page(shown: RecordPage) -> str:
         answer="\n".join(_answer(shown)),
         chain="\n".join(_chain(shown)),
         curves="\n".join(curves(shown.record)) or "<p>No value was measured twice.</p>",
-        timeline="\n".join(_timeline(shown.record)),
+        timeline="\n".join(_timeline(shown.record, _unread(shown))),
     )
 
 
@@ -110,7 +113,16 @@ def _chain(shown: RecordPage) -> Iterator[str]:
             yield f'<p class="missing">{escape(line)} <small>not in the record</small></p>'
 
 
-def _timeline(record: Sequence[Event]) -> Iterator[str]:
+def _unread(shown: RecordPage) -> range:
+    """Return the positions of the events that the model was not shown.
+
+    A prompt that is too long loses its oldest events, but keeps the preamble.
+    """
+    first = preamble_length(shown.record)
+    return range(first, first + shown.answer.cut_events)
+
+
+def _timeline(record: Sequence[Event], unread: range) -> Iterator[str]:
     numbered = enumerate(record)
     for day, events in groupby(numbered, key=lambda pair: pair[1].time and pair[1].time.date()):
         yield f"<h3>{day or 'without a time'}</h3>"
@@ -119,8 +131,9 @@ def _timeline(record: Sequence[Event]) -> Iterator[str]:
             title = known.heading if known else (event.text or "").partition("\n")[0].lstrip("# ")
             time = f"<time>{event.time:%H:%M}</time> " if event.time else ""
             names = ", ".join(dict.fromkeys(filter(None, event.items)))
+            mark = UNREAD if at in unread else ""
             yield f'<details id="event-{at}"><summary>{time}{escape(title)}'
-            yield f"<small>{escape(names)}</small></summary>"
+            yield f"<small>{escape(names)}</small>{mark}</summary>"
             yield _rows(event, tuple(known.keys) if known else ())
             yield "</details>"
 
