@@ -18,7 +18,7 @@ from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from ehrr1.graph.concepts import Concept, Occurrence
-from ehrr1.scoring.ridge import Floats, Ridge
+from ehrr1.scoring.ridge import Floats, Sums
 
 FOLDS = 5
 """Parts of the training patients."""
@@ -112,7 +112,7 @@ def weigh_rows(rows: Rows, most: int) -> dict[str, Weighed]:
     every = np.zeros((len(learnt), len(items)))
     every[learnt] = scores[penalty]
     if not learnt.all():
-        every[~learnt] = Ridge.fit(x[learnt], y).scores(x[~learnt], penalty).round(9)
+        every[~learnt] = Sums.of(x[learnt], y).fit(penalty).scores(x[~learnt]).round(9)
     order = np.argsort(-every, axis=1, kind="stable")[:, :most]
     numbers = likely(every, threshold).sum(axis=1)
     return {
@@ -149,12 +149,13 @@ def cross_fitted(x: Floats, y: Floats, subjects: NDArray[np.int64]) -> dict[floa
     """
     fold = np.unique(subjects, return_inverse=True)[1] % FOLDS
     scores = {penalty: np.tile(y.mean(axis=0), (len(y), 1)) for penalty in PENALTIES}
+    every = Sums.of(x, y)
     for part in range(FOLDS):
         own = fold == part
         if own.any() and not own.all():
-            fitted = Ridge.fit(x[~own], y[~own])
+            others = every.without(Sums.of(x[own], y[own]))
             for penalty, found in scores.items():
-                found[own] = fitted.scores(x[own], penalty)
+                found[own] = others.fit(penalty).scores(x[own])
     # equal scores stay equal, and small differences between processors do not matter
     return {penalty: found.round(9) for penalty, found in scores.items()}
 

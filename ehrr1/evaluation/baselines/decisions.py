@@ -16,7 +16,7 @@ from ehrr1.evaluation.baselines.bag_table import Bags, Floats
 from ehrr1.evaluation.baselines.risk import filled
 from ehrr1.evaluation.baselines.tuning import by_task, fitted_and_tuned
 from ehrr1.evaluation.predictions import DIRECT, WrittenAnswer, prediction_row
-from ehrr1.scoring.ridge import Ridge
+from ehrr1.scoring.ridge import Sums
 from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.samples import Sample
 
@@ -230,13 +230,14 @@ def linear(data: DecisionData) -> Iterator[tuple[Scores, Scores]]:
     columns = data.bags.columns(data.train, data.max_features)
     scaler = StandardScaler()
     x = filled(scaler.fit_transform(data.bags.matrix(data.train, columns)))
-    fitted = Ridge.fit(x, data.hits)
+    sums = Sums.of(x, data.hits)
     tuned, asked = (
         filled(scaler.transform(data.bags.matrix(s, columns))) if s else np.zeros((0, len(columns)))
         for s in (data.tune, data.asked)
     )
     for penalty in PENALTIES:
-        yield fitted.scores(tuned, penalty), fitted.scores(asked, penalty)
+        fitted = sums.fit(penalty)
+        yield fitted.scores(tuned), fitted.scores(asked)
 
 
 def first_items(scores: Scores) -> NDArray[np.int64]:
