@@ -47,7 +47,8 @@ def test_scores_are_those_of_a_peer(penalty: float) -> None:
 
 def test_what_records_show_decides_what_is_likely() -> None:
     asked = [one(100, [A], ("C",), learnt=False), one(101, [B, BOTH], ("C",), learnt=False)]
-    found = weigh_rows(joined([*world(), *asked]), most=3)
+    found, f1 = weigh_rows(joined([*world(), *asked]), most=3)
+    assert f1 == pytest.approx(60 / 61)  # all but the patient whose answer is Z
     assert found["s100"].items[0] == "A" and found["s100"].likely == 1
     assert {*found["s101"].items[:2]} == {"B", "D"} and found["s101"].likely == 2
     assert len(found["s101"].items) == 3
@@ -78,7 +79,7 @@ def test_parts_may_be_cut_anywhere() -> None:
 
 
 def test_too_few_samples_make_nothing_likely() -> None:
-    assert weigh_rows(joined(world()[:4]), most=3) == {}
+    assert weigh_rows(joined(world()[:4]), most=3) == ({}, 0.0)
 
 
 def test_one_item_at_least_is_likely() -> None:

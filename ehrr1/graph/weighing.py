@@ -90,15 +90,16 @@ def joined(parts: Iterable[Rows]) -> Rows:
 
 
 @threadpool_limits.wrap(limits=1)  # sums in one order, whatever the number of threads
-def weigh_rows(rows: Rows, most: int) -> dict[str, Weighed]:
-    """Return what each sample's record makes likely, by sample_id: at most `most` items.
+def weigh_rows(rows: Rows, most: int) -> tuple[dict[str, Weighed], float]:
+    """Return what each sample's record makes likely, by sample_id, and the F1 of likely items.
 
-    Empty with fewer than `MIN_COUNT` training samples. Penalty and threshold are those with the
-    highest F1 on the training samples, each scored by regressions on other patients.
+    A sample has at most `most` items; the F1 is the mean over the training samples. With fewer of
+    these than `MIN_COUNT` there is nothing. Penalty and threshold are those with the highest F1,
+    where each training sample is scored by regressions on other patients.
     """
     learnt = np.array(rows.learnt, dtype=bool)
     if learnt.sum() < MIN_COUNT:
-        return {}
+        return {}, 0.0
     answers = [answer for answer, known in zip(rows.answers, rows.learnt, strict=True) if known]
     counts = Counter(item for answer in answers for item in dict.fromkeys(answer))
     items = sorted(counts, key=lambda item: (-counts[item], item))[:MOST_ITEMS]
@@ -115,10 +116,11 @@ def weigh_rows(rows: Rows, most: int) -> dict[str, Weighed]:
         every[~learnt] = Sums.of(x[learnt], y).fit(penalty).scores(x[~learnt]).round(9)
     order = np.argsort(-every, axis=1, kind="stable")[:, :most]
     numbers = likely(every, threshold).sum(axis=1)
-    return {
+    found = {
         name: Weighed(tuple(items[place] for place in own), min(int(number), most))
         for name, own, number in zip(rows.sample_ids, order.tolist(), numbers, strict=True)
     }
+    return found, f1[penalty, threshold]
 
 
 def _features(rows: Rows, learnt: Marks) -> Floats:

@@ -47,8 +47,9 @@ PART = 256
 def run(cfg: Config, run: Run) -> dict[str, float | int]:
     """Write graphs.jsonl.
 
-    Metrics: those of `graph.statistics`, and as `pairs/<task>` the number of pairs of an answer and
-    a concept that are evidence, of all that were counted.
+    Metrics: those of `graph.statistics`, as `pairs/<task>` the number of pairs of an answer and a
+    concept that are evidence, of all that were counted, and as `likely/f1/<task>` the F1 of what
+    all evidence together calls for, on training samples of other patients.
     """
     prepared = Prepared(run.input("prepare"))
     counted, drawn = chosen_samples(prepared, cfg)
@@ -64,9 +65,10 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
         cfg.graph.record_chars,
     )
     counts = counted_tasks(run.folder / "counts", reading, parts, cfg.graph.workers)
-    weighed = None
+    weighed, likely = None, {}
     if cfg.graph.weighed_samples_per_task is not None and cfg.graph.evidence == "cooccurrence":
-        weighed = weigh(run.folder / "weighed", reading, prepared, drawn, cfg)
+        weighed = run.folder / "weighed"
+        likely = weigh(weighed, reading, prepared, drawn, cfg)
     history = {concept for one in counts.values() for concept in one.history}
     ids = linked_names(counts, history, dictionary)
     rules = {task: evidence_rule(cfg.graph, task, one) for task, one in counts.items()}
@@ -85,7 +87,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     )
     tally = draw(run.folder, drawing, parts, cfg.graph.workers)
     pairs = {f"pairs/{task}": passing(one, rules[task]) for task, one in counts.items()}
-    return tally.metrics() | pairs | linked_shares(history, ids)
+    return tally.metrics() | pairs | likely | linked_shares(history, ids)
 
 
 def chosen_samples(prepared: Prepared, cfg: Config) -> tuple[list[Sample], list[Sample]]:
@@ -152,13 +154,13 @@ def counted_tasks(
 
 def weigh(
     folder: Path, reading: Reading, prepared: Prepared, drawn: Sequence[Sample], cfg: Config
-) -> Path:
-    """Write what all concepts of each drawn record together make likely; return the folder.
+) -> dict[str, float]:
+    """Write what all concepts of each drawn record together make likely; return metrics.
 
     A file a task: sample_id -> items, the likeliest first, and how many of them are likely.
     """
     if (folder / "tasks.json").exists():
-        return folder
+        return dict(read_json(folder / "tasks.json"))
     tasks = sorted({sample.task for sample in drawn if TASKS[sample.task].kind == "decision"})
     index = select(prepared.scan("train", tasks), cfg.graph.weighed_samples_per_task, cfg.seed)
     held_out = [one for one in drawn if one.split != "train" and one.task in tasks]
@@ -170,18 +172,20 @@ def weigh(
             rows.setdefault(task, []).append(own)
     names = {sample.sample_id for sample in drawn}
     fit = partial(weigh_parts, cfg.graph.candidates)
-    for task, found in zip(
+    metrics = {}
+    for task, (found, f1) in zip(
         tasks,
         in_processes(fit, [rows[task] for task in tasks], "weighing", cfg.graph.workers),
         strict=True,
     ):
         write_json(folder / f"{task}.json", {k: v for k, v in found.items() if k in names})
-    write_json(folder / "tasks.json", tasks)
-    return folder
+        metrics[f"likely/f1/{task}"] = f1
+    write_json(folder / "tasks.json", metrics)
+    return metrics
 
 
-def weigh_parts(most: int, parts: Sequence[Rows]) -> dict[str, Weighed]:
-    """Return what is likely in the samples of a task, of which each part has some."""
+def weigh_parts(most: int, parts: Sequence[Rows]) -> tuple[dict[str, Weighed], float]:
+    """Weigh the samples of a task, of which each part has some."""
     return weigh_rows(joined(parts), most)
 
 
