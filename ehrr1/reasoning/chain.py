@@ -82,15 +82,13 @@ def parse_chain(text: str) -> Chain | None:
     first, second, third = (lines.index(section) for section in SECTIONS)
     extraction = _lines(lines[first + 1 : second])
     reasoning = _lines(lines[second + 1 : third])
-    results = tuple(item for line in _lines(lines[third + 1 :]) for item in line.split(BAR))
-    if results == (NOTHING,):
-        results = ()
+    written = tuple(item for line in _lines(lines[third + 1 :]) for item in line.split(BAR))
     citations = _citations(extraction)
     return Chain(
-        sections=(extraction, reasoning, results),
+        sections=(extraction, reasoning, written),
         citations=citations,
         reasoning=reasoning,
-        results=results,
+        results=() if written == (NOTHING,) else written,
         unread=len(extraction) - len(citations),
         opening=any(lines[:first]),
     )
