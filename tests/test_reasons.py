@@ -1,6 +1,7 @@
 """Reasons beside evidence: routine, repetition, what belongs together, and what a prompt shows."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import networkx as nx
@@ -234,6 +235,11 @@ def test_what_all_evidence_calls_for_is_the_last_line(style: Style) -> None:
     assert screen(draft.chain, SAMPLE, CONTEXT, 0.0, likely=likely).rejected_by == ()
     (traced,) = (line for line in trace(draft.chain, made) if line.text == last[style])
     assert ("concept:labevents:Sodium", "candidate:Sodium") in traced.edges
+    (alone,) = write_template(SAMPLE, CONTEXT, made, 4, style, "weighed")
+    assert parse_chain(alone.chain) == replace(
+        chain, sections=((), (last[style],), ("Glucose",)), citations=(), reasoning=(last[style],)
+    )
+    assert screen(alone.chain, SAMPLE, CONTEXT, 0.0, likely=likely).rejected_by == ()
     # alone it derives what it names, and nothing else
     short = f"## Extraction\nSodium | Labotary Test Events | 03:00\n## Reasoning\n{last[style]}\n"
     assert screen(f"{short}## Final Results\nGlucose", SAMPLE, CONTEXT, 0.0).rejected_by == ()

@@ -67,6 +67,7 @@ class TemplateChains(AnyChains):
     writer: Literal["template"]
     style: Literal["compact", "prose"]
     max_evidence: Count
+    reasons: Literal["all", "weighed"]
 
 
 class ModelChains(AnyChains):

@@ -66,9 +66,12 @@ def weigh(graph: nx.DiGraph, max_evidence: int) -> list[Step]:
             break
         steps.append(Step("evidence", (best,), _likeliest(found["evidence"][best], MOST_EACH)))
         done |= found["evidence"][best].keys()
-    if steps and (weighed := graph.graph.get("likely")):
-        steps.append(Step("weighed", (), tuple(weighed)))
-    return steps
+    return [*steps, weighed(graph)] if steps and "likely" in graph.graph else steps
+
+
+def weighed(graph: nx.DiGraph) -> Step:
+    """Return the step that names what all evidence together calls for, the likeliest first."""
+    return Step("weighed", (), tuple(graph.graph["likely"]))
 
 
 def _by_reason(graph: nx.DiGraph, kinds: Container[str]) -> dict[str, dict[str, float]]:

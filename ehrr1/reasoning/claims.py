@@ -42,8 +42,7 @@ _STATED_ABSENT = re.compile(
     r"(?:no|not|denies|denied|without|negative)\b|.*\b(?:absent|negative|denied|ruled out)$",
     re.IGNORECASE | re.DOTALL,
 )
-_EVERYBODY = key_of(EVERYBODY)
-_OF_ALL = {_EVERYBODY, key_of(ALL_EVIDENCE)}
+_OF_ALL = {key_of(EVERYBODY), key_of(ALL_EVIDENCE)}
 _LONG_WORD = re.compile(rf"[^\W\d_]{{{SHORTEST_PART},}}")
 _PIECES = re.compile(r"(?<=[.;!?])\s+")
 
@@ -81,7 +80,7 @@ def check(chain: Chain, context: Citable) -> Findings:
     """Check every claim of a chain by these rules.
 
     - empty: no section is empty, except for an extraction without which what is routine for all
-      patients is argued;
+      patients, or what all evidence calls for, is argued;
     - citations: each extraction line cites an item of the context, with its value and unit if it
       gives them, at its event and time;
     - status: what is cited or stated as present is so, and what is stated as absent is absent;
@@ -95,7 +94,7 @@ def check(chain: Chain, context: Citable) -> Findings:
     """
     found = Findings()
     for section in chain.sections:
-        if not section and (section is not chain.sections[0] or not _is_routine(chain)):
+        if not section and (section is not chain.sections[0] or not _cites_nothing(chain)):
             found.note("empty", "", holds=False)
         for line in repeated(section):
             found.note("repetition", line, holds=False)
@@ -108,9 +107,9 @@ def check(chain: Chain, context: Citable) -> Findings:
     return found
 
 
-def _is_routine(chain: Chain) -> bool:
-    """Return whether the reasoning begins with what is routine for all patients."""
-    return any(chain.reasoning) and _EVERYBODY in key_of(chain.reasoning[0])
+def _cites_nothing(chain: Chain) -> bool:
+    """Return whether the reasoning begins with what is routine for all, or with all evidence."""
+    return any(chain.reasoning) and any(key in key_of(chain.reasoning[0]) for key in _OF_ALL)
 
 
 def repeated(section: Iterable[str]) -> list[str]:

@@ -24,7 +24,7 @@ from ehrr1.graph.evidence import (
 from ehrr1.graph.reasons import EVERYBODY
 from ehrr1.graph.states import NOT_DONE
 from ehrr1.prompts.messages import CASES
-from ehrr1.reasoning.argument import Step, argue, weigh
+from ehrr1.reasoning.argument import Step, argue, weigh, weighed
 from ehrr1.reasoning.chain import (
     AGAIN,
     ALL_EVIDENCE,
@@ -50,6 +50,7 @@ class Draft(NamedTuple):
 
 
 Style = Literal["compact", "prose"]
+Reasons = Literal["all", "weighed"]
 
 Writer = Callable[[Sample, Sequence[Event], nx.DiGraph], list[Draft]]
 
@@ -60,6 +61,7 @@ def write_template(
     graph: nx.DiGraph,
     max_evidence: int,
     style: Style = "compact",
+    of: Reasons = "all",
 ) -> list[Draft]:
     """Return one draft from the reasons in the graph, or none if it has none.
 
@@ -79,13 +81,17 @@ def write_template(
     block twice.
 
     If the graph has candidates, the lines name all of them, and only the final results depend on
-    the answer; else the lines name the answers only. Paths through the knowledge base follow the
-    line whose answers they lead to. On a yes/no question the limit applies to each outcome, and no
-    draft is written unless both have evidence.
+    the answer; else the lines name the answers only. With reasons `of` "weighed" there is only the
+    line of all evidence, where the graph has weighed it. Paths through the knowledge base follow
+    the line whose answers they lead to. On a yes/no question the limit applies to each outcome, and
+    no draft is written unless both have evidence.
     """
     if TASKS[sample.task].kind == "risk":
         return _write_cases(sample, graph, max_evidence, style)
-    steps = (weigh if "candidates" in graph.graph else argue)(graph, max_evidence)
+    if of == "weighed" and "likely" in graph.graph:
+        steps = [weighed(graph)]
+    else:
+        steps = (weigh if "candidates" in graph.graph else argue)(graph, max_evidence)
     if not steps:
         return []
     answer = answers(graph).keys()

@@ -43,7 +43,7 @@ from ehrr1.reasoning.ledger import FINISHED, Advance, Ledger
 from ehrr1.reasoning.prices import cacheable_length, estimate, estimate_table
 from ehrr1.reasoning.prompting import VERSIONS, Limit, Prompt, write_prompt
 from ehrr1.reasoning.screening import RULES, best, screen
-from ehrr1.reasoning.template import Style, write_template
+from ehrr1.reasoning.template import Reasons, Style, write_template
 from ehrr1.records.events import Event
 from ehrr1.runs import Run, data_is_open
 from ehrr1.tasks.samples import Prepared, Sample
@@ -159,14 +159,19 @@ def template(cfg: Config) -> Writer:
     """Return the offline writer: one draft, none where the graph has no reasons."""
     settings = cfg.chains
     assert isinstance(settings, TemplateChains)
-    return partial(write_from_graph, settings.max_evidence, settings.style)
+    return partial(write_from_graph, settings.max_evidence, settings.style, settings.reasons)
 
 
 def write_from_graph(
-    max_evidence: int, style: Style, sample: Sample, context: Sequence[Event], graph: nx.DiGraph
+    max_evidence: int,
+    style: Style,
+    reasons: Reasons,
+    sample: Sample,
+    context: Sequence[Event],
+    graph: nx.DiGraph,
 ) -> list[Draft]:
     """Return the template's draft on a sample, with its number."""
-    drafts = write_template(sample, context, graph, max_evidence=max_evidence, style=style)
+    drafts = write_template(sample, context, graph, max_evidence, style, reasons)
     return [Draft(number, *draft) for number, draft in enumerate(drafts)]
 
 
