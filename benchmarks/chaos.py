@@ -103,6 +103,23 @@ def forked(arguments: list[str], disturb: Disturb, seconds: float | None = None)
         return os.waitstatus_to_exitcode(status), said.read().decode(errors="replace")
 
 
+def apart(act: Callable[[], object]) -> None:
+    """Act in a forked process: threads that it starts would hold locks in processes forked later.
+
+    Raises RuntimeError if it fails.
+    """
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            act()
+            code = 0
+        finally:
+            os._exit(code)
+    if os.waitpid(child, 0)[1]:
+        raise RuntimeError("a file could not be damaged")
+
+
 def at_step(number: int, folder: Path, act: Callable[[], object]) -> None:
     """Let this process `act` before its `number`-th change of a file in `folder`."""
     steps = changes(folder)
@@ -212,7 +229,7 @@ def damage(stage: str, root: Path, whole: Path, steps: int, seconds: float) -> N
     path = copied / source / random.choice(small)
     chosen = random.choice(damages(path))
     before = path.read_bytes()
-    chosen.do(path)
+    apart(partial(chosen.do, path))
     if path.exists() and path.read_bytes() == before:
         return  # rows turned round that are the same
     given = arguments_of(stage, root, copied)
