@@ -16,11 +16,8 @@ not come out as it must is printed with its seed, and the exit code is then 1.
 
 import argparse
 import errno
-import gc
-import importlib
 import json
 import os
-import pkgutil
 import random
 import re
 import shutil
@@ -35,9 +32,9 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
-import ehrr1.stages
 from tests.damages import damages
-from tests.forked_commands import become
+from tests.file_changes import at_each_change
+from tests.forked_commands import become, import_stages
 
 READS = {
     "prepare": (),
@@ -50,9 +47,6 @@ READS = {
 }
 """Stages with the stages whose files they read."""
 
-STEPS = frozenset({"os.rename", "os.remove", "os.rmdir", "os.mkdir", "open"})
-"""Changes of the file system, as Python tells of them (audit events)."""
-
 FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 LARGEST = 2**22
 """Files up to this size in bytes are damaged."""
@@ -64,7 +58,7 @@ Disturb = Callable[[], object]
 
 
 class WrongError(Exception):
-    """What did not come out as it must."""
+    """An outcome that no disturbance may have."""
 
 
 def arguments_of(stage: str, root: Path, whole: Path | None) -> list[str]:
@@ -122,39 +116,13 @@ def apart(act: Callable[[], object]) -> None:
 
 def at_step(number: int, folder: Path, act: Callable[[], object]) -> None:
     """Let this process `act` before its `number`-th change of a file in `folder`."""
-    steps = changes(folder)
-
-    def hook(event: str, arguments: tuple[object, ...]) -> None:
-        if steps(event, arguments) == number:
-            act()
-
-    sys.addaudithook(hook)
-
-
-def changes(folder: Path) -> Callable[[str, tuple[object, ...]], int]:
-    """Return a function that numbers the changes of files in `folder`, from 1 on; 0: none."""
-    seen = count(1)
-
-    def number(event: str, arguments: tuple[object, ...]) -> int:
-        if event not in STEPS or not str(arguments[0]).startswith(str(folder)):
-            return 0
-        if event == "open" and not int(str(arguments[2])) & (os.O_WRONLY | os.O_RDWR):
-            return 0
-        return next(seen)
-
-    return number
+    at_each_change(lambda step: act() if step == number else None, folder)
 
 
 def counting(folder: Path, into: Path) -> None:
     """Let this process write the number of its changes of files in `folder` to `into`."""
-    steps = changes(folder)
     file = os.open(into, os.O_WRONLY | os.O_CREAT)
-
-    def hook(event: str, arguments: tuple[object, ...]) -> None:
-        if found := steps(event, arguments):
-            os.pwrite(file, f"{found:8}".encode(), 0)
-
-    sys.addaudithook(hook)
+    at_each_change(lambda step: os.pwrite(file, f"{step:8}".encode(), 0), folder)
 
 
 def die() -> None:
@@ -223,19 +191,16 @@ def damage(stage: str, root: Path, whole: Path, steps: int, seconds: float) -> N
     """Damage a file that a stage reads. Raises WrongError unless one line refuses it."""
     copied = root / "whole"
     shutil.copytree(whole, copied)
-    source = random.choice(READS[stage] or (stage,))
+    reader = "graph" if stage == "prepare" else stage  # which reads no run
+    source = random.choice(READS[reader])
     names = json.loads((copied / source / "manifest.json").read_text())["files"]
     small = [name for name, one in names.items() if 0 < one["bytes"] <= LARGEST]
     path = copied / source / random.choice(small)
-    chosen = random.choice(damages(path))
     before = path.read_bytes()
-    apart(partial(chosen.do, path))
-    if path.exists() and path.read_bytes() == before:
-        return  # rows turned round that are the same
-    given = arguments_of(stage, root, copied)
-    if not READS[stage]:
-        given = [*arguments_of("graph", root, None), f"inputs.prepare={copied / 'prepare'}"]
-    code, said = forked(given, lambda: None)
+    while path.exists() and path.read_bytes() == before:  # a row turned round is the same
+        chosen = random.choice(damages(path))
+        apart(partial(chosen.do, path))
+    code, said = forked(arguments_of(reader, root, copied), lambda: None)
     try:
         one_line(code, said)
     except WrongError as told:
@@ -266,10 +231,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    for module in pkgutil.iter_modules(ehrr1.stages.__path__):
-        if not module.ispkg:
-            importlib.import_module(f"ehrr1.stages.{module.name}")
-    gc.freeze()
+    import_stages()
     folder = asked.folder.resolve()
     known = undisturbed(folder / "whole")
     deadline = time.monotonic() + 60 * asked.minutes

@@ -35,12 +35,17 @@ def become(folder: str, arguments: list[str]) -> None:
     main()
 
 
-def serve() -> None:
-    """Answer each command; the forked processes return from here, and end."""
+def import_stages() -> None:
+    """Import what any command needs, so that forked processes share it."""
     for module in pkgutil.iter_modules(ehrr1.stages.__path__):
         if not module.ispkg:
             importlib.import_module(f"ehrr1.stages.{module.name}")
-    gc.freeze()  # what was imported is shared by all
+    gc.freeze()
+
+
+def serve() -> None:
+    """Answer each command; the forked processes return from here, and end."""
+    import_stages()
     for line in sys.stdin:
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as said:
             child = os.fork()

@@ -8,7 +8,6 @@ find a finished run, the earlier or the new one, whole, and nothing beside it.
 
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import count
@@ -20,6 +19,7 @@ import pytest
 from ehrr1 import runs
 from ehrr1.config.schema import Config
 from ehrr1.files import replacing, scratch
+from tests.file_changes import at_each_change
 from tests.test_runs import settings
 
 
@@ -30,8 +30,6 @@ def tmp_path(tmp_path: Path) -> Iterator[Path]:
     with TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as folder:
         yield Path(folder)
 
-
-STEPS = frozenset({"os.rename", "os.remove", "os.rmdir", "os.mkdir", "open"})
 
 Act = Callable[[], object]
 
@@ -54,14 +52,7 @@ def killed_at(step: int, act: Act) -> bool:
 
 def kill_before(step: int) -> None:
     """Kill this process before its `step`-th change of the file system."""
-    seen = count(1)
-
-    def hook(event: str, arguments: tuple[object, ...]) -> None:
-        reads = event == "open" and not int(str(arguments[2])) & (os.O_WRONLY | os.O_RDWR)
-        if event in STEPS and not reads and next(seen) == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
+    at_each_change(lambda now: os.kill(os.getpid(), signal.SIGKILL) if now == step else None)
 
 
 def write(folder: Path, content: str) -> None:
