@@ -1,5 +1,6 @@
 """One small world for all tests: the real command line on a hospital of a few patients."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -59,11 +60,14 @@ def smollm2() -> Path:
 
 
 LONG = [
-    *("test_processes", "test_rl", "test_sweeps", "test_eval_stage", "test_slurm_sweeps"),
-    *("test_experiment_sweeps", "test_plan", "test_vllm", "test_faults", "test_writers"),
-    *("test_packages", "test_coming_from_release"),
+    *("test_processes", "test_vllm", "test_rl", "test_packages", "test_sweeps"),
+    *("test_eval_stage", "test_slurm_sweeps", "test_experiment_sweeps", "test_plan", "test_faults"),
+    *("test_writers", "test_coming_from_release"),
 ]
-"""Files of minutes. They are begun first, so that no process is left alone with one at the end."""
+"""Files of minutes. They are begun first, so that no process is left alone with one at the end.
+
+The second needs no `smoke`, which is made for the first meanwhile.
+"""
 
 
 SLOW = frozenset(
@@ -159,10 +163,29 @@ def variables() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished curriculum, `experiment=smoke`: seconds a stage, no claims."""
-    root = tmp_path_factory.mktemp("outputs")
-    done = run_py("experiment=smoke", f"output_root={root}")
-    assert done.returncode == 0, done.stderr[-3000:]
-    return root / "smoke"
+
+    def make(root: Path) -> None:
+        done = run_py("experiment=smoke", f"output_root={root}")
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    return made_once("outputs", make, tmp_path_factory) / "smoke"
+
+
+def made_once(
+    name: str, make: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder that the first of xdist's processes makes for all; the others wait for it."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # of all processes
+    folder, made = base / name, base / f"{name}.made"
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            make(folder)
+            made.touch()
+    return folder
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,8 @@
 Each line on stdin is a JSON list: the folder to run in, and the arguments of run.py. A process is
 forked for it, which goes through the entry of the real command and exits as Python does; it only
 saves the seconds of the imports. The answer on stdout is a JSON list: exit code, stdout, stderr.
+
+The processes of a group that the command starts (`parallel.start`) are forked as well.
 """
 
 import gc
@@ -11,12 +13,20 @@ import json
 import os
 import pkgutil
 import signal
+import socket
 import sys
 import tempfile
+import threading
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 import ehrr1.cli
 import ehrr1.stages
+from ehrr1 import parallel
 from ehrr1.__main__ import main
 
 RUN_PY = Path(__file__).parent.parent / "run.py"
@@ -32,7 +42,97 @@ def become(folder: str, arguments: list[str]) -> None:
     own = sys.modules["__main__"]
     own.__file__, own.__spec__ = str(RUN_PY), None
     signal.alarm(LONGEST_SECONDS)
+    Rank.fork_by(server_of_ranks())
     main()
+
+
+def server_of_ranks() -> socket.socket:
+    """Start a process that forks others while it has no threads yet; return the way to ask it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if os.fork() == 0:
+        ours.close()
+        serve_ranks(theirs)
+    theirs.close()
+    return ours
+
+
+def serve_ranks(asked: socket.socket) -> None:
+    """Fork a process for each environment, and tell how a process ended; ends with who asks."""
+    while message := socket.recv_fds(asked, 1 << 20, 3):
+        text, files, _, _ = message
+        if not text:
+            os._exit(0)
+        wanted = json.loads(text)
+        if isinstance(wanted, int):
+            process, status = os.waitpid(wanted, os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if process else None
+        elif (answer := os.fork()) == 0:
+            asked.close()
+            be_rank(wanted, *files)
+        for file in files:
+            os.close(file)
+        asked.send(json.dumps(answer).encode())
+
+
+def be_rank(wanted: dict[str, Any], alive: int, out: int, said: int) -> None:
+    """Be one process of a group, from its command line to its exit."""
+    os.setsid()
+    os.dup2(out, 1)
+    os.dup2(said, 2)
+    os.environ.clear()
+    os.environ.update(wanted["environment"] | {parallel.PARENT: str(alive)})
+    rank_zero_only.rank = int(os.environ["RANK"])  # noted when Lightning was imported
+    sys.argv = wanted["command"][1:]
+    code = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    threading._shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+class Rank:
+    """What `parallel.start` needs of a `subprocess.Popen`, forked in place of a new interpreter."""
+
+    server: socket.socket
+
+    @classmethod
+    def fork_by(cls, server: socket.socket) -> None:
+        cls.server = server
+        setattr(parallel, "subprocess", SimpleNamespace(Popen=cls))  # noqa: B010
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        env: dict[str, str],
+        pass_fds: Sequence[int],
+        stdout: Any,
+        stderr: Any,
+        start_new_session: bool,
+    ) -> None:
+        wanted = json.dumps({"command": command, "environment": env}).encode()
+        files = (stdout.fileno(), stderr.fileno()) if stdout else (1, 2)
+        socket.send_fds(self.server, [wanted], [*pass_fds, *files])
+        self.process = json.loads(self.server.recv(100))
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.server.send(json.dumps(self.process).encode())
+            self.returncode = json.loads(self.server.recv(100))
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.process, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 def import_stages() -> None:
