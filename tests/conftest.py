@@ -1,6 +1,7 @@
 """One small world for all tests: the real command line on a hospital of a few patients."""
 
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -126,33 +127,97 @@ def run_py(
     )
 
 
+class Forks:
+    """Commands without the seconds of their imports: `forked_commands`, begun when first asked."""
+
+    def __init__(self) -> None:
+        self.server: subprocess.Popen[str] | None = None
+
+    def ask(self, question: list[Any] | int) -> Any:
+        if self.server is None:
+            command = [sys.executable, "-m", "tests.forked_commands"]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            self.server = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+        asked, answers = self.server.stdin, self.server.stdout
+        assert asked is not None and answers is not None
+        print(json.dumps(question), file=asked, flush=True)
+        return json.loads(answers.readline())
+
+
+class Started:
+    """A command that runs beside the test, as a `subprocess.Popen`."""
+
+    def __init__(self, forks: Forks, question: list[Any], log: Path) -> None:
+        self.forks, self.log = forks, log
+        self.pid: int = forks.ask([*question, str(log)])
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self.forks.ask(self.pid)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def wait(self, timeout: float = 300) -> int:
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.02)
+        assert self.returncode is not None
+        return self.returncode
+
+    def said(self) -> str:
+        """What the command has written to stderr."""
+        return self.log.read_text()
+
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        self.wait(timeout)
+        return "", self.said()
+
+
+StartCommand = Callable[..., Started]
+
+
 @pytest.fixture(scope="session")
-def command_line() -> Iterator[CommandLine]:
-    """`run_py`, without the seconds of its imports: `forked_commands`.
+def forks() -> Iterator[Forks]:
+    forks = Forks()
+    yield forks
+    if forks.server is not None:
+        forks.server.communicate()
+
+
+@pytest.fixture(scope="session")
+def command_line(forks: Forks) -> CommandLine:
+    """`run_py`, without the seconds of its imports.
 
     Imports read variables of the environment: with other ones, and for another script, it is a
     process from the beginning.
     """
     then = variables()
-    server: list[subprocess.Popen[str]] = []
 
     def forked(
         *arguments: str, cwd: Path = ROOT, script: str = "run.py", **environment: str
     ) -> subprocess.CompletedProcess[str]:
         if environment or script != "run.py" or variables() != then:
             return run_py(*arguments, cwd=cwd, script=script, **environment)
-        if not server:
-            command = [sys.executable, "-m", "tests.forked_commands"]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            server.append(subprocess.Popen(command, cwd=ROOT, text=True, **pipes))
-        asked, answers = server[0].stdin, server[0].stdout
-        assert asked is not None and answers is not None
-        print(json.dumps([str(cwd), list(arguments)]), file=asked, flush=True)
-        return subprocess.CompletedProcess(arguments, *json.loads(answers.readline()))
+        return subprocess.CompletedProcess(arguments, *forks.ask([str(cwd), list(arguments)]))
 
-    yield forked
-    for one in server:
-        one.communicate()
+    return forked
+
+
+@pytest.fixture
+def start_command(forks: Forks, tmp_path: Path) -> StartCommand:
+    """Start `python run.py ARGUMENTS` beside the test, to be sent signals."""
+    logs = itertools.count()
+
+    def start(*arguments: str, cwd: Path = ROOT) -> Started:
+        log = tmp_path / f"started-{next(logs)}.log"
+        return Started(forks, [str(cwd), list(arguments)], log)
+
+    return start
 
 
 def variables() -> dict[str, str]:

@@ -4,6 +4,9 @@ Each line on stdin is a JSON list: the folder to run in, and the arguments of ru
 forked for it, which goes through the entry of the real command and exits as Python does; it only
 saves the seconds of the imports. The answer on stdout is a JSON list: exit code, stdout, stderr.
 
+With a third element, the path of a file for stderr, the answer comes at once: the process's id. A
+line with only this id is answered by its exit code, or null while it runs.
+
 The processes of a group that the command starts (`parallel.start`) are forked as well.
 """
 
@@ -147,13 +150,25 @@ def serve() -> None:
     """Answer each command; the forked processes return from here, and end."""
     import_stages()
     for line in sys.stdin:
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as said:
+        wanted = json.loads(line)
+        if isinstance(wanted, int):
+            process, status = os.waitpid(wanted, os.WNOHANG)
+            print(json.dumps(os.waitstatus_to_exitcode(status) if process else None), flush=True)
+            continue
+        folder, arguments, *log = wanted
+        to_keep = open(log[0], "wb") if log else tempfile.TemporaryFile()  # noqa: SIM115
+        with tempfile.TemporaryFile() as out, to_keep as said:
             child = os.fork()
             if child == 0:
                 for number, file in enumerate((os.open(os.devnull, os.O_RDONLY), out, said)):
                     os.dup2(file if isinstance(file, int) else file.fileno(), number)
-                become(*json.loads(line))
+                if log:
+                    os.setsid()
+                become(folder, arguments)
                 return
+            if log:
+                print(child, flush=True)
+                continue
             _, status = os.waitpid(child, 0)
             texts = []
             for file in (out, said):

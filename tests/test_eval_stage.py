@@ -1,11 +1,8 @@
 """stage=eval by the command line: resumed, shared, scored again, in every mode, on any model."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +15,7 @@ from ehrr1.errors import UserError
 from ehrr1.evaluation.opening import device
 from ehrr1.evaluation.predictions import SCHEMA
 from ehrr1.tasks.catalog import SUITES
-from tests.conftest import ROOT, CommandLine
+from tests.conftest import CommandLine, StartCommand, run_py
 from tests.settings import composed
 from tests.test_ehrshot import assets
 
@@ -50,11 +47,12 @@ def world(smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_killed_evaluation_goes_on_with_what_is_left(world: Path) -> None:
+def test_a_killed_evaluation_goes_on_with_what_is_left(
+    world: Path, command_line: CommandLine, start_command: StartCommand
+) -> None:
     arguments = [*QUICK, f"output_root={world}", "variant=killed"]
-    command = [sys.executable, str(ROOT / "run.py"), *arguments]
     folder = world / "smoke" / "killed" / "eval"
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = start_command(*arguments)
     while not list(folder.glob("parts/*/*.parquet")):
         assert process.poll() is None
         time.sleep(0.02)
@@ -62,7 +60,7 @@ def test_a_killed_evaluation_goes_on_with_what_is_left(world: Path) -> None:
     process.wait()
     kept = {file: file.stat().st_mtime_ns for file in folder.glob("parts/*/*.parquet")}
     assert kept and not (folder / "metrics.json").exists()
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    again = command_line(*arguments)
     assert again.returncode == 0, again.stderr[-2000:]
     same_answers(predictions(folder), predictions(world / "smoke" / "eval"))
     assert not (folder / "parts").exists()
@@ -104,15 +102,11 @@ def test_processes_share_the_records(world: Path, command_line: CommandLine, by:
     """By eval.shard, and as tasks of srun or torchrun: no process waits for another."""
     arguments = [*QUICK, f"output_root={world}", f"variant={by}", "eval.models=[adapt]"]
     for number in range(2):
-        group = {"WORLD_SIZE": "2", "RANK": str(number), "LOCAL_RANK": str(number)}
-        own = [f"eval.shard={number}", "eval.shards=2"] if by == "shards" else []
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "run.py"), *arguments, *own],
-            env=os.environ | (group if by == "srun" else {}),
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-        )
+        if by == "shards":
+            done = command_line(*arguments, f"eval.shard={number}", "eval.shards=2")
+        else:
+            place = str(number)
+            done = run_py(*arguments, WORLD_SIZE="2", RANK=place, LOCAL_RANK=place)
         assert done.returncode == 0, done.stderr[-2000:]
         left = "0 answers are missing" in done.stderr
         assert left == bool(number)

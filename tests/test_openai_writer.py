@@ -1,10 +1,7 @@
 """Chains by any endpoint that speaks OpenAI's chat completions: `chains=openai`."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -19,7 +16,7 @@ from ehrr1.files import write_json
 from ehrr1.reasoning.ledger import ATTEMPTS
 from ehrr1.reasoning.openai_completions import OWN_ADDRESS
 from tests.chat_server import ChatServer
-from tests.conftest import ROOT, CommandLine
+from tests.conftest import CommandLine, StartCommand
 from tests.killed_writers import write as ask
 from tests.messages_server import Faults, text_of
 from tests.settings import changed, composed
@@ -271,7 +268,7 @@ def test_what_is_meant_for_this_machine_stays_here(
 
 
 def test_the_whole_stage_killed_in_between(
-    smoke: Path, tmp_path: Path, command_line: CommandLine
+    smoke: Path, tmp_path: Path, command_line: CommandLine, start_command: StartCommand
 ) -> None:
     """By the command line: SIGKILL within the requests, then the same command again."""
     root = tmp_path / "outputs"
@@ -280,12 +277,12 @@ def test_the_whole_stage_killed_in_between(
     with ChatServer(faults, answer=chain) as server:
         more = ["chains.drafts=4", "chains.max_tokens=500", "chains.concurrency=2"]
         words = arguments(smoke, root, *given(server, *more))
-        with subprocess.Popen([sys.executable, str(ROOT / "run.py"), *words], cwd=ROOT) as process:
-            deadline = time.monotonic() + 100
-            while sum(server.served.values()) < 20 and time.monotonic() < deadline:
-                time.sleep(0.005)
-            os.kill(process.pid, signal.SIGKILL)
-        assert process.returncode == -signal.SIGKILL
+        process = start_command(*words)
+        deadline = time.monotonic() + 100
+        while sum(server.served.values()) < 20 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
         assert not (folder / "metrics.json").exists()
         time.sleep(0.3)  # what was on its way has arrived
         asked, served = len(server.bodies), sum(server.served.values())

