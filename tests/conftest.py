@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -127,34 +127,77 @@ def run_py(
     )
 
 
+def variables() -> dict[str, str]:
+    """The environment, without what pytest notes there."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+
+
 class Forks:
     """Commands without the seconds of their imports: `forked_commands`, begun when first asked."""
 
     def __init__(self) -> None:
         self.server: subprocess.Popen[str] | None = None
+        self.environment = variables()
 
-    def ask(self, question: list[Any] | int) -> Any:
+    def ask(self, question: dict[str, Any] | int) -> Any:
         if self.server is None:
             command = [sys.executable, "-m", "tests.forked_commands"]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-            self.server = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+            self.server = subprocess.Popen(
+                command, cwd=ROOT, env=self.environment, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            )  # fmt: skip
         asked, answers = self.server.stdin, self.server.stdout
         assert asked is not None and answers is not None
         print(json.dumps(question), file=asked, flush=True)
         return json.loads(answers.readline())
 
+    def run(
+        self, arguments: Sequence[str], folder: Path, script: str = "run.py",
+        environment: Mapping[str, str] | None = None, log: Path | None = None,
+    ) -> Any:  # fmt: skip
+        return self.ask({
+            "script": script, "arguments": list(arguments), "folder": str(folder),
+            "environment": environment or {}, "log": str(log) if log else None,
+        })  # fmt: skip
+
+
+FORKS = Forks()
+
+AT_IMPORT = ("ATEN_", "HF_", "MKL_", "OMP_", "OPENBLAS_", "PYTHON", "TORCH_")
+"""How variables begin that libraries read while they are imported."""
+
+
+def pytest_sessionfinish() -> None:
+    if FORKS.server is not None:
+        FORKS.server.communicate()
+
+
+def fork_py(
+    *arguments: str, cwd: Path = ROOT, script: str = "run.py", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """`run_py`, without the seconds of its imports where these would read the same variables."""
+    if any(name.startswith(AT_IMPORT) for name in environment) or variables() != FORKS.environment:
+        return run_py(*arguments, cwd=cwd, script=script, **environment)
+    done = FORKS.run(arguments, cwd, script, environment)
+    return subprocess.CompletedProcess(arguments, *done)
+
+
+@pytest.fixture(scope="session")
+def command_line() -> CommandLine:
+    return fork_py
+
 
 class Started:
     """A command that runs beside the test, as a `subprocess.Popen`."""
 
-    def __init__(self, forks: Forks, question: list[Any], log: Path) -> None:
-        self.forks, self.log = forks, log
-        self.pid: int = forks.ask([*question, str(log)])
+    def __init__(self, arguments: Sequence[str], folder: Path, log: Path) -> None:
+        self.log = log
+        self.pid: int = FORKS.run(arguments, folder, log=log)
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
         if self.returncode is None:
-            self.returncode = self.forks.ask(self.pid)
+            self.returncode = FORKS.ask(self.pid)
         return self.returncode
 
     def send_signal(self, number: int) -> None:
@@ -181,48 +224,15 @@ class Started:
 StartCommand = Callable[..., Started]
 
 
-@pytest.fixture(scope="session")
-def forks() -> Iterator[Forks]:
-    forks = Forks()
-    yield forks
-    if forks.server is not None:
-        forks.server.communicate()
-
-
-@pytest.fixture(scope="session")
-def command_line(forks: Forks) -> CommandLine:
-    """`run_py`, without the seconds of its imports.
-
-    Imports read variables of the environment: with other ones, and for another script, it is a
-    process from the beginning.
-    """
-    then = variables()
-
-    def forked(
-        *arguments: str, cwd: Path = ROOT, script: str = "run.py", **environment: str
-    ) -> subprocess.CompletedProcess[str]:
-        if environment or script != "run.py" or variables() != then:
-            return run_py(*arguments, cwd=cwd, script=script, **environment)
-        return subprocess.CompletedProcess(arguments, *forks.ask([str(cwd), list(arguments)]))
-
-    return forked
-
-
 @pytest.fixture
-def start_command(forks: Forks, tmp_path: Path) -> StartCommand:
+def start_command(tmp_path: Path) -> StartCommand:
     """Start `python run.py ARGUMENTS` beside the test, to be sent signals."""
     logs = itertools.count()
 
     def start(*arguments: str, cwd: Path = ROOT) -> Started:
-        log = tmp_path / f"started-{next(logs)}.log"
-        return Started(forks, [str(cwd), list(arguments)], log)
+        return Started(arguments, cwd, tmp_path / f"started-{next(logs)}.log")
 
     return start
-
-
-def variables() -> dict[str, str]:
-    """The environment, without what pytest notes there."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
 
 
 @pytest.fixture(scope="session")

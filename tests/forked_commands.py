@@ -1,11 +1,12 @@
 """Run commands in processes that have imported everything: `python -m tests.forked_commands`.
 
-Each line on stdin is a JSON list: the folder to run in, and the arguments of run.py. A process is
-forked for it, which goes through the entry of the real command and exits as Python does; it only
-saves the seconds of the imports. The answer on stdout is a JSON list: exit code, stdout, stderr.
+Each line on stdin is a JSON object: `script` (run.py or sweep.py), `arguments`, `folder` to run in,
+and `environment`, more variables. A process is forked for it, which goes through the entry of the
+real command and exits as Python does; it only saves the seconds of the imports. The answer on
+stdout is a JSON list: exit code, stdout, stderr.
 
-With a third element, the path of a file for stderr, the answer comes at once: the process's id. A
-line with only this id is answered by its exit code, or null while it runs.
+With `log`, the path of a file for stderr, the answer comes at once: the process's id. A line with
+only this id is answered by its exit code, or null while it runs.
 
 The processes of a group that the command starts (`parallel.start`) are forked as well.
 """
@@ -30,23 +31,24 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 import ehrr1.cli
 import ehrr1.stages
 from ehrr1 import parallel
-from ehrr1.__main__ import main
+from ehrr1.__main__ import main, sweep
 
-RUN_PY = Path(__file__).parent.parent / "run.py"
+ROOT = Path(__file__).parent.parent
+ENTRIES = {"run.py": main, "sweep.py": sweep}
 LONGEST_SECONDS = 900
 """A command that takes longer is ended by a signal."""
 
 
-def become(folder: str, arguments: list[str]) -> None:
+def become(folder: str, arguments: list[str], script: str = "run.py") -> None:
     """Be `python run.py ARGUMENTS`, called from `folder`."""
     os.chdir(folder)
-    sys.argv = [str(RUN_PY), *arguments]
+    sys.argv = [str(ROOT / script), *arguments]
     # processes that it spawns import this file again
     own = sys.modules["__main__"]
-    own.__file__, own.__spec__ = str(RUN_PY), None
+    own.__file__, own.__spec__ = sys.argv[0], None
     signal.alarm(LONGEST_SECONDS)
     Rank.fork_by(server_of_ranks())
-    main()
+    ENTRIES[script]()
 
 
 def server_of_ranks() -> socket.socket:
@@ -140,6 +142,7 @@ class Rank:
 
 def import_stages() -> None:
     """Import what any command needs, so that forked processes share it."""
+    importlib.import_module("ehrr1.sweep_cli")
     for module in pkgutil.iter_modules(ehrr1.stages.__path__):
         if not module.ispkg:
             importlib.import_module(f"ehrr1.stages.{module.name}")
@@ -155,8 +158,8 @@ def serve() -> None:
             process, status = os.waitpid(wanted, os.WNOHANG)
             print(json.dumps(os.waitstatus_to_exitcode(status) if process else None), flush=True)
             continue
-        folder, arguments, *log = wanted
-        to_keep = open(log[0], "wb") if log else tempfile.TemporaryFile()  # noqa: SIM115
+        log = wanted["log"]
+        to_keep = open(log, "wb") if log else tempfile.TemporaryFile()  # noqa: SIM115
         with tempfile.TemporaryFile() as out, to_keep as said:
             child = os.fork()
             if child == 0:
@@ -164,7 +167,8 @@ def serve() -> None:
                     os.dup2(file if isinstance(file, int) else file.fileno(), number)
                 if log:
                     os.setsid()
-                become(folder, arguments)
+                os.environ.update(wanted["environment"])
+                become(wanted["folder"], wanted["arguments"], wanted["script"])
                 return
             if log:
                 print(child, flush=True)

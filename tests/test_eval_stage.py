@@ -15,7 +15,7 @@ from ehrr1.errors import UserError
 from ehrr1.evaluation.opening import device
 from ehrr1.evaluation.predictions import SCHEMA
 from ehrr1.tasks.catalog import SUITES
-from tests.conftest import CommandLine, StartCommand, run_py
+from tests.conftest import CommandLine, StartCommand
 from tests.settings import composed
 from tests.test_ehrshot import assets
 
@@ -102,11 +102,10 @@ def test_processes_share_the_records(world: Path, command_line: CommandLine, by:
     """By eval.shard, and as tasks of srun or torchrun: no process waits for another."""
     arguments = [*QUICK, f"output_root={world}", f"variant={by}", "eval.models=[adapt]"]
     for number in range(2):
-        if by == "shards":
-            done = command_line(*arguments, f"eval.shard={number}", "eval.shards=2")
-        else:
-            place = str(number)
-            done = run_py(*arguments, WORLD_SIZE="2", RANK=place, LOCAL_RANK=place)
+        place = str(number)
+        group = {"WORLD_SIZE": "2", "RANK": place, "LOCAL_RANK": place}
+        own = [f"eval.shard={number}", "eval.shards=2"] if by == "shards" else []
+        done = command_line(*arguments, *own, **(group if by == "srun" else {}))
         assert done.returncode == 0, done.stderr[-2000:]
         left = "0 answers are missing" in done.stderr
         assert left == bool(number)

@@ -60,7 +60,9 @@ def stage(place: Path) -> Iterator[Stage]:
         def run(words: str) -> str:
             command = words_of(words)
             assert command[:2] == ["python", "run.py"]
-            print(json.dumps([str(place), command[2:]]), file=asked, flush=True)
+            wanted = {"script": "run.py", "arguments": command[2:], "folder": str(place)}
+            wanted |= {"environment": {}, "log": None}
+            print(json.dumps(wanted), file=asked, flush=True)
             code, _, said = json.loads(answers.readline())
             assert code == 0, said[-3000:]
             return str(said)

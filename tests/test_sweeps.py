@@ -20,12 +20,12 @@ import pytest
 from ehrr1.parallel import free_port
 from ehrr1.stages.hparams import columns
 from ehrr1.sweeps.search import Search, Trial, lags, space_of
-from tests.conftest import CommandLine, run_py
+from tests.conftest import CommandLine, fork_py
 
 
 def sweep(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`python sweep.py ARGUMENTS`, as a user types it."""
-    return run_py(*arguments, script="sweep.py", **environment)
+    return fork_py(*arguments, script="sweep.py", **environment)
 
 
 def told(root: Path, name: str, **environment: str) -> list[dict[str, Any]]:
