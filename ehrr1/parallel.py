@@ -18,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ehrr1.cores import cores
 from ehrr1.entry import leave_terminal
 from ehrr1.errors import UserError
 
@@ -213,7 +214,7 @@ def start(command: Sequence[str], processes: int) -> int:
                 "WORLD_SIZE": str(processes),
                 PARENT: str(alive),
             }
-            environment.setdefault("OMP_NUM_THREADS", str(max(_cores() // processes, 1)))
+            environment.setdefault("OMP_NUM_THREADS", str(max(cores() // processes, 1)))
             output = None if number == 0 else (Path(logs) / str(number)).open("wb")
             group.append(
                 subprocess.Popen(
@@ -247,10 +248,6 @@ def on_signals(handler: Callable[[int, Any], None]) -> dict[signal.Signals, Any]
     """
     heard = [one for one in SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]
     return {one: signal.signal(one, handler) for one in heard}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _to_all(group: Sequence["subprocess.Popen[bytes]"]) -> Callable[..., None]:

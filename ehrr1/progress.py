@@ -13,6 +13,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ehrr1.cores import cores
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -66,7 +68,7 @@ def in_processes(
     workers: number of processes; None for one per core. With one worker or one item, the work is
     done in this process.
     """
-    workers = min(workers or os.cpu_count() or 1, len(items))
+    workers = min(workers or cores(), len(items))
     if workers <= 1:
         yield from track(map(work, items), description, len(items))
         return

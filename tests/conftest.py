@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from ehrr1.cores import cores
+
 # Models of tests are too small for two threads, which wait for each other on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -268,7 +270,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment in which SLURM's commands reach a real cluster of this one machine."""
     if os.geteuid() != 0 or shutil.which("slurmctld") is None:
         pytest.skip("no SLURM: as root on Debian, apt-get install slurm-wlm munge")
-    if len(os.sched_getaffinity(0)) < 2:
+    if cores() < 2:
         pytest.skip("two tasks need two cores")
     folder = tmp_path_factory.mktemp("slurm")
     start = ["bash", str(ROOT / "tests" / "one_node_slurm.sh"), str(folder)]

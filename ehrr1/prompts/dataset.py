@@ -13,6 +13,7 @@ from datasets.arrow_writer import ArrowWriter
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
 
+from ehrr1.cores import cores
 from ehrr1.damage import damaged, reading
 from ehrr1.files import replacing
 from ehrr1.progress import track
@@ -105,7 +106,7 @@ def write_trees(
             ),
             batch_size=None,
             collate_fn=_as_it_is,
-            num_workers=min(os.cpu_count() or 1, MAX_WORKERS) if len(parts) > MAX_WORKERS else 0,
+            num_workers=min(cores(), MAX_WORKERS) if len(parts) > MAX_WORKERS else 0,
             worker_init_fn=_one_thread,
         )
         rows = iter(work)  # start processes before the thread of the progress bar

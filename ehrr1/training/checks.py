@@ -1,6 +1,5 @@
 """Checks of a training stage's settings before anything starts, reported together."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from ehrr1 import parallel
 from ehrr1.config.learning import is_zero, learning, lengths
 from ehrr1.config.schema import Config
 from ehrr1.config.training import TrainerSettings
+from ehrr1.cores import cores
 from ehrr1.engines.vllm import check as check_engine
 from ehrr1.errors import UserError
 from ehrr1.models.attention import check_reach
@@ -96,7 +96,7 @@ def _devices(trainer: TrainerSettings) -> list[str]:
         return ["trainer.accelerator=gpu: no GPU is found here; set cpu or auto"]
     if trainer.devices == "auto":
         return []
-    have = gpus if on_gpu(trainer) else len(os.sched_getaffinity(0))
+    have = gpus if on_gpu(trainer) else cores()
     if trainer.devices > have:
         what = "GPUs" if on_gpu(trainer) else "cores (a process needs one)"
         return [f"trainer.devices={trainer.devices}: this machine has {have} {what}; lower it"]

@@ -1,11 +1,11 @@
 """Read the contexts of samples as the baselines see them: whole, and as a model's prompt shows."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 
+from ehrr1.cores import cores
 from ehrr1.evaluation.baselines.bag_table import Bags, BagTable
 from ehrr1.evaluation.baselines.features import Bag, bag_of_events, rows_of
 from ehrr1.evaluation.prompt_mode import Chooser, PromptMode
@@ -113,7 +113,7 @@ def read_contexts(
         else partial(read_part_of, prepared.folder, reader)
     )
     whole = empty_views(reader)
-    spare = max(1, (os.cpu_count() or 1) - 1)  # beside the process that asks the models
+    spare = max(1, cores() - 1)  # beside the process that asks the models
     workers = 1 if alone else min(MOST_PROCESSES, spare)
     for part in in_processes(work, parts, "baselines: contexts", workers):
         for suffix, view in part.items():

@@ -7,7 +7,6 @@ keys are SHA-256 hashes, values the mentions as JSON.
 
 import hashlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -17,6 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from ehrr1.config.records import Concepts
+from ehrr1.cores import cores
 from ehrr1.damage import damaged
 from ehrr1.errors import UserError
 from ehrr1.graph.text.mentions import Mention, Reader, TextSource, open_reader, open_source
@@ -69,7 +69,7 @@ class MentionCache:
         a process dies.
         """
         batches = _batches(self._missing(track(texts, "reading free text", _length(texts))))
-        workers = workers or len(os.sched_getaffinity(0))
+        workers = workers or cores()
         done = 0
         for rows in _read_all(batches, self._source, workers):
             with self._rows:
