@@ -14,10 +14,9 @@ FOUND = "from ehrr1.cores import cores; print(cores())"
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
 def test_a_job_of_one_core_has_one_core() -> None:
     """Whatever the node has."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"import os; os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}}); {FOUND}"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    one = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})"
+    command = [sys.executable, "-c", f"{one}; {FOUND}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
 
 
