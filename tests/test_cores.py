@@ -1,12 +1,16 @@
-"""The number of cores to use."""
+"""Cores, memory and processes, also of systems that are not this one."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from ehrr1.cores import cores
+from ehrr1.models.sizes import memory_bytes
+from ehrr1.prompts import dataset
 
 FOUND = "from ehrr1.cores import cores; print(cores())"
 
@@ -24,3 +28,17 @@ def test_a_system_without_affinity_has_all(monkeypatch: pytest.MonkeyPatch) -> N
     """As macOS."""
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert cores() == os.cpu_count()
+
+
+def test_a_system_that_spawns_tokenises_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As macOS, where the functions of prompts would have to be sent to other processes."""
+    monkeypatch.setattr(dataset, "cores", lambda: 4)
+    for method, workers in (("fork", 4), ("spawn", 0)):
+        monkeypatch.setattr(dataset, "get_start_method", lambda: method)  # noqa: B023
+        assert dataset._workers(1000) == workers
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="nothing to compare with")
+def test_memory_is_the_systems() -> None:
+    [total] = re.findall(r"MemTotal: +(\d+) kB", Path("/proc/meminfo").read_text())
+    assert memory_bytes() == pytest.approx(int(total) * 1024, rel=0.01)

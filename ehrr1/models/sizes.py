@@ -1,5 +1,6 @@
 """Compute a model's number of parameters and memory requirement before loading it."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,5 +108,4 @@ def check_memory(model: "ModelSettings", accelerator: str) -> None:
 
 def memory_bytes() -> int:
     """Return the memory of this machine in bytes."""
-    with open("/proc/meminfo", encoding="ascii") as lines:
-        return int(lines.readline().split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing import get_start_method
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -106,7 +107,7 @@ def write_trees(
             ),
             batch_size=None,
             collate_fn=_as_it_is,
-            num_workers=min(cores(), MAX_WORKERS) if len(parts) > MAX_WORKERS else 0,
+            num_workers=_workers(len(parts)),
             worker_init_fn=_one_thread,
         )
         rows = iter(work)  # start processes before the thread of the progress bar
@@ -118,6 +119,12 @@ def write_trees(
             writer.finalize()
             writer.close()
     return read_trees(path)
+
+
+def _workers(parts: int) -> int:
+    """Return the number of processes that tokenise; 0: this one."""
+    # macOS spawns processes, which would need to be sent the prompts' functions
+    return min(cores(), MAX_WORKERS) if parts > MAX_WORKERS and get_start_method() == "fork" else 0
 
 
 def read_trees(path: Path) -> Dataset:
