@@ -121,6 +121,7 @@ def counts_of(world: Prepared, folder: Path, **settings: object) -> tuple[Cooccu
     """The counts of `stage=graph`, of which five graphs are drawn, and how many pairs pass."""
     own = {"samples_per_task": 5, "workers": 1, "min_count": 5, "min_support": 1, "min_lift": 5}
     own |= {"min_lift_low": None, "min_probability": None, "record_chars": None}
+    own |= {"weighed_samples_per_task": None}
     cfg = composed("experiment=demo", graph=own | settings)
     check(cfg)
     metrics = graph.run(cfg, Run(folder, "graph", {"prepare": world.folder}))

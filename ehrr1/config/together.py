@@ -321,7 +321,9 @@ def _weighed(graph: Graph, samples: int) -> list[str]:
             f"graph.samples_per_task={'null' if drawn is None else drawn} draws more than is "
             "weighed; raise the former"
         )
-    return [f"graph.weighed_samples_per_task={samples}: {problem}" for problem in problems]
+    return [
+        f"graph.weighed_samples_per_task={samples}: {one}; null weighs none" for one in problems
+    ]
 
 
 def _language_model(cfg: "Config", chains: ModelChains) -> list[str]:
