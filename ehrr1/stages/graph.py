@@ -56,8 +56,9 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     dictionary = open_dictionary(cfg.concepts)
     knowledge = knowledge_folder(cfg.concepts) if cfg.graph.knowledge else None
     parts = parts_of(counted, drawn)
+    to_weigh = parts_to_weigh(prepared, drawn, cfg)
     if dictionary is not None:
-        read_texts(prepared, parts, dictionary, cfg)
+        read_texts(prepared, [*parts, *to_weigh], dictionary, cfg)
     reading = Reading(
         prepared.folder,
         cfg.graph.counting == "release",
@@ -66,9 +67,9 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     )
     counts = counted_tasks(run.folder / "counts", reading, parts, cfg.graph.workers)
     weighed, likely = None, {}
-    if cfg.graph.weighed_samples_per_task is not None and cfg.graph.evidence == "cooccurrence":
+    if to_weigh:
         weighed = run.folder / "weighed"
-        likely = weigh(weighed, reading, prepared, drawn, cfg)
+        likely = weigh(weighed, reading, to_weigh, drawn, cfg)
     history = {concept for one in counts.values() for concept in one.history}
     ids = linked_names(counts, history, dictionary)
     rules = {task: evidence_rule(cfg.graph, task, one) for task, one in counts.items()}
@@ -152,8 +153,23 @@ def counted_tasks(
     return found
 
 
+def parts_to_weigh(prepared: Prepared, drawn: Sequence[Sample], cfg: Config) -> list[Part]:
+    """Training samples whose concepts are weighed together, and those that are only scored.
+
+    None without `graph.weighed_samples_per_task`, or for graphs with other evidence.
+    """
+    if cfg.graph.weighed_samples_per_task is None or cfg.graph.evidence != "cooccurrence":
+        return []
+    tasks = sorted({sample.task for sample in drawn if TASKS[sample.task].kind == "decision"})
+    if not tasks:
+        return []
+    index = select(prepared.scan("train", tasks), cfg.graph.weighed_samples_per_task, cfg.seed)
+    held_out = [one for one in drawn if one.split != "train" and one.task in tasks]
+    return parts_of(prepared.as_samples(index), held_out)
+
+
 def weigh(
-    folder: Path, reading: Reading, prepared: Prepared, drawn: Sequence[Sample], cfg: Config
+    folder: Path, reading: Reading, parts: Sequence[Part], drawn: Sequence[Sample], cfg: Config
 ) -> dict[str, float]:
     """Write what all concepts of each drawn record together make likely; return metrics.
 
@@ -161,10 +177,6 @@ def weigh(
     """
     if (folder / "tasks.json").exists():
         return dict(read_json(folder / "tasks.json"))
-    tasks = sorted({sample.task for sample in drawn if TASKS[sample.task].kind == "decision"})
-    index = select(prepared.scan("train", tasks), cfg.graph.weighed_samples_per_task, cfg.seed)
-    held_out = [one for one in drawn if one.split != "train" and one.task in tasks]
-    parts = parts_of(prepared.as_samples(index), held_out)
     rows: dict[str, list[Rows]] = {}
     read = partial(rows_part, reading)
     for some in in_processes(read, parts, "reading records to weigh", cfg.graph.workers):
@@ -173,11 +185,9 @@ def weigh(
     names = {sample.sample_id for sample in drawn}
     fit = partial(weigh_parts, cfg.graph.candidates)
     metrics = {}
-    for task, (found, f1) in zip(
-        tasks,
-        in_processes(fit, [rows[task] for task in tasks], "weighing", cfg.graph.workers),
-        strict=True,
-    ):
+    tasks = sorted(rows)
+    scored = in_processes(fit, [rows[task] for task in tasks], "weighing", cfg.graph.workers)
+    for task, (found, f1) in zip(tasks, scored, strict=True):
         write_json(folder / f"{task}.json", {k: v for k, v in found.items() if k in names})
         metrics[f"likely/f1/{task}"] = f1
     write_json(folder / "tasks.json", metrics)
