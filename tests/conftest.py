@@ -194,7 +194,9 @@ class Started:
 
     def __init__(self, arguments: Sequence[str], folder: Path, log: Path) -> None:
         self.log = log
-        self.pid: int = FORKS.run(arguments, folder, log=log)
+        known = FORKS.environment.items()
+        set_by_the_test = {name: value for name, value in variables().items() - known}
+        self.pid: int = FORKS.run(arguments, folder, environment=set_by_the_test, log=log)
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
