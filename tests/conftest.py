@@ -153,6 +153,10 @@ class Forks:
         print(json.dumps(question), file=asked, flush=True)
         return json.loads(answers.readline())
 
+    def changed(self) -> dict[str, str]:
+        """The variables that a test, or an import, has set since."""
+        return dict(variables().items() - self.environment.items())
+
     def run(
         self, arguments: Sequence[str], folder: Path, script: str = "run.py",
         environment: Mapping[str, str] | None = None, log: Path | None = None,
@@ -178,9 +182,11 @@ def fork_py(
     *arguments: str, cwd: Path = ROOT, script: str = "run.py", **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """`run_py`, without the seconds of its imports where these would read the same variables."""
-    if any(name.startswith(AT_IMPORT) for name in environment) or variables() != FORKS.environment:
+    changed = FORKS.changed() | environment
+    removed = FORKS.environment.keys() - variables().keys()
+    if removed or any(name.startswith(AT_IMPORT) for name in changed):
         return run_py(*arguments, cwd=cwd, script=script, **environment)
-    done = FORKS.run(arguments, cwd, script, environment)
+    done = FORKS.run(arguments, cwd, script, changed)
     return subprocess.CompletedProcess(arguments, *done)
 
 
@@ -194,9 +200,7 @@ class Started:
 
     def __init__(self, arguments: Sequence[str], folder: Path, log: Path) -> None:
         self.log = log
-        known = FORKS.environment.items()
-        set_by_the_test = {name: value for name, value in variables().items() - known}
-        self.pid: int = FORKS.run(arguments, folder, environment=set_by_the_test, log=log)
+        self.pid: int = FORKS.run(arguments, folder, environment=FORKS.changed(), log=log)
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
