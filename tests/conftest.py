@@ -221,7 +221,7 @@ class Started:
         return self.returncode
 
     def said(self) -> str:
-        """What the command has written to stderr."""
+        """Read what the command has written to stderr."""
         return self.log.read_text()
 
     def communicate(self, timeout: float = 300) -> tuple[str, str]:

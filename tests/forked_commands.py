@@ -102,7 +102,7 @@ def be_rank(wanted: dict[str, Any], alive: int, out: int, said: int) -> None:
 
 
 class Rank:
-    """What `parallel.start` needs of a `subprocess.Popen`, forked in place of a new interpreter."""
+    """A forked process with what `parallel.start` asks of a `subprocess.Popen`."""
 
     server: socket.socket
 

@@ -18,7 +18,7 @@ from scipy import sparse
 from threadpoolctl import threadpool_limits
 
 from ehrr1.graph.concepts import Concept, Occurrence
-from ehrr1.scoring.ridge import Floats, Sums
+from ehrr1.scoring.ridge import Floats, Sums, hits_of
 
 FOLDS = 5
 """Parts of the training patients."""
@@ -103,7 +103,7 @@ def weigh_rows(rows: Rows, most: int) -> tuple[dict[str, Weighed], float]:
     answers = [answer for answer, known in zip(rows.answers, rows.learnt, strict=True) if known]
     counts = Counter(item for answer in answers for item in dict.fromkeys(answer))
     items = sorted(counts, key=lambda item: (-counts[item], item))[:MOST_ITEMS]
-    x, y = _features(rows, learnt), _hits(answers, items)
+    x, y = _features(rows, learnt), hits_of(answers, items)
     subjects = np.array(rows.subjects)[learnt]
     scores = cross_fitted(x[learnt], y, subjects)
     sizes = np.array([len({*answer}) for answer in answers])
@@ -133,15 +133,6 @@ def _features(rows: Rows, learnt: Marks) -> Floats:
     chosen = [at for at in by_name[:MOST_CONCEPTS] if counts[at] >= MIN_COUNT]
     x: Floats = marks[:, chosen].toarray()
     return (x - x[learnt].mean(axis=0)) / np.maximum(x[learnt].std(axis=0), 1e-9)
-
-
-def _hits(answers: Sequence[Sequence[str]], items: Sequence[str]) -> Floats:
-    """Return whether each answer has each item, as 1 and 0 [answers, items]."""
-    places = {item: place for place, item in enumerate(items)}
-    hits = np.zeros((len(answers), len(items)))
-    for row, answer in enumerate(answers):
-        hits[row, [places[item] for item in answer if item in places]] = 1
-    return hits
 
 
 def cross_fitted(x: Floats, y: Floats, subjects: NDArray[np.int64]) -> dict[float, Floats]:

@@ -4,6 +4,7 @@ Sums can be added and subtracted, so that a regression on all samples but some c
 at the others (cross-fitting).
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -12,6 +13,15 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
 Floats: TypeAlias = NDArray[np.float64]
+
+
+def hits_of(answers: Sequence[Collection[str]], items: Sequence[str]) -> Floats:
+    """Return whether each answer has each item, as 1 and 0 [answers, items]: targets to regress."""
+    places = {item: place for place, item in enumerate(items)}
+    hits = np.zeros((len(answers), len(items)))
+    for row, answer in enumerate(answers):
+        hits[row, [places[item] for item in answer if item in places]] = 1
+    return hits
 
 
 @dataclass(frozen=True)

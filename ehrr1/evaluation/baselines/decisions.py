@@ -16,7 +16,7 @@ from ehrr1.evaluation.baselines.bag_table import Bags, Floats
 from ehrr1.evaluation.baselines.risk import filled
 from ehrr1.evaluation.baselines.tuning import by_task, fitted_and_tuned
 from ehrr1.evaluation.predictions import DIRECT, WrittenAnswer, prediction_row
-from ehrr1.scoring.ridge import Sums
+from ehrr1.scoring.ridge import Sums, hits_of
 from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.samples import Sample
 
@@ -101,15 +101,6 @@ def ranked_items(sets: Sequence[set[str]]) -> list[str]:
     """Return all items, the most frequent ones first."""
     counts = Counter(item for target in sets for item in target)
     return sorted(counts, key=lambda item: (-counts[item], item))
-
-
-def hits_of(sets: Sequence[set[str]], items: Sequence[str]) -> Floats:
-    """Return whether each set has each item, as 1 and 0 [sets, items]."""
-    place = {item: column for column, item in enumerate(items)}
-    hits = np.zeros((len(sets), len(items)))
-    for row, target in enumerate(sets):
-        hits[row, [place[item] for item in target if item in place]] = 1
-    return hits
 
 
 def prefix_f1(hits: Floats, sets: Sequence[set[str]]) -> Floats:
