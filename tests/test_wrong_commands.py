@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from ehrr1 import cli, stages, sweep_cli
 from ehrr1.config.schema import Config
-from tests.conftest import ROOT, CommandLine, run_py
+from tests.conftest import FORKS, ROOT, CommandLine, run_py
 
 DOORS = {"run.py": cli.main, "sweep.py": sweep_cli.main}
 
@@ -246,6 +246,7 @@ def test_a_forked_command_says_the_same(tmp_path: Path, command_line: CommandLin
     for arguments in (["--version"], ["stage=adapt", "output_root=none"], ["stage=nope"]):
         whole, forked = (run(*arguments, cwd=tmp_path) for run in (run_py, command_line))
         assert vars(forked) | {"args": []} == vars(whole) | {"args": []}
+    assert FORKS.server is not None, "it was a whole process too: a variable of its imports is set"
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
