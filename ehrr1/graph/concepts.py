@@ -104,9 +104,14 @@ def event_texts(event: Event) -> list[str]:
 
 
 def occurrences(
-    context: Sequence[Event], read: Reader | None = None, states: bool = True
+    context: Sequence[Event],
+    read: Reader | None = None,
+    states: bool = True,
+    places: Sequence[int] | None = None,
 ) -> Iterator[Occurrence]:
     """Yield every concept of every event of a context, oldest event first.
+
+    `places` are the positions of the events, if they are part of a longer context.
 
     With `states`, an item yields a concept without a state and one for each of its states, and an
     item of `emar` only those with a state; otherwise items have no states. With `read`, free text
@@ -117,9 +122,10 @@ def occurrences(
     if states:
         for position, stated in context_states(context):
             derived.setdefault(position, []).append(stated)
-    for position, event in enumerate(context):
+    for number, event in enumerate(context):
+        position = number if places is None else places[number]
         if states:
-            yield from _stated(event, position, derived.get(position, ()))
+            yield from _stated(event, position, derived.get(number, ()))
         else:
             for concept in event_concepts(event):
                 yield Occurrence(concept, position, event.time)
@@ -132,12 +138,23 @@ def _stated(event: Event, position: int, derived: Sequence[Stated]) -> Iterator[
 
     Of several rows with the same item and state, the last value is taken.
     """
+    values = _with_classes(event, derived) if derived else _row_values(event)
+    for concept, value in values:
+        yield Occurrence(concept, position, event.time, None, None, value)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _row_values(event: Event) -> tuple[tuple[Concept, str], ...]:
+    """Return the items of an event in the states of their rows, and its classes."""
+    return tuple(_with_classes(event, ()))
+
+
+def _with_classes(event: Event, derived: Sequence[Stated]) -> Iterable[tuple[Concept, str]]:
     found = dict(_row_concepts(event))
     _add_values(found, event.table, derived)
     for concept in _classes(event):
         found.setdefault(concept, "")
-    for concept, value in found.items():
-        yield Occurrence(concept, position, event.time, value=value)
+    return found.items()
 
 
 @lru_cache(maxsize=REMEMBERED)

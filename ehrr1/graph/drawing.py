@@ -198,13 +198,10 @@ def _read(reading: Reading, sample: Sample) -> tuple[Sequence[Event], Sequence[O
     first = kept
     if reading.record_chars is not None:
         first = shown_from(context, kept, reading.record_chars)
-    found = occurrences(
-        [*context[:kept], *context[first:]], _reader(reading.texts), not reading.either
-    )
-    moved = (
-        one if one.event < kept else one._replace(event=one.event + first - kept) for one in found
-    )
-    return context, tuple(moved)
+    shown = [*range(kept), *range(first, len(context))]
+    events = [context[number] for number in shown]
+    found = occurrences(events, _reader(reading.texts), not reading.either, shown)
+    return context, tuple(found)
 
 
 def shown_from(context: Sequence[Event], kept: int, most: int) -> int:

@@ -10,6 +10,7 @@ those of each part are scored by regressions on the others.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -72,8 +73,13 @@ def weighable(shown: Sequence[Occurrence]) -> list[Concept]:
     """Return the concepts of a record, and once more those of its `RECENT` latest events."""
     latest = {*sorted({one.event for one in shown})[-RECENT:]}
     recent = (one.concept for one in shown if one.event in latest)
-    again = (concept._replace(kind=f"recent {concept.kind}") for concept in recent)
+    again = map(_recent, recent)
     return list(dict.fromkeys([*(one.concept for one in shown), *again]))
+
+
+@lru_cache(maxsize=2**16)
+def _recent(concept: Concept) -> Concept:
+    return concept._replace(kind=f"recent {concept.kind}")
 
 
 def joined(parts: Iterable[Rows]) -> Rows:

@@ -6,10 +6,10 @@ made row by row and by available time, so that an event shows only those of its 
 known, and columns that become known later are blank until then.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -22,15 +22,13 @@ from ehrr1.records.store_schema import NEVER, NO_ID, NO_TIME
 EPOCH = datetime(1970, 1, 1)
 MICROSECOND = timedelta(microseconds=1)
 
+Made = TypeVar("Made")
+
 ADMISSIONS, DIAGNOSIS = ORDER.index("admissions"), ORDER.index("diagnosis")
 EARLIER = tuple(n for n, name in enumerate(ORDER) if TABLES[name].context == "earlier")
 IN_WINDOW = np.array([TABLES[name].context == "yes" for name in ORDER])
 INPATIENT = np.array([TABLES[name].inpatient for name in ORDER])
-CODED = tuple(
-    number
-    for number, name in enumerate(ORDER)
-    if any(at.of == "admissions" for at in TABLES[name].known_at)
-)
+CODED = np.array([any(at.of == "admissions" for at in TABLES[name].known_at) for name in ORDER])
 """Tables of codes assigned at the end of a stay, which samples of that stay never see."""
 IN_PREAMBLE = np.isin(np.arange(len(ORDER)), [*EARLIER, ADMISSIONS, DIAGNOSIS])
 
@@ -76,11 +74,13 @@ class Cut(Protocol):
 def context_events(store: Store, cut: Cut) -> list[Event]:
     """Return the events that are known at `cut`.
 
-    Only the patient's rows are read, which takes a few milliseconds at most. Raises KeyError for an
+    Only the patient's rows are read, which takes a few milliseconds at most. Contexts of a patient
+    that are read one after the other share their events: each is made once. Raises KeyError for an
     unknown patient.
     """
     rows, patient = store.find(cut.subject_id)
-    return shown_events(rows, patient, cut, shown_positions(rows, patient, cut))
+    parts = shown_parts(rows, patient, cut)
+    return [parts.demographics, *each_event(rows, parts, _made(rows, patient), _itself)]
 
 
 def shown_positions(rows: Shard, patient: Patient, cut: Cut) -> np.ndarray:
@@ -127,6 +127,55 @@ def shown_parts(rows: Shard, patient: Patient, cut: Cut) -> Parts:
     positions = shown_positions(rows, patient, cut)
     demographics = _demographics(patient, cut.prediction_time)
     return Parts(demographics, positions, event_starts(rows, positions), _limit(cut))
+
+
+EventKey = bytes | tuple[bytes, bytes]
+"""The positions of an event's rows, and which of them show no late values, if there are any."""
+
+
+def each_event(
+    rows: Shard, parts: Parts, made: dict[EventKey, Made], make: Callable[[Event], Made]
+) -> list[Made]:
+    """Return `make` of each event of a context, from `made` where it is there, else added to it.
+
+    Contexts of a patient overlap almost entirely: from one question to the next a few rows become
+    known, and a few leave the window. `made` must be of one patient.
+    """
+    keys = _event_keys(parts, rows.late_time[parts.positions] >= parts.limit)
+    missing = [number for number, key in enumerate(keys) if key not in made]
+    if missing:
+        ends = np.append(parts.starts[1:], len(parts.positions))
+        own = [parts.positions[parts.starts[number] : ends[number]] for number in missing]
+        starts = np.cumsum([0, *map(len, own[:-1])])
+        events = grouped_events(rows, np.concatenate(own), starts, parts.limit)
+        for number, event in zip(missing, events, strict=True):
+            made[keys[number]] = make(event)
+    return [made[key] for key in keys]
+
+
+def _event_keys(parts: Parts, still_late: np.ndarray) -> list[EventKey]:
+    """Return what determines each event, among those of one patient."""
+    if not len(parts.starts):
+        return []
+    size = parts.positions.itemsize
+    places, marks = parts.positions.tobytes(), still_late.tobytes()
+    begins = parts.starts.tolist()
+    ends = [*begins[1:], len(parts.positions)]
+    late = np.logical_or.reduceat(still_late, parts.starts).tolist()
+    return [
+        (places[size * a : size * b], marks[a:b]) if own_late else places[size * a : size * b]
+        for a, b, own_late in zip(begins, ends, late, strict=True)
+    ]
+
+
+@lru_cache(maxsize=1)  # as `_known`
+def _made(rows: Shard, patient: Patient) -> dict[EventKey, Event]:
+    """Return the events that earlier contexts of the patient have shown, to be added to."""
+    return {}
+
+
+def _itself(event: Event) -> Event:
+    return event
 
 
 def preamble_length(events: Sequence[Event]) -> int:
@@ -184,8 +233,10 @@ def _positions(
     if cut.hadm_id is not None:
         rare = rare[~_own_codes(rows, rare, cut.hadm_id)]
     in_window = (rows.available_time[rare] >= begin) & IN_WINDOW[rows.table[rare]]
-    preamble = _preamble(rows, rare, in_window, cut.current_hadm)
-    return preamble, window[~np.isin(window, preamble)] if len(preamble) else window
+    if cut.current_hadm is not None:  # the preamble shows it
+        current = rows.hadm_id[window] == cut.current_hadm
+        window = window[~(current & (rows.table[window] == ADMISSIONS))]
+    return _preamble(rows, rare, in_window, cut.current_hadm), window
 
 
 def _not_hidden(rows: Shard, positions: np.ndarray, cut: Cut) -> np.ndarray:
@@ -201,7 +252,7 @@ def _not_hidden(rows: Shard, positions: np.ndarray, cut: Cut) -> np.ndarray:
 
 def _own_codes(rows: Shard, positions: np.ndarray, hadm: int) -> np.ndarray:
     """Return which rows are codes of the stay of the question, which may be over."""
-    own: np.ndarray = np.isin(rows.table[positions], CODED) & (rows.hadm_id[positions] == hadm)
+    own: np.ndarray = CODED[rows.table[positions]] & (rows.hadm_id[positions] == hadm)
     return own
 
 
