@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ehrr1.inference.pages import RecordPage, record_page
-from ehrr1.inference.pages.curves import curves, measured
+from ehrr1.inference.pages.curves import MOST, curves, measured
 from ehrr1.inference.query import Answer
 from ehrr1.records.events import Event
 from ehrr1.records.schema import TABLES
@@ -24,10 +24,11 @@ TASK = "Readmission_30day"
 EVIL = "<script>document.title = 'taken'</script>{{style}}"
 
 
-def labs(hour: int, *rows: tuple[str, str]) -> Event:
-    """Return laboratory results: names and values, in mmol/L."""
+def labs(hour: int, *rows: tuple[str, str], lower: str = "", upper: str = "") -> Event:
+    """Return laboratory results: names and values in mmol/L, with a reference range for all."""
     keys = tuple(TABLES["labevents"].keys)
-    cells = [dict.fromkeys(keys, "") | {"Valuenum": v, "Valueuom": "mmol/L"} for _, v in rows]
+    normal = {"Valueuom": "mmol/L", "Ref_Range_Lower": lower, "Ref_Range_Upper": upper}
+    cells = [dict.fromkeys(keys, "") | normal | {"Valuenum": value} for _, value in rows]
     for one, (name, _) in zip(cells, rows, strict=True):
         one[keys[0]] = name
     time = datetime(2150, 3, 4, hour)
@@ -57,17 +58,51 @@ SHOWN = RecordPage(
 
 
 def test_only_what_was_measured_twice_is_a_curve() -> None:
-    assert measured(RECORD) == {
-        ("labevents", "Lactate", "mmol/L"): [
-            (datetime(2150, 3, 4, hour), value) for hour, value in ((2, 4.0), (5, 3.0), (8, 1.0))
-        ]
-    }
-    (figure,) = curves(RECORD)
+    (lactate,) = measured(RECORD)
+    assert (lactate.table, lactate.item, lactate.unit) == ("labevents", "Lactate", "mmol/L")
+    assert lactate.times == [datetime(2150, 3, 4, hour) for hour in (2, 5, 8)]
+    assert lactate.values == [4.0, 3.0, 1.0]
+    note, axis, figure = curves(RECORD, None)
+    assert "1 of 1 values shown." in note and "2150-03-04 08:00</time>, the last value" in axis
     assert "Lactate <b>1 mmol/L</b>" in figure and "1 to 4, 3 values" in figure
     # from left to right with time; 4 is at the top margin, 3 a third of the way down, 1 at the foot
-    assert re.search(r'd="M4\.0 4\.0L75\.0 13\.3L146\.0 32\.0"', figure)
+    assert re.search(r'd="M4\.0 4\.0L200\.0 13\.3L396\.0 32\.0"', figure)
+    assert '<path class="dots" d="M4.0 4.0h0M200.0 13.3h0M396.0 32.0h0"/>' in figure
+    assert "band" not in figure and "reference range" not in figure
     flat = [labs(1, ("pH", "7.4")), labs(2, ("pH", "7.4"))]
-    assert 'd="M4.0 18.0L146.0 18.0"' in next(curves(flat))
+    assert 'd="M4.0 18.0L396.0 18.0"' in list(curves(flat, None))[-1]
+    assert list(curves(RECORD[:1], None)) == []
+
+
+def test_all_curves_share_the_time_up_to_the_question() -> None:
+    record = [*RECORD, labs(10, ("Sodium", "141"))]
+    _, axis, lactate, sodium = curves(record, datetime(2150, 3, 4, 10))
+    assert "<time>2150-03-04 02:00</time>" in axis
+    assert "<time>2150-03-04 10:00</time>, the question" in axis
+    assert 'd="M4.0 4.0L151.0 13.3L298.0 32.0"' in lactate  # ends two of eight hours before
+    assert 'd="M4.0 32.0L396.0 4.0"' in sodium
+
+
+def test_a_band_is_the_reference_range_of_the_record() -> None:
+    both = [labs(1, ("Lactate", "2"), lower="0", upper="1"), labs(2, ("Lactate", "4"))]
+    figure = list(curves(both, None))[-1]
+    assert '<rect class="band" width="400" y="25.0" height="7.0"/>' in figure  # 0 to 1 of 0 to 4
+    assert 'd="M4.0 18.0L396.0 4.0"' in figure
+    assert figure.count("reference range 0 to 1") == 2  # seen, and read aloud
+    above = [labs(hour, ("HDL", str(hour)), lower="3") for hour in (1, 2)]
+    figure = list(curves(above, None))[-1]
+    assert '<rect class="band" width="400" y="0.0" height="4.0"/>' in figure
+    assert "reference range from 3" in figure
+
+
+def test_values_that_are_left_out_are_counted() -> None:
+    often = [(f"Item {number:02}", "1") for number in range(MOST)]
+    record = [labs(hour, *often) for hour in (1, 2, 3)]
+    assert "24 of 24 values shown." in next(curves(record, None))
+    record += [labs(hour, *((f"Rare {number}", "1") for number in range(9))) for hour in (4, 5)]
+    note, _, *figures = curves(record, None)
+    assert "24 of 33 values shown, those measured most often." in note
+    assert len(figures) == 24 and not any("Rare" in figure for figure in figures)
 
 
 def test_a_page_says_what_the_chain_rests_on_and_what_it_made_up() -> None:
@@ -123,6 +158,31 @@ def test_everybody_can_read_and_reach_it(
     browser: Driver, page: Path, width: int, scheme: str
 ) -> None:
     check_for_everybody(browser, page, width, scheme)
+
+
+@pytest.mark.parametrize("width", [420, 1400])
+def test_dots_are_round_and_the_axis_stays_in_sight(
+    browser: Driver, tmp_path: Path, width: int
+) -> None:
+    often = [(f"Item {number:02}", "1") for number in range(MOST)]
+    path = tmp_path / "record.html"
+    record = [labs(hour, *often) for hour in (1, 2, 3)]
+    path.write_text(record_page(replace(SHOWN, record=record)), encoding="utf-8")
+    size = {"width": width, "height": 500, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(path.as_uri())
+    spans = "return ['left', 'right'].map(end => new Set([...document.querySelectorAll('svg')]"
+    spans += ".map(one => one.getBoundingClientRect()[end])).size)"
+    assert browser.execute_script(spans) == [1, 1]
+    dots = "return getComputedStyle(document.querySelector('.dots'))"
+    assert browser.execute_script(f"{dots}.vectorEffect") == "non-scaling-stroke"
+    assert browser.execute_script(f"{dots}.strokeLinecap") == "round"
+    browser.execute_script("document.querySelectorAll('figure')[20].scrollIntoView()")
+    axis = browser.execute_script(
+        "return document.querySelector('.axis').getBoundingClientRect().toJSON()"
+    )
+    assert axis["top"] >= 0 and axis["bottom"] <= 60
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_the_page_of_closed_records_is_its_owners(

@@ -52,7 +52,7 @@ def record_page(shown: RecordPage) -> str:
         about=escape(_about(shown)),
         answer="\n".join(_answer(shown)),
         chain="\n".join(_chain(shown)),
-        curves="\n".join(curves(shown.record)) or "<p>No value was measured twice.</p>",
+        curves="\n".join(curves(shown.record, shown.time)) or "<p>No value was measured twice.</p>",
         timeline="\n".join(_timeline(shown.record, _unread(shown))),
     )
 
