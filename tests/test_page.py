@@ -16,7 +16,6 @@ from ehrr1.reasoning.pictures.layout import arrange
 from ehrr1.reasoning.pictures.page import PageContent, page
 from ehrr1.reasoning.trace import Line, trace
 from tests.conftest import CommandLine
-from tests.everybody import check_for_everybody
 from tests.test_graph import event, sample
 
 Driver = Any
@@ -339,16 +338,6 @@ def test_the_strongest_evidence_comes_first_and_the_rest_is_folded(
     opened.click(opened.all("#more")[0])
     assert {text.split("\n")[0] for text in opened.texts(".node.concept")} == concepts
     assert browser.get_log("browser") == []
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [420, 1400])
-def test_everybody_can_read_and_reach_the_page(
-    browser: Driver, tmp_path: Path, width: int, scheme: str
-) -> None:
-    path = tmp_path / "page.html"
-    path.write_text(page(replace(BY_HAND, graph=much_evidence())), encoding="utf-8")
-    check_for_everybody(browser, path, width, scheme)
 
 
 def test_open_data_and_an_empty_record_need_no_warning(browser: Driver, tmp_path: Path) -> None:

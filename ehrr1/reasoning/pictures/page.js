@@ -1,7 +1,7 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const SVG = document.querySelector("svg").namespaceURI;
-const HINT = "Click a line or a node: what it rests on lights up. Esc clears.";
+const HINT = "Click a line or a node: what it rests on lights up, with its numbers. Esc clears.";
 const at = id => document.getElementById(id);
 
 /** A new element: its classes, its text (never parsed as HTML), what it is put into. */
@@ -135,6 +135,15 @@ function picture(view) {
   }
   for (const index of view.edges) edges.set(index, drawEdge(svg, data.edges[index], index));
   for (const node of shown) drawn.set(node.id, drawNode(body, node));
+  sideways();
+}
+
+/** Say whether the graph is wider than its pane. */
+function sideways() {
+  const pane = at("picture").parentElement;
+  const wider = pane.scrollWidth > pane.clientWidth;
+  pane.classList.toggle("wider", wider);
+  at("sideways").hidden = !wider;
 }
 
 /** The button that changes between the two views. */
@@ -314,6 +323,16 @@ function clear() {
   for (const lit of document.querySelectorAll(".on")) lit.classList.remove("on");
   for (const button of pressable) button.setAttribute("aria-pressed", "false");
   at("status").textContent = HINT;
+  at("numbers").hidden = true;
+  at("numbers").replaceChildren();
+}
+
+/** List what the lit edges say, the highest lift first: a keyboard reaches no edge. */
+function list(strokes) {
+  const lit = [...strokes].filter(index => edges.has(index)).map(index => data.edges[index]);
+  lit.sort((one, other) => (other.lift ?? 0) - (one.lift ?? 0));
+  for (const edge of lit) add(at("numbers"), "li", "", said(edge).replaceAll("\n", " · "));
+  at("numbers").hidden = !lit.length;
 }
 
 function light(lit, strokes, told) {
@@ -323,6 +342,7 @@ function light(lit, strokes, told) {
   const texts = lines.filter(line => told.has(+line.dataset.line));
   for (const part of [...places, ...boxes, ...texts]) part.classList.add("on");
   for (const index of strokes) edges.get(index)?.classList.add("on");
+  list(strokes);
   for (const parts of [places, boxes, texts]) show(parts);
   const kinds = [...lit].map(id => nodes.get(id).kind);
   const number = kind => kinds.filter(other => other === kind).length;
@@ -357,11 +377,20 @@ function explain(element, text) {
     if (!element.matches(":focus-visible")) return;
     const box = element.getBoundingClientRect();
     place(box.left, box.bottom);
+    element.setAttribute("aria-describedby", "tip");
   });
-  element.addEventListener("blur", () => { at("tip").hidden = true; });
+  element.addEventListener("blur", () => {
+    at("tip").hidden = true;
+    element.removeAttribute("aria-describedby");
+  });
 }
 
-document.addEventListener("keydown", event => { if (event.key === "Escape") clear(); });
+document.addEventListener("keydown", event => {
+  if (event.key !== "Escape") return;
+  clear();
+  at("tip").hidden = true;
+});
+addEventListener("resize", sideways);
 timeline();
 chain();
 key();
