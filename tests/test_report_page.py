@@ -307,15 +307,26 @@ def test_probabilities_that_are_no_risks_are_warned_of() -> None:
     ]
 
 
-def test_a_stage_keeps_its_colour_in_a_comparison_and_each_run_has_its_mark() -> None:
-    alone = {one["name"]: one for one in coloured(["adapt", "rl", "boosting"])}
-    both = coloured(["adapt@a", "rl@a", "boosting", "adapt@b", "rl@b", "rl:both@b"])
-    colours = {one["name"]: (one["colour"], one["run"]) for one in both}
-    for stage in ("adapt", "rl"):
-        assert colours[f"{stage}@a"] == (alone[stage]["colour"], 0)
-        assert colours[f"{stage}@b"] == (alone[stage]["colour"], 1)
-    assert colours["boosting"] == (alone["boosting"]["colour"], 0)
-    assert len(set(colours.values())) == len(colours)
+def test_a_model_has_one_colour_on_all_pages_and_a_mark_for_each_mode_and_run() -> None:
+    pages = [
+        ["adapt", "rl", "boosting"],
+        ["rl:both", "EHR-R1-8B:direct", "rl:think-list"],
+        ["untrained:both", "adapt:both", "reason:both", "rl:both"],
+        ["adapt@a", "rl@a", "boosting", "adapt@b", "rl@b", "rl:both@b", "EHR-R1-8B:direct@b"],
+        ["EHR-R1-8B:think@x.1", "EHR-R1-8B:think@x.2", "rl@x.1"],
+    ]
+    colours: dict[str, set[str]] = {}
+    for names in pages:
+        shown = coloured(names)
+        assert [one["name"] for one in shown] == names
+        for one in shown:
+            model = one["name"].partition("@")[0].partition(":")[0]
+            colours.setdefault(model, set()).add(one["colour"])
+        assert len({(one["colour"], one["mark"]) for one in shown}) == len(shown)
+    assert all(len(found) == 1 for found in colours.values())
+    assert len(set.union(*colours.values())) == len(colours)
+    one, other, *_ = coloured(["some:direct", "other:direct"] + pages[0])
+    assert one["colour"] != other["colour"]
 
 
 # --- the page for everybody -----------------------------------------------------------------------

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from ehrr1.config.records import Concepts
 from ehrr1.errors import UserError
+from ehrr1.evaluation.about import about_finished
 from ehrr1.evaluation.aggregate import BASELINES, Metrics, last_result, names, summarise
 from ehrr1.evaluation.finished import require_finished
 from ehrr1.evaluation.matching import with_matches
@@ -45,8 +46,11 @@ from ehrr1.graph.same_names import check_dictionary
 from ehrr1.runs.environment import version
 from ehrr1.tasks.catalog import ALL_TASKS
 
-NOT_TOLD = ("output_root", "inputs", "rescore", "compare", "variant", "name", "stage", "overwrite")
-"""Settings that say where a run is, not what it is."""
+NOT_TOLD = (
+    *("output_root", "inputs", "rescore", "compare", "variant", "name", "stage", "overwrite"),
+    "concepts.cache",
+)
+"""Settings and sections that say where a run is, not what it is."""
 
 HOW_ASKED = (
     *("answer", "candidates", "wording", "data.name", "data.protocol", "eval.suite"),
@@ -82,6 +86,15 @@ class Finished:
     def split(self) -> str:
         """The split that was evaluated."""
         return self.settings["eval.split"]
+
+    @property
+    def told(self) -> dict[str, str]:
+        """The settings that say what the run is."""
+        return {
+            name: value
+            for name, value in self.settings.items()
+            if not {name, name.split(".")[0]} & set(NOT_TOLD)
+        }
 
 
 def compare(
@@ -122,7 +135,8 @@ def compare(
     data = report_data(together, split, metrics, tasks, notes)
     asked_alike = unlike(runs, scored, list(matched))
     data |= {
-        "about": [["software", version()], ["date", f"{datetime.now(UTC):%Y-%m-%d}"]],
+        "about": [["compared by", version()], ["on", f"{datetime.now(UTC):%Y-%m-%d}"]],
+        "about_runs": [[run.label, list(about_finished(run.folder).items())] for run in runs],
         "title": "Comparison: " + ", ".join(run.label for run in runs),
         "lead": [["runs", f"{len(runs)}"], *lead(scored, split)],
         "rules": rules({**_numbers(runs), "bootstrap": replicates}),
@@ -153,7 +167,7 @@ def seed_groups(runs: Sequence[Finished]) -> dict[str, list[Finished]]:
     """
     alike: dict[str, list[Finished]] = {}
     for run in runs:
-        told = {k: v for k, v in run.settings.items() if k.split(".")[0] not in (*NOT_TOLD, "seed")}
+        told = {name: value for name, value in run.told.items() if name != "seed"}
         alike.setdefault(json.dumps(told, sort_keys=True), []).append(run)
     groups: dict[str, list[Finished]] = {}
     for members in alike.values():
@@ -315,11 +329,10 @@ def runs_table(runs: Sequence[Finished]) -> dict[str, Any]:
 
 def differing(runs: Sequence[Finished]) -> dict[str, Any]:
     """Return a table of the settings that differ: name, then each run's value."""
-    found = dict.fromkeys(name for run in runs for name in run.settings)
+    found = dict.fromkeys(name for run in runs for name in run.told)
     rows = [[name, *(run.settings.get(name, "not set") for run in runs)] for name in found]
-    told = [row for row in rows if row[0].split(".")[0] not in NOT_TOLD]
     head = ["setting", *(run.label for run in runs)]
-    return table("Settings that differ", head, [row for row in told if len(set(row[1:])) > 1])
+    return table("Settings that differ", head, [row for row in rows if len(set(row[1:])) > 1])
 
 
 def rows(matched: Mapping[Pair, Counts], metrics: Mapping[str, float]) -> pl.DataFrame:

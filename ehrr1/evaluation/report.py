@@ -1,7 +1,6 @@
 """The files that publish an evaluation: the page and scalars for TensorBoard."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ehrr1.config.schema import Config
 from ehrr1.config.types import Section
+from ehrr1.evaluation.about import about
 from ehrr1.evaluation.pages import Case, choose_cases, write_report
-from ehrr1.files import read_yaml, replacing
+from ehrr1.files import replacing
 from ehrr1.records.markdown import record_markdown
 from ehrr1.runs import data_is_open
-from ehrr1.runs.environment import version
 from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.samples import Prepared
 
@@ -65,19 +64,6 @@ def publish(
         )
     with replacing(folder / "tb") as logs:
         write_scalars(logs, metrics)
-
-
-def about(cfg: Config, prepared: Prepared | None) -> dict[str, str]:
-    """Return what was evaluated: the data, the model, the software, the day."""
-    found = {}
-    if prepared is not None:
-        data = read_yaml(prepared.folder / "config.yaml")["data"]
-        invented = ", invented patients" * (data["name"] == "synthetic")
-        access = "open" if data_is_open(prepared.folder) else "not open"
-        found = {"data": f"{data['name']}{invented}, {access}", "protocol": data["protocol"]}
-    experiment = cfg.name + (f", variant {cfg.variant}" if cfg.variant else "")
-    found |= {"experiment": experiment, "model": cfg.model.name, "software": version()}
-    return found | {"date": f"{datetime.now(UTC):%Y-%m-%d}"}
 
 
 def cases_of(predictions: pl.DataFrame, prepared: Prepared, cfg: Config) -> list[Case]:

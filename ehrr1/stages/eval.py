@@ -30,6 +30,7 @@ from ehrr1.config.names import TRAINING
 from ehrr1.config.schema import Config, recorded
 from ehrr1.errors import UserError
 from ehrr1.evaluation import chat, shots
+from ehrr1.evaluation.about import prepared_of
 from ehrr1.evaluation.aggregate import summarise
 from ehrr1.evaluation.baselines.bags import Parts, learn_baselines, of_kind
 from ehrr1.evaluation.baselines.contexts import PromptReader
@@ -320,11 +321,3 @@ def writing(cfg: Config) -> Writing:
     """Return how much models write and how it is sampled."""
     limits, own = cfg.eval.max_new_tokens, cfg.eval
     return Writing(limits.think, limits.direct, own.draws, own.temperature, own.top_p, own.top_k)
-
-
-def prepared_of(folder: Path) -> Prepared | None:
-    """Return the records that an evaluation has read, or None if they were moved."""
-    try:
-        return Prepared(runs.find_inputs(recorded(folder), "eval")["prepare"])
-    except UserError:
-        return None

@@ -17,24 +17,26 @@ function sheet(parent, width, height, name) {
   return made;
 }
 
-const number = value => value === undefined || value === null ? "" : value.toFixed(3).replace("-", "−");
+/** Three decimals; what rounds to 0 has no sign. */
+const number = value => value === undefined || value === null ? "" : value.toFixed(3).replace(/^-(?!0\.000$)/, "−").replace("-", "");
 const told = value => number(value[0]) + (value.length > 1 ? ` [${number(value[1])}, ${number(value[2])}]` : "");
 
-/** Corners of the marks of a comparison's second and later runs, around the origin. */
-const CORNERS = [[[0, -1.35], [1.35, 0], [0, 1.35], [-1.35, 0]], [[0, -1.2], [1.25, 1], [-1.25, 1]], [[0, 1.2], [1.25, -1], [-1.25, -1]]];
+/** Corners of the marks of a model's second and later modes and runs, around the origin. */
+const CORNERS = [[[0, -1.35], [1.35, 0], [0, 1.35], [-1.35, 0]], [[0, -1.2], [1.25, 1], [-1.25, 1]], [[0, 1.2], [1.25, -1], [-1.25, -1]],
+  [[1.2, 0], [-1, 1.25], [-1, -1.25]], [[-1.2, 0], [1, 1.25], [1, -1.25]]];
 
 /** A result's mark: baselines are squares, `_cut` and what cannot be told apart hollow. */
 function mark(parent, result, x, y, size = 3.6, hollow = false) {
   const classes = `mark${hollow || result.name.endsWith("_cut") ? " hollow" : ""}`;
   if (result.baseline) draw(parent, "rect", {class: classes, x: x - size, y: y - size, width: 2 * size, height: 2 * size});
-  else if (result.run) {
-    const corners = CORNERS[(result.run - 1) % CORNERS.length];
+  else if (result.mark) {
+    const corners = CORNERS[(result.mark - 1) % CORNERS.length];
     draw(parent, "polygon", {class: classes, points: corners.map(([right, down]) => `${x + size * right},${y + size * down}`).join(" ")});
   } else draw(parent, "circle", {class: classes, cx: x, cy: y, r: size});
 }
 
 const DASHES = {boosting: "7 3", boosting_cut: "7 3 1.5 3", logistic: "3 3", logistic_cut: "3 3 1 3", frequency: "1 3", copy: "1 3", copy_cut: "1 3", knn: "3 3", knn_cut: "3 3 1 3", linear: "7 3", linear_cut: "7 3 1.5 3", list_frequency: "1 3", list_only: "3 3"};
-const RUN_DASHES = ["none", "8 2", "2 2", "8 2 2 2"];
+const MARK_DASHES = ["none", "8 2", "2 2", "8 2 2 2", "12 3 3 3", "5 5"];
 const coloured = result => ({style: `color: var(--${result.colour})`});
 
 /** Round steps that cut a range into about `count` parts. */
@@ -166,7 +168,7 @@ function curveChart(parent, title, axes, series, guides) {
   for (const one of series) {
     const group = draw(svg, "g", coloured(one.result));
     draw(group, "title", {}, one.result.name + (one.dashed ? ", recalibrated" : ""));
-    const dash = one.dashed ? "4 3" : one.result.baseline ? DASHES[one.result.name] : RUN_DASHES[(one.result.run || 0) % RUN_DASHES.length];
+    const dash = one.dashed ? "4 3" : one.result.baseline ? DASHES[one.result.name] : MARK_DASHES[one.result.mark % MARK_DASHES.length];
     draw(group, "path", {class: "curve", d: path(one.x, one.y), "stroke-dasharray": dash});
     if (one.sizes) {
       const most = Math.max(...one.sizes);

@@ -4,8 +4,9 @@ Data are JSON in the page: tables are lists of cells (a text, a number, `[value,
 `{"result": position}`), charts are drawn from numbers in the browser, as wide as there is room.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+from zlib import crc32
 
 from ehrr1.evaluation.aggregate import BASELINES
 from ehrr1.web_page import filled, script_data
@@ -13,7 +14,9 @@ from ehrr1.web_page import filled, script_data
 CURRICULUM_COLOURS = {"untrained": "c5", "base": "c5", "adapt": "c4", "reason": "c2", "rl": "c0"}
 """A stage has the same colour on every page."""
 
-COLOURS = ("c1", "c3", "c6", "c7", "c0", "c2", "c4", "c5")
+OTHER_COLOURS = ("c1", "c3", "c6", "c7")
+"""Of models that are no stage."""
+
 BASELINE_COLOURS = {
     "frequency": "b2",
     "list_frequency": "b2",
@@ -44,22 +47,38 @@ def table(label: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Tab
 
 
 def coloured(names: Sequence[str]) -> list[dict[str, Any]]:
-    """Results with their colours: the curriculum's own, baselines grey, others what is left.
+    """Return the results with the colour of their model, and the mark of their mode and run.
 
-    Colours tell apart for the colour-blind (after Okabe and Ito, 2008); marks differ too. Of
-    several runs (`rl@first`, `rl@second`) a stage keeps its colour, and each run has a mark.
+    In `rl:both@second` the model is `rl`, the rest its mode and run. A model has the same colour
+    on every page, in each mode and run: the curriculum its own, baselines grey, others one by
+    their name. The marks tell the results of a model apart, 0 being the first. Colours tell models
+    apart for the colour-blind (after Okabe and Ito, 2008).
     """
-    runs = list(dict.fromkeys(name.partition("@")[2] for name in names if "@" in name))
-    stages = {name: name.partition("@")[0] for name in names}
-    taken = {CURRICULUM_COLOURS[stage] for stage in stages.values() if stage in CURRICULUM_COLOURS}
-    free = [colour for colour in COLOURS if colour not in taken] or list(COLOURS)
-    found, others = [], 0
-    for name in names:
-        if stages[name] in CURRICULUM_COLOURS or name in BASELINES:
-            colour = (CURRICULUM_COLOURS | BASELINE_COLOURS)[stages[name]]
-        else:
-            colour = free[others % len(free)]
-            others += 1
-        run = runs.index(name.partition("@")[2]) if "@" in name else 0
-        found.append({"name": name, "colour": colour, "baseline": name in BASELINES, "run": run})
+    rest = {name: name.removeprefix(_model(name)) for name in names if name not in BASELINES}
+    marks = list(dict.fromkeys(rest.values()))
+    others = _other_colours({_model(name) for name in rest} - CURRICULUM_COLOURS.keys())
+    colours = CURRICULUM_COLOURS | BASELINE_COLOURS | others
+    return [
+        {
+            "name": name,
+            "colour": colours[_model(name)],
+            "baseline": name in BASELINES,
+            "mark": marks.index(rest[name]) if name in rest else 0,
+        }
+        for name in names
+    ]
+
+
+def _model(name: str) -> str:
+    return name.partition("@")[0].partition(":")[0]
+
+
+def _other_colours(models: Iterable[str]) -> dict[str, str]:
+    """Return a colour for each model, which follows from its name; the next one if it is taken."""
+    found: dict[str, str] = {}
+    for model in sorted(models):
+        first = crc32(model.encode()) % len(OTHER_COLOURS)
+        order = OTHER_COLOURS[first:] + OTHER_COLOURS[:first]
+        free = [colour for colour in order if colour not in found.values()]
+        found[model] = (free or order)[0]
     return found

@@ -87,7 +87,8 @@ function table(parent, spec, sorting, best = false) {
     body.replaceChildren();
     const sorted = sorting.column === undefined ? rows
       : [...rows].sort((a, b) => order(a[sorting.column], b[sorting.column], sorting.down));
-    const tops = spec.head.map((name, at) => best && numeric[at] ? peak(rows.map(cells => cells[at]), LOWER.test(name)) : null);
+    const compares = best && spec.head[0] === "result"; // rows of a table by task are not rivals
+    const tops = spec.head.map((name, at) => compares && numeric[at] ? peak(rows.map(cells => cells[at]), LOWER.test(name)) : null);
     for (const cells of sorted) {
       const line = add(body, "tr");
       cells.forEach((cell, at) => fillCell(line, cell, numeric[at], tops[at]));
@@ -342,15 +343,27 @@ function legend() {
       for (const again of redraws) again();
     });
   }
+  redraws.push(() => {
+    place.classList.toggle("wider", place.scrollWidth > place.clientWidth);
+    document.documentElement.style.scrollPaddingTop = `${place.offsetHeight + 8}px`; // it covers what is under it
+  });
+}
+
+function facts(list, told) {
+  for (const [name, value] of told) {
+    const place = add(list, "div");
+    add(place, "dt", "", name);
+    add(place, "dd", "", value);
+  }
 }
 
 function head() {
-  for (const id of ["about", "lead"]) {
-    for (const [name, value] of data[id] || []) {
-      const place = add(document.getElementById(id), "div");
-      add(place, "dt", "", name);
-      add(place, "dd", "", value);
-    }
+  for (const id of ["about", "lead"]) facts(document.getElementById(id), data[id] || []);
+  for (const [run, told] of data.about_runs || []) {
+    const list = add(document.getElementById("about_runs"), "dl", "facts");
+    list.setAttribute("aria-label", run);
+    facts(list, [["run", run], ...told]);
+    list.querySelector("dd").className = "run";
   }
   document.getElementById("warnings").hidden = !data.warnings.length;
   for (const warning of data.warnings) add(document.querySelector("#warnings ul"), "li", "", warning);
