@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from ehrr1.evaluation.aggregate import summarise
@@ -13,24 +14,22 @@ from tests.test_report_page import TASKS, click, found, look, predictions, writt
 Driver = Any
 
 SKILLS = {"adapt": 0.6, "rl": 1.2, "rl:both": 0.9, "boosting": 1.5}
+UNIT = "Cardiac Vascular Intensive Care Unit (CVICU)"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two compared runs of one model, `first` with the facts of a finished evaluation."""
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of two runs of one model, `first` with the facts of a finished evaluation."""
     root = tmp_path_factory.mktemp("compared")
     data = {"name": "synthetic", "protocol": "strict"}
     told = {"variant": "long", "data": data, "model": {"name": "tiny"}}
-    first = evaluated(root / "first" / "eval", predictions(SKILLS, patients=30), **told)
+    unit = pl.when(pl.col("sex") == "F").then(pl.lit(UNIT)).otherwise(pl.lit("CCU"))
+    asked = predictions(SKILLS, patients=30).with_columns(care_unit=unit)
+    first = evaluated(root / "first" / "eval", asked, **told)
     (first / "environment.txt").write_text("python 3.12\nehrr1 0.2.0, commit 1a2b3c4\n")
     second = predictions({"reason": 0.5, **SKILLS}, seed=1, patients=30)
     side_by_side([first, evaluated(root / "second" / "eval", second)], root / "compare", 20)
-    return root / "compare"
-
-
-@pytest.fixture(scope="module")
-def page(folder: Path) -> Path:
-    return folder / "report.html"
+    return root / "compare" / "report.html"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -47,7 +46,7 @@ def test_its_head_says_of_each_run_what_it_is_of(browser: Driver, page: Path) ->
     first, second = (one.text.split("\n") for one in found(browser, "#about_runs dl"))
     assert [" ".join(pair) for pair in zip(first[::2], first[1::2], strict=True)][:-1] == [
         "run first",
-        "data synthetic, invented patients, whether open is not known",
+        "data synthetic, invented patients, open or closed is not recorded",
         "protocol strict",
         "experiment made_up, variant long",
         "model tiny",
@@ -111,6 +110,13 @@ def test_a_switched_off_result_is_told_apart_and_readable(browser: Driver, page:
         for button in (on, off)
     ]
     assert looks == [["1", "none"], ["1", "line-through"]]
+
+
+def test_no_label_of_a_chart_is_cut_at_1400_px(browser: Driver, page: Path) -> None:
+    look(browser, page, 1400)
+    labels = "return [...document.querySelectorAll('svg text')].map(one => one.textContent)"
+    told = browser.execute_script(labels)
+    assert UNIT in told and not [label for label in told if label.endswith("…")]
 
 
 HINTS = """

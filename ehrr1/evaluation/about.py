@@ -43,7 +43,7 @@ def prepared_of(folder: Path) -> Prepared | None:
 def _facts(
     settings: Mapping[str, Any], prepared: Prepared | None, software: str, date: datetime
 ) -> dict[str, str]:
-    data, access = settings.get("data", {}), "whether open is not known"
+    data, access = settings.get("data", {}), "open or closed is not recorded"
     if prepared is not None:  # what counts is what was prepared
         data = read_yaml(prepared.folder / "config.yaml")["data"]
         access = "open" if runs.data_is_open(prepared.folder) else "not open"

@@ -142,7 +142,7 @@ def compare(
         "rules": rules({**_numbers(runs), "bootstrap": replicates}),
         "warnings": asked_alike + data["warnings"],
         "runs": [runs_table(runs)],
-        "differing": [differing(runs)],
+        "differing": differing(runs),
         "overview": data["overview"] + seed_pages(metrics, groups) + task_pages(metrics, matched),
     }
     with replacing(target / "report.html") as path:
@@ -327,12 +327,13 @@ def runs_table(runs: Sequence[Finished]) -> dict[str, Any]:
     return table("Runs", ["run", "samples", "patients", "results", "folder"], rows)
 
 
-def differing(runs: Sequence[Finished]) -> dict[str, Any]:
-    """Return a table of the settings that differ: name, then each run's value."""
+def differing(runs: Sequence[Finished]) -> list[dict[str, Any]]:
+    """Return a table of the settings that differ: name, then each run's value; none if none do."""
     found = dict.fromkeys(name for run in runs for name in run.told)
     rows = [[name, *(run.settings.get(name, "not set") for run in runs)] for name in found]
     head = ["setting", *(run.label for run in runs)]
-    return table("Settings that differ", head, [row for row in rows if len(set(row[1:])) > 1])
+    unequal = [row for row in rows if len(set(row[1:])) > 1]
+    return [table("Settings that differ", head, unequal)] if unequal else []
 
 
 def rows(matched: Mapping[Pair, Counts], metrics: Mapping[str, float]) -> pl.DataFrame:

@@ -56,10 +56,11 @@ function range(values, base) {
   return [low === base ? low : low - room, high === base ? high : high + room];
 }
 
-/** Bars from `base` with whiskers: rows of {label, note, values (one a result), strong, heading}. */
-function barChart(parent, title, rows, base, results, bounds) {
+/** Bars from `base` with whiskers: rows of {label, note, values (one a result), strong, heading}.
+ *  `longest`: the letters of the longest label, for which there is room up to half of the width. */
+function barChart(parent, title, rows, base, results, bounds, longest) {
   const width = Math.max(280, parent.clientWidth), wide = width > 440;
-  const left = wide ? 196 : 2, right = 44, top = 22;
+  const left = wide ? Math.min(Math.max(196, 6.4 * longest + 12), width / 2) : 2, right = 44, top = 22;
   const [low, high] = bounds;
   const x = value => left + (width - left - right) * (value - low) / (high - low);
   const named = results.length <= 4;

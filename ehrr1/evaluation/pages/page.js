@@ -159,7 +159,8 @@ function splitBars(place, chart) {
   const halves = place.clientWidth > 980 && rows.length > 5 ? cut(rows) : [rows];
   const columns = add(place, "div", halves.length > 1 ? "two" : "");
   const boxes = halves.map(() => add(columns, "div"));
-  halves.forEach((half, at) => barChart(boxes[at], chart.title, half, chart.base, shown, bounds));
+  const longest = Math.max(...rows.map(row => row.label.length));
+  halves.forEach((half, at) => barChart(boxes[at], chart.title, half, chart.base, shown, bounds, longest));
 }
 
 /** Two halves about as long; a heading stays with what is under it. */
