@@ -426,6 +426,14 @@ def test_the_page_of_settings_is_current() -> None:
     assert not [name for name in whole if f"`{name}`" not in told]
 
 
+def test_every_setting_has_a_meaning() -> None:
+    """The comment beside it in conf/, or beside the same setting elsewhere (`settings_page`)."""
+    page = settings_page.PAGE.read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert len(rows) >= 350
+    assert not [row.split("`")[1] for row in rows if not re.split(r"(?<!\\)\|", row)[-2].strip()]
+
+
 def test_every_metric_is_on_its_page(smoke: Path) -> None:
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     sections = {part.split("\n")[0]: part for part in page.split("\n## ")[1:]}
