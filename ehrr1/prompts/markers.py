@@ -110,7 +110,9 @@ class Markers:
         return given(self._words.sub(lambda found: found[0][:1] + " " + found[0][1:], part.text))
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        if isinstance(self.tokenizer, PreTrainedTokenizerFast):  # without offsets, which cost a third
+        if isinstance(
+            self.tokenizer, PreTrainedTokenizerFast
+        ):  # without offsets, which cost a third
             found = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
             return [one.ids for one in found]
         ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
