@@ -14,8 +14,8 @@ from ehrr1.config.schema import Config
 from ehrr1.files import write_json
 from ehrr1.runs import Run
 from ehrr1.stages import execute
-from ehrr1.stages.card import export_card
 from ehrr1.tasks.catalog import TASKS
+from ehrr1.tasks.data_card import export_card
 from ehrr1.tasks.samples import Prepared
 from ehrr1.training.consolidation import consolidate
 from ehrr1.training.model_card import model_card
