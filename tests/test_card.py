@@ -16,7 +16,7 @@ from ehrr1.prompts.wording import OURS
 from ehrr1.records.markdown import record_markdown
 from ehrr1.runs import ALWAYS_AGAIN, Run
 from ehrr1.stages import card
-from ehrr1.stages.card import lost_by_table, table
+from ehrr1.tasks.card_sections import lost_by_table, table
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared
 from tests.metrics_page import not_on_the_page
