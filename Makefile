@@ -47,7 +47,7 @@ docs: $(BIN)/.core ## write docs/settings.md again, after a change of conf/ or o
 	$(BIN)/python -m docs.settings_page
 
 docs-site: $(BIN)/.docs ## site/ from docs/, without a network; a dead link fails
-	$(BIN)/mkdocs build --strict
+	http_proxy=http://127.0.0.1:9 https_proxy=http://127.0.0.1:9 $(BIN)/mkdocs build --strict
 
 harness: .venv-harness/.done ## .venv-harness with lm-evaluation-harness and Inspect, for tests/test_harness.py
 

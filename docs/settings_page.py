@@ -1,6 +1,9 @@
 """Write docs/settings.md from conf/ and the schema: `make docs`.
 
-Values and meanings are those of conf/ without an experiment, valid values those of the schema.
+Values and meanings are those of conf/ without an experiment, valid values those of the schema. The
+meaning of a setting is the comment beside it. Where `conf/reason.yaml` or `conf/rl.yaml` has none,
+it is that of the same setting in `conf/adapt.yaml`; where a choice of a group has none, that of the
+choice that it extends, or else of another. `--help` does the same (`ehrr1/config/help.py`).
 """
 
 from collections.abc import Iterator
@@ -28,7 +31,7 @@ same list with the values of the experiment that you name, and `--cfg job` the w
 The values are those of `conf/`, before an experiment changes them: without `experiment=` the demo's
 apply (`experiments/demo.yaml`), with a real model or real records the released ones
 ([which experiment](run_folder.md#which-experiment)). `null` means: not set. A group has several
-choices, `GROUP=CHOICE`; where their values differ, each has its choices in front.
+choices, `GROUP=CHOICE`; where their values or meanings differ, each has its choices in front.
 """
 
 LONGEST_VALUE = 48
@@ -96,25 +99,29 @@ def flat(key: str, value: Any) -> dict[str, Any]:
 
 def table(name: str, choices: Values) -> str:
     """Return the table of a section's settings."""
-    comments: dict[str, str] = {}
-    for choice in reversed(choices):
-        comments |= comments_of(CONF, name, choice or None)
+    comments = {choice: comments_of(CONF, name, choice or None) for choice in choices}
     rows = ["| setting | value in `conf/` | valid | meaning |", "|---|---|---|---|"]
     for key in dict.fromkeys(key for values in choices.values() for key in values):
-        told = {choice: values[key] for choice, values in choices.items() if key in values}
-        cells = [f"`{key}`", shown(told, len(choices)), values_of(key), comments.get(key, "")]
+        told = {one: as_typed(values[key]) for one, values in choices.items() if key in values}
+        meant = {one: comments[one].get(key, "").replace("<", "&lt;") for one in told}
+        value = joined(told, "; ", plain=len(told) == len(choices))
+        meaning = joined(meant, "<br>", plain=True)
+        cells = [f"`{key}`", value, values_of(key), meaning]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows)
 
 
-def shown(told: dict[str, Any], choices: int) -> str:
-    """Return a value, or those of several choices, of which equal ones stand together."""
-    texts: dict[str, list[str]] = {}
-    for choice, value in told.items():
-        texts.setdefault(as_typed(value), []).append(choice)
-    if len(texts) == 1 and len(told) == choices:
-        return next(iter(texts))
-    return "; ".join(f"{', '.join(names)}: {text}" for text, names in texts.items())
+def joined(told: dict[str, str], between: str, plain: bool) -> str:
+    """Return the texts, each with its choices in front.
+
+    told: choice -> text. plain: a text of all choices stands without their names.
+    """
+    choices: dict[str, list[str]] = {}
+    for choice, text in told.items():
+        choices.setdefault(text, []).append(choice)
+    if len(choices) == 1 and plain:
+        return next(iter(choices))
+    return between.join(f"{', '.join(names)}: {text}" for text, names in choices.items())
 
 
 def as_typed(value: Any) -> str:

@@ -9,6 +9,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
+FETCHED = re.compile(r'<(?:script|img|iframe|link)\b[^>]*\s(?:src|href)="(?:https?:)?//([^"]+)"')
+"""What a browser would fetch from another host to show a page."""
 MODULE = re.compile(r"^\| .* \| `(ehrr1\.[\w.]+)` \|$", re.MULTILINE)
 
 
@@ -33,3 +35,12 @@ def on_page_markdown(markdown: str, page: Page, **others: Any) -> str:
     if name == "api.md":
         markdown += "".join(f"\n\n::: {module}\n" for module in MODULE.findall(markdown))
     return markdown
+
+
+def on_post_page(output: str, page: Page, **others: Any) -> str:
+    """Return the page. Raises ValueError if it needs anything from another host."""
+    if found := FETCHED.search(output):
+        raise ValueError(
+            f"{page.file.src_uri} fetches {found[1]}: a site must work without network"
+        )
+    return output

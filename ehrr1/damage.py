@@ -27,10 +27,11 @@ QUICK_BYTES = 256 * 2**20
 OF_RUNS = (MANIFEST, "config.yaml", "metrics.json")
 """Files of which each run has one at least."""
 
-LATER = frozenset({MANIFEST, "metrics.json", "README.md"})
+LATER = frozenset({MANIFEST, "metrics.json", "README.md", "DATA_CARD.md"})
 """Files that are written after the list, and that commands on a finished run or its user change.
 
-README.md is the card of a model or an export, which its user completes.
+README.md is the card of a model or an export, DATA_CARD.md that of a model's records: their user
+completes them.
 """
 
 

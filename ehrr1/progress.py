@@ -2,11 +2,14 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context, parent_process
+from multiprocessing.context import BaseContext
 from multiprocessing.synchronize import Event as Signal
 from typing import TypeVar
 
@@ -72,8 +75,7 @@ def in_processes(
     if workers <= 1:
         yield from track(map(work, items), description, len(items))
         return
-    # spawned, not forked: a forked process inherits locks that Polars' threads may hold
-    pool, wait = ProcessPoolExecutor(workers, get_context("spawn"), watch_parent), True
+    pool, wait = ProcessPoolExecutor(workers, fresh_processes(work), watch_parent), True
     try:
         with not_interrupted():
             results = pool.map(work, items)
@@ -91,7 +93,7 @@ def beside(work: Callable[[], Result]) -> Iterator[Future[Result]]:
 
     The process is ended if the body fails.
     """
-    context = get_context("spawn")
+    context = fresh_processes(work)
     given_up = context.Event()
     pool = ProcessPoolExecutor(1, context, watch_parent, (given_up,))
     try:
@@ -103,6 +105,21 @@ def beside(work: Callable[[], Result]) -> Iterator[Future[Result]]:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def fresh_processes(work: Callable[..., object]) -> BaseContext:
+    """Return how processes are started that do `work`.
+
+    They are forked from a process that has only imported what `work` needs, once for all. This
+    process itself cannot be forked: a copy would inherit locks that Polars' threads may hold.
+    """
+    if sys.platform != "linux":  # macOS's libraries do not survive a fork
+        return get_context("spawn")
+    while isinstance(work, partial):
+        work = work.func
+    context = get_context("forkserver")
+    context.set_forkserver_preload([work.__module__])
+    return context
 
 
 @contextmanager

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import (
     AutoModelForCausalLM,
+    DynamicCache,
     Gemma2Config,
     Gemma3TextConfig,
     LlamaConfig,
@@ -28,6 +30,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 from ehrr1.errors import UserError
 from ehrr1.models import attention, merged_attention
 from ehrr1.models.logprobs import token_logprobs
+from ehrr1.models.prefix_cache import SharedTrunks
 from ehrr1.models.prune_last_layer import shorten_last_layer
 from ehrr1.prompts.forest import Shape, collate
 from ehrr1.prompts.trees import Tree
@@ -317,3 +320,30 @@ def test_auto_takes_the_fastest_that_is_there(monkeypatch: pytest.MonkeyPatch) -
     assert attention.choose("auto", half) == "forest_varlen"
     # flash-attn has no kernel for it
     assert attention.choose("auto", single) == "forest_flex"
+
+
+def test_rows_read_their_prompts_while_others_end() -> None:
+    """Prompts of several lengths, groups of which some rows end, prompts that none continues."""
+    torch.manual_seed(0)
+    lengths, heads, shared, size, group = [5, 9, 2, 7], 4, 2, 8, 3
+    cache = DynamicCache()
+    trunk = [torch.randn(len(lengths), shared, max(lengths), size) for _ in "kv"]
+    cache.update(*trunk, 0)
+    trunks = SharedTrunks(cache, lengths, group)
+    rows = torch.arange(len(lengths) * group)
+    # all rows, one less, two prompts without any, a single row
+    for kept in (None, [0, 1, 2, *range(4, 12)], [0, 1, 8, 9], [2]):
+        if kept is not None:
+            trunks.keep(torch.tensor(kept))
+            rows = rows[kept]
+        query = torch.randn(len(rows), heads, 1, size)
+        key, value = (torch.randn(len(rows), shared, 3, size) for _ in "kv")
+        found = trunks.attend(0, query, key, value, 0.3)
+        for at, row in enumerate(rows.tolist()):
+            prompt = row // group
+            whole = [
+                torch.cat([some[prompt, :, -lengths[prompt] :], own[at]], 1)
+                for some, own in zip(trunk, (key, value), strict=True)
+            ]
+            expected = scaled_dot_product_attention(query[at], *whole, scale=0.3, enable_gqa=True)
+            assert torch.allclose(found[at], expected, atol=1e-6)

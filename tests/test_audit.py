@@ -26,6 +26,7 @@ from ehrr1.stages.audit import examine
 from ehrr1.tasks import context
 from ehrr1.tasks.samples import Prepared, Sample
 from tests.conftest import ROOT, CommandLine
+from tests.metrics_page import not_on_the_page
 from tests.settings import composed, record
 from tests.test_records import hospital, prepared, write_tables
 from tests.test_tasks import DAY, HOUR, START, hand_made, icu, lab, stay
@@ -315,6 +316,7 @@ def test_a_leak_under_strict_fails_after_its_files_are_written(
         ]
         metrics = json.loads((folder / "metrics.json").read_text())
         written = json.loads((folder / "audit.json").read_text())
+        assert not not_on_the_page("audit", metrics)
         assert metrics["leaking_samples"] == written["leaking_samples"] > 50
         assert metrics["hours_ahead/labevents/max"] == 28
         labs = written["tasks"]["labevents"]
@@ -363,6 +365,7 @@ def test_the_command_line(command_line: CommandLine, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     folder = tmp_path / "smoke" / "audit"
     metrics = json.loads((folder / "metrics.json").read_text())
+    assert not not_on_the_page("audit", metrics)
     assert metrics["leaking_samples/labevents"] == metrics["leaking_samples/emar"] == 0
     assert metrics["answer_in_context/emar/examined"] == 3
     assert {"audit.json", "audit.png", "config.yaml"} <= {path.name for path in folder.iterdir()}

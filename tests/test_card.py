@@ -16,9 +16,10 @@ from ehrr1.prompts.wording import OURS
 from ehrr1.records.markdown import record_markdown
 from ehrr1.runs import ALWAYS_AGAIN, Run
 from ehrr1.stages import card
-from ehrr1.stages.card import lost_by_table, table
+from ehrr1.tasks.card_sections import lost_by_table, table
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared
+from tests.metrics_page import not_on_the_page
 from tests.settings import composed, record
 from tests.test_records import configured, hospital, prepared
 
@@ -50,6 +51,7 @@ def made(prepare: Path, out: Path, **settings: Any) -> str:
     out.mkdir(exist_ok=True)
     cfg = composed(card={"samples_per_task": 4, "max_tokens": 1500} | settings)
     metrics = card.run(cfg, Run(out, "card", {"prepare": prepare}))
+    assert not not_on_the_page("card", metrics)
     assert metrics["samples"] == Prepared(prepare).index().height
     assert 0 < metrics["measured"] <= 3 * 4 * len(TASKS)
     return (out / "card.md").read_text(encoding="utf-8")

@@ -18,6 +18,7 @@ from ehrr1.tasks.external.benchmark_tasks import DISEASES
 from ehrr1.tasks.external.cdm import hide
 from ehrr1.tasks.external.cells import value_of
 from ehrr1.tasks.samples import Prepared, preamble_length
+from tests.metrics_page import not_on_the_page
 from tests.settings import composed
 
 REPORT = "CT abdomen\n\n## FINDINGS\nAcute ____ is likely; no Diverticulitis."
@@ -118,7 +119,9 @@ def prepared(
     folder.mkdir()
     split = {"validation": validation, "test": test}
     cfg = composed("data=mimiciv_cdm", data={"root": str(root), "split": split})
-    return Prepared(folder), prepare.run(cfg, Run(folder, "prepare"))
+    metrics = prepare.run(cfg, Run(folder, "prepare"))
+    assert not not_on_the_page("prepare", metrics)
+    return Prepared(folder), metrics
 
 
 def test_admissions_become_samples(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from ehrr1.spelling import refuse_no_choice, spelled_out
 from ehrr1.stages.infer_checks import check as check_infer
 from ehrr1.sweeps import cli as sweep_cli
 from tests.conftest import ROOT
+from tests.metrics_page import not_on_the_page
 from tests.settings import composed
 
 PAGES = [
@@ -169,7 +170,13 @@ def test_every_page_is_in_the_contents() -> None:
 def test_the_readme_fits_a_few_screens() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 150
-    assert any(line.startswith("![") for line in lines[:20])
+    picture = next(number for number, line in enumerate(lines) if line.startswith("!["))
+    # what, for whom, what it is not, contents, commands: then the picture, on the first screen
+    assert picture < 20
+    first = "\n".join(lines[:picture])
+    parts = ("It is for researchers", "not for clinical use", "docs/index.md", "make demo")
+    places = [first.index(part) for part in parts]
+    assert places == sorted(places)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
@@ -426,24 +433,32 @@ def test_the_page_of_settings_is_current() -> None:
     assert not [name for name in whole if f"`{name}`" not in told]
 
 
+def test_every_setting_has_a_meaning() -> None:
+    """The comment beside it in conf/, or beside the same setting elsewhere (`settings_page`)."""
+    page = settings_page.PAGE.read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    assert len(rows) >= 350
+    assert not [row.split("`")[1] for row in rows if not re.split(r"(?<!\\)\|", row)[-2].strip()]
+
+
 def test_every_metric_is_on_its_page(smoke: Path) -> None:
-    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    sections = {part.split("\n")[0]: part for part in page.split("\n## ")[1:]}
+    """Of the curriculum; tests of other stages ask for theirs (`not_on_the_page`)."""
+    lacking = {}
     for stage in ORDER:
-        section = next(text for names, text in sections.items() if stage in names.split(", "))
-        cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
-        patterns = [metric(name) for cell in cells for name in SPAN.findall(cell)]
         found = json.loads((smoke / stage / "metrics.json").read_text())
-        names = [of_a_result(name) for name in found] if stage == "eval" else list(found)
-        assert not [name for name in names if not any(one.fullmatch(name) for one in patterns)]
+        lacking[stage] = not_on_the_page(stage, found)
+    for stage in TRAINING:
+        lines = (smoke / stage / "train.jsonl").read_text().splitlines()
+        lacking[f"{stage}/train.jsonl"] = not_on_the_page(
+            stage, {name for line in lines for name in json.loads(line)}
+        )
+    assert not {place: names for place, names in lacking.items() if names}
 
 
-def metric(name: str) -> re.Pattern[str]:
-    """What a name of the page matches: any name for each `<word>`."""
-    return re.compile(re.sub(r"<\w+>", "[^/]+", re.escape(name)))
-
-
-def of_a_result(name: str) -> str:
-    """A score without the result in front of it and the end of its interval."""
-    name = re.sub(r"^(baseline/\w+|untrained|adapt|reason|rl|[\w:]+-[\w:]+)/", "", name)
-    return re.sub(r"/(low|high)$", "", name)
+def test_a_name_that_is_not_on_the_page_is_found() -> None:
+    assert not_on_the_page("card", ["samples", "measured", "leaking_samples"]) == [
+        "leaking_samples"
+    ]
+    assert not_on_the_page("audit", ["hours_ahead/emar/max", "hours_ahead/emar"]) == [
+        "hours_ahead/emar"
+    ]

@@ -18,6 +18,7 @@ from ehrr1.tasks.catalog import ALL_TASKS, SUITES
 from ehrr1.tasks.external.benchmark_tasks import EHRSHOT_QUESTIONS
 from ehrr1.tasks.external.ehrshot_text import CodedRow, PatientText
 from ehrr1.tasks.samples import Prepared, preamble_length
+from tests.metrics_page import not_on_the_page
 from tests.settings import composed
 
 EVENTS = [
@@ -139,7 +140,9 @@ def prepared(root: Path, folder: Path, **data: Any) -> tuple[Prepared, dict[str,
     folder.mkdir()
     settings = {"root": str(root), "samples_per_task": None} | data
     cfg = composed("data=ehrshot", data=settings)
-    return Prepared(folder), prepare.run(cfg, Run(folder, "prepare"))
+    metrics = prepare.run(cfg, Run(folder, "prepare"))
+    assert not not_on_the_page("prepare", metrics)
+    return Prepared(folder), metrics
 
 
 def test_both_forms_give_the_same_samples(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from ehrr1.stages import export, export_dataset
 from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared
+from tests.metrics_page import not_on_the_page
 from tests.settings import composed
 from tests.test_records import hospital, prepared
 
@@ -48,6 +49,7 @@ def written(prepare: Path, out: Path, *overrides: str) -> tuple[Path, dict[str, 
     metrics = export.write(
         composed("export.workers=1", *overrides), Run(out, "export", {"prepare": prepare})
     )
+    assert not not_on_the_page("export", metrics)
     return out, metrics
 
 

@@ -23,6 +23,7 @@ from ehrr1.runs import Run
 from ehrr1.stages import export, export_meds
 from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared
+from tests.metrics_page import not_on_the_page
 from tests.settings import composed
 from tests.test_records import hospital, prepared, same_records
 
@@ -72,6 +73,7 @@ def exported(world: Prepared, tmp_path_factory: pytest.TempPathFactory) -> Path:
         metrics = export.write(
             composed("export.layout=meds"), Run(out, "export", {"prepare": world.folder})
         )
+    assert not not_on_the_page("export", metrics)
     events = pl.read_parquet(out / "meds" / "data" / "**" / "*.parquet")
     assert metrics["rows"] == events.height and metrics["subjects"] == 40
     assert metrics["files"] == len(list(out.glob("meds/data/*/*.parquet"))) > 6

@@ -23,6 +23,7 @@ from ehrr1.prompts.forest import collate
 from ehrr1.prompts.trees import Branch, Tree
 from ehrr1.stages.plan import check, engine_rows
 from tests.conftest import CommandLine
+from tests.metrics_page import not_on_the_page
 from tests.settings import composed
 from tests.test_models import model_settings as settings_of
 
@@ -60,6 +61,7 @@ def test_contract(command_line: CommandLine, tmp_path: Path) -> None:
     assert "activations" in done.stderr and "GPU-hours" in done.stderr
     folder = tmp_path / "released" / "72b" / "plan"
     found = json.loads((folder / "metrics.json").read_text())
+    assert not not_on_the_page("plan", found)
     assert found["parameters"] == 72_706_203_648
     assert found["fits"] == 1 and found["zero_stage/smallest"] == 3
     assert found["micro_batch/largest"] >= 1 and found["hours"] > 0

@@ -24,6 +24,7 @@ from ehrr1.runs import Run
 from ehrr1.stages import prepare
 from ehrr1.synthetic.hospital import write_hospital
 from ehrr1.tasks.samples import Prepared
+from tests.metrics_page import not_on_the_page
 from tests.settings import composed
 
 Metrics = dict[str, float | int]
@@ -53,7 +54,9 @@ def configured(root: Path, name: str = "mimic", **settings: Any) -> Config:
 def prepared(root: Path, folder: Path, **settings: Any) -> tuple[Prepared, Metrics]:
     """`stage=prepare` on `root`, in this process."""
     folder.mkdir(parents=True, exist_ok=True)
-    return Prepared(folder), prepare.run(configured(root, **settings), Run(folder, "prepare"))
+    metrics = prepare.run(configured(root, **settings), Run(folder, "prepare"))
+    assert not not_on_the_page("prepare", metrics)
+    return Prepared(folder), metrics
 
 
 def read_text(path: Path) -> pl.DataFrame:

@@ -12,6 +12,7 @@ from ehrr1.prompts.wording import style_of
 from ehrr1.runs import Run
 from ehrr1.stages import export
 from ehrr1.tasks.samples import Prepared, Sample
+from tests.metrics_page import not_on_the_page
 from tests.release_reader import ReleaseReader
 from tests.settings import composed, record
 from tests.test_records import configured, hospital, prepared
@@ -59,7 +60,8 @@ def exported(
     write_json(folder / "metrics.json", metrics)
     out = tmp_path_factory.mktemp("export")
     run = Run(out, "export", {"prepare": folder})
-    export.write(composed("export.layout=release", "wording=release"), run)
+    written = export.write(composed("export.layout=release", "wording=release"), run)
+    assert not not_on_the_page("export", written)
     return world, out / "release"
 
 

@@ -124,6 +124,8 @@ def test_adapters_and_replaced_groups_in_two_processes(reinforce: Run) -> None:
     both = ["trainer=ddp", "trainer.devices=2", EXACT]
     two = reinforce("lora_2", lora, *more, *both, own=COARSE)
     assert (two / "hf" / "adapter" / "adapter_config.json").exists()
+    for name in ("README.md", "DATA_CARD.md"):
+        assert (two / "hf" / "adapter" / name).read_text() == (two / "hf" / name).read_text()
     for found, expected in zip(lines_of(two), lines_of(one), strict=True):
         assert found["updates"] == 4
         for name in ("loss", "grad_norm", "reward", "kl", "replaced_groups"):

@@ -29,6 +29,7 @@ from tests.conftest import ROOT, CommandLine
 from tests.killed_writers import prompts
 from tests.killed_writers import write as ask
 from tests.messages_server import Body, Faults, MessagesServer, text_of
+from tests.metrics_page import not_on_the_page
 from tests.settings import changed, composed
 from tests.test_models import small, write_folder
 
@@ -452,7 +453,9 @@ def stage(smoke: Path, root: Path, *more: str) -> None:
 def outputs(root: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     folder = root / "smoke" / "chains"
     lines = (folder / "chains.jsonl").read_text().splitlines()
-    return list(map(json.loads, lines)), json.loads((folder / "metrics.json").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert not not_on_the_page("chains", metrics)
+    return list(map(json.loads, lines)), metrics
 
 
 def test_the_whole_stage_with_a_budget_that_ends_it_in_between(

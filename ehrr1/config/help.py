@@ -48,6 +48,9 @@ END = """
 
 COMMENT_COLUMN = 44
 
+EXPLAINED_IN = {"reason": "adapt", "rl": "adapt"}
+"""Sections whose settings without a comment are explained in the file of another section."""
+
 LINE = re.compile(r"""^(?P<indent> *)"?(?P<key>[\w.]+)"?:(?P<value>.*?)(?: # (?P<comment>.*))?$""")
 
 
@@ -100,15 +103,30 @@ def values_of(key: str) -> str:
 
 
 def comments_of(conf: Path, section: str, choice: str | None) -> dict[str, str]:
-    """Return setting -> its comment in the chosen file, else in another file of the group."""
+    """Return setting -> its comment in the chosen file, else in another file.
+
+    The other file is one that the chosen file inherits from, another of the group, or that of
+    `EXPLAINED_IN`.
+    """
     if choice is not None:
-        files = [conf / section / f"{choice}.yaml", *sorted((conf / section).glob("*.yaml"))]
-        comments = [_of_file(file, f"{section}.") for file in files if file.exists()]
+        files = _with_parents(conf / section / f"{choice}.yaml")
+        files += sorted((conf / section).glob("*.yaml"))
+        comments = [_of_file(file, f"{section}.") for file in files]
     elif (conf / f"{section}.yaml").exists():
-        comments = [_of_file(conf / f"{section}.yaml", f"{section}.")]
+        files = [conf / f"{one}.yaml" for one in (section, EXPLAINED_IN.get(section)) if one]
+        comments = [_of_file(file, f"{section}.") for file in files]
     else:
         comments = [_of_file(conf / "config.yaml", "")]
     return {key: text for one in reversed(comments) for key, text in one.items()}
+
+
+def _with_parents(file: Path) -> list[Path]:
+    """Return the file of a choice and those that its `defaults` name, the nearest first."""
+    if not file.exists():
+        return []
+    defaults = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("defaults", [])
+    names = [name for name in defaults if isinstance(name, str) and name != "_self_"]
+    return [file, *(one for name in names for one in _with_parents(file.with_name(f"{name}.yaml")))]
 
 
 def _of_file(file: Path, prefix: str) -> dict[str, str]:

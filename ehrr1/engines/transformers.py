@@ -118,10 +118,10 @@ class TransformersEngine(TrainableEngine):
         """Yield each step's unfinished rows, their tokens and the tokens' log-probabilities."""
         trunks, logits = self._read(prompts, group_size)
         device = logits.device
-        owners = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
-        places = torch.tensor([len(prompt) for prompt in prompts], device=device)[owners]
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        places = lengths.repeat_interleave(group_size)
         cache = DynamicCache(config=self.model.config)  # of what is written
-        alive = torch.arange(len(owners), device=device)
+        alive = torch.arange(len(places), device=device)
         chosen = alive.new_zeros(len(alive))
         for step in range(sampling.max_new_tokens):
             if len(alive):
@@ -137,8 +137,8 @@ class TransformersEngine(TrainableEngine):
                 kept = kept if len(kept) else kept.new_zeros(1)
                 if step:
                     cache.batch_select_indices(kept)
-                owners, places, chosen = owners[kept], places[kept], chosen[kept]
-                trunks.counts = owners.bincount(minlength=len(prompts)).tolist()
+                places, chosen = places[kept], chosen[kept]
+                trunks.keep(kept)
             output = self.model(
                 input_ids=chosen[:, None],
                 position_ids=places[:, None] + step,

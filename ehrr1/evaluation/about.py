@@ -28,16 +28,18 @@ def about_finished(folder: Path) -> dict[str, str]:
     path = folder / "environment.txt"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     software = next((line for line in lines if line.startswith("ehrr1 ")), UNKNOWN)
+    prepare = inputs_of(folder).get("prepare")
+    prepared = None if prepare is None else Prepared(prepare)
     written = datetime.fromtimestamp((folder / "predictions.parquet").stat().st_mtime, UTC)
-    return _facts(read_yaml(folder / "config.yaml"), prepared_of(folder), software, written)
+    return _facts(read_yaml(folder / "config.yaml"), prepared, software, written)
 
 
-def prepared_of(folder: Path) -> Prepared | None:
-    """Return the records that an evaluation has read, or None if they were moved."""
+def inputs_of(folder: Path) -> dict[str, Path]:
+    """Return the runs that an evaluation has read, or none if they were moved."""
     try:
-        return Prepared(runs.find_inputs(recorded(folder), "eval")["prepare"])
+        return runs.find_inputs(recorded(folder), "eval")
     except UserError:
-        return None
+        return {}
 
 
 def _facts(

@@ -60,6 +60,13 @@ def decide(declared: bool | None, folder: Path | None, subjects: pl.Series) -> d
     return {"open": False, "why": "these are neither invented nor the open demo's patients"}
 
 
+def decided_on(folder: Path) -> dict[str, Any]:
+    """Return what a finished `prepare` has decided: `open`, and `why`."""
+    path = folder / FILE
+    undecided = {"open": False, "why": "version 0.1 did not decide"}
+    return dict(read_json(path)) if path.exists() else undecided
+
+
 def _marked(folder: Path, subjects: pl.Series) -> bool:
     found = folder / MARK
     return found.is_file() and read_json(found).get("patients") == whose(subjects)

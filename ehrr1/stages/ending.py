@@ -28,7 +28,7 @@ MADE = {
     "adapt": ("hf", "tb"),
     "reason": ("hf", "tb"),
     "rl": ("hf", "tb", "completions"),
-    "eval": ("predictions.parquet", SCORES, "report.html"),
+    "eval": ("predictions.parquet", SCORES, "report.html", "cards"),
     "plan": ("plan.md",),
 }
 """The files of a stage that a user opens, or gives to another tool."""

@@ -4,6 +4,7 @@ predictions.parquet   a row an answer; every score follows from it alone (`evalu
 metrics.json          scores with intervals
 scores.txt            the tables that the stage prints
 report.html           tables, curves, cases
+cards/                the model card of each trained model, with its scores
 meds/                 the risk predictions in MEDS-Evaluation's schema
 tb/                   every metric as a TensorBoard scalar
 
@@ -13,7 +14,7 @@ records: a stopped evaluation goes on where it was.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,8 +30,8 @@ from ehrr1 import runs
 from ehrr1.config.names import TRAINING
 from ehrr1.config.schema import Config, recorded
 from ehrr1.errors import UserError
-from ehrr1.evaluation import chat, shots
-from ehrr1.evaluation.about import prepared_of
+from ehrr1.evaluation import cards, chat, shots
+from ehrr1.evaluation.about import about, inputs_of
 from ehrr1.evaluation.aggregate import summarise
 from ehrr1.evaluation.baselines.bags import Parts, learn_baselines, of_kind
 from ehrr1.evaluation.baselines.contexts import PromptReader
@@ -89,7 +90,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
             table = logged_predictions(cfg, prepared, suite_tasks(cfg))
         with replacing(whole) as path:
             with_subgroups(table, prepared).write_parquet(path)
-    metrics = told(cfg, run.folder, read_predictions(whole), prepared, phases)
+    metrics = told(cfg, run.folder, read_predictions(whole), run.inputs, phases)
     metrics |= speed(run.folder / "parts") | phases.metrics()
     remove(run.folder / "parts")
     return metrics
@@ -268,10 +269,18 @@ def prompt_reader(cfg: Config, run: Run, study: Study, result: Target) -> Prompt
 
 
 def told(
-    cfg: Config, folder: Path, predictions: pl.DataFrame, prepared: Prepared | None, phases: Phases
+    cfg: Config,
+    folder: Path,
+    predictions: pl.DataFrame,
+    inputs: Mapping[str, Path],
+    phases: Phases,
 ) -> dict[str, float | int]:
-    """Return the metrics of predictions; write their tables and publish them in `folder`."""
+    """Return the metrics of predictions; write their tables and publish them in `folder`.
+
+    `inputs` are the runs that were read; none are there if they were moved.
+    """
     tasks = suite_tasks(cfg)
+    prepared = Prepared(inputs["prepare"]) if "prepare" in inputs else None
     with phases.of("scores"):
         predictions = with_matches(predictions, cfg.eval.matching)
         predictions = with_tolerance(predictions, cfg.concepts, cfg.eval.atc_level)
@@ -281,6 +290,8 @@ def told(
         write_text(folder / SCORES, score_text(scored, metrics, tasks))
         publish(cfg, folder, predictions, metrics, tasks, prepared)
         export(scored, folder / "meds")
+        is_open = prepared is not None and runs.data_is_open(prepared.folder)
+        cards.write(folder, inputs, scored, metrics, tasks, about(cfg, prepared), is_open)
     return metrics
 
 
@@ -301,7 +312,7 @@ def rescore(cfg: Config) -> None:
             "evaluate again with overwrite=true"
         )
     with runs.held(folder):
-        metrics = told(then, folder, predictions, prepared_of(folder), Phases())
+        metrics = told(then, folder, predictions, inputs_of(folder), Phases())
         before = runs.metrics_of(folder)
         measured = {name: value for name, value in before.items() if MEASURED.fullmatch(name)}
         write_json(folder / "metrics.json", {**metrics, **measured})

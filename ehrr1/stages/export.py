@@ -21,11 +21,11 @@ from ehrr1.files import write_text
 from ehrr1.prompts.wording import style_of
 from ehrr1.runs import Run
 from ehrr1.stages import export_dataset, export_harness, export_meds, export_release, export_rows
-from ehrr1.stages.card import export_card
 from ehrr1.stages.export_parts import Source
 from ehrr1.stages.export_rows import Questions
 from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.catalog import ALL_TASKS
+from ehrr1.tasks.data_card import export_card
 from ehrr1.tasks.samples import SIMILAR, Prepared
 from ehrr1.tasks.selection import known_tasks
 

@@ -18,7 +18,7 @@ from ehrr1.models.planning import TRAINERS, Planner, Time, other
 from ehrr1.models.saving import Saving
 from ehrr1.models.sizes import GIB
 from ehrr1.runs import Run
-from ehrr1.stages.card import table
+from ehrr1.tasks.card_sections import table
 
 console = Console(stderr=True)
 

@@ -1,7 +1,7 @@
 """Turn a checkpoint of a training run into a Hugging Face folder."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -17,7 +17,7 @@ from ehrr1.errors import UserError
 from ehrr1.files import read_json, replacing, write_json
 from ehrr1.models.loading import add_adapters, end_at_turn, read_whole, refuse_other_weights
 from ehrr1.training.checkpoints import best_checkpoints, checkpoints, reading_checkpoint
-from ehrr1.training.model_card import CARD, with_result
+from ehrr1.training.model_card import CARD, DATA_CARD, with_result
 
 SHARD_BYTES = 4 * 2**30
 """The size of one file of exported weights at most, one tensor aside."""
@@ -28,13 +28,14 @@ def write_base(
     config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype,
-    card: str,
+    cards: Mapping[str, str],
     adapters: dict[str, Any] | None = None,
 ) -> None:
     """Write to `folder`/base all files of the later hf/ but the weights.
 
-    Any checkpoint can then be turned into hf/, also after a crash. `adapters` notes the `source` of
-    the weights that they adapt and their settings `lora`.
+    Any checkpoint can then be turned into hf/, also after a crash. `cards` are texts by the names
+    of their files. `adapters` notes the `source` of the weights that they adapt and their settings
+    `lora`.
     """
     with replacing(folder / "base") as base:
         config.dtype = dtype
@@ -42,7 +43,8 @@ def write_base(
         config.save_pretrained(base)
         generation.save_pretrained(base)
         tokenizer.save_pretrained(base)
-        (base / CARD).write_text(card, encoding="utf-8")
+        for name, text in cards.items():
+            (base / name).write_text(text, encoding="utf-8")
         if adapters is not None:
             write_json(base / "adapters.json", adapters)
 
@@ -72,16 +74,17 @@ def consolidate(folder: Path, which: str | int = "last") -> int:
 
 
 def _complete_card(hf: Path, folder: Path, step: int) -> None:
-    """Add results to the card of a model, which that of its adapters is a copy of.
+    """Add results to the card of a model; its adapters alone have copies of both cards.
 
-    Runs that were begun by version 0.1 have none.
+    Runs that were begun by an earlier version have none.
     """
-    if not (hf / CARD).exists():
+    if not (hf / DATA_CARD).exists():
         return
     text = with_result((hf / CARD).read_text(encoding="utf-8"), folder, step)
-    for place in (hf, hf / "adapter"):
-        if place.is_dir():
-            (place / CARD).write_text(text, encoding="utf-8")
+    (hf / CARD).write_text(text, encoding="utf-8")
+    if (hf / "adapter").is_dir():
+        for name in (CARD, DATA_CARD):
+            (hf / "adapter" / name).write_bytes((hf / name).read_bytes())
 
 
 def _find(folder: Path, which: str | int) -> tuple[Path, int]:

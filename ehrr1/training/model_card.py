@@ -3,6 +3,11 @@
 A training stage writes the card beside the other files of the later hf/ (`sft.lay_base`), so that
 hf/ has it whichever checkpoint it is made from; `with_result` adds what is known of that
 checkpoint. The front matter has the keys that the Hub reads. The card holds no text of a record.
+
+Scores come later: a model is evaluated when its run is finished, by several evaluations perhaps,
+and its user may have edited the card by then. A stage changes no folder of a finished run, so
+`stage=eval` writes a copy of the card as it is then, with its scores (`with_scores`), beside its
+results (`evaluation.cards`), and the user puts it into hf/ by one `cp`.
 """
 
 import re
@@ -22,6 +27,13 @@ from ehrr1.training.checkpoints import last_checkpoint
 from ehrr1.training.groups import mean
 
 CARD = "README.md"
+
+DATA_CARD = "DATA_CARD.md"
+"""The card of the records that a model was trained on (`tasks.data_card`), beside its own."""
+
+BEGIN = "<!-- scores: stage=eval replaces what is between this mark and the next -->"
+END = "<!-- end of scores -->"
+"""The marks around the scores of a card."""
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 """Pattern of OWNER/NAME on the Hub."""
@@ -79,10 +91,10 @@ SHARING_OPEN = """## What may be shared
 The records are open ({why}), so they do not forbid to share the model; the licences of the records
 and of the base model still apply."""
 
-INTERVALS = """Scores with intervals by patient come from `stage=eval`, which had not run when this
-was written. Copy the tables of its `scores.txt` here, with the number of patients, before you share
-the model. This file is no part of the run's manifest, so that it may be edited; `stage=consolidate`
-writes it anew."""
+NOT_EVALUATED = """Not evaluated when this was written. `stage=eval` writes a copy of this card,
+with scores and their 95 % intervals by patient, to `cards/` in its folder; replace this file by the
+copy before you share the model. This file is no part of the run's manifest, so that it may be
+edited; `stage=consolidate` writes it anew."""
 
 
 def model_card(cfg: Config, run: Run, parameters: int) -> str:
@@ -99,6 +111,7 @@ def model_card(cfg: Config, run: Run, parameters: int) -> str:
         f"clinical use. Made by ehrr1 {__version__}.",
         "## How it was made",
         "\n".join([*made(cfg, run, base), *data_lines(prepare, is_open, why)]),
+        f"[{DATA_CARD}]({DATA_CARD}) describes the records: source, licence, splits, counts.",
         f"```\n{shown_command(run.stage)}\n```",
         "Files and folders in the command are left out. The settings of the run are in its "
         "`config.yaml`, versions of packages in its `environment.txt`.",
@@ -176,7 +189,20 @@ def with_result(card: str, folder: Path, step: int) -> str:
     lines = [f"The weights are those after {step:,} steps.", *losses(folder, step)]
     if step == last_checkpoint(folder / "checkpoints")[1]:
         lines += rewards(folder)
-    return "\n".join([card, "## Results", "", *lines, "", INTERVALS, ""])
+    results = "\n".join([card, "## Results", "", *lines, ""])
+    return with_scores(results, NOT_EVALUATED)
+
+
+def with_scores(card: str, scores: str) -> str:
+    """Return a card whose section of scores is `scores`; the rest of it stays as it is.
+
+    A card without such a section, from which its user has removed it, gets one at its end.
+    """
+    section = f"{BEGIN}\n## Scores\n\n{scores.strip()}\n\n{END}"
+    replaced, found = re.subn(
+        f"{re.escape(BEGIN)}.*?{re.escape(END)}", lambda _: section, card, count=1, flags=re.DOTALL
+    )
+    return replaced if found else f"{card.rstrip()}\n\n{section}\n"
 
 
 def losses(folder: Path, step: int) -> list[str]:

@@ -26,10 +26,11 @@ from ehrr1.prompts.trees import PromptBuilder, Question
 from ehrr1.prompts.wording import Wording
 from ehrr1.runs import Run
 from ehrr1.tasks.catalog import ALL_TASKS
+from ehrr1.tasks.data_card import model_data_card
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.training.consolidation import consolidate, write_base
 from ehrr1.training.losses import supervised_loss
-from ehrr1.training.model_card import model_card
+from ehrr1.training.model_card import CARD, DATA_CARD, model_card
 from ehrr1.training.module import Build, ForestModule
 from ehrr1.training.strategies import on_gpu
 from ehrr1.training.targets import find
@@ -150,8 +151,9 @@ def lay_base(cfg: Config, run: Run, source: Path | None, tokenizer: PreTrainedTo
         start = start_of(cfg.model, source)
         adapters = {"source": str(start), "lora": cfg.model.lora.plain()}
     parameters = count_parameters(config)
-    card = model_card(cfg, run, parameters)
-    write_base(run.folder, config, tokenizer, dtype, card, adapters)
+    data_card = model_data_card(Prepared(run.input("prepare")), run.stage)
+    cards = {CARD: model_card(cfg, run, parameters), DATA_CARD: data_card}
+    write_base(run.folder, config, tokenizer, dtype, cards, adapters)
     return parameters
 
 
