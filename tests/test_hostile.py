@@ -17,9 +17,11 @@ from ehrr1.records.release.archives import unpack
 from ehrr1.runs import Run, home
 from ehrr1.stages import prepare
 from ehrr1.stages.infer_batch import read_batch
-from ehrr1.sweeps import slurm
-from ehrr1.sweeps.state import Sweep
+from ehrr1.sweeps import cli, slurm
+from ehrr1.sweeps.control import tell_begun, wide_console
+from ehrr1.sweeps.state import RunStatus, Sweep
 from ehrr1.tasks.sampling import read_limits, read_subjects
+from tests.conftest import CommandLine
 from tests.settings import composed
 from tests.test_benchmark_file import row, write
 
@@ -148,6 +150,32 @@ def test_other_names_are_folders(value: str, tmp_path: Path) -> None:
     cfg = composed(name="x", variant=value, output_root=str(tmp_path))
     check(cfg)
     assert home(cfg) == tmp_path / "x" / value
+
+
+@pytest.mark.slow
+def test_names_are_printed_as_they_are(tmp_path: Path, command_line: CommandLine) -> None:
+    folder = tmp_path / "smoke" / "[/x]" / "prepare"
+    words = ["experiment=smoke", "data.subjects=12", f"output_root={tmp_path}"]
+    words.append('variant="[/x]"')
+    for told in (f"prepare -> {folder}\n", f"prepare: finished already, in {folder}\n"):
+        done = command_line("stage=prepare", *words)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert told in done.stderr
+
+
+@pytest.mark.parametrize("name", ["[x]", "[red]x", ":warning:"])
+def test_names_of_sweeps_are_printed_as_they_are(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book = Sweep(tmp_path / "sweeps" / name)
+    book.write([], {}, [])
+    tell_begun(book, tmp_path)
+    told = RunStatus("x=[/x]", [], "failed", None, "", None, f"lost {name}")
+    wide_console().print(cli.table([told], name))
+    shown = capsys.readouterr()
+    assert f"0 runs in {book.folder}\n" in shown.err and f"status {shlex.quote(name)} " in shown.err
+    for text in (f"{name}: 1 failed", "x=[/x]", f"lost {name}"):
+        assert text in shown.out
 
 
 def job(**changes: object) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def read_predictions(path: Path, remedy: str | None = None) -> pl.DataFrame:
     probability outside [0, 1], a target that is no answer. Columns of an earlier version may lack.
     """
     with reading(path, *READ_ERRORS, remedy=remedy):
-        table = pl.read_parquet(path)
+        table = pl.read_parquet(path, glob=False)
     if set(table.columns) < SCHEMA.keys():
         return table
     if table.select("model", "sample_id", "draw").is_duplicated().any():

@@ -12,7 +12,7 @@ from ehrr1.config.schema import Config
 from ehrr1.damage import MANIFEST, DamagedError, check, manifest, read_manifest
 from ehrr1.errors import UserError
 from ehrr1.files import remove, settle, settle_beside, sync, sync_folder, write_json, write_text
-from ehrr1.locks import flock
+from ehrr1.locks import discard, open_locked
 from ehrr1.runs.catalog import ALWAYS_AGAIN, READ_LATER
 from ehrr1.runs.compare import differences, fingerprint
 from ehrr1.runs.environment import environment
@@ -181,14 +181,19 @@ def rewriting(folder: Path, name: str, again: str) -> Iterator[None]:
 
 @contextmanager
 def _locked(lock: Path, folder: Path, shared: bool = False) -> Iterator[None]:
-    with lock.open("w") as file:
+    """Hold a lock file of a run's folder; it goes with the folder of a run that is refused."""
+    try:
+        file = open_locked(lock, shared=shared)
+    except BlockingIOError:
+        raise FolderInUseError(
+            f"{folder} is in use by another process: wait for it, or set variant=NAME"
+        ) from None
+    with file:
         try:
-            flock(file, shared=shared)
-        except BlockingIOError:
-            raise FolderInUseError(
-                f"{folder} is in use by another process: wait for it, or set variant=NAME"
-            ) from None
-        yield
+            yield
+        finally:
+            if not folder.exists():
+                discard(file, lock)
 
 
 def _describe(cfg: Config, run: Run) -> None:

@@ -1,5 +1,6 @@
 """Finished runs that a stage reads: where they are, and why one is not taken."""
 
+import glob
 from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
@@ -86,7 +87,7 @@ def above(cfg: Config, stage: str) -> list[Path]:
 def elsewhere(cfg: Config, stage: str, others: bool) -> Iterator[Path]:
     """Yield finished runs of a stage in all variants of the experiment, then those of `others`."""
     root = Path(cfg.output_root)
-    for begin in (cfg.name, *(["*"] if others else [])):
+    for begin in (glob.escape(cfg.name), *(["*"] if others else [])):
         for depth in range(DEEPEST + 1):
             for folder in sorted(root.glob("/".join([begin, *["*"] * depth, stage]))):
                 if is_finished(folder):

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from pathlib import Path
 from types import ModuleType
 
-from rich.console import Console
+from rich.text import Text
 
 from ehrr1 import parallel, runs
 from ehrr1.command import with_stage, words_with
@@ -22,8 +22,9 @@ from ehrr1.errors import LeakError, StoppedError, UserError
 from ehrr1.evaluation.finished import require_finished
 from ehrr1.stages.consolidate import consolidate_run
 from ehrr1.stages.ending import made_again, tell_next, tell_result
+from ehrr1.terminal import plain_console
 
-console = Console(stderr=True)
+console = plain_console(stderr=True)
 
 SHARED = {"prepare": ("data", "shards"), "eval": ("eval", "answers")}
 """The stages whose work several processes share by files: the section with `shard`, and the name of
@@ -225,10 +226,10 @@ def _execute_one(cfg: Config, stage: str) -> None:
             _tell_finished(stage, folder)
             return
         resumed = ": resumed" * run.resuming
-        console.print(f"[bold]{stage}[/]{resumed} -> {folder}", soft_wrap=True)
+        _tell(stage, f"{resumed} -> {folder}")
         for name, read in run.inputs.items():
             if read != runs.folder_of(cfg, name):
-                console.print(f"  {name} is read from {read}")
+                console.print(f"  {name} is read from {read}", soft_wrap=True)
         if stage in TRAINING:
             _share_tokens(cfg, run)
         begin = time.monotonic()
@@ -241,7 +242,7 @@ def _execute_one(cfg: Config, stage: str) -> None:
             hparams.write(cfg, run, metrics)
         metrics = {**metrics, "seconds": round(seconds, 3)}
         runs.finish(run, metrics, made_again(cfg, stage, folder))
-        console.print(f"[bold]{stage}[/]: done in {seconds:.0f} s")
+        _tell(stage, f": done in {seconds:.0f} s")
         tell_result(stage, folder, console)
 
 
@@ -285,10 +286,10 @@ def _tokenise(cfg: Config) -> None:
             return
         _share_tokens(cfg, run)
         module_of(stage).tokenised(cfg, run)
-        console.print(
-            f"[bold]{stage}[/]: tokenised -> {run.folder / 'data'}; the same command without "
-            "tokenise_only=true trains",
-            soft_wrap=True,
+        _tell(
+            stage,
+            f": tokenised -> {run.folder / 'data'}; the same command without tokenise_only=true "
+            "trains",
         )
 
 
@@ -300,7 +301,7 @@ def _share_tokens(cfg: Config, run: runs.Run) -> None:
     for other in runs.tokenised_alike(cfg, run.stage, run.inputs):
         files = sorted((other / "data").glob("*.arrow"))
         if files:
-            console.print(f"  tokenised samples are those of {other}")
+            console.print(f"  tokenised samples are those of {other}", soft_wrap=True)
             data.mkdir()
             for file in files:
                 (data / file.name).hardlink_to(file)
@@ -309,8 +310,12 @@ def _share_tokens(cfg: Config, run: runs.Run) -> None:
 
 def _tell_finished(stage: str, folder: Path) -> None:
     """Say that a run was finished before, and what it has."""
-    console.print(f"[bold]{stage}[/]: finished already, in {folder}", soft_wrap=True)
+    _tell(stage, f": finished already, in {folder}")
     tell_result(stage, folder, console)
+
+
+def _tell(stage: str, words: str) -> None:
+    console.print(Text.assemble((stage, "bold"), words), soft_wrap=True)
 
 
 def _opened(cfg: Config, stage: str, stack: ExitStack) -> runs.Run | None:
@@ -353,7 +358,7 @@ def _execute_share(cfg: Config, stage: str) -> None:
             return
         with blaming_inputs(run):
             left = module.run_share(cfg, run)
-    console.print(f"[bold]{stage}[/]: share {share} of {shares} is done; {left} {made} are missing")
+    _tell(stage, f": share {share} of {shares} is done; {left} {made} are missing")
     if not left:
         with suppress(runs.FolderInUseError):  # another share is finishing and will put together
             whole = cfg.model_copy(deep=True)

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from ehrr1 import runs
 from ehrr1.command import typed_as
@@ -38,7 +39,8 @@ def consolidate_run(cfg: Config, console: Console) -> None:
         step = consolidate(folder, cfg.checkpoint)
         if runs.is_finished(folder):
             _note(folder, step, last_checkpoint(folder / "checkpoints")[1])
-    console.print(f"[bold]consolidate[/]: the weights after {step} steps -> {folder / 'hf'}")
+    told = f": the weights after {step} steps -> {folder / 'hf'}"
+    console.print(Text.assemble(("consolidate", "bold"), told), soft_wrap=True)
 
 
 def _note(folder: Path, step: int, last: int) -> None:

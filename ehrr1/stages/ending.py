@@ -131,4 +131,4 @@ def next_stage(cfg: Config, stage: str) -> str | None:
 
 def _line(console: Console, text: str) -> None:
     """Print one line as it is: a path or a command is copied whole."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(text, highlight=False, soft_wrap=True)

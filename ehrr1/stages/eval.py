@@ -24,7 +24,6 @@ from zlib import crc32
 
 import polars as pl
 import torch
-from rich.console import Console
 
 from ehrr1 import runs
 from ehrr1.config.names import TRAINING
@@ -65,8 +64,9 @@ from ehrr1.stages.eval_samples import (
 )
 from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.samples import Prepared, Sample
+from ehrr1.terminal import plain_console
 
-console = Console(stderr=True)
+console = plain_console(stderr=True)
 
 BASELINES = "parts/baselines.parquet"
 """Rows of the baselines, kept like those of the models."""
@@ -317,7 +317,7 @@ def rescore(cfg: Config) -> None:
         measured = {name: value for name, value in before.items() if MEASURED.fullmatch(name)}
         write_json(folder / "metrics.json", {**metrics, **measured})
     tell_result("eval", folder, console)
-    console.print(f"scored again: {folder}")
+    console.print(f"scored again: {folder}", soft_wrap=True)
 
 
 def compare_runs(cfg: Config) -> None:
@@ -325,7 +325,7 @@ def compare_runs(cfg: Config) -> None:
     folders = [Path(folder) for folder in cfg.compare or []]
     target = runs.home(cfg) / "compare"
     compare(folders, target, cfg.eval.bootstrap, cfg.seed, cfg.concepts, cfg.eval.atc_level)
-    console.print(f"compared: {target / 'report.html'}")
+    console.print(f"compared: {target / 'report.html'}", soft_wrap=True)
 
 
 def writing(cfg: Config) -> Writing:

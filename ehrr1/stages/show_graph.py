@@ -51,7 +51,7 @@ def show(cfg: Config, console: Console) -> None:
             draw(graph, title, path, form)
     write_text(stem.with_name(f"{stem.name}.html"), page(shown))
     for form in ("png", "svg", "html"):
-        console.print(f"{stem}.{form}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{stem}.{form}", highlight=False, soft_wrap=True)
 
 
 def line_of(graphs: Path, sample_id: str) -> dict[str, Any]:
