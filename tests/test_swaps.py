@@ -18,7 +18,10 @@ import pytest
 
 from ehrr1 import runs
 from ehrr1.config.schema import Config
-from ehrr1.files import replacing, scratch
+from ehrr1.errors import UserError
+from ehrr1.files import replacing, scratch, settle_beside
+from ehrr1.sweeps import cli
+from ehrr1.sweeps.state import Sweep
 from tests.file_changes import at_each_change
 from tests.test_runs import settings
 
@@ -194,6 +197,40 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> N
     (folder / ".index.parquet.partial-0123456789abcdef").write_text("half")
     make(tmp_path, "prepare", "whole")
     assert not list(folder.rglob(".*"))
+
+
+def test_a_sweep_that_was_half_deleted_is_gone(tmp_path: Path) -> None:
+    def begin(root: Path) -> None:
+        book = Sweep(root / "sweeps" / "grid.2")
+        book.write([], {"name": "local"}, [])
+        for run in "abc":
+            (book.folder / "logs" / f"{run}.log").write_text("a line")
+
+    def clean(root: Path) -> None:
+        cli.clean(Sweep.open(root / "sweeps" / "grid.2"), [], {}, set())
+
+    outcomes = set()
+    for root in kills(tmp_path, begin, clean):
+        sweeps = root / "sweeps"
+        with pytest.raises(UserError, match="no sweep of that name") as error:
+            Sweep.open(sweeps / "other")
+        assert "gone-" not in str(error.value)
+        left = {path.name for path in sweeps.iterdir()}
+        assert left <= {"grid.2"}
+        outcomes |= left or {"none"}
+        Sweep(sweeps / "grid.2").write([], {"name": "local"}, [])
+        clean(root)
+        assert not list(sweeps.iterdir())
+    assert outcomes == {"grid.2", "none"}
+
+
+def test_what_is_left_is_told_by_its_whole_name(tmp_path: Path) -> None:
+    for name in ("jsonl", "jsonl.zst", "jsonl.error.txt"):
+        (tmp_path / f".{name}.old-0").mkdir()
+    settle_beside(tmp_path / "jsonl.zst")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "jsonl.zst", ".jsonl.old-0", ".jsonl.error.txt.old-0",
+    }  # fmt: skip
 
 
 def test_records_in_the_temporary_folder_go_with_their_process(
