@@ -206,7 +206,7 @@ def _execute_in_group(cfg: Config, stage: str) -> None:
             if not parallel.has_parent():
                 tell_next(cfg, stage, console)
         elif (run := parallel.from_first(lambda: None)) is not None:
-            with _kept(cfg, stage, run.inputs):
+            with kept_for(cfg, stage, run.inputs):
                 module_of(stage).run(cfg, run)
     except (UserError, SystemExit):  # after other errors, processes may wait in the group
         parallel.part()
@@ -324,7 +324,7 @@ def _opened(cfg: Config, stage: str, stack: ExitStack) -> runs.Run | None:
     Returns None where the run is finished, and to the other processes where it is refused.
     """
     try:
-        stack.enter_context(_kept(cfg, stage, _check_inputs(cfg, stage)))
+        stack.enter_context(kept_for(cfg, stage, _check_inputs(cfg, stage)))
         run = stack.enter_context(runs.opened(cfg, stage))
     except UserError:
         parallel.from_first(lambda: None)
@@ -332,13 +332,14 @@ def _opened(cfg: Config, stage: str, stack: ExitStack) -> runs.Run | None:
     return parallel.from_first(lambda: run)
 
 
-def _kept(cfg: Config, stage: str, inputs: Mapping[str, Path]) -> AbstractContextManager[None]:
+def kept_for(cfg: Config, stage: str, inputs: Mapping[str, Path]) -> AbstractContextManager[None]:
     """Return a context in which what a stage makes of closed records stays with their user.
 
     Of records that are not prepared yet it is unknown whose they are: `prepare` decides.
     """
     if stage == "prepare":
-        closed = cfg.data.open is not True and cfg.data.name != "synthetic"
+        declared = cfg.data.open
+        closed = cfg.data.name != "synthetic" if declared is None else not declared
     else:
         closed = "prepare" in inputs and not runs.data_is_open(inputs["prepare"])
     folder = runs.folder_of(cfg, stage)
@@ -352,7 +353,7 @@ def _execute_share(cfg: Config, stage: str) -> None:
     module = module_of(stage)
     (section, made), folder = SHARED[stage], runs.folder_of(cfg, stage)
     share, shares = cfg.of(section).shard, cfg.of(section).shards
-    with _kept(cfg, stage, _check_inputs(cfg, stage)), runs.joined(cfg, stage, share) as run:
+    with kept_for(cfg, stage, _check_inputs(cfg, stage)), runs.joined(cfg, stage, share) as run:
         if run is None:
             _tell_finished(stage, folder)
             return
