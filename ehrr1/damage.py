@@ -3,7 +3,8 @@
 Every finished run has a manifest, which lists what later stages read:
 
     manifest.json   stage; again: the command that makes a file again, by the first part of its
-                    path ("" for all others); files: path -> bytes and digest (BLAKE2b, 128 bits)
+                    path ("" for all others); files: path -> bytes and digest (BLAKE2b, 128 bits);
+                    pending: the part of the run that is being written anew, if one is
 
 A file that was cut, doubled, emptied or removed has another size. A changed byte shows in the
 digest, which takes as long as reading the file.
@@ -132,9 +133,12 @@ def check(folder: Path, full: bool = False, below: str = "") -> None:
     """
     if not (folder / MANIFEST).exists():
         return
+    made = read_manifest(folder)
+    if (pending := made.get("pending")) is not None and below in ("", pending):
+        raise damaged(folder / pending, "is being written anew, or a kill has ended that")
     listed = {
         folder / name: one
-        for name, one in read_manifest(folder)["files"].items()
+        for name, one in made["files"].items()
         if f"{name}/".startswith(f"{below}/" if below else "")
     }
     for path, one in listed.items():

@@ -18,6 +18,7 @@ import pytest
 
 from ehrr1 import runs
 from ehrr1.config.schema import Config
+from ehrr1.damage import DamagedError, check, read_manifest
 from ehrr1.errors import UserError
 from ehrr1.files import replacing, scratch, settle_beside
 from ehrr1.sweeps import cli
@@ -185,6 +186,42 @@ def test_a_folder_that_is_replaced_in_a_finished_run_outlives_every_kill(tmp_pat
             found.add(one.read_text())
             assert {path.name for path in folder.glob(".*")} == set()
     assert found == {"old", "new"}
+
+
+def test_a_folder_that_is_made_again_is_refused_until_it_is_whole(tmp_path: Path) -> None:
+    def again(root: Path) -> None:
+        folder = runs.folder_of(of(root), "prepare")
+        with runs.held(folder), runs.rewriting(folder, "hf", "make it"):
+            write(folder, "new")
+
+    found = set()
+    for root in kills(tmp_path, lambda root: make(root, "prepare", "old"), again):
+        folder = runs.folder_of(of(root), "prepare")
+        with runs.held(folder):
+            pass
+        if "pending" in read_manifest(folder):
+            with pytest.raises(DamagedError, match=r"written anew.* by the command: make it"):
+                check(folder)
+            again(root)
+        (folder / "result.txt").write_text("old")  # `write` writes it too
+        check(folder, full=True)
+        found.add((folder / "hf" / "weights").read_text())
+    assert found == {"old", "new"}
+
+
+@pytest.mark.parametrize("error", [UserError, KeyError, KeyboardInterrupt])
+def test_a_damage_is_not_taken_for_what_was_made_again(
+    error: type[BaseException], tmp_path: Path
+) -> None:
+    make(tmp_path, "prepare", "old")
+    folder = runs.folder_of(of(tmp_path), "prepare")
+    before = read_manifest(folder)
+    (folder / "hf" / "weights").write_text("bad")
+    with pytest.raises(error), runs.rewriting(folder, "hf", "make it"):
+        raise error("no checkpoint")
+    with pytest.raises(DamagedError, match="hf/weights is not as it was written"):
+        check(folder, full=True)
+    assert read_manifest(folder) == before
 
 
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:

@@ -160,23 +160,27 @@ def finish(run: Run, metrics: dict[str, Any], again: Mapping[str, str] | None = 
 
 @contextmanager
 def rewriting(folder: Path, name: str, again: str) -> Iterator[None]:
-    """Let the body write `name` of a run anew; the manifest does not list it meanwhile.
+    """Let the body write `name` of a run anew; whoever reads the run meanwhile is refused.
 
-    `again` is the command that makes it again.
+    So is whoever reads it after a kill in between, by the command `again`, which makes it again. If
+    the body fails, the manifest is as before, and tells what was damaged.
     """
     if not (folder / MANIFEST).exists():
         yield
         return
     made = read_manifest(folder)
+    commands = made["again"] | {name: again}
+    write_json(folder / MANIFEST, made | {"again": commands, "pending": name}, durable=True)
+    try:
+        yield
+    except BaseException:
+        write_json(folder / MANIFEST, made)
+        raise
     others = {
         file: one for file, one in made["files"].items() if not f"{file}/".startswith(f"{name}/")
     }
-    write_json(folder / MANIFEST, made | {"files": others})
-    try:
-        yield
-    finally:
-        own = manifest(folder, made["stage"], [name], made["again"] | {name: again})
-        write_json(folder / MANIFEST, own | {"files": others | own["files"]})
+    own = manifest(folder, made["stage"], [name], commands)
+    write_json(folder / MANIFEST, own | {"files": others | own["files"]}, durable=True)
 
 
 @contextmanager
