@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ehrr1.config.names import BENCHMARKS
-from ehrr1.config.schema import Config
+from ehrr1.config.schema import Config, recorded
 from ehrr1.damage import DamagedError
 from ehrr1.errors import UserError
-from ehrr1.runs.catalog import RESULT_SETTINGS, TOKENS, needed, optional, order
+from ehrr1.runs.catalog import INPUTS, RESULT_SETTINGS, TOKENS, needed, optional, order
 from ehrr1.runs.compare import differences, flat
-from ehrr1.runs.paths import folder_of, home, is_finished
+from ehrr1.runs.paths import data_is_open, folder_of, home, is_finished
 
 DEEPEST = 5
 """Folders between an experiment and a stage: a choice of each group, and what varies."""
@@ -57,6 +57,22 @@ def find_inputs(cfg: Config, stage: str) -> dict[str, Path]:
             first,
         )
     return found
+
+
+def records_of(folder: Path, stage: str) -> Path | None:
+    """Return the `prepare` that a run of `stage` has read, or None if one of them was moved."""
+    if stage not in INPUTS:
+        return None
+    try:
+        return find_inputs(recorded(folder), stage)["prepare"]
+    except UserError:
+        return None
+
+
+def are_closed(folder: Path, stage: str) -> bool:
+    """Return whether the records of a run of `stage` are closed, or cannot be found."""
+    prepare = records_of(folder, stage)
+    return prepare is None or not data_is_open(prepare)
 
 
 def brings_chains(found: Mapping[str, Path]) -> bool:

@@ -126,7 +126,8 @@ def _show_graph(cfg: Config) -> None:
     """Draw one sample of a graph, which is made first where it is not there yet."""
     if not cfg.inputs.graph:
         _execute_one(cfg, "graph")
-    module_of("show_graph").show(cfg, console)
+    with kept_for(cfg, "graph", runs.find_inputs(cfg, "chains")):
+        module_of("show_graph").show(cfg, console)
 
 
 def _dry_run(cfg: Config) -> None:
@@ -135,7 +136,8 @@ def _dry_run(cfg: Config) -> None:
 
     inputs = _check_inputs(cfg, "chains")
     runs.check_inputs(cfg, inputs)
-    dry_run(cfg, inputs, runs.folder_of(cfg, "chains"))
+    with kept_for(cfg, "chains", inputs):
+        dry_run(cfg, inputs, runs.folder_of(cfg, "chains"))
 
 
 def _brings_records(cfg: Config) -> bool:
@@ -157,11 +159,14 @@ def _score_again(cfg: Config) -> None:
     Raises UserError for a folder that is no finished evaluation, before torch is imported.
     """
     setting = "compare" if cfg.compare else "rescore"
-    for folder in map(Path, cfg.compare or [str(cfg.rescore)]):
+    folders = [Path(folder) for folder in cfg.compare or [str(cfg.rescore)]]
+    for folder in folders:
         require_finished(setting, folder)
         check(folder, cfg.check == "full")
-    stage = module_of("eval")
-    stage.compare_runs(cfg) if cfg.compare else stage.rescore(cfg)
+    made = runs.home(cfg) / "compare" if cfg.compare else folders[0]
+    with runs.kept_beside(made, any(runs.are_closed(folder, "eval") for folder in folders)):
+        stage = module_of("eval")
+        stage.compare_runs(cfg) if cfg.compare else stage.rescore(cfg)
 
 
 def _processes(cfg: Config) -> int:
@@ -342,10 +347,8 @@ def kept_for(cfg: Config, stage: str, inputs: Mapping[str, Path]) -> AbstractCon
         closed = cfg.data.name != "synthetic" if declared is None else not declared
     else:
         closed = "prepare" in inputs and not runs.data_is_open(inputs["prepare"])
-    folder = runs.folder_of(cfg, stage)
-    folder.parent.mkdir(parents=True, exist_ok=True)  # it holds open runs too
     number = f"-{parallel.rank()}" if parallel.rank() else ""
-    return runs.kept(closed, folder.with_name(f"{folder.name}{number}.error.txt"))
+    return runs.kept_beside(runs.folder_of(cfg, stage), closed, number)
 
 
 def _execute_share(cfg: Config, stage: str) -> None:

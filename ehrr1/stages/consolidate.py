@@ -35,7 +35,8 @@ def consolidate_run(cfg: Config, console: Console) -> None:
     again = (
         f"{typed_as()} stage=consolidate {shlex.quote(f'run={folder}')} checkpoint={cfg.checkpoint}"
     )
-    with runs.held(folder), runs.rewriting(folder, "hf", again):
+    closed = runs.are_closed(folder, folder.name)
+    with runs.kept_beside(folder, closed), runs.held(folder), runs.rewriting(folder, "hf", again):
         step = consolidate(folder, cfg.checkpoint)
         if runs.is_finished(folder):
             _note(folder, step, last_checkpoint(folder / "checkpoints")[1])
