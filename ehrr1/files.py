@@ -211,8 +211,12 @@ def write_text(path: Path, text: str, durable: bool = False) -> None:
 
 def write_json(path: Path, value: Any, durable: bool = False) -> None:
     """Write a value as JSON with sorted keys, atomically."""
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
-    write_text(path, text + "\n", durable)
+    write_text(path, as_json(value), durable)
+
+
+def as_json(value: Any) -> str:
+    """Return a value as `write_json` writes it."""
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> Any:

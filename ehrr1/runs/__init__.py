@@ -30,6 +30,7 @@ from ehrr1.runs.folder import (
     held,
     joined,
     opened,
+    rewrite_metrics,
     rewriting,
 )
 from ehrr1.runs.paths import data_is_open, folder_of, home, is_finished, metrics_of, short
@@ -75,6 +76,7 @@ __all__ = [
     "optional",
     "order",
     "records_of",
+    "rewrite_metrics",
     "rewriting",
     "short",
     "tokenised_alike",

@@ -9,9 +9,18 @@ from typing import Any
 import yaml
 
 from ehrr1.config.schema import Config
-from ehrr1.damage import MANIFEST, DamagedError, check, manifest, read_manifest
+from ehrr1.damage import MANIFEST, METRICS, DamagedError, check, digest_of, manifest, read_manifest
 from ehrr1.errors import UserError
-from ehrr1.files import remove, settle, settle_beside, sync, sync_folder, write_json, write_text
+from ehrr1.files import (
+    as_json,
+    remove,
+    settle,
+    settle_beside,
+    sync,
+    sync_folder,
+    write_json,
+    write_text,
+)
 from ehrr1.locks import discard, open_locked
 from ehrr1.runs.catalog import ALWAYS_AGAIN, READ_LATER
 from ehrr1.runs.compare import differences, fingerprint
@@ -152,10 +161,21 @@ def finish(run: Run, metrics: dict[str, Any], again: Mapping[str, str] | None = 
     write_text(run.folder / "environment.txt", environment())
     names = ("config.yaml", "inputs.json", *READ_LATER.get(run.stage, ()))
     listed = manifest(run.folder, run.stage, names, {"": ""} | dict(again or {}))
+    content = as_json(metrics).encode()
+    listed["files"][METRICS] = {"bytes": len(content), "digest": digest_of(content)}
     write_json(run.folder / MANIFEST, listed)
     sync(run.folder)
     sync_folder(run.folder.parent)
-    write_json(run.folder / "metrics.json", metrics, durable=True)
+    write_json(run.folder / METRICS, metrics, durable=True)
+
+
+def rewrite_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    """Write the metrics of a finished run anew, and their digest."""
+    write_json(folder / METRICS, metrics)
+    if (folder / MANIFEST).exists():
+        made = read_manifest(folder)
+        own = manifest(folder, made["stage"], [METRICS], made["again"])
+        write_json(folder / MANIFEST, made | {"files": made["files"] | own["files"]})
 
 
 @contextmanager
@@ -176,6 +196,7 @@ def rewriting(folder: Path, name: str, again: str) -> Iterator[None]:
     except BaseException:
         write_json(folder / MANIFEST, made)
         raise
+    made = read_manifest(folder)  # the body may have written metrics
     others = {
         file: one for file, one in made["files"].items() if not f"{file}/".startswith(f"{name}/")
     }

@@ -17,7 +17,7 @@ from ehrr1.config.learning import ahead
 from ehrr1.config.names import BENCHMARKS, TRAINING
 from ehrr1.config.schema import Config
 from ehrr1.config.writers import ModelChains
-from ehrr1.damage import check
+from ehrr1.damage import check, digest_beside, is_whole
 from ehrr1.errors import LeakError, StoppedError, UserError
 from ehrr1.evaluation.finished import require_finished
 from ehrr1.stages.consolidate import consolidate_run
@@ -299,16 +299,19 @@ def _tokenise(cfg: Config) -> None:
 
 
 def _share_tokens(cfg: Config, run: runs.Run) -> None:
-    """Take the tokenised samples of another run that has the same ones, as links to its files."""
+    """Take the tokenised samples of another run that has the same ones, as links to its files.
+
+    Files without their digest are not taken: they are damaged, or of version 0.1.
+    """
     data = run.folder / "data"
     if data.exists() or cfg.overwrite:
         return
     for other in runs.tokenised_alike(cfg, run.stage, run.inputs):
         files = sorted((other / "data").glob("*.arrow"))
-        if files:
+        if files and all(map(is_whole, files)):
             console.print(f"  tokenised samples are those of {other}", soft_wrap=True)
             data.mkdir()
-            for file in files:
+            for file in (*map(digest_beside, files), *files):
                 (data / file.name).hardlink_to(file)
             return
 

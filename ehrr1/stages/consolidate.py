@@ -14,7 +14,6 @@ from ehrr1 import runs
 from ehrr1.command import typed_as
 from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
-from ehrr1.files import write_json
 
 STEP = "hf/step"
 """The metric of a finished run whose hf/ is not that of its last checkpoint."""
@@ -53,4 +52,4 @@ def _note(folder: Path, step: int, last: int) -> None:
     plain = {name: value for name, value in metrics.items() if name != STEP}
     noted = plain if step == last else plain | {STEP: step}
     if noted != metrics:
-        write_json(folder / "metrics.json", noted)
+        runs.rewrite_metrics(folder, noted)

@@ -50,7 +50,7 @@ from ehrr1.evaluation.tables import score_text
 from ehrr1.evaluation.targets import Target, results
 from ehrr1.evaluation.tolerance import with_tolerance
 from ehrr1.evaluation.tree_memory import TreeMemory
-from ehrr1.files import read_yaml, remove, replacing, write_json, write_text
+from ehrr1.files import read_yaml, remove, replacing, write_text
 from ehrr1.graph.same_names import check_dictionary
 from ehrr1.progress import beside
 from ehrr1.runs import Run
@@ -315,7 +315,7 @@ def rescore(cfg: Config) -> None:
         metrics = told(then, folder, predictions, inputs_of(folder), Phases())
         before = runs.metrics_of(folder)
         measured = {name: value for name, value in before.items() if MEASURED.fullmatch(name)}
-        write_json(folder / "metrics.json", {**metrics, **measured})
+        runs.rewrite_metrics(folder, {**metrics, **measured})
     tell_result("eval", folder, console)
     console.print(f"scored again: {folder}", soft_wrap=True)
 
