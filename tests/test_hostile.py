@@ -5,13 +5,16 @@ import io
 import json
 import shlex
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ehrr1.config.schema import check
+from ehrr1.engines.base import EngineError
 from ehrr1.errors import UserError
+from ehrr1.inference.query import Answer, Query
 from ehrr1.json_text import BadJsonError, from_json, id_of
 from ehrr1.records.release.archives import unpack
 from ehrr1.runs import Run, home
@@ -85,6 +88,31 @@ def test_a_bad_row_of_questions_is_named_and_the_others_are_asked(tmp_path: Path
     assert list(batch.refused) == list(range(2, len(BAD_ROWS) + 2))
     for line, (_, reason) in enumerate(BAD_ROWS, start=2):
         assert reason in batch.refused[line], (line, batch.refused[line][:200])
+
+
+def test_a_row_that_no_model_can_answer_is_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", *(asked(id=number) for number in range(20)))
+    failing, answered = {"3", "4", "11"}, list[str]()
+
+    def ask(left: list[Query]) -> Iterator[tuple[str, Answer]]:
+        for one in left:
+            if one.id in failing:
+                raise error(f"SECRET of {one.id}")
+            answered.append(one.id)
+            yield one.id, Answer(("yes",))
+
+    error: type[Exception] = ValueError
+    for _ in range(2):  # the same command goes on, and fails at the same rows
+        batch = read_batch(path, tmp_path / "out", lambda row: list)
+        with batch.writing({}):
+            list(batch.answer(ask))
+        assert batch.refused == dict.fromkeys((4, 5, 12), "it cannot be answered (ValueError)")
+    assert sorted(answered) == sorted({str(number) for number in range(20)} - failing)
+    failing = set(map(str, range(20)))
+    for error, done in ((OSError, "out"), (EngineError, "out"), (ValueError, "nothing")):
+        batch = read_batch(path, tmp_path / done, lambda row: list)
+        with batch.writing({}), pytest.raises(error):
+            list(batch.answer(ask))
 
 
 def test_a_bad_row_of_a_benchmark_is_counted_and_named(

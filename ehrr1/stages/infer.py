@@ -109,15 +109,19 @@ def ask_batch(cfg: Config) -> None:
         batch.writing(settings_of(cfg, model.source)),
     ):
         batch.refuse(lambda asking: model.problem(asking, way(cfg)))
-        for line in batch.report():
+        told = batch.report()
+        for line in told:
             say(line)
         say(f"{len(batch.left):,} of {batch.rows:,} rows to answer -> {batch.output}")
         cut = 0
         if batch.left:
             say(f"model: {model.source}")
-            for name, answer in model.answers(batch.left, way(cfg), lists):
-                batch.write(name, answer)
+            model.load()  # its errors are none of the rows
+            for answer in batch.answer(lambda left: model.answers(left, way(cfg), lists)):
                 cut += answer.cut_events > 0
+        for line in batch.report():
+            if line not in told:
+                say(line)
     if cut:
         say(f"{cut:,} records were too long and lost their oldest events")
     say(f"{len(batch.done):,} rows are answered, {len(batch.refused):,} cannot be asked")
