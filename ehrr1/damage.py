@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ehrr1.errors import UserError
+from ehrr1.errors import UserError, machine_fault
 
 MANIFEST = "manifest.json"
 
@@ -48,13 +48,16 @@ class DamagedError(UserError):
 def reading(path: Path, *errors: type[BaseException], remedy: str | None = None) -> Iterator[None]:
     """Raise DamagedError, which names `path`, for the errors that its format's reader raises.
 
-    An error of the disk itself is none of the file. The cause is told by its type alone, since
-    messages of readers may quote what they read. `remedy` of a file that no stage makes again.
+    An error of the disk itself, or missing memory, is none of the file. The cause is told by its
+    type alone, since messages of readers may quote what they read. `remedy` of a file that no stage
+    makes again.
     """
     try:
         yield
     except errors as error:
         if isinstance(error, OSError) and error.errno is not None and path.exists():
+            raise
+        if machine_fault(error) is not None:
             raise
         what = f"cannot be read ({type(error).__name__})" if path.exists() else "is missing"
         raise damaged(path, what, remedy) from error

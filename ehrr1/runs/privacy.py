@@ -35,7 +35,6 @@ def kept_beside(made: Path, closed: bool, process: str = "") -> AbstractContextM
 
     `process` tells the processes of a group apart.
     """
-    made.parent.mkdir(parents=True, exist_ok=True)  # it holds what is made of open records too
     return kept(closed, made.with_name(f"{made.name}{process}.error.txt"))
 
 
@@ -84,6 +83,7 @@ def open_up(folder: Path) -> None:
 def _withhold(error: BaseException, errors: Path) -> None:
     """Write an error to the file `errors`, and have Python print it without messages."""
     with suppress(OSError):  # a full disk must not hide the error
+        errors.parent.mkdir(parents=True, exist_ok=True)  # a question makes no folder of a run
         errors.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     usual = sys.excepthook
 

@@ -20,6 +20,7 @@ from ehrr1.config.writers import ModelChains
 from ehrr1.damage import check, digest_beside, is_whole
 from ehrr1.errors import LeakError, StoppedError, UserError
 from ehrr1.evaluation.finished import require_finished
+from ehrr1.limits import require_addresses
 from ehrr1.stages.consolidate import consolidate_run
 from ehrr1.stages.ending import made_again, tell_next, tell_result
 from ehrr1.terminal import plain_console
@@ -49,6 +50,7 @@ def module_of(stage: str) -> ModuleType:
 def execute(cfg: Config) -> None:
     """Run the stage that `cfg.stage` names; `curriculum` runs all of them in order."""
     parallel.end_with_parent()
+    require_addresses(cfg.stage)
     if cfg.tokenise_only:
         _tokenise(cfg)
         return
@@ -164,6 +166,7 @@ def _score_again(cfg: Config) -> None:
         require_finished(setting, folder)
         check(folder, cfg.check == "full")
     made = runs.home(cfg) / "compare" if cfg.compare else folders[0]
+    made.parent.mkdir(parents=True, exist_ok=True)  # it holds open runs too
     with runs.kept_beside(made, any(runs.are_closed(folder, "eval") for folder in folders)):
         stage = module_of("eval")
         stage.compare_runs(cfg) if cfg.compare else stage.rescore(cfg)
@@ -350,8 +353,10 @@ def kept_for(cfg: Config, stage: str, inputs: Mapping[str, Path]) -> AbstractCon
         closed = cfg.data.name != "synthetic" if declared is None else not declared
     else:
         closed = "prepare" in inputs and not runs.data_is_open(inputs["prepare"])
+    folder = runs.folder_of(cfg, stage)
+    folder.parent.mkdir(parents=True, exist_ok=True)  # it holds open runs too
     number = f"-{parallel.rank()}" if parallel.rank() else ""
-    return runs.kept_beside(runs.folder_of(cfg, stage), closed, number)
+    return runs.kept_beside(folder, closed, number)
 
 
 def _execute_share(cfg: Config, stage: str) -> None:
