@@ -3,7 +3,9 @@
 Every finished run has a manifest, which lists what later stages read:
 
     manifest.json   stage; again: the command that makes a file again, by the first part of its
-                    path ("" for all others); files: path -> bytes and digest (BLAKE2b, 128 bits)
+                    path ("" for all others); files: path -> bytes and digest (BLAKE2b, 128 bits);
+                    folders: those of which all files are listed; pending: the part of the run that
+                    is being written anew, if one is
 
 A file that was cut, doubled, emptied or removed has another size. A changed byte shows in the
 digest, which takes as long as reading the file.
@@ -17,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ehrr1.errors import UserError
+from ehrr1.errors import UserError, machine_fault
 
 MANIFEST = "manifest.json"
 
@@ -27,8 +29,11 @@ QUICK_BYTES = 256 * 2**20
 OF_RUNS = (MANIFEST, "config.yaml", "metrics.json")
 """Files of which each run has one at least."""
 
-LATER = frozenset({MANIFEST, "metrics.json", "README.md", "DATA_CARD.md"})
-"""Files that are written after the list, and that commands on a finished run or its user change.
+METRICS = "metrics.json"
+"""A file that is compared by a full check only: `rescore`, which mends it, must be able to read."""
+
+LATER = frozenset({MANIFEST, METRICS, "README.md", "DATA_CARD.md"})
+"""Files of a listed folder that are not listed with it.
 
 README.md is the card of a model or an export, DATA_CARD.md that of a model's records: their user
 completes them.
@@ -43,13 +48,16 @@ class DamagedError(UserError):
 def reading(path: Path, *errors: type[BaseException], remedy: str | None = None) -> Iterator[None]:
     """Raise DamagedError, which names `path`, for the errors that its format's reader raises.
 
-    An error of the disk itself is none of the file. The cause is told by its type alone, since
-    messages of readers may quote what they read. `remedy` of a file that no stage makes again.
+    An error of the disk itself, or missing memory, is none of the file. The cause is told by its
+    type alone, since messages of readers may quote what they read. `remedy` of a file that no stage
+    makes again.
     """
     try:
         yield
     except errors as error:
         if isinstance(error, OSError) and error.errno is not None and path.exists():
+            raise
+        if machine_fault(error) is not None:
             raise
         what = f"cannot be read ({type(error).__name__})" if path.exists() else "is missing"
         raise damaged(path, what, remedy) from error
@@ -92,9 +100,9 @@ def manifest(
     listed = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "digest": digest(path)}
         for path in files
-        if path.name not in LATER
     }
-    return {"stage": stage, "again": dict(again), "files": listed}
+    folders = [name for name in names if (folder / name).is_dir()]
+    return {"stage": stage, "again": dict(again), "files": listed, "folders": folders}
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -102,13 +110,31 @@ def _files(path: Path) -> Iterator[Path]:
         yield path
     for place, folders, names in os.walk(path):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(place, name) for name in names if not name.startswith("."))
+        yield from (
+            Path(place, name) for name in names if not name.startswith(".") and name not in LATER
+        )
 
 
 def digest(path: Path) -> str:
     """Return the digest of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def digest_of(content: bytes) -> str:
+    """Return the digest of a file with this content."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def digest_beside(path: Path) -> Path:
+    """Return the file with the digest of a file that no manifest lists and that runs share."""
+    return path.with_suffix(".digest")
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether a file has its digest beside it."""
+    beside = digest_beside(path)
+    return beside.exists() and beside.read_text(encoding="utf-8") == digest(path)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -127,15 +153,19 @@ def check(folder: Path, full: bool = False, below: str = "") -> None:
     """Raise DamagedError for a file of a finished run that is not as its stage has left it.
 
     Sizes are always compared, digests of the smallest files up to `QUICK_BYTES` in sum, with `full`
-    those of all. `below` limits the check to one folder of the run. A run of version 0.1 has no
-    manifest, and is not checked.
+    those of all; `full` also finds files that the stage did not write, and changed metrics. `below`
+    limits the check to one folder of the run. A run of version 0.1 has no manifest, and is not
+    checked.
     """
     if not (folder / MANIFEST).exists():
         return
+    made = read_manifest(folder)
+    if (pending := made.get("pending")) is not None and below in ("", pending):
+        raise damaged(folder / pending, "is being written anew, or a kill has ended that")
     listed = {
         folder / name: one
-        for name, one in read_manifest(folder)["files"].items()
-        if f"{name}/".startswith(f"{below}/" if below else "")
+        for name, one in made["files"].items()
+        if f"{name}/".startswith(f"{below}/" if below else "") and (full or name != METRICS)
     }
     for path, one in listed.items():
         if not path.is_file():
@@ -150,3 +180,8 @@ def check(folder: Path, full: bool = False, below: str = "") -> None:
     for path in chosen:
         if digest(path) != listed[path]["digest"]:
             raise damaged(path, "is not as it was written (its checksum differs)")
+    for name in made.get("folders", ()) if full and not below else ():
+        for path in _files(folder / name):
+            if path not in listed:
+                remedy = "delete it, or move it out of the folder of the run"
+                raise damaged(path, f"was not written by stage={made['stage']}", remedy)

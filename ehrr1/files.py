@@ -122,7 +122,7 @@ def settle_beside(path: Path) -> None:
     """Restore or delete what killed processes have left beside `path` under its name."""
     for other in path.parent.glob(".*"):
         match = LEFT.fullmatch(other.name)
-        if match and match["name"].partition(".")[0] == path.name:
+        if match and f"{match['name']}.".startswith(f"{path.name}."):
             _settle(other)
 
 
@@ -130,7 +130,9 @@ def _settle(left: Path) -> None:
     match = LEFT.fullmatch(left.name)
     assert match
     place = left.with_name(match["name"])
-    if match["kind"] == "old" and not place.exists():
+    if match["kind"] == "gone" and left.is_dir():
+        _delete(left)
+    elif match["kind"] == "old" and not place.exists():
         left.rename(place)
     else:
         remove(left)
@@ -182,9 +184,23 @@ def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         gone = _beside(path, "gone")
         path.rename(gone)
-        shutil.rmtree(gone)
+        _delete(gone)
     else:
         path.unlink(missing_ok=True)
+
+
+def _delete(gone: Path) -> None:
+    """Delete a folder that was renamed; several processes may do so at the same time."""
+    while gone.exists():
+        with suppress(FileNotFoundError):
+            shutil.rmtree(gone)
+
+
+def delete_gone(folder: Path) -> None:
+    """Delete what killed processes have left half-deleted in a folder; no lock is needed."""
+    for left in folder.glob(".*.gone-*"):
+        with suppress(PermissionError):  # another user's
+            _delete(left)
 
 
 def write_text(path: Path, text: str, durable: bool = False) -> None:
@@ -195,8 +211,12 @@ def write_text(path: Path, text: str, durable: bool = False) -> None:
 
 def write_json(path: Path, value: Any, durable: bool = False) -> None:
     """Write a value as JSON with sorted keys, atomically."""
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
-    write_text(path, text + "\n", durable)
+    write_text(path, as_json(value), durable)
+
+
+def as_json(value: Any) -> str:
+    """Return a value as `write_json` writes it."""
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path) -> Any:

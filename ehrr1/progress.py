@@ -13,10 +13,10 @@ from multiprocessing.context import BaseContext
 from multiprocessing.synchronize import Event as Signal
 from typing import TypeVar
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ehrr1.cores import cores
+from ehrr1.terminal import plain_console
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,9 +27,9 @@ def bar() -> Progress:
 
     It is disabled if stderr is not a terminal, and in processes beside the one that owns it.
     """
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

@@ -137,9 +137,9 @@ def variables() -> dict[str, str]:
 class Forks:
     """Commands without the seconds of their imports: `forked_commands`, begun when first asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, **environment: str) -> None:
         self.server: subprocess.Popen[str] | None = None
-        self.environment = variables()
+        self.environment = variables() | environment
 
     def ask(self, question: dict[str, Any] | int) -> Any:
         if self.server is None:
@@ -152,6 +152,10 @@ class Forks:
         assert asked is not None and answers is not None
         print(json.dumps(question), file=asked, flush=True)
         return json.loads(answers.readline())
+
+    def end(self) -> None:
+        if self.server is not None:
+            self.server.communicate()
 
     def changed(self) -> dict[str, str]:
         """The variables that a test, or an import, has set since."""
@@ -174,8 +178,7 @@ AT_IMPORT = ("ATEN_", "HF_", "MKL_", "OMP_", "OPENBLAS_", "PYTHON", "TORCH_")
 
 
 def pytest_sessionfinish() -> None:
-    if FORKS.server is not None:
-        FORKS.server.communicate()
+    FORKS.end()
 
 
 def fork_py(

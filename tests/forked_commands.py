@@ -167,6 +167,8 @@ def serve() -> None:
                     os.dup2(file if isinstance(file, int) else file.fileno(), number)
                 if log:
                     os.setsid()
+                    # as by a terminal, also where the tests run in the background
+                    signal.signal(signal.SIGINT, signal.default_int_handler)
                 os.environ.update(wanted["environment"])
                 become(wanted["folder"], wanted["arguments"], wanted["script"])
                 return

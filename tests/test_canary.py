@@ -7,6 +7,7 @@ printed, what a logger was given, and what left for the network is searched.
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler
@@ -17,7 +18,7 @@ import polars as pl
 import pytest
 
 from ehrr1.synthetic.hospital import write_hospital
-from tests.conftest import run_py
+from tests.conftest import Forks
 from tests.local_server import LocalServer
 from tests.test_records import copied
 
@@ -47,7 +48,8 @@ HOLDERS = {
     "*/audit/audit.json": "rules that predict an answer by an item, and samples that leak",
     "*/export/**": "records that were asked for, in a folder of their own",
     "*/rl/completions/*": "what the model wrote, and the samples that it was asked about",
-    "*/infer/*": "answers to rows of the user's own",
+    "*/infer/*": "answers to rows of the user's own, and a page of a record",
+    "*.error.txt": "what an unexpected error said",
 }
 """Files below the outputs that may hold the records, and why."""
 
@@ -93,7 +95,12 @@ Recorder.handler = _Handler
 
 LOGGER = """
 from urllib.request import ProxyHandler, Request, build_opener
+from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger
+
+class Failing(Callback):
+    def on_train_start(self, *_):
+        raise ValueError("zqkan" + "arie")
 
 class Posting(Logger):
     name, version = "posting", 0
@@ -108,7 +115,7 @@ class Posting(Logger):
 
     log_hyperparams = log_metrics = log_text = log_table = post
 """
-"""A logger of the user's that sends all it is given."""
+"""A logger of the user's that sends all it is given, and a callback that quotes a record."""
 
 
 def planted(name: str, frame: pl.DataFrame) -> pl.DataFrame:
@@ -164,10 +171,13 @@ def test_nothing_of_closed_records_is_anywhere_else(tmp_path: Path, recorder: Re
     given += ["variant=closed", *SMALL]
     printed = {}
 
-    def run(*words: str) -> None:
-        done = run_py(*words, cwd=home, **environment)
-        assert done.returncode == 0, (words, done.stderr[-3000:])
-        printed[words[-1]] = done.stdout + done.stderr
+    forks = Forks(**environment)
+    one = ["stage=infer", "question=Which?"]  # its answer goes to stdout, as it was asked for
+
+    def run(*words: str, code: int = 0) -> None:
+        ended, out, said = forks.run(words, home)
+        assert ended == code, (words, said[-3000:])
+        printed[words[-1]] = said if set(one) <= set(words) else out + said
 
     mine = f"{{_target_: posting.Posting, url: '{recorder.url}/metrics'}}"
     run(*given, "logger=[tensorboard,csv]", f"+logger.mine={mine}")
@@ -182,15 +192,29 @@ def test_nothing_of_closed_records_is_anywhere_else(tmp_path: Path, recorder: Re
     (folder / "infer").mkdir()
     asked = folder / "infer" / "rows.jsonl"
     asked.write_text("\n".join(map(json.dumps, rows)))
+    drawn = json.loads((folder / "graph" / "graphs.jsonl").read_text().split("\n")[0])["sample_id"]
+    shutil.copytree(folder / "eval", tmp_path / "copied" / "eval")
     for words in (
         *(["stage=audit"], ["stage=card"], ["stage=export", "export.limit=20"]),
         ["stage=infer", f"infer.path={asked}", "infer.max_new_tokens.direct=8"],
+        ["stage=graph", f"graph.show={drawn}"],
+        ["stage=eval", f"rescore={folder}/eval"],
+        ["stage=eval", f"compare=[{folder}/eval,{tmp_path}/copied/eval]"],
+        ["stage=consolidate", f"run={folder}/adapt"],
+        ["stage=chains", "chains=openai", "chains.model=x", "chains.dry_run=true"],
+        [*one, f"infer.subject={sample['subject_id']}", f"infer.page={folder}/infer/page.html"],
     ):
         run(*given, *words)
-
+    run(*given, "stage=graph", "graph.show=nosuch", code=2)
+    failing = ["stage=adapt", "variant=closed/failing", "+callbacks.x._target_=posting.Failing"]
+    run(*given, *failing, code=1)
+    forks.end()
+    assert TEXT in (folder / "failing" / "adapt.error.txt").read_text()
     assert told(out) == {}
     assert told(home) == {}
-    leaks = {words: set(FOUND.findall(text.encode())) for words, text in printed.items()}
+    # a sample that the user named is named in the paths of its pictures
+    typed = {words: FOUND.findall(words.encode()) for words in printed}
+    leaks = {w: {*FOUND.findall(text.encode())} - {*typed[w]} for w, text in printed.items()}
     assert not any(leaks.values()), leaks
     sent = b"".join(recorder.sent)
     assert b"/metrics" in sent and b"train/loss" in sent  # the logger was given what it asks for
@@ -199,6 +223,8 @@ def test_nothing_of_closed_records_is_anywhere_else(tmp_path: Path, recorder: Re
     # the canaries are where they are looked for
     assert FOUND.search((folder / "prepare" / "index.parquet").read_bytes())
     stages = [path.parent for path in folder.rglob("config.yaml")]
-    assert len(stages) == 10
-    for path in (path for stage in stages for path in (stage, *stage.rglob("*"))):
+    assert len(stages) == 11
+    made = [*stages, folder / "compare"]
+    more = [folder / "infer" / "page.html", folder / "failing" / "adapt.error.txt"]
+    for path in [*more, *(path for one in made for path in (one, *one.rglob("*")))]:
         assert path.stat().st_mode & 0o077 == 0, path

@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 from safetensors.torch import load_file, save_file
 
+from ehrr1 import runs
 from ehrr1.damage import DamagedError, check
 from ehrr1.errors import UserError
 from ehrr1.evaluation.prediction_store import PredictionStore
@@ -122,6 +123,28 @@ def test_nothing_is_wrong_with_what_is_whole(finished: Path) -> None:
         check(finished / stage, full=True)
 
 
+def test_a_full_check_sees_more_files_and_other_metrics(finished: Path) -> None:
+    for stage in ("prepare", "adapt"):
+        folder = finished / stage
+        for place in (folder / "x.jsonl", folder / ("store" if stage == "prepare" else "hf") / "x"):
+            place.write_text("x")
+            check(folder)
+            if place.parent == folder and stage == "adapt":
+                check(folder, full=True)  # nobody reads whatever lies there
+            else:
+                with pytest.raises(DamagedError, match=f"{place} was not written by stage={stage}"):
+                    check(folder, full=True)
+            place.unlink()
+    metrics = finished / "eval" / "metrics.json"
+    content = metrics.read_text()
+    metrics.write_text(content.replace("1", "2", 1))
+    check(finished / "eval")
+    with pytest.raises(DamagedError, match=r"metrics.json is not as .* stage=eval rescore="):
+        check(finished / "eval", full=True)
+    runs.rewrite_metrics(finished / "eval", json.loads(content))
+    check(finished / "eval", full=True)
+
+
 def test_the_command_of_a_damaged_file_makes_it_again(finished: Path, command: Run) -> None:
     weights = finished / "adapt" / "hf" / "model.safetensors"
     content = weights.read_bytes()
@@ -221,9 +244,12 @@ def test_predictions_that_none_has_made_are_not_scored(finished: Path, tmp_path:
     }.items():
         path = tmp_path / "rl" / "0-000000.parquet"
         path.parent.mkdir(exist_ok=True)
-        wrong.write_parquet(path)
-        with pytest.raises(DamagedError, match=what):
-            PredictionStore(tmp_path, "rl").read()
+        for lacking in ("", "race", "problem"):  # an earlier version wrote fewer columns
+            wrong.drop(lacking or []).write_parquet(path)
+            with pytest.raises(DamagedError, match=what):
+                PredictionStore(tmp_path, "rl").read()
+    table.drop("race", "draw").unique(["model", "sample_id"]).write_parquet(path)
+    read_predictions(path)
 
 
 @pytest.mark.parametrize("damage", of_weights(), ids=lambda damage: damage.name)

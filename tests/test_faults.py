@@ -1,11 +1,17 @@
-"""A run that is killed again and again ends as the one that was not."""
+"""A run that is killed again and again ends as the one that was not; Ctrl-C at work."""
 
 import json
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from tests.conftest import ROOT, CommandLine
+import pytest
+
+from ehrr1.runs.catalog import INPUTS, OPTIONAL_INPUTS
+from tests.conftest import ROOT, CommandLine, StartCommand
 
 ROUNDS = 20
 SETTINGS = (
@@ -53,3 +59,33 @@ def test_twenty_kills_lose_nothing(smoke: Path, tmp_path: Path, command_line: Co
         assert [one["step"] for one in best] == expected
         there = {int(path.stem.split("=")[1]) for path in place.glob("checkpoints/step=*.ckpt")}
         assert there == {*expected, 400}
+
+
+@pytest.mark.parametrize(
+    ("stage", "begun", "longer"),
+    [
+        ("chains", "config.yaml", []),
+        ("reason", "train.jsonl", ["reason.epochs=50"]),
+        ("rl", "train.jsonl", ["rl.steps=50"]),
+        ("eval", "parts", []),
+    ],
+)
+def test_ctrl_c_at_work_is_one_line(
+    stage: str, begun: str, longer: list[str], smoke: Path, tmp_path: Path,
+    start_command: StartCommand,
+) -> None:  # fmt: skip
+    """Training saves before it ends; `test_endings` has the stages before."""
+    inputs = (*INPUTS[stage], *OPTIONAL_INPUTS.get(stage, ()))
+    given = [f"inputs.{name}={smoke / name}" for name in inputs]
+    started = start_command(
+        "experiment=smoke", f"stage={stage}", f"output_root={tmp_path}", *given, *longer
+    )
+    folder = tmp_path / "smoke" / stage
+    while not (folder / begun).exists():
+        assert started.poll() is None, started.said()
+        time.sleep(0.02)
+    started.send_signal(signal.SIGINT)
+    assert started.wait() == 130
+    last = started.said().splitlines()[-1]
+    assert re.match(r"run\.py: (interrupted by Ctrl-C|stopped by SIGINT after \d+ steps)", last)
+    assert "Traceback" not in started.said() and not (folder / "metrics.json").exists()

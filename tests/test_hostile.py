@@ -5,21 +5,26 @@ import io
 import json
 import shlex
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ehrr1.config.schema import check
+from ehrr1.engines.base import EngineError
 from ehrr1.errors import UserError
+from ehrr1.inference.query import Answer, Query
 from ehrr1.json_text import BadJsonError, from_json, id_of
 from ehrr1.records.release.archives import unpack
 from ehrr1.runs import Run, home
 from ehrr1.stages import prepare
 from ehrr1.stages.infer_batch import read_batch
-from ehrr1.sweeps import slurm
-from ehrr1.sweeps.state import Sweep
+from ehrr1.sweeps import cli, slurm
+from ehrr1.sweeps.control import tell_begun, wide_console
+from ehrr1.sweeps.state import RunStatus, Sweep
 from ehrr1.tasks.sampling import read_limits, read_subjects
+from tests.conftest import CommandLine
 from tests.settings import composed
 from tests.test_benchmark_file import row, write
 
@@ -85,6 +90,31 @@ def test_a_bad_row_of_questions_is_named_and_the_others_are_asked(tmp_path: Path
         assert reason in batch.refused[line], (line, batch.refused[line][:200])
 
 
+def test_a_row_that_no_model_can_answer_is_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", *(asked(id=number) for number in range(20)))
+    failing, answered = {"3", "4", "11"}, list[str]()
+
+    def ask(left: list[Query]) -> Iterator[tuple[str, Answer]]:
+        for one in left:
+            if one.id in failing:
+                raise error(f"SECRET of {one.id}")
+            answered.append(one.id)
+            yield one.id, Answer(("yes",))
+
+    error: type[Exception] = ValueError
+    for _ in range(2):  # the same command goes on, and fails at the same rows
+        batch = read_batch(path, tmp_path / "out", lambda row: list)
+        with batch.writing({}):
+            list(batch.answer(ask))
+        assert batch.refused == dict.fromkeys((4, 5, 12), "it cannot be answered (ValueError)")
+    assert sorted(answered) == sorted({str(number) for number in range(20)} - failing)
+    failing = set(map(str, range(20)))
+    for error, done in ((OSError, "out"), (EngineError, "out"), (ValueError, "nothing")):
+        batch = read_batch(path, tmp_path / done, lambda row: list)
+        with batch.writing({}), pytest.raises(error):
+            list(batch.answer(ask))
+
+
 def test_a_bad_row_of_a_benchmark_is_counted_and_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,6 +178,32 @@ def test_other_names_are_folders(value: str, tmp_path: Path) -> None:
     cfg = composed(name="x", variant=value, output_root=str(tmp_path))
     check(cfg)
     assert home(cfg) == tmp_path / "x" / value
+
+
+@pytest.mark.slow
+def test_names_are_printed_as_they_are(tmp_path: Path, command_line: CommandLine) -> None:
+    folder = tmp_path / "smoke" / "[/x]" / "prepare"
+    words = ["experiment=smoke", "data.subjects=12", f"output_root={tmp_path}"]
+    words.append('variant="[/x]"')
+    for told in (f"prepare -> {folder}\n", f"prepare: finished already, in {folder}\n"):
+        done = command_line("stage=prepare", *words)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert told in done.stderr
+
+
+@pytest.mark.parametrize("name", ["[x]", "[red]x", ":warning:"])
+def test_names_of_sweeps_are_printed_as_they_are(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    book = Sweep(tmp_path / "sweeps" / name)
+    book.write([], {}, [])
+    tell_begun(book, tmp_path)
+    told = RunStatus("x=[/x]", [], "failed", None, "", None, f"lost {name}")
+    wide_console().print(cli.table([told], name))
+    shown = capsys.readouterr()
+    assert f"0 runs in {book.folder}\n" in shown.err and f"status {shlex.quote(name)} " in shown.err
+    for text in (f"{name}: 1 failed", "x=[/x]", f"lost {name}"):
+        assert text in shown.out
 
 
 def job(**changes: object) -> dict[str, Any]:

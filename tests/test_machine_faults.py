@@ -8,13 +8,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
-from ehrr1 import locks, runs
+from ehrr1 import errors, limits, locks, runs
+from ehrr1.damage import DamagedError, reading
 from ehrr1.errors import UserError, machine_fault
 from tests.conftest import ROOT
 from tests.test_runs import settings
@@ -102,9 +104,32 @@ def test_what_helps_is_told(number: int, remedy: str) -> None:
     assert remedy in told and told.endswith("The same command resumes")
 
 
+def test_full_shared_memory_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(errors, "SHARED_MEMORY", str(tmp_path))
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for free, told in ((0, "--shm-size"), (errors.SHARED_MEMORY_BYTES, "output_root=DIR")):
+        monkeypatch.setattr(errors.shutil, "disk_usage", lambda _, n=free: SimpleNamespace(free=n))
+        line = machine_fault(full)
+        assert line is not None and told in line
+        assert line.startswith(f"{tmp_path if free == 0 else 'the run folder'}: No space left")
+        named = machine_fault(OSError(*full.args, "/a/b"))
+        assert named is not None and named.startswith("/a/b: ") and "output_root=DIR" in named
+
+
 @pytest.mark.parametrize("error", [KeyError(28), RuntimeError("shapes"), FileNotFoundError(2, "x")])
 def test_a_bug_is_no_fault_of_the_machine(error: Exception) -> None:
     assert machine_fault(error) is None
+
+
+def test_missing_memory_is_no_damage_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "rows.arrow").write_text("whole")
+    for error in (pa.ArrowMemoryError("malloc"), pa.ArrowInvalid("mmap failed: [errno 12]")):
+        with pytest.raises(type(error)), reading(tmp_path / "rows.arrow", pa.ArrowException):
+            raise error
+    with pytest.raises(DamagedError), reading(tmp_path / "rows.arrow", pa.ArrowException):
+        raise pa.ArrowInvalid("not an Arrow file")
 
 
 def test_a_file_system_without_locks_is_named(
@@ -146,3 +171,33 @@ def test_limits_of_the_system_are_one_line(
     assert cause in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
     whole = subprocess.run([sys.executable, "run.py", *given], cwd=ROOT, capture_output=True)
     assert whole.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "limit"),
+    [
+        ("prepare", 600_000 << 10),
+        ("prepare", limits.LEAST_BYTES - 1),
+        ("adapt", limits.LEAST_OF_MODELS_BYTES - 1),
+        ("curriculum", limits.LEAST_BYTES),
+    ],
+)
+def test_too_few_addresses_are_refused_at_once(stage: str, limit: int, tmp_path: Path) -> None:
+    done = limited(
+        resource.RLIMIT_AS, limit, "experiment=smoke", f"stage={stage}", f"output_root={tmp_path}"
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"run.py: ulimit -v {limit // 1024}: stage={stage} needs at least ")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_least_addresses_are_enough_for_a_small_run(tmp_path: Path) -> None:
+    given = ["experiment=smoke", "data.subjects=12", "adapt.max_steps=1", f"output_root={tmp_path}"]
+    for stage, least in (
+        ("prepare", limits.LEAST_BYTES),
+        ("adapt", limits.LEAST_OF_MODELS_BYTES),
+    ):
+        done = limited(resource.RLIMIT_AS, least, f"stage={stage}", *given)
+        assert done.returncode == 0, done.stderr[-2000:]

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from ehrr1 import EHRModel, runs
+from ehrr1 import EHRModel, runs, stages
 from ehrr1.engines.endpoint import is_local
 from ehrr1.errors import UserError
 from ehrr1.files import write_json, write_text
@@ -138,6 +138,23 @@ def test_what_is_made_of_closed_records_is_the_users_own(tmp_path: Path) -> None
     write_text(tmp_path / "after" / "file", "x")
     assert modes(tmp_path / "open") == modes(tmp_path / "after") == {0o755, 0o644}
     assert not (tmp_path / "error.txt").exists()
+
+
+@pytest.mark.usefixtures("usual_umask")
+@pytest.mark.parametrize(
+    ("words", "closed"),
+    [
+        (["data=synthetic"], False),
+        (["data=synthetic", "data.open=false"], True),
+        (["data=mimic", "data.root=x"], True),
+        (["data=mimic", "data.root=x", "data.open=true"], False),
+    ],
+)
+def test_a_folder_is_closed_from_the_start(words: list[str], closed: bool, tmp_path: Path) -> None:
+    cfg = composed("experiment=smoke", *words, output_root=str(tmp_path))
+    with stages.kept_for(cfg, "prepare", {}):
+        write_text(runs.folder_of(cfg, "prepare") / "file", "x")
+    assert modes(runs.folder_of(cfg, "prepare")) == ({0o700, 0o600} if closed else {0o755, 0o644})
 
 
 FAILS = """

@@ -1,11 +1,13 @@
 """Run folders: reported, resumed, refused, replaced, and put back."""
 
 from pathlib import Path
+from typing import IO
 
 import pytest
 
-from ehrr1 import runs
+from ehrr1 import locks, runs
 from ehrr1.config.schema import Config
+from ehrr1.damage import DamagedError
 from ehrr1.errors import UserError
 from tests.settings import composed
 
@@ -58,6 +60,7 @@ def test_run_stopped_by_a_wrong_setting_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError), runs.opened(settings(tmp_path), "prepare") as run:
         assert run is not None
         raise UserError("data.root=DIR: no such folder")
+    assert not list((tmp_path / "test").iterdir())
     with runs.opened(settings(tmp_path, data={"subjects": 4}), "prepare") as run:
         assert run is not None and not run.resuming
 
@@ -116,6 +119,35 @@ def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
     in_use = pytest.raises(UserError, match="in use by another process")
     with runs.opened(cfg, "prepare"), in_use, runs.opened(cfg, "prepare"):
         pass
+
+
+def test_a_lock_file_that_is_deleted_locks_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, lock = tmp_path / ".lock", locks.flock
+
+    def late(file: IO[str], **how: bool) -> None:
+        monkeypatch.undo()
+        path.unlink()  # another process was refused between opening and locking
+        lock(file, **how)
+
+    monkeypatch.setattr(locks, "flock", late)
+    with locks.open_locked(path), pytest.raises(BlockingIOError):
+        locks.open_locked(path)
+    with locks.open_locked(path, shared=True) as one, locks.open_locked(path, shared=True) as two:
+        locks.discard(one, path)
+        assert path.exists()
+        one.close()
+        locks.discard(two, path)
+        assert not path.exists()
+
+
+def test_a_share_that_is_refused_leaves_nothing(tmp_path: Path) -> None:
+    prepare = make(settings(tmp_path), "prepare")
+    (prepare / "config.yaml").write_text("changed")
+    with pytest.raises(DamagedError), runs.joined(settings(tmp_path), "graph", 0):
+        pass
+    assert {path.name for path in prepare.parent.iterdir()} == {"prepare", ".prepare.lock"}
 
 
 def test_a_variant_shares_what_it_does_not_change(tmp_path: Path) -> None:

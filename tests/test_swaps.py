@@ -18,7 +18,11 @@ import pytest
 
 from ehrr1 import runs
 from ehrr1.config.schema import Config
-from ehrr1.files import replacing, scratch
+from ehrr1.damage import DamagedError, check, read_manifest
+from ehrr1.errors import UserError
+from ehrr1.files import replacing, scratch, settle_beside
+from ehrr1.sweeps import cli
+from ehrr1.sweeps.state import Sweep
 from tests.file_changes import at_each_change
 from tests.test_runs import settings
 
@@ -184,6 +188,42 @@ def test_a_folder_that_is_replaced_in_a_finished_run_outlives_every_kill(tmp_pat
     assert found == {"old", "new"}
 
 
+def test_a_folder_that_is_made_again_is_refused_until_it_is_whole(tmp_path: Path) -> None:
+    def again(root: Path) -> None:
+        folder = runs.folder_of(of(root), "prepare")
+        with runs.held(folder), runs.rewriting(folder, "hf", "make it"):
+            write(folder, "new")
+
+    found = set()
+    for root in kills(tmp_path, lambda root: make(root, "prepare", "old"), again):
+        folder = runs.folder_of(of(root), "prepare")
+        with runs.held(folder):
+            pass
+        if "pending" in read_manifest(folder):
+            with pytest.raises(DamagedError, match=r"written anew.* by the command: make it"):
+                check(folder)
+            again(root)
+        (folder / "result.txt").write_text("old")  # `write` writes it too
+        check(folder, full=True)
+        found.add((folder / "hf" / "weights").read_text())
+    assert found == {"old", "new"}
+
+
+@pytest.mark.parametrize("error", [UserError, KeyError, KeyboardInterrupt])
+def test_a_damage_is_not_taken_for_what_was_made_again(
+    error: type[BaseException], tmp_path: Path
+) -> None:
+    make(tmp_path, "prepare", "old")
+    folder = runs.folder_of(of(tmp_path), "prepare")
+    before = read_manifest(folder)
+    (folder / "hf" / "weights").write_text("bad")
+    with pytest.raises(error), runs.rewriting(folder, "hf", "make it"):
+        raise error("no checkpoint")
+    with pytest.raises(DamagedError, match="hf/weights is not as it was written"):
+        check(folder, full=True)
+    assert read_manifest(folder) == before
+
+
 def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         make(tmp_path, "prepare", "half", fails=True)
@@ -194,6 +234,40 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path: Path) -> N
     (folder / ".index.parquet.partial-0123456789abcdef").write_text("half")
     make(tmp_path, "prepare", "whole")
     assert not list(folder.rglob(".*"))
+
+
+def test_a_sweep_that_was_half_deleted_is_gone(tmp_path: Path) -> None:
+    def begin(root: Path) -> None:
+        book = Sweep(root / "sweeps" / "grid.2")
+        book.write([], {"name": "local"}, [])
+        for run in "abc":
+            (book.folder / "logs" / f"{run}.log").write_text("a line")
+
+    def clean(root: Path) -> None:
+        cli.clean(Sweep.open(root / "sweeps" / "grid.2"), [], {}, set())
+
+    outcomes = set()
+    for root in kills(tmp_path, begin, clean):
+        sweeps = root / "sweeps"
+        with pytest.raises(UserError, match="no sweep of that name") as error:
+            Sweep.open(sweeps / "other")
+        assert "gone-" not in str(error.value)
+        left = {path.name for path in sweeps.iterdir()}
+        assert left <= {"grid.2"}
+        outcomes |= left or {"none"}
+        Sweep(sweeps / "grid.2").write([], {"name": "local"}, [])
+        clean(root)
+        assert not list(sweeps.iterdir())
+    assert outcomes == {"grid.2", "none"}
+
+
+def test_what_is_left_is_told_by_its_whole_name(tmp_path: Path) -> None:
+    for name in ("jsonl", "jsonl.zst", "jsonl.error.txt"):
+        (tmp_path / f".{name}.old-0").mkdir()
+    settle_beside(tmp_path / "jsonl.zst")
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "jsonl.zst", ".jsonl.old-0", ".jsonl.error.txt.old-0",
+    }  # fmt: skip
 
 
 def test_records_in_the_temporary_folder_go_with_their_process(

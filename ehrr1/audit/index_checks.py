@@ -43,7 +43,7 @@ def paper_labels(prepared: Prepared, tasks: Collection[str]) -> pl.DataFrame:
     notes = any((shard.table == DISCHARGE).any() for shard in shards)
     parts = []
     for shard in shards:
-        rows = numbered_events(pl.read_ipc(shard.folder / "rows.arrow"))
+        rows = numbered_events(pl.scan_ipc(shard.folder / "rows.arrow", glob=False).collect())
         parents = shard.parents
         events = event_list(record_rows(rows), parents)
         candidates = risk_candidates(events, parents, tasks, notes=notes).filter(

@@ -159,7 +159,11 @@ class Raw:
 
     def _scan(self, path: Path) -> pl.LazyFrame:
         parquet = path.suffix == ".parquet"
-        frame = pl.scan_parquet(path) if parquet else pl.scan_csv(path, infer_schema_length=0)
+        frame = (
+            pl.scan_parquet(path, glob=False)
+            if parquet
+            else pl.scan_csv(path, infer_schema_length=0, glob=False)
+        )
         names = frame.collect_schema().names()
         frame = frame.rename({name: name.strip().lower() for name in names})
         frame = frame.with_columns(pl.all().cast(pl.String))

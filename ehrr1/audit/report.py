@@ -8,13 +8,13 @@ import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ehrr1.audit.index_checks import OTHER, Audit
 from ehrr1.audit.recheck import KINDS
 from ehrr1.records.schema import ORDER
+from ehrr1.terminal import plain_console
 
 WIDTH = 80
 """Columns of a line: those of a terminal, and of a pipe, whose width is unknown."""
@@ -34,7 +34,7 @@ def show(audit: Audit, is_open: bool) -> None:
 
     Rules name what stands in records: of closed ones they are counted, and audit.json has them.
     """
-    console = Console(width=WIDTH)
+    console = plain_console(width=WIDTH)
     tables = [leak_table(audit), responsible_table(audit), label_table(audit), answer_table(audit)]
     for table in [*tables, *([rule_table(audit)] if is_open else [])]:
         if table.row_count:
@@ -55,7 +55,7 @@ def leak_table(audit: Audit) -> Table:
         table.add_row(
             row["task"],
             f"{row['samples']:,}",
-            f"[bold red]{leaking:,}[/]" if leaking else "0",
+            Text(f"{leaking:,}", "bold red" if leaking else ""),
             f"{100 * leaking / row['samples']:.1f}",
             *(_hours(row[name]) for name in ("median", "most")),
         )
@@ -109,7 +109,7 @@ def rule_table(audit: Audit) -> Table:
     for row in audit.rules.iter_rows(named=True):
         shares = (row["precision"], row["base"], row["recall"])
         table.add_row(
-            escape(f"{row['task']}: {row['feature']} -> {row['answer']}"),
+            f"{row['task']}: {row['feature']} -> {row['answer']}",
             *("" if share is None else f"{share:.2f}" for share in shares),
             f"{row['support']:,}",
         )

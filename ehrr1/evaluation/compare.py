@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from rich.console import Console
 
 from ehrr1.config.records import Concepts
 from ehrr1.errors import UserError
@@ -45,6 +44,7 @@ from ehrr1.files import read_yaml, replacing, write_json, write_text
 from ehrr1.graph.same_names import check_dictionary
 from ehrr1.runs.environment import version
 from ehrr1.tasks.catalog import ALL_TASKS
+from ehrr1.terminal import plain_console
 
 NOT_TOLD = (
     *("output_root", "inputs", "rescore", "compare", "variant", "name", "stage", "overwrite"),
@@ -149,7 +149,7 @@ def compare(
         path.write_text(page(data), encoding="utf-8")
     write_json(target / "metrics.json", metrics)
     write_text(target / "differences.csv", rows(matched, metrics).write_csv())
-    console = Console()
+    console = plain_console()
     console.width = max(console.width, WIDTH)
     console.print(difference_table(list(matched), metrics))
     for table_ in task_differences(main_pairs(runs), metrics, tasks):
@@ -157,7 +157,7 @@ def compare(
     if groups:
         console.print(seed_table(metrics))
     for line in [f"{a} and {b}: {note}" for (a, b), note in notes.items()] + asked_alike:
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
 
 
 def seed_groups(runs: Sequence[Finished]) -> dict[str, list[Finished]]:

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from rich.console import Console
 
 from ehrr1.config.names import WordingName
 from ehrr1.config.schema import Config
@@ -36,8 +35,9 @@ from ehrr1.scoring.answers import read_answer
 from ehrr1.scoring.risk import NO_SPELLINGS, YES_SPELLINGS, AnswerTokens
 from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.samples import Prepared, Sample
+from ehrr1.terminal import plain_console
 
-console = Console(stderr=True)
+console = plain_console(stderr=True)
 
 FAILED = "the log has no answer"
 
@@ -82,7 +82,6 @@ def logged_predictions(cfg: Config, prepared: Prepared, tasks: Sequence[str]) ->
         f"{place}: {table.height:,} answers, {scored.sum():,} of them to samples of "
         f"eval.split={cfg.eval.split} and eval.suite={cfg.eval.suite}; "
         f"{table['problem'].is_not_null().sum():,} cannot be read (column problem)",
-        markup=False,
         soft_wrap=True,
     )
     return table

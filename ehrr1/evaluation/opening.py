@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ehrr1.config.schema import Config
@@ -26,8 +25,9 @@ from ehrr1.prompts.chat_format import load_chat_tokenizer
 from ehrr1.prompts.trees import PromptBuilder
 from ehrr1.prompts.wording import Wording, style_of
 from ehrr1.runs import data_is_open
+from ehrr1.terminal import plain_console
 
-console = Console(stderr=True)
+console = plain_console(stderr=True)
 
 LONGEST = 2**20
 """Assumed number of positions of a model whose server does not state it."""

@@ -65,22 +65,24 @@ def read_predictions(path: Path, remedy: str | None = None) -> pl.DataFrame:
     """Read a table of predictions.
 
     Raises DamagedError if it cannot be read, or holds what no evaluation writes: an answer twice, a
-    probability outside [0, 1], a target that is no answer. Columns of an earlier version may lack.
+    probability outside [0, 1], a target that is no answer. An earlier version wrote fewer columns,
+    to which the rules for these columns apply.
     """
     with reading(path, *READ_ERRORS, remedy=remedy):
-        table = pl.read_parquet(path)
-    if set(table.columns) < SCHEMA.keys():
-        return table
-    if table.select("model", "sample_id", "draw").is_duplicated().any():
-        raise damaged(path, "has an answer twice", remedy)
-    outside = ~pl.col("probability").is_between(0, 1)
+        table = pl.read_parquet(path, glob=False)
+    there = table.columns
+    if {"model", "sample_id"} <= set(there):
+        answer = [name for name in ("model", "sample_id", "draw") if name in there]
+        if table.select(answer).is_duplicated().any():
+            raise damaged(path, "has an answer twice", remedy)
     risk = pl.col("task").is_in([task for task, own in ALL_TASKS.items() if own.kind == "risk"])
-    unasked = pl.col("target").is_null() | (risk & ~pl.col("target").is_in(["yes", "no"]))
-    for wrong, what in (
-        (outside, "probabilities outside [0, 1]"),
-        (unasked, "targets that are no answers"),
+    unasked, no_answer = pl.col("target").is_null(), ~pl.col("target").is_in(["yes", "no"])
+    for names, wrong, what in (
+        ({"probability"}, ~pl.col("probability").is_between(0, 1), "probabilities outside [0, 1]"),
+        ({"target"}, unasked, "targets that are no answers"),
+        ({"target", "task"}, risk & no_answer, "targets that are no answers"),
     ):
-        if count := table.filter(wrong).height:
+        if names <= set(there) and (count := table.filter(wrong).height):
             raise damaged(path, f"has {count} {what}", remedy)
     return table
 

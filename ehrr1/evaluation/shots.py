@@ -43,7 +43,9 @@ def _named(cfg: Config, prepared: Prepared, task: str) -> pl.DataFrame:
     pool = prepared.scan("train", [task])
     if not (prepared.folder / SHOTS).exists():
         return pool.head(0).collect()
-    sets = pl.scan_parquet(prepared.folder / SHOTS).filter(pl.col("k") == cfg.eval.shots)
+    sets = pl.scan_parquet(prepared.folder / SHOTS, glob=False).filter(
+        pl.col("k") == cfg.eval.shots
+    )
     ours = sets.join(pool.select("sample_id"), on="sample_id").collect()
     if ours.is_empty():
         return pool.head(0).collect()

@@ -7,12 +7,12 @@ from io import StringIO
 
 import polars as pl
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from ehrr1.evaluation.aggregate import last_result, names, pairs, prefix_of
 from ehrr1.evaluation.scores import one_class
 from ehrr1.tasks.catalog import ALL_TASKS
+from ehrr1.terminal import plain_console
 
 Metrics = Mapping[str, float | int]
 
@@ -53,7 +53,7 @@ class Column:
 
 def score_text(predictions: pl.DataFrame, metrics: Metrics, tasks: Sequence[str]) -> str:
     """Return all tables: each task, the paired differences, and last the mean scores."""
-    out = Console(file=StringIO(), width=WIDTH, markup=False, highlight=False)
+    out = plain_console(file=StringIO(), width=WIDTH, highlight=False)
     for kind in MAIN:
         chosen = [task for task in tasks if ALL_TASKS[task].kind == kind]
         if any(f"{task}/{MAIN[kind]}" in metrics for task in chosen):

@@ -146,6 +146,7 @@ def _umls(path: Path) -> tuple[pl.LazyFrame, pl.LazyFrame]:
         schema={str(place): pl.String for place in range(CONSO_COLUMNS + 1)},  # ends with a bar
         encoding="utf8-lossy",
         truncate_ragged_lines=True,
+        glob=False,
     ).select(**{name: str(place) for name, place in CONSO.items()})
     rows = rows.filter(pl.col("LAT") == "ENG", pl.col("SUPPRESS") == "N")
     preferred = (pl.col("TS") == "P") & (pl.col("STT") == "PF") & (pl.col("ISPREF") == "Y")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ehrr1.config.records import Concepts, OpenConcepts, UmlsConcepts
 from ehrr1.errors import UserError
-from ehrr1.files import fingerprint, locked
+from ehrr1.files import fingerprint, locked, settle_beside
 from ehrr1.graph.knowledge import FORMAT
 from ehrr1.graph.knowledge_build import build_open, build_umls
 from ehrr1.graph.text.linking import Linker, open_linker
@@ -59,6 +59,7 @@ def knowledge_folder(concepts: Concepts) -> Path | None:
         raise UserError(f"{setting}: not found: {', '.join(missing)}; name the files that you have")
     folder = Path(concepts.cache) / f"knowledge-{fingerprint(files, str(FORMAT))}"
     with locked(folder.with_suffix(".lock")):
+        settle_beside(folder)
         if not folder.exists():
             build(concepts.source, files, folder)
     return folder

@@ -189,6 +189,10 @@ class EHRModel:
             log=folder / "vllm.log",
         )
 
+    def load(self) -> None:
+        """Load the engine now, and not with the first question."""
+        assert self.engine
+
     def _load(self) -> PreTrainedModel:
         check_fits(self.source, read_folder(self.source), self.dtype, self.device)
         model = ModelSettings.of_folder(None, self.attention)

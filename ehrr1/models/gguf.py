@@ -19,7 +19,7 @@ from transformers.utils import is_gguf_available
 from ehrr1.config.training import ModelSettings
 from ehrr1.damage import check
 from ehrr1.errors import UserError
-from ehrr1.files import locked, replacing
+from ehrr1.files import locked, replacing, settle_beside
 
 PACKAGE = "package:"
 
@@ -63,6 +63,7 @@ def gguf_folder(package: str) -> Path:
     installed = _installed(package)
     folder = CACHE / f"{package}-{installed.version}"
     with locked(folder.with_name(f".{folder.name}.lock")):
+        settle_beside(folder)
         if not folder.exists():
             _convert(_gguf_file(installed), folder)
     return folder

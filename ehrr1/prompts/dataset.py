@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
 
 from ehrr1.cores import cores
-from ehrr1.damage import damaged, reading
-from ehrr1.files import replacing
+from ehrr1.damage import damaged, digest, digest_beside, reading
+from ehrr1.files import replacing, write_text
 from ehrr1.progress import track
 from ehrr1.prompts.trees import Branch, PromptBuilder, Question, Tree
 from ehrr1.tasks.samples import Prepared, Sample, preamble_length
@@ -92,6 +92,7 @@ def write_trees(
 ) -> Dataset:
     """Tokenise `samples` into one memory-mapped Arrow file; an existing file is reused.
 
+    Its digest is written beside it, since other runs may share it (`damage.is_whole`).
     Samples that share a context become one tree of at most `max_branches` branches. A question
     whose answer leaves no room for a record is left out.
     """
@@ -118,6 +119,7 @@ def write_trees(
                     writer.write(row)
             writer.finalize()
             writer.close()
+            write_text(digest_beside(path), digest(temporary))
     return read_trees(path)
 
 

@@ -21,7 +21,7 @@ def store_frames(store: Store, rows_at_once: int = ROWS_AT_ONCE) -> Iterator[pl.
     """
     for number in range(len(store.shards)):
         shard = store.shard(number)
-        rows = pl.scan_ipc(shard.folder / "rows.arrow")
+        rows = pl.scan_ipc(shard.folder / "rows.arrow", glob=False)
         names = pl.Series("name", shard.names[:-1], dtype=pl.String)
         for first, last in _ranges([p.last for p in shard.patients.values()], rows_at_once):
             yield decoded(rows.slice(first, last - first).collect(), names)

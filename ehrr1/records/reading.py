@@ -173,7 +173,7 @@ def _batches(path: Path, columns: list[str], misfits: Lost) -> Iterator[pl.DataF
 
 
 def _parquet_batches(path: Path, columns: list[str]) -> Iterator[pl.DataFrame]:
-    wanted = pl.scan_parquet(path).select(columns)
+    wanted = pl.scan_parquet(path, glob=False).select(columns)
     text = pl.selectors.string()
     wanted = wanted.with_columns(pl.when(~text.is_in(MISSING)).then(text).name.keep())
     yield pl.DataFrame(schema=wanted.collect_schema())
@@ -187,7 +187,7 @@ def read_header(path: Path) -> list[str]:
     """
     try:
         if path.suffix == ".parquet":
-            return pl.scan_parquet(path).collect_schema().names()
+            return pl.scan_parquet(path, glob=False).collect_schema().names()
         return csv_header(path)
     except READ_ERRORS as error:
         raise _broken(path, error) from error
@@ -306,7 +306,7 @@ def check_zones(files: Iterable[Path], columns: Collection[str], local: Path | N
     found: dict[str | None, Path] = {} if local is None else {None: local}
     for path in files:
         try:
-            schema = pl.read_parquet_schema(path)
+            schema = pl.scan_parquet(path, glob=False).collect_schema()
         except READ_ERRORS as error:
             raise _broken(path, error) from error
         for name, kind in schema.items():

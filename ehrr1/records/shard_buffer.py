@@ -43,7 +43,7 @@ class Spool:
     def take(self, shard: int) -> list[pl.DataFrame]:
         """Return all rows of a shard and remove them from the buffer."""
         files = self._files.pop(shard, [])
-        frames = [pl.read_ipc(path) for path in files]
+        frames = [pl.scan_ipc(path, glob=False).collect() for path in files]
         for path in files:
             path.unlink()
         return frames + self._held.pop(shard, [])

@@ -249,7 +249,7 @@ def _mapped(path: Path) -> pa.Table:
 def read_ipc(path: Path, remedy: str | None = None) -> pl.DataFrame:
     """Read an Arrow file. Raises DamagedError if it is none."""
     with reading(path, *READ_ERRORS, remedy=remedy):
-        return pl.read_ipc(path)
+        return pl.scan_ipc(path, glob=False).collect()
 
 
 def _only_chunk(table: pa.Table, name: str) -> pa.Array:

@@ -30,11 +30,19 @@ from ehrr1.runs.folder import (
     held,
     joined,
     opened,
+    rewrite_metrics,
     rewriting,
 )
 from ehrr1.runs.paths import data_is_open, folder_of, home, is_finished, metrics_of, short
-from ehrr1.runs.privacy import kept, open_up
-from ehrr1.runs.search import MissingRunError, find_inputs, made, tokenised_alike
+from ehrr1.runs.privacy import kept, kept_beside, open_up
+from ehrr1.runs.search import (
+    MissingRunError,
+    are_closed,
+    find_inputs,
+    made,
+    records_of,
+    tokenised_alike,
+)
 
 __all__ = [
     "ALWAYS_AGAIN",
@@ -45,6 +53,7 @@ __all__ = [
     "FolderInUseError",
     "MissingRunError",
     "Run",
+    "are_closed",
     "check_inputs",
     "data_is_open",
     "differences",
@@ -57,6 +66,7 @@ __all__ = [
     "is_finished",
     "joined",
     "kept",
+    "kept_beside",
     "made",
     "made_from",
     "metrics_of",
@@ -65,6 +75,8 @@ __all__ = [
     "opened",
     "optional",
     "order",
+    "records_of",
+    "rewrite_metrics",
     "rewriting",
     "short",
     "tokenised_alike",

@@ -9,10 +9,19 @@ from typing import Any
 import yaml
 
 from ehrr1.config.schema import Config
-from ehrr1.damage import MANIFEST, DamagedError, check, manifest, read_manifest
+from ehrr1.damage import MANIFEST, METRICS, DamagedError, check, digest_of, manifest, read_manifest
 from ehrr1.errors import UserError
-from ehrr1.files import remove, settle, settle_beside, sync, sync_folder, write_json, write_text
-from ehrr1.locks import flock
+from ehrr1.files import (
+    as_json,
+    remove,
+    settle,
+    settle_beside,
+    sync,
+    sync_folder,
+    write_json,
+    write_text,
+)
+from ehrr1.locks import discard, open_locked
 from ehrr1.runs.catalog import ALWAYS_AGAIN, READ_LATER
 from ehrr1.runs.compare import differences, fingerprint
 from ehrr1.runs.environment import environment
@@ -152,43 +161,64 @@ def finish(run: Run, metrics: dict[str, Any], again: Mapping[str, str] | None = 
     write_text(run.folder / "environment.txt", environment())
     names = ("config.yaml", "inputs.json", *READ_LATER.get(run.stage, ()))
     listed = manifest(run.folder, run.stage, names, {"": ""} | dict(again or {}))
+    content = as_json(metrics).encode()
+    listed["files"][METRICS] = {"bytes": len(content), "digest": digest_of(content)}
     write_json(run.folder / MANIFEST, listed)
     sync(run.folder)
     sync_folder(run.folder.parent)
-    write_json(run.folder / "metrics.json", metrics, durable=True)
+    write_json(run.folder / METRICS, metrics, durable=True)
+
+
+def rewrite_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    """Write the metrics of a finished run anew, and their digest."""
+    write_json(folder / METRICS, metrics)
+    if (folder / MANIFEST).exists():
+        made = read_manifest(folder)
+        own = manifest(folder, made["stage"], [METRICS], made["again"])
+        write_json(folder / MANIFEST, made | {"files": made["files"] | own["files"]})
 
 
 @contextmanager
 def rewriting(folder: Path, name: str, again: str) -> Iterator[None]:
-    """Let the body write `name` of a run anew; the manifest does not list it meanwhile.
+    """Let the body write `name` of a run anew; whoever reads the run meanwhile is refused.
 
-    `again` is the command that makes it again.
+    So is whoever reads it after a kill in between, by the command `again`, which makes it again. If
+    the body fails, the manifest is as before, and tells what was damaged.
     """
     if not (folder / MANIFEST).exists():
         yield
         return
     made = read_manifest(folder)
+    commands = made["again"] | {name: again}
+    write_json(folder / MANIFEST, made | {"again": commands, "pending": name}, durable=True)
+    try:
+        yield
+    except BaseException:
+        write_json(folder / MANIFEST, made)
+        raise
+    made = read_manifest(folder)  # the body may have written metrics
     others = {
         file: one for file, one in made["files"].items() if not f"{file}/".startswith(f"{name}/")
     }
-    write_json(folder / MANIFEST, made | {"files": others})
-    try:
-        yield
-    finally:
-        own = manifest(folder, made["stage"], [name], made["again"] | {name: again})
-        write_json(folder / MANIFEST, own | {"files": others | own["files"]})
+    own = manifest(folder, made["stage"], [name], commands)
+    write_json(folder / MANIFEST, own | {"files": others | own["files"]}, durable=True)
 
 
 @contextmanager
 def _locked(lock: Path, folder: Path, shared: bool = False) -> Iterator[None]:
-    with lock.open("w") as file:
+    """Hold a lock file of a run's folder; it goes with the folder of a run that is refused."""
+    try:
+        file = open_locked(lock, shared=shared)
+    except BlockingIOError:
+        raise FolderInUseError(
+            f"{folder} is in use by another process: wait for it, or set variant=NAME"
+        ) from None
+    with file:
         try:
-            flock(file, shared=shared)
-        except BlockingIOError:
-            raise FolderInUseError(
-                f"{folder} is in use by another process: wait for it, or set variant=NAME"
-            ) from None
-        yield
+            yield
+        finally:
+            if not folder.exists():
+                discard(file, lock)
 
 
 def _describe(cfg: Config, run: Run) -> None:

@@ -4,7 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +27,15 @@ class _Keeping:
 
 
 _kept: list[_Keeping] = []
-"""The umask and openness that `kept` keeps in this process, at most one at a time."""
+"""The umask and openness that `kept` keeps in this process, innermost last."""
+
+
+def kept_beside(made: Path, closed: bool, process: str = "") -> AbstractContextManager[None]:
+    """Return `kept` for what is made in the file or folder `made`; errors are written beside it.
+
+    `process` tells the processes of a group apart.
+    """
+    return kept(closed, made.with_name(f"{made.name}{process}.error.txt"))
 
 
 @contextmanager
@@ -75,6 +83,7 @@ def open_up(folder: Path) -> None:
 def _withhold(error: BaseException, errors: Path) -> None:
     """Write an error to the file `errors`, and have Python print it without messages."""
     with suppress(OSError):  # a full disk must not hide the error
+        errors.parent.mkdir(parents=True, exist_ok=True)  # a question makes no folder of a run
         errors.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     usual = sys.excepthook
 

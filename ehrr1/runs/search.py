@@ -1,17 +1,18 @@
 """Finished runs that a stage reads: where they are, and why one is not taken."""
 
+import glob
 from collections.abc import Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from ehrr1.config.names import BENCHMARKS
-from ehrr1.config.schema import Config
+from ehrr1.config.schema import Config, recorded
 from ehrr1.damage import DamagedError
 from ehrr1.errors import UserError
-from ehrr1.runs.catalog import RESULT_SETTINGS, TOKENS, needed, optional, order
+from ehrr1.runs.catalog import INPUTS, RESULT_SETTINGS, TOKENS, needed, optional, order
 from ehrr1.runs.compare import differences, flat
-from ehrr1.runs.paths import folder_of, home, is_finished
+from ehrr1.runs.paths import data_is_open, folder_of, home, is_finished
 
 DEEPEST = 5
 """Folders between an experiment and a stage: a choice of each group, and what varies."""
@@ -58,6 +59,22 @@ def find_inputs(cfg: Config, stage: str) -> dict[str, Path]:
     return found
 
 
+def records_of(folder: Path, stage: str) -> Path | None:
+    """Return the `prepare` that a run of `stage` has read, or None if one of them was moved."""
+    if stage not in INPUTS:
+        return None
+    try:
+        return find_inputs(recorded(folder), stage)["prepare"]
+    except UserError:
+        return None
+
+
+def are_closed(folder: Path, stage: str) -> bool:
+    """Return whether the records of a run of `stage` are closed, or cannot be found."""
+    prepare = records_of(folder, stage)
+    return prepare is None or not data_is_open(prepare)
+
+
 def brings_chains(found: Mapping[str, Path]) -> bool:
     """Return whether the prepared records brought chains (`stages/given_chains.py`)."""
     return "prepare" in found and (found["prepare"] / "chains.jsonl").exists()
@@ -86,7 +103,7 @@ def above(cfg: Config, stage: str) -> list[Path]:
 def elsewhere(cfg: Config, stage: str, others: bool) -> Iterator[Path]:
     """Yield finished runs of a stage in all variants of the experiment, then those of `others`."""
     root = Path(cfg.output_root)
-    for begin in (cfg.name, *(["*"] if others else [])):
+    for begin in (glob.escape(cfg.name), *(["*"] if others else [])):
         for depth in range(DEEPEST + 1):
             for folder in sorted(root.glob("/".join([begin, *["*"] * depth, stage]))):
                 if is_finished(folder):

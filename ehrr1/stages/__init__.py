@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from pathlib import Path
 from types import ModuleType
 
-from rich.console import Console
+from rich.text import Text
 
 from ehrr1 import parallel, runs
 from ehrr1.command import with_stage, words_with
@@ -17,13 +17,15 @@ from ehrr1.config.learning import ahead
 from ehrr1.config.names import BENCHMARKS, TRAINING
 from ehrr1.config.schema import Config
 from ehrr1.config.writers import ModelChains
-from ehrr1.damage import check
+from ehrr1.damage import check, digest_beside, is_whole
 from ehrr1.errors import LeakError, StoppedError, UserError
 from ehrr1.evaluation.finished import require_finished
+from ehrr1.limits import require_addresses
 from ehrr1.stages.consolidate import consolidate_run
 from ehrr1.stages.ending import made_again, tell_next, tell_result
+from ehrr1.terminal import plain_console
 
-console = Console(stderr=True)
+console = plain_console(stderr=True)
 
 SHARED = {"prepare": ("data", "shards"), "eval": ("eval", "answers")}
 """The stages whose work several processes share by files: the section with `shard`, and the name of
@@ -48,6 +50,7 @@ def module_of(stage: str) -> ModuleType:
 def execute(cfg: Config) -> None:
     """Run the stage that `cfg.stage` names; `curriculum` runs all of them in order."""
     parallel.end_with_parent()
+    require_addresses(cfg.stage)
     if cfg.tokenise_only:
         _tokenise(cfg)
         return
@@ -125,7 +128,8 @@ def _show_graph(cfg: Config) -> None:
     """Draw one sample of a graph, which is made first where it is not there yet."""
     if not cfg.inputs.graph:
         _execute_one(cfg, "graph")
-    module_of("show_graph").show(cfg, console)
+    with kept_for(cfg, "graph", runs.find_inputs(cfg, "chains")):
+        module_of("show_graph").show(cfg, console)
 
 
 def _dry_run(cfg: Config) -> None:
@@ -134,7 +138,8 @@ def _dry_run(cfg: Config) -> None:
 
     inputs = _check_inputs(cfg, "chains")
     runs.check_inputs(cfg, inputs)
-    dry_run(cfg, inputs, runs.folder_of(cfg, "chains"))
+    with kept_for(cfg, "chains", inputs):
+        dry_run(cfg, inputs, runs.folder_of(cfg, "chains"))
 
 
 def _brings_records(cfg: Config) -> bool:
@@ -156,11 +161,15 @@ def _score_again(cfg: Config) -> None:
     Raises UserError for a folder that is no finished evaluation, before torch is imported.
     """
     setting = "compare" if cfg.compare else "rescore"
-    for folder in map(Path, cfg.compare or [str(cfg.rescore)]):
+    folders = [Path(folder) for folder in cfg.compare or [str(cfg.rescore)]]
+    for folder in folders:
         require_finished(setting, folder)
         check(folder, cfg.check == "full")
-    stage = module_of("eval")
-    stage.compare_runs(cfg) if cfg.compare else stage.rescore(cfg)
+    made = runs.home(cfg) / "compare" if cfg.compare else folders[0]
+    made.parent.mkdir(parents=True, exist_ok=True)  # it holds open runs too
+    with runs.kept_beside(made, any(runs.are_closed(folder, "eval") for folder in folders)):
+        stage = module_of("eval")
+        stage.compare_runs(cfg) if cfg.compare else stage.rescore(cfg)
 
 
 def _processes(cfg: Config) -> int:
@@ -205,7 +214,7 @@ def _execute_in_group(cfg: Config, stage: str) -> None:
             if not parallel.has_parent():
                 tell_next(cfg, stage, console)
         elif (run := parallel.from_first(lambda: None)) is not None:
-            with _kept(cfg, stage, run.inputs):
+            with kept_for(cfg, stage, run.inputs):
                 module_of(stage).run(cfg, run)
     except (UserError, SystemExit):  # after other errors, processes may wait in the group
         parallel.part()
@@ -225,10 +234,10 @@ def _execute_one(cfg: Config, stage: str) -> None:
             _tell_finished(stage, folder)
             return
         resumed = ": resumed" * run.resuming
-        console.print(f"[bold]{stage}[/]{resumed} -> {folder}", soft_wrap=True)
+        _tell(stage, f"{resumed} -> {folder}")
         for name, read in run.inputs.items():
             if read != runs.folder_of(cfg, name):
-                console.print(f"  {name} is read from {read}")
+                console.print(f"  {name} is read from {read}", soft_wrap=True)
         if stage in TRAINING:
             _share_tokens(cfg, run)
         begin = time.monotonic()
@@ -241,7 +250,7 @@ def _execute_one(cfg: Config, stage: str) -> None:
             hparams.write(cfg, run, metrics)
         metrics = {**metrics, "seconds": round(seconds, 3)}
         runs.finish(run, metrics, made_again(cfg, stage, folder))
-        console.print(f"[bold]{stage}[/]: done in {seconds:.0f} s")
+        _tell(stage, f": done in {seconds:.0f} s")
         tell_result(stage, folder, console)
 
 
@@ -285,32 +294,39 @@ def _tokenise(cfg: Config) -> None:
             return
         _share_tokens(cfg, run)
         module_of(stage).tokenised(cfg, run)
-        console.print(
-            f"[bold]{stage}[/]: tokenised -> {run.folder / 'data'}; the same command without "
-            "tokenise_only=true trains",
-            soft_wrap=True,
+        _tell(
+            stage,
+            f": tokenised -> {run.folder / 'data'}; the same command without tokenise_only=true "
+            "trains",
         )
 
 
 def _share_tokens(cfg: Config, run: runs.Run) -> None:
-    """Take the tokenised samples of another run that has the same ones, as links to its files."""
+    """Take the tokenised samples of another run that has the same ones, as links to its files.
+
+    Files without their digest are not taken: they are damaged, or of version 0.1.
+    """
     data = run.folder / "data"
     if data.exists() or cfg.overwrite:
         return
     for other in runs.tokenised_alike(cfg, run.stage, run.inputs):
         files = sorted((other / "data").glob("*.arrow"))
-        if files:
-            console.print(f"  tokenised samples are those of {other}")
+        if files and all(map(is_whole, files)):
+            console.print(f"  tokenised samples are those of {other}", soft_wrap=True)
             data.mkdir()
-            for file in files:
+            for file in (*map(digest_beside, files), *files):
                 (data / file.name).hardlink_to(file)
             return
 
 
 def _tell_finished(stage: str, folder: Path) -> None:
     """Say that a run was finished before, and what it has."""
-    console.print(f"[bold]{stage}[/]: finished already, in {folder}", soft_wrap=True)
+    _tell(stage, f": finished already, in {folder}")
     tell_result(stage, folder, console)
+
+
+def _tell(stage: str, words: str) -> None:
+    console.print(Text.assemble((stage, "bold"), words), soft_wrap=True)
 
 
 def _opened(cfg: Config, stage: str, stack: ExitStack) -> runs.Run | None:
@@ -319,7 +335,7 @@ def _opened(cfg: Config, stage: str, stack: ExitStack) -> runs.Run | None:
     Returns None where the run is finished, and to the other processes where it is refused.
     """
     try:
-        stack.enter_context(_kept(cfg, stage, _check_inputs(cfg, stage)))
+        stack.enter_context(kept_for(cfg, stage, _check_inputs(cfg, stage)))
         run = stack.enter_context(runs.opened(cfg, stage))
     except UserError:
         parallel.from_first(lambda: None)
@@ -327,19 +343,20 @@ def _opened(cfg: Config, stage: str, stack: ExitStack) -> runs.Run | None:
     return parallel.from_first(lambda: run)
 
 
-def _kept(cfg: Config, stage: str, inputs: Mapping[str, Path]) -> AbstractContextManager[None]:
+def kept_for(cfg: Config, stage: str, inputs: Mapping[str, Path]) -> AbstractContextManager[None]:
     """Return a context in which what a stage makes of closed records stays with their user.
 
     Of records that are not prepared yet it is unknown whose they are: `prepare` decides.
     """
     if stage == "prepare":
-        closed = cfg.data.open is not True and cfg.data.name != "synthetic"
+        declared = cfg.data.open
+        closed = cfg.data.name != "synthetic" if declared is None else not declared
     else:
         closed = "prepare" in inputs and not runs.data_is_open(inputs["prepare"])
     folder = runs.folder_of(cfg, stage)
     folder.parent.mkdir(parents=True, exist_ok=True)  # it holds open runs too
     number = f"-{parallel.rank()}" if parallel.rank() else ""
-    return runs.kept(closed, folder.with_name(f"{folder.name}{number}.error.txt"))
+    return runs.kept_beside(folder, closed, number)
 
 
 def _execute_share(cfg: Config, stage: str) -> None:
@@ -347,13 +364,13 @@ def _execute_share(cfg: Config, stage: str) -> None:
     module = module_of(stage)
     (section, made), folder = SHARED[stage], runs.folder_of(cfg, stage)
     share, shares = cfg.of(section).shard, cfg.of(section).shards
-    with _kept(cfg, stage, _check_inputs(cfg, stage)), runs.joined(cfg, stage, share) as run:
+    with kept_for(cfg, stage, _check_inputs(cfg, stage)), runs.joined(cfg, stage, share) as run:
         if run is None:
             _tell_finished(stage, folder)
             return
         with blaming_inputs(run):
             left = module.run_share(cfg, run)
-    console.print(f"[bold]{stage}[/]: share {share} of {shares} is done; {left} {made} are missing")
+    _tell(stage, f": share {share} of {shares} is done; {left} {made} are missing")
     if not left:
         with suppress(runs.FolderInUseError):  # another share is finishing and will put together
             whole = cfg.model_copy(deep=True)

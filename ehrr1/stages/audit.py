@@ -17,7 +17,6 @@ from typing import Any
 
 import polars as pl
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from ehrr1.audit import index_checks, leakage, single_features
 from ehrr1.audit.index_checks import Audit
@@ -30,8 +29,9 @@ from ehrr1.files import read_json, replacing, write_json
 from ehrr1.runs import Run, data_is_open, finish
 from ehrr1.tasks.label_options import ED_DELAY
 from ehrr1.tasks.samples import STORE, Prepared
+from ehrr1.terminal import plain_console
 
-console = Console(stderr=True)
+console = plain_console(stderr=True)
 
 EXAMPLES = 5
 """Number of leaking samples per task whose names are in audit.json."""

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
-from rich.console import Console
 
 from ehrr1.config.schema import Config
 from ehrr1.files import write_text
@@ -21,8 +20,9 @@ from ehrr1.tasks.catalog import TASKS
 from ehrr1.tasks.samples import Prepared
 from ehrr1.tasks.selection import select
 from ehrr1.tasks.splits import SPLITS
+from ehrr1.terminal import plain_console
 
-console = Console(stderr=True)
+console = plain_console(stderr=True)
 
 
 def run(cfg: Config, run: Run) -> dict[str, float | int]:
@@ -37,7 +37,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
     told = lengths_section(lengths, list(units), cut, settings.samples_per_task)
     parts = ["# Data card", *sections(prepared, cfg.seed, told)]
     write_text(run.folder / "card.md", "\n\n".join(parts) + "\n")
-    console.print(f"data card: {run.folder / 'card.md'}")
+    console.print(f"data card: {run.folder / 'card.md'}", soft_wrap=True)
     samples = prepared.scan().select(pl.len()).collect().item()
     return {"samples": samples, "measured": lengths.height}
 

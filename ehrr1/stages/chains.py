@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import networkx as nx
 import polars as pl
 from omegaconf import OmegaConf
-from rich.console import Console
 
 from ehrr1.config.schema import Config
 from ehrr1.config.writers import (
@@ -47,6 +46,7 @@ from ehrr1.reasoning.template import Reasons, Style, write_template
 from ehrr1.records.events import Event
 from ehrr1.runs import Run, data_is_open
 from ehrr1.tasks.samples import Prepared, Sample
+from ehrr1.terminal import plain_console
 
 UNFINISHED = "unfinished"
 """The rule that a draft breaks which was cut off or refused, whatever it says."""
@@ -246,7 +246,7 @@ def ask(work: Work, ledger: Ledger, asker: Asker) -> Metrics:
             "chains.max_prompt_chars"
         )
     for reason, count in ledger.errors().items():
-        Console(stderr=True).print(f"chains: {count} drafts failed: {reason}", markup=False)
+        plain_console(stderr=True).print(f"chains: {count} drafts failed: {reason}")
     versions = {f"prompt/{version}": count for version, count in sorted(ledger.prompts().items())}
     found = {"asked": sum(states.values()), "failed": states["failed"], **versions}
     return found | ledger.cut() | ledger.spent()
@@ -397,4 +397,4 @@ def dry_run(cfg: Config, inputs: dict[str, Path], folder: Path) -> None:
     prompts = track(work.prompts(wanted.keys(), limits), "building prompts", len(wanted))
     asked = ((prompt, len(wanted[sample_id])) for sample_id, prompt in prompts)
     found = estimate(asked, cacheable_length(settings))
-    Console().print(estimate_table(found, settings))
+    plain_console().print(estimate_table(found, settings))

@@ -8,12 +8,12 @@ import shlex
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from ehrr1 import runs
 from ehrr1.command import typed_as
 from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
-from ehrr1.files import write_json
 
 STEP = "hf/step"
 """The metric of a finished run whose hf/ is not that of its last checkpoint."""
@@ -34,11 +34,13 @@ def consolidate_run(cfg: Config, console: Console) -> None:
     again = (
         f"{typed_as()} stage=consolidate {shlex.quote(f'run={folder}')} checkpoint={cfg.checkpoint}"
     )
-    with runs.held(folder), runs.rewriting(folder, "hf", again):
+    closed = runs.are_closed(folder, folder.name)
+    with runs.kept_beside(folder, closed), runs.held(folder), runs.rewriting(folder, "hf", again):
         step = consolidate(folder, cfg.checkpoint)
         if runs.is_finished(folder):
             _note(folder, step, last_checkpoint(folder / "checkpoints")[1])
-    console.print(f"[bold]consolidate[/]: the weights after {step} steps -> {folder / 'hf'}")
+    told = f": the weights after {step} steps -> {folder / 'hf'}"
+    console.print(Text.assemble(("consolidate", "bold"), told), soft_wrap=True)
 
 
 def _note(folder: Path, step: int, last: int) -> None:
@@ -50,4 +52,4 @@ def _note(folder: Path, step: int, last: int) -> None:
     plain = {name: value for name, value in metrics.items() if name != STEP}
     noted = plain if step == last else plain | {STEP: step}
     if noted != metrics:
-        write_json(folder / "metrics.json", noted)
+        runs.rewrite_metrics(folder, noted)

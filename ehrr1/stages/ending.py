@@ -11,6 +11,7 @@ from ehrr1.config.names import BENCHMARKS, TRAINING
 from ehrr1.config.records import BenchmarkData
 from ehrr1.config.schema import Config
 from ehrr1.config.writers import ModelChains
+from ehrr1.damage import METRICS
 
 SCORES = "scores.txt"
 """The tables of an evaluation."""
@@ -108,6 +109,8 @@ def made_again(cfg: Config, stage: str, folder: Path) -> dict[str, str]:
     commands = {"": f"{with_stage(stage)} overwrite=true"}
     if stage in TRAINING:
         commands["hf"] = f"{typed_as()} stage=consolidate {shlex.quote(f'run={folder}')}"
+    if stage == "eval":
+        commands[METRICS] = f"{typed_as()} stage=eval {shlex.quote(f'rescore={folder}')}"
     return commands
 
 
@@ -131,4 +134,4 @@ def next_stage(cfg: Config, stage: str) -> str | None:
 
 def _line(console: Console, text: str) -> None:
     """Print one line as it is: a path or a command is copied whole."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(text, highlight=False, soft_wrap=True)

@@ -24,7 +24,6 @@ from zlib import crc32
 
 import polars as pl
 import torch
-from rich.console import Console
 
 from ehrr1 import runs
 from ehrr1.config.names import TRAINING
@@ -51,7 +50,7 @@ from ehrr1.evaluation.tables import score_text
 from ehrr1.evaluation.targets import Target, results
 from ehrr1.evaluation.tolerance import with_tolerance
 from ehrr1.evaluation.tree_memory import TreeMemory
-from ehrr1.files import read_yaml, remove, replacing, write_json, write_text
+from ehrr1.files import read_yaml, remove, replacing, write_text
 from ehrr1.graph.same_names import check_dictionary
 from ehrr1.progress import beside
 from ehrr1.runs import Run
@@ -65,8 +64,9 @@ from ehrr1.stages.eval_samples import (
 )
 from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.samples import Prepared, Sample
+from ehrr1.terminal import plain_console
 
-console = Console(stderr=True)
+console = plain_console(stderr=True)
 
 BASELINES = "parts/baselines.parquet"
 """Rows of the baselines, kept like those of the models."""
@@ -315,9 +315,9 @@ def rescore(cfg: Config) -> None:
         metrics = told(then, folder, predictions, inputs_of(folder), Phases())
         before = runs.metrics_of(folder)
         measured = {name: value for name, value in before.items() if MEASURED.fullmatch(name)}
-        write_json(folder / "metrics.json", {**metrics, **measured})
+        runs.rewrite_metrics(folder, {**metrics, **measured})
     tell_result("eval", folder, console)
-    console.print(f"scored again: {folder}")
+    console.print(f"scored again: {folder}", soft_wrap=True)
 
 
 def compare_runs(cfg: Config) -> None:
@@ -325,7 +325,7 @@ def compare_runs(cfg: Config) -> None:
     folders = [Path(folder) for folder in cfg.compare or []]
     target = runs.home(cfg) / "compare"
     compare(folders, target, cfg.eval.bootstrap, cfg.seed, cfg.concepts, cfg.eval.atc_level)
-    console.print(f"compared: {target / 'report.html'}")
+    console.print(f"compared: {target / 'report.html'}", soft_wrap=True)
 
 
 def writing(cfg: Config) -> Writing:

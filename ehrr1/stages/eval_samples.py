@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
-from rich.console import Console
 
 from ehrr1 import runs
 from ehrr1.config.schema import Config
@@ -22,8 +21,9 @@ from ehrr1.tasks.candidates import Candidates
 from ehrr1.tasks.catalog import ALL_TASKS, OWN, SUITES, TASKS
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import select
+from ehrr1.terminal import plain_console
 
-console = Console(stderr=True)
+console = plain_console(stderr=True)
 
 TUNED_SHARE = 4
 """The baselines have one validation sample per task for this many training samples."""

@@ -10,16 +10,17 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from ehrr1 import runs
 from ehrr1.config.schema import Config
 from ehrr1.config.types import AnswerMode
 from ehrr1.errors import UserError
 from ehrr1.evaluation.opening import device
-from ehrr1.files import replacing
+from ehrr1.files import write_text
 from ehrr1.inference.model import EHRModel
 from ehrr1.inference.pages import RecordPage, record_page
 from ehrr1.inference.query import Answer, Record, events
 from ehrr1.records.events import Event
-from ehrr1.runs import data_is_open, kept
+from ehrr1.runs import data_is_open
 from ehrr1.stages.infer_batch import Records, read_batch, shows_the_moment, stored, time_of
 from ehrr1.stages.infer_checks import check, is_meds, prepared, source_of
 from ehrr1.tasks.candidates import Candidates
@@ -39,8 +40,16 @@ def run_infer(cfg: Config) -> None:
 
 def ask_one(cfg: Config) -> None:
     """Answer one question on stdout, and say on stderr what was cut from the record."""
+    open_data = are_open(cfg, [cfg.record is None])
+    made = runs.home(cfg) / "infer" if cfg.infer.page is None else Path(cfg.infer.page)
+    with runs.kept_beside(made, not open_data):
+        answer_one(cfg, open_data)
+
+
+def answer_one(cfg: Config, open_data: bool) -> None:
+    """Read the record, ask the model, and print the answer or write its page."""
     record = events(record_of(cfg))  # read before the model is
-    lists, open_data = candidates(cfg, [cfg.infer.task]), are_open(cfg, [cfg.record is None])
+    lists = candidates(cfg, [cfg.infer.task])
     with opened(cfg, open_data) as model:
         say(f"model: {model.source}")
         stream = cfg.infer.stream and sys.stdout.isatty()
@@ -76,9 +85,7 @@ def write_page(
         is_open=open_data,
     )
     path = Path(str(cfg.infer.page))
-    errors = path.with_name(f"{path.name}.error.txt")
-    with kept(not open_data, errors), replacing(path) as place:
-        place.write_text(record_page(shown), encoding="utf-8")
+    write_text(path, record_page(shown))
     say(f"page: {path}")
 
 
@@ -96,22 +103,25 @@ def ask_batch(cfg: Config) -> None:
     )
     lists = candidates(cfg, [asking.task for asking in batch.left])
     open_data = are_open(cfg, map(stored, batch.left))
-    errors = batch.output.with_name(f"{batch.output.name}.error.txt")
     with (
-        kept(not open_data, errors),
+        runs.kept_beside(batch.output, not open_data),
         opened(cfg, open_data) as model,
         batch.writing(settings_of(cfg, model.source)),
     ):
         batch.refuse(lambda asking: model.problem(asking, way(cfg)))
-        for line in batch.report():
+        told = batch.report()
+        for line in told:
             say(line)
         say(f"{len(batch.left):,} of {batch.rows:,} rows to answer -> {batch.output}")
         cut = 0
         if batch.left:
             say(f"model: {model.source}")
-            for name, answer in model.answers(batch.left, way(cfg), lists):
-                batch.write(name, answer)
+            model.load()  # its errors are none of the rows
+            for answer in batch.answer(lambda left: model.answers(left, way(cfg), lists)):
                 cut += answer.cut_events > 0
+        for line in batch.report():
+            if line not in told:
+                say(line)
     if cut:
         say(f"{cut:,} records were too long and lost their oldest events")
     say(f"{len(batch.done):,} rows are answered, {len(batch.refused):,} cannot be asked")

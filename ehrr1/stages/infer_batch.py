@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ehrr1 import runs
+from ehrr1.engines.base import EngineError
 from ehrr1.errors import UserError
 from ehrr1.files import read_json, write_json
 from ehrr1.inference.query import Answer, Query, events
@@ -25,8 +26,20 @@ SHOWN = 20
 SHOWN_CHARS = 60
 """Characters of an unknown task's name that are shown."""
 
+OF_ROWS = (
+    *(ArithmeticError, AssertionError, LookupError, MemoryError, RuntimeError, TypeError),
+    ValueError,
+)
+"""Errors that what stands in a row can cause; those of files, servers and settings meet all."""
+
+NONE_ANSWERED = 8
+"""As many rows that fail, and no answer to any, mean that the rows are not the cause."""
+
 TEXT = "text/"
 """Prefix of the `context_id` of a record that its row brings as text."""
+
+Ask = Callable[[list[Query]], Iterator[tuple[str, Answer]]]
+"""Queries -> the id of each and its answer, as they are finished."""
 
 Records = Callable[[dict[str, Any]], Callable[[], list[Event]]]
 """A row that names a patient -> what reads the record."""
@@ -95,6 +108,34 @@ class Batch:
             else:
                 kept.append(asking)
         self.left = kept
+
+    def answer(self, ask: Ask) -> Iterator[Answer]:
+        """Ask what is left; write and yield the answers.
+
+        Where an error ends several rows, halves of them are asked again, until the row that causes
+        it is alone; it is left out. Raises the error if rows fail and none is answered.
+        """
+        waiting, failed = [self.left], 0
+        while waiting:
+            some = {asking.id: asking for asking in waiting.pop()}
+            try:
+                for name, answer in ask(list(some.values())):
+                    del some[name]
+                    self.write(name, answer)
+                    yield answer
+            except OF_ROWS as error:
+                if isinstance(error, EngineError) or not some:
+                    raise
+                if len(some) > 1:
+                    left, half = list(some.values()), len(some) // 2
+                    waiting += [left[half:], left[:half]]
+                    continue
+                failed += 1
+                if not self.done and (failed == NONE_ANSWERED or not waiting):
+                    raise
+                self.refused[self.lines[next(iter(some))]] = (
+                    f"it cannot be answered ({type(error).__name__})"
+                )
 
     def report(self) -> list[str]:
         """Return a line for each row that is left out."""
@@ -213,6 +254,8 @@ def unreadable(asking: Query) -> str | None:
         asking.record()
     except UserError as error:
         return str(error)
+    except OF_ROWS as error:
+        return f"its record cannot be read ({type(error).__name__})"
     return None
 
 

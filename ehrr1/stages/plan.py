@@ -7,8 +7,8 @@ and what is assumed, stands in docs/plan.md.
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
@@ -19,8 +19,9 @@ from ehrr1.models.saving import Saving
 from ehrr1.models.sizes import GIB
 from ehrr1.runs import Run
 from ehrr1.tasks.card_sections import table
+from ehrr1.terminal import plain_console
 
-console = Console(stderr=True)
+console = plain_console(stderr=True)
 
 GB = 10**9
 
@@ -217,7 +218,7 @@ def show(run: Run, sections: Sequence[Section]) -> None:
             shown.add_column(head, justify="right" if number else "left")
         for row in rows:
             shown.add_row(*row, style="bold" if row[0] in ("total", "fits") else None)
-        console.print(f"[bold]{title}[/]", shown, sep="\n")
+        console.print(Text(title, "bold"), shown, sep="\n")
         parts += [f"## {title}", table(heads, rows)]
     write_text(run.folder / "plan.md", "\n\n".join(parts) + "\n")
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from rich.console import Console
 from rich.table import Column
 from rich.table import Table as RichTable
 
@@ -42,8 +41,9 @@ from ehrr1.tasks.paper.index import RELEASED, WINDOW_HOURS
 from ehrr1.tasks.samples import SPLIT
 from ehrr1.tasks.sampling import BALANCED, Draw, read_limits
 from ehrr1.tasks.selection import known_tasks
+from ehrr1.terminal import plain_console
 
-console = Console(stderr=True)
+console = plain_console(stderr=True)
 
 Metrics = dict[str, float | int]
 Rows = dict[str, Counter[str]]

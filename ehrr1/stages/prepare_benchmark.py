@@ -16,7 +16,6 @@ reported.json   reason -> rows that could not be used
 from pathlib import Path
 
 import polars as pl
-from rich.console import Console
 
 from ehrr1.config.records import BenchmarkData, CdmData, EhrshotData
 from ehrr1.config.schema import Config, value_of
@@ -31,8 +30,9 @@ from ehrr1.tasks.external.cdm import read_cdm
 from ehrr1.tasks.external.ehrshot import Limits, read_ehrshot
 from ehrr1.tasks.release.lists import CACHE, keep_lists
 from ehrr1.tasks.samples import INDEX, SPLIT, TEXTS
+from ehrr1.terminal import plain_console
 
-console = Console(stderr=True)
+console = plain_console(stderr=True)
 
 
 def run(cfg: Config, run: Run) -> dict[str, float | int]:

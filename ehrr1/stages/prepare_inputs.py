@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from rich.console import Console
 
 from ehrr1.config.schema import Config
 from ehrr1.errors import UserError
@@ -37,8 +36,9 @@ from ehrr1.tasks.release.rows import items_of, read_release_index
 from ehrr1.tasks.samples import INDEX
 from ehrr1.tasks.sampling import read_subjects
 from ehrr1.tasks.splits import split_patients
+from ehrr1.terminal import plain_console
 
-console = Console(stderr=True)
+console = plain_console(stderr=True)
 
 AnySource = MimicFolder | MedsFolder | ReleaseFolder
 
@@ -204,7 +204,7 @@ def close(source: AnySource, folder: Path) -> dict[str, int]:
     if not isinstance(source, ReleaseFolder):
         return {}
     keep_lists(source.root, folder, folder / UNPACKED)
-    samples = pl.read_parquet(folder / INDEX, columns=["sample_id"])["sample_id"]
+    samples = pl.read_parquet(folder / INDEX, columns=["sample_id"], glob=False)["sample_id"]
     chains = write_given(source.root, set(samples), folder / CHAINS)
     remove(folder / UNPACKED)
     return {f"given_chains/{outcome}": count for outcome, count in sorted(chains.items())}

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import polars as pl
 from datasets import Dataset
-from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from ehrr1 import parallel
@@ -35,6 +34,7 @@ from ehrr1.tasks.catalog import ALL_TASKS
 from ehrr1.tasks.context import preamble_length
 from ehrr1.tasks.samples import Prepared, Sample
 from ehrr1.tasks.selection import LEARNABLE, select
+from ehrr1.terminal import plain_console
 from ehrr1.training.checks import check_training
 from ehrr1.training.sft import Material, builder, lay_base, tokenise, train
 
@@ -132,7 +132,7 @@ def citations_shown(
     if not total:  # chains of other writers may be prose without citations
         return {}
     if found / total < ENOUGH_SHOWN:
-        Console(stderr=True).print(
+        plain_console(stderr=True).print(
             f"reason: prompts show {found / total:.0%} of what the chains cite. Raise "
             "reason.max_tokens, or draw the graph with graph.record_chars=N, the characters that a "
             "prompt shows."

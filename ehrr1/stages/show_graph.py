@@ -32,7 +32,8 @@ def show(cfg: Config, console: Console) -> None:
     Raises UserError where the finished graph has no such sample.
     """
     inputs = runs.find_inputs(cfg, "chains")
-    row = line_of(inputs["graph"] / "graphs.jsonl", str(cfg.graph.show))
+    is_open = data_is_open(inputs["prepare"])
+    row = line_of(inputs["graph"] / "graphs.jsonl", str(cfg.graph.show), is_open)
     prepared, graph = Prepared(inputs["prepare"]), from_json(row["graph"])
     sample = _sample(prepared, row["sample_id"])
     draft, note = find_draft(cfg, inputs["graph"], sample.sample_id)
@@ -42,7 +43,7 @@ def show(cfg: Config, console: Console) -> None:
         graph=graph,
         draft=draft,
         note=note,
-        is_open=data_is_open(prepared.folder),
+        is_open=is_open,
     )
     stem = inputs["graph"] / "show" / safe_name(sample.sample_id)
     title = f"{sample.task} at {sample.prediction_time:%Y-%m-%d %H:%M}: evidence for the answer"
@@ -51,19 +52,24 @@ def show(cfg: Config, console: Console) -> None:
             draw(graph, title, path, form)
     write_text(stem.with_name(f"{stem.name}.html"), page(shown))
     for form in ("png", "svg", "html"):
-        console.print(f"{stem}.{form}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{stem}.{form}", highlight=False, soft_wrap=True)
 
 
-def line_of(graphs: Path, sample_id: str) -> dict[str, Any]:
-    """Return the sample's line of graphs.jsonl. Raises UserError where there is none."""
+def line_of(graphs: Path, sample_id: str, is_open: bool) -> dict[str, Any]:
+    """Return the sample's line of graphs.jsonl.
+
+    Raises UserError where there is none; it names some samples of open records.
+    """
     for row in _rows_of(graphs, sample_id):
         return row
-    with graphs.open(encoding="utf-8") as lines:
-        some = [json.loads(line)["sample_id"] for line in islice(lines, 3)]
+    some = ""
+    if is_open:  # ids hold a patient and a time
+        with graphs.open(encoding="utf-8") as lines:
+            told = [json.loads(line)["sample_id"] for line in islice(lines, 3)]
+        some = f" (for example {', '.join(told) or 'none: the file is empty'})"
     raise UserError(
         f"graph.show={sample_id}: no graph of that sample in {graphs}; choose another sample_id "
-        f"of that file (for example {', '.join(some) or 'none: the file is empty'}), or raise "
-        "graph.samples_per_task"
+        f"of that file{some}, or raise graph.samples_per_task"
     )
 
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from ehrr1.errors import UserError, need_extra
 from ehrr1.files import remove
@@ -25,6 +25,7 @@ from ehrr1.sweeps.control import (
     wide_console,
 )
 from ehrr1.sweeps.state import RunStatus, Sweep, status
+from ehrr1.terminal import plain_console
 
 COLOURS = {"done": "green", "running": "cyan", "failed": "red", "cancelled": "yellow"}
 
@@ -114,7 +115,7 @@ def show_status(book: Sweep, words: list[str], options: dict[str, str], flags: s
         return 0
     name = book.folder.name
     if "--watch" in flags and sys.stdout.isatty():
-        with Live(table(look(), name), refresh_per_second=1) as live:
+        with Live(table(look(), name), console=wide_console(), refresh_per_second=1) as live:
             told = look()
             while any(one.state in ("pending", "running") for one in told):
                 time.sleep(2)
@@ -134,10 +135,10 @@ def table(told: Sequence[RunStatus], name: str) -> Table:
         numbers = column in ("step", "s/step")
         found.add_column(column, justify="right" if numbers else "left", overflow="fold")
     for one in told:
-        state = f"[{COLOURS.get(one.state, 'default')}]{one.state}[/]"
+        state = Text(one.state, COLOURS.get(one.state, "default"))
         speed = "" if one.seconds_per_step is None else f"{one.seconds_per_step:.2f}"
         step = "" if one.step is None else f"{one.step:,}"
-        found.add_row(one.run, state, step, speed, one.note.replace("[", r"\["))
+        found.add_row(one.run, state, step, speed, one.note)
     return found
 
 
@@ -173,7 +174,9 @@ def resume(book: Sweep, words: list[str], options: dict[str, str], flags: set[st
 
             runs = resumed(book, runs)
         begun = start_missing(book, module, runs, again=True)
-    Console(stderr=True).print(f"{len(begun)} runs submitted", *begun, sep="\n  ", soft_wrap=True)
+    plain_console(stderr=True).print(
+        f"{len(begun)} runs submitted", *begun, sep="\n  ", soft_wrap=True
+    )
     return 0
 
 
@@ -189,7 +192,7 @@ def cancel(book: Sweep, words: list[str], options: dict[str, str], flags: set[st
         told = status(book, module.active(book))
         over = [one.run for one in told if one.run in names and one.state in ("pending", "running")]
         end(book, module, over, "by `sweep.py cancel`")
-    Console(stderr=True).print(f"{len(over)} runs cancelled; `resume` continues them")
+    plain_console(stderr=True).print(f"{len(over)} runs cancelled; `resume` continues them")
     return 0
 
 

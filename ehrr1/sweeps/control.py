@@ -12,6 +12,7 @@ from rich.console import Console
 from ehrr1.errors import UserError, need_extra
 from ehrr1.sweeps import local
 from ehrr1.sweeps.state import Entry, Sweep, status
+from ehrr1.terminal import plain_console
 
 
 def launcher_of(book: Sweep) -> ModuleType:
@@ -34,10 +35,11 @@ def module_of(launcher: str) -> ModuleType:
 
 def tell_begun(book: Sweep, root: Path) -> None:
     """Print the number of runs and the command for their status."""
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     console.print(f"{len(book.entries())} runs in {book.folder}", soft_wrap=True)
     console.print(
-        f"python sweep.py status {book.folder.name} output_root={shlex.quote(str(root))}",
+        f"python sweep.py status {shlex.quote(book.folder.name)} "
+        f"output_root={shlex.quote(str(root))}",
         soft_wrap=True,
         highlight=False,
     )
@@ -128,4 +130,4 @@ def chosen(book: Sweep, words: Sequence[str]) -> list[Entry]:
 
 def wide_console() -> Console:
     """Return a console of the terminal; output to a file or a pipe is not wrapped."""
-    return Console() if sys.stdout.isatty() else Console(width=1_000, height=100)
+    return plain_console() if sys.stdout.isatty() else plain_console(width=1_000, height=100)

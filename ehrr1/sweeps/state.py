@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ehrr1.errors import UserError
-from ehrr1.files import read_json, write_json
+from ehrr1.files import delete_gone, read_json, write_json
 from ehrr1.locks import flock
 
 STATES = ("pending", "running", "done", "failed", "cancelled")
@@ -83,8 +83,9 @@ class Sweep:
     @staticmethod
     def open(folder: Path) -> "Sweep":
         """Return an existing sweep; raises UserError if there is none."""
+        delete_gone(folder.parent)
         if not (folder / "sweep.json").exists():
-            there = sorted(path.parent.name for path in folder.parent.glob("*/sweep.json"))
+            there = sorted(path.parent.name for path in folder.parent.glob("[!.]*/sweep.json"))
             raise UserError(
                 f"name={folder.name}: no sweep of that name in {folder.parent} "
                 f"({', '.join(there) or 'there is none'}); set output_root=DIR to look elsewhere"
@@ -141,6 +142,7 @@ class Sweep:
     def held(self) -> Iterator[None]:
         """Hold the sweep's lock, so that one command at a time changes the sweep."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        delete_gone(self.folder.parent)
         with (self.folder / ".lock").open("w") as file:
             flock(file, wait=True)
             yield

@@ -50,7 +50,9 @@ def write_hospital(folder: Path, subjects: int, seed: int, *, progress: bool = T
         write_dictionaries(temporary)
         truth.write_parquet(temporary / "synthetic" / "truth.parquet")
         links().write_parquet(temporary / "synthetic" / "links.parquet")
-        people = pl.read_csv(temporary / "hosp" / "patients.csv.gz", columns=["subject_id"])
+        people = pl.read_csv(
+            temporary / "hosp" / "patients.csv.gz", columns=["subject_id"], glob=False
+        )
         mark(temporary, people["subject_id"])
 
 

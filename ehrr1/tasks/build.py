@@ -122,7 +122,7 @@ def _whole(folder: Path) -> dict[str, Any]:
 
 def _part(folder: Path, own: pl.Series, names: pl.Series) -> pl.LazyFrame:
     """Return a shard's samples, their answers coded by the names of all shards."""
-    part = pl.scan_ipc(folder / SAMPLES).with_columns(pl.lit(False).alias("balanced"))
+    part = pl.scan_ipc(folder / SAMPLES, glob=False).with_columns(pl.lit(False).alias("balanced"))
     if len(own) == len(names):
         return part
     code = pl.element().replace_strict(range(len(own)), names.search_sorted(own))
@@ -151,7 +151,13 @@ def _per_task(index: pl.DataFrame) -> dict[str, int]:
 def _counted(index: Path) -> Counter[str]:
     """Return the counts `samples/<task>` and, for risk tasks, `positives/<task>`."""
     answers = (pl.col("label").count().alias("asked"), pl.col("label").sum().alias("yes"))
-    counts = pl.scan_parquet(index).group_by("task").agg(pl.len(), *answers).collect().sort("task")
+    counts = (
+        pl.scan_parquet(index, glob=False)
+        .group_by("task")
+        .agg(pl.len(), *answers)
+        .collect()
+        .sort("task")
+    )
     found: Counter[str] = Counter()
     for task, samples, asked, yes in counts.iter_rows():
         found[f"samples/{task}"] = samples

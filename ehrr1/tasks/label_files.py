@@ -13,15 +13,15 @@ from datetime import timedelta
 from pathlib import Path
 
 import polars as pl
-from rich.console import Console
 
 from ehrr1.errors import UserError
 from ehrr1.records.reading import as_moment, check_zones, data_files
 from ehrr1.tasks.catalog import OWN, TASKS
 from ehrr1.tasks.index import Index, completed, numbered_events
 from ehrr1.tasks.labels import SAMPLE_SCHEMA
+from ehrr1.terminal import plain_console
 
-console = Console(stderr=True)
+console = plain_console(stderr=True)
 
 COLUMNS = ("subject_id", "prediction_time", "boolean_value")
 
@@ -82,14 +82,14 @@ def read_own_labels(
 
 def _read(path: Path) -> pl.DataFrame:
     try:
-        schema = pl.read_parquet_schema(path)
+        schema = pl.scan_parquet(path, glob=False).collect_schema()
         missing = [name for name in COLUMNS if name not in schema]
         if missing:
             raise UserError(
                 f"{path} lacks {', '.join(missing)}: labels of a risk task need "
                 f"{', '.join(COLUMNS)}"
             )
-        frame = pl.read_parquet(path, columns=list(COLUMNS))
+        frame = pl.read_parquet(path, columns=list(COLUMNS), glob=False)
         if nameless := frame["subject_id"].null_count():
             raise UserError(f"{path}: {nameless:,} labels have no subject_id; mend or remove them")
         return frame.select(

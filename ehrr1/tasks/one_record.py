@@ -149,7 +149,7 @@ def _meds_store(source: Path, subject_id: int, folder: Path) -> Store:
 def _rows_of(file: Path, subject_id: int) -> pl.DataFrame:
     try:
         own = pl.col("subject_id").cast(pl.Int64, strict=False) == subject_id
-        return pl.scan_parquet(file).filter(own).collect()
+        return pl.scan_parquet(file, glob=False).filter(own).collect()
     except (OSError, pl.exceptions.PolarsError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

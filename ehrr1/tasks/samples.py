@@ -139,7 +139,7 @@ class Prepared:
         `rows` are the first row of the file and their number, for a part of it.
         """
         with reading(self.folder / INDEX, *READ_ERRORS):
-            index = pl.scan_parquet(self.folder / INDEX)
+            index = pl.scan_parquet(self.folder / INDEX, glob=False)
             index.collect_schema()
         if rows is not None:
             index = index.slice(*rows)
@@ -209,7 +209,7 @@ class Prepared:
     @cached_property
     def index_columns(self) -> list[str]:
         """Return the columns of the index, which differ between protocols."""
-        return list(pl.read_parquet_schema(self.folder / INDEX))
+        return list(pl.scan_parquet(self.folder / INDEX, glob=False).collect_schema())
 
     def _targets(self, index: pl.DataFrame) -> list[tuple[str, ...]]:
         if index.schema["target"] == pl.List(pl.String):
@@ -243,7 +243,7 @@ class Prepared:
 def read_parquet(path: Path) -> pl.DataFrame:
     """Read a Parquet file of a run. Raises DamagedError if it is none."""
     with reading(path, *READ_ERRORS):
-        return pl.read_parquet(path)
+        return pl.read_parquet(path, glob=False)
 
 
 _FIELDS = {

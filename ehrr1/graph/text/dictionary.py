@@ -48,7 +48,7 @@ def read_dictionary(path: Path) -> pl.DataFrame:
     if not path.is_file():
         raise UserError(f"{setting}: no such file; give a .tsv or .tsv.gz file of concepts")
     try:
-        frame = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False)
+        frame = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False, glob=False)
     except pl.exceptions.PolarsError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{setting}: not a table of tab-separated text ({reason})") from error

@@ -23,7 +23,7 @@ from typing import Any
 
 from ehrr1.config.records import UmlsConcepts
 from ehrr1.errors import UserError
-from ehrr1.files import fingerprint, locked, replacing, write_text
+from ehrr1.files import fingerprint, locked, replacing, settle_beside, write_text
 from ehrr1.progress import bar
 
 FILES = ("MRCONSO.RRF", "MRSTY.RRF")
@@ -72,6 +72,7 @@ def quickumls_index(concepts: UmlsConcepts) -> Path:
             )
     folder = Path(concepts.cache) / f"quickumls-{fingerprint(sources, VERSION)}"
     with locked(folder.with_suffix(".lock")):
+        settle_beside(folder)
         if not folder.exists():
             with replacing(folder) as temporary:
                 _build(sources[0], sources[1], temporary)

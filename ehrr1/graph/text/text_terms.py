@@ -28,7 +28,7 @@ from spacy.matcher import PhraseMatcher
 from spacy.strings import get_string_id
 from spacy.vocab import Vocab
 
-from ehrr1.files import fingerprint, locked, replacing
+from ehrr1.files import fingerprint, locked, replacing, settle_beside
 from ehrr1.graph.text.dictionary import (
     GENERAL_TYPES,
     ITEM_LISTS,
@@ -140,6 +140,7 @@ def prepared_terms(dictionary: Path, cache: Path, nlp: Language) -> Path:
     name = fingerprint([dictionary, *FILES], VERSION, version("spacy"), version("medspacy"))
     file = cache / f"terms-{name}.tsv"
     with locked(file.with_suffix(".lock")):
+        settle_beside(file)
         if not file.exists():
             with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as lines:
                 lines.writelines(_lines(choose(read_dictionary(dictionary)), nlp))

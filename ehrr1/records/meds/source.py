@@ -319,7 +319,7 @@ def _typed(frame: pl.DataFrame, types: Types) -> pl.DataFrame:
 
 def _read(path: Path) -> pl.DataFrame:
     try:
-        return pl.read_parquet(path)
+        return pl.read_parquet(path, glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise _unreadable(path, error) from error
 

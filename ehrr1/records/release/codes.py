@@ -116,7 +116,11 @@ def distinct_pairs(store: Store) -> dict[str, list[Pair]]:
     pairs: dict[str, set[Pair]] = {}
     for number in range(len(store.shards)):
         shard = store.shard(number)
-        rows = pl.scan_ipc(shard.folder / "rows.arrow").select("table", "item", "class").unique()
+        rows = (
+            pl.scan_ipc(shard.folder / "rows.arrow", glob=False)
+            .select("table", "item", "class")
+            .unique()
+        )
         names = dict(enumerate(shard.names[:-1]))
         for table, item, kind in rows.collect().iter_rows():
             pair = names.get(item) if item != NO_CODE else None, names.get(kind)

@@ -339,7 +339,9 @@ def _concepts(path: Path, codes: Collection[str]) -> dict[str, str]:
     """
     code = pl.concat_str("vocabulary_id", "concept_code", separator="/")
     try:
-        table = pl.scan_csv(path, separator="\t", quote_char=None, infer_schema_length=0)
+        table = pl.scan_csv(
+            path, separator="\t", quote_char=None, infer_schema_length=0, glob=False
+        )
         chosen = table.select(code.alias("code"), "concept_name")
         frame = chosen.filter(pl.col("code").is_in(list(codes))).collect(engine="streaming")
     except (pl.exceptions.PolarsError, OSError) as error:
