@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ehrr1 import runs
-from ehrr1.config.schema import Config, recorded
-from ehrr1.errors import UserError
+from ehrr1.config.schema import Config
 from ehrr1.files import read_yaml
 from ehrr1.runs.environment import version
 from ehrr1.tasks.samples import Prepared
@@ -28,18 +27,10 @@ def about_finished(folder: Path) -> dict[str, str]:
     path = folder / "environment.txt"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     software = next((line for line in lines if line.startswith("ehrr1 ")), UNKNOWN)
-    prepare = inputs_of(folder).get("prepare")
+    prepare = runs.inputs_of(folder, "eval").get("prepare")
     prepared = None if prepare is None else Prepared(prepare)
     written = datetime.fromtimestamp((folder / "predictions.parquet").stat().st_mtime, UTC)
     return _facts(read_yaml(folder / "config.yaml"), prepared, software, written)
-
-
-def inputs_of(folder: Path) -> dict[str, Path]:
-    """Return the runs that an evaluation has read, or none if they were moved."""
-    try:
-        return runs.find_inputs(recorded(folder), "eval")
-    except UserError:
-        return {}
 
 
 def _facts(

@@ -39,8 +39,8 @@ from ehrr1.runs.search import (
     MissingRunError,
     are_closed,
     find_inputs,
+    inputs_of,
     made,
-    records_of,
     tokenised_alike,
 )
 
@@ -63,6 +63,7 @@ __all__ = [
     "folder_of",
     "held",
     "home",
+    "inputs_of",
     "is_finished",
     "joined",
     "kept",
@@ -75,7 +76,6 @@ __all__ = [
     "opened",
     "optional",
     "order",
-    "records_of",
     "rewrite_metrics",
     "rewriting",
     "short",

@@ -59,19 +59,19 @@ def find_inputs(cfg: Config, stage: str) -> dict[str, Path]:
     return found
 
 
-def records_of(folder: Path, stage: str) -> Path | None:
-    """Return the `prepare` that a run of `stage` has read, or None if one of them was moved."""
+def inputs_of(folder: Path, stage: str) -> dict[str, Path]:
+    """Return the runs that a finished run of `stage` has read, or none if one was moved."""
     if stage not in INPUTS:
-        return None
+        return {}
     try:
-        return find_inputs(recorded(folder), stage)["prepare"]
+        return find_inputs(recorded(folder), stage)
     except UserError:
-        return None
+        return {}
 
 
 def are_closed(folder: Path, stage: str) -> bool:
     """Return whether the records of a run of `stage` are closed, or cannot be found."""
-    prepare = records_of(folder, stage)
+    prepare = inputs_of(folder, stage).get("prepare")
     return prepare is None or not data_is_open(prepare)
 
 

@@ -30,7 +30,7 @@ from ehrr1.config.names import TRAINING
 from ehrr1.config.schema import Config, recorded
 from ehrr1.errors import UserError
 from ehrr1.evaluation import cards, chat, shots
-from ehrr1.evaluation.about import about, inputs_of
+from ehrr1.evaluation.about import about
 from ehrr1.evaluation.aggregate import summarise
 from ehrr1.evaluation.baselines.bags import Parts, learn_baselines, of_kind
 from ehrr1.evaluation.baselines.contexts import PromptReader
@@ -312,7 +312,7 @@ def rescore(cfg: Config) -> None:
             "evaluate again with overwrite=true"
         )
     with runs.held(folder):
-        metrics = told(then, folder, predictions, inputs_of(folder), Phases())
+        metrics = told(then, folder, predictions, runs.inputs_of(folder, "eval"), Phases())
         before = runs.metrics_of(folder)
         measured = {name: value for name, value in before.items() if MEASURED.fullmatch(name)}
         runs.rewrite_metrics(folder, {**metrics, **measured})
