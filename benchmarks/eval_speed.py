@@ -22,7 +22,7 @@ from pathlib import Path
 
 import polars as pl
 
-from benchmarks.measure import ROOT, machine, markdown, parser, report
+from benchmarks.measure import ROOT, adopted, machine, markdown, parser, report
 from ehrr1.stages.eval import MEASURED
 
 STAGES = ("prepare", "graph", "chains", "adapt", "reason", "rl")
@@ -45,7 +45,8 @@ def evaluate(run: Path, folder: Path, words: list[str]) -> tuple[Path, float, fl
     inputs = [f"inputs.{name}={run / name}" for name in STAGES if (run / name).is_dir()]
     command = [sys.executable, "run.py", "stage=eval", f"output_root={folder}", *inputs, *words]
     begin = time.monotonic()
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    with adopted():
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     seconds, used = time.monotonic() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
     [made] = {path.parent for path in folder.rglob("predictions.parquet")}
     return made, seconds, used.ru_utime + used.ru_stime

@@ -5,6 +5,7 @@ process that forked it, so the measuring process must stay small.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -12,7 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -26,6 +28,9 @@ TRL = ("torch==2.13.0", "trl==1.16.0", "transformers==5.19.0", "datasets==5.2.0"
 
 GROUPER = ("torch==2.13.0", "transformers==5.19.0", "prefix_grouper==0.0.1.post1")
 """The environment of prefix_grouper, the peer in sharing prompts."""
+
+PR_SET_CHILD_SUBREAPER = 36
+"""An option of Linux's prctl: processes whose parent has ended become this one's children."""
 
 PERIOD = 0.02
 """Seconds between two looks at the memory of a process tree."""
@@ -110,6 +115,22 @@ class _Watch(threading.Thread):
             except (ProcessLookupError, FileNotFoundError):
                 continue  # it ended while we looked
         self.tree_mb = max(self.tree_mb, round(total / 1e6, 1))
+
+
+@contextmanager
+def adopted() -> Iterator[None]:
+    """Adopt the processes that the body's commands leave behind, and wait for them at its end.
+
+    They are those from which pools are forked. Their processor time is then told by
+    `RUSAGE_CHILDREN`; Linux only.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        with suppress(ChildProcessError):
+            while True:
+                os.wait()
 
 
 def interleaved(

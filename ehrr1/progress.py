@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -78,13 +79,29 @@ def in_processes(
     pool, wait = ProcessPoolExecutor(workers, fresh_processes(work), watch_parent), True
     try:
         with not_interrupted():
-            results = pool.map(work, items)
-        yield from track(results, description, len(items))
+            results = pool.map(partial(_timed, work), items)
+        for result, seconds in track(results, description, len(items)):
+            _POOLED.append(seconds)
+            yield result
     except KeyboardInterrupt:
         wait = False  # the processes end with this one
         raise
     finally:
         pool.shutdown(wait, cancel_futures=True)
+
+
+def _timed(work: Callable[[Item], Result], item: Item) -> tuple[Result, float]:
+    begin = time.process_time()
+    return work(item), time.process_time() - begin
+
+
+_POOLED: list[float] = []
+"""Processor seconds of each piece of work that other processes have done for this one."""
+
+
+def processor_seconds() -> float:
+    """Return the processor seconds of this process, and of the work of its pools."""
+    return time.process_time() + sum(_POOLED)
 
 
 @contextmanager

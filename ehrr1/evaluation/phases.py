@@ -1,17 +1,18 @@
 """The seconds of an evaluation, by phase."""
 
-import resource
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
 
+from ehrr1.progress import processor_seconds
+
 Item = TypeVar("Item")
 
 
 class Phases:
-    """Seconds of named phases: of time, and of processors (all threads, and ended processes).
+    """Seconds of named phases: of time, and of processors (all threads, and the work of pools).
 
     Phases do not contain each other, so that their sum is a part of the whole. A phase of a process
     that works beside this one is added by `include`.
@@ -57,9 +58,3 @@ class Phases:
     def _add(self, name: str, seconds: float, cpu_seconds: float) -> None:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
         self.cpu_seconds[name] = self.cpu_seconds.get(name, 0.0) + cpu_seconds
-
-
-def processor_seconds() -> float:
-    """Return the processor time of this process and of its children that have ended."""
-    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + ended.ru_utime + ended.ru_stime
