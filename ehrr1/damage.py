@@ -3,10 +3,11 @@
 Every finished run has a manifest, which lists what later stages read:
 
     manifest.json   stage; again: the command that makes a file again, by the first part of its
-                    path ("" for all others); files: path -> bytes and digest (BLAKE2b, 128 bits)
+                    path ("" for all others); files: path -> bytes and digest (XXH3, 128 bits)
 
 A file that was cut, doubled, emptied or removed has another size. A changed byte shows in the
-digest, which takes as long as reading the file.
+digest, which takes as long as reading the file. XXH3 is twenty times as fast as BLAKE2b: it tells
+damage, and not who wants to deceive, who could write another manifest.
 """
 
 import hashlib
@@ -17,12 +18,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from ehrr1.errors import UserError
 
 MANIFEST = "manifest.json"
 
+XXH3 = "xxh3:"
+"""How digests begin."""
+
 QUICK_BYTES = 256 * 2**20
-"""Maximum that a quick check reads, of the smallest files: a third of a second on one core."""
+"""Maximum that a quick check reads, of the smallest files: a tenth of a second on one core."""
 
 OF_RUNS = (MANIFEST, "config.yaml", "metrics.json")
 """Files of which each run has one at least."""
@@ -104,9 +110,14 @@ def _files(path: Path) -> Iterator[Path]:
         yield from (Path(place, name) for name in names if not name.startswith("."))
 
 
-def digest(path: Path) -> str:
-    """Return the digest of a file's content."""
+def digest(path: Path, like: str = XXH3) -> str:
+    """Return the digest of a file's content, of the kind of another one.
+
+    Digests without a kind are BLAKE2b's, of earlier manifests.
+    """
     with path.open("rb") as file:
+        if like.startswith(XXH3):
+            return XXH3 + hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()  # type: ignore[arg-type]
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
@@ -147,5 +158,5 @@ def check(folder: Path, full: bool = False, below: str = "") -> None:
         if full or room >= 0:
             chosen.append(path)
     for path in chosen:
-        if digest(path) != listed[path]["digest"]:
+        if digest(path, listed[path]["digest"]) != listed[path]["digest"]:
             raise damaged(path, "is not as it was written (its checksum differs)")
