@@ -125,7 +125,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a run. Raises DamagedError for one that is none."""
     path = folder / MANIFEST
     remedy = f"restore a copy of it, or run stage={folder.name} again with overwrite=true"
-    with reading(path, ValueError, TypeError, KeyError, AttributeError, remedy=remedy):
+    errors = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+    with reading(path, *errors, remedy=remedy):
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         for one in found["files"].values():
             int(one["bytes"]), str(one["digest"])

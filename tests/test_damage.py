@@ -5,6 +5,7 @@ at a time, and the next stage is run by the command line. Then the same files ar
 stage that wrote them is not finished.
 """
 
+import hashlib
 import json
 import re
 import shutil
@@ -175,6 +176,26 @@ def test_readers_of_each_format_name_the_file(name: str, finished: Path, tmp_pat
                 continue  # fewer settings
             with pytest.raises(DamagedError, match=re.escape(str(path))):
                 read(path)
+
+
+@pytest.mark.parametrize("read", [read_json, read_yaml, lambda path: list(read_jsonl(path))])
+def test_too_many_levels_are_damage(read: Callable[[Path], object], tmp_path: Path) -> None:
+    path = tmp_path / "deep"
+    path.write_text('{"a": ' + "[" * 100_000)
+    with pytest.raises(DamagedError, match=re.escape(str(path))):
+        read(path)
+
+
+def test_a_manifest_with_digests_of_blake2b_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"whole")
+    listed = {"bytes": 5, "digest": "0" * 32}
+    told = {"stage": "prepare", "again": {"": ""}, "files": {"a": listed}}
+    (tmp_path / "manifest.json").write_text(json.dumps(told))
+    with pytest.raises(DamagedError, match="checksum"):
+        check(tmp_path)
+    listed["digest"] = hashlib.blake2b(b"whole", digest_size=16).hexdigest()
+    (tmp_path / "manifest.json").write_text(json.dumps(told))
+    check(tmp_path)
 
 
 def test_checkpoints_are_whole_or_named(finished: Path, tmp_path: Path) -> None:
