@@ -117,7 +117,7 @@ def digest(path: Path, like: str = XXH3) -> str:
     """
     with path.open("rb") as file:
         if like.startswith(XXH3):
-            return XXH3 + hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()  # type: ignore[arg-type]
+            return XXH3 + hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
