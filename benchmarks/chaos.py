@@ -1,226 +1,242 @@
 """Kill runs, fill disks and damage files at random: python -m benchmarks.chaos FOLDER --minutes N.
 
-Makes the curriculum of `experiment=smoke` in FOLDER/whole, undisturbed. Then, until the time is
-up, a random stage is disturbed in a random way, by the real command line in a forked process:
+Makes a small curriculum and a sweep in FOLDER, undisturbed. Then, until the time is up, one
+try follows the other:
 
-    kill     SIGKILL before a random change of the file system, or at a random moment, one to
-             three times; then the same command runs to its end
+    kill     SIGKILL before a random change of the file system, or at a random moment, once or
+             several times, of a stage, of a stage that replaces a finished run, of a sweep, or of
+             a swap of folders; then the same command runs to its end
     fault    a random change of the file system fails (no space, quota, input/output error); then
              the same command runs to its end
-    damage   a random file that the stage reads is damaged (tests/damages.py)
+    damage   files between stages and inputs of users are damaged; most are read in this process,
+             some by the next stage's command line
 
-A run that was killed or failed must end with the files of the undisturbed one, byte for byte. A
-fault and a damage must be one line and exit code 2. Prints a table of tries and outcomes; what did
-not come out as it must is printed with its seed, and the exit code is then 1.
+What was killed or failed must end with the files of the undisturbed run, byte for byte. A fault and
+a damage must be one line and exit code 2. Prints tables of tries and outcomes; what did not come
+out as it must is printed with its number, and the exit code is then 1.
+
+FOLDER/counts.json keeps the counts: the next command goes on with the next number, and adds to
+them. Number and kind of a try decide all that is drawn in it; `--seed N` begins with number N.
 """
 
 import argparse
-import errno
-import json
 import os
 import random
-import re
 import shutil
-import signal
 import sys
-import tempfile
 import time
-import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import count
+from itertools import count, cycle, islice
 from pathlib import Path
+from typing import Any
 
-from tests.damages import damages
-from tests.file_changes import at_each_change
-from tests.forked_commands import become, import_stages
+from benchmarks import chaos_damages, chaos_kills, chaos_sweeps, chaos_users
+from benchmarks.chaos_world import READS, Known, WrongError, apart, undisturbed, warm
+from ehrr1.files import read_json, write_json
+from tests import test_swaps
 
-READS = {
-    "prepare": (),
-    "graph": ("prepare",),
-    "chains": ("prepare", "graph"),
-    "adapt": ("prepare",),
-    "reason": ("prepare", "chains", "adapt"),
-    "rl": ("prepare", "reason"),
-    "eval": ("prepare", "adapt", "reason", "rl"),
-}
-"""Stages with the stages whose files they read."""
-
-FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
-LARGEST = 2**22
-"""Files up to this size in bytes are damaged."""
-
-TRACEBACK = re.compile(r"^Traceback ", re.MULTILINE)
 KINDS = ("kill", "fault", "damage")
+OF_KILLS = ("lost", "doubled", "unequal", "stuck")
+BATCH = 28
+"""Damages that are tried in one process."""
 
-Disturb = Callable[[], object]
-
-
-class WrongError(Exception):
-    """An outcome that no disturbance may have."""
-
-
-def arguments_of(stage: str, root: Path, whole: Path | None) -> list[str]:
-    """Return the command of a stage that writes to `root` and reads the runs in `whole`."""
-    inputs = [] if whole is None else [f"inputs.{name}={whole / name}" for name in READS[stage]]
-    return ["experiment=smoke", f"stage={stage}", f"output_root={root}", *inputs]
+Told = Counter[tuple[str, str]]
+"""What is damaged or killed, and an outcome -> how often."""
 
 
-def forked(arguments: list[str], disturb: Disturb, seconds: float | None = None) -> tuple[int, str]:
-    """Run a command in a forked process; return its exit code and what it says on stderr.
+class Chaos:
+    """The folder of a chaos run, its undisturbed world, and its counts."""
 
-    `disturb` is called in the process before the command. After `seconds` it is killed.
-    """
-    with tempfile.TemporaryFile() as said:
-        child = os.fork()
-        if child == 0:
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            os.dup2(said.fileno(), 2)
-            disturb()
-            code = 1
-            try:
-                become(str(Path.cwd()), arguments)
-                code = 0
-            except SystemExit as error:
-                code = error.code if isinstance(error.code, int) else int(error.code is not None)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        if seconds is not None:
-            time.sleep(seconds)
-            os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        said.seek(0)
-        return os.waitstatus_to_exitcode(status), said.read().decode(errors="replace")
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.whole = folder, folder / "whole" / "smoke"
+        self.sweep = folder / "sweep"
+        self.counts: dict[str, Any] = {"next": 0, "wrong": [], "minutes": 0.0}
+        if (folder / "counts.json").exists():
+            self.counts = read_json(folder / "counts.json")
+        self.known = self._made()
 
+    def _made(self) -> dict[str, Known]:
+        """Make the undisturbed world where it is not there yet; return what its stages take."""
+        times = self.folder / "known.json"
+        if not times.exists():
+            shutil.rmtree(self.whole.parent, ignore_errors=True)
+            write_json(times, undisturbed(self.whole.parent))
+        return {stage: Known(*own) for stage, own in read_json(times).items()}
 
-def apart(act: Callable[[], object]) -> None:
-    """Act in a forked process: threads that it starts would hold locks in processes forked later.
+    def add(self, kind: str, told: Told, number: int, minutes: float) -> None:
+        """Add the counts of a try, and write all."""
+        for (what, outcome), times in told.items():
+            row = self.counts.setdefault(kind, {}).setdefault(what, {})
+            row[outcome] = row.get(outcome, 0) + times
+        self.counts["next"] = number + 1
+        self.counts["minutes"] = round(self.counts["minutes"] + minutes, 2)
+        write_json(self.folder / "counts.json", self.counts)
 
-    Raises RuntimeError if it fails.
-    """
-    child = os.fork()
-    if child == 0:
-        code = 1
+    def wrong(self, number: int, kind: str, message: str) -> None:
+        """Tell what did not come out as it must."""
+        told = f"--seed {number} --kinds {kind}: {message}"
+        self.counts["wrong"].append(told)
+        print(told, file=sys.stderr, flush=True)
+
+    def kill(self, number: int, root: Path) -> Told:
+        """Kill a stage, one that replaces a run, a sweep, or a swap: 8, 6, 1 and 9 of 24 tries."""
+        stage = random.choice([*READS])
+        given = stage, root, self.whole, self.known[stage]
+        what, act = random.choices(
+            [
+                (stage, partial(chaos_kills.kill, *given)),
+                (f"{stage}, overwrite=true", partial(chaos_kills.kill_overwrite, *given)),
+                ("sweeps", partial(self.kill_sweep, root)),
+                ("swaps", partial(chaos_kills.kill_swap, root)),
+            ],
+            (8, 6, 1, 9),
+        )[0]
+        return self._of_kills(number, "kill", what, act)
+
+    def kill_sweep(self, root: Path) -> int:
+        """Kill a sweep; the undisturbed one is made before the first."""
+        done = self.sweep / "done"
+        if not done.exists():
+            shutil.rmtree(self.sweep, ignore_errors=True)
+            chaos_sweeps.to_its_end(self.sweep, self.whole)
+            done.touch()
+        return chaos_sweeps.kill_sweep(root, self.whole, self.sweep)
+
+    def fault(self, number: int, root: Path) -> Told:
+        """Let a change of the file system of a stage fail."""
+        stage = random.choice([*READS])
+        act = partial(chaos_kills.fault, stage, root, self.whole, self.known[stage])
+        return self._of_kills(number, "fault", stage, act)
+
+    def _of_kills(self, number: int, kind: str, what: str, act: Callable[[], int]) -> Told:
+        told: Told = Counter({(what, "tries"): 1})
         try:
-            act()
-            code = 0
-        finally:
-            os._exit(code)
-    if os.waitpid(child, 0)[1]:
-        raise RuntimeError("a file could not be damaged")
+            told[what, "kills"] += act()
+        except WrongError as error:
+            told[what, error.kind] += 1
+            told[what, "kills"] += 1
+            self.wrong(number, kind, f"{what}: {error}")
+        return told
 
-
-def at_step(number: int, folder: Path, act: Callable[[], object]) -> None:
-    """Let this process `act` before its `number`-th change of a file in `folder`."""
-    at_each_change(lambda step: act() if step == number else None, folder)
-
-
-def counting(folder: Path, into: Path) -> None:
-    """Let this process write the number of its changes of files in `folder` to `into`."""
-    file = os.open(into, os.O_WRONLY | os.O_CREAT)
-    at_each_change(lambda step: os.pwrite(file, f"{step:8}".encode(), 0), folder)
-
-
-def die() -> None:
-    """Kill this process."""
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def fail() -> None:
-    """Fail as a full disk does."""
-    number = random.choice(FAULTS)
-    raise OSError(number, os.strerror(number))
-
-
-def files_of(folder: Path) -> dict[str, object]:
-    """Return the digests of the files of a run that later stages read, without its settings."""
-    listed = json.loads((folder / "manifest.json").read_text())["files"]
-    own = ("config.yaml", "environment.txt", "inputs.json")  # they name the folder
-    return {name: one for name, one in listed.items() if name not in own}
-
-
-def ends_as(stage: str, root: Path, whole: Path) -> None:
-    """Run a disturbed stage to its end. Raises WrongError if it ends otherwise than undisturbed."""
-    code, said = forked(arguments_of(stage, root, whole), lambda: None)
-    if code:
-        raise WrongError(f"does not go on: exit code {code}: {said[-500:]}")
-    there = root / "smoke" / stage
-    if not (there / "metrics.json").exists():
-        raise WrongError("has no metrics.json")
-    found, expected = files_of(there), files_of(whole / stage)
-    if differ := [n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n)]:
-        raise WrongError(f"other files: {', '.join(sorted(differ)[:5])}")
-    beside = [path.name for path in there.parent.iterdir() if path.name.startswith(".")]
-    if left := [name for name in beside if not name.endswith(".lock")]:
-        raise WrongError(f"left behind: {', '.join(left)}")
-
-
-def one_line(code: int, said: str) -> None:
-    """Raise WrongError unless a command ended with exit code 2 and one line for its error."""
-    if TRACEBACK.search(said):
-        raise WrongError(f"a traceback: {said[-700:]}")
-    if code != 2 or "run.py: " not in said.rstrip("\n").rpartition("\n")[2]:
-        raise WrongError(f"exit code {code}: {said[-500:]}")
-
-
-def kill(stage: str, root: Path, whole: Path, steps: int, seconds: float) -> None:
-    """Kill a stage up to three times. Raises WrongError if the next run does not end as it must."""
-    given = arguments_of(stage, root, whole)
-    for _ in range(random.randint(1, 3)):
+    def damage(self, number: int, root: Path) -> Told:
+        """Damage many files in one process, and sometimes one that a command reads."""
+        told: Told = Counter()
+        tries = apart(partial(many, number, root, self.whole))
         if random.random() < 0.5:
-            forked(given, lambda: None, random.uniform(0.05, seconds))
-        else:
-            forked(given, partial(at_step, random.randint(1, steps), root, die))
-    ends_as(stage, root, whole)
+            tries.append(one_by_command(root / "command", self.whole))
+        for what, outcome, said in tries:
+            told[what, outcome] += 1
+            if outcome in chaos_damages.WRONG:
+                self.wrong(number, "damage", f"{outcome}: {said}")
+        return told
 
 
-def fault(stage: str, root: Path, whole: Path, steps: int, seconds: float) -> None:
-    """Let a change of the file system fail. Raises WrongError unless it is told and resumed."""
-    number = random.randint(1, steps)
-    code, said = forked(arguments_of(stage, root, whole), partial(at_step, number, root, fail))
-    if code:  # some changes may fail: what is cleaned up then stays
-        one_line(code, said)
-    ends_as(stage, root, whole)
+def many(number: int, root: Path, whole: Path) -> list[tuple[str, str, str]]:
+    """Try `BATCH` damages; return what was damaged, the outcome, and a description of each.
 
-
-def damage(stage: str, root: Path, whole: Path, steps: int, seconds: float) -> None:
-    """Damage a file that a stage reads. Raises WrongError unless one line refuses it."""
-    copied = root / "whole"
-    shutil.copytree(whole, copied)
-    reader = "graph" if stage == "prepare" else stage  # which reads no run
-    source = random.choice(READS[reader])
-    names = json.loads((copied / source / "manifest.json").read_text())["files"]
-    small = [name for name, one in names.items() if 0 < one["bytes"] <= LARGEST]
-    path = copied / source / random.choice(small)
-    before = path.read_bytes()
-    while path.exists() and path.read_bytes() == before:  # a row turned round is the same
-        chosen = random.choice(damages(path))
-        apart(partial(chosen.do, path))
-    code, said = forked(arguments_of(reader, root, copied), lambda: None)
-    try:
-        one_line(code, said)
-    except WrongError as told:
-        raise WrongError(f"{path.relative_to(copied)}, {chosen.name}: {told}") from None
-    if str(path) not in said:
-        raise WrongError(f"{path.relative_to(copied)}, {chosen.name}: not named: {said[-300:]}")
-
-
-def undisturbed(root: Path) -> dict[str, tuple[int, float]]:
-    """Make the curriculum; return each stage's changes of the file system and its seconds."""
-    found = {}
-    for stage in READS:
-        with tempfile.NamedTemporaryFile() as number:
-            begin = time.monotonic()
-            own, into = root / "smoke", Path(number.name)
-            code, said = forked(arguments_of(stage, root, None), partial(counting, own, into))
-            if code:
-                raise SystemExit(f"{stage}: {said}")
-            found[stage] = int(into.read_text()), time.monotonic() - begin
+    Each is tried in a process of its own fork, whose end is an outcome too.
+    """
+    listed, bare = chaos_damages.copies(whole, root)
+    random.seed(f"{number} many")
+    turns = islice(cycle(chaos_damages.turns()), number * BATCH, (number + 1) * BATCH)
+    found = []
+    for place, (kind, damage, with_manifest) in enumerate(turns):
+        what = f"{kind}: {damage}"
+        act = partial(chaos_damages.outcome, kind, damage, with_manifest, listed, bare)
+        found.append((what, *_apart_told(f"{number} {place}", act, what)))
+        if place % 3 == 0:
+            own = random.choice([*chaos_users.KINDS])
+            act = partial(chaos_users.tried, own, root / f"user-{place}")
+            found.append((own, *_apart_told(f"{number} {place} user", act, own)))
     return found
+
+
+def one_by_command(root: Path, whole: Path) -> tuple[str, str, str]:
+    """Try one damage by the command line; return as `many` does."""
+    root.mkdir(parents=True)
+    try:
+        return chaos_damages.by_command(root, whole), "refused", ""
+    except WrongError as error:
+        return "by command", error.kind, str(error)
+
+
+def _apart_told(seed: str, act: Callable[[], tuple[str, str]], what: str) -> tuple[str, str]:
+    """Return what a try says in a forked process; one that dies has no outcome of its own."""
+
+    def seeded() -> tuple[str, str]:
+        random.seed(seed)
+        for output in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+        return chaos_damages.quietly(act)
+
+    try:
+        return apart(seeded)
+    except ChildProcessError as error:
+        return "traceback", f"{what}: {error}"
+
+
+def table(rows: dict[str, dict[str, int]], columns: Sequence[str], first: str) -> str:
+    """Return counts as a Markdown table with a last row for their sums."""
+    sums = {column: sum(row.get(column, 0) for row in rows.values()) for column in columns}
+    lines = [f"| {first} | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+    for name, row in [*sorted(rows.items()), ("all", sums)]:
+        lines.append(f"| {name} | {' | '.join(f'{row.get(c, 0):,}' for c in columns)} |")
+    return "\n".join(lines) + "\n"
+
+
+def summed(rows: dict[str, dict[str, int]], part: int) -> dict[str, dict[str, int]]:
+    """Return the counts of damages by kind of file (part 0), or by way of damage (part 1).
+
+    Inputs of users are damaged in ways of their own, which are not listed.
+    """
+    found: dict[str, Counter[str]] = {}
+    for what, row in rows.items():
+        parts = what.partition(": ")[::2]
+        if name := parts[part]:
+            own = found.setdefault(name, Counter())
+            own.update(row)
+            own["tries"] += sum(row.values())
+    return {name: dict(row) for name, row in found.items()}
+
+
+def tables(counts: dict[str, Any]) -> str:
+    """Return the tables of all tries so far."""
+    tries = ("tries", "kills", *OF_KILLS)
+    parts = []
+    if rows := counts.get("kill"):
+        parts.append(table(rows, tries, "killed"))
+    if rows := counts.get("fault"):
+        parts.append(table(rows, ("tries", "traceback", *OF_KILLS), "failed"))
+    if rows := counts.get("damage"):
+        columns = ("tries", *chaos_damages.OUTCOMES)
+        parts += [
+            table(summed(rows, 0), columns, "kind"),
+            table(summed(rows, 1), columns, "damage"),
+        ]
+    return "\n".join(parts)
+
+
+def run(folder: Path, minutes: float, kinds: Sequence[str], first: int | None) -> dict[str, Any]:
+    """Disturb until the time is up; return all counts of the folder."""
+    chaos = Chaos(folder)
+    deadline = time.monotonic() + 60 * minutes
+    for number in count(chaos.counts["next"] if first is None else first):
+        if time.monotonic() > deadline:
+            break
+        begin = time.monotonic()
+        random.seed(number)
+        kind = random.choice(kinds)
+        random.seed(f"{number} {kind}")
+        root = folder / f"try-{number}"
+        shutil.rmtree(root, ignore_errors=True)
+        told = {"kill": chaos.kill, "fault": chaos.fault, "damage": chaos.damage}[kind](
+            number, root
+        )
+        chaos.add(kind, told, number, (time.monotonic() - begin) / 60)
+        shutil.rmtree(root, ignore_errors=True)
+    return chaos.counts
 
 
 def main() -> None:
@@ -228,35 +244,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--seed", type=int)
     asked = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import_stages()
+    for name in ("OMP_NUM_THREADS", "POLARS_MAX_THREADS"):
+        os.environ.setdefault(name, "1")
+    warm()
+    chaos_users.ready()
+    test_swaps.composed()
     folder = asked.folder.resolve()
-    known = undisturbed(folder / "whole")
-    deadline = time.monotonic() + 60 * asked.minutes
-    tries, failed = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-    for number in count(asked.seed):
-        if time.monotonic() > deadline:
-            break
-        random.seed(number)
-        kind, stage = random.choice(KINDS), random.choice([*READS])
-        root = folder / f"try-{number}"
-        try:
-            {"kill": kill, "fault": fault, "damage": damage}[kind](
-                stage, root, folder / "whole" / "smoke", *known[stage]
-            )
-        except WrongError as told:
-            failed[stage, kind] += 1
-            print(f"--seed {number}: {kind} {stage}: {told}", file=sys.stderr, flush=True)
-        tries[stage, kind] += 1
-        shutil.rmtree(root, ignore_errors=True)
-    print("| stage | " + " | ".join(f"{kind}: tries, wrong" for kind in KINDS) + " |")
-    print("|---" * (1 + len(KINDS)) + "|")
-    for stage in READS:
-        cells = (f"{tries[stage, kind]}, {failed[stage, kind]}" for kind in KINDS)
-        print(f"| {stage} | {' | '.join(cells)} |")
-    sys.exit(bool(failed))
+    folder.mkdir(parents=True, exist_ok=True)
+    counts = run(folder, asked.minutes, asked.kinds.split(","), asked.seed)
+    print(tables(counts))
+    print(f"{counts['minutes']:.0f} minutes")
+    sys.exit(bool(counts["wrong"]))
 
 
 if __name__ == "__main__":

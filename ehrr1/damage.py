@@ -3,12 +3,13 @@
 Every finished run has a manifest, which lists what later stages read:
 
     manifest.json   stage; again: the command that makes a file again, by the first part of its
-                    path ("" for all others); files: path -> bytes and digest (BLAKE2b, 128 bits);
+                    path ("" for all others); files: path -> bytes and digest (XXH3, 128 bits);
                     folders: those of which all files are listed; pending: the part of the run that
                     is being written anew, if one is
 
 A file that was cut, doubled, emptied or removed has another size. A changed byte shows in the
-digest, which takes as long as reading the file.
+digest, which takes as long as reading the file. XXH3 is twenty times as fast as BLAKE2b: it tells
+damage, and not who wants to deceive, who could write another manifest.
 """
 
 import hashlib
@@ -19,12 +20,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from ehrr1.errors import UserError, machine_fault
 
 MANIFEST = "manifest.json"
 
 QUICK_BYTES = 256 * 2**20
-"""Maximum that a quick check reads, of the smallest files: a third of a second on one core."""
+"""Maximum that a quick check reads, of the smallest files: a tenth of a second on one core."""
 
 OF_RUNS = (MANIFEST, "config.yaml", "metrics.json")
 """Files of which each run has one at least."""
@@ -118,12 +121,12 @@ def _files(path: Path) -> Iterator[Path]:
 def digest(path: Path) -> str:
     """Return the digest of a file's content."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def digest_of(content: bytes) -> str:
     """Return the digest of a file with this content."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+    return xxhash.xxh3_128(content).hexdigest()
 
 
 def digest_beside(path: Path) -> Path:
@@ -141,7 +144,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a run. Raises DamagedError for one that is none."""
     path = folder / MANIFEST
     remedy = f"restore a copy of it, or run stage={folder.name} again with overwrite=true"
-    with reading(path, ValueError, TypeError, KeyError, AttributeError, remedy=remedy):
+    errors = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+    with reading(path, *errors, remedy=remedy):
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         for one in found["files"].values():
             int(one["bytes"]), str(one["digest"])

@@ -31,6 +31,9 @@ from ehrr1.locks import flock
 LEFT = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|old|gone)-.+")
 """Names of what a killed process may leave behind."""
 
+MOST_BRACKETS = 10_000
+"""Brackets in a file of settings: each may be a level, and too many end the process."""
+
 NO_FOLDERS = frozenset({errno.EINVAL, errno.ENOTSUP})
 """Error numbers of file systems that synchronise files and no folders."""
 
@@ -221,15 +224,18 @@ def as_json(value: Any) -> str:
 
 def read_json(path: Path) -> Any:
     """Return the value in a JSON file. Raises DamagedError if there is none."""
-    with reading(path, ValueError, FileNotFoundError):
+    with reading(path, ValueError, RecursionError, FileNotFoundError):
         return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file. Raises DamagedError if there is none."""
-    with reading(path, yaml.YAMLError, UnicodeDecodeError, FileNotFoundError):
+    with reading(path, yaml.YAMLError, ValueError, RecursionError, FileNotFoundError):
         # many runs may be looked at: the parser in C is ten times as fast
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)
+        text = path.read_text(encoding="utf-8")
+        if sum(map(text.count, "[{")) > MOST_BRACKETS:
+            raise RecursionError
+        found = yaml.load(text, Loader=yaml.CSafeLoader)
     if not isinstance(found, dict):
         raise damaged(path, "holds no settings")
     return found
@@ -251,7 +257,7 @@ def json_line(
     """Return the object in one line of a JSON lines file. Raises DamagedError if there is none."""
     try:
         found = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise damaged(path, f"has a line {number} that is no JSON") from error
     if not isinstance(found, dict) or not found.keys() >= set(columns):
         raise damaged(path, f"has a line {number} without {', '.join(columns) or 'an object'}")

@@ -200,6 +200,14 @@ def test_readers_of_each_format_name_the_file(name: str, finished: Path, tmp_pat
                 read(path)
 
 
+@pytest.mark.parametrize("read", [read_json, read_yaml, lambda path: list(read_jsonl(path))])
+def test_too_many_levels_are_damage(read: Callable[[Path], object], tmp_path: Path) -> None:
+    path = tmp_path / "deep"
+    path.write_text('{"a": ' + "[" * 100_000)
+    with pytest.raises(DamagedError, match=re.escape(str(path))):
+        read(path)
+
+
 def test_checkpoints_are_whole_or_named(finished: Path, tmp_path: Path) -> None:
     source, _ = last_checkpoint(finished / "adapt" / "checkpoints")
     assert source is not None

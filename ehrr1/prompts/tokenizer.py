@@ -23,7 +23,7 @@ END = "<|im_end|>"
 THINK = "<think>"
 END_THINK = "</think>"
 
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
+UNREADABLE = (RecursionError, OSError, ValueError, KeyError, TypeError, AttributeError)
 """Errors that Transformers raises for files of a tokenizer that are not whole."""
 
 # Qwen3's dialogue format and thinking switch, without tools.

@@ -21,7 +21,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from ehrr1.damage import reading
+from ehrr1.damage import MANIFEST, reading
 from ehrr1.files import read_json, write_json
 from ehrr1.progress import in_threads
 from ehrr1.records.cells import SEPARATOR
@@ -166,7 +166,8 @@ class Shard:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        rows = _mapped(folder / "rows.arrow")
+        listed = (folder.parents[1] / MANIFEST).exists()  # and checked by the stage that reads it
+        rows = _mapped(folder / "rows.arrow", whole=not listed)
         self._values = _only_chunk(rows, "values")
         self.subject_id = _numbers(rows, "subject_id", np.int64)
         self.table = _numbers(rows, "table", np.uint8)
@@ -185,8 +186,9 @@ class Shard:
     @cached_property
     def patients(self) -> dict[int, Patient]:
         """Return the shard's patients by subject_id."""
-        rows = _mapped(self.folder / "patients.arrow").to_pylist()
-        return {row.pop("subject_id"): Patient(**row) for row in rows}
+        path = self.folder / "patients.arrow"
+        with reading(path, TypeError, KeyError):  # other columns
+            return {row.pop("subject_id"): Patient(**row) for row in _mapped(path).to_pylist()}
 
     @property
     def parents(self) -> dict[str, pl.DataFrame]:
@@ -241,9 +243,15 @@ class Store:
         return {name: pl.concat(part[name] for part in parts) for name in parts[0]}
 
 
-def _mapped(path: Path) -> pa.Table:
+def _mapped(path: Path, whole: bool = True) -> pa.Table:
+    """Map an Arrow file. Raises DamagedError if it is none.
+
+    `whole` reads all of it, since a place outside of the file would end the process.
+    """
     with reading(path, *READ_ERRORS), pa.memory_map(str(path)) as file:
-        return pa.ipc.open_file(file).read_all()
+        table = pa.ipc.open_file(file).read_all()
+        table.validate(full=whole)
+        return table
 
 
 def read_ipc(path: Path, remedy: str | None = None) -> pl.DataFrame:

@@ -31,8 +31,9 @@ def submit(book: Sweep, entries: Iterable[Entry]) -> None:
     It finds the runs to start in the sweep's folder.
     """
     if not supervised(book):
-        detached([sys.executable, "-m", "ehrr1.sweeps.local", str(book.folder)], book)
-        while not supervised(book):  # so that a subsequent status is correct
+        started = detached([sys.executable, "-m", "ehrr1.sweeps.local", str(book.folder)], book)
+        # so that a subsequent status is correct; one that was killed at once never supervises
+        while not supervised(book) and started.poll() is None:
             time.sleep(0.02)
 
 

@@ -215,7 +215,8 @@ class Prepared:
         if index.schema["target"] == pl.List(pl.String):
             return list(map(tuple, index["target"].to_list()))
         columns = (index[c].to_list() for c in ("subject_id", "target", "target_row"))
-        return [self._target(*answer) for answer in zip(*columns, strict=True)]
+        with reading(self.folder / NAMES, IndexError):
+            return [self._target(*answer) for answer in zip(*columns, strict=True)]
 
     def _target(self, subject_id: int, codes: list[int], row: int | None) -> tuple[str, ...]:
         if row is not None:
