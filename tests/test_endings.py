@@ -85,8 +85,9 @@ def test_a_finished_curriculum_shows_its_scores_again_at_once(smoke: Path) -> No
     assert max(map(len, scores.splitlines())) <= 80
     said = lines_of(done)
     assert sum("finished already" in line for line in said) == len(ORDER)
-    assert said[-2:] == [
+    assert said[-3:] == [
         f"  {smoke / 'eval' / 'report.html'}",
+        f"  {smoke / 'eval' / 'cards'}",
         f"next: tensorboard --logdir {smoke}",
     ]
     metrics = json.loads((smoke / "eval" / "metrics.json").read_text())
