@@ -339,3 +339,22 @@ def test_wrong_adapters_are_named(smoke: Path, tmp_path: Path) -> None:
         save_file(wrong, weights)
         with pytest.raises(UserError, match=told):
             read_whole(folder, torch.float32)
+
+
+def test_a_text_of_the_trees_that_is_not_utf8_is_damage(finished: Path, tmp_path: Path) -> None:
+    path = tmp_path / "training.arrow"
+    content = (finished / "adapt" / "data" / "training.arrow").read_bytes()
+    sample_id = str(read_trees(finished / "adapt" / "data" / "training.arrow")[0]["sample_ids"][0])
+    assert sample_id.encode() in content
+    path.write_bytes(content.replace(sample_id.encode(), b"\xbf" + sample_id.encode()[1:]))
+    with pytest.raises(DamagedError, match=re.escape(str(path))):
+        read_trees(path)
+
+
+def test_a_text_of_the_ledger_that_is_not_utf8_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ledger:
+        ledger.begin(["sample/1"], 2)
+    path.write_bytes(path.read_bytes().replace(b"sample/1", b"\xbfample/1"))
+    with pytest.raises(DamagedError, match=re.escape(str(path))):
+        Ledger(path)

@@ -139,7 +139,9 @@ def read_trees(path: Path) -> Dataset:
         if file.read() != END_OF_STREAM:
             raise damaged(path, "ends too early", AGAIN)
     with reading(path, pa.ArrowException, OSError, ValueError, remedy=AGAIN):
-        return Dataset.from_file(str(path))
+        found = Dataset.from_file(str(path))
+        found.data.table.validate(full=True)  # offsets and texts; numbers are not read
+        return found
 
 
 class _Tokenised(MapDataset[Any]):

@@ -188,9 +188,14 @@ class Ledger:
                     )
 
     def _check(self) -> None:
-        """Raise DamagedError for a database whose pages are not all whole."""
+        """Raise DamagedError for a database whose pages or texts are not all whole."""
         if self.connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
             raise self._damaged()
+        try:
+            for _ in self.connection.execute("SELECT * FROM drafts"):
+                pass
+        except sqlite3.OperationalError as error:  # a text that is not UTF-8
+            raise self._damaged() from error
 
     def _damaged(self) -> DamagedError:
         self.connection.close()
