@@ -230,9 +230,12 @@ def fail() -> None:
 
 
 def files_of(folder: Path) -> dict[str, object]:
-    """Return the digests of the files of a run that later stages read, without its settings."""
+    """Return the digests of the files of a run that later stages read.
+
+    Those that name the folder, and metrics, which have seconds, are left out.
+    """
     listed = json.loads((folder / "manifest.json").read_text())["files"]
-    own = ("config.yaml", "environment.txt", "inputs.json")  # they name the folder
+    own = ("config.yaml", "environment.txt", "inputs.json", "metrics.json")
     return {name: one for name, one in listed.items() if name not in own}
 
 
