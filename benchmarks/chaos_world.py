@@ -91,7 +91,7 @@ class WrongError(Exception):
 
 
 class Known(NamedTuple):
-    """What an undisturbed stage took: changes of the file system, and seconds."""
+    """Changes of the file system and seconds of an undisturbed stage."""
 
     steps: int
     seconds: float

@@ -1,4 +1,4 @@
-"""What manifests and checks cost beside the stages: python -m benchmarks.manifest_cost FOLDER.
+"""Cost of manifests and checks beside the stages: python -m benchmarks.manifest_cost FOLDER.
 
 FOLDER holds the runs of one experiment (prepare/, adapt/, ...). For each stage it prints the
 seconds that the stage took, those of the digests in its `finish`, and those of the checks of its

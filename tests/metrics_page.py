@@ -10,7 +10,7 @@ PAGE = ROOT / "docs" / "metrics.md"
 
 
 def not_on_the_page(stage: str, names: Iterable[str]) -> list[str]:
-    """The names that no table of the stage's section has, of metrics.json or train.jsonl."""
+    """Return the names that no table of the stage's section has, of metrics.json or train.jsonl."""
     known = patterns(stage)
     plain = {name: of_a_result(name) if stage == "eval" else name for name in names}
     return sorted(n for n, one in plain.items() if not any(p.fullmatch(one) for p in known))
@@ -18,7 +18,7 @@ def not_on_the_page(stage: str, names: Iterable[str]) -> list[str]:
 
 @cache
 def patterns(stage: str) -> tuple[re.Pattern[str], ...]:
-    """What the names of a stage's section match: any name for each `<word>`.
+    """Return patterns of the names in a stage's section, with any name for each `<word>`.
 
     A line of rl's train.jsonl has what one of adapt has, too."""
     sections = {
@@ -34,7 +34,7 @@ def patterns(stage: str) -> tuple[re.Pattern[str], ...]:
 
 
 def of_a_result(name: str) -> str:
-    """A score without the result in front of it and the end of its interval."""
+    """Return a score without the result in front of it and the end of its interval."""
     mode = r"(:\w+)*"
     one = rf"(untrained|base|adapt|reason|rl){mode}"
     name = re.sub(rf"^(baseline/\w+|{one}|[\w:]+-[\w:]+)/", "", name)

@@ -196,7 +196,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def would_begin(cfg: Config) -> None:
-    """What a stage checks of its settings alone, before it reads anything."""
+    """Check the settings as a stage does, before it reads anything."""
     check(cfg)
     if cfg.stage == "infer":
         check_infer(cfg)
@@ -442,7 +442,7 @@ def test_every_setting_has_a_meaning() -> None:
 
 
 def test_every_metric_is_on_its_page(smoke: Path) -> None:
-    """Of the curriculum; tests of other stages ask for theirs (`not_on_the_page`)."""
+    """Those of the curriculum; tests of other stages ask for theirs (`not_on_the_page`)."""
     lacking = {}
     for stage in ORDER:
         found = json.loads((smoke / stage / "metrics.json").read_text())

@@ -1,4 +1,4 @@
-"""What a machine lacks or refuses is one line with its cause, whichever library meets it."""
+"""A fault of the machine is one line with its cause, whichever library meets it."""
 
 import errno
 import json

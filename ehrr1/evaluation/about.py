@@ -1,4 +1,4 @@
-"""Of what an evaluation is: data, protocol, experiment, model, software, date."""
+"""Facts about an evaluation: data, protocol, experiment, model, software, date."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
