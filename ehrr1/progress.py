@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +22,9 @@ from ehrr1.terminal import plain_console
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+MAX_TEMPORARY_BYTES = 107 - len("/pymp-12345678/listener-12345678")
+"""How long TMPDIR may be for multiprocessing's socket in it: Linux takes a path of 107 bytes."""
 
 
 def bar() -> Progress:
@@ -130,7 +134,8 @@ def fresh_processes(work: Callable[..., object]) -> BaseContext:
     They are forked from a process that has only imported what `work` needs, once for all. This
     process itself cannot be forked: a copy would inherit locks that Polars' threads may hold.
     """
-    if sys.platform != "linux":  # macOS's libraries do not survive a fork
+    # macOS's libraries do not survive a fork
+    if sys.platform != "linux" or len(os.fsencode(tempfile.gettempdir())) > MAX_TEMPORARY_BYTES:
         return get_context("spawn")
     while isinstance(work, partial):
         work = work.func

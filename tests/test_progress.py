@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ehrr1.errors import UserError
-from ehrr1.progress import beside, in_processes
+from ehrr1.progress import MAX_TEMPORARY_BYTES, beside, in_processes
 from tests.conftest import ROOT
 
 
@@ -81,3 +81,25 @@ def test_a_killed_process_leaves_none_behind(tmp_path: Path) -> None:
         alive = [pid for pid in alive if Path(f"/proc/{pid}/cmdline").exists()]
         time.sleep(0.05)
     assert len(children) == 2 and not alive
+
+
+@pytest.mark.parametrize("beyond", [0, 1, 150])
+def test_any_folder_for_temporary_files_will_do(tmp_path: Path, beyond: int) -> None:
+    """Also one whose path is too long for the address of a socket, as clusters' may be."""
+    folder = tmp_path
+    while (rest := MAX_TEMPORARY_BYTES + beyond - len(os.fsencode(folder))) > 0:
+        folder /= "t" * min(max(rest - 1, 1), 100)
+    folder.mkdir(parents=True, exist_ok=True)
+    code = "\n".join(
+        (
+            "from ehrr1.progress import in_processes",
+            "from tests.test_progress import double",
+            "if __name__ == '__main__':",
+            "    print(list(in_processes(double, [1, 2], 'doubling', 2)))",
+        )
+    )
+    script = tmp_path / "parent.py"
+    script.write_text(code)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert done.stdout == "[2, 4]\n", done.stderr[-2000:]

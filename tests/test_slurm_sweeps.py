@@ -133,8 +133,13 @@ def test_a_stopped_job_goes_on_as_if_it_had_not_stopped(
     steps = ["adapt.epochs=16", "adapt.trees_per_step=4", "adapt.save_seconds=1"]
     limit = ["launcher.minutes=1", "launcher.signal_seconds=10"]
     begin(*given, *steps, *SMALL, *limit, f"output_root={tmp_path}", "name=stopped", **slurm)
-    folder = Path(until(tmp_path, "stopped", 3, slurm))
-    ask(slurm, "scontrol", "requeue", ask(slurm, "squeue", "-h", "-o", "%i").split()[0])
+    step, requeued = 0, False
+    while not requeued:  # it may meet its limit just now, and be waiting
+        step += 3
+        folder = Path(until(tmp_path, "stopped", step, slurm))
+        job = ask(slurm, "squeue", "-h", "-o", "%i").split()[0]
+        command = ["scontrol", "requeue", job]
+        requeued = subprocess.run(command, env=os.environ | slurm).returncode == 0
     begin(*given, *steps, "launcher=local", f"output_root={tmp_path}/whole", "name=whole")
     assert set(wait(tmp_path, "stopped", 500, **slurm).values()) == {"done"}
     lines = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
