@@ -14,6 +14,7 @@ from ehrr1.models import gguf
 from ehrr1.models.loading import load_model
 from ehrr1.models.sizes import model_config
 from ehrr1.prompts.tokenizer import load_tokenizer
+from ehrr1.training.checks import check_training
 from tests.conftest import CommandLine
 from tests.settings import composed
 
@@ -101,6 +102,7 @@ def test_it_adapts_on_the_open_demo(
     done = command_line(*arguments, "stage=prepare")
     assert done.returncode == 0, done.stderr
     few = ["adapt.samples_per_task=6", "adapt.max_tokens=256", "adapt.max_steps=3"]
+    few += ["adapt.eval_samples_per_task=1", "trainer.precision=32-true"]
     done = command_line(*arguments, *few, "adapt.lr=1.0e-5", "stage=adapt")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "smollm2" / "mimic" / "adapt"
@@ -108,3 +110,20 @@ def test_it_adapts_on_the_open_demo(
     assert (found["parameters"], found["vocabulary"], found["steps"]) == (134_515_008, 49_152, 3)
     assert 0 < found["eval/loss"] < 10
     assert (folder / "hf" / "model.safetensors").exists()
+
+
+def test_bf16_without_instructions_for_it_is_refused(
+    smollm2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg, config = composed("experiment=smollm2"), AutoConfig.from_pretrained(smollm2)
+
+    def has(**instructions: bool) -> None:
+        found = {"architecture": "x86_64", "avx512_bw": False, "avx_ne_convert": False}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found | instructions)
+
+    has(avx512_bw=True)
+    check_training(cfg, "adapt", config)
+    has()
+    with pytest.raises(UserError, match=r"precision=bf16-mixed.*: give trainer.precision=32-true"):
+        check_training(cfg, "adapt", config)
+    check_training(composed("experiment=smollm2", "trainer.precision=32-true"), "adapt", config)

@@ -13,10 +13,16 @@ from ehrr1.cores import cores
 from ehrr1.engines.vllm import check as check_engine
 from ehrr1.errors import UserError
 from ehrr1.models.attention import check_reach
-from ehrr1.models.sizes import check_memory
+from ehrr1.models.sizes import check_memory, count_parameters
 from ehrr1.training.reward_runner import resolve
 from ehrr1.training.strategies import on_gpu
 from ehrr1.training.targets import wrong_targets
+
+SMALL = 10_000_000
+"""The number of parameters up to which a model trains in any precision on any processor."""
+
+BF16 = ("avx512_bw", "avx_ne_convert")
+"""The instructions of an x86 processor of which oneDNN needs one to multiply bf16 matrices."""
 
 
 def check_training(
@@ -34,7 +40,7 @@ def check_training(
     problems += wrong_code(cfg, stage)
     problems += lengths(cfg, stage, config.max_position_embeddings)
     problems += _reach(config, cfg.supervised(stage).max_tokens)
-    problems += _adapters(cfg, config)
+    problems += _adapters(cfg, config) + _precision(cfg.trainer, config)
     if cfg.model.lora is not None and tokenizer is None:
         problems.append(
             "model.lora with model.path=null: adapters on random weights learn nothing; set null"
@@ -58,7 +64,7 @@ def check_reinforcement(
             problems.append(str(error))
     problems += lengths(cfg, "rl", config.max_position_embeddings)
     problems += _reach(config, cfg.rl.max_prompt_tokens + cfg.rl.max_completion_tokens)
-    problems += _adapters(cfg, config)
+    problems += _adapters(cfg, config) + _precision(cfg.trainer, config)
     _report(problems + _vocabulary(cfg, config, tokenizer), cfg)
 
 
@@ -101,6 +107,19 @@ def _devices(trainer: TrainerSettings) -> list[str]:
         what = "GPUs" if on_gpu(trainer) else "cores (a process needs one)"
         return [f"trainer.devices={trainer.devices}: this machine has {have} {what}; lower it"]
     return []
+
+
+def _precision(trainer: TrainerSettings, config: PretrainedConfig) -> list[str]:
+    """Refuse what oneDNN computes number by number: bf16 without AVX-512 or AVX-NE-CONVERT."""
+    if trainer.precision == "32-true" or on_gpu(trainer) or count_parameters(config) <= SMALL:
+        return []
+    processor = torch.cpu.get_capabilities()
+    if processor["architecture"] != "x86_64" or any(map(processor.get, BF16)):
+        return []
+    return [
+        f"trainer.precision={trainer.precision}: this processor has no AVX-512; without it "
+        "bf16 is tens of times slower than float32: give trainer.precision=32-true"
+    ]
 
 
 def _reach(config: PretrainedConfig, tokens: int) -> list[str]:
