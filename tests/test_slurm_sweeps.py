@@ -129,10 +129,11 @@ def test_a_stopped_job_goes_on_as_if_it_had_not_stopped(
 ) -> None:
     """One that is preempted, and later meets its time limit."""
     given = [f"inputs.prepare={smoke}/prepare", "experiment=smoke", "stage=adapt"]
-    # a job that meets its limit is told after 20 to 50 seconds
-    steps = ["adapt.epochs=16", "adapt.trees_per_step=4", "adapt.save_seconds=1"]
+    steps = ["adapt.epochs=3", "adapt.trees_per_step=4", "adapt.save_seconds=1"]
+    # a job that meets its limit is told after 20 to 50 seconds; these steps take 70 at least
     limit = ["launcher.minutes=1", "launcher.signal_seconds=10"]
-    begin(*given, *steps, *SMALL, *limit, f"output_root={tmp_path}", "name=stopped", **slurm)
+    slow = "+callbacks.slow={_target_: tests.slow_steps.SlowSteps, seconds: 0.5}"
+    begin(*given, *steps, *SMALL, *limit, slow, f"output_root={tmp_path}", "name=stopped", **slurm)
     step, requeued = 0, False
     while not requeued:  # it may meet its limit just now, and be waiting
         step += 3
