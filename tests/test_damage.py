@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 
@@ -28,6 +29,7 @@ from ehrr1.prompts.tokenizer import load_tokenizer
 from ehrr1.reasoning.ledger import Ledger
 from ehrr1.stages.chains import graph_places
 from ehrr1.stages.reason import kept_chains
+from ehrr1.tasks.samples import Prepared
 from ehrr1.training.checkpoints import last_checkpoint
 from ehrr1.training.consolidation import learnt_weights
 from tests.conftest import CommandLine
@@ -258,6 +260,28 @@ def test_predictions_that_none_has_made_are_not_scored(finished: Path, tmp_path:
                 PredictionStore(tmp_path, "rl").read()
     table.drop("race", "draw").unique(["model", "sample_id"]).write_parquet(path)
     read_predictions(path)
+
+
+def test_a_damaged_page_of_an_unlisted_index_is_one_line(
+    smoke: Path, tmp_path: Path, command_line: CommandLine
+) -> None:
+    """It is met in the middle of a stage, by whatever reads a part of the index."""
+    copy = tmp_path / "prepare"
+    shutil.copytree(smoke / "prepare", copy)
+    (copy / "manifest.json").unlink()
+    index = copy / "index.parquet"
+    column = pq.ParquetFile(index).metadata.row_group(0).column(0)
+    with index.open("r+b") as file:
+        file.seek(column.data_page_offset)
+        file.write(bytes(16))  # of the page's header
+    pl.scan_parquet(index).collect_schema()
+    with pytest.raises(DamagedError, match=re.escape(f"{index} cannot be read")):
+        Prepared(copy).index()
+    done = command_line(
+        *("experiment=smoke", "stage=adapt", f"inputs.prepare={copy}", f"output_root={tmp_path}")
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"{index} cannot be read" in done.stderr and "overwrite=true" in done.stderr
 
 
 @pytest.mark.parametrize("damage", of_weights(), ids=lambda damage: damage.name)

@@ -17,7 +17,7 @@ from ehrr1.config.learning import ahead
 from ehrr1.config.names import BENCHMARKS, TRAINING
 from ehrr1.config.schema import Config
 from ehrr1.config.writers import ModelChains
-from ehrr1.damage import check, digest_beside, is_whole
+from ehrr1.damage import MANIFEST, check, digest_beside, is_whole
 from ehrr1.errors import LeakError, StoppedError, UserError
 from ehrr1.evaluation.finished import require_finished
 from ehrr1.limits import require_addresses
@@ -258,7 +258,8 @@ def _execute_one(cfg: Config, stage: str) -> None:
 def blaming_inputs(run: runs.Run) -> Iterator[None]:
     """Raise DamagedError instead of any other error, if a large file of an input is the cause.
 
-    The quick check before the stage has not read it. Processes of a group cannot wait for that.
+    The quick check before the stage has not read it, and a run without a manifest is not checked at
+    all. Processes of a group cannot wait for that.
     """
     try:
         yield
@@ -266,9 +267,13 @@ def blaming_inputs(run: runs.Run) -> Iterator[None]:
         raise
     except BaseException as error:  # a panic of Polars is no Exception
         if parallel.size() == 1:
+            from ehrr1.tasks.samples import read_through
+
             for folder in run.inputs.values():
                 try:
                     check(folder, full=True)
+                    if not (folder / MANIFEST).exists():
+                        read_through(folder)
                 except UserError as cause:
                     raise cause from error
         raise

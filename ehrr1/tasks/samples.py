@@ -126,7 +126,8 @@ class Prepared:
 
     def index(self, split: str | None = None, tasks: Sequence[str] | None = None) -> pl.DataFrame:
         """Return the index of samples as a table (columns: see `tasks.index.build_index`)."""
-        return self.scan(split, tasks).collect()
+        with reading(self.folder / INDEX, *READ_ERRORS):
+            return self.scan(split, tasks).collect()
 
     def scan(
         self,
@@ -245,6 +246,12 @@ def read_parquet(path: Path) -> pl.DataFrame:
     """Read a Parquet file of a run. Raises DamagedError if it is none."""
     with reading(path, *READ_ERRORS):
         return pl.read_parquet(path, glob=False)
+
+
+def read_through(folder: Path) -> None:
+    """Raise DamagedError for the first Parquet file of a run that cannot be read to its end."""
+    for path in sorted(folder.rglob("*.parquet")):
+        read_parquet(path)
 
 
 _FIELDS = {
