@@ -8,10 +8,12 @@ try follows the other:
              a swap of folders; then the same command runs to its end
     fault    a random change of the file system fails (no space, quota, input/output error); then
              the same command runs to its end
+    write    chains by language models: their server fails in many ways, and the command is killed
     damage   files between stages and inputs of users are damaged; most are read in this process,
              some by the next stage's command line
 
-What was killed or failed must end with the files of the undisturbed run, byte for byte. A fault and
+What was killed or failed must end with the files of the undisturbed run, byte for byte; of drafts
+that were written none is paid for twice. A fault and
 a damage must be one line and exit code 2. Prints tables of tries and outcomes; what did not come
 out as it must is printed with its number, and the exit code is then 1.
 
@@ -32,12 +34,12 @@ from itertools import count, cycle, islice
 from pathlib import Path
 from typing import Any
 
-from benchmarks import chaos_damages, chaos_kills, chaos_sweeps, chaos_users
+from benchmarks import chaos_damages, chaos_kills, chaos_sweeps, chaos_users, chaos_writers
 from benchmarks.chaos_world import READS, Known, WrongError, apart, undisturbed, warm
 from ehrr1.files import read_json, write_json
 from tests import test_swaps
 
-KINDS = ("kill", "fault", "damage")
+KINDS = ("kill", "fault", "write", "damage")
 OF_KILLS = ("lost", "doubled", "unequal", "stuck")
 BATCH = 28
 """Damages that are tried in one process."""
@@ -109,6 +111,12 @@ class Chaos:
         stage = random.choice([*READS])
         act = partial(chaos_kills.fault, stage, root, self.whole, self.known[stage])
         return self._of_kills(number, "fault", stage, act)
+
+    def write(self, number: int, root: Path) -> Told:
+        """Kill a command that writes chains by a server with faults."""
+        writer = random.choice([*chaos_writers.WRITERS])
+        act = partial(chaos_writers.kill_writer, writer, root, self.whole)
+        return self._of_kills(number, "write", writer, act)
 
     def _of_kills(self, number: int, kind: str, what: str, act: Callable[[], int]) -> Told:
         told: Told = Counter({(what, "tries"): 1})
@@ -207,6 +215,8 @@ def tables(counts: dict[str, Any]) -> str:
     parts = []
     if rows := counts.get("kill"):
         parts.append(table(rows, tries, "killed"))
+    if rows := counts.get("write"):
+        parts.append(table(rows, (*tries, "traceback"), "writer"))
     if rows := counts.get("fault"):
         parts.append(table(rows, ("tries", "traceback", *OF_KILLS), "failed"))
     if rows := counts.get("damage"):
@@ -231,9 +241,8 @@ def run(folder: Path, minutes: float, kinds: Sequence[str], first: int | None) -
         random.seed(f"{number} {kind}")
         root = folder / f"try-{number}"
         shutil.rmtree(root, ignore_errors=True)
-        told = {"kill": chaos.kill, "fault": chaos.fault, "damage": chaos.damage}[kind](
-            number, root
-        )
+        acts = {"kill": chaos.kill, "fault": chaos.fault}
+        told = (acts | {"write": chaos.write, "damage": chaos.damage})[kind](number, root)
         chaos.add(kind, told, number, (time.monotonic() - begin) / 60)
         shutil.rmtree(root, ignore_errors=True)
     return chaos.counts

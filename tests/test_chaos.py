@@ -26,3 +26,8 @@ def test_a_short_chaos_run_loses_nothing_and_adds_up(tmp_path: Path) -> None:
     tries = sum(sum(row.values()) for row in counts["damage"].values())
     assert tries >= 28 and f"| all | {tries} |" in done.stdout
     assert not list(tmp_path.glob("try-*"))
+    given = ["--kinds", "write", "--seed", "5", "--minutes", "0.01"]
+    done = subprocess.run([*command[:4], *given], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (writer,) = read_json(tmp_path / "counts.json")["write"].values()
+    assert writer["tries"] == 1
