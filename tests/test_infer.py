@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -56,6 +57,22 @@ def record(prepared: Prepared, sample: Sample) -> str:
 def model(smoke: Path) -> Iterator[EHRModel]:
     with EHRModel(smoke / "rl" / "hf", max_prompt_tokens=900, **SHORT) as model:
         yield model
+
+
+@pytest.mark.parametrize(("stage", "tokens"), [("adapt", 384), ("reason", 448), ("rl", 384)])
+def test_a_prompt_is_no_longer_than_those_of_training(
+    smoke: Path, tmp_path: Path, record: str, stage: str, tokens: int
+) -> None:
+    folder = smoke / stage / "hf"
+    with EHRModel(folder, **SHORT) as model:
+        assert model.max_prompt_tokens == tokens < 4096 <= model.positions
+        assert model.ask(record * 3, task=TASK).cut_events
+    shutil.copytree(folder, tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    del config["trained_tokens"]
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    with EHRModel(tmp_path / "hf", **SHORT) as model:
+        assert model.max_prompt_tokens == 32_000
 
 
 def configured(smoke: Path, *overrides: str) -> Config:
@@ -295,7 +312,8 @@ def test_a_patient_of_the_store(
 def test_candidates_are_the_tasks_most_frequent_answers(
     smoke: Path, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_infer(configured(smoke, f"record={file}", "infer.task=labevents", "candidates=list"))
+    asked = ["infer.task=labevents", "candidates=list", "infer.max_prompt_tokens=2000"]
+    run_infer(configured(smoke, f"record={file}", *asked))
     assert "probability" not in capsys.readouterr().out
 
 

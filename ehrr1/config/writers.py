@@ -287,7 +287,7 @@ class Infer(Section):
     output: PathText | None
     page: PathText | None
     task: Text | None
-    max_prompt_tokens: Count
+    max_prompt_tokens: Count | None
     max_new_tokens: NewTokens
     temperature: NotNegative
     stream: bool

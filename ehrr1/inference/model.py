@@ -51,7 +51,7 @@ from ehrr1.inference.query import (
 )
 from ehrr1.models.gguf import model_folder
 from ehrr1.models.loading import folder_of, load_model
-from ehrr1.models.sizes import GIB, count_parameters, memory_bytes, read_folder
+from ehrr1.models.sizes import GIB, TRAINED_TOKENS, count_parameters, memory_bytes, read_folder
 from ehrr1.prompts.chat_format import load_chat_tokenizer
 from ehrr1.prompts.messages import asking_for_both
 from ehrr1.prompts.trees import Question
@@ -73,6 +73,9 @@ ENGINES: dict[str, dict[str, Any]] = {
     },
 }
 """Engines and their settings, as in conf/engine/."""
+
+LONGEST_PROMPT = 32_000
+"""Maximum tokens of a prompt for a model whose folder does not tell what it was trained on."""
 
 AT_ONCE = 64
 """Queries per batch in think mode; an interrupted batch loses its chains."""
@@ -116,8 +119,9 @@ class EHRModel:
     is `transformers` (in this process, on one device), `vllm` (`tensor_parallel=N` divides a model
     over N GPUs) or `server` (`url=...`: what `vllm serve` serves; `source` then is its tokenizer,
     None: what the server says it has loaded). `dtype` is bfloat16 on a GPU and float32 elsewhere
-    unless given. `max_prompt_tokens` bounds record and question, or what the model has room for
-    beside what it writes (`think_tokens`, `direct_tokens`). `wording` is the style of the prompts
+    unless given. `max_prompt_tokens` bounds record and question, as does the room beside what the
+    model writes (`think_tokens`, `direct_tokens`); None: what it was trained on, if its folder
+    tells, else 32,000. `wording` is the style of the prompts
     (`prompts.wording`; None: the release's for its own models). A server on another machine gets
     records only with `open_data` (they may be shown to anyone) or `compliant_endpoint=True`. Raises
     UserError for what cannot be read or does not fit, and for such a server.
@@ -131,7 +135,7 @@ class EHRModel:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         attention: Attention = "auto",
-        max_prompt_tokens: int = 32_000,
+        max_prompt_tokens: int | None = None,
         think_tokens: int = 4096,
         direct_tokens: int = 128,
         temperature: float = 0.0,
@@ -150,7 +154,7 @@ class EHRModel:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         half = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         self.dtype, self.attention = dtype or half, attention
-        self.max_prompt_tokens, self.seed = max_prompt_tokens, seed
+        self.seed, usual = seed, LONGEST_PROMPT
         self.writing = AnswerDrawing(think_tokens, direct_tokens, temperature=temperature)
         if isinstance(self.settings, ServerEngineConfig):
             from ehrr1.engines.server import served  # the SDK is slow to import
@@ -164,7 +168,10 @@ class EHRModel:
             raise UserError(f"source=None: engine={engine} needs a model's folder or name")
         else:
             self.source = model_folder(str(source))
-            self.positions = read_folder(self.source).max_position_embeddings
+            config = read_folder(self.source)
+            self.positions = config.max_position_embeddings
+            usual = config.to_dict().get(TRAINED_TOKENS, usual)
+        self.max_prompt_tokens = max_prompt_tokens or usual
         self.tokenizer = load_chat_tokenizer(self.source)
         self.wording = wording or usual_wording("", self.source, str(source or ""))
         self.folder = TemporaryDirectory(prefix="ehrr1-engine-")

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 
+TRAINED_TOKENS = "trained_tokens"
+"""The entry of our models' config.json with the maximum tokens of what they were trained on.
+
+Positions say how much a model can read, and not what it has learnt to read.
+"""
+
 
 def model_config(model: "ModelSettings", vocab_size: int | None = None) -> PretrainedConfig:
     """Return the architecture in `model.config`, or the folder's own if it is null (`model=DIR`).

@@ -18,7 +18,7 @@ from ehrr1.files import read_json, write_json
 from ehrr1.models.gguf import start_of
 from ehrr1.models.loading import Sharding, add_adapters, fuse_kernels, load_model, read_config
 from ehrr1.models.logprobs import token_logprobs
-from ehrr1.models.sizes import count_parameters
+from ehrr1.models.sizes import TRAINED_TOKENS, count_parameters
 from ehrr1.prompts.dataset import write_trees
 from ehrr1.prompts.forest import Forest
 from ehrr1.prompts.schedule import Step, StepData, forest_steps, plan_steps
@@ -145,6 +145,10 @@ def builder(
 def lay_base(cfg: Config, run: Run, source: Path | None, tokenizer: PreTrainedTokenizerBase) -> int:
     """Write what hf/ will hold beside the weights; return the number of the model's parameters."""
     config = read_config(cfg.model, source, len(tokenizer))
+    longest = (
+        cfg.rl.max_prompt_tokens if run.stage == "rl" else cfg.supervised(run.stage).max_tokens
+    )
+    config.update({TRAINED_TOKENS: longest})
     dtype = torch.float32 if cfg.trainer.precision == "32-true" else torch.bfloat16
     adapters = None
     if cfg.model.lora is not None:
