@@ -121,8 +121,9 @@ def strike(role: str, root: Path, once: Path) -> None:
 
 
 def _die_once(once: Path) -> None:
-    once.touch(exist_ok=False)
-    die()
+    if not once.exists():  # the next process of this role was forked with the same disturbance
+        once.touch()
+        die()
 
 
 def swept(

@@ -19,7 +19,9 @@ import pytest
 
 from ehrr1.parallel import free_port
 from ehrr1.stages.hparams import columns
+from ehrr1.sweeps import local
 from ehrr1.sweeps.search import Search, Trial, lags, space_of
+from ehrr1.sweeps.state import Entry, Sweep, status
 from tests.conftest import CommandLine, fork_py
 
 
@@ -270,6 +272,19 @@ def test_a_killed_supervisor_and_killed_runs_lose_nothing(world: list[str], tmp_
     assert any("resume" in one["note"] for one in found if one["state"] == "pending")
     begin("resume", "killed", f"output_root={tmp_path}")
     assert set(wait(tmp_path, "killed").values()) == {"done"}
+
+
+def test_a_run_whose_process_cannot_begin_is_not_begun_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = Sweep(tmp_path / "sweeps" / "x")
+    runs = [Entry("a", "adapt", str(tmp_path / "a" / "adapt"), ["seed=1"], [], {}, {})]
+    book.write([], {"parallel": 1}, runs)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    local.supervise(book)
+    [told] = status(book, local.active(book))
+    assert told.state == "failed"
+    assert re.search("exit code 1 before it began .*supervisor.log.*`resume` retries", told.note)
 
 
 def test_cancelled_runs_save_and_go_on(world: list[str], tmp_path: Path) -> None:

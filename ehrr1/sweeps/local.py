@@ -77,8 +77,10 @@ def supervise(book: Sweep) -> None:
         if not free:
             return
         children: dict[str, subprocess.Popen[bytes]] = {}
+        begun: dict[str, float] = {}
         while True:
-            children = {run: child for run, child in children.items() if child.poll() is None}
+            for run in [run for run, child in children.items() if child.poll() is not None]:
+                tell_unbegun(book, run, children.pop(run).returncode, begun[run])
             told = status(book, active(book))
             running = {one.run for one in told if one.state == "running"} | set(children)
             ready = [one for one in ready_runs(book, told) if one.run not in running]
@@ -86,8 +88,20 @@ def supervise(book: Sweep) -> None:
                 return
             parallel = book.asked["launcher"]["parallel"]
             for entry in ready[: max(0, parallel - len(running))]:
+                begun[entry.run] = time.time()
                 children[entry.run] = start(book, entry)
             time.sleep(LOOK_SECONDS)
+
+
+def tell_unbegun(book: Sweep, run: str, code: int, begun: float) -> None:
+    """Record that a run has failed if its process, begun then, ended without recording anything.
+
+    It would be started again and again.
+    """
+    entry = next(one for one in book.entries() if one.run == run)
+    if code and book.state(entry).get("time", 0.0) < begun:
+        note = f"its process ended with exit code {code} before it began (see supervisor.log in "
+        book.tell(entry, state="failed", note=f"{note}{book.folder}): `resume` retries")
 
 
 def ready_runs(book: Sweep, told: list[RunStatus]) -> list[Entry]:
