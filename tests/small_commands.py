@@ -37,6 +37,7 @@ SMALL = {
     "audit": [
         *("audit.raw_patients=1", "audit.text_samples_per_task=2", "audit.rule_samples_per_task=4"),
     ],
+    "export": ["export.workers=1"],
     "card": ["card.samples_per_task=2"],
     "infer": ["infer.max_new_tokens.think=8", "infer.max_new_tokens.direct=8"],
 }

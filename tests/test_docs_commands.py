@@ -104,14 +104,14 @@ def sizes(words: list[str]) -> list[str]:
     if stage == "prepare" or "data.protocol=paper" in words:
         found += [] if OF_BENCHMARKS & set(words) else SMALL["prepare"]
     scored = any(key(word) in ("rescore", "compare") for word in words)
-    if stage in ("audit", "card", "eval", "infer") and not scored:
+    if stage in ("audit", "card", "eval", "export", "infer") and not scored:
         found += SMALL[stage]
     return found
 
 
 def swept(words: list[str]) -> list[str]:
     """The settings of a sweep of the smoke test, which only shows its runs."""
-    gone = ("experiment", "data.root", "name", "--dry-run")
+    gone = ("experiment", "data.root", "launcher", "name", "--dry-run")
     return ["experiment=smoke", *(word for word in words if key(word) not in gone), "--dry-run"]
 
 
@@ -199,7 +199,7 @@ class Desk:
         return [*own, "data=mimic", "data.root=DIR"] if tables else own
 
     def meds(self) -> Path:
-        return self.once(self.small(["stage=export", "export.layout=meds"])) / "export" / "meds"
+        return self.once(self.small(["stage=export", "export.layout=meds"])) / "export/meds/meds"
 
     def finished(self, word: str) -> str:
         """A word with runs of this test in place of runs below outputs/."""
@@ -238,7 +238,6 @@ FENCES = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("page", "fence"), FENCES)
 def test_commands_run(page: Path, fence: Fence, desk: Desk, tmp_path: Path) -> None:
     for one in fences(page):
