@@ -109,6 +109,8 @@ def places_of_the_pages(smoke: Path, root: Path, released: Path) -> dict[str, st
         "graph.show=": sample,
         "data.shard=": "range(0,2)",
         "adapt.eval_every=": "1",
+        "[direct,think,both]": "[think,both]",  # fewer modes and models
+        "[reason,rl]": "[rl]",
         **dict.fromkeys(("FILE_OR_FOLDER", "data.path="), str(write(root / "rows.jsonl", *rows))),
         "concepts.dictionary=": str(root / "concepts.tsv"),
         "concepts.relations=": str(root / "relations.tsv"),

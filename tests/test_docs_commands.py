@@ -97,10 +97,11 @@ def sizes(words: list[str]) -> list[str]:
     if "chains=openai" in words:
         found = ["chains.samples_per_task=1", "chains.drafts=1"]
     for learned in TRAINING if stage in ORDER else ():
-        of_it = (f"{learned}.", f"+{learned}.", f"~{learned}.", "ablation=")
+        of_it = [f"{learned}.", f"+{learned}.", f"~{learned}."]
+        of_it += ["ablation="] * (learned != "adapt")  # which ablations leave as it is
         before = ORDER.index(learned) < ORDER.index(stage)  # it is found by the same settings
-        if learned == stage or (before and any(word.startswith(of_it) for word in words)):
-            found += [] if "ablation=" in words and learned == "adapt" else SMALL[learned]
+        if learned == stage or (before and any(word.startswith(tuple(of_it)) for word in words)):
+            found += SMALL[learned]
     if stage == "prepare" or "data.protocol=paper" in words:
         found += [] if OF_BENCHMARKS & set(words) else SMALL["prepare"]
     scored = any(key(word) in ("rescore", "compare") for word in words)
@@ -157,19 +158,22 @@ class Desk:
 
     def once(self, form: Form) -> Path:
         """Run a form that has not been run; return its variant's folder."""
-        script, *words = form
         if form not in self.ran:
-            self.ran[form] = self.smoke
-            if set(words) - {f"stage={stage}" for stage in ORDER} != {"experiment=smoke"}:
-                self.ran[form] = self.smoke / f"docs-{len(self.ran)}"
-                own = [f"output_root={self.smoke.parent}", f"variant={self.ran[form].name}"]
-                own = own[: ("experiment=smoke" in words) + (script == "run.py")]
-                own = own if "experiment=smoke" in words else []
-                done = self.command_line(
-                    *words, *own, cwd=self.folder, script=script, OPENAI_API_KEY="test"
-                )
-                assert done.returncode == 0, f"{' '.join(form)}: {done.stderr[-3000:]}"
+            script, *words = form
+            bare = set(words) - {f"stage={one}" for one in ORDER} == {"experiment=smoke"}
+            self.ran[form] = self.smoke / ("" if bare else f"docs-{len(self.ran)}")
+            if not bare:
+                self.run(script, words, self.ran[form].name)
         return self.ran[form]
+
+    def run(self, script: str, words: list[str], variant: str) -> None:
+        place = [f"output_root={self.smoke.parent}"] if "experiment=smoke" in words else []
+        if place and script == "run.py" and "stage=infer" not in words:  # which has no folder
+            place.append(f"variant={variant}")
+        done = self.command_line(
+            *words, *place, cwd=self.folder, script=script, OPENAI_API_KEY="test"
+        )
+        assert done.returncode == 0, f"{script} {' '.join(words)}: {done.stderr[-3000:]}"
 
     def small(self, settings: list[str]) -> Form:
         """A command's tiny form."""
