@@ -9,6 +9,7 @@ import polars as pl
 from tests.test_benchmark_file import risk, row, write
 from tests.test_cdm import physionet
 from tests.test_ehrshot import assets
+from tests.test_graph_leaks import DICTIONARY, RELATIONS
 from tests.test_linking import UMLS, write_umls
 
 NUMBERS = {"N": "2", "T": "0.5", "P": "0.9", "K": "5", "k": "1", "X": "0.5"}
@@ -42,12 +43,6 @@ SMALL = {
     "infer": ["infer.max_new_tokens.think=8", "infer.max_new_tokens.direct=8"],
 }
 """Beside the command, by stage."""
-
-DICTIONARY = """concept_id\tname\tsemantic_type\tsource\tsynonyms\txrefs
-T:1\tfever\tSymptom\tTest\t\t
-T:2\tfurosemide\tDrug\tTest\t\t
-"""
-RELATIONS = "head\trelation\ttail\tsource\nT:2\tmay_treat\tT:1\tTest\n"
 
 
 def filled(word: str, places: dict[str, str]) -> str:

@@ -39,6 +39,9 @@ AS_SMOKE = {"chains.reasons=all", "graph.weighed_samples_per_task=null"}
 OF_BENCHMARKS = {
     *("data=benchmark", "data=ehrshot", "data=mimiciv_cdm", "eval=ehrshot", "eval=mimiciv_cdm"),
 }
+OF_GRAPHS = ("data.protocol=paper", "concepts", "graph.c", "graph.m")
+"""Settings that need other records or graphs than the smoke test's: of fewer tasks."""
+
 OTHERS = OF_BENCHMARKS | {"data=meds", "data=release"}
 """Records that are not MIMIC-IV's."""
 ROOTS = ("data.root=DIR", "data.root=EHRSHOT_ASSETS")
@@ -102,8 +105,9 @@ def sizes(words: list[str]) -> list[str]:
         before = ORDER.index(learned) < ORDER.index(stage)  # it is found by the same settings
         if learned == stage or (before and any(word.startswith(tuple(of_it)) for word in words)):
             found += SMALL[learned]
-    if stage == "prepare" or "data.protocol=paper" in words:
-        found += [] if OF_BENCHMARKS & set(words) else SMALL["prepare"]
+    few = any(word.startswith(OF_GRAPHS) for word in words)
+    if (stage == "prepare" or few) and not OF_BENCHMARKS & set(words):
+        found += SMALL["prepare"]
     scored = any(key(word) in ("rescore", "compare") for word in words)
     if stage in ("audit", "card", "eval", "export", "infer") and not scored:
         found += SMALL[stage]
@@ -142,8 +146,10 @@ class Desk:
         else:
             form = self.small(settings)
             stage = stage_of(form)
-            if "data.protocol=paper" in form and stage != "prepare":
-                self.once(self.small(["stage=prepare", "data.protocol=paper"]))
+            if set(SMALL["prepare"]) & set(form) and stage != "prepare":
+                protocol = {"data.protocol=paper"} & set(form)
+                first = {"experiment=smoke", "stage=prepare", *protocol, *SMALL["prepare"]}
+                self.once(("run.py", *sorted(first, key=key)))
             folder = self.once(form)
             for word in settings:
                 if key(word) in ("variant", "ablation", "concepts", "model"):
