@@ -65,7 +65,7 @@ def smollm2() -> Path:
 LONG = [
     *("test_processes", "test_vllm", "test_rl", "test_packages", "test_sweeps"),
     *("test_eval_stage", "test_slurm_sweeps", "test_experiment_sweeps", "test_plan", "test_faults"),
-    *("test_writers", "test_coming_from_release"),
+    *("test_writers", "test_coming_from_release", "test_docs_commands"),
 ]
 """Files of minutes. They are begun first, so that no process is left alone with one at the end.
 

@@ -5,57 +5,26 @@ import re
 import shlex
 from pathlib import Path
 
-import polars as pl
 import pytest
 
 from ehrr1.config.names import TRAINING
 from ehrr1.config.schema import check
 from tests.conftest import ROOT, CommandLine
 from tests.settings import composed
-from tests.test_cdm import physionet
-from tests.test_ehrshot import assets
-from tests.test_linking import UMLS, write_umls
+from tests.small_commands import SMALL, WITHOUT_GPUS, filled, small_places
 
 TITLE = "## Coming from the EHR-R1 release\n"
 CODE = re.compile(r"`([^`]+)`")
 SETTING = re.compile(r"[a-z_]+(\.[a-z_]+)*=.")
 
-NUMBERS = {"N": "2", "T": "0.5", "P": "0.9", "K": "5", "k": "1", "X": "0.5"}
-"""The letters that stand for numbers in the table."""
-
 STAGE_OF = {"chains": "chains", "rl": "rl", "data": "prepare"}
 """The stage of a setting that stands without one; of all others it is `eval`."""
 
-IN_SMALL: dict[str, str | None] = {
-    "experiment=paper_8b": "experiment=smoke",
-    "model=8b": None,
-    "trainer=zero3": None,
-    "trainer.devices=8": None,
-    "rollout=vllm": None,
-    "engine=vllm": None,
-    "engine.tensor_parallel=8": None,
-    "engine.gpu_memory_utilization=0.5": None,
-    "engine=server": None,
-    "engine.url=URL": None,
-}
-"""What needs GPUs, a licence or a server, and what runs here in its place: these settings are
-composed, and other tests run them (docs/release.md)."""
+IN_SMALL: dict[str, str | None] = {"experiment=paper_8b": "experiment=smoke", **WITHOUT_GPUS}
+"""What runs here in place of a setting: None leaves it out."""
 
 NEEDED = ["chains.model=NAME"]
 """Beside the name of a writer of chains."""
-
-SMALL = {
-    "prepare": ["data.tasks=[ICU_Mortality_7day,labevents]"],
-    "chains": ["chains.dry_run=true"],
-    "adapt": ["adapt.max_steps=1"],
-    "reason": ["reason.max_steps=1"],
-    "rl": ["rl.steps=1"],
-    "eval": [
-        *("eval.samples_per_task=1", "eval.bootstrap=5", "eval.untrained_samples_per_task=1"),
-        *("eval.max_new_tokens.think=8", "eval.max_new_tokens.direct=8"),
-    ],
-}
-"""Beside the command, by stage."""
 
 
 RUN: set[tuple[str, ...]] = set()
@@ -92,12 +61,6 @@ ALL = [pytest.param(words, id=" ".join(words)) for _, ours in rows() for words i
 PLACES = {"URL": "http://127.0.0.1:8000/v1", "MODEL": "a/model"}
 
 
-def filled(word: str, places: dict[str, str]) -> str:
-    """A word with what its placeholder stands for."""
-    key, _, value = word.partition("=")
-    return f"{key}={places.get(value, NUMBERS.get(value, value))}"
-
-
 def test_the_table_is_read() -> None:
     assert len(rows()) == 25 and len(ALL) >= 30
     theirs = " ".join(cell for cell, _ in rows())
@@ -126,30 +89,7 @@ def test_each_command_is_one_that_exists(words: list[str]) -> None:
 @pytest.fixture(scope="module")
 def places(smoke: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return the files and folders that the table's names stand for."""
-    root = tmp_path_factory.mktemp("places")
-    patients = root / "patients.csv"
-    table = pl.read_csv(smoke / "prepare" / "hospital" / "hosp" / "patients.csv.gz")
-    patients.write_text("subject_id\n" + "\n".join(map(str, table["subject_id"][:10])) + "\n")
-    sampling = root / "sampling.json"
-    sampling.write_text('{"ICU_Mortality_7day": 20, "labevents": 20}')
-    (root / "META").mkdir()
-    write_umls(root / "META", UMLS)
-    facts = "C0032285||CUI|RO|C0019134||CUI|may_treat|R||OWN|OWN||Y|N||\n"
-    (root / "META" / "MRREL.RRF").write_text(facts)
-    record = root / "record.md"
-    record.write_text("## Patient Demographics [None]\n- Anchor_Age: 61\n")
-    return {
-        "DIR": str(smoke / "prepare" / "hospital"),
-        "META": str(root / "META"),
-        "FILE.csv": str(patients),
-        "FILE.json": str(sampling),
-        "FILE.md": str(record),
-        "FILE.jsonl": str(smoke / "chains" / "chains.jsonl"),
-        "MODEL": str(smoke / "adapt" / "hf"),
-        "BlueZeros/EHR-R1-8B": str(smoke / "adapt" / "hf"),
-        "eval=ehrshot": str(assets(root / "ehrshot")),
-        "eval=mimiciv_cdm": str(physionet(root / "cdm")),
-    }
+    return small_places(smoke, tmp_path_factory.mktemp("places"))
 
 
 @pytest.mark.slow

@@ -79,6 +79,12 @@ SWEEPS = ("sweep.py", "ehrr1-sweep")
 STARTERS = ("python", "torchrun", "srun", "docker", "apptainer", "ehrr1", "ehrr1-sweep")
 """Programs that start ours."""
 
+OTHERS = {
+    *("apptainer", "conda", "cut", "docker", "inspect", "lm_eval", "ls", "meds-evaluation-cli"),
+    "uv",
+}
+"""Programs of others, which need a reason in front of the fence."""
+
 SWEEP_COMMANDS = ("status", "logs", "resume", "cancel", "compare", "clean")
 
 RECORD = """\
@@ -195,6 +201,13 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def lay_out(fence: Fence, folder: Path) -> None:
+    """Write the file that a fence holds, which a later command reads."""
+    if named := FILE.match(fence.text):
+        (folder / named[1]).parent.mkdir(parents=True, exist_ok=True)
+        (folder / named[1]).write_text(fence.text)
+
+
 def would_begin(cfg: Config) -> None:
     """Check the settings as a stage does, before it reads anything."""
     check(cfg)
@@ -213,9 +226,7 @@ def would_begin(cfg: Config) -> None:
 def test_commands_exist(page: Path, world: Path) -> None:
     wrong = []
     for fence in fences(page):
-        if named := FILE.match(fence.text):  # what a later command reads
-            (world / named[1]).parent.mkdir(parents=True, exist_ok=True)
-            (world / named[1]).write_text(fence.text)
+        lay_out(fence, world)
         for words in commands(fence, world):
             told = complaint(words, others_too=fence.reason is not None)
             wrong += [f"{fence.line}: {' '.join(words)}: {told}"] * bool(told)
@@ -282,7 +293,7 @@ def settings_in(line: str) -> list[list[str]]:
 def complaint(words: list[str], others_too: bool) -> str | None:
     """Say what is wrong with a command; None if nothing is.
 
-    others_too: programs that are not ours may be called."""
+    others_too: programs of others may be called."""
     program, *rest = words
     if program == "make":
         return wrong_targets([word for word in rest if "=" not in word])
@@ -296,6 +307,8 @@ def complaint(words: list[str], others_too: bool) -> str | None:
             return judge(words[place + 1 :])
     if "pip" in words[:2]:
         return wrong_extras(rest)
+    if program not in OTHERS:
+        return "no program that is known (`OTHERS`)"
     return None if others_too else "no program of ours, and no reason in front of the fence"
 
 
