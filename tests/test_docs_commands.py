@@ -49,7 +49,7 @@ HERE = "run here"
 READERS = ("benchmarks.chain_sample", "benchmarks.citations", "benchmarks.path_sample")
 """Benchmarks that only read a finished run."""
 
-RUN_FOLDER = re.compile(rf"(?:(?:outputs|OUT)/\w+(?:/(\w+))?|OTHER)/({'|'.join(ORDER)})\b")
+RUN_FOLDER = re.compile(rf"(?:(?:outputs|OUT)/\w+(?:/(\w+))?|OTHER)/({'|'.join(ORDER)})(?![\w.])")
 
 
 def excuse(fence: Fence, words: list[str]) -> str | None:
