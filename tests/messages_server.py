@@ -65,6 +65,8 @@ class MessagesServer(LocalServer):
     created: dict[str, float] = field(default_factory=dict)
     lose_creations: int = 0
     """So many times a batch is created, but its creator is not told."""
+    garble_results: int = 0
+    """So many times the results of a batch are no JSON."""
     hang_at: int | None = None
     """After creating so many batches the server says nothing for `slow_seconds`, once."""
     at_once: int = 0
@@ -250,6 +252,10 @@ class MessagesHandler(BaseHTTPRequestHandler):
         self._reply({"data": page, "has_more": len(ids) > 2, "last_id": None, "first_id": None})
 
     def _results(self, batch_id: str) -> None:
+        if self.owner.garble_results > 0:
+            self.owner.garble_results -= 1
+            self._broken("malformed")
+            return
         lines = []
         for entry in reversed(self.owner.batches[batch_id]["requests"]):
             body = entry["params"]

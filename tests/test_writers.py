@@ -274,6 +274,24 @@ def test_a_batch_whose_creation_was_not_confirmed_is_not_created_again(tmp_path:
     assert {row["batch_id"] for row in rows(tmp_path / "ledger.sqlite")} == set(server.batches)
 
 
+def test_an_unconfirmed_batch_without_results_is_created_again(tmp_path: Path) -> None:
+    with MessagesServer(Faults(missing=1.0), lose_creations=1) as server:
+        ask(tmp_path / "ledger.sqlite", settings(server, batches=True), 3)
+        assert len(server.batches) == 1 + ATTEMPTS
+    found = rows(tmp_path / "ledger.sqlite")
+    assert {(row["state"], row["error"]) for row in found} == {("failed", "no result")}
+
+
+@pytest.mark.parametrize(("times", "attempts"), [(2, 1), (3, 2)])
+def test_results_that_are_no_json_are_fetched_again(
+    tmp_path: Path, times: int, attempts: int
+) -> None:
+    with MessagesServer(garble_results=times) as server:
+        ask(tmp_path / "ledger.sqlite", settings(server, batches=True, max_retries=2), 3)
+    found = rows(tmp_path / "ledger.sqlite")
+    assert {(row["state"], row["attempts"]) for row in found} == {("done", attempts)}
+
+
 def test_batches_that_are_under_way_are_taken_in_first(tmp_path: Path) -> None:
     with MessagesServer(batch_seconds=60) as server:
         cfg = settings(server, batches=True, batch_size=4, timeout_seconds=0.5, max_retries=0)

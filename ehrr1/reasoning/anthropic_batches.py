@@ -215,18 +215,18 @@ class _Batches:
             return True  # nothing to wait for
         return status == "ended"
 
-    def _first_key(self, batch_id: str) -> str:
-        """Return the key of a batch, read from its first result."""
+    def _first_key(self, batch_id: str) -> str | None:
+        """Return the key of a batch, read from its first result; None if it has no results."""
         return self._get(
-            lambda _: next(self._results(batch_id)),
-            lambda found: str(found["custom_id"]).rpartition("-")[0],
+            lambda _: next(self._results(batch_id), None),
+            lambda found: found and str(found["custom_id"]).rpartition("-")[0],
         )
 
     def _get(self, ask: Callable[[Any], Any], read: Callable[[Any], Value]) -> Value:
         """Send a request and parse the answer; retry if the answer cannot be parsed."""
         import httpx2
 
-        unread = (ValueError, LookupError, TypeError, AttributeError, StopIteration)
+        unread = (ValueError, LookupError, TypeError, AttributeError)
         for attempt in range(self.settings.max_retries + 1):
             try:
                 return read(ask(self.client.messages.batches))
@@ -240,8 +240,8 @@ class _Batches:
         import httpx2
 
         assert batch.batch_id is not None
-        reason = "no result"
         for attempt in range(self.settings.max_retries + 1):
+            reason = "no result"
             try:
                 self._read_results(batch)
                 break
@@ -252,10 +252,14 @@ class _Batches:
                 if not may_pass(error.status_code):
                     raise
                 time.sleep(pause(attempt))
-            except (anthropic.AnthropicError, httpx2.HTTPError, ValueError):
+            except ValueError:
+                reason = "malformed results"
+                time.sleep(pause(attempt))
+            except (anthropic.AnthropicError, httpx2.HTTPError):
                 time.sleep(pause(attempt))  # results read so far are in the ledger
         else:
-            raise _UnansweredError("results broke off")
+            if reason == "no result":
+                raise _UnansweredError("results broke off")
         lost = NoReply(reason, charged=True)
         self._save([(*draft, lost) for draft in self.ledger.waiting(batch.key).values()])
 
@@ -276,16 +280,24 @@ class _Batches:
             self._save(read)
 
     def _results(self, batch_id: str) -> Iterator[dict[str, Any]]:
-        """Yield the parseable lines of a batch's results as they arrive."""
+        """Yield the parseable lines of a batch's results as they arrive.
+
+        Raises ValueError if there are lines and none can be parsed.
+        """
         api = self.client.messages.batches.with_streaming_response
+        parsed, lines = 0, 0
         with api.results(batch_id) as response:
-            for line in response.iter_lines():
+            for line in filter(str.strip, response.iter_lines()):
+                lines += 1
                 try:
                     found = json.loads(line)
                 except ValueError:
                     continue
                 if isinstance(found, dict) and "custom_id" in found:
+                    parsed += 1
                     yield found
+        if lines and not parsed:
+            raise ValueError(f"none of {lines} lines of results can be parsed")
 
     def _read(self, found: dict[str, Any]) -> DraftReply | NoReply:
         """Return the answer, or the reason why there is none.
