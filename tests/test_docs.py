@@ -80,8 +80,8 @@ STARTERS = ("python", "torchrun", "srun", "docker", "apptainer", "ehrr1", "ehrr1
 """Programs that start ours."""
 
 OTHERS = {
-    *("apptainer", "conda", "cut", "docker", "inspect", "lm_eval", "ls", "meds-evaluation-cli"),
-    "uv",
+    *("apptainer", "conda", "cut", "docker", "hf", "inspect", "lm_eval", "ls"),
+    *("meds-evaluation-cli", "uv"),
 }
 """Programs of others, which need a reason in front of the fence."""
 

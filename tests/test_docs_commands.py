@@ -115,7 +115,7 @@ def sizes(words: list[str]) -> list[str]:
 
 
 def swept(words: list[str]) -> list[str]:
-    """The settings of a sweep of the smoke test, which only shows its runs."""
+    """The settings of a sweep that begins with a finished stage: one of the smoke test."""
     gone = ("experiment", "data.root", "launcher", "name", "--dry-run")
     return ["experiment=smoke", *(word for word in words if key(word) not in gone), "--dry-run"]
 
@@ -139,7 +139,10 @@ class Desk:
             return self.read(words)
         start = next(n for n, word in enumerate(words) if word in OURS + SWEEPS)
         settings = words[start + 1 :]
-        if words[start] in SWEEPS:
+        if words[start] in SWEEPS and {"stage=curriculum", "--dry-run"} <= {*settings}:
+            given = [filled(word, self.places) for word in settings if word != "--dry-run"]
+            self.once(("sweep.py", *given, "--dry-run"))
+        elif words[start] in SWEEPS:
             self.once(("sweep.py", *swept(settings)))
         elif "stage=plan" in settings:  # computes nothing: as it stands
             self.once(("run.py", *settings))

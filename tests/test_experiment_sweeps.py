@@ -47,7 +47,12 @@ SWEEPS = {
         "adapt.max_steps": "2",
     },
     "paper_1.7b": {"stage": "adapt", "adapt.max_steps": "2"},
-    "paper_72b": {"stage": "adapt", "adapt.max_steps": "2"},
+    # two tasks of one job
+    "paper_72b": {
+        **{"stage": "adapt,reason,rl", "trainer": "zero3", "trainer.devices": "2"},
+        **{"adapt.max_steps": "2", "reason.max_steps": "2", "rl.steps": "1"},
+        **{"adapt.trees_per_step": "2", "reason.trees_per_step": "2", "rl.prompts_per_step": "2"},
+    },
 }
 
 LENGTHS = (
@@ -69,9 +74,10 @@ def test_a_sweep_of_toys_runs(experiment: str, root: Path, slurm: dict[str, str]
     settings = TINY | SWEEPS[experiment]
     if experiment == "context_length":
         settings = {key: value for key, value in settings.items() if key not in LENGTHS}
-    if settings.get("stage") == "adapt":
-        (prepare,) = root.glob("paper_8b/*/prepare")
-        settings |= {"inputs.prepare": str(prepare)}
+    for made, reader in (("prepare", "adapt"), ("chains", "reason")):
+        if reader in settings.get("stage", "").split(","):
+            (folder,) = root.glob(f"paper_8b/*/{made}")
+            settings |= {f"inputs.{made}": str(folder)}
     overrides = [f"{key}={value}" for key, value in settings.items()]
     command = [f"experiment={experiment}", *overrides, f"output_root={root}", f"name={experiment}"]
     begin(*command, **slurm)
