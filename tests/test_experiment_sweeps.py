@@ -76,7 +76,7 @@ def test_a_sweep_of_toys_runs(experiment: str, root: Path, slurm: dict[str, str]
         settings = {key: value for key, value in settings.items() if key not in LENGTHS}
     for made, reader in (("prepare", "adapt"), ("chains", "reason")):
         if reader in settings.get("stage", "").split(","):
-            (folder,) = root.glob(f"paper_8b/*/{made}")
+            (folder,) = root.glob(f"paper_8b/**/{made}")
             settings |= {f"inputs.{made}": str(folder)}
     overrides = [f"{key}={value}" for key, value in settings.items()]
     command = [f"experiment={experiment}", *overrides, f"output_root={root}", f"name={experiment}"]
