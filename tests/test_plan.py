@@ -149,16 +149,52 @@ def test_rl_counts_what_the_engine_holds_and_keeps() -> None:
     # a second CUDA context, NCCL and graphs are there while the engine sleeps, too
     assert {moment["engine_reserved"] for moment in found.moments.values()} == {2 * GIB}
     completion = 36 * 2 * 8 * 128 * 2 * 12_048
-    assert planner.engine_holds() == (32 * GIB - 2 * 8_190_735_360) // completion == 10
+    assert planner.engines.holds == (32 * GIB - 2 * 8_190_735_360) // completion == 10
     assert planner.fits(cfg.trainer)
     assert "10 completions of 12,048 tokens" in str(engine_rows(planner))
     # 145 GB of weights, however many GPUs divide the trainer's
     cfg = planned("model=72b", "trainer=zero3", "plan.stage=rl", "rollout=vllm", "cluster.gpus=128")
     planner = Planner(cfg)
     assert sum(planner.memory(cfg.trainer).moments["rollout"].values()) < 80 * GIB
-    assert not planner.fits(cfg.trainer) and planner.engine_holds() < 0
+    assert not planner.fits(cfg.trainer) and planner.engines.holds < 0
     assert "rollout=vllm_server" in str(engine_rows(planner))
     assert not engine_rows(Planner(planned("plan.stage=rl"))) and planner.largest(cfg.trainer) == 0
+
+
+def test_a_step_of_rl_by_phase() -> None:
+    """72B on 128 GPUs, by hand: 64 learn, and eight servers of eight write."""
+    cfg = planned(
+        *(
+            "model=72b",
+            "trainer=zero3",
+            "plan.stage=rl",
+            "cluster.gpus=64",
+            "rl.prompts_per_step=64",
+        ),
+        *("rollout=vllm_server", "rollout.sync=memory", "plan.servers=8", "plan.server_gpus=8"),
+        "rl.max_batch_tokens=16384",
+    )
+    planner = Planner(cfg)
+    time, weights = planner.time(), 2 * 72_706_203_648
+    assert planner.fits(cfg.trainer) and time.gpus == 128
+    # eight adapters of a node gather what ZeRO-3 divides, then one sends it
+    assert time.phases["weights"] == pytest.approx(weights / 400e9 + weights / 50e9)
+    # a server has the groups of eight prompts, more completions than it holds; a pass reads the
+    # weights, and keys and values of 80 layers of 8 heads of 128 at half of the answer's length
+    held = int((0.9 * 8 * 80 * GIB - weights) / (80 * 4096 * 12_048))
+    assert planner.engines.holds == held == 119
+    read = weights + held * 80 * 4096 * (10_000 + 1_024)
+    passes = 2048 * 8 * 16 / held
+    assert time.phases["completions"] == pytest.approx(passes * read / (8 * 3350e9 * 0.6))
+    assert time.seconds_per_step == pytest.approx(sum(time.phases.values()))
+    # by files the weights are written and read
+    cfg.rollout.sync = "files"
+    assert Planner(cfg).time().phases["weights"] == pytest.approx(weights / 400e9 + weights / 1e9)
+    # in the trainer, each token waits until the weights have come from the other GPUs
+    alone = planned("model=72b", "trainer=zero3", "plan.stage=rl", "cluster.gpus=64")
+    assert Planner(alone).time().phases["completions"] == pytest.approx(2048 * weights / 400e9)
+    cfg.plan.server_gpus = 1
+    assert not Planner(cfg).fits(cfg.trainer)
 
 
 def test_checkpoints_follow_the_settings() -> None:

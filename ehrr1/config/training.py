@@ -205,7 +205,9 @@ class Plan(Section):
     fill: PositiveShare
     samples: Count | None
     utilisation: PositiveShare
-    generation_utilisation: PositiveShare
+    bandwidth_utilisation: PositiveShare
+    servers: Count
+    server_gpus: Count
 
 
 class Cluster(Section):
@@ -218,6 +220,9 @@ class Cluster(Section):
     engine_reserved_gib: NotNegative
     cpu_memory_gib: Positive | None
     peak_tflops: Positive
+    memory_gb_per_second: Positive
+    nvlink_gb_per_second: Positive
+    network_gb_per_second: Positive
     write_gb_per_second: Positive
 
 

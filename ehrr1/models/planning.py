@@ -5,7 +5,7 @@ Lengths, batches and epochs are the stage's own settings.
 """
 
 from dataclasses import dataclass
-from math import ceil, floor
+from math import ceil
 
 from ehrr1.config.schema import Config, value_of
 from ehrr1.config.training import RL, Adapt, Reason, TrainerSettings
@@ -18,13 +18,12 @@ from ehrr1.models.memory import (
     TreeShape,
     activations,
     anatomy,
-    cache_bytes,
-    generation_bytes,
     memory,
     most_trees,
     precision_bytes,
     work,
 )
+from ehrr1.models.rollout_time import Engines, engine_room, engines, phases
 from ehrr1.models.saving import Saving, checkpoint_bytes, pause
 from ehrr1.models.sizes import GIB
 from ehrr1.tasks.selection import LEARNABLE, RISK
@@ -37,13 +36,17 @@ RELEASED = {"adapt": 3_500_000, "reason": 300_000, "rl": 500 * len(LEARNABLE)}
 
 @dataclass(frozen=True, slots=True)
 class Time:
-    """The duration of a run: its steps, the work of one step, and the GPUs that share it."""
+    """The duration of a run: its steps, the work of one step, and the GPUs that share it.
+
+    `phases` are the seconds of a step of rl by phase; other stages have none.
+    """
 
     steps: int
     trees_per_step: int
     tokens_per_step: float
     seconds_per_step: float
     gpus: int
+    phases: dict[str, float]
 
 
 class Planner:
@@ -113,20 +116,17 @@ class Planner:
     @property
     def engine_share(self) -> float:
         """Return the bytes of a GPU that `rollout=vllm` takes for itself; 0 without it."""
-        rollout = self.cfg.rollout
-        if not self.rl or rollout.name != "vllm":
-            return 0.0
-        return float(rollout.gpu_memory_utilization * self.cfg.cluster.gpu_memory_gib * GIB)
+        beside = self.rl and self.cfg.rollout.name == "vllm"
+        return engine_room(self.cfg) if beside else 0.0
 
-    def engine_holds(self) -> int:
-        """Return how many completions of full length the engine's share holds beside its weights.
+    @property
+    def engines(self) -> Engines:
+        """Return the engines that write completions in `rl`."""
+        return engines(self.cfg, self.body, self.gpus(self.cfg.trainer))
 
-        Each training process has an engine with all of the weights, whatever the strategy.
-        Negative if not even these fit.
-        """
-        trainer = self.cfg.trainer
-        left = self.engine_share - self.body.base * generation_bytes(trainer)
-        return floor(left / cache_bytes(self.body, trainer, self.generated_tokens))
+    def engines_fit(self) -> bool:
+        """Return whether each engine of `rl` has memory for weights and one completion."""
+        return not self.rl or self.engines.holds >= 1
 
     def on_cpu(self, found: Memory) -> float:
         """Return the GiB of a node's CPU memory that the shares of its GPUs take."""
@@ -134,7 +134,7 @@ class Planner:
 
     def fits(self, trainer: TrainerSettings) -> bool:
         """Return whether training and generation fit the memory of GPU and CPU."""
-        if self.engine_share and self.engine_holds() < 1:
+        if not self.engines_fit():
             return False
         found, room = self.memory(trainer), self.cfg.cluster.cpu_memory_gib
         on_cpu = room is None or self.on_cpu(found) <= room
@@ -142,7 +142,7 @@ class Planner:
 
     def largest(self, trainer: TrainerSettings) -> int:
         """Return the maximum number of trees at a time that fit a GPU; 0 if none fits."""
-        if self.engine_share and self.engine_holds() < 1:
+        if not self.engines_fit():
             return 0
         room = self.cfg.cluster.gpu_memory_gib * GIB
         return most_trees(lambda trees: self.memory(trainer, trees).total, room)
@@ -173,15 +173,20 @@ class Planner:
         Processes share a step's trees evenly, so that their number is rounded up to a multiple of
         the processes.
         """
-        gpus = self.gpus(self.cfg.trainer)
+        cfg, gpus = self.cfg, self.gpus(self.cfg.trainer)
         each = ceil(self.asked_trees / gpus)
-        mean = tree(self.cfg, self.cfg.plan.fill)
+        mean = tree(cfg, cfg.plan.fill)
+        operations = each * self.parts * self._operations(mean)
+        peak = cfg.cluster.peak_tflops * 1e12 * cfg.plan.utilisation
+        found = phases(cfg, self.body, gpus, operations) if self.rl else {}
+        serving = cfg.plan.servers * cfg.plan.server_gpus
         return Time(
-            steps=steps(self.cfg, each * gpus),
+            steps=steps(cfg, each * gpus),
             trees_per_step=each * gpus,
             tokens_per_step=each * gpus * mean.tokens * self.parts,
-            seconds_per_step=each * self._seconds(mean),
-            gpus=gpus,
+            seconds_per_step=sum(found.values()) if found else operations / peak,
+            gpus=gpus + (serving if self.rl and cfg.rollout.name == "vllm_server" else 0),
+            phases=found,
         )
 
     def saving(self, seconds_per_step: float) -> Saving:
@@ -203,21 +208,12 @@ class Planner:
             return Saving(size, seconds, wait)
         return Saving(size, seconds, wait, trainer.save_top_k, stage.eval_every * seconds_per_step)
 
-    def _seconds(self, mean: TreeShape) -> float:
-        """Return the seconds that one GPU needs for one tree."""
-        cfg, peak = self.cfg, self.cfg.cluster.peak_tflops * 1e12
-        learning = flops.training(self.body, mean, cfg.trainer.activation_checkpointing)
-        if not self.rl:
-            return learning / (peak * cfg.plan.utilisation)
-        if self.cfg.rl.beta > 0:
+    def _operations(self, mean: TreeShape) -> float:
+        """Return the operations by which one GPU learns from one tree."""
+        learning = flops.training(self.body, mean, self.cfg.trainer.activation_checkpointing)
+        if self.rl and self.cfg.rl.beta > 0:
             learning += flops.forward(self.body, mean)
-        learning *= self.parts
-        branches = mean.branches * self.parts
-        whole = TreeShape(mean.trunk, branches, sum(branches))
-        writing = flops.forward(self.body, whole)  # the prompt once, completions token by token
-        return learning / (peak * cfg.plan.utilisation) + writing / (
-            peak * cfg.plan.generation_utilisation
-        )
+        return learning
 
 
 def other(trainer: TrainerSettings, name: str) -> TrainerSettings:

@@ -15,6 +15,7 @@ from ehrr1.errors import UserError
 from ehrr1.files import write_text
 from ehrr1.models.memory import STAGES, Memory, generation_bytes
 from ehrr1.models.planning import TRAINERS, Planner, Time, other
+from ehrr1.models.rollout_time import engine_room
 from ehrr1.models.saving import Saving
 from ehrr1.models.sizes import GIB
 from ehrr1.runs import Run
@@ -47,6 +48,7 @@ def run(cfg: Config, run: Run) -> dict[str, float | int]:
         metrics[f"trainers/{name}/memory_gib"] = planner.memory(trainer).total / GIB
         metrics[f"trainers/{name}/fits"] = int(planner.fits(trainer))
     sections = [memory_table(planner, found), run_table(planner, metrics)]
+    sections += [step_table(planner, time)] if planner.rl else []
     show(run, [*sections, saving_table(planner, saving), trainers_table(metrics)])
     return metrics
 
@@ -69,7 +71,12 @@ def check(cfg: Config) -> None:
             f"cluster.reserved_gib={cluster.reserved_gib}: it must be less than "
             f"cluster.gpu_memory_gib={cluster.gpu_memory_gib}"
         )
-    stage = cfg.plan.stage
+    stage, serving = cfg.plan.stage, cfg.plan.servers * cfg.plan.server_gpus
+    if serving > 1 and (stage != "rl" or cfg.rollout.name != "vllm_server"):
+        problems.append(
+            f"plan.servers={cfg.plan.servers}, plan.server_gpus={cfg.plan.server_gpus}: servers "
+            "write completions with plan.stage=rl rollout=vllm_server"
+        )
     if STAGES[trainer.strategy] and cfg.training(stage).optimizer == "muon":
         problems.append(
             f"{stage}.optimizer=muon: trainer.strategy={trainer.strategy} divides the matrices "
@@ -100,10 +107,10 @@ def memory_metrics(planner: Planner, found: Memory) -> dict[str, float | int]:
 
 
 def engine_metrics(planner: Planner) -> dict[str, float | int]:
-    """Return the metrics of the engine that generates beside the trainer; none without it."""
-    if not planner.engine_share:
+    """Return the metrics of the engines that write completions; none without vLLM."""
+    if not planner.rl or planner.cfg.rollout.name == "transformers":
         return {}
-    return {"engine/completions": planner.engine_holds()}
+    return {"engine/completions": planner.engines.holds}
 
 
 def time_metrics(time: Time) -> dict[str, float | int]:
@@ -116,6 +123,7 @@ def time_metrics(time: Time) -> dict[str, float | int]:
         "seconds_per_step": time.seconds_per_step,
         "hours": hours,
         "gpu_hours": hours * time.gpus,
+        **{f"seconds/{phase}": seconds for phase, seconds in time.phases.items()},
     }
 
 
@@ -164,18 +172,45 @@ def run_table(planner: Planner, metrics: dict[str, float | int]) -> Section:
 
 
 def engine_rows(planner: Planner) -> list[tuple[str, str]]:
-    """Return the row that says what the engine's share of a GPU holds; none without an engine."""
-    if not planner.engine_share:
+    """Return the row that says what the memory of a vLLM engine holds; none without vLLM."""
+    cfg = planner.cfg
+    if not planner.rl or cfg.rollout.name == "transformers":
         return []
-    weights = planner.body.base * generation_bytes(planner.cfg.trainer) / GIB
-    holds = planner.engine_holds()
-    told = f"{_n(planner.engine_share / GIB)} GiB: weights {_n(weights)}, "
-    if holds > 0:
-        told += f"{holds:,} completions of {planner.generated_tokens:,} tokens at a time"
+    fleet, weights = planner.engines, planner.body.base * generation_bytes(cfg.trainer) / GIB
+    told = f"{_n(engine_room(cfg) / GIB)} GiB: weights {_n(weights)}, "
+    if fleet.holds > 0:
+        told += f"{fleet.holds:,} completions of {planner.generated_tokens:,} tokens at a time"
     else:
-        told += "and no room for a completion: raise rollout.gpu_memory_utilization, or divide "
-        told += "the model among the GPUs of a server (rollout=vllm_server)"
-    return [("engine a GPU", told)]
+        told += "and no room for a completion: "
+        told += (
+            "raise rollout.gpu_memory_utilization, or divide the model among the GPUs of a server "
+            "(rollout=vllm_server)"
+            if cfg.rollout.name == "vllm"
+            else f"raise plan.server_gpus={fleet.gpus}"
+        )
+    number = f"{fleet.number} engines of {fleet.gpus} GPUs, each"
+    return [("engine a GPU" if cfg.rollout.name == "vllm" else number, told)]
+
+
+PHASES = {
+    "weights": "the new weights reach the engines",
+    "prompts": "each prompt is read once for its group",
+    "completions": "they are written token by token",
+    "learning": "the update, and a reference if there is one",
+}
+"""Phases of a step of rl (`models.rollout_time`)."""
+
+
+def step_table(planner: Planner, time: Time) -> Section:
+    """Return the section on the phases of a step of rl, saves included."""
+    saving = planner.saving(time.seconds_per_step)
+    saved = time.seconds_per_step * saving.share / (1 - saving.share)
+    rows = [
+        (name, _n(seconds), f"{seconds / time.seconds_per_step:.0%}", PHASES[name])
+        for name, seconds in time.phases.items()
+    ]
+    rows.append(("saves", _n(saved), f"{saved / time.seconds_per_step:.0%}", "on average, at most"))
+    return "A step", ["phase", "seconds", "share", "what"], rows
 
 
 def saving_table(planner: Planner, saving: Saving) -> Section:
