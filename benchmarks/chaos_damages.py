@@ -36,7 +36,9 @@ from ehrr1.models.loading import read_whole
 from ehrr1.prompts.dataset import read_trees
 from ehrr1.prompts.tokenizer import load_tokenizer
 from ehrr1.reasoning.ledger import Ledger
+from ehrr1.records.openness import FILE
 from ehrr1.records.store import Shard
+from ehrr1.runs.paths import read_decision, read_inputs
 from ehrr1.stages.chains import graph_places
 from ehrr1.stages.reason import kept_chains
 from ehrr1.tasks.samples import Prepared
@@ -94,13 +96,19 @@ def _counts(path: Path) -> object:
     return counts.targets, counts.history, counts.n_target.tolist(), counts.joint.sum()
 
 
+def _json(path: Path) -> object:
+    if path.name == "inputs.json":
+        return read_inputs(path.parent)
+    return read_decision(path) if path.name == FILE else read_json(path)
+
+
 KINDS = {
     "Arrow": Kind("prepare/store/*/*.arrow", _shard),
     "Parquet": Kind("prepare/*.parquet", _samples),
     "predictions": Kind("eval/predictions.parquet", lambda path: read_predictions(path).rows()),
     "safetensors": Kind("*/hf/model.safetensors", _weights),
     "checkpoints": Kind("*/checkpoints/*.ckpt", _learnt),
-    "JSON": Kind("*/[!m]*.json", read_json),
+    "JSON": Kind("*/[!m]*.json", _json),
     "graphs": Kind("graph/graphs.jsonl", graph_places),
     "chains": Kind("chains/chains.jsonl", kept_chains),
     "logs": Kind("*/train.jsonl", lambda path: list(read_jsonl(path, ("step",)))),

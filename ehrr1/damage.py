@@ -12,6 +12,7 @@ digest, which takes as long as reading the file. XXH3 is twenty times as fast as
 damage, and not who wants to deceive, who could write another manifest.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -58,7 +59,8 @@ def reading(path: Path, *errors: type[BaseException], remedy: str | None = None)
     try:
         yield
     except errors as error:
-        if isinstance(error, OSError) and error.errno is not None and path.exists():
+        of_the_file = (None, errno.EINVAL)  # the second: an empty file is mapped
+        if isinstance(error, OSError) and error.errno not in of_the_file and path.exists():
             raise
         if machine_fault(error) is not None:
             raise

@@ -27,6 +27,7 @@ from ehrr1.models.loading import fill, read_whole
 from ehrr1.prompts.dataset import read_trees
 from ehrr1.prompts.tokenizer import load_tokenizer
 from ehrr1.reasoning.ledger import Ledger
+from ehrr1.runs.paths import data_is_open, read_decision, read_inputs
 from ehrr1.stages.chains import graph_places
 from ehrr1.stages.reason import kept_chains
 from ehrr1.tasks.samples import Prepared
@@ -161,7 +162,8 @@ def test_the_command_of_a_damaged_file_makes_it_again(finished: Path, command: R
 
 
 READERS: dict[str, Callable[[Path], object]] = {
-    "prepare/open.json": read_json,
+    "prepare/open.json": read_decision,
+    "adapt/inputs.json": lambda path: read_inputs(path.parent),
     "prepare/config.yaml": read_yaml,
     "graph/graphs.jsonl": graph_places,
     "chains/chains.jsonl": kept_chains,
@@ -171,6 +173,26 @@ READERS: dict[str, Callable[[Path], object]] = {
     "graph/counts/{}.npz": Cooccurrence.load,
 }
 """Files that a stage reads of its own when it is resumed, and of runs without a manifest."""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "read"),
+    [
+        ("open.json", '["open"]', data_is_open),
+        ("open.json", '{"open": 1, "why": "told"}', data_is_open),
+        ("open.json", '{"open": true, "why": 5}', data_is_open),
+        ("inputs.json", "[]", read_inputs),
+        ("inputs.json", '{"prepare": 5}', read_inputs),
+        ("step=2.ckpt", "", lambda folder: [*learnt_weights(folder / "step=2.ckpt")]),
+    ],
+)
+def test_what_is_of_another_kind_is_named(
+    name: str, content: str, read: Callable[[Path], object], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DamagedError, match=re.escape(name)):
+        read(tmp_path)
+
 
 SEEN = ("a line twice", "rows twice", "a line of another kind")
 """Damage that a rule refuses where no manifest does."""

@@ -13,6 +13,7 @@ from ehrr1.errors import UserError
 from ehrr1.prompts.wording import style_of
 from ehrr1.stages.export_rows import event_of
 from ehrr1.tasks.catalog import ALL_TASKS, OWN, TASKS
+from ehrr1.tasks.label_files import read_label_file
 from tests.settings import composed
 from tests.test_records import hospital, prepared
 
@@ -116,3 +117,20 @@ def test_utc_is_taken_as_the_time_of_the_records(
     own = written(utc, tmp_path / "labels.parquet")
     world, _ = prepared(hospital, tmp_path / "prepare", tasks=[OWN], **own)
     assert set(world.index()["prediction_time"]) == set(labels["prediction_time"])
+
+
+def test_a_flipped_byte_anywhere_in_a_file_of_labels_is_one_message(
+    labels: pl.DataFrame, tmp_path: Path
+) -> None:
+    """Also where the reader panics, which is no `Exception`."""
+    path, refused = tmp_path / "labels.parquet", 0
+    written(labels.head(100), path)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 2):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x40]) + whole[place + 1 :])
+        try:
+            read_label_file(path)
+        except UserError as error:
+            refused += 1
+            assert str(path) in str(error) and "\n" not in str(error)
+    assert refused > 100

@@ -58,7 +58,7 @@ def test_a_server_is_this_machine_if_all_its_addresses_are(url: str, here: bool)
 
 def test_completions_on_another_machine_need_permission(tmp_path: Path) -> None:
     for decided in (True, False):
-        write_json(tmp_path / str(decided) / "open.json", {"open": decided})
+        write_json(tmp_path / str(decided) / "open.json", {"open": decided, "why": "told"})
     away = ["stage=rl", "rollout=vllm_server", "rollout.url=http://10.0.0.1:8100"]
     closed = {"prepare": tmp_path / "False"}
     with pytest.raises(UserError, match=r"^rollout=vllm_server: the records are closed.*10.0.0.1"):

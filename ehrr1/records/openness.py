@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from ehrr1.files import read_json, write_json
+from ehrr1.runs.paths import decision
 
 FILE = "open.json"
 """File in which `stage=prepare` records whether its records are open, and why."""
@@ -41,8 +42,7 @@ def mark(folder: Path, subjects: pl.Series) -> None:
 
 def copy_mark(prepare: Path, folder: Path, subjects: pl.Series) -> None:
     """Mark an export of synthetic patients' records."""
-    decided = prepare / FILE
-    if decided.exists() and read_json(decided)["why"] == INVENTED:
+    if decision(prepare)["why"] == INVENTED:
         mark(folder, subjects)
 
 
@@ -60,13 +60,7 @@ def decide(declared: bool | None, folder: Path | None, subjects: pl.Series) -> d
     return {"open": False, "why": "these are neither invented nor the open demo's patients"}
 
 
-def decided_on(folder: Path) -> dict[str, Any]:
-    """Return what a finished `prepare` has decided: `open`, and `why`."""
-    path = folder / FILE
-    undecided = {"open": False, "why": "version 0.1 did not decide"}
-    return dict(read_json(path)) if path.exists() else undecided
-
-
 def _marked(folder: Path, subjects: pl.Series) -> bool:
     found = folder / MARK
-    return found.is_file() and read_json(found).get("patients") == whose(subjects)
+    marked = read_json(found) if found.is_file() else None
+    return isinstance(marked, dict) and marked.get("patients") == whose(subjects)

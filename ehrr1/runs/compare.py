@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from ehrr1.config.schema import Config
-from ehrr1.files import read_json, read_yaml
+from ehrr1.files import read_yaml
 from ehrr1.runs.catalog import NOT_COMPARED, RESULT_SETTINGS
+from ehrr1.runs.paths import read_inputs
 
 
 def fingerprint(folder: Path) -> str:
@@ -17,7 +18,7 @@ def fingerprint(folder: Path) -> str:
 
 def made_from(folder: Path, name: str, source: Path) -> bool:
     """Return whether a finished run has read its input `name` from `source` as it is now."""
-    return bool(read_json(folder / "inputs.json").get(name) == fingerprint(source))
+    return bool(read_inputs(folder).get(name) == fingerprint(source))
 
 
 def differences(
@@ -47,7 +48,7 @@ def differences(
             for key in sorted((now.keys() | then.keys()) - NOT_COMPARED - left_out)
             if now.get(key) != then.get(key)
         ]
-    recorded = read_json(folder / "inputs.json")
+    recorded = read_inputs(folder)
     found += [
         f"its input '{name}' has changed since"
         for name, path in inputs.items()

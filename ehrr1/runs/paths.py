@@ -74,16 +74,44 @@ def metrics_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def data_is_open(prepare: Path) -> bool:
-    """Return whether the records of a finished `prepare` may be shown to anyone.
+def read_inputs(folder: Path) -> dict[str, str]:
+    """Read which runs a run has read: name to fingerprint. Raises DamagedError for others."""
+    path = folder / "inputs.json"
+    found = read_json(path)
+    if not isinstance(found, dict) or not all(isinstance(one, str) for one in found.values()):
+        raise damaged(path, "does not map names to fingerprints")
+    return found
 
-    This is what `prepare` has decided (`records/openness.py`), whatever a later command says.
+
+def read_decision(path: Path) -> dict[str, Any]:
+    """Read what `prepare` has decided: whether records are open (`open`), and `why`.
+
+    Raises DamagedError for a file that says anything else.
+    """
+    found = read_json(path)
+    if (
+        not isinstance(found, dict)
+        or not isinstance(found.get("open"), bool)
+        or not isinstance(found.get("why"), str)
+    ):
+        raise damaged(path, "does not say whether the records are open, and why")
+    return found
+
+
+def decision(prepare: Path) -> dict[str, Any]:
+    """Return what a finished `prepare` has decided (`records/openness.py`).
+
     Records that an earlier version prepared, which decided nothing, are closed.
     """
     path = prepare / "open.json"
     if not path.exists():
-        return False
-    decided = read_json(path)
-    if not isinstance(decided, dict) or not isinstance(decided.get("open"), bool):
-        raise damaged(path, "does not say whether the records are open")
-    return bool(decided["open"])
+        return {"open": False, "why": "version 0.1 did not decide"}
+    return read_decision(path)
+
+
+def data_is_open(prepare: Path) -> bool:
+    """Return whether the records of a finished `prepare` may be shown to anyone.
+
+    This is what `prepare` has decided, whatever a later command says.
+    """
+    return bool(decision(prepare)["open"])

@@ -7,9 +7,9 @@ import polars as pl
 
 from ehrr1.files import read_json, read_yaml
 from ehrr1.records.codes import LOST_TASKS
-from ehrr1.records.openness import decided_on
 from ehrr1.records.schema import MIMIC_TABLES, TABLES
 from ehrr1.runs import NOT_COMPARED, metrics_of
+from ehrr1.runs.paths import decision
 from ehrr1.tasks.candidates import COUNTED
 from ehrr1.tasks.catalog import ALL_TASKS, OWN, TASKS
 from ehrr1.tasks.label_options import INDEX_STAYS
@@ -48,7 +48,7 @@ def sections(prepared: Prepared, seed: int, lengths: Sequence[str]) -> list[str]
     *counted, heading, left_out = counted_sections(prepared, 1)
     return [
         *counted,
-        *answers_section(prepared, seed, named=decided_on(prepared.folder)["open"]),
+        *answers_section(prepared, seed, named=decision(prepared.folder)["open"]),
         *rows_section(index),
         *lengths,
         heading,
@@ -59,7 +59,7 @@ def sections(prepared: Prepared, seed: int, lengths: Sequence[str]) -> list[str]
 def counted_sections(prepared: Prepared, least: int) -> list[str]:
     """Return the sections that hold counts only, none of fewer than `least` patients."""
     folder, counts = prepared.folder, metrics_of(prepared.folder)
-    decided, index = decided_on(folder), prepared.scan()
+    decided, index = decision(folder), prepared.scan()
     data = read_yaml(folder / "config.yaml")["data"]
     data |= {"open": f"{decided['open']}: {decided['why']}"}
     return [

@@ -18,7 +18,7 @@ import yaml
 from ehrr1 import __version__
 from ehrr1.files import read_yaml
 from ehrr1.records import openness
-from ehrr1.records.openness import decided_on
+from ehrr1.runs.paths import decision
 from ehrr1.tasks.card_sections import FEWEST, HIDDEN, counted_sections, sections
 from ehrr1.tasks.samples import STORE, Prepared
 
@@ -69,7 +69,7 @@ def export_card(prepared: Prepared, layout: str, seed: int) -> str:
 
     Of a benchmark's own rows no tables are known.
     """
-    decided = decided_on(prepared.folder)
+    decided = decision(prepared.folder)
     front = {
         **licence_of(decided),
         "language": ["en"],
@@ -94,7 +94,7 @@ def model_data_card(prepared: Prepared, stage: str) -> str:
 
     The index of a large hospital is not read into memory for it.
     """
-    is_open = decided_on(prepared.folder)["open"]
+    is_open = decision(prepared.folder)["open"]
     hides = f"`{HIDDEN}` stands for numbers that would tell of fewer than {FEWEST} patients."
     parts = [
         "# Data card",
@@ -113,7 +113,7 @@ def model_data_card(prepared: Prepared, stage: str) -> str:
 
 def source_section(folder: Path) -> list[str]:
     """Return whose records a finished `prepare` holds, by which protocol, and their terms."""
-    data, decided = read_yaml(folder / "config.yaml")["data"], decided_on(folder)
+    data, decided = read_yaml(folder / "config.yaml")["data"], decision(folder)
     terms = TERMS.get(data["name"], OF_GIVER)
     if decided["open"]:
         terms = TERMS_OPEN.get(decided["why"], OF_GIVER)

@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from ehrr1.errors import UserError
-from ehrr1.records.reading import as_moment, check_zones, data_files
+from ehrr1.records.reading import READ_ERRORS, as_moment, check_zones, data_files
 from ehrr1.tasks.catalog import OWN, TASKS
 from ehrr1.tasks.index import Index, completed, numbered_events
 from ehrr1.tasks.labels import SAMPLE_SCHEMA
@@ -48,7 +48,7 @@ def read_labels(root: Path, tasks: Collection[str], events: Sequence[Path]) -> L
         if task not in TASKS or TASKS[task].kind != "risk":
             unknown.add(task)
         elif task in tasks:
-            parts.append(_read(path).with_columns(pl.lit(task).alias("task")))
+            parts.append(read_label_file(path).with_columns(pl.lit(task).alias("task")))
             read.append(path)
     check_zones([*events, *read], ("time", "prediction_time"))
     return Labels(pl.concat(parts), sorted(unknown))
@@ -67,7 +67,9 @@ def read_own_labels(
     files = data_files(path) if path.is_dir() else [path] * path.is_file()
     if not files:
         raise UserError(f"data.own_labels={path}: there is no .parquet file; name one, or a folder")
-    labels = pl.concat(_read(file) for file in files).with_columns(pl.lit(OWN).alias("task"))
+    labels = pl.concat(read_label_file(file) for file in files).with_columns(
+        pl.lit(OWN).alias("task")
+    )
     check_zones([*events, *files], ("time", "prediction_time"), local)
     elsewhere = int((~labels["subject_id"].is_in(subjects.implode())).sum())
     if elsewhere == labels.height:
@@ -80,7 +82,8 @@ def read_own_labels(
     return Labels(labels)
 
 
-def _read(path: Path) -> pl.DataFrame:
+def read_label_file(path: Path) -> pl.DataFrame:
+    """Read subject, prediction time and label of each row. Raises UserError for any other file."""
     try:
         schema = pl.scan_parquet(path, glob=False).collect_schema()
         missing = [name for name in COLUMNS if name not in schema]
@@ -97,7 +100,7 @@ def _read(path: Path) -> pl.DataFrame:
             as_moment(frame["prediction_time"]),
             pl.col("boolean_value").cast(pl.Boolean).alias("label"),
         )
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except READ_ERRORS as error:
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}): it is not a file of MEDS labels"
         ) from error

@@ -11,7 +11,7 @@ from ehrr1.files import scratch
 from ehrr1.records.events import Event
 from ehrr1.records.markdown import events_of
 from ehrr1.records.meds.source import MedsFolder
-from ehrr1.records.reading import data_files
+from ehrr1.records.reading import READ_ERRORS, data_files
 from ehrr1.records.shard_buffer import Spool
 from ehrr1.records.source import Shards
 from ehrr1.records.store import Shard, Store, read_all, shard_folder, write_shard, write_shards
@@ -150,7 +150,7 @@ def _rows_of(file: Path, subject_id: int) -> pl.DataFrame:
     try:
         own = pl.col("subject_id").cast(pl.Int64, strict=False) == subject_id
         return pl.scan_parquet(file, glob=False).filter(own).collect()
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except READ_ERRORS as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"record={file}: it cannot be read as MEDS ({type(error).__name__}: {reason})"

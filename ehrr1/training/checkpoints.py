@@ -113,7 +113,7 @@ class PlainFile(TorchCheckpointIO):
 def reading_checkpoint(path: Path) -> AbstractContextManager[None]:
     """Return a context that raises DamagedError for a checkpoint that is not whole."""
     remedy = "delete it; the same command goes on from an earlier one, or from the beginning"
-    return reading(path, RuntimeError, UnpicklingError, EOFError, KeyError, remedy=remedy)
+    return reading(path, RuntimeError, UnpicklingError, EOFError, KeyError, OSError, remedy=remedy)
 
 
 class Checkpoints(Callback):

@@ -22,6 +22,7 @@ from ehrr1.config.schema import Config
 from ehrr1.files import read_json, read_jsonl, read_yaml
 from ehrr1.records import openness
 from ehrr1.runs import Run, data_is_open, metrics_of
+from ehrr1.runs.paths import decision, read_inputs
 from ehrr1.spelling import key_of
 from ehrr1.training.checkpoints import last_checkpoint
 from ehrr1.training.groups import mean
@@ -101,7 +102,7 @@ def model_card(cfg: Config, run: Run, parameters: int) -> str:
     """Return the card of the model that a training stage is about to train."""
     prepare = run.input("prepare")
     base, is_open = base_model(cfg), data_is_open(prepare)
-    why = read_json(prepare / openness.FILE)["why"] if is_open else ""
+    why = decision(prepare)["why"] if is_open else ""
     front = front_matter(base, run.stage, is_open, invented=why == openness.INVENTED)
     sharing = SHARING_OPEN.format(why=why) if is_open else SHARING_CLOSED
     parts = [
@@ -148,7 +149,7 @@ def made(cfg: Config, run: Run, base: str | None) -> list[str]:
     """Return the base model and the runs that the stage has read."""
     if base is None:
         base = "none: trained from random weights" if cfg.model.path is None else "a local folder"
-    fingerprints = read_json(run.folder / "inputs.json")
+    fingerprints = read_inputs(run.folder)
     parents = ", ".join(f"`{name}` ({mark})" for name, mark in fingerprints.items())
     adapted = "" if cfg.model.lora is None else ", with adapters (LoRA) that are merged here"
     return [

@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from ehrr1.errors import UserError
+from ehrr1.records.reading import READ_ERRORS
 
 COLUMNS = ("concept_id", "name", "semantic_type", "source", "synonyms")
 
@@ -49,7 +50,7 @@ def read_dictionary(path: Path) -> pl.DataFrame:
         raise UserError(f"{setting}: no such file; give a .tsv or .tsv.gz file of concepts")
     try:
         frame = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False, glob=False)
-    except pl.exceptions.PolarsError as error:
+    except READ_ERRORS as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{setting}: not a table of tab-separated text ({reason})") from error
     missing = [name for name in COLUMNS if name not in frame.columns]

@@ -18,7 +18,7 @@ from ehrr1.records.cells import SEPARATOR, one_line
 from ehrr1.records.hindsight import END
 from ehrr1.records.meds.layout import BIRTH, EXTRA, SPLITS
 from ehrr1.records.mimic import PARENTS
-from ehrr1.records.reading import as_id, as_moment, check_zones, data_files
+from ehrr1.records.reading import READ_ERRORS, as_id, as_moment, check_zones, data_files
 from ehrr1.records.schema import FOREIGN, MIMIC_TABLES, ORDER, TABLES
 from ehrr1.records.source import Shards, Source
 from ehrr1.records.store_schema import STORE_SCHEMA
@@ -298,7 +298,7 @@ def _batches(path: Path, types: Types) -> Iterator[pl.DataFrame]:
                 yield _typed(pl.DataFrame(pa.Table.from_batches([batch])), types)
             if not file.metadata.num_rows:
                 yield pl.DataFrame(schema=types)
-    except (OSError, pa.ArrowException, pl.exceptions.PolarsError) as error:
+    except READ_ERRORS as error:
         raise _unreadable(path, error) from error
 
 
@@ -320,9 +320,9 @@ def _typed(frame: pl.DataFrame, types: Types) -> pl.DataFrame:
 def _read(path: Path) -> pl.DataFrame:
     try:
         return pl.read_parquet(path, glob=False)
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except READ_ERRORS as error:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
+def _unreadable(path: Path, error: BaseException) -> UserError:
     return UserError(f"{path} cannot be read ({type(error).__name__}): write or fetch it again")

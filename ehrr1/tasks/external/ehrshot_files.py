@@ -15,6 +15,7 @@ import polars as pl
 from ehrr1.errors import UserError
 from ehrr1.json_text import BadJsonError, from_json
 from ehrr1.records.reading import (
+    READ_ERRORS,
     as_id,
     as_moment,
     as_text,
@@ -235,7 +236,7 @@ def read_shots(folder: EhrshotFolder) -> pl.DataFrame:
                 TypeError,
                 AttributeError,
                 OverflowError,
-                pl.exceptions.PolarsError,
+                *READ_ERRORS,
             ) as e:
                 raise UserError(
                     f"{path} is not as EHRSHOT has it ({type(e).__name__}): fetch it again, or "
@@ -344,7 +345,7 @@ def _concepts(path: Path, codes: Collection[str]) -> dict[str, str]:
         )
         chosen = table.select(code.alias("code"), "concept_name")
         frame = chosen.filter(pl.col("code").is_in(list(codes))).collect(engine="streaming")
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except READ_ERRORS as error:
         raise UserError(
             f"{path} is not an OMOP vocabulary ({type(error).__name__}): fetch it from "
             "athena.ohdsi.org again, or remove it"
