@@ -95,7 +95,7 @@ def stage_of(words: Sequence[str]) -> str:
 
 
 def sizes(words: list[str]) -> list[str]:
-    """What makes a command small, beside its own settings."""
+    """Return what makes a command small, beside its own settings."""
     stage, found = stage_of(words), []
     if "chains=openai" in words:
         found = ["chains.samples_per_task=1", "chains.drafts=1"]
@@ -115,14 +115,14 @@ def sizes(words: list[str]) -> list[str]:
 
 
 def swept(words: list[str]) -> list[str]:
-    """The settings of a sweep that begins with a finished stage: one of the smoke test."""
+    """Return the settings of a sweep of the smoke test, which begins with a finished stage."""
     gone = ("experiment", "data.root", "launcher", "name", "--dry-run")
     return ["experiment=smoke", *(word for word in words if key(word) not in gone), "--dry-run"]
 
 
 @dataclass
 class Desk:
-    """Where commands are typed; each tiny form is run once."""
+    """The place at which commands are typed, each tiny form once."""
 
     smoke: Path
     folder: Path
@@ -185,7 +185,7 @@ class Desk:
         assert done.returncode == 0, f"{script} {' '.join(words)}: {done.stderr[-3000:]}"
 
     def small(self, settings: list[str]) -> Form:
-        """A command's tiny form."""
+        """Return a command's tiny form."""
         kept = [
             word
             for word in settings
@@ -202,7 +202,7 @@ class Desk:
         return ("run.py", *sorted({"experiment=smoke", *kept, *more}, key=key))
 
     def with_records(self, words: list[str]) -> list[str]:
-        """The settings with records of their kind; MIMIC-IV's are the smoke test's own."""
+        """Return the settings with records of their kind; MIMIC-IV's are the smoke test's own."""
         if kind := next((word for word in words if word in OTHERS), None):
             root = f"data.root={self.meds() if kind == 'data=meds' else self.places.get(kind)}"
             return [root if word in ROOTS else word for word in words]
@@ -215,7 +215,7 @@ class Desk:
         return self.once(self.small(["stage=export", "export.layout=meds"])) / "export/meds/meds"
 
     def finished(self, word: str) -> str:
-        """A word with runs of this test in place of runs below outputs/."""
+        """Return a word with runs of this test in place of runs below outputs/."""
         used: list[Path] = []
 
         def place(match: re.Match[str]) -> str:

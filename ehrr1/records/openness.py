@@ -13,10 +13,10 @@ from typing import Any
 import polars as pl
 
 from ehrr1.files import read_json, write_json
-from ehrr1.runs.paths import decision
+from ehrr1.runs.paths import DECISION, decision
 
-FILE = "open.json"
-"""File in which `stage=prepare` records whether its records are open, and why."""
+FILE = DECISION
+"""File of that decision."""
 
 MARK = "ehrr1-synthetic.json"
 """File in folders of synthetic patients that identifies these patients."""

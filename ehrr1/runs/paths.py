@@ -74,6 +74,10 @@ def metrics_of(folder: Path) -> dict[str, Any]:
     return found
 
 
+DECISION = "open.json"
+"""File in which `stage=prepare` records whether its records are open, and why."""
+
+
 def read_inputs(folder: Path) -> dict[str, str]:
     """Read which runs a run has read: name to fingerprint. Raises DamagedError for others."""
     path = folder / "inputs.json"
@@ -103,7 +107,7 @@ def decision(prepare: Path) -> dict[str, Any]:
 
     Records that an earlier version prepared, which decided nothing, are closed.
     """
-    path = prepare / "open.json"
+    path = prepare / DECISION
     if not path.exists():
         return {"open": False, "why": "version 0.1 did not decide"}
     return read_decision(path)
